@@ -1,0 +1,241 @@
+"""Which array module a piece of data lives in: NumPy on the CPU, CuPy on the GPU, behind one name.
+
+Ops ask the data (`xp = array_module(x)`), so one source serves both. Host and device meet only here: `asarray` takes
+host data to the current device, `asnumpy` brings it back.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Annotated, Any, TypeAlias
+
+import numpy as np
+import scipy.special
+import threadpoolctl
+
+from scratchvit.errors import ScratchvitError
+
+Array: TypeAlias = Annotated[Any, "array"]
+"""A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
+
+
+@dataclass(frozen=True)
+class Backend:
+    """A device and the array module that computes on it."""
+
+    name: str                               # "cpu" or "gpu"
+    xp: Any                                 # numpy, cupy
+    special: Any                            # scipy.special, cupyx.scipy.special
+    array_type: Any
+    to_host: Callable[[Any], np.ndarray]
+    synchronize: Callable[[], None] = lambda: None
+
+
+CPU = Backend("cpu", np, scipy.special, np.ndarray, np.asarray)
+
+# NumPy hands out scalars where CuPy keeps 0-d arrays: to the code here they are arrays too.
+_by_array_type: dict[type, Backend] = {np.ndarray: CPU, np.float32: CPU, np.float64: CPU}
+_current: Backend | None = None             # None until somebody asks: SCRATCHVIT_DEVICE then decides
+
+
+def use(device: str | Backend) -> Backend:
+    """Make `"cpu"` or `"gpu"` the device on which new data is placed.
+
+    Raises ScratchvitError, with the `pip install` line that mends it, when CuPy or a device is missing.
+    """
+    global _current
+    if isinstance(device, str):
+        if device not in ("cpu", "gpu"):
+            raise ScratchvitError(f'unknown device {device!r}: choose "cpu" or "gpu"')
+        device = CPU if device == "cpu" else _gpu()
+    _by_array_type[device.array_type] = device
+    _current = device
+    return device
+
+
+def default_device() -> str:
+    """The device that is used when nobody asks for one: SCRATCHVIT_DEVICE, or "cpu"."""
+    return os.environ.get("SCRATCHVIT_DEVICE", "cpu")
+
+
+def current() -> Backend:
+    """The backend in use."""
+    return _current or use(default_device())
+
+
+def device() -> str:
+    """The name of the device in use: `"cpu"` or `"gpu"`."""
+    return current().name
+
+
+@functools.cache
+def _gpu() -> Backend:
+    cuda = cuda_driver_version()
+    package = "cupy-cuda13x" if cuda is None or cuda[0] >= 13 else "cupy-cuda12x"
+    extra = package.removeprefix("cupy-").removesuffix("x")
+    try:
+        import cupy
+        import cupyx.scipy.special
+    except ImportError:
+        found = "no CUDA driver was found either" if cuda is None else f"this driver speaks CUDA {cuda[0]}.{cuda[1]}"
+        raise ScratchvitError(
+            f'the GPU needs CuPy, which is not installed ({found}): pip install "scratchvit[{extra}]"'
+        ) from None
+    if not cupy.cuda.is_available():
+        reason = (
+            "no CUDA driver answers" if cuda is None
+            else f"its driver (CUDA {cuda[0]}.{cuda[1]}) shows no device; if CuPy was built for another CUDA: "
+                 f'pip install "scratchvit[{extra}]"'
+        )
+        raise ScratchvitError(
+            f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or go on with use("cpu")'
+        )
+    return Backend(
+        "gpu", cupy, cupyx.scipy.special, cupy.ndarray, cupy.asnumpy,
+        lambda: cupy.cuda.get_current_stream().synchronize(),
+    )
+
+
+def cuda_driver_version() -> tuple[int, int] | None:
+    """The CUDA version that the installed driver speaks, as (major, minor); None without a driver."""
+    for name in ("libcuda.so.1", "nvcuda.dll"):
+        with contextlib.suppress(OSError):
+            version = ctypes.c_int()
+            if ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
+                return version.value // 1000, version.value % 1000 // 10
+    return None
+
+
+# --- arrays ---------------------------------------------------------------------------------------------------------
+
+
+def is_array(x: Any) -> bool:
+    """Whether x is an array of a backend that was used in this process."""
+    return type(x) in _by_array_type
+
+
+def backend_of(x: Array) -> Backend:
+    """The backend that the array x lives in."""
+    try:
+        return _by_array_type[type(x)]
+    except KeyError:
+        raise TypeError(f"expected an array or a Tensor, got {type(x).__name__}") from None
+
+
+def array_module(x: Array) -> Any:
+    """`numpy` for a NumPy array, `cupy` for a CuPy array."""
+    return backend_of(x).xp
+
+
+def asarray(x: Any, dtype: Any = None) -> Array:
+    """x as an array on the device in use. Python floats become float32; arrays keep their dtype unless one is given."""
+    target = current()
+    if type(x) is target.array_type:
+        return x if dtype is None else x.astype(dtype, copy=False)
+    host: np.ndarray = asnumpy(x) if is_array(x) else np.asarray(x)
+    if dtype is None and not is_array(x) and host.dtype == np.float64:
+        dtype = np.float32
+    return target.xp.asarray(host if dtype is None else host.astype(dtype, copy=False))
+
+
+def asnumpy(x: Array) -> np.ndarray:
+    """x as a NumPy array on the host. On the GPU this waits for the device."""
+    return backend_of(x).to_host(x)
+
+
+def erf(x: Array) -> Array:
+    """The error function in full precision. The hot path of float32 has its own form: `kernels.gelu`."""
+    return backend_of(x).special.erf(x)
+
+
+# --- the CPU's cores and memory -------------------------------------------------------------------------------------
+
+BLOCK_BYTES = 1 << 20       # 1 MiB: small enough for the cache, large enough that Python's share is small
+PARALLEL_BYTES = 1 << 20    # below this, handing rows to threads costs more than it saves
+
+
+@functools.cache
+def cpu_threads() -> int:
+    """Threads for work on the CPU: as many as BLAS was told to use (OMP_NUM_THREADS), at most the cores."""
+    blas = max((pool["num_threads"] for pool in _blas().info()), default=1)
+    return max(1, min(blas, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+@functools.cache
+def _blas() -> threadpoolctl.ThreadpoolController:
+    return threadpoolctl.ThreadpoolController().select(user_api="blas")
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(cpu_threads(), thread_name_prefix="scratchvit")
+
+
+_dealing = threading.Lock()     # the limit on BLAS holds for the whole process, so one deal at a time
+
+
+def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: int) -> list[Any]:
+    """`fn(*block)` for every block, each on whichever thread is free; what fn returned, in the order of the blocks.
+
+    NumPy releases the GIL inside each call, so threads of Python suffice. Their matrix products run single-threaded
+    beside each other.
+    """
+    threads = min(threads, len(blocks))
+    results: list[Any] = [None] * len(blocks)
+    turns = iter(enumerate(blocks))
+
+    def work() -> None:
+        for turn, block in turns:       # shared: each turn goes to one thread
+            results[turn] = fn(*block)
+
+    if threads <= 1:
+        work()
+        return results
+    with _dealing, _blas().limit(limits=1):
+        # Each thread in a copy of this one's context, which holds NumPy's error state.
+        others = [_pool().submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]
+        work()
+        for other in others:
+            other.result()
+    return results
+
+
+def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLOCK_BYTES) -> list[Any]:
+    """Call `fn(*blocks)` until it has seen every row (axis 0) of the arrays, which all have the same number of rows.
+
+    On the CPU the rows are cut into blocks that fit the cache (counted on the largest array) and dealt to threads, so
+    that a chain of NumPy calls over one block runs at cache speed on every core. On a GPU, fn gets the whole arrays,
+    once. Returns what fn returned, in the order of the rows: adding up partial results is the same in every run.
+    """
+    rows = len(arrays[0])
+    if backend_of(arrays[0]) is not CPU or rows == 0:
+        return [fn(*arrays)]
+    largest = max(a.nbytes for a in arrays)
+    step = max(1, rows * block_bytes // max(1, largest))
+    threads = cpu_threads() if largest >= PARALLEL_BYTES else 1
+    if threads > 1:     # enough blocks that the threads end together
+        step = min(step, math.ceil(rows / (2 * threads)))
+    return deal(fn, [tuple(a[i : i + step] for a in arrays) for i in range(0, rows, step)], threads)
+
+
+def keep_freed_memory() -> bool:
+    """Tell glibc to keep freed memory for the next array instead of returning it to the system.
+
+    A fresh 50 MB array costs its page faults, more than most of what is computed in it; a training step allocates the
+    same arrays again and again. True where it was done (Linux with glibc). It holds for the whole process.
+    """
+    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+        return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+    except (OSError, AttributeError):
+        return False

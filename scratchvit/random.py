@@ -1,0 +1,100 @@
+"""Random numbers that are the same on every device and whose whole state is two integers.
+
+The n-th draw of a seed is a hash of (seed, n, position): no state lives on the GPU, a checkpoint saves the pair
+(seed, n), and `checkpoint` replays a dropout mask by setting n back. Weights are initialised with NumPy's generators
+on the host instead; this one is for masks that are drawn in every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import secrets
+from collections.abc import Iterator
+
+import numpy as np
+
+from scratchvit.backend import Array, current, parallel_rows
+
+
+class Generator:
+    """A stream of random draws. Without a seed, one is taken from the operating system."""
+
+    def __init__(self, seed: int | None = None):
+        self.seed = secrets.randbits(63) if seed is None else seed
+        self.draws = 0
+
+    def state_dict(self) -> dict[str, int]:
+        """The state as plain integers."""
+        return {"seed": self.seed, "draws": self.draws}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on from a saved state."""
+        self.seed, self.draws = int(state["seed"]), int(state["draws"])
+
+    def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Array:
+        """A bool array of the given shape on the device in use, each entry True with the given probability."""
+        xp = current().xp
+        count = math.prod(shape)
+        if count >= 2**32:
+            raise ValueError(f"one draw gives fewer than 2³² numbers; {shape} asks for {count}")
+        first_key, second_key = self._keys()
+        threshold = min(round(probability * 2**32), 2**32 - 1)
+        chosen = xp.empty(count, dtype=bool)
+
+        def fill(counter: Array, chosen: Array) -> None:
+            counter ^= first_key
+            _mix(counter)
+            counter += second_key
+            _mix(counter)
+            xp.less(counter, threshold, out=chosen)
+
+        parallel_rows(fill, xp.arange(count, dtype=np.uint32), chosen)
+        return chosen.reshape(shape)
+
+    def _keys(self) -> tuple[int, int]:
+        for record in _records:
+            record.setdefault(self, self.draws)
+        keys = np.random.SeedSequence((self.seed, self.draws)).generate_state(2)
+        self.draws += 1
+        return int(keys[0]), int(keys[1])
+
+
+DEFAULT = Generator()
+"""What ops draw from that are given no generator."""
+
+
+def _mix(x: Array) -> None:
+    """Hash every uint32 in place (two rounds of xor-shift and multiply: "lowbias32", C. Wellons 2018)."""
+    x ^= x >> 16
+    x *= 0x7FEB352D
+    x ^= x >> 15
+    x *= 0x846CA68B
+    x ^= x >> 16
+
+
+_records: list[dict[Generator, int]] = []
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[dict[Generator, int]]:
+    """Collect, for every generator used inside, the number of its first draw."""
+    record: dict[Generator, int] = {}
+    _records.append(record)
+    try:
+        yield record
+    finally:
+        _records.pop()      # the last in is the first out
+
+
+@contextlib.contextmanager
+def replayed(record: dict[Generator, int]) -> Iterator[None]:
+    """Draw again what was drawn under `recorded`, then go on where the generators were."""
+    now = {generator: generator.draws for generator in record}
+    for generator, draws in record.items():
+        generator.draws = draws
+    try:
+        yield
+    finally:
+        for generator, draws in now.items():
+            generator.draws = draws
