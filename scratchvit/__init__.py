@@ -1,7 +1,7 @@
 """Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine."""
 
 from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
-from scratchvit import backend, random
+from scratchvit import backend, ops, random
 from scratchvit.backend import device, use
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor, checkpoint, no_grad

@@ -1,0 +1,57 @@
+"""Differentiable functions on plain arrays, a file per family, named and argued as in `torch.nn.functional`."""
+
+from scratchvit.backend import asarray
+from scratchvit.ops.attention import attention, drop_path, dropout, log_softmax, record_attention, softmax
+from scratchvit.ops.conv import conv2d, conv3d
+from scratchvit.ops.elementwise import (
+    abs,
+    add,
+    clip,
+    div,
+    erf,
+    exp,
+    gelu,
+    log,
+    maximum,
+    minimum,
+    mul,
+    neg,
+    pow,
+    relu,
+    sigmoid,
+    silu,
+    sqrt,
+    sub,
+    tanh,
+    where,
+)
+from scratchvit.ops.linear import einsum, linear, matmul
+from scratchvit.ops.loss import (
+    binary_cross_entropy,
+    binary_cross_entropy_with_logits,
+    cross_entropy,
+    kl_div,
+    l1_loss,
+    mse_loss,
+    smooth_l1_loss,
+)
+from scratchvit.ops.norm import batch_norm, group_norm, layer_norm, weight_standardization
+from scratchvit.ops.pool import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
+from scratchvit.ops.reduce import max, mean, min, sum, var
+from scratchvit.ops.resize import interpolate
+from scratchvit.ops.shape import (
+    concatenate,
+    embedding,
+    expand,
+    flip,
+    gather,
+    getitem,
+    pad,
+    permute,
+    reshape,
+    roll,
+    split,
+    stack,
+    transpose,
+    unbind,
+)

@@ -1,0 +1,174 @@
+"""Softmax, attention, and the two ways of dropping that Transformers use."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from scratchvit import random
+from scratchvit.backend import Array, array_module, asarray, parallel_rows
+from scratchvit.ops.elementwise import unbroadcast
+from scratchvit.random import Generator
+from scratchvit.tensor import op
+
+
+@op
+def softmax(x: Array, dim: int = -1):
+    """pᵢ = eˣⁱ / Σ eˣʲ:  dx = p (dy - Σ p dy)."""
+    xp = array_module(x)
+    p = xp.exp(x - x.max(axis=dim, keepdims=True))
+    p /= p.sum(axis=dim, keepdims=True)
+    return p, lambda dy: p * (dy - (p * dy).sum(axis=dim, keepdims=True))
+
+
+@op
+def log_softmax(x: Array, dim: int = -1):
+    """yᵢ = xᵢ - log Σ eˣʲ:  dx = dy - eʸ Σ dy."""
+    xp = array_module(x)
+    y = x - x.max(axis=dim, keepdims=True)
+    y -= xp.log(xp.exp(y).sum(axis=dim, keepdims=True))
+    return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
+
+
+@op
+def attention(
+    q: Array,
+    k: Array,
+    v: Array,
+    bias: Array | None = None,
+    mask: Any = None,
+    dropout: float = 0.0,
+    scale: float | None = None,
+    generator: Generator | None = None,
+):
+    """Scaled dot-product attention, softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
+
+    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order.
+    bias: added to the scores; broadcasts to (B, ..., N, M). mask: bool, likewise, True where a query may look; a query
+    that may look nowhere gets zeros. dropout: the share of probabilities set to zero. scale: 1/√d if not given.
+
+    With P the probabilities and dP = dy vᵀ:  dv = Pᵀ dy,  dS = P (dP - Σ P dP),  dq = dS k scale,  dk = dSᵀ q scale,
+    dbias = dS; and the row sums Σ P dP are those of y dy, which are shorter.
+    """
+    xp = array_module(q)
+    if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
+    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    scores_shape = (*q.shape[:-1], k.shape[-2])                                     # (B, ..., N, M)
+    p = xp.empty(scores_shape, dtype=q.dtype)
+    y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
+    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # a product with it sums rows at the speed of BLAS
+    lowest = float(xp.finfo(q.dtype).min)
+
+    # Everything that varies over the batch is cut along it; what is absent is not in the list.
+    optional: dict[str, Array] = {}
+    if bias is not None:
+        bias_shape = bias.shape
+        bias_axes = bias.reshape((1,) * (p.ndim - bias.ndim) + bias.shape)
+        optional["bias"] = xp.broadcast_to(bias_axes, (len(q), *bias_axes.shape[1:]))
+    if mask is not None:
+        blocked = ~asarray(mask)
+        optional["blocked"] = xp.broadcast_to(blocked, (len(q), *scores_shape[1:]))
+    if dropout:
+        optional["kept"] = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape)
+    names, extras = list(optional), list(optional.values())
+
+    def forward(q, k, v, p, y, *extras):
+        given = dict(zip(names, extras))
+        xp.matmul(q * scale, k.swapaxes(-1, -2), out=p)
+        if "bias" in given:
+            p += given["bias"]
+        if "blocked" in given:
+            xp.copyto(p, -math.inf, where=given["blocked"])
+        p -= xp.maximum(p.max(axis=-1, keepdims=True), lowest)
+        xp.exp(p, out=p)
+        total = xp.matmul(p, ones)
+        total += total == 0
+        p /= total
+        xp.matmul(_drop(p, given.get("kept"), dropout), v, out=y)
+
+    parallel_rows(forward, q, k, v, p, y, *extras)
+    for maps in _recordings:
+        maps.append(p)
+
+    def backward(dy, need):
+        dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
+
+        def backward_rows(q, k, v, p, y, dy, dq, dk, dv, *extras):
+            given = dict(zip(names, extras))
+            kept = given.get("kept")
+            xp.matmul(_drop(p, kept, dropout).swapaxes(-1, -2), dy, out=dv)
+            ds = _drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
+            ds -= (y * dy).sum(axis=-1, keepdims=True)
+            ds *= p
+            dbias = None
+            if need[3]:
+                dbias = unbroadcast(ds, (len(ds) if bias_axes.shape[0] != 1 else 1, *bias_axes.shape[1:]))
+            xp.matmul(ds, k, out=dq)
+            dq *= scale
+            xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
+            dk *= scale
+            return dbias
+
+        parts = parallel_rows(backward_rows, q, k, v, p, y, dy, dq, dk, dv, *extras)
+        dbias = None
+        if need[3]:
+            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else sum(parts)).reshape(bias_shape)
+        return dq, dk, dv, dbias
+
+    return y, backward
+
+
+def _drop(p: Array, kept: Array | None, dropout: float) -> Array:
+    """p with the entries that were not kept set to zero, the others scaled up: a new array, or p itself."""
+    if kept is None:
+        return p
+    p = p * kept
+    p *= 1 / (1 - dropout)
+    return p
+
+
+_recordings: list[list[Array]] = []
+
+
+@contextlib.contextmanager
+def record_attention() -> Iterator[list[Array]]:
+    """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M)."""
+    maps: list[Array] = []
+    _recordings.append(maps)
+    try:
+        yield maps
+    finally:
+        _recordings.pop()       # the last in is the first out
+
+
+@op
+def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
+    """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014)."""
+    return _scale_kept(x, p, x.shape, training, generator)
+
+
+@op
+def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
+    """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
+
+    On a residual branch this is stochastic depth (Huang et al. 2016, arXiv 1603.09382): the sample skips the block.
+    """
+    return _scale_kept(x, p, (len(x), *(1,) * (x.ndim - 1)), training, generator)
+
+
+def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, generator: Generator | None):
+    if not 0 <= p < 1:
+        raise ValueError(f"the probability to drop must lie in [0, 1), not {p}")
+    if p == 0 or not training:
+        return x, lambda dy: dy
+    kept = (generator or random.DEFAULT).bernoulli(1 - p, shape)
+
+    def scale(values):
+        values = values * kept
+        values *= 1 / (1 - p)
+        return values
+
+    return scale(x), scale

@@ -1,0 +1,232 @@
+"""Arithmetic and functions of single numbers, with NumPy's broadcasting.
+
+Two rules give every backward here: the chain rule, dx = dy · f′(x), and the transpose of broadcasting, which is summing
+over the axes along which an input was repeated (`unbroadcast`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from scratchvit import backend
+from scratchvit.backend import Array, array_module
+from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
+from scratchvit.tensor import op
+
+
+def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum the gradient of a broadcast array back to the array's own shape."""
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
+    return gradient.sum(axis=repeated).reshape(shape)
+
+
+def _shape(x: Any) -> tuple[int, ...]:
+    return getattr(x, "shape", ())      # a Python scalar has none
+
+
+@op
+def add(x: Array, y: Array):
+    """x + y."""
+    x_shape, y_shape = _shape(x), _shape(y)
+
+    def backward(dy, need):
+        return unbroadcast(dy, x_shape) if need[0] else None, unbroadcast(dy, y_shape) if need[1] else None
+
+    return x + y, backward
+
+
+@op
+def sub(x: Array, y: Array):
+    """x - y."""
+    x_shape, y_shape = _shape(x), _shape(y)
+
+    def backward(dy, need):
+        return unbroadcast(dy, x_shape) if need[0] else None, -unbroadcast(dy, y_shape) if need[1] else None
+
+    return x - y, backward
+
+
+@op
+def mul(x: Array, y: Array):
+    """x · y."""
+
+    def backward(dy, need):
+        return (
+            unbroadcast(dy * y, _shape(x)) if need[0] else None,
+            unbroadcast(dy * x, _shape(y)) if need[1] else None,
+        )
+
+    return x * y, backward
+
+
+@op
+def div(x: Array, y: Array):
+    """q = x / y:  dx = dy / y,  d(y) = -dx q."""
+    value = x / y
+    x_shape = _shape(x)
+
+    def backward(dy, need):
+        dx = dy / y
+        return (
+            unbroadcast(dx, x_shape) if need[0] else None,
+            unbroadcast(-dx * value, _shape(y)) if need[1] else None,
+        )
+
+    return value, backward
+
+
+@op
+def pow(x: Array, exponent: float):
+    """x to a constant power:  dx = dy · p xᵖ⁻¹."""
+    if not isinstance(exponent, int | float):
+        raise TypeError("pow: the exponent is a plain number; for a Tensor write (x.log() * exponent).exp()")
+
+    def backward(dy):
+        return dy * (exponent * x ** (exponent - 1) if exponent else array_module(x).zeros_like(x))
+
+    return x**exponent, backward
+
+
+@op
+def neg(x: Array):
+    """-x."""
+    return -x, lambda dy: -dy
+
+
+@op
+def abs(x: Array):
+    """|x|, with gradient 0 at 0."""
+    xp = array_module(x)
+    return xp.abs(x), lambda dy: dy * xp.sign(x)
+
+
+@op
+def where(condition: Any, x: Array, y: Array):
+    """x where the condition (bool array) holds, else y."""
+    condition = backend.asarray(condition)
+    xp = array_module(condition)
+    x_shape, y_shape = _shape(x), _shape(y)
+
+    def backward(dy, need):
+        return (
+            unbroadcast(xp.where(condition, dy, 0), x_shape) if need[0] else None,
+            unbroadcast(xp.where(condition, 0, dy), y_shape) if need[1] else None,
+        )
+
+    return xp.where(condition, x, y), backward
+
+
+@op
+def clip(x: Array, min: float | None = None, max: float | None = None):
+    """x limited to [min, max]; the gradient passes inside and at the limits (as PyTorch's clamp)."""
+    xp = array_module(x)
+
+    def backward(dy):
+        inside = xp.ones(x.shape, dtype=bool)
+        if min is not None:
+            inside &= x >= min
+        if max is not None:
+            inside &= x <= max
+        return dy * inside
+
+    return xp.clip(x, min, max), backward
+
+
+@op
+def maximum(x: Array, y: Array):
+    """The greater of x and y; where they are equal each gets half of the gradient."""
+    xp = array_module(x if backend.is_array(x) else y)
+    return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
+
+
+@op
+def minimum(x: Array, y: Array):
+    """The lesser of x and y; where they are equal each gets half of the gradient."""
+    xp = array_module(x if backend.is_array(x) else y)
+    return xp.minimum(x, y), lambda dy, need: _to_the_chosen(x < y, x, y, dy, need)
+
+
+def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[bool]) -> tuple[Array, Array]:
+    share = chose_x.astype(dy.dtype)
+    share[x == y] = 0.5
+    dx = dy * share
+    return unbroadcast(dx, _shape(x)) if need[0] else None, unbroadcast(dy - dx, _shape(y)) if need[1] else None
+
+
+@op
+def exp(x: Array):
+    """eˣ, its own derivative."""
+    y = array_module(x).exp(x)
+    return y, lambda dy: dy * y
+
+
+@op
+def log(x: Array):
+    """The natural logarithm:  dx = dy / x."""
+    return array_module(x).log(x), lambda dy: dy / x
+
+
+@op
+def sqrt(x: Array):
+    """√x:  dx = dy / 2√x."""
+    y = array_module(x).sqrt(x)
+    return y, lambda dy: dy / (2 * y)
+
+
+@op
+def tanh(x: Array):
+    """tanh x:  dx = dy (1 - tanh² x)."""
+    y = array_module(x).tanh(x)
+    return y, lambda dy: dy * (1 - y * y)
+
+
+def logistic(x: Array) -> Array:
+    """1 / (1 + e⁻ˣ) of a plain array, by e^{-|x|}, which overflows nowhere and keeps small values exact."""
+    xp = array_module(x)
+    small = xp.exp(-xp.abs(x))
+    return xp.where(x >= 0, 1, small) / (1 + small)
+
+
+@op
+def sigmoid(x: Array):
+    """σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ)."""
+    y = logistic(x)
+    return y, lambda dy: dy * y * (1 - y)
+
+
+@op
+def silu(x: Array):
+    """x σ(x), also called swish (arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ))."""
+    s = logistic(x)
+    return x * s, lambda dy: dy * (s + x * s * (1 - s))
+
+
+@op
+def erf(x: Array):
+    """The error function 2/√π ∫₀ˣ e⁻ᵗ² dt:  dx = dy · 2/√π e⁻ˣ²."""
+    xp = array_module(x)
+    return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
+
+
+@op
+def relu(x: Array):
+    """max(x, 0), with gradient 0 at 0."""
+    y = array_module(x).maximum(x, 0)
+    return y, lambda dy: dy * (y > 0)
+
+
+@op
+def gelu(x: Array, approximate: str = "none"):
+    """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
+
+    approximate: "none" for the exact form, dx = dy (Φ(x) + x φ(x)); "tanh" for ½x (1 + tanh √(2/π) (x + 0.044715 x³)).
+    The derivative is computed beside the value, where both share their one exponential, and saved instead of x.
+    """
+    if approximate not in ("none", "tanh"):
+        raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
+    y, dydx = gelu_exact(x) if approximate == "none" else gelu_tanh(x)
+    return y, lambda dy: dy * dydx

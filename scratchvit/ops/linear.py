@@ -1,0 +1,102 @@
+"""Matrix products: where nearly all of the arithmetic is."""
+
+from __future__ import annotations
+
+import string
+
+from scratchvit.backend import Array, array_module
+from scratchvit.ops.elementwise import unbroadcast
+from scratchvit.tensor import op
+
+
+@op
+def matmul(x: Array, y: Array):
+    """x @ y over the last two axes, the others broadcast; a vector counts as one row (left) or one column (right).
+
+    For matrices y = A B:  dA = dy Bᵀ,  dB = Aᵀ dy.
+    """
+    xp = array_module(x)
+
+    def backward(dy, need):
+        rows = x[None, :] if x.ndim == 1 else x
+        columns = y[:, None] if y.ndim == 1 else y
+        if y.ndim == 1:
+            dy = dy[..., None]
+        if x.ndim == 1:
+            dy = dy[..., None, :]
+        dx = unbroadcast(xp.matmul(dy, columns.swapaxes(-1, -2)), rows.shape).reshape(x.shape) if need[0] else None
+        d_y = unbroadcast(xp.matmul(rows.swapaxes(-1, -2), dy), columns.shape).reshape(y.shape) if need[1] else None
+        return dx, d_y
+
+    return xp.matmul(x, y), backward
+
+
+@op
+def linear(x: Array, weight: Array, bias: Array | None = None):
+    """y = x Wᵀ + b, with x (..., in), weight (out, in), bias (out,) and y (..., out).
+
+        dx = dy W,   dW = Σ dyᵀ x,   db = Σ dy        (sums over all leading axes: one product of flat matrices)
+    """
+    if x.shape[-1] != weight.shape[1]:
+        raise ValueError(f"linear: x {x.shape} and weight {weight.shape} differ in the number of input features")
+    xp = array_module(x)
+    rows = x.reshape(-1, x.shape[-1])                                   # (N, in)
+    y = xp.matmul(rows, weight.T)                                       # (N, out)
+    if bias is not None:
+        y += bias
+
+    def backward(dy, need):
+        dy = dy.reshape(len(rows), len(weight))                         # (N, out)
+        dx = xp.matmul(dy, weight).reshape(x.shape) if need[0] else None
+        dweight = xp.matmul(dy.T, rows) if need[1] else None
+        dbias = dy.sum(axis=0) if need[2] else None
+        return dx, dweight, dbias
+
+    return y.reshape(*x.shape[:-1], len(weight)), backward
+
+
+@op
+def einsum(equation: str, *operands: Array):
+    """Sums of products by index names, "bqd,bkd->bqk": an index that is not in the output is summed.
+
+    The gradient of an operand is again such a sum, with the output's indices and that operand's exchanged; an index
+    that occurs in that operand alone is repeated. "..." stands for leading axes, which broadcast. Not for an index that
+    stands twice in one operand (a diagonal).
+    """
+    xp = array_module(operands[0])
+    inputs, output = _spell_out(equation, [x.ndim for x in operands])
+    y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
+
+    def gradient(i, dy):
+        x, wanted = operands[i], inputs[i]
+        other_terms = [*inputs[:i], *inputs[i + 1 :]]
+        found = "".join(c for c in wanted if c in output or any(c in term for term in other_terms))
+        terms = ",".join([output, *other_terms])
+        dx = xp.einsum(f"{terms}->{found}", dy, *operands[:i], *operands[i + 1 :], optimize=True)
+        for axis, c in enumerate(wanted):
+            if c not in found:
+                dx = xp.broadcast_to(xp.expand_dims(dx, axis), (*dx.shape[:axis], x.shape[axis], *dx.shape[axis:]))
+        return unbroadcast(dx, x.shape)
+
+    return y, lambda dy, need: [gradient(i, dy) if need[i] else None for i in range(len(operands))]
+
+
+def _spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
+    """The index letters of every operand and of the output, with "..." replaced by letters of its own."""
+    left, arrow, output = equation.replace(" ", "").partition("->")
+    inputs = left.split(",")
+    if len(inputs) != len(ndims):
+        raise ValueError(f"einsum: {equation!r} names {len(inputs)} operands, {len(ndims)} were given")
+    unused = [c for c in string.ascii_uppercase if c not in equation]
+    rests = [ndim - len(term.replace("...", "")) if "..." in term else 0 for term, ndim in zip(inputs, ndims)]
+    batch = "".join(unused[: max(rests)])
+    inputs = [term.replace("...", batch[len(batch) - rest :]) for term, rest in zip(inputs, rests)]
+    for term, ndim in zip(inputs, ndims):
+        if len(term) != ndim:
+            raise ValueError(f"einsum: {equation!r} gives {term!r} to an operand with {ndim} axes")
+        if len(set(term)) != len(term):
+            raise ValueError(f"einsum: an index stands twice in {term!r}; diagonals are not supported")
+    if not arrow:       # by convention: the batch axes, then every index that occurs once, in alphabetical order
+        letters = "".join(inputs)
+        output = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in batch))
+    return inputs, output.replace("...", batch)

@@ -1,0 +1,161 @@
+"""Pooling: the maximum or the mean of every window, tap by tap (see windows.py)."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from scratchvit.backend import Array, array_module, parallel_rows
+from scratchvit.ops.windows import Windows, per_axis
+from scratchvit.tensor import op
+
+PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries
+
+
+@op
+def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
+    """The greatest number of each window of x (B, C, H, W); its gradient goes to the place of the first such number.
+
+    stride: the kernel's size if not given. Padding never wins. ceil_mode: keep windows that hang over the end.
+    """
+    return _max_pool(x, _windows("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@op
+def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
+    """As max_pool2d, over x (B, C, T, H, W)."""
+    return _max_pool(x, _windows("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode))
+
+
+@op
+def avg_pool2d(
+    x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
+):
+    """The mean of each window of x (B, C, H, W).
+
+    count_include_pad: whether padding zeros count as numbers of the window. What a window of ceil_mode covers beyond
+    the padding never counts.
+    """
+    windows = _windows("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_pool(x, windows, count_include_pad)
+
+
+@op
+def avg_pool3d(
+    x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
+):
+    """As avg_pool2d, over x (B, C, T, H, W)."""
+    windows = _windows("avg_pool3d", 3, x, kernel_size, stride, padding, 1, ceil_mode)
+    return _avg_pool(x, windows, count_include_pad)
+
+
+def _max_pool(x: Array, windows: Windows):
+    """Saved: which tap won, one byte for each output. A NaN in the window is its maximum, as in PyTorch."""
+    xp = array_module(x)
+    shape = x.shape
+    planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
+    y = xp.empty((len(planes), *windows.output), dtype=x.dtype)
+    winner = xp.zeros(y.shape, dtype=np.uint8 if math.prod(windows.kernel) <= 256 else np.int32)
+
+    def rows(planes: Array, y: Array, winner: Array) -> None:
+        padded = windows.pad(planes, -math.inf)
+        first, *others = (padded[window] for window in windows.taps())
+        y[...] = first
+        for tap, candidate in enumerate(others, start=1):
+            better = (candidate > y).astype(winner.dtype)
+            better *= tap
+            xp.maximum(winner, better, out=winner)                      # taps count upwards: the last to be better
+            xp.maximum(y, candidate, out=y)
+
+    def backward(dy):
+        dy = dy.reshape(y_shape)
+        dx = xp.empty((len(dy), *windows.size), dtype=dy.dtype)
+
+        def rows(dy: Array, winner: Array, dx: Array) -> None:
+            padded = xp.zeros((len(dy), *windows.padded), dtype=dy.dtype)
+            for tap, window in enumerate(windows.taps()):
+                padded[window] += dy * (winner == tap)
+            dx[...] = padded[(..., *windows.inside)]
+
+        parallel_rows(rows, dy, winner, dx, block_bytes=PLANE_BYTES)
+        return dx.reshape(shape)
+
+    y_shape = y.shape
+    parallel_rows(rows, planes, y, winner, block_bytes=PLANE_BYTES)
+    return y.reshape(*shape[:2], *windows.output), backward
+
+
+def _avg_pool(x: Array, windows: Windows, count_include_pad: bool):
+    """y = Σ_taps slice / count: linear, so that going back is dy / count added to every slice."""
+    xp = array_module(x)
+    shape = x.shape
+    count = _count(windows, count_include_pad)
+    if isinstance(count, np.ndarray):
+        count = xp.asarray(count, dtype=x.dtype)
+    planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
+    y = xp.empty((len(planes), *windows.output), dtype=x.dtype)
+
+    def rows(planes: Array, y: Array) -> None:
+        padded = windows.pad(planes)
+        first, *others = (padded[window] for window in windows.taps())
+        y[...] = first
+        for other in others:
+            y += other
+        y /= count
+
+    def backward(dy):
+        dy = dy.reshape(-1, *windows.output)
+        dx = xp.empty((len(dy), *windows.size), dtype=dy.dtype)
+
+        def rows(dy: Array, dx: Array) -> None:
+            padded = xp.zeros((len(dy), *windows.padded), dtype=dy.dtype)
+            share = dy / count
+            for window in windows.taps():
+                padded[window] += share
+            dx[...] = padded[(..., *windows.inside)]
+
+        parallel_rows(rows, dy, dx, block_bytes=PLANE_BYTES)
+        return dx.reshape(shape)
+
+    parallel_rows(rows, planes, y, block_bytes=PLANE_BYTES)
+    return y.reshape(*shape[:2], *windows.output), backward
+
+
+def _count(windows: Windows, count_include_pad: bool) -> np.ndarray | int:
+    """How many numbers each window counts: one integer where all windows agree, else an array (*output)."""
+    each = np.ones((), dtype=int)
+    for n, k, s, padding, places in zip(windows.size, windows.kernel, windows.stride, windows.before, windows.output):
+        start = np.arange(places) * s - padding
+        low, high = (-padding, n + padding) if count_include_pad else (0, n)
+        each = each[..., None] * (np.minimum(start + k, high) - np.maximum(start, low))
+    return int(each.flat[0]) if (each == each.flat[0]).all() else each
+
+
+def _windows(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode) -> Windows:
+    if x.ndim != axes + 2:
+        raise ValueError(f"{name}: x must be (B, C, {'T, ' * (axes - 2)}H, W), not {x.shape}")
+    size = tuple(x.shape[2:])
+    kernel = per_axis(kernel_size, axes, f"{name}: kernel_size", 1)
+    stride = kernel if stride is None else per_axis(stride, axes, f"{name}: stride", 1)
+    padding = per_axis(padding, axes, f"{name}: padding", 0)
+    dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
+    if any(2 * p > k for p, k in zip(padding, kernel)):
+        raise ValueError(
+            f"{name}: padding {padding} must be at most half of the kernel {kernel}, or windows would be empty"
+        )
+    output, after = [], []
+    for n, k, s, p, d in zip(size, kernel, stride, padding, dilation):
+        reach = d * (k - 1)
+        room = n + 2 * p - reach - 1            # how far the first window can move
+        places = room // s + 1
+        if ceil_mode and room % s and places * s < n + p:       # a window may hang over the end, not begin beyond it
+            places += 1
+        if room < 0 or places < 1:
+            raise ValueError(
+                f"{name}: the window {kernel} with dilation {dilation} is larger than x of shape {x.shape} "
+                f"with padding {padding}"
+            )
+        output.append(places)
+        after.append(max(p, (places - 1) * s + reach + 1 - n - p))
+    return Windows(size, kernel, stride, dilation, padding, tuple(after), tuple(output))
