@@ -4,6 +4,7 @@ from scratchvit import _openblas  # isort: skip  (before anything that imports N
 from scratchvit import backend, ops, random
 from scratchvit.backend import device, use
 from scratchvit.errors import ScratchvitError
+from scratchvit.gradcheck import GradientError, gradcheck
 from scratchvit.tensor import Tensor, checkpoint, no_grad
 
 __version__ = "0.1.0"

@@ -1,0 +1,46 @@
+"""Rows for scratchvit/ops/conv.py."""
+
+import warnings
+
+from scratchvit import ops
+
+from .case import Case
+
+
+def _row(name, note, x, weight, bias=True, **options):
+    inputs = (x, weight, weight[:1]) if bias else (x, weight)
+
+    def theirs(torch, *tensors):
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Using padding='same' with even kernel")      # it copies the input
+            return getattr(torch.nn.functional, name)(*tensors, **options)
+
+    return Case(name, inputs, lambda *tensors: getattr(ops, name)(*tensors, **options), theirs, note)
+
+
+CASES = [
+    _row("conv2d", "", (2, 3, 5, 6), (4, 3, 3, 3)),
+    _row("conv2d", "without bias", (2, 3, 5, 4), (2, 3, 2, 3), bias=False),
+    _row("conv2d", "stride and padding", (2, 2, 6, 5), (3, 2, 3, 3), stride=2, padding=1),
+    _row("conv2d", "stride and padding by axis", (1, 2, 6, 7), (3, 2, 3, 2), stride=(1, 3), padding=(2, 0)),
+    _row("conv2d", "more padding than kernel", (1, 2, 3, 3), (2, 2, 2, 2), padding=2),
+    _row("conv2d", "dilation", (1, 2, 6, 7), (3, 2, 3, 2), padding=1, dilation=2),
+    _row("conv2d", "dilation by axis with stride", (1, 2, 7, 7), (2, 2, 2, 3), stride=2, dilation=(3, 1)),
+    _row("conv2d", "1x1", (2, 3, 4, 4), (5, 3, 1, 1)),
+    _row("conv2d", "1x1, stride 2", (2, 3, 5, 4), (2, 3, 1, 1), stride=2),
+    _row("conv2d", "patches", (2, 3, 4, 6), (5, 3, 2, 3), stride=(2, 3)),
+    _row("conv2d", "patches with a remainder", (2, 2, 5, 7), (3, 2, 2, 2), stride=2),
+    _row("conv2d", "same", (2, 2, 4, 5), (3, 2, 3, 3), padding="same"),
+    _row("conv2d", "same, even kernel and dilation", (1, 2, 5, 6), (2, 2, 2, 4), padding="same", dilation=(1, 2)),
+    _row("conv2d", "valid", (1, 2, 4, 5), (3, 2, 3, 3), padding="valid"),
+    _row("conv2d", "groups", (2, 4, 5, 5), (6, 2, 3, 3), padding=1, groups=2),
+    _row("conv2d", "groups, stride and dilation", (1, 4, 7, 7), (2, 2, 2, 2), stride=2, padding=1, dilation=2,
+         groups=2),
+    _row("conv2d", "depth-wise", (2, 3, 5, 4), (3, 1, 3, 3), padding=1, groups=3),
+    _row("conv2d", "depth-wise, stride 2", (2, 3, 5, 6), (3, 1, 3, 3), stride=2, padding=1, groups=3),
+    _row("conv2d", "depth-wise, two filters, dilation", (1, 2, 6, 5), (4, 1, 2, 3), bias=False, dilation=2, groups=2),
+    _row("conv3d", "", (1, 2, 3, 4, 4), (3, 2, 2, 3, 3)),
+    _row("conv3d", "stride and padding", (1, 2, 4, 5, 4), (2, 2, 3, 3, 3), stride=(1, 2, 2), padding=(1, 1, 0)),
+    _row("conv3d", "patches", (2, 1, 4, 4, 5), (3, 1, 2, 2, 2), stride=2),
+    _row("conv3d", "depth-wise", (1, 2, 3, 4, 4), (2, 1, 3, 3, 3), stride=(1, 2, 2), padding=1, groups=2),
+]

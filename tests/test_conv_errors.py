@@ -1,0 +1,109 @@
+"""What convolution, pooling and resizing say when they cannot, and what a row of the op table cannot express."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scratchvit import ops
+from scratchvit.tensor import Tensor
+
+from .cases import pool
+
+
+def zeros(*shape: int) -> Tensor:
+    return Tensor(np.zeros(shape, np.float32))
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: ops.conv2d(zeros(3, 8, 8), zeros(4, 3, 3, 3)), r"\(B, C, H, W\).*\(3, 8, 8\).*\(4, 3, 3, 3\)"),
+    (lambda: ops.conv3d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3)), r"\(B, C, T, H, W\)"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 5, 3, 3)), r"\(1, 3, 8, 8\) has 3 channels.*expects 5"),
+    (lambda: ops.conv2d(zeros(1, 4, 8, 8), zeros(3, 2, 3, 3), groups=2), "groups must divide both"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), zeros(3)), r"bias has shape \(3,\).*makes 4 channels"),
+    (lambda: ops.conv2d(zeros(1, 3, 2, 8), zeros(4, 3, 3, 3)), r"kernel \(3, 3\).*larger than the input \(2, 8\)"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), stride=0), "stride must be an integer of at least 1"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), padding=(1, 1, 1)), "padding must be .* 2 of them"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), stride=2, padding="same"), "needs stride 1"),
+    (lambda: ops.conv2d(zeros(1, 3, 8, 8), zeros(4, 3, 3, 3), padding="full"), '"same", "valid" or numbers'),
+    (lambda: ops.max_pool2d(zeros(3, 8, 8), 2), r"max_pool2d: x must be \(B, C, H, W\), not \(3, 8, 8\)"),
+    (lambda: ops.max_pool2d(zeros(1, 3, 8, 8), 2, padding=2), "at most half of the kernel"),
+    (lambda: ops.avg_pool2d(zeros(1, 3, 2, 8), 3), r"window \(3, 3\).*larger than x of shape \(1, 3, 2, 8\)"),
+    (lambda: ops.interpolate(zeros(3, 8, 8), 4), r"x must be \(B, C, H, W\), not \(3, 8, 8\)"),
+    (lambda: ops.interpolate(zeros(1, 3, 8, 8)), "give size or scale_factor"),
+    (lambda: ops.interpolate(zeros(1, 3, 8, 8), 4, 2.0), "give size or scale_factor"),
+    (lambda: ops.interpolate(zeros(1, 3, 8, 8), 4, mode="area"), '"nearest", "bilinear" or "bicubic"'),
+    (lambda: ops.interpolate(zeros(1, 3, 8, 8), 4, mode="nearest", antialias=True), "antialias are for"),
+    (lambda: ops.interpolate(zeros(1, 3, 8, 8), scale_factor=0.1), "sizes are at least 1"),
+])
+def test_errors_name_what_was_given(call, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("case", pool.TIES, ids=str)
+def test_at_a_tie_the_first_maximum_gets_the_gradient(case) -> None:
+    torch = pytest.importorskip("torch")
+    x = case.make()[0]
+    ours, theirs = Tensor(x, requires_grad=True), torch.tensor(x, requires_grad=True)
+    y = case.ours(ours)
+    dy = np.random.default_rng(0).standard_normal(y.shape)
+    y.backward(dy)
+    case.theirs(torch, theirs).backward(torch.tensor(dy))
+    np.testing.assert_array_equal(ours.grad, theirs.grad.numpy())
+
+
+def test_a_nan_is_the_maximum_of_its_windows() -> None:
+    x = np.arange(16, dtype=np.float32).reshape(1, 1, 4, 4)
+    x[0, 0, 1, 0] = np.nan
+    y = ops.max_pool2d(Tensor(x), 2).numpy()
+    np.testing.assert_array_equal(y[0, 0], [[np.nan, 7], [13, 15]])
+
+
+def big(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).standard_normal(shape).astype(np.float32)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("x", "weight", "options"), [
+    ((6, 32, 40, 40), (48, 32, 3, 3), {"padding": 1}),
+    ((6, 32, 40, 40), (48, 32, 3, 3), {"stride": 2, "padding": 1}),
+    ((1, 64, 90, 90), (32, 64, 3, 3), {"padding": 1}),
+    ((7, 64, 40, 40), (128, 64, 1, 1), {}),
+    ((6, 48, 40, 40), (48, 1, 3, 3), {"padding": 1, "groups": 48}),
+    ((9, 3, 96, 96), (64, 3, 16, 16), {"stride": 16}),
+], ids=str)
+def test_blocks_and_threads_change_nothing(x, weight, options) -> None:
+    """Sizes at which the work is cut into blocks and dealt to threads; twice, to see the same sums both times."""
+    torch = pytest.importorskip("torch")
+    arrays = [big(*x), big(*weight), big(weight[0])]
+    runs = []
+    for _ in range(2):
+        tensors = [Tensor(array, requires_grad=True) for array in arrays]
+        y = ops.conv2d(*tensors, **options)
+        dy = big(*y.shape)
+        y.backward(dy)
+        runs.append([y.numpy(), *(t.grad for t in tensors)])
+    assert all(np.array_equal(a, b) for a, b in zip(*runs))
+    theirs = [torch.tensor(array, requires_grad=True) for array in arrays]
+    expected = torch.nn.functional.conv2d(*theirs, **options)
+    expected.backward(torch.tensor(dy))
+    for ours, reference in zip(runs[0], [expected.detach(), *(t.grad for t in theirs)]):
+        reference = reference.numpy()
+        np.testing.assert_allclose(ours, reference, rtol=1e-4, atol=1e-5 * np.abs(reference).max())
+
+
+@pytest.mark.parametrize("fn", [
+    lambda x, w: ops.conv2d(x, w, padding=1),
+    lambda x, w: ops.conv2d(x, w, stride=3),
+    lambda x, w: ops.conv2d(x, w[:, :1], groups=3),
+    lambda x, w: ops.max_pool2d(x, 2) * w.sum(),
+    lambda x, w: ops.avg_pool2d(x, 2) * w.sum(),
+    lambda x, w: ops.interpolate(x, 4, mode="bilinear") * w.sum(),
+])
+def test_a_batch_of_no_images(fn) -> None:
+    x, w = Tensor(big(0, 3, 6, 6), requires_grad=True), Tensor(big(3, 3, 3, 3), requires_grad=True)
+    y = fn(x, w)
+    y.backward(np.zeros(y.shape, np.float32))
+    assert len(y) == 0 and x.grad.shape == x.shape and not w.grad.any()

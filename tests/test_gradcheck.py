@@ -1,0 +1,199 @@
+"""The check of the gradient check: sound backwards pass, broken ones are caught, kinks are called kinks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import backend, ops, tensor
+from scratchvit.backend import Array, array_module
+from scratchvit.gradcheck import GradientError, gradcheck
+from scratchvit.random import Generator
+from scratchvit.tensor import OPS, op
+
+from .cases import CASES
+from .cases.case import Case
+
+# --- every op's backward, broken on purpose --------------------------------------------------------------------------
+
+def _permuted(g: Array) -> Array:
+    """Transposed, or where that moves nothing, reversed."""
+    transposed = g.swapaxes(-1, -2).reshape(g.shape) if g.ndim > 1 else g
+    return transposed if (transposed != g).any() else g.reshape(-1)[::-1].reshape(g.shape)
+
+
+BREAKAGES: dict[str, Callable[[Array], Array]] = {
+    "scaled": lambda g: 1.01 * g,
+    "flipped": lambda g: -g,
+    "permuted": _permuted,
+    # What a forgotten or doubled `- mean(g)`, as in softmax or a norm, leaves: the same amount everywhere.
+    "a term missing": lambda g: g + 0.1 * array_module(g).abs(g).mean() if g.size else g,
+    "first zeroed": lambda g: g * 0,
+    "last zeroed": lambda g: g * 0,
+}
+
+# A gradient that is the same for every entry stays itself when its entries are permuted.
+CONSTANT_GRADIENT = {"sum", "mean"}
+
+
+@pytest.mark.parametrize("breakage", BREAKAGES)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_a_broken_backward_is_caught(case: Case, breakage: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = _break_backward(case.op, breakage, monkeypatch)
+    try:
+        gradcheck(case.ours, *case.make())
+        caught = False
+    except GradientError as error:
+        assert "wrong gradient" in str(error)
+        caught = True
+    assert changed, f"no op named {case.op} ran: the row's name is not that of its op"
+    if any(changed):
+        assert caught
+    else:
+        assert breakage == "permuted" and str(case) in CONSTANT_GRADIENT
+
+
+def _break_backward(name: str, breakage: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Break the backward of every op of that name from now on. Fills the list returned: did it change a gradient?"""
+    changed: list[bool] = []
+    sound, broken = tensor._apply_backward, BREAKAGES[breakage]
+
+    def apply_backward(node, incoming):
+        edges, result = node.edges, sound(node, incoming)
+        # A row may apply its op twice in a row; two flipped signs would be none.
+        if node.name != name or any(name == edge[0].name for edge in edges if isinstance(edge, tuple)):
+            return result
+        chosen = {"first zeroed": [0], "last zeroed": [len(result) - 1]}.get(breakage, range(len(result)))
+        for i in chosen:
+            edge, gradient, _ = result[i]
+            if gradient is not None:
+                result[i] = edge, broken(gradient), False
+                changed.append(not np.array_equal(gradient, result[i][1]))
+        return result
+
+    monkeypatch.setattr(tensor, "_apply_backward", apply_backward)
+    return changed
+
+
+# --- what an all-ones check cannot see -------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def own_ops():
+    """Ops defined inside the test are taken out of the table again."""
+    before = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(before)
+
+
+def test_a_softmax_that_is_right_for_all_ones_only_is_caught(own_ops: None) -> None:
+    def wrong_softmax(x: Array):
+        """Its backward is y (dy - Σ dy y), here with a plain mean for the sum weighted by y."""
+        e = array_module(x).exp(x)
+        y = e / e.sum(axis=-1, keepdims=True)
+        return y, lambda dy: y * (dy - dy.mean(axis=-1, keepdims=True))
+
+    softmax = op(wrong_softmax)
+    x = np.random.default_rng(0).standard_normal((3, 4))
+    t = sv.Tensor(x, requires_grad=True)
+    softmax(t).backward(np.ones((3, 4)))
+    assert np.allclose(t.grad, 0)       # as it should be: a softmax always sums to 1
+    with pytest.raises(GradientError, match="wrong gradient"):
+        gradcheck(softmax, x)
+
+
+def test_the_message_names_entry_values_and_seed(own_ops: None) -> None:
+    def wrong_at_one_entry(x: Array, y: Array):
+        def backward(dy):
+            dx, d_y = dy * y, dy * x
+            d_y[2, 1] *= 3
+            return dx, d_y
+        return x * y, backward
+
+    x = np.arange(1.0, 13.0).reshape(4, 3)
+    for options, output in (({}, ""), ({"jacobian": True}, r", output 0, index \(2, 1\)")):
+        with pytest.raises(GradientError, match=rf"worst at input 1, index \(2, 1\){output}: .*\(seed 7\)") as error:
+            gradcheck(op(wrong_at_one_entry), x, x, seed=7, **options)
+    assert "backward says 24, differences say 8" in str(error.value)
+
+
+# --- kinks -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("jacobian", [False, True])
+@pytest.mark.parametrize(("fn", "inputs", "index"), [
+    (ops.relu, [[1.0, 0.0, -1.0]], r"input 0, index \(1,\)"),
+    (ops.relu, [[1.0, 3e-5, -1.0]], r"input 0, index \(1,\)"),
+    (ops.relu, [[1.0, -7e-5, -1.0]], r"input 0, index \(1,\)"),
+    (ops.abs, [[1.0, -1.0, 1e-9]], r"input 0, index \(2,\)"),
+    (ops.maximum, [[1.0, 2.0], [0.0, 2.0]], r"input 0, index \(1,\)"),
+    (lambda x: ops.clip(x, -1, 1), [[0.0, 1.0]], r"input 0, index \(1,\)"),
+], ids=["relu at 0", "relu right of 0", "relu left of 0", "abs", "tie of a maximum", "clip"])
+def test_a_kink_is_called_a_kink(fn, inputs, index: str, jacobian: bool) -> None:
+    with pytest.raises(GradientError, match=f"has a kink .* at {index}"):
+        gradcheck(fn, *map(np.array, inputs), jacobian=jacobian)
+
+
+def test_a_smooth_function_with_strong_curvature_has_no_kink() -> None:
+    gradcheck(lambda x: ops.exp(x * 20) + ops.tanh(x * 20), np.linspace(-0.5, 0.5, 7))
+
+
+# --- what else it refuses --------------------------------------------------------------------------------------------
+
+
+def test_sound_functions_pass_in_both_modes(device: str) -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal((2, 3)), rng.standard_normal(3)
+    for jacobian in (False, True):
+        gradcheck(lambda x, y: (x * y, ops.exp(x), y), x, y, jacobian=jacobian)     # several outputs, one an input
+        gradcheck(lambda x, y: x * 2, x, y, jacobian=jacobian)                      # y has no influence
+        gradcheck(ops.add, np.zeros((0, 3)), y, jacobian=jacobian)
+
+
+def test_an_output_whose_history_was_cut_is_wrong() -> None:
+    with pytest.raises(GradientError, match="wrong gradient"):
+        gradcheck(lambda x: x.detach() * 2, np.ones(3))
+
+
+def test_inputs_and_outputs_must_be_float64() -> None:
+    with pytest.raises(TypeError, match="input 1 is float32; finite differences need float64"):
+        gradcheck(ops.add, np.ones(2), np.ones(2, np.float32))
+    with pytest.raises(TypeError, match="input 0 is list"):
+        gradcheck(ops.exp, [1.0])
+    with pytest.raises(TypeError, match="output 0 is float32"):
+        gradcheck(lambda x: sv.Tensor(x.numpy().astype(np.float32)), np.ones(2))
+    with pytest.raises(TypeError, match="fn must return Tensors, not ndarray"):
+        gradcheck(lambda x: x.data, np.ones(2))
+
+
+def test_values_that_are_not_finite_are_reported(own_ops: None) -> None:
+    with np.errstate(all="ignore"), pytest.raises(GradientError, match=r"output 0 is not finite at index \(1,\): -inf"):
+        gradcheck(ops.log, np.array([1.0, 0.0]))
+
+    def not_finite(x: Array):
+        return x * 1, lambda dy: dy * float("nan")
+
+    with pytest.raises(GradientError, match=r"the gradient of input 0 is not finite at index \(0,\): nan"):
+        gradcheck(op(not_finite), np.ones(2))
+
+
+def test_a_function_that_draws_anew_in_every_call_is_reported() -> None:
+    def dropout(generator: Generator, x: sv.Tensor) -> sv.Tensor:
+        return x * sv.Tensor(generator.bernoulli(0.5, x.shape), dtype=x.dtype)
+
+    x, generator = np.ones((4, 8)), Generator(0)
+    with pytest.raises(GradientError, match=r"not deterministic: output 0 .* seed"):
+        gradcheck(lambda x: dropout(generator, x), x)
+    gradcheck(lambda x: dropout(Generator(0), x), x)
+
+
+def test_it_checks_the_device_in_use(device: str) -> None:
+    def on_device(x: sv.Tensor) -> sv.Tensor:
+        assert type(x.data) is backend.current().array_type
+        return ops.tanh(x)
+
+    gradcheck(on_device, np.linspace(-1, 1, 5))

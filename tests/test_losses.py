@@ -1,0 +1,66 @@
+"""What losses say when they cannot, and the edges that a row of the op table cannot express."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scratchvit import ops
+from scratchvit.tensor import Tensor
+
+x = Tensor(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
+other = Tensor(np.zeros((4, 3), np.float32))
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda: ops.cross_entropy(x, [0, 7, 4]), "label 7 is not one of the 4 classes"),
+    (lambda: ops.cross_entropy(x, [0, -1, 9]), "label -1 is not one of the 4 classes"),
+    (lambda: ops.cross_entropy(x, [0, 1]), r"\(3, 4\).*class indices has shape \(3,\), not \(2,\)"),
+    (lambda: ops.cross_entropy(x, [0.5, 0.5, 0.0]), r"x's shape \(3, 4\), not \(3,\)"),
+    (lambda: ops.cross_entropy(x, [True, False, True]), "integers .* or floats"),
+    (lambda: ops.cross_entropy(x, [0, 1, 2], weight=[1, 2, 3]), r"weight has shape \(3,\).*4 classes"),
+    (lambda: ops.cross_entropy(x, [0, 1, 2], label_smoothing=1.5), "label_smoothing must lie in"),
+    (lambda: ops.cross_entropy(x, [0, 1, 2], reduction="avg"), "'mean', 'sum', 'none', not 'avg'"),
+    (lambda: ops.cross_entropy(x[0], 1), r"\(B, C\).*not \(4,\)"),
+    (lambda: ops.mse_loss(x, other), r"mse_loss: target has shape \(4, 3\), x has shape \(3, 4\)"),
+    (lambda: ops.smooth_l1_loss(x, x, beta=-1), "beta must be 0 or more"),
+    (lambda: ops.binary_cross_entropy(x, x), "binary_cross_entropy_with_logits"),
+])
+def test_errors_name_what_was_given(call, says) -> None:
+    with pytest.raises(ValueError, match=says):
+        call()
+
+
+def test_when_every_label_is_ignored_the_sum_is_zero_and_the_mean_undefined() -> None:
+    labels = [-100, -100, -100]
+    loss = ops.cross_entropy(x, labels, reduction="sum")
+    loss.backward()
+    assert loss.item() == 0 and not x.grad.any()
+    with np.errstate(invalid="ignore"):
+        assert np.isnan(ops.cross_entropy(x, labels).item())
+
+
+def test_large_and_infinite_scores_give_finite_losses() -> None:
+    scores = Tensor(np.array([[1e4, -1e4, 0.0], [-np.inf, 2.0, 2.0]], np.float32), requires_grad=True)
+    loss = ops.cross_entropy(scores, [0, 1], reduction="none")
+    loss.backward(np.ones(2, np.float32))
+    np.testing.assert_allclose(loss.numpy(), [0, np.log(2)], rtol=1e-6)
+    np.testing.assert_allclose(scores.grad, [[0, 0, 0], [0, -0.5, 0.5]], atol=1e-6)
+    logits = Tensor(np.array([1e4, -1e4], np.float32))
+    np.testing.assert_array_equal(
+        ops.binary_cross_entropy_with_logits(logits, np.array([1.0, 1.0]), reduction="none").numpy(), [0, 1e4]
+    )
+
+
+def test_probabilities_of_zero_and_one_cost_at_most_a_hundred() -> None:
+    p = Tensor(np.array([0.0, 1.0, 0.0], np.float32))
+    loss = ops.binary_cross_entropy(p, np.array([0.0, 0.0, 1.0]), reduction="none")
+    np.testing.assert_array_equal(loss.numpy(), [0, 100, 100])
+
+
+def test_a_distribution_with_zeros_has_a_finite_divergence() -> None:
+    log_p = Tensor(np.log(np.array([[0.25, 0.75]], np.float32)), requires_grad=True)
+    loss = ops.kl_div(log_p, np.array([[0.0, 1.0]], np.float32), reduction="batchmean")
+    loss.backward()
+    np.testing.assert_allclose(loss.item(), -np.log(0.75), rtol=1e-6)
+    np.testing.assert_array_equal(log_p.grad, [[0, -1]])
