@@ -1,10 +1,11 @@
 """Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine."""
 
 from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
-from scratchvit import backend, ops, random
+from scratchvit import backend, nn, ops, random
 from scratchvit.backend import device, use
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradientError, gradcheck
+from scratchvit.models import create_model, list_models
 from scratchvit.tensor import Tensor, checkpoint, no_grad
 
 __version__ = "0.1.0"

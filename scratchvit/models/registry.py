@@ -1,0 +1,55 @@
+"""Models by name: `create_model("vit_tiny_patch16_224", num_classes=10)`, `list_models("vit*")`."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import fnmatch
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.nn import Module
+
+_models: dict[str, tuple[Callable[..., Module], Any]] = {}
+
+
+def register(build: Callable[..., Module], presets: Mapping[str, Any]) -> None:
+    """Add a family: `build(config, seed)` makes the model of a preset, a frozen dataclass."""
+    _models.update({name: (build, config) for name, config in presets.items()})
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """The names that match a shell pattern, in the order of the families."""
+    return [name for name in _models if fnmatch.fnmatch(name, pattern)]
+
+
+def model_config(name: str, **overrides: Any) -> Any:
+    """The configuration of a preset, with fields replaced.
+
+    Raises ScratchvitError, with the nearest name, for a model or a field that does not exist.
+    """
+    if name not in _models:
+        raise ScratchvitError(f"there is no model {name!r}{_nearest(name, _models)}; `scratchvit models` lists them")
+    config = _models[name][1]
+    fields = {field.name for field in dataclasses.fields(config)}
+    for key in overrides:
+        if key not in fields:
+            raise ScratchvitError(
+                f"{name} has no option {key!r}{_nearest(key, fields)}; its options: {', '.join(sorted(fields))}"
+            )
+    return dataclasses.replace(config, **overrides)
+
+
+def create_model(name: str, *, seed: int = 0, **overrides: Any) -> Module:
+    """Build a model by name, with weights drawn from the seed; overrides replace fields of its configuration.
+
+    Raises ScratchvitError for a name or an option that does not exist, or sizes that do not fit together.
+    """
+    config = model_config(name, **overrides)
+    return _models[name][0](config, seed=seed)
+
+
+def _nearest(name: str, names: Any) -> str:
+    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]!r}?)" if close else ""

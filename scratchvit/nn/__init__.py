@@ -1,0 +1,17 @@
+"""Modules, layers and initialisers."""
+
+from scratchvit.nn import init
+from scratchvit.nn.layers import (
+    BatchNorm2d,
+    Conv2d,
+    Conv3d,
+    Dropout,
+    DropPath,
+    Embedding,
+    GroupNorm,
+    Identity,
+    LayerNorm,
+    Linear,
+    Mlp,
+)
+from scratchvit.nn.module import Buffer, Module, ModuleList, Parameter, Sequential

@@ -1,0 +1,194 @@
+"""Layers: an op together with its parameters. Names, shapes and initial weights are PyTorch's.
+
+`rng` is the NumPy generator that initial weights are drawn from; without one they differ from run to run. (A model
+draws all of its weights again from its seed.)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scratchvit import ops
+from scratchvit.nn import init
+from scratchvit.nn.module import Buffer, Module, Parameter
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+
+
+class Identity(Module):
+    """Nothing."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+class Linear(Module):
+    """y = x Wᵀ + b: x (..., in), weight (out, in), bias (out,), y (..., out)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True, rng: np.random.Generator | None = None):
+        rng = rng or np.random.default_rng()
+        self.weight = Parameter(init.kaiming_uniform((out_features, in_features), rng, a=math.sqrt(5)))
+        self.bias = Parameter(init.uniform((out_features,), rng, 1 / math.sqrt(in_features))) if bias else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        out_features, in_features = self.weight.shape
+        return f"{in_features} → {out_features}{'' if self.bias is not None else ', no bias'}"
+
+
+class _Conv(Module):
+    axes: int
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, ...],
+        stride: int | tuple[int, ...] = 1,
+        padding: int | tuple[int, ...] | str = 0,
+        dilation: int | tuple[int, ...] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        rng: np.random.Generator | None = None,
+    ):
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(f"{groups} groups divide neither or only one of {in_channels} and {out_channels} channels")
+        rng = rng or np.random.default_rng()
+        kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
+        shape = (out_channels, in_channels // groups, *kernel)
+        self.weight = Parameter(init.kaiming_uniform(shape, rng, a=math.sqrt(5)))
+        self.bias = Parameter(init.uniform((out_channels,), rng, 1 / math.sqrt(init.fans(shape)[0]))) if bias else None
+        self.stride, self.padding, self.dilation, self.groups = stride, padding, dilation, groups
+
+    def _options(self) -> tuple[Any, ...]:
+        return self.stride, self.padding, self.dilation, self.groups
+
+    def extra_repr(self) -> str:
+        out_channels, in_channels, *kernel = self.weight.shape
+        text = f"{in_channels * self.groups} → {out_channels}, kernel {tuple(kernel)}, stride {self.stride}"
+        if self.padding:
+            text += f", padding {self.padding}"
+        return text + (f", groups {self.groups}" if self.groups > 1 else "")
+
+
+class Conv2d(_Conv):
+    """2-D convolution: x (B, in, H, W), weight (out, in / groups, k, k), y (B, out, H', W')."""
+
+    axes = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, self.weight, self.bias, *self._options())
+
+
+class Conv3d(_Conv):
+    """3-D convolution: x (B, in, T, H, W), weight (out, in / groups, k, k, k), y (B, out, T', H', W')."""
+
+    axes = 3
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv3d(x, self.weight, self.bias, *self._options())
+
+
+class LayerNorm(Module):
+    """Normalise the last axis: x (..., dim), weight and bias (dim,)."""
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        self.weight = Parameter(np.ones(dim, np.float32))
+        self.bias = Parameter(np.zeros(dim, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.size}"
+
+
+class GroupNorm(Module):
+    """Normalise groups of channels: x (B, channels, ...), weight and bias (channels,)."""
+
+    def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5):
+        self.weight = Parameter(np.ones(num_channels, np.float32))
+        self.bias = Parameter(np.zeros(num_channels, np.float32))
+        self.num_groups, self.eps = num_groups, eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.group_norm(x, self.num_groups, self.weight, self.bias, self.eps)
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.size} channels in {self.num_groups} groups"
+
+
+class BatchNorm2d(Module):
+    """Normalise channels over the batch: x (B, channels, H, W), weight, bias and running statistics (channels,)."""
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+        self.weight = Parameter(np.ones(num_features, np.float32))
+        self.bias = Parameter(np.zeros(num_features, np.float32))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+        self.num_batches_tracked = Buffer(np.zeros((), np.int64))
+        self.eps, self.momentum = eps, momentum
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.num_batches_tracked.data += 1
+        return ops.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
+        )
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.size}"
+
+
+class Embedding(Module):
+    """A learned vector for each of n numbers: index int (...), weight (n, dim), y (..., dim)."""
+
+    def __init__(self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None):
+        self.weight = Parameter(init.normal((num_embeddings, embedding_dim), rng or np.random.default_rng(), 1.0))
+
+    def forward(self, index: Any) -> Tensor:
+        return ops.embedding(index, self.weight)
+
+    def extra_repr(self) -> str:
+        return "{} × {}".format(*self.weight.shape)
+
+
+class Dropout(Module):
+    """Set entries to zero with probability p while training."""
+
+    def __init__(self, p: float = 0.5):
+        self.p = p
+        self.generator = Generator()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.dropout(x, self.p, generator=self.generator) if self.training and self.p else x
+
+    def extra_repr(self) -> str:
+        return f"{self.p}"
+
+
+class DropPath(Dropout):
+    """Stochastic depth: set whole samples of a residual branch to zero with probability p while training."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.drop_path(x, self.p, generator=self.generator) if self.training and self.p else x
+
+
+class Mlp(Module):
+    """Linear, activation, linear, with dropout after each: x (..., dim) → (..., hidden) → (..., dim)."""
+
+    def __init__(self, dim: int, hidden_dim: int, act: Callable[..., Tensor] = ops.gelu, drop: float = 0.0):
+        self.fc1 = Linear(dim, hidden_dim)
+        self.act = act
+        self.drop = Dropout(drop)
+        self.fc2 = Linear(hidden_dim, dim)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

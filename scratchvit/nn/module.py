@@ -1,0 +1,200 @@
+"""Module: a tree of layers whose leaves are parameters. Names are the paths in that tree, as in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from scratchvit.backend import Array, asarray
+from scratchvit.errors import ScratchvitError
+from scratchvit.nn import init
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+
+
+class Parameter(Tensor):
+    """A Tensor that is learned."""
+
+    __slots__ = ()
+
+    def __init__(self, data: Any, requires_grad: bool = True):
+        super().__init__(data, requires_grad)
+
+    def assign(self, values: Any) -> None:
+        """Overwrite the values in place; a number fills."""
+        if init.is_drawing():
+            self.data[...] = asarray(values, self.dtype)
+
+
+class Buffer(Tensor):
+    """A Tensor that belongs to the state but is not learned: running statistics, counters."""
+
+    __slots__ = ()
+
+
+class Module:
+    """A layer or a model: define `__init__` with parameters and other modules as attributes, and `forward`.
+
+    Whatever is assigned to an attribute and is a Parameter, a Buffer or a Module is found in the order of assignment.
+    """
+
+    training = True
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        raise TypeError(f"{type(self).__name__} has no forward()")
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return self.forward(*args, **kwargs)
+
+    # --- walking the tree ---
+
+    def named_children(self) -> Iterator[tuple[str, Module]]:
+        """(name, module) of the modules directly below this one."""
+        return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
+
+    def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
+        """(path, module) of this module and all below it."""
+        yield prefix, self
+        for name, child in self.named_children():
+            yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
+
+    def modules(self) -> Iterator[Module]:
+        """This module and all below it."""
+        return (module for _, module in self.named_modules())
+
+    def _named_tensors(self, *kinds: type[Tensor]) -> Iterator[tuple[str, Any]]:
+        for path, module in self.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, kinds):
+                    yield f"{path}.{name}" if path else name, value
+
+    def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
+        """(path, parameter), one that is shared only at its first path."""
+        seen = set()
+        for path, parameter in self._named_tensors(Parameter):
+            if id(parameter) not in seen:
+                seen.add(id(parameter))
+                yield path, parameter
+
+    def parameters(self) -> Iterator[Parameter]:
+        """All parameters, each once."""
+        return (parameter for _, parameter in self.named_parameters())
+
+    def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
+        """(path, buffer)."""
+        return self._named_tensors(Buffer)
+
+    def num_parameters(self) -> int:
+        """How many numbers are learned."""
+        return sum(parameter.size for parameter in self.parameters())
+
+    # --- modes ---
+
+    def train(self, mode: bool = True) -> Module:
+        """Training mode: dropout drops, batch norm uses the batch."""
+        for module in self.modules():
+            module.training = mode
+        return self
+
+    def eval(self) -> Module:
+        """Evaluation mode."""
+        return self.train(False)
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for parameter in self.parameters():
+            parameter.grad = None
+
+    def set_generator(self, generator: Generator) -> None:
+        """Let every layer below that draws random numbers draw them from this generator."""
+        for module in self.modules():
+            if hasattr(module, "generator"):
+                module.generator = generator
+
+    # --- state ---
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """{path: NumPy array} of parameters and buffers, copied."""
+        return {path: tensor.numpy().copy() for path, tensor in self._named_tensors(Parameter, Buffer)}
+
+    def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
+        """Take over the values of a state dictionary and return the (missing, unexpected) names.
+
+        Raises ScratchvitError, before anything is changed, if a shape differs, or with strict if a name is missing
+        or unexpected.
+        """
+        own: dict[str, Any] = dict(self._named_tensors(Parameter, Buffer))
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        misshaped = [
+            f"{name} (given {tuple(np.shape(state[name]))}, the model has {tensor.shape})"
+            for name, tensor in own.items()
+            if name in state and tuple(np.shape(state[name])) != tensor.shape
+        ]
+        complaints = [("mis-shaped", misshaped)]
+        if strict:
+            complaints += [("missing", missing), ("unexpected", unexpected)]
+        if any(names for _, names in complaints):
+            text = "; ".join(f"{len(names)} {what}: {', '.join(names)}" for what, names in complaints if names)
+            raise ScratchvitError(f"this state does not fit {type(self).__name__}: {text}")
+        for name, tensor in own.items():
+            if name in state:
+                tensor.data[...] = asarray(state[name], tensor.dtype)
+        return missing, unexpected
+
+    # --- looking at it ---
+
+    def extra_repr(self) -> str:
+        """What `repr` says of this module beside its children: sizes and settings."""
+        return ""
+
+    def __repr__(self) -> str:
+        count = self.num_parameters()
+        head = f"{type(self).__name__}({self.extra_repr()})" + (f"  {count:,} parameters" if count else "")
+        lines = [head]
+        for name, text in _merge_alike([(name, repr(child)) for name, child in self.named_children()]):
+            first, *rest = text.split("\n")
+            lines += [f"  {name}: {first}", *(f"  {line}" for line in rest)]
+        return "\n".join(lines)
+
+
+def _merge_alike(children: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Twelve equal blocks as one line "0…11"."""
+    merged: list[tuple[list[str], str]] = []
+    for name, text in children:
+        if merged and merged[-1][1] == text:
+            merged[-1][0].append(name)
+        else:
+            merged.append(([name], text))
+    return [(names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}", text) for names, text in merged]
+
+
+class ModuleList(Module):
+    """Modules in order, named 0, 1, 2, …"""
+
+    def __init__(self, modules: Any = ()):
+        for i, module in enumerate(modules):
+            setattr(self, str(i), module)
+
+    def __iter__(self) -> Iterator[Any]:
+        return (module for _, module in self.named_children())
+
+    def __len__(self) -> int:
+        return len(list(self.named_children()))
+
+    def __getitem__(self, index: int) -> Any:
+        return list(self)[index]
+
+
+class Sequential(ModuleList):
+    """Modules one after another."""
+
+    def __init__(self, *modules: Module):
+        super().__init__(modules)
+
+    def forward(self, x: Tensor | Array) -> Tensor:
+        for module in self:
+            x = module(x)
+        return x
