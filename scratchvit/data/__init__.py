@@ -1,0 +1,37 @@
+"""Pictures in, batches out: data sets, transforms and the loader. All of it NumPy on the host.
+
+In short:
+
+    splits = load("fashion-mnist", download=True)
+    augment = Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(splits.train)))
+    for x, y in Loader(splits.train, 128, augment, shuffle=True):  # float32 (B, C, H, W), int64 (B,)
+        ...
+"""
+
+from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
+from scratchvit.data.folder import ImageFolder
+from scratchvit.data.idx import read_idx
+from scratchvit.data.images import load_image, resize_image
+from scratchvit.data.loader import Loader
+from scratchvit.data.registry import list_datasets, load
+from scratchvit.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
+
+__all__ = [
+    "ArrayDataset",
+    "Compose",
+    "Dataset",
+    "ImageFolder",
+    "Loader",
+    "Normalize",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "Resized",
+    "Splits",
+    "channel_stats",
+    "list_datasets",
+    "load",
+    "load_image",
+    "read_idx",
+    "resize_image",
+    "stratified_split",
+]

@@ -1,0 +1,137 @@
+"""Batches for training and evaluation: shuffled, transformed, made ahead of time, and resumable bit for bit.
+
+Chance depends on the place alone: the order of epoch e comes from (seed, e), the augmentation of its batch b
+from (seed, e, b). So it does not matter how far ahead the background thread runs, or where a run was resumed.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scratchvit.data.datasets import Dataset
+from scratchvit.data.transforms import Transform
+from scratchvit.errors import ScratchvitError
+
+Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+_ORDER, _AUGMENTATION = 0, 1  # keep the two uses of a seed apart
+
+
+class Loader:
+    """Iterating gives one epoch of (x float32 (B, C, H, W), y int64 (B,)) NumPy arrays.
+
+    transform   called with uint8 (B, H, W, C) and the batch's generator; see `transforms`
+    shuffle     a new order in each epoch
+    drop_last   leave out a last batch that is smaller than batch_size
+    prefetch    batches that one background thread makes ahead of the consumer
+
+    An epoch left early (break, an exception) stops the thread, and starts over with the next iteration;
+    only `load_state_dict` makes an iteration begin in the middle. What goes wrong in the thread, such as a
+    picture that does not decode, is raised from the iteration, as it was. Raises ScratchvitError for
+    arguments out of range and for a data set too small to give a batch.
+    """
+
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        transform: Transform,
+        *,
+        shuffle: bool = False,
+        drop_last: bool = False,
+        seed: int = 0,
+        prefetch: int = 2,
+    ):
+        if batch_size < 1 or seed < 0 or prefetch < 0:
+            raise ScratchvitError(
+                f"Loader: batch_size={batch_size} must be at least 1, "
+                f"seed={seed} and prefetch={prefetch} at least 0."
+            )
+        if len(dataset) < (batch_size if drop_last else 1):
+            raise ScratchvitError(
+                f"{dataset.name}: {len(dataset)} pictures do not make a batch of {batch_size}; "
+                "take a smaller batch_size, a larger part of the data, or drop_last=False."
+            )
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.transform = transform
+        self.shuffle = shuffle
+        self.drop_last = drop_last
+        self.seed = seed
+        self.prefetch = prefetch
+        self._epoch, self._batch = 0, 0  # the next batch that the consumer has not been handed
+        self._first = 0  # the batch with which the next iteration begins
+
+    def __len__(self) -> int:
+        """Batches in an epoch."""
+        whole, rest = divmod(len(self.dataset), self.batch_size)
+        return whole + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        epoch, first = self._epoch, self._first
+        self._batch, self._first = first, 0
+        order = self._order(epoch)
+
+        def make(batch: int) -> Batch:
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
+            rng = self._generator(_AUGMENTATION, epoch, batch)
+            return self.transform(self.dataset.images(indices), rng), self.dataset.labels[indices]
+
+        with closing(_map_ahead(make, range(first, len(self)), self.prefetch)) as batches:
+            for batch, made in enumerate(batches, first):
+                at_end = batch + 1 == len(self)
+                self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
+                yield made
+
+    def state_dict(self) -> dict[str, int]:
+        """{"epoch", "batch", "seed"}: the place of the next batch that the consumer has not been handed."""
+        return {"epoch": self._epoch, "batch": self._batch, "seed": self.seed}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Make the next iteration give the batches of that epoch that were still to come.
+
+        Raises ScratchvitError for a state of another seed or of a place that this loader does not have.
+        """
+        epoch, batch, seed = (state.get(key) for key in ("epoch", "batch", "seed"))
+        if type(epoch) is not int or type(batch) is not int or epoch < 0 or not 0 <= batch < len(self):
+            raise ScratchvitError(
+                f"Loader: epoch {epoch!r}, batch {batch!r} is no place in this loader, whose epochs have "
+                f"{len(self)} batches; resume with the data set and batch_size of the saved run."
+            )
+        if seed != self.seed:
+            raise ScratchvitError(
+                f"Loader: the saved state has seed {seed!r}, this loader has seed {self.seed}; "
+                "resume with the seed of the saved run."
+            )
+        self._epoch, self._batch, self._first = epoch, batch, batch
+
+    def _order(self, epoch: int) -> NDArray[np.intp]:
+        if not self.shuffle:
+            return np.arange(len(self.dataset))
+        return self._generator(_ORDER, epoch).permutation(len(self.dataset))
+
+    def _generator(self, *place: int) -> np.random.Generator:
+        # spawn_key tells (e, 0) from (e); a plain list of numbers would not.
+        return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=place))
+
+
+def _map_ahead(
+    function: Callable[[int], Batch], items: Iterable[int], ahead: int
+) -> Generator[Batch, None, None]:
+    """map(function, items), computed in one background thread, up to `ahead` items before they are needed."""
+    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scratchvit-loader")
+    pending: deque[Future[Batch]] = deque()
+    try:
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()  # raises here what was raised there
+        while pending:
+            yield pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)  # waits for the one item in progress

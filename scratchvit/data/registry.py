@@ -1,0 +1,99 @@
+"""A data set by its name, or a folder of pictures by its path."""
+
+import difflib
+from collections.abc import Callable
+from pathlib import Path
+
+from scratchvit.data import cifar, idx
+from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
+from scratchvit.data.digits import load_digits
+from scratchvit.data.folder import load_folder
+from scratchvit.errors import ScratchvitError
+
+# Those that are published as files, already divided into (train, test).
+_FROM_FILES: dict[str, Callable[[str, Path | None, bool], tuple[ArrayDataset, ArrayDataset]]] = {
+    **dict.fromkeys(idx.DATASETS, idx.load_mnist),
+    **dict.fromkeys(cifar.DATASETS, cifar.load_cifar),
+}
+
+
+def list_datasets() -> tuple[str, ...]:
+    """The names that `load` knows."""
+    return ("digits", *_FROM_FILES)
+
+
+def load(
+    name_or_path: str | Path,
+    *,
+    data_dir: str | Path | None = None,
+    img_size: int | None = None,
+    val_fraction: float = 0.1,
+    seed: int = 0,
+    skip_bad: bool = False,
+    download: bool = False,
+) -> Splits:
+    """Load a data set as `Splits(train, val, test)`.
+
+    name_or_path  one of `list_datasets()`, or the folder that has train/<class>/*.jpg (`folder.load_folder`)
+    data_dir      where the files of a named data set are; without it, the system's and the user's cache folder
+    img_size      side of the pictures; needed for a folder, otherwise the data set's own
+    val_fraction  part of the training pictures that becomes val, by seed and class by class, where the
+                  data set brings no val of its own
+    skip_bad      leave out pictures of a folder that do not decode, and name them in `skipped`
+    download      fetch missing files of a named data set, with checksums, into data_dir or the cache
+
+    Raises ScratchvitError for an unknown name, missing or damaged files, and values out of range.
+    """
+    if img_size is not None and img_size < 1:
+        raise ScratchvitError(f"img_size={img_size}: the side of a picture is at least 1 pixel.")
+    if not 0 <= val_fraction < 1:
+        raise ScratchvitError(
+            f"val_fraction={val_fraction}: the part of train that becomes val is 0 ≤ part < 1."
+        )
+    if seed < 0:
+        raise ScratchvitError(f"seed={seed}: a seed is a whole number from 0 up.")
+
+    if name_or_path == "digits":
+        return _resized(load_digits(), img_size)
+    if name_or_path in _FROM_FILES:
+        splits = _load_named(str(name_or_path), data_dir, float(val_fraction), seed, download)
+        return _resized(splits, img_size)
+
+    root = Path(name_or_path)
+    if not root.is_dir():
+        raise _unknown(str(name_or_path))
+    if img_size is None:
+        raise ScratchvitError(
+            f"{root}: pictures of a folder come in all sizes; say which to bring them to, img_size=…."
+        )
+    return load_folder(root, img_size, float(val_fraction), seed, skip_bad)
+
+
+def _load_named(
+    name: str, data_dir: str | Path | None, val_fraction: float, seed: int, download: bool
+) -> Splits:
+    folder = Path(data_dir) if data_dir is not None else None
+    if folder and not folder.is_dir() and not download:
+        raise ScratchvitError(f"{folder}: no such folder (given as --data-dir, data_dir, for {name}).")
+    train, test = _FROM_FILES[name](name, folder, download)
+    rest, held = stratified_split(train.labels, val_fraction, seed)
+    note = f"val: {len(held)} pictures drawn from train with seed {seed}."
+    return Splits(train.subset(rest), train.subset(held), test, notes=(note,))
+
+
+def _resized(splits: Splits, img_size: int | None) -> Splits:
+    def resized(dataset: Dataset) -> Dataset:
+        own = dataset.image_shape[:2] == (img_size, img_size)
+        return dataset if img_size is None or own else Resized(dataset, img_size)
+
+    return Splits(
+        resized(splits.train), resized(splits.val), resized(splits.test), splits.notes, splits.skipped
+    )
+
+
+def _unknown(name: str) -> ScratchvitError:
+    near = difflib.get_close_matches(name.lower(), list_datasets(), n=1)
+    hint = f" Did you mean {near[0]!r}?" if near else ""
+    return ScratchvitError(
+        f"{name!r} is neither a folder nor a data set known here ({', '.join(list_datasets())}).{hint}"
+    )

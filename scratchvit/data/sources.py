@@ -1,0 +1,59 @@
+"""Where the files of a published data set are: in the user's folder, in the cache, or on its mirror."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from scratchvit.errors import ScratchvitError
+
+
+@dataclass(frozen=True)
+class Remote:
+    """A published file: its address and the MD5 sum that its publishers (or torchvision) print for it."""
+
+    url: str
+    md5: str
+
+    @property
+    def filename(self) -> str:
+        return self.url.rsplit("/", 1)[-1]
+
+
+def cache_dir() -> Path:
+    """The user's cache folder of scratchvit: $XDG_CACHE_HOME/scratchvit, or ~/.cache/scratchvit."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchvit"
+
+
+def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
+    """The first FOLDER/NAME that is a file, folder by folder; None when there is none."""
+    candidates = (folder / name for folder in folders for name in names)
+    return next((path for path in candidates if path.is_file()), None)
+
+
+def not_found(dataset: str, what: str, folders: Sequence[Path]) -> ScratchvitError:
+    """The error that says where `what` was looked for and how to get it."""
+    places = ", ".join(map(str, folders))
+    return ScratchvitError(
+        f"{dataset}: {what} not found in {places}; name the folder that has it (--data-dir, data_dir), "
+        "or let it be fetched (--download, download=True)."
+    )
+
+
+def fetch(remote: Remote, folder: Path) -> Path:
+    """Download a file into folder, if its MD5 sum is right; otherwise nothing stays. Raises ScratchvitError."""
+    try:
+        import pooch
+    except ImportError as error:
+        raise ScratchvitError('Downloading needs pooch: pip install "scratchvit[demo]"') from error
+    try:
+        return Path(
+            pooch.retrieve(
+                remote.url, f"md5:{remote.md5}", fname=remote.filename, path=folder, progressbar=True
+            )
+        )
+    except (OSError, ValueError) as error:  # no network, no space; a wrong sum is a ValueError
+        raise ScratchvitError(
+            f"{remote.url}: the download into {folder} failed ({error}); try again later, "
+            "or fetch the file yourself and name its folder with data_dir."
+        ) from error

@@ -1,0 +1,118 @@
+"""From a batch of uint8 pictures to what a model eats. Each step works on the whole batch at once.
+
+Random steps come first and stay in uint8, a quarter of the memory; `Normalize` comes last:
+
+    Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(train)))
+
+Every step is called with the batch and the `np.random.Generator` of that batch, its only source of chance.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from numpy.typing import NDArray
+
+from scratchvit.data.datasets import Dataset
+from scratchvit.errors import ScratchvitError
+
+Images = NDArray[np.uint8]  # (B, H, W, C)
+Transform = Callable[[Any, np.random.Generator], Any]
+
+_CHUNK = 256  # pictures that `channel_stats` holds at a time
+
+
+class Compose:
+    """The given transforms, one after the other, sharing the batch's generator."""
+
+    def __init__(self, *transforms: Transform):
+        self.transforms = transforms
+
+    def __call__(self, images: Images, rng: np.random.Generator) -> Any:
+        for transform in self.transforms:
+            images = transform(images, rng)
+        return images
+
+
+class Normalize:
+    """uint8 (B, H, W, C) → float32 (B, C, H, W): (pixel/255 - mean) / std, channel by channel.
+
+    mean and std (C,) are in units of 0 … 1. Raises ScratchvitError for a std that is not positive, and when
+    called on pictures with another number of channels.
+    """
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]):
+        self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
+        if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
+            raise ScratchvitError(f"Normalize: mean {self.mean} and std {self.std} must match, each std > 0.")
+        # One multiply and one add per pixel: pixel · 1/(255 std) - mean/std.
+        deviation = np.array(self.std)[:, None, None]
+        self._scale = (1 / (255 * deviation)).astype(np.float32)  # (C, 1, 1)
+        self._shift = (-np.array(self.mean)[:, None, None] / deviation).astype(np.float32)
+
+    def __call__(self, images: Images, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
+        if images.shape[-1] != len(self.mean):
+            raise ScratchvitError(f"Normalize has {len(self.mean)} channels, the pictures {images.shape[-1]}.")
+        x = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)  # (B, C, H, W)
+        x *= self._scale
+        x += self._shift
+        return x
+
+
+class RandomCrop:
+    """Pad every side, then cut out the original size, each picture at its own place. Keeps uint8 (B, H, W, C).
+
+    Filled with zeros (black) as in He et al. 1512.03385 §4.2, or by reflection.
+    """
+
+    def __init__(self, padding: int, fill: Literal["zero", "reflect"] = "zero"):
+        if padding < 0 or fill not in ("zero", "reflect"):
+            raise ScratchvitError(f"RandomCrop({padding}, {fill!r}): padding ≥ 0; fill 'zero' or 'reflect'.")
+        self.padding = padding
+        self.fill = fill
+
+    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+        count, height, width, _ = images.shape
+        p = self.padding
+        rows, columns = rng.integers(0, 2 * p + 1, size=(2, count))
+        around = ((0, 0), (p, p), (p, p), (0, 0))
+        padded = np.pad(images, around, mode="constant" if self.fill == "zero" else "reflect")
+        windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (B, 2p+1, 2p+1, C, H, W)
+        return windows[np.arange(count), rows, columns].transpose(0, 2, 3, 1)
+
+
+class RandomHorizontalFlip:
+    """Mirror each picture left to right with probability p. Keeps uint8 (B, H, W, C)."""
+
+    def __init__(self, p: float = 0.5):
+        if not 0 <= p <= 1:
+            raise ScratchvitError(f"RandomHorizontalFlip({p}): a probability is from 0 to 1.")
+        self.p = p
+
+    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+        flip = rng.random(len(images)) < self.p
+        out = images.copy()
+        out[flip] = images[flip][:, :, ::-1]
+        return out
+
+
+def channel_stats(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """(mean, std) of every channel over all pixels of a data set, in units of 0 … 1, for `Normalize`.
+
+    Exact: it counts how often each of the 256 values occurs. Raises ScratchvitError for an empty data set.
+    """
+    if len(dataset) == 0:
+        raise ScratchvitError(f"{dataset.name}: no pictures to take mean and standard deviation of.")
+    channels = dataset.image_shape[2]
+    counts = np.zeros((channels, 256), np.int64)
+    for start in range(0, len(dataset), _CHUNK):
+        images = dataset.images(np.arange(start, min(start + _CHUNK, len(dataset))))
+        for channel in range(channels):
+            counts[channel] += np.bincount(images[..., channel].ravel(), minlength=256)
+
+    share = counts / counts.sum(axis=1, keepdims=True)  # (C, 256), float64
+    values = np.arange(256) / 255
+    mean = share @ values
+    variance = (share * (values - mean[:, None]) ** 2).sum(axis=1)
+    return tuple(mean.tolist()), tuple(np.sqrt(variance).tolist())

@@ -1,0 +1,103 @@
+"""Every batched transform against the plain loop over pictures that it stands for."""
+
+import numpy as np
+import pytest
+
+from scratchvit.data import ArrayDataset, Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
+from scratchvit.errors import ScratchvitError
+from tests.data_samples import random_dataset, random_images
+
+SHAPES = [(6, 8, 8, 3), (5, 7, 10, 1), (1, 1, 1, 3)]
+
+
+def generator():
+    return np.random.default_rng(11)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_normalize_equals_the_formula(shape):
+    images = random_images(*shape)
+    mean, std = np.linspace(0.2, 0.5, shape[3]), np.linspace(0.1, 0.3, shape[3])
+    x = Normalize(mean, std)(images)
+    assert x.dtype == np.float32
+    assert x.flags.c_contiguous
+    expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)  # float64
+    np.testing.assert_allclose(x, expected, rtol=0, atol=2e-6)
+
+
+def test_normalize_refuses_what_does_not_fit():
+    with pytest.raises(ScratchvitError, match="std > 0"):
+        Normalize((0.5,), (0.0,))
+    with pytest.raises(ScratchvitError, match="must match"):
+        Normalize((0.5, 0.5), (1.0,))
+    with pytest.raises(ScratchvitError, match="1 channels, the pictures 3"):
+        Normalize((0.5,), (1.0,))(random_images(2))
+
+
+@pytest.mark.parametrize("shape", [(6, 8, 8, 3), (5, 7, 10, 1)])
+@pytest.mark.parametrize(("fill", "mode"), [("zero", "constant"), ("reflect", "reflect")])
+@pytest.mark.parametrize("padding", [0, 1, 4])
+def test_crop_equals_a_loop(shape, fill, mode, padding):
+    images = random_images(*shape)
+    cropped = RandomCrop(padding, fill)(images, generator())
+    assert cropped.dtype == np.uint8
+    rows, columns = generator().integers(0, 2 * padding + 1, size=(2, len(images)))
+    for image, result, row, column in zip(images, cropped, rows, columns):
+        padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)), mode=mode)
+        expected = padded[row : row + image.shape[0], column : column + image.shape[1]]
+        assert np.array_equal(result, expected)
+
+
+def test_crop_reaches_every_place_and_each_picture_has_its_own():
+    images = np.tile(random_images(1, 4, 4, 1), (500, 1, 1, 1))
+    assert len(np.unique(RandomCrop(1)(images, generator()), axis=0)) == 9
+
+
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])
+def test_flip_equals_a_loop(p):
+    images = random_images(40, 5, 6, 3)
+    before = images.copy()
+    flipped = RandomHorizontalFlip(p)(images, generator())
+    for image, result, draw in zip(before, flipped, generator().random(40)):
+        assert np.array_equal(result, image[:, ::-1] if draw < p else image)
+    assert np.array_equal(images, before)  # the data set's own pictures stay as they are
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: RandomCrop(-1), lambda: RandomCrop(1, "wrap"), lambda: RandomHorizontalFlip(2)]
+)
+def test_transforms_refuse_arguments_out_of_range(make):
+    with pytest.raises(ScratchvitError):
+        make()
+
+
+def test_compose_applies_in_order_from_one_generator():
+    images = random_images(8)
+    crop, flip, normalize = RandomCrop(2), RandomHorizontalFlip(), Normalize((0.5,) * 3, (0.2,) * 3)
+    rng = generator()
+    expected = normalize(flip(crop(images, rng), rng), rng)
+    x = Compose(crop, flip, normalize)(images, generator())
+    assert x.dtype == np.float32
+    assert np.array_equal(x, expected)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_channel_stats_equal_numpy(channels):
+    dataset = random_dataset(300, channels=channels)  # more than one chunk
+    mean, std = channel_stats(dataset)
+    pixels = dataset.images(range(300)) / 255
+    np.testing.assert_allclose(mean, pixels.mean(axis=(0, 1, 2)), rtol=1e-12)
+    np.testing.assert_allclose(std, pixels.std(axis=(0, 1, 2)), rtol=1e-12)
+    assert all(type(value) is float for value in mean + std)  # goes into a checkpoint as JSON
+
+
+def test_normalised_pictures_have_mean_0_and_deviation_1():
+    dataset = random_dataset(64)
+    x = Normalize(*channel_stats(dataset))(dataset.images(range(64)))
+    np.testing.assert_allclose(x.mean(axis=(0, 2, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(x.std(axis=(0, 2, 3)), 1, atol=1e-5)
+
+
+def test_channel_stats_of_nothing():
+    with pytest.raises(ScratchvitError, match="no pictures"):
+        channel_stats(ArrayDataset(random_images(0), np.zeros(0, int), ("a",)))
