@@ -1,7 +1,7 @@
 """Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine."""
 
 from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
-from scratchvit import backend, nn, ops, random
+from scratchvit import backend, nn, ops, optim, random
 from scratchvit.backend import device, use
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradientError, gradcheck

@@ -1,0 +1,9 @@
+"""From gradients to steps: SGD, Adam, AdamW, clipping, learning-rate schedules, and averaged weights.
+
+    optimizer = AdamW(param_groups(model, weight_decay=0.05), lr=1e-3)
+    optimizer.zero_grad(); loss.backward(); clip_grad_norm(model.parameters(), 1.0); optimizer.step()
+"""
+
+from scratchvit.optim.ema import EMA
+from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm, param_groups
+from scratchvit.optim.schedule import Schedule

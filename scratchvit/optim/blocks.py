@@ -1,0 +1,41 @@
+"""One update over many arrays at the speed of the cache.
+
+An update is a dozen array operations on each parameter. Done one after the other on a whole matrix, each would fetch it
+from main memory again; so it is cut into blocks that stay in the cache for the whole dozen, and the blocks are dealt to
+the cores. Arrays that are shorter than a NumPy call is long are joined and updated as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
+
+BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
+SMALL = 4_096       # entries below which an array is joined with others
+
+Update = Callable[..., None]
+"""Takes flat arrays of one length and changes some of them in place."""
+
+
+def apply(update: Update, rows: Sequence[tuple[Array, ...]]) -> None:
+    """`update(*row)` for all rows, each some flat arrays of one length: large ones in blocks, small ones joined."""
+    small = [row for row in rows if row[0].size < SMALL]
+    if small:
+        joined = [array_module(column[0]).concatenate(column) for column in zip(*small)]
+        update(*joined)
+        start = 0
+        for row in small:
+            stop = start + row[0].size
+            for array, values in zip(row, joined):
+                array[...] = values[start:stop]
+            start = stop
+    on_cpu = bool(rows) and backend_of(rows[0][0]) is CPU
+    blocks = [
+        tuple(array[start : start + block] for array in row)
+        for row in rows
+        if (size := row[0].size) >= SMALL
+        for block in [BLOCK if on_cpu else size]
+        for start in range(0, size, block)
+    ]
+    deal(update, blocks, cpu_threads() if on_cpu else 1)

@@ -1,0 +1,66 @@
+"""Averaged weights."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from scratchvit.backend import Array
+from scratchvit.errors import ScratchvitError
+from scratchvit.nn.module import Module
+from scratchvit.optim.blocks import apply
+
+
+class EMA:
+    """The running average of a model's weights, a ← a + (1 - decay) (θ - a), which often does better than they do.
+
+    Polyak & Juditsky 1992, in timm's form (ModelEma). Buffers, such as running statistics, are copied.
+    """
+
+    def __init__(self, model: Module, decay: float):
+        if not 0 <= decay < 1:
+            raise ScratchvitError(f"the decay of averaged weights must lie in [0, 1), not {decay}")
+        self.model, self.decay = model, decay
+        self.averages = {name: tensor.data.copy() for name, tensor in self._tensors()}
+
+    def _tensors(self) -> Iterator[tuple[str, Any]]:
+        yield from self.model.named_parameters()
+        yield from self.model.named_buffers()
+
+    def update(self) -> None:
+        """Take the weights of now into the average."""
+        share = 1 - self.decay
+
+        def move(average: Array, value: Array) -> None:
+            difference = value - average
+            difference *= share
+            average += difference
+
+        parameters = dict(self.model.named_parameters())
+        apply(move, [(self.averages[name].reshape(-1), p.data.reshape(-1)) for name, p in parameters.items()])
+        for name, tensor in self.model.named_buffers():
+            self.averages[name][...] = tensor.data
+
+    @contextlib.contextmanager
+    def applied(self) -> Iterator[None]:
+        """Inside, the model has the averaged weights; afterwards its own again."""
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self) -> None:
+        for name, tensor in self._tensors():
+            tensor.data, self.averages[name] = self.averages[name], tensor.data
+
+    def state_dict(self) -> dict[str, Any]:
+        """{name of parameter or buffer: NumPy array}, copied: a state that the model itself could load."""
+        with self.applied():
+            return self.model.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from saved averages. Raises ScratchvitError if they are of another model."""
+        with self.applied():
+            self.model.load_state_dict(state)

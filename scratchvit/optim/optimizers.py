@@ -1,0 +1,262 @@
+"""SGD, Adam, AdamW, and clipping: from gradients to steps, by PyTorch's formulas."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import numpy as np
+
+from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.errors import ScratchvitError
+from scratchvit.nn.module import Module, Parameter
+from scratchvit.optim.blocks import Update, apply
+
+
+@dataclass
+class _Slot:
+    """What an optimiser keeps for one parameter."""
+
+    parameter: Parameter
+    weight_decay: float
+    steps: int = 0
+    moments: list[Array] = field(default_factory=list)      # flat, made when the first gradient arrives
+
+
+class Optimizer:
+    """What all optimisers share. A subclass names its moments and says, in `_update`, what a step does to a block.
+
+    params: Parameters, or groups `{"params": Parameters, "weight_decay": number}` as `param_groups` makes them.
+    lr may be set between steps. Parameters whose gradient is None are left alone, as in PyTorch.
+    Raises ScratchvitError for an empty list, a parameter that occurs twice, and settings out of range.
+    """
+
+    moment_names: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, params: Iterable[Any], lr: float, weight_decay: float):
+        self.lr = lr
+        groups = list(params)
+        if not groups:
+            raise ScratchvitError("an optimiser needs parameters: model.parameters() or param_groups(model, …)")
+        if not isinstance(groups[0], Mapping):
+            groups = [{"params": groups}]
+        self._slots: list[_Slot] = []
+        for group in groups:
+            if unknown := group.keys() - {"params", "weight_decay"}:
+                raise ScratchvitError(f'a group has "params" and "weight_decay", not {", ".join(sorted(unknown))}')
+            decay = group.get("weight_decay", weight_decay)
+            if lr < 0 or decay < 0:
+                raise ScratchvitError(f"lr {lr} and weight_decay {decay} must not be negative")
+            for parameter in group["params"]:
+                # Steps write through a flat view, which only contiguous memory has.
+                parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
+                self._slots.append(_Slot(parameter, decay))
+        if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
+            raise ScratchvitError("a parameter was given to the optimiser twice: name it in one group only")
+
+    def _update(self, steps: int, weight_decay: float) -> Update:
+        """The update of parameters that have now made this many steps."""
+        raise NotImplementedError
+
+    def step(self) -> None:
+        """Change every parameter that has a gradient, in place."""
+        alike: dict[tuple[Any, ...], list[_Slot]] = {}
+        for slot in self._slots:
+            if slot.parameter.grad is not None:
+                slot.steps += 1
+                alike.setdefault((slot.steps, slot.weight_decay, slot.parameter.dtype), []).append(slot)
+        for (steps, weight_decay, _), slots in alike.items():
+            apply(self._update(steps, weight_decay), [self._arrays(slot) for slot in slots])
+
+    def zero_grad(self) -> None:
+        """Forget all gradients."""
+        for slot in self._slots:
+            slot.parameter.grad = None
+
+    def _arrays(self, slot: _Slot) -> tuple[Array, ...]:
+        """Parameter, gradient and moments, flat."""
+        data = slot.parameter.data.reshape(-1)
+        if not slot.moments:
+            slot.moments = [array_module(data).zeros_like(data) for _ in self.moment_names]
+        assert slot.parameter.grad is not None
+        return data, slot.parameter.grad.reshape(-1), *slot.moments
+
+    def state_dict(self) -> dict[str, Any]:
+        """{"step.<i>": int, "<moment>.<i>": NumPy array like the parameter} of each parameter that has made a step."""
+        state: dict[str, Any] = {}
+        for i, slot in enumerate(self._slots):
+            if slot.steps:
+                state[f"step.{i}"] = slot.steps
+                for name, moment in zip(self.moment_names, slot.moments):
+                    state[f"{name}.{i}"] = asnumpy(moment).reshape(slot.parameter.shape).copy()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a saved state. Raises ScratchvitError, before anything is changed, if it does not fit."""
+        expected: dict[str, tuple[int, ...]] = {
+            f"{name}.{i}": slot.parameter.shape
+            for i, slot in enumerate(self._slots)
+            if f"step.{i}" in state
+            for name in self.moment_names
+        }
+        expected |= {f"step.{i}": () for i in range(len(self._slots)) if f"step.{i}" in state}
+        given = {name: np.shape(value) for name, value in state.items()}
+        if expected != given:
+            wrong = min(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
+            raise ScratchvitError(
+                f"this optimiser state does not fit {type(self).__name__} and its {len(self._slots)} parameters "
+                f"(first difference: {wrong}): it is of another model or optimiser"
+            )
+        for i, slot in enumerate(self._slots):
+            slot.steps = state.get(f"step.{i}", 0)
+            slot.moments = [
+                asarray(state[f"{name}.{i}"], slot.parameter.dtype).reshape(-1).copy()
+                for name in self.moment_names
+                if slot.steps
+            ]
+
+
+class SGD(Optimizer):
+    """g ← g + λ θ;  b ← μ b + g;  θ ← θ - η b, or with Nesterov's look ahead θ - η (g + μ b).
+
+    μ is momentum, λ weight_decay, η lr; PyTorch's form, in which the learning rate does not enter b.
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        momentum: float = 0.0,
+        weight_decay: float = 0.0,
+        nesterov: bool = False,
+    ):
+        if nesterov and not momentum:
+            raise ScratchvitError("nesterov looks ahead along the momentum: give momentum > 0")
+        super().__init__(params, lr, weight_decay)
+        self.momentum, self.nesterov = momentum, nesterov
+        self.moment_names = ("momentum_buffer",) if momentum else ()  # type: ignore[misc]
+
+    def _update(self, steps: int, weight_decay: float) -> Update:
+        lr, momentum, nesterov = self.lr, self.momentum, self.nesterov
+
+        def update(p: Array, g: Array, b: Array | None = None) -> None:
+            direction = p * weight_decay
+            direction += g
+            if b is not None:
+                b *= momentum
+                b += direction
+                if nesterov:
+                    direction += b * momentum
+                else:
+                    direction[...] = b
+            direction *= lr
+            p -= direction
+
+        return update
+
+
+class Adam(Optimizer):
+    """Steps divided by the gradient's running size (Kingma & Ba, ICLR 2015, arXiv 1412.6980, algorithm 1).
+
+    m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  θ ← θ - η m̂ / (√v̂ + ε) with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
+    Weight decay is added to the gradient, g + λ θ: it is divided by √v̂ like the rest.
+    """
+
+    moment_names = ("exp_avg", "exp_avg_sq")
+    decoupled: ClassVar[bool] = False
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ):
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ScratchvitError(f"betas {betas} must lie in [0, 1)")
+        super().__init__(params, lr, weight_decay)
+        self.betas, self.eps = betas, eps
+
+    def _update(self, steps: int, weight_decay: float) -> Update:
+        beta1, beta2 = self.betas
+        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: two passes fewer.
+        root = math.sqrt(1 - beta2**steps)
+        step_size, eps = self.lr * root / (1 - beta1**steps), self.eps * root
+        shrink = 1 - self.lr * weight_decay if self.decoupled else 1.0
+        coupled_decay = 0.0 if self.decoupled else weight_decay
+
+        def update(p: Array, g: Array, m: Array, v: Array) -> None:
+            xp = array_module(p)
+            if coupled_decay:
+                g = g + p * coupled_decay
+            scratch = g - m
+            scratch *= 1 - beta1
+            m += scratch
+            xp.multiply(g, g, out=scratch)
+            scratch *= 1 - beta2
+            v *= beta2
+            v += scratch
+            xp.sqrt(v, out=scratch)
+            scratch += eps
+            xp.divide(m, scratch, out=scratch)
+            scratch *= step_size
+            p *= shrink
+            p -= scratch
+
+        return update
+
+
+class AdamW(Adam):
+    """Adam whose weight decay does not pass through the division: θ ← (1 - η λ) θ first (Loshchilov & Hutter 2019).
+
+    arXiv 1711.05101, algorithm 2 in PyTorch's form, where λ is multiplied by the learning rate.
+    """
+
+    decoupled = True
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.05,
+    ):
+        super().__init__(params, lr, betas, eps, weight_decay)
+
+
+def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Two groups: what decays, and what does not: norms, biases (1-D) and the names in `model.no_weight_decay()`."""
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    decayed: list[Parameter] = []
+    kept: list[Parameter] = []
+    for name, parameter in model.named_parameters():
+        (kept if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
+    return [group for group in groups if group["params"]]
+
+
+def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> Array:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being the length of all of them together.
+
+    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). Returns the norm before, a
+    0-d array on the device; nothing is read back. Raises ScratchvitError for a max_norm that is not positive.
+    """
+    if not max_norm > 0:
+        raise ScratchvitError(f"the largest norm of the gradients must be positive, not {max_norm}")
+    gradients = []
+    for parameter in params:
+        if parameter.grad is not None:
+            # Scaled through a flat view, which only contiguous memory has.
+            parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
+            gradients.append(parameter.grad.reshape(-1))
+    if not gradients:
+        return asarray(0.0)
+    xp = array_module(gradients[0])
+    norm = xp.sqrt(sum(xp.dot(g, g) for g in gradients))
+    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
+    apply(lambda g: xp.multiply(g, factor, out=g), [(g,) for g in gradients])
+    return norm

@@ -1,0 +1,154 @@
+"""Checkpoints: everything that a run needs to go on bit for bit, in one safetensors file.
+
+Arrays are tensors named `model.…`, `ema.…` and `optimizer.…`; all else is JSON in the file's own metadata. One file
+cannot be half old and half new, and it is written under another name, brought to the disk, and only then renamed.
+Nothing in it is code: it can be opened without trust. A checksum tells a damaged file from a whole one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import create_model
+from scratchvit.nn import Module
+
+FORMAT = 1
+ARRAYS = ("model", "ema", "optimizer")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A saved run.
+
+    config       the fields of its TrainConfig
+    model_name   with model_args, what `create_model` builds it from
+    data         {"name", "classes", "image_shape" (H, W, C), "mean", "std"} of what it was trained on
+    progress     epoch, step and the states of loader, generator and meters: plain numbers, lists and dictionaries
+    model        {name: NumPy array}, as `Module.state_dict` gives it
+    ema          the averaged weights, likewise; empty without averaging
+    optimizer    its state; empty where it is of no use, as in best.safetensors
+    versions     of what wrote it
+    """
+
+    config: dict[str, Any]
+    model_name: str
+    model_args: dict[str, Any]
+    data: dict[str, Any]
+    progress: dict[str, Any]
+    model: Mapping[str, np.ndarray]
+    ema: Mapping[str, np.ndarray] = field(default_factory=dict)
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint; an earlier one of that name is replaced in one instant or, if anything fails, kept.
+
+    Raises ScratchvitError when the disk is full or the folder cannot be written.
+    """
+    tensors: dict[str, np.ndarray] = {}
+    text: dict[str, Any] = {"format": FORMAT}
+    for part in dataclasses.fields(checkpoint):
+        content = getattr(checkpoint, part.name)
+        if part.name in ARRAYS:
+            arrays = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+            tensors |= {f"{part.name}.{name}": np.asarray(array, order="C") for name, array in arrays.items()}
+            content = {name: value for name, value in content.items() if name not in arrays}
+        text[part.name] = content
+    metadata = {"scratchvit": json.dumps(text)}
+    metadata["crc32"] = _checksum(tensors, metadata["scratchvit"])
+    write_atomically(path, safetensors.numpy.save(tensors, metadata))
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` in one instant by a file with this content. Raises ScratchvitError, and leaves the old one."""
+    temporary = path.with_name(f".{path.name}.tmp")     # what a kill leaves behind, the next write takes over
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())     # a full disk may only be noticed here
+        temporary.replace(path)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            kept = "; the one saved before is untouched" if path.exists() else ""
+            raise ScratchvitError(
+                f"{path} could not be written ({error.strerror}){kept}: make room or choose another folder, then resume"
+            ) from error
+        raise
+
+
+def load_checkpoint(path: str | Path) -> Checkpoint:
+    """Read a checkpoint; of a run's folder, the best one.
+
+    Raises ScratchvitError for a file that is missing, damaged, cut short, or not a checkpoint of this program.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "best.safetensors"
+    if not path.is_file():
+        raise ScratchvitError(f"there is no checkpoint {path}: name a .safetensors file or the folder of a run")
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
+    except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
+        raise ScratchvitError(
+            f"{path} is cut short, damaged or no safetensors file ({error}): take another checkpoint"
+        ) from error
+    if "scratchvit" not in metadata:
+        raise ScratchvitError(
+            f"{path} holds weights but no run of scratchvit: take a file that `scratchvit train` wrote"
+        )
+    if metadata.get("crc32") != _checksum(tensors, metadata["scratchvit"]):
+        raise ScratchvitError(f"{path} is damaged, its checksum does not match: take another checkpoint")
+    text = json.loads(metadata["scratchvit"])
+    if (written := text.pop("format")) != FORMAT:
+        raise ScratchvitError(f"{path} has checkpoint format {written}, this version reads {FORMAT}: update scratchvit")
+    for name, tensor in tensors.items():
+        part, _, rest = name.partition(".")
+        text[part][rest] = tensor
+    return Checkpoint(**text)
+
+
+def model_from_checkpoint(path: str | Path, ema: bool = True) -> tuple[Module, Checkpoint]:
+    """(model in evaluation mode, checkpoint); with `ema`, the averaged weights where there are any.
+
+    Raises ScratchvitError as `load_checkpoint` does, and when the weights are not those of the model named.
+    """
+    checkpoint = load_checkpoint(path)
+    model = create_model(checkpoint.model_name, **checkpoint.model_args)
+    load_into(model, checkpoint.ema if ema and checkpoint.ema else checkpoint.model, path)
+    return model.eval(), checkpoint
+
+
+def load_into(model: Module, weights: Mapping[str, np.ndarray], path: str | Path) -> None:
+    """Give a model the weights of the checkpoint at `path`. Raises ScratchvitError if they are another model's."""
+    try:
+        model.load_state_dict(weights)
+    except ScratchvitError as error:
+        raise ScratchvitError(f"{path} is a checkpoint of another model: {error}") from error
+
+
+def _checksum(tensors: Mapping[str, np.ndarray], text: str) -> str:
+    crc = zlib.crc32(text.encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        crc = zlib.crc32(f"{name} {array.dtype.str} {array.shape}".encode(), crc)
+        crc = zlib.crc32(array.reshape(-1).view(np.uint8).data, crc)
+    return f"{crc:08x}"

@@ -1,0 +1,82 @@
+"""Every setting of a training run, once: the command line, `config.json` and the loop all read these fields."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from scratchvit.backend import default_device
+
+
+def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field with what the command line says of it."""
+    return field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """A training run. Model options (sizes, drop rates) are fields of the model's own configuration."""
+
+    data: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, or the folder of an image folder")
+    data_dir: str | None = option(None, "where the files of a named data set are")
+    download: bool = option(False, "fetch a named data set that is not there (needs pooch)")
+    val_fraction: float = option(0.1, "share of the training images that is kept for validation")
+    skip_bad: bool = option(False, "leave out pictures that do not decode, and count them")
+
+    model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
+    model_args: dict[str, Any] = field(default_factory=dict)    # from the model's own options: --embed-dim, …
+
+    epochs: int = option(20, "passes over the training images")
+    batch_size: int = option(64, "images in a step")
+    optimizer: str = option("adamw", "how gradients become steps", ("adamw", "adam", "sgd"))
+    lr: float = option(1e-3, "learning rate after the warm-up")
+    min_lr: float = option(1e-5, "learning rate at the end")
+    weight_decay: float = option(0.05, "decay of matrices; norms, biases, positions and tokens have none")
+    momentum: float = option(0.9, "of SGD")
+    clip_grad: float = option(1.0, "largest norm of all gradients together; 0: no limit")
+    schedule: str = option("cosine", "how the learning rate falls", ("cosine", "linear", "step", "constant"))
+    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises from 0, at most half of them")
+    label_smoothing: float = option(0.0, "share of the target that is spread over all classes")
+    ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0: off")
+    crop_padding: int = option(0, "pixels by which training images are shifted at random")
+    flip: bool = option(False, "mirror training images at random")
+
+    seed: int = option(0, "of weights, split, order, augmentation and dropout")
+    device: str = option(default_device(), "where to compute", ("cpu", "gpu"))
+    save_every: int = option(0, "steps between checkpoints within an epoch; 0: at its end only")
+
+    def replace(self, **changes: Any) -> TrainConfig:
+        """The same with some fields changed."""
+        return dataclasses.replace(self, **changes)
+
+
+# Where no option says otherwise. Sizes follow what a CPU can train. What helps a ViT on little data, measured on the
+# validation images: matrices drawn by their width, fixed positions, the mean of all tokens instead of a class token.
+_SMALL = {"weight_init": "xavier", "pos_embed": "sincos", "global_pool": "avg", "class_token": False, "mlp_ratio": 2.0}
+_D128_L6 = {**_SMALL, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "drop_path_rate": 0.1}
+_D192_L6 = {**_D128_L6, "embed_dim": 192, "num_heads": 6}
+RECIPES: dict[str, TrainConfig] = {
+    # The digits are 8×8; at 16×16 a shift by a pixel is one by half of theirs, and cuts nothing off.
+    "digits": TrainConfig(
+        data="digits",
+        model_args={**_SMALL, "img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
+        epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
+    ),
+    "mnist": TrainConfig(data="mnist", model_args=_D128_L6, epochs=10, batch_size=128, crop_padding=2),
+    "fashion-mnist": TrainConfig(
+        data="fashion-mnist", model_args={**_D128_L6, "drop_path_rate": 0.0}, epochs=12, batch_size=64, lr=1.5e-3,
+        warmup_epochs=0.5, flip=True, label_smoothing=0.1, ema_decay=0.998,
+    ),
+    "cifar10": TrainConfig(
+        data="cifar10", model_args=_D192_L6, epochs=30, batch_size=128, label_smoothing=0.1, crop_padding=4, flip=True
+    ),
+    "cifar100": TrainConfig(
+        data="cifar100", model_args=_D192_L6, epochs=30, batch_size=128, label_smoothing=0.1, crop_padding=4, flip=True
+    ),
+}  # fmt: skip
+
+
+def recipe_for(data: str) -> TrainConfig:
+    """The starting point for a data set: its own recipe, or the plain defaults for a folder of images."""
+    return RECIPES.get(data, TrainConfig(data=data, flip=True))

@@ -1,0 +1,89 @@
+"""The folder of a run: config.json, metrics.csv, last.safetensors and best.safetensors."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.training.checkpoint import write_atomically
+from scratchvit.training.config import TrainConfig
+
+COLUMNS = (
+    "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second", "seconds",
+)  # fmt: skip
+
+# What may differ when a run goes on: how long it is, and where its files are.
+_MAY_CHANGE = {"epochs", "data_dir", "download"}
+
+
+class RunFolder:
+    """Where a run keeps what it found."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self.config, self.metrics = self.path / "config.json", self.path / "metrics.csv"
+        self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
+
+    def require_unused(self) -> None:
+        """Raise ScratchvitError if the folder holds a run already."""
+        if self.config.exists() or self.last.exists():
+            raise ScratchvitError(
+                f"{self.path} already holds a run: go on with it, scratchvit train --resume {self.path}, "
+                "or name another folder"
+            )
+
+    def begin(self, config: TrainConfig) -> None:
+        """Make the folder and note the settings. Raises ScratchvitError if it cannot be made."""
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ScratchvitError(
+                f"the folder {self.path} cannot be made ({error.strerror}): name another one"
+            ) from error
+        _write_text(self.config, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+
+    def require_same(self, config: TrainConfig) -> None:
+        """Raise ScratchvitError if the folder holds no run, or one with other settings."""
+        before = read_config(self.path)
+        config = TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))      # (8, 12) becomes [8, 12]
+        changed = [
+            f"{field.name} ({getattr(before, field.name)!r} → {getattr(config, field.name)!r})"
+            for field in dataclasses.fields(config)
+            if field.name not in _MAY_CHANGE and getattr(before, field.name) != getattr(config, field.name)
+        ]
+        if config.epochs < before.epochs:
+            changed.append(f"epochs ({before.epochs} → {config.epochs}: may only grow)")
+        if changed:
+            raise ScratchvitError(
+                f"{self.path} was begun with other settings: {', '.join(changed)}; resume with the old ones, "
+                "or begin a new run in another folder"
+            )
+
+    def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
+        """All rows anew: so a run that was killed and resumed has each epoch once."""
+        text = io.StringIO()
+        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(history)
+        _write_text(self.metrics, text.getvalue())
+
+
+def read_config(run_dir: Path) -> TrainConfig:
+    """The settings of the run in a folder. Raises ScratchvitError if there is none, or not of this version."""
+    path = Path(run_dir) / "config.json"
+    try:
+        return TrainConfig(**json.loads(path.read_text("utf-8")))
+    except OSError as error:
+        raise ScratchvitError(f"{run_dir} holds no run to resume: there is no readable {path.name} in it") from error
+    except (ValueError, TypeError) as error:
+        raise ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})") from error
+
+
+def _write_text(path: Path, text: str) -> None:
+    write_atomically(path, text.encode())

@@ -1,0 +1,313 @@
+"""The training loop.
+
+    for epoch in …:
+        for images, labels in loader:
+            loss = cross_entropy(model(images), labels)
+            loss.backward(); clip; optimizer.step(); ema.update()
+        evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
+    evaluate the best on test, once
+
+All that it remembers between two steps is in the checkpoint, so a run that was stopped anywhere goes on as if it had
+never been. Whatever stops it (a signal, a full disk, a loss that is not finite) leaves the last good checkpoint alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+import scratchvit
+from scratchvit import backend, ops, optim
+from scratchvit.backend import Array, asarray
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import create_model
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+from scratchvit.training import setup
+from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
+from scratchvit.training.config import TrainConfig
+from scratchvit.training.diagnose import first_non_finite, is_finite
+from scratchvit.training.evaluate import Meter, evaluate
+from scratchvit.training.folder import RunFolder
+from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
+
+READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the loss: on a GPU each one waits for the device
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run came to. Accuracies are shares, 0 … 1; the test split was evaluated once, with the best weights."""
+
+    run_dir: Path
+    checkpoint: Path            # of the best weights
+    test_loss: float
+    test_accuracy: float
+    val_loss: float             # of the best epoch
+    val_accuracy: float
+    best_epoch: int             # from 1
+    epochs: int
+    seconds: float              # of training and validation, all sessions together
+    images_per_second: float    # of training, on average
+    parameters: int
+
+
+def train(
+    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+) -> Result:
+    """Train a model, or go on with the run in `run_dir`; `log` gets one line per epoch.
+
+    Raises ScratchvitError for settings that make no sense, a folder that holds another run, data or a loss that is not
+    finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when the run has been saved.
+    """
+    return prepare(config, run_dir, resume, log).run()
+
+
+def prepare(
+    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+) -> Trainer:
+    """The first half of `train`: everything loaded and built, the folder made, ready to `run()`."""
+    setup.check(config)
+    folder = RunFolder(Path(run_dir))
+    if resume:
+        folder.require_same(config)
+    else:
+        folder.require_unused()
+    backend.use(config.device)
+    backend.keep_freed_memory()
+    trainer = Trainer(config, folder, log)
+    folder.begin(config)
+    if folder.last.exists():    # stopped before the first save, a run begins anew
+        trainer.go_on()
+    return trainer
+
+
+class Trainer:
+    """A run: model, optimiser and data, and where it stands."""
+
+    def __init__(self, config: TrainConfig, folder: RunFolder, log: Callable[[str], None] = tqdm.write):
+        self.config, self.folder, self.log = config, folder, log
+        self.data = setup.load_data(config)
+        self.loader = self.data.train_loader(config)
+        self.about = self.data.about()
+        self.model_args = setup.model_args(config, self.about)
+        self.model = create_model(config.model, seed=config.seed, **self.model_args)
+        self.generator = Generator(config.seed)         # of dropout and stochastic depth
+        self.model.set_generator(self.generator)
+        self.optimizer = setup.make_optimizer(config, self.model)
+        self.schedule = setup.make_schedule(config, len(self.loader))
+        self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self.watch = SignalWatch()
+
+        self.step = 0                                   # steps made
+        self.epoch_seconds = 0.0                        # spent in this epoch
+        self.meter = Meter()                            # of this epoch
+        self.history: list[dict[str, Any]] = []         # the rows of metrics.csv
+
+    def run(self) -> Result:
+        """Train to the end, then evaluate the best weights on the test split."""
+        # A loss that is not finite is found and explained below; NumPy's warnings would only come first.
+        with np.errstate(all="ignore"), self.watch:
+            try:
+                while len(self.history) < self.config.epochs:
+                    self._train_epoch()
+                    self._finish_epoch()
+                return self._test()
+            except StopRequested:
+                raise self._interrupted() from None
+
+    # --- one epoch ---
+
+    def _train_epoch(self) -> None:
+        """The steps of this epoch that are still to be made."""
+        epoch = len(self.history)
+        if self.loader.state_dict()["epoch"] > epoch:
+            return              # stopped during validation: they are all made
+        every = READ_EVERY[self.config.device]
+        self.model.train()
+        description = f"epoch {epoch + 1}/{self.config.epochs}"
+        total = len(self.data.splits.train)
+        with tqdm(total=total, initial=self.meter.images, desc=description, unit="img", leave=False) as bar:
+            begun, before = time.perf_counter(), self.epoch_seconds
+            for images, labels in self.loader:
+                loss = self._forward(images, labels)
+                if (self.step + 1) % every == 0 or self.meter.images == total:
+                    self._require_finite_loss(images)
+                    bar.set_postfix(loss=f"{self.meter.loss:.4f}", acc=f"{self.meter.accuracy:.1%}", refresh=False)
+                self._learn(loss)
+                bar.update(len(labels))
+                self.epoch_seconds = before + time.perf_counter() - begun
+                if self.config.save_every and self.step % self.config.save_every == 0:
+                    self.save()
+                self.watch.check()
+
+    def _forward(self, images: np.ndarray, labels: np.ndarray) -> Tensor:
+        if not math.isfinite(images.sum()):
+            wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
+            raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
+        y = asarray(labels)
+        logits = self.model(Tensor(images))
+        loss = ops.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
+        self.meter.add(loss, logits, y)
+        return loss
+
+    def _learn(self, loss: Tensor) -> None:
+        self.optimizer.zero_grad()
+        loss.backward()
+        if self.config.clip_grad:
+            optim.clip_grad_norm(self.model.parameters(), self.config.clip_grad)
+        self.optimizer.lr = self.schedule.at(self.step)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update()
+        self.step += 1
+
+    def _finish_epoch(self) -> None:
+        """Validate, note the row, and save."""
+        begun = time.perf_counter()
+        val = self._evaluate_val()
+        train = self.meter.read()
+        row = {
+            "epoch": len(self.history) + 1,
+            "step": self.step,
+            "lr": self.schedule.at(self.step - 1),
+            "train_loss": train.loss,
+            "train_accuracy": train.accuracy,
+            "val_loss": val.loss,
+            "val_accuracy": val.accuracy,
+            "images_per_second": train.images / self.epoch_seconds,
+            "seconds": self.epoch_seconds + time.perf_counter() - begun,
+        }
+        if not math.isfinite(val.loss):
+            raise self._diverged("the loss on the validation images is not finite")
+        # By accuracy; few images give many ties, which the loss breaks.
+        is_best = all((val.accuracy, -val.loss) > (e["val_accuracy"], -e["val_loss"]) for e in self.history)
+        self.history.append(row)
+        self.meter, self.epoch_seconds = Meter(), 0.0
+        if is_best:
+            self._save(self.folder.best, with_optimizer=False)
+        self.save()
+        self.folder.write_metrics(self.history)
+        self.log(
+            f"epoch {row['epoch']}/{self.config.epochs}  train loss {train.loss:.4f}, accuracy {train.accuracy:.2%}  "
+            f"val loss {val.loss:.4f}, accuracy {val.accuracy:.2%}{' (best)' if is_best else ''}  "
+            f"{row['images_per_second']:,.0f} images/s"
+        )
+
+    def _evaluate_val(self) -> Meter:
+        batches = self.data.eval_loader(self.data.splits.val, self.config.batch_size)
+        if self.ema is None:
+            return evaluate(self.model, batches, self.watch.check)
+        with self.ema.applied():
+            return evaluate(self.model, batches, self.watch.check)
+
+    def _test(self) -> Result:
+        best = load_checkpoint(self.folder.best)
+        load_into(self.model, best.ema or best.model, self.folder.best)
+        batches = self.data.eval_loader(self.data.splits.test, self.config.batch_size)
+        test = evaluate(self.model, batches, self.watch.check)
+        row = self.history[best.progress["epoch"] - 1]
+        seconds = sum(row["seconds"] for row in self.history)
+        return Result(
+            run_dir=self.folder.path,
+            checkpoint=self.folder.best,
+            test_loss=test.loss,
+            test_accuracy=test.accuracy,
+            val_loss=row["val_loss"],
+            val_accuracy=row["val_accuracy"],
+            best_epoch=row["epoch"],
+            epochs=len(self.history),
+            seconds=seconds,
+            images_per_second=sum(r["images_per_second"] for r in self.history) / len(self.history),
+            parameters=self.model.num_parameters(),
+        )
+
+    # --- stopping ---
+
+    def _interrupted(self) -> Interrupted:
+        """Save, and say how to go on."""
+        assert self.watch.received is not None
+        if len(self.history) < self.config.epochs:      # otherwise only the test was left, and all is saved
+            self.save()
+        return Interrupted(
+            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; "
+            f"go on with: scratchvit train --resume {self.folder.path}",
+            self.watch.received,
+        )
+
+    def _require_finite_loss(self, images: Array) -> None:
+        if not math.isfinite(float(self.meter.loss_sum)):
+            every = READ_EVERY[self.config.device]
+            since = "" if every == 1 else f" (since at most {every} steps)"
+            raise self._diverged(f"the loss is not finite{since}; {first_non_finite(self.model, images)}")
+
+    def _diverged(self, what: str) -> ScratchvitError:
+        last = self.folder.last
+        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+        return ScratchvitError(
+            f"step {self.step + 1} (epoch {len(self.history) + 1}): {what}; {kept}. "
+            "If it is not the data, a lower lr, a longer warm-up or a smaller clip_grad helps"
+        )
+
+    # --- saving and going on ---
+
+    def save(self) -> None:
+        """Write last.safetensors. Raises ScratchvitError, and writes nothing, if a weight is not finite."""
+        self._save(self.folder.last, with_optimizer=True)
+
+    def _save(self, path: Path, with_optimizer: bool) -> None:
+        weights = self.model.state_dict()
+        wrong = next((name for name, array in weights.items() if not is_finite(array)), None)
+        if wrong:
+            raise self._diverged(f"the weight {wrong} is not finite")
+        meter = self.meter.read()
+        checkpoint = Checkpoint(
+            config=dataclasses.asdict(self.config),
+            model_name=self.config.model,
+            model_args=self.model_args,
+            data=self.about,
+            progress={
+                "epoch": len(self.history),
+                "step": self.step,
+                "loader": self.loader.state_dict(),
+                "generator": self.generator.state_dict(),
+                "meter": dataclasses.asdict(meter),
+                "epoch_seconds": self.epoch_seconds,
+                "history": self.history,
+            },
+            model=weights,
+            ema=self.ema.state_dict() if self.ema else {},
+            optimizer=self.optimizer.state_dict() if with_optimizer else {},
+            versions={
+                "scratchvit": scratchvit.__version__, "numpy": np.__version__, "python": platform.python_version(),
+            },
+        )  # fmt: skip
+        save_checkpoint(path, checkpoint)
+
+    def go_on(self) -> None:
+        """Take up the run where last.safetensors left it."""
+        saved = load_checkpoint(self.folder.last)
+        if saved.data != self.about:
+            raise ScratchvitError(
+                f"{self.config.data}: these are not the pictures that the run in {self.folder.path} began with: bring "
+                "those back, or begin a new run"
+            )
+        load_into(self.model, saved.model, self.folder.last)
+        self.optimizer.load_state_dict(saved.optimizer)
+        if self.ema:
+            self.ema.load_state_dict(saved.ema)
+        progress = saved.progress
+        self.loader.load_state_dict(progress["loader"])
+        self.generator.load_state_dict(progress["generator"])
+        self.meter = Meter(**progress["meter"])
+        self.step, self.epoch_seconds = progress["step"], progress["epoch_seconds"]
+        self.history = progress["history"]
+        self.folder.write_metrics(self.history)

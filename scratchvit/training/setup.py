@@ -1,0 +1,128 @@
+"""From a TrainConfig to the things that a run is made of."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any
+
+from scratchvit import data, optim
+from scratchvit.data import Compose, Loader, Normalize, RandomCrop, RandomHorizontalFlip, Splits
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import model_config
+from scratchvit.nn import Module
+from scratchvit.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits and the statistics of the training images."""
+
+    splits: Splits
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        train = self.splits.train
+        return {
+            "name": train.name,
+            "classes": list(train.classes),
+            "image_shape": list(train.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def train_loader(self, config: TrainConfig) -> Loader:
+        """Shuffled and augmented; every image once in an epoch."""
+        steps: list[Any] = []
+        if config.crop_padding:
+            steps.append(RandomCrop(config.crop_padding))
+        if config.flip:
+            steps.append(RandomHorizontalFlip())
+        transform = Compose(*steps, Normalize(self.mean, self.std))
+        return Loader(self.splits.train, config.batch_size, transform, shuffle=True, seed=config.seed)
+
+    def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
+        """In order, as they are."""
+        return Loader(split, batch_size, Normalize(self.mean, self.std))
+
+
+def load_data(config: TrainConfig) -> TrainingData:
+    """Load and measure the data. A folder's pictures are brought to the model's img_size."""
+    img_size = config.model_args.get("img_size")
+    if img_size is None and config.data not in data.list_datasets():
+        img_size = getattr(model_config(config.model), "img_size", 224)
+    splits = data.load(
+        config.data,
+        data_dir=config.data_dir,
+        img_size=img_size,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        skip_bad=config.skip_bad,
+        download=config.download,
+    )
+    if not len(splits.val):
+        raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
+    mean, std = data.channel_stats(splits.train)
+    # A channel that never changes carries nothing; any deviation will do.
+    return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
+
+
+def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
+    """The options of the model: what the data says (sizes, channels, classes) unless the run says otherwise."""
+    height, width, channels = about["image_shape"]
+    classes = len(about["classes"])
+    from_data = {
+        "img_size": height if height == width else (height, width),
+        "in_chans": channels,
+        "num_classes": classes,
+    }
+    known = {field.name for field in dataclasses.fields(model_config(config.model))}
+    args = {name: value for name, value in from_data.items() if name in known} | config.model_args
+    if args.get("num_classes", classes) < classes:
+        raise ScratchvitError(
+            f"a head of {args['num_classes']} classes is too small for the {classes} classes of {about['name']}: "
+            "leave num_classes out"
+        )
+    return args
+
+
+def make_optimizer(config: TrainConfig, model: Module) -> optim.Optimizer:
+    """The optimiser, with decay on matrices only."""
+    groups = optim.param_groups(model, config.weight_decay)
+    if config.optimizer == "adamw":
+        return optim.AdamW(groups, config.lr)
+    if config.optimizer == "adam":
+        return optim.Adam(groups, config.lr)
+    return optim.SGD(groups, config.lr, momentum=config.momentum)
+
+
+def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optim.Schedule:
+    """The learning rate over all steps. The warm-up takes at most half of them, so that short trials need no other."""
+    return optim.Schedule(
+        config.schedule,
+        config.lr,
+        total_steps=config.epochs * steps_per_epoch,
+        warmup_steps=round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch),
+        min_lr=config.min_lr,
+    )
+
+
+def check(config: TrainConfig) -> None:
+    """Raise ScratchvitError for a setting out of its range, before anything is loaded."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ScratchvitError(f"{field.name} is one of {', '.join(choices)}, not {value!r}")
+        if type(field.default) in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
+    at_least = {"epochs": 1, "batch_size": 1, "save_every": 0, "seed": 0, "crop_padding": 0}
+    at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
+    for name, smallest in at_least.items():
+        if not getattr(config, name) >= smallest:       # so that NaN is refused too
+            raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+    for name in ("label_smoothing", "ema_decay"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

@@ -1,0 +1,67 @@
+"""Small runs for the tests of training: the digits, a ViT of 5,000 weights, five steps in an epoch."""
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+
+from scratchvit.training import TrainConfig, load_checkpoint
+
+CONFIG = TrainConfig(
+    data="digits",
+    model_args={"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "patch_size": 4},
+    epochs=3, batch_size=256, lr=3e-3, warmup_epochs=1,
+)  # fmt: skip
+
+# Everything that chance or memory could make differ after a resume.
+EVERYTHING = CONFIG.replace(
+    model_args={**CONFIG.model_args, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2},
+    crop_padding=1, flip=True, ema_decay=0.9, label_smoothing=0.1, save_every=2,
+)  # fmt: skip
+
+_PROGRAM = """
+import json, sys
+from scratchvit.errors import ScratchvitError
+from scratchvit.training import Interrupted, TrainConfig, Trainer, train
+
+folder, config, resume, prelude = json.loads(sys.argv[1])
+exec(prelude)
+try:
+    train(TrainConfig(**config), folder, resume)
+except Interrupted as error:
+    print(error, file=sys.stderr)
+    sys.exit(error.exit_status)
+except ScratchvitError as error:
+    print(error, file=sys.stderr)
+    sys.exit(1)
+"""
+
+
+def run_in_a_process(folder, config, resume=False, prelude=""):
+    """A run in a process of its own, which may be killed; `prelude` is Python that runs before it."""
+    argument = json.dumps([str(folder), dataclasses.asdict(config), resume, prelude])
+    return subprocess.run(
+        [sys.executable, "-c", _PROGRAM, argument],
+        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120,
+    )  # fmt: skip
+
+
+def assert_same_run(folder, other):
+    """Bit for bit the same weights, averages, moments, metrics and place; only times differ."""
+    for file in ("last.safetensors", "best.safetensors"):
+        one, two = load_checkpoint(folder / file), load_checkpoint(other / file)
+        for part in ("model", "ema", "optimizer"):
+            found, expected = getattr(one, part), getattr(two, part)
+            assert found.keys() == expected.keys()
+            for name in expected:
+                assert np.array_equal(found[name], expected[name]), f"{file}: {part} {name}"
+        assert without_times(one.progress) == without_times(two.progress)
+
+
+def without_times(progress):
+    times = ("seconds", "images_per_second", "epoch_seconds")
+    history = [{key: value for key, value in row.items() if key not in times} for row in progress["history"]]
+    return {key: value for key, value in progress.items() if key not in times} | {"history": history}

@@ -1,0 +1,139 @@
+"""A whole small run, and what it leaves in its folder."""
+
+import csv
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from scratchvit import ops
+from scratchvit.errors import ScratchvitError
+from scratchvit.training import (
+    Meter,
+    RunFolder,
+    TrainConfig,
+    Trainer,
+    evaluate,
+    load_checkpoint,
+    model_from_checkpoint,
+    read_config,
+    train,
+)
+from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
+from tests.runs import CONFIG
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    lines = []
+    config = CONFIG.replace(epochs=6, batch_size=32, ema_decay=0.8)
+    result = train(config, tmp_path_factory.mktemp("runs") / "run", log=lines.append)
+    return config, result, lines
+
+
+def test_it_learns_and_reports(finished):
+    config, result, lines = finished
+    assert result.test_accuracy > 0.8
+    assert result.epochs == len(lines) == config.epochs
+    assert result.val_accuracy == max(row["val_accuracy"] for row in load_checkpoint(
+        result.run_dir / "last.safetensors").progress["history"])  # fmt: skip
+    assert "(best)" in lines[0] and "val loss" in lines[0]
+    assert sorted(p.name for p in result.run_dir.iterdir()) == [
+        "best.safetensors", "config.json", "last.safetensors", "metrics.csv",
+    ]  # fmt: skip
+
+
+def test_config_and_metrics_are_plain_files(finished):
+    config, result, _ = finished
+    assert read_config(result.run_dir) == config
+    assert json.loads((result.run_dir / "config.json").read_text())["batch_size"] == 32
+    with (result.run_dir / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == [str(e + 1) for e in range(config.epochs)]
+    assert [int(row["step"]) for row in rows] == [40 * (e + 1) for e in range(config.epochs)]
+    assert float(rows[-1]["train_loss"]) < float(rows[0]["train_loss"])
+
+
+def test_the_best_checkpoint_gives_the_tested_model(finished):
+    config, result, _ = finished
+    model, checkpoint = model_from_checkpoint(result.run_dir)
+    assert not model.training
+    assert checkpoint.data["classes"] == list("0123456789")
+    assert checkpoint.data["image_shape"] == [8, 8, 1] and len(checkpoint.data["mean"]) == 1
+    assert checkpoint.model_args["in_chans"] == 1 and checkpoint.model_args["num_classes"] == 10
+    assert not checkpoint.optimizer and checkpoint.ema
+    data = Trainer(config, RunFolder(result.run_dir)).data
+    found = evaluate(model, data.eval_loader(data.splits.test, 100))
+    assert found.accuracy == result.test_accuracy and found.images == 360
+    assert found.loss == pytest.approx(result.test_loss, rel=1e-4)
+    own, _ = model_from_checkpoint(result.checkpoint, ema=False)
+    assert not np.array_equal(own.head.weight.data, model.head.weight.data)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"optimizer": "sgd", "lr": 0.1, "schedule": "step"},
+        {"optimizer": "adam", "schedule": "linear", "clip_grad": 0.0},
+        {"schedule": "constant", "epochs": 1, "warmup_epochs": 5.0, "label_smoothing": 0.1},
+    ],
+)
+def test_other_settings_train_too(change, tmp_path):
+    result = train(CONFIG.replace(**change), tmp_path / "run")
+    assert np.isfinite(result.test_loss)
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"optimizer": "adamm"}, "optimizer is one of adamw, adam, sgd"),
+        ({"epochs": 0}, "epochs must be at least 1"),
+        ({"lr": float("nan")}, "lr must be at least 0"),
+        ({"ema_decay": 1.0}, "ema_decay must lie in"),
+        ({"model_args": {**CONFIG.model_args, "num_classes": 4}}, "too small for the 10 classes of digits"),
+        ({"model_args": {**CONFIG.model_args, "patch_size": 3}}, "cannot be cut into patches"),
+        ({"model": "vit_tinny_patch16_224"}, "did you mean"),
+        ({"data": "digitz"}, "Did you mean 'digits'"),
+    ],
+)
+def test_settings_that_make_no_sense_leave_no_folder(change, text, tmp_path):
+    with pytest.raises(ScratchvitError, match=text):
+        train(CONFIG.replace(**change), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_keeps_everything(tmp_path):
+    rng = np.random.default_rng(0)
+    saved = Checkpoint(
+        config=dataclasses.asdict(TrainConfig()),
+        model_name="m",
+        model_args={"img_size": [8, 8]},
+        data={"classes": ["a", "ö"]},
+        progress={"step": 7, "meter": {"loss_sum": 0.1}},
+        model={"w": rng.standard_normal((3, 2), dtype=np.float32), "count": np.array(3), "empty": np.zeros((0, 2))},
+        ema={"w": np.asfortranarray(rng.standard_normal((3, 2)))},
+        optimizer={"step.0": 4, "exp_avg.0": np.ones(2, np.float32)},
+    )
+    save_checkpoint(tmp_path / "c.safetensors", saved)
+    found = load_checkpoint(tmp_path / "c.safetensors")
+    for part in ("config", "model_name", "model_args", "data", "progress", "versions"):
+        assert getattr(found, part) == getattr(saved, part)
+    for part in ("model", "ema", "optimizer"):
+        one, two = getattr(found, part), getattr(saved, part)
+        assert one.keys() == two.keys()
+        assert all(np.array_equal(one[k], two[k]) and np.shape(one[k]) == np.shape(two[k]) for k in two)
+    assert [p.name for p in tmp_path.iterdir()] == ["c.safetensors"]
+
+
+def test_a_meter_weighs_images_alike():
+    from scratchvit import Tensor
+
+    rng = np.random.default_rng(0)
+    logits, labels = rng.standard_normal((10, 3), dtype=np.float32), rng.integers(0, 3, 10)
+    meter = Meter()
+    for part in (slice(0, 7), slice(7, 10)):
+        x = Tensor(logits[part])
+        meter.add(ops.cross_entropy(x, labels[part]), x, labels[part])
+    assert meter.loss == pytest.approx(ops.cross_entropy(Tensor(logits), labels).item(), rel=1e-6)
+    assert meter.accuracy == (logits.argmax(1) == labels).mean()

@@ -1,0 +1,58 @@
+"""A whole training step on every device: the same numbers as on the CPU, and no hidden trip to the host."""
+
+import contextlib
+
+import numpy as np
+
+import scratchvit as sv
+from scratchvit import optim
+from scratchvit.random import Generator
+
+from .strict_array import no_transfers
+
+STEPS = 4
+
+
+def train(steps: int, guard: contextlib.AbstractContextManager) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses and final weights of a small ViT with everything that draws, decays, clips or averages."""
+    rng = np.random.default_rng(0)
+    model = sv.create_model(
+        "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=32, depth=2,
+        num_heads=2, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1,
+    )  # fmt: skip
+    model.set_generator(Generator(3))
+    optimizer = optim.AdamW(optim.param_groups(model, 0.05), lr=1e-3)
+    ema = optim.EMA(model, 0.9)
+    images = sv.Tensor(rng.standard_normal((8, 1, 16, 16), dtype=np.float32))
+    labels = sv.backend.asarray(rng.integers(0, 5, 8))
+    losses = []
+    with guard:
+        for _ in range(steps):
+            loss = sv.ops.cross_entropy(model(images), labels, label_smoothing=0.1)
+            optimizer.zero_grad()
+            loss.backward()
+            optim.clip_grad_norm(model.parameters(), 1.0)
+            optimizer.step()
+            ema.update()
+            losses.append(loss)
+    return [loss.item() for loss in losses], model.state_dict()
+
+
+def test_a_step_computes_the_same_on_every_device(device):
+    losses, weights = train(STEPS, contextlib.nullcontext())
+    sv.use("cpu")
+    cpu_losses, cpu_weights = train(STEPS, contextlib.nullcontext())
+    np.testing.assert_allclose(losses, cpu_losses, rtol=1e-5)
+    for name, weight in weights.items():
+        np.testing.assert_allclose(weight, cpu_weights[name], atol=1e-4, err_msg=name)
+    assert losses[-1] < losses[0]
+
+
+def test_a_step_never_waits_for_the_device():
+    from .strict_array import STRICT
+
+    sv.use(STRICT)
+    try:
+        train(STEPS, no_transfers())
+    finally:
+        sv.use("cpu")
