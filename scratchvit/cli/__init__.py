@@ -1,0 +1,64 @@
+"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `doctor`."""
+
+from __future__ import annotations
+
+import difflib
+import sys
+from collections.abc import Callable, Sequence
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.training.interrupt import Interrupted
+
+HELP = """\
+scratchvit: vision Transformers from scratch, on NumPy and CuPy.
+
+  scratchvit train                              a ViT on handwritten digits, in a minute, into runs/
+  scratchvit train --data fashion-mnist         other data, with its own recipe
+  scratchvit train --data photos --img-size 96  your pictures: photos/train/<class>/*.jpg
+  scratchvit eval --checkpoint FILE             how good is it on the test pictures?
+  scratchvit predict a.jpg b.png --checkpoint FILE
+  scratchvit models "vit_*"                     names and sizes
+  scratchvit doctor                             what this machine has, what is missing, how fast it is
+
+`scratchvit COMMAND --help` explains a command and every option of it.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command and return its exit code: 0, or 1 for bad input, 2 for bad usage, 130 after Ctrl-C."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(HELP, end="")
+        return 0 if argv else 2
+    try:
+        return _command(argv[0])(argv[1:])
+    except ScratchvitError as error:
+        print(f"scratchvit: {error}", file=sys.stderr)
+        return error.exit_status if isinstance(error, Interrupted) else 1
+    except KeyboardInterrupt:
+        print("\nscratchvit: stopped", file=sys.stderr)
+        return 130
+    except BrokenPipeError:         # `scratchvit models | head`
+        sys.stderr.close()
+        return 0
+    except SystemExit as stop:      # argparse, after --help or a usage error
+        return int(stop.code or 0)
+
+
+def _command(name: str) -> Callable[[Sequence[str]], int]:
+    # Imported when chosen, so that the help of all of it is quick.
+    from scratchvit.cli import commands, train
+
+    known = {
+        "train": train.train,
+        "eval": commands.evaluate,
+        "predict": commands.predict,
+        "models": commands.models,
+        "doctor": commands.doctor,
+    }
+    if name not in known:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+        print(f"scratchvit: there is no command {name!r}{hint}", file=sys.stderr)
+        raise SystemExit(2)
+    return known[name]

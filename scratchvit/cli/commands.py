@@ -1,0 +1,155 @@
+"""The commands that use what training made, and those that look around."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchvit import backend, data
+from scratchvit import doctor as checkup
+from scratchvit.cli.options import Parser, add_device, table
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import create_model, list_models
+from scratchvit.nn import init
+from scratchvit.tensor import no_grad
+from scratchvit.training.checkpoint import model_from_checkpoint
+from scratchvit.training.evaluate import Meter
+from scratchvit.training.evaluate import evaluate as measure
+
+
+def models(argv: Sequence[str]) -> int:
+    """List the models that match a pattern, with their sizes."""
+    parser = Parser(
+        prog="scratchvit models",
+        description="The models that `scratchvit train --model NAME` knows, in the sizes of their papers.\n\n"
+        '  scratchvit models\n  scratchvit models "vit_tiny*"',
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
+    pattern = parser.parse_strictly(argv).pattern
+    names = list_models(pattern)
+    if not names:
+        raise ScratchvitError(f"no model matches {pattern!r}; `scratchvit models` lists them all")
+    rows: list[tuple[Any, ...]] = [("name", "parameters", "image", "patch", "tokens", "depth", "width", "heads")]
+    backend.use("cpu")
+    with init.without_weights():
+        for name in names:
+            model: Any = create_model(name)
+            config = model.config
+            rows.append((
+                name, f"{model.num_parameters():,}", config.img_size, config.patch_size, model.num_tokens,
+                config.depth, config.embed_dim, config.num_heads,
+            ))  # fmt: skip
+    print(table(rows))
+    return 0
+
+
+def doctor(argv: Sequence[str]) -> int:
+    """Print what this machine has, and how fast it is."""
+    parser = Parser(
+        prog="scratchvit doctor",
+        description="What this machine has for scratchvit, what is missing with the line that installs it, "
+        "and how fast it computes.",
+    )
+    parser.parse_strictly(argv)
+    for what, finding in checkup.report():
+        print(f"{what:<14}{finding}", flush=True)
+    return 0
+
+
+def evaluate(argv: Sequence[str]) -> int:
+    """Accuracy and loss of a checkpoint on a split, and the accuracy class by class."""
+    parser = Parser(
+        prog="scratchvit eval",
+        description="How good is a checkpoint? Accuracy and loss on a split of its data, and class by class.\n\n"
+        "  scratchvit eval --checkpoint runs/digits-vit_tiny_patch16_224-1/best.safetensors\n"
+        "  scratchvit eval --checkpoint FILE --data photos --split val",
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--data", help="other pictures of the same classes (default: the data it was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: test)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="(default: 256)")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+
+    backend.use(given.device)
+    model, checkpoint = model_from_checkpoint(given.checkpoint)
+    config, trained_on = checkpoint.config, checkpoint.data
+    splits = data.load(
+        given.data or config["data"],
+        data_dir=given.data_dir or config["data_dir"],
+        img_size=trained_on["image_shape"][0],
+        val_fraction=config["val_fraction"],
+        seed=config["seed"],
+        skip_bad=given.skip_bad or (given.data is None and config["skip_bad"]),      # the split of the training
+    )
+    dataset = getattr(splits, given.split)
+    if list(dataset.classes) != list(trained_on["classes"]):
+        raise ScratchvitError(
+            f"{given.checkpoint} was trained on the classes {', '.join(trained_on['classes'])}; "
+            f"{dataset.name} has {', '.join(dataset.classes)}"
+        )
+    normalize = data.Normalize(trained_on["mean"], trained_on["std"])
+    meters = []     # one for each class
+    for label in range(len(dataset.classes)):
+        of_class = dataset.subset(np.flatnonzero(dataset.labels == label))
+        meters.append(measure(model, data.Loader(of_class, given.batch_size, normalize)) if len(of_class) else Meter())
+    total = Meter(*(sum(getattr(meter, name) for meter in meters) for name in ("loss_sum", "correct", "images")))
+
+    rows = [("class", "images", "accuracy", "loss")]
+    for name, meter in zip((*dataset.classes, "all"), (*meters, total)):
+        figures = (f"{meter.accuracy:.2%}", f"{meter.loss:.4f}") if meter.images else ("none", "none")
+        rows.append((name, f"{meter.images:,}", *figures))
+    print(f"{given.split} pictures of {dataset.name}, {checkpoint.model_name} from {given.checkpoint}")
+    print(table(rows))
+    if splits.skipped:
+        print(f"{len(splits.skipped)} pictures that do not decode were left out")
+    return 0
+
+
+def predict(argv: Sequence[str]) -> int:
+    """The likeliest classes of picture files."""
+    parser = Parser(
+        prog="scratchvit predict",
+        description="What does a checkpoint see in pictures? The likeliest classes, with their probabilities.\n\n"
+        "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors",
+    )
+    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files: PNG, JPEG, WebP, …")
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes per picture (default: 3)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+    if given.top_k < 1:
+        parser.error(f"--top-k {given.top_k}: show at least one class")
+
+    backend.use(given.device)
+    model, checkpoint = model_from_checkpoint(given.checkpoint)
+    size, _, channels = checkpoint.data["image_shape"]
+    classes = checkpoint.data["classes"]
+    normalize = data.Normalize(checkpoint.data["mean"], checkpoint.data["std"])
+    bad = 0
+    for path in given.images:
+        try:
+            picture = data.load_image(path, size, channels)
+        except ScratchvitError as error:
+            if not given.skip_bad:
+                raise
+            bad += 1
+            print(f"left out: {error}", file=sys.stderr)
+            continue
+        with no_grad():
+            probabilities = model(normalize(picture[None])).softmax(-1).numpy()[0]
+        print(path)
+        for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
+            print(f"  {probabilities[label]:8.2%}  {classes[label]}")
+    if bad == len(given.images):
+        raise ScratchvitError("not one of the pictures decodes")
+    if bad:
+        print(f"{bad} of {len(given.images)} pictures left out")
+    return 0

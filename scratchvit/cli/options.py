@@ -1,0 +1,111 @@
+"""From the fields of a configuration to the options of the command line: `batch_size` becomes `--batch-size`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import difflib
+import inspect
+import math
+import re
+import typing
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+from scratchvit.backend import default_device
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser that keeps line breaks in texts, and answers a mistake with one sentence."""
+
+    def __init__(self, **kwargs: Any):
+        super().__init__(
+            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
+            allow_abbrev=False,
+            **kwargs,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` says more)\n")
+
+    def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
+        """Parse everything; what is left over is refused with the nearest option's name."""
+        namespace, unknown = self.parse_known_args(argv)
+        if unknown:
+            name = unknown[0].split("=")[0]
+            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+            hint = f"; did you mean {close[0]}?" if close else ""
+            self.error(f"there is no {'option' if name.startswith('-') else 'argument'} {name}{hint}")
+        return namespace
+
+
+def add_fields(
+    group: Any, config_type: type, names: Sequence[str], defaults: Mapping[str, Any], prefix: str = ""
+) -> None:
+    """An option for each named field of a configuration dataclass; the namespace gets only those that are given.
+
+    Help and choices are the field's metadata, or the help is the comment that stands beside it in the source.
+    prefix: put before the names in the namespace, to keep two configurations apart there.
+    """
+    types = typing.get_type_hints(config_type)
+    comments = _field_comments(config_type)
+    fields = {field.name: field for field in dataclasses.fields(config_type)}
+    for name in names:
+        metadata = fields[name].metadata
+        default = {None: "none", True: "yes", False: "no"}.get(defaults[name], defaults[name])
+        help_text = f"{metadata.get('help', comments.get(name, ''))} (default: {default})".strip().replace("%", "%%")
+        how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {
+            "type": _reader(types[name]),
+            "choices": metadata.get("choices") or None,
+            "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
+        }  # fmt: skip
+        flag = f"--{name.replace('_', '-')}"
+        group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
+
+
+def _reader(hint: Any) -> Any:
+    """What turns an option's text into a value of the annotated type."""
+    kinds = set(typing.get_args(hint)) or {hint}
+    if int in kinds and len(kinds) > 1:
+        return size
+    return next(reader for kind, reader in ((int, int), (float, number), (str, str)) if kind in kinds)
+
+
+def number(text: str) -> float:
+    """A finite number: `float` alone would take "nan"."""
+    value = float(text)
+    if not math.isfinite(value):
+        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+    return value
+
+
+def size(text: str) -> int | tuple[int, int]:
+    """`28` or `28x32`, height first; `28x28` is 28."""
+    if not re.fullmatch(r"\d+(x\d+)?", text):
+        raise argparse.ArgumentTypeError(f"a size is written 28 or 28x32 (height x width), not {text!r}")
+    sides = [int(side) for side in text.split("x")]
+    if min(sides) < 1:
+        raise argparse.ArgumentTypeError(f"a size of {text} pixels is none: at least 1")
+    return (sides[0], sides[1]) if len(set(sides)) > 1 else sides[0]
+
+
+def _field_comments(config_type: type) -> dict[str, str]:
+    lines = re.findall(r"^ {4}(\w+): .*?  # (.*)$", inspect.getsource(config_type), re.MULTILINE)
+    return dict(lines)
+
+
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """--device, as for training."""
+    parser.add_argument(
+        "--device", choices=("cpu", "gpu"), default=default_device(), help=f"(default: {default_device()})"
+    )
+
+
+def table(rows: Sequence[Sequence[Any]]) -> str:
+    """Rows of cells as aligned columns: the first to the left, the others to the right."""
+    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
+    lines = []
+    for first, *rest in rows:
+        cells = [f"{first:<{widths[0]}}", *(f"{cell!s:>{width}}" for cell, width in zip(rest, widths[1:]))]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

@@ -1,0 +1,185 @@
+"""`scratchvit train`: options → TrainConfig → the loop → pictures, and what to do next."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, add_fields
+from scratchvit.data import Normalize
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect import draw_attention, draw_curves
+from scratchvit.models import model_config
+from scratchvit.training import TrainConfig, read_config, recipe_for
+from scratchvit.training.checkpoint import write_atomically
+from scratchvit.training.loop import Trainer, prepare
+
+ATTENTION_PICTURES = 10     # the first of each of the first classes
+
+DESCRIPTION = """\
+Train a model on pictures. Without options: a small ViT on scikit-learn's handwritten digits, in about a minute.
+
+  scratchvit train
+  scratchvit train --data fashion-mnist --download
+  scratchvit train --data cifar10 --data-dir cifar-10-batches-bin --epochs 50 --drop-path-rate 0.1
+  scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg
+  scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # goes on bit for bit
+
+Data sets known by name have a recipe, whose values are the defaults below. The options of the model depend on the
+model: `scratchvit train --model NAME --help` shows those of NAME. A model that is named has the sizes of its paper,
+but the recipe's img_size and patch_size; one that is not named has the sizes of the recipe.
+"""
+
+# The options in the order of the help. A field of TrainConfig that is not here stands with the run.
+GROUPS = {
+    "data": ("data", "data_dir", "download", "val_fraction", "skip_bad"),
+    "model": ("model",),
+    "optimisation": (
+        "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
+    ),
+    "regularisation": ("weight_decay", "label_smoothing", "ema_decay", "crop_padding", "flip"),
+}  # fmt: skip
+SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for every model
+FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
+
+
+def train(argv: Sequence[str]) -> int:
+    """Train, draw, and say where everything is."""
+    config, folder, resume = parse(argv)
+    trainer = prepare(config, folder, resume)
+    print(_begins(trainer), flush=True)
+    result = trainer.run()
+    print(
+        f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
+        f"{result.best_epoch} of {result.epochs}; {result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
+    )
+    pictures = {}
+    try:
+        pictures = _draw(trainer)
+    except ScratchvitError as error:
+        print(f"no pictures: {error}")
+    print(_ends(trainer, pictures))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
+    """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
+    base = _base(argv)
+    model_defaults = model_config(base.model, **base.model_args)
+    model_fields = [name for name in vars(model_defaults) if name not in FROM_THE_DATA]
+    shown = vars(model_defaults) | {"img_size": base.model_args.get("img_size", "the data's own; a folder's: 224")}
+    grouped = {name for names in GROUPS.values() for name in (*names, "model_args")}
+
+    parser = Parser(prog="scratchvit train", usage="scratchvit train [options]", description=DESCRIPTION)
+    for title, names in GROUPS.items():
+        group = parser.add_argument_group(title)
+        add_fields(group, TrainConfig, names, vars(base))
+        if title == "model":
+            add_fields(group, type(model_defaults), model_fields, shown, prefix="model.")
+    run = parser.add_argument_group("run")
+    add_fields(run, TrainConfig, [name for name in vars(base) if name not in grouped], vars(base))
+    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
+    run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; beside it, only --epochs may grow")
+
+    given = vars(parser.parse_strictly(argv))
+    out, resume = given.pop("out"), given.pop("resume")
+    if resume and out:
+        parser.error("--resume goes on in the run's own folder: leave out --out")
+    model_args = {name: given.pop(f"model.{name}") for name in model_fields if f"model.{name}" in given}
+    if isinstance(model_args.get("img_size"), tuple):
+        parser.error("--img-size: pictures are brought to squares, so give one number")
+    config = base.replace(**given, model_args={**base.model_args, **model_args})
+    return config, Path(resume or out or _new_run_folder(config)), bool(resume)
+
+
+def _base(argv: Sequence[str]) -> TrainConfig:
+    """What stands where no option says otherwise: the run to be resumed, or the recipe for --data and --model."""
+    first = Parser(prog="scratchvit train", add_help=False)
+    first.add_argument("--data", default="digits")
+    first.add_argument("--model")
+    first.add_argument("--resume")
+    chosen = first.parse_known_args(argv)[0]
+    if chosen.resume:
+        return read_config(Path(chosen.resume))
+    recipe = recipe_for(chosen.data)
+    if chosen.model is None:
+        return recipe
+    options = vars(model_config(chosen.model))
+    kept = {name: value for name, value in recipe.model_args.items() if name in SIZES_OF_THE_DATA and name in options}
+    return recipe.replace(model=chosen.model, model_args=kept)
+
+
+def _new_run_folder(config: TrainConfig) -> Path:
+    name = f"{Path(config.data).resolve().name}-{config.model}"
+    return next(path for n in itertools.count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
+
+
+def _begins(trainer: Trainer) -> str:
+    """What is going to be trained on what, where."""
+    config, splits = trainer.config, trainer.data.splits
+    model: Any = trainer.model
+    sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
+    height, width, channels = trainer.about["image_shape"]
+    rows = [
+        ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(trainer.about['classes'])} classes"),
+        *(("", note) for note in splits.notes),
+        *(("left out", text) for text in splits.skipped),
+        ("model", f"{config.model}: {model.num_parameters():,} parameters, {model.num_tokens} tokens"),
+        ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("steps", f"{config.epochs} epochs of {len(trainer.loader)}, {config.batch_size} images each; "
+                  f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"),
+        ("device", f"{config.device}" + (f", {backend.cpu_threads()} threads" if config.device == "cpu" else "")),
+        ("folder", str(trainer.folder.path)),
+    ]  # fmt: skip
+    return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
+
+
+def _draw(trainer: Trainer) -> dict[str, str]:
+    """Draw the run's pictures, and write a test picture to try `predict` on: {file: what it shows}."""
+    folder, test, classes = trainer.folder.path, trainer.data.splits.test, trainer.about["classes"]
+    present = np.unique(test.labels)[:ATTENTION_PICTURES]
+    chosen = [int(np.flatnonzero(test.labels == label)[0]) for label in present]
+    pictures, labels = test.images(chosen), test.labels[chosen]
+    normalize = Normalize(trainer.data.mean, trainer.data.std)
+
+    png = io.BytesIO()
+    Image.fromarray(pictures[-1].squeeze()).save(png, format="png")
+    write_atomically(folder / "sample.png", png.getvalue())
+    draw_curves(trainer.folder.metrics, folder / "curves.png")
+    draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
+    return {
+        "curves.png": "loss and accuracy over the epochs",
+        "attention.png": "where the model looks, on test pictures",
+        "sample.png": f"a test picture, of class {classes[labels[-1]]}",
+    }
+
+
+def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
+    """Where everything is, and what to try next."""
+    folder = trainer.folder
+    files = {
+        folder.best.name: "the weights that did best on the validation pictures",
+        folder.last.name: "all that --resume goes on from",
+        folder.metrics.name: "loss and accuracy of every epoch",
+        folder.config.name: "every setting",
+        **pictures,
+    }
+    commands = [
+        f"scratchvit predict {folder.path / 'sample.png'} --checkpoint {folder.best}" if pictures else "",
+        f"scratchvit eval --checkpoint {folder.best}",
+        "scratchvit train --data fashion-mnist --download",
+        "scratchvit train --help",
+    ]
+    return "\n".join([
+        f"\n{folder.path} holds",
+        *(f"  {name:<18}{what}" for name, what in files.items()),
+        "\ntry next",
+        *(f"  {command}" for command in commands if command),
+    ])  # fmt: skip

@@ -1,0 +1,116 @@
+"""`scratchvit doctor`: what this machine has, what is missing with the line that installs it, and how fast it is."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import os
+import platform
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import threadpoolctl
+
+import scratchvit
+from scratchvit import backend, ops
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import no_grad
+
+SECONDS = 0.4       # for each of the two figures of the speed line
+
+# (package, extra, what it is good for)
+OPTIONAL = [
+    ("scikit-learn", "demo", "the digits that `scratchvit train` starts with"),
+    ("matplotlib", "demo", "pictures of curves and attention"),
+    ("pooch", "download", "--download"),
+    ("hypothesis", "test", "the tests"),
+    ("torch", "parity", "tests against PyTorch"),
+    ("timm", "parity", "tests against timm"),
+]
+
+
+def report() -> Iterator[tuple[str, str]]:
+    """(what, finding) line by line; the speed, which takes a second, comes last. Leaves the CPU in use."""
+    yield "scratchvit", f"{scratchvit.__version__}, {Path(scratchvit.__file__).parent}"
+    yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
+    yield "NumPy", f"{np.__version__}, {_blas()}"
+    yield "SciPy", importlib.metadata.version("scipy")
+    yield from _gpu()
+    for package, extra, purpose in OPTIONAL:
+        try:
+            yield package, importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            yield package, f'missing: pip install "scratchvit[{extra}]"  ({purpose})'
+    yield "allocator", _allocator()
+    yield "speed, CPU", _speed("cpu")
+    with contextlib.suppress(ScratchvitError):      # said above
+        yield "speed, GPU", _speed("gpu")
+
+
+def _blas() -> str:
+    pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    if not pools:
+        return "a BLAS that threadpoolctl does not know"
+    pool = next((pool for pool in pools if "numpy" in pool["filepath"]), pools[0])
+    kernels = f" ({pool['architecture']})" if "architecture" in pool else ""
+    return (
+        f"{pool['internal_api']} {pool['version']}{kernels} with {pool['num_threads']} threads; "
+        "OMP_NUM_THREADS sets their number"
+    )
+
+
+def _gpu() -> Iterator[tuple[str, str]]:
+    driver = backend.cuda_driver_version()
+    yield "CUDA driver", "none found" if driver is None else f"CUDA {driver[0]}.{driver[1]}"
+    try:
+        cupy = backend.use("gpu").xp
+    except ScratchvitError as error:
+        yield "GPU", str(error)
+        return
+    yield "CuPy", cupy.__version__
+    for number in range(cupy.cuda.runtime.getDeviceCount()):
+        properties = cupy.cuda.runtime.getDeviceProperties(number)
+        with cupy.cuda.Device(number):
+            free, total = cupy.cuda.runtime.memGetInfo()
+        yield (
+            f"GPU {number}",
+            f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}, "
+            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
+        )
+
+
+def _allocator() -> str:
+    if backend.keep_freed_memory():
+        return "glibc, told to keep freed memory for the next array (so does `scratchvit train`)"
+    return "the system's own; with glibc, training would reuse memory and be faster"
+
+
+def _speed(device: str) -> str:
+    """Two figures that predict a training step: matrix products, and what stands between them."""
+    xp = backend.use(device).xp
+    try:
+        matrix = xp.ones((1024, 1024), dtype=xp.float32)
+        tokens = xp.ones((16, 197, 768), dtype=xp.float32)
+        product = xp.empty_like(matrix)
+        with no_grad():
+            flops = 2 * 1024**3 * _calls_per_second(lambda: xp.matmul(matrix, matrix, out=product))
+            elements = tokens.size * _calls_per_second(lambda: ops.gelu(tokens))
+    finally:
+        backend.use("cpu")
+    return f"{flops / 1e9:,.0f} GFLOP/s in float32 products, {elements / 1e9:.2f} Gelem/s in gelu"
+
+
+def _calls_per_second(function: Callable[[], Any]) -> float:
+    synchronize = backend.current().synchronize
+    for _ in range(3):      # compile kernels, fault memory in
+        function()
+    synchronize()
+    calls, start = 0, time.perf_counter()
+    while (elapsed := time.perf_counter() - start) < SECONDS:
+        function()
+        synchronize()
+        calls += 1
+    return calls / elapsed

@@ -1,0 +1,4 @@
+"""Looking inside a model: where it attends, how it learned."""
+
+from scratchvit.inspect.attention import attention_maps, class_attention, rollout
+from scratchvit.inspect.figures import draw_attention, draw_curves

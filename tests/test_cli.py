@@ -1,0 +1,348 @@
+"""The command line, called in this process: what it prints, what it leaves behind, what it refuses."""
+
+import contextlib
+import csv
+import dataclasses
+import io
+import json
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scratchvit as sv
+from scratchvit.cli import main, train
+from scratchvit.models import create_model, list_models, model_config
+from scratchvit.training import TrainConfig, recipe_for
+
+TINY = [
+    "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
+    "--epochs=1", "--warmup-epochs=0", "--batch-size=128", "--lr=1e-2",
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _in_a_folder_of_its_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """The folder of a finished run, and what it printed."""
+    folder = tmp_path_factory.mktemp("run") / "tiny"
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["train", *TINY, "--out", str(folder)]) == 0
+    return folder, out.getvalue()
+
+
+def refused(capsys, *argv):
+    """The one sentence on stderr and the exit code of a command that is refused."""
+    code = main([str(word) for word in argv])
+    error = capsys.readouterr().err
+    assert "Traceback" not in error and error.count("\n") == 1, error
+    return error, code
+
+
+# --- train ---
+
+
+def test_a_run_leaves_its_files_and_says_where(run):
+    folder, out = run
+    names = {path.name for path in folder.iterdir()}
+    assert names == {
+        "best.safetensors", "last.safetensors", "metrics.csv", "config.json",
+        "curves.png", "attention.png", "sample.png",
+    }  # fmt: skip
+    assert "1,257 train, 180 val, 360 test; 16×16×1, 10 classes" in out
+    assert "16 tokens" in out and "test accuracy" in out
+    assert all(name in out for name in names)
+    assert json.loads((folder / "config.json").read_text())["model_args"]["embed_dim"] == 16
+    with (folder / "metrics.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1
+
+
+def test_the_commands_it_suggests_work(run, capsys):
+    _, out = run
+    suggested = [line.split() for line in out.split("try next")[1].strip().splitlines()]
+    assert [words[:2] for words in suggested[:2]] == [["scratchvit", "predict"], ["scratchvit", "eval"]]
+    for words in suggested[:2]:
+        assert main(words[1:]) == 0
+    capsys.readouterr()
+    for words in suggested[2:]:
+        with contextlib.suppress(SystemExit):
+            train.parse([word for word in words[2:] if word != "--help"])
+
+
+def test_without_options_it_is_the_recipe_of_the_digits():
+    config, folder, resume = train.parse([])
+    assert config == recipe_for("digits")
+    assert folder == Path("runs/digits-vit_tiny_patch16_224-1") and not resume
+
+
+def test_a_new_run_gets_a_new_folder(tmp_path):
+    (tmp_path / "runs" / "digits-vit_tiny_patch16_224-1").mkdir(parents=True)
+    assert train.parse([])[1].name == "digits-vit_tiny_patch16_224-2"
+
+
+def test_options_go_over_the_recipe_of_the_data():
+    words = ["--data=fashion-mnist", "--no-flip", "--lr=.1", "--drop-path-rate=.2", "--patch-size=4x2", "--no-qkv-bias"]
+    config = train.parse(words)[0]
+    recipe = recipe_for("fashion-mnist")
+    assert config == recipe.replace(
+        flip=False, lr=0.1,
+        model_args={**recipe.model_args, "drop_path_rate": 0.2, "patch_size": (4, 2), "qkv_bias": False},
+    )  # fmt: skip
+
+
+def test_a_model_that_is_named_has_its_own_sizes():
+    config = train.parse(["--model", "vit_small_patch16_224", "--depth", "3"])[0]
+    assert config.model_args == {"img_size": 16, "patch_size": 4, "depth": 3}
+
+
+def test_every_setting_is_an_option(capsys):
+    assert main(["train", "--help"]) == 0
+    text = capsys.readouterr().out
+    fields = {field.name for field in dataclasses.fields(TrainConfig)} - {"model_args"}
+    fields |= set(vars(model_config("vit_tiny_patch16_224"))) - train.FROM_THE_DATA
+    for name in fields:
+        assert f"--{name.replace('_', '-')}" in text
+    assert 'what the head sees: "token", the class token' in text      # the comment beside the field
+
+
+def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsys):
+    folder = tmp_path / "run"
+    words = ["train", *TINY, "--epochs", "2", "--save-every", "1", "--out", str(folder)]
+
+    steps = iter(range(100))
+
+    def ctrl_c_at_step_4(self, step=sv.optim.AdamW.step):
+        step(self)
+        if next(steps) == 4:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(sv.optim.AdamW, "step", ctrl_c_at_step_4)
+    assert main(words) == 130
+    assert f"scratchvit train --resume {folder}" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert main(["train", "--resume", str(folder)]) == 0
+    with (folder / "metrics.csv").open() as file:
+        assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
+    assert main(["train", "--resume", str(folder), "--lr", "1"]) == 1
+    assert "begun with other settings: lr" in capsys.readouterr().err
+    assert main(["train", "--resume", str(folder), "--out", "elsewhere"]) == 2
+    assert "leave out --out" in capsys.readouterr().err
+
+
+def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
+    out = capsys.readouterr().out
+    assert 'no pictures: pictures are drawn with Matplotlib: pip install "scratchvit[demo]"' in out
+    assert "test accuracy" in out and (tmp_path / "run" / "best.safetensors").is_file()
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ("train --epohcs 3", "there is no option --epohcs; did you mean --epochs?"),
+    ("train --embed_dim=3", "there is no option --embed_dim; did you mean --embed-dim?"),
+    ("train --epoch 3", "there is no option --epoch; did you mean --epochs?"),
+    ("train digits", "there is no argument digits"),
+    ("train --optimizer adamv", "argument --optimizer: invalid choice: 'adamv'"),
+    ("train --lr nan", "argument --lr: 'nan' is no finite number"),
+    ("train --epochs two", "argument --epochs: invalid int value: 'two'"),
+    ("train --img-size 3x", "a size is written 28 or 28x32 (height x width), not '3x'"),
+    ("train --img-size 8x16", "pictures are brought to squares, so give one number"),
+    ("train --patch-size 0", "at least 1"),
+    ("train --num-classes 3", "there is no option --num-classes"),
+    ("trian", "there is no command 'trian'; did you mean 'train'?"),
+    ("eval", "the following arguments are required: --checkpoint"),
+    ("eval --checkpoint x --splt val", "did you mean --split?"),
+    ("predict --checkpoint x", "the following arguments are required: IMAGE"),
+    ("predict a.png --checkpoint x --top-k 0", "--top-k 0: show at least one class"),
+    ("models --pattern x", "there is no option --pattern"),
+])  # fmt: skip
+def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
+    error, code = refused(capsys, *words.split())
+    assert sentence in error and code == 2
+
+
+@pytest.mark.parametrize(("words", "sentence"), [
+    ("--epochs 0", "epochs must be at least 1, not 0"),
+    ("--batch-size 0", "batch_size must be at least 1, not 0"),
+    ("--lr -1", "lr must be at least 0, not -1.0"),
+    ("--label-smoothing 1", "label_smoothing must lie in [0, 1), not 1.0"),
+    ("--val-fraction 2 --data mnist", "val_fraction=2.0"),
+    ("--data digist", "'digist' is neither a folder nor a data set known here"),
+    ("--model vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'?"),
+    ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
+    ("--num-heads 3", "embed_dim 64 cannot be shared by 3 heads"),
+    ("--global-pool max", "global_pool is"),
+    ("--resume nowhere", "nowhere holds no run to resume"),
+    ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
+])  # fmt: skip
+def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):
+    error, code = refused(capsys, "train", *words.split())
+    assert error.startswith("scratchvit: ") and sentence in error and code == 1
+    assert not Path("runs").exists()        # nothing was begun
+
+
+def test_the_gpu_without_a_gpu(capsys, monkeypatch):
+    def refuse():
+        raise sv.ScratchvitError("the GPU needs CuPy, which is not installed")
+
+    monkeypatch.setattr(sv.backend, "_gpu", refuse)
+    error, code = refused(capsys, "train", "--device", "gpu")
+    assert "the GPU needs CuPy" in error and code == 1
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
+    before = (run[0] / "best.safetensors").read_bytes()
+    error, code = refused(capsys, "train", *TINY, "--out", run[0])
+    assert "already holds a run" in error and code == 1
+    assert (run[0] / "best.safetensors").read_bytes() == before
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(capsys):
+    assert main(["train", *TINY, "--lr", "1e38", "--out", "run"]) == 1
+    error = capsys.readouterr().err
+    assert "not finite" in error and "step 2" in error and "Traceback" not in error
+
+
+# --- photos: an image folder, and what is wrong in it ---
+
+
+@pytest.fixture
+def photos(tmp_path):
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("test", 4)):
+        for c, name in enumerate(("cat", "dog")):
+            (tmp_path / "photos" / part / name).mkdir(parents=True)
+            for i in range(count):
+                pixels = rng.integers(100 * c, 100 * c + 100, (20, 24, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "photos" / part / name / f"{i}.png")
+    return tmp_path / "photos"
+
+
+def test_an_image_folder_trains_and_predicts(photos, capsys):
+    bad = photos / "train" / "cat" / "0.png"
+    bad.write_bytes(bad.read_bytes()[:40])
+    words = ["train", "--data", str(photos), "--img-size", "16", *TINY, "--val-fraction", "0.2"]
+    error, code = refused(capsys, *words)
+    assert str(bad) in error and "does not decode" in error and code == 1
+
+    assert main([*words, "--skip-bad", "--out", "run"]) == 0
+    assert f"left out  {bad}" in capsys.readouterr().out
+    picture = photos / "test" / "dog" / "1.png"
+    assert main(["predict", str(picture), "--checkpoint", "run", "--top-k", "5"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{picture}\n") and "cat" in out and "dog" in out
+    assert main(["eval", "--checkpoint", "run/best.safetensors", "--data", str(photos)]) == 0
+    assert "all         8" in capsys.readouterr().out
+
+
+def test_an_empty_class_folder_is_named(photos, capsys):
+    (photos / "train" / "fish").mkdir()
+    error, code = refused(capsys, "train", "--data", photos, "--img-size", "16")
+    assert "fish: no pictures in this class folder" in error and code == 1
+
+
+# --- eval and predict ---
+
+
+def test_eval_counts_class_by_class(run, capsys):
+    assert main(["eval", "--checkpoint", str(run[0] / "best.safetensors")]) == 0
+    header, _, *rows = capsys.readouterr().out.splitlines()
+    assert "test pictures of digits" in header
+    counts = {row.split()[0]: row.split()[1:] for row in rows}
+    assert counts["all"][0] == "360" and sum(int(counts[str(c)][0]) for c in range(10)) == 360
+    right = sum(round(int(counts[str(c)][0]) * float(counts[str(c)][1].rstrip("%")) / 100) for c in range(10))
+    assert right == round(360 * float(counts["all"][1].rstrip("%")) / 100)
+    assert f"test accuracy {counts['all'][1]}, loss {counts['all'][2]}" in run[1]     # as training said
+
+
+def test_eval_on_data_of_other_classes_is_refused(run, photos, capsys):
+    error, code = refused(capsys, "eval", "--checkpoint", run[0], "--data", photos)
+    assert "was trained on the classes 0, 1" in error and "cat, dog" in error and code == 1
+
+
+def test_predict_prints_the_likeliest_classes(run, capsys):
+    sample = run[0] / "sample.png"
+    assert main(["predict", str(sample), "--checkpoint", str(run[0]), "--top-k", "10"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    shares = [float(line.split("%")[0]) for line in lines[1:]]
+    assert lines[0] == str(sample) and len(shares) == 10
+    assert shares == sorted(shares, reverse=True) and abs(sum(shares) - 100) < 0.1
+
+
+def test_pictures_that_do_not_decode(run, capsys, tmp_path):
+    bad = tmp_path / "bad.png"
+    bad.write_bytes(b"no picture")
+    sample = run[0] / "sample.png"
+    error, code = refused(capsys, "predict", sample, bad, "--checkpoint", run[0])
+    assert str(bad) in error and code == 1
+    assert main(["predict", str(sample), str(bad), "--checkpoint", str(run[0]), "--skip-bad"]) == 0
+    captured = capsys.readouterr()
+    assert f"left out: {bad}" in captured.err and captured.out.endswith("1 of 2 pictures left out\n")
+    assert main(["predict", str(bad), "--checkpoint", str(run[0]), "--skip-bad"]) == 1
+
+
+def test_checkpoints_that_are_none(run, capsys, tmp_path):
+    for path, content, sentence in (
+        ("absent.safetensors", None, "there is no checkpoint absent.safetensors"),
+        ("cut.safetensors", (run[0] / "best.safetensors").read_bytes()[:5000], "cut short, damaged or no safetensors"),
+        ("other.safetensors", b"PK\x03\x04 not ours", "cut short, damaged or no safetensors"),
+    ):
+        if content is not None:
+            Path(path).write_bytes(content)
+        error, code = refused(capsys, "eval", "--checkpoint", path)
+        assert sentence in error and code == 1
+
+
+# --- models, help ---
+
+
+def test_models_lists_sizes_without_building_them(capsys):
+    assert main(["models"]) == 0
+    header, *rows = capsys.readouterr().out.splitlines()
+    assert header.split() == ["name", "parameters", "image", "patch", "tokens", "depth", "width", "heads"]
+    assert [row.split()[0] for row in rows] == list_models()
+    cells = {row.split()[0]: row.split()[1:] for row in rows}
+    assert cells["vit_base_patch16_224"] == ["86,567,656", "224", "16", "197", "12", "768", "12"]
+    tiny = create_model("vit_tiny_patch32_224")
+    assert cells["vit_tiny_patch32_224"][0] == f"{tiny.num_parameters():,}"
+
+
+def test_models_takes_a_pattern(capsys):
+    assert main(["models", "vit_huge*"]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 4
+    error, code = refused(capsys, "models", "resnet*")
+    assert "no model matches 'resnet*'" in error and code == 1
+
+
+@pytest.mark.parametrize("command", ["", "train", "eval", "predict", "models", "doctor"])
+def test_help_teaches(capsys, command):
+    assert main([*command.split(), "--help"]) == 0
+    assert "scratchvit" in capsys.readouterr().out
+
+
+def test_no_command_prints_the_help_and_fails(capsys):
+    assert main([]) == 2
+    assert "scratchvit train" in capsys.readouterr().out
+
+
+def test_ctrl_c_outside_of_training_is_130(monkeypatch, capsys):
+    def press(*args):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("scratchvit.cli.commands.list_models", press)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "\nscratchvit: stopped\n"
+
+
+def test_the_command_line_starts_without_the_heavy_libraries():
+    check = "import sys; from scratchvit.cli import main; main(['--help']); " \
+        "assert not {'matplotlib', 'sklearn', 'torch', 'cupy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", check], check=True, capture_output=True, cwd=Path(sv.__file__).parents[1])

@@ -1,0 +1,116 @@
+"""Attention maps, rollout, pictures, and counting without weights."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import scratchvit as sv
+from scratchvit.inspect import attention_maps, class_attention, draw_attention, draw_curves, rollout
+from scratchvit.models import create_model
+from scratchvit.nn import Linear
+
+TINY = {"img_size": 8, "patch_size": 2, "in_chans": 1, "num_classes": 3, "embed_dim": 16, "depth": 3, "num_heads": 2}
+
+
+def tiny(**options):
+    return create_model("vit_tiny_patch16_224", **{**TINY, **options})
+
+
+def images(count=2):
+    return np.random.default_rng(0).standard_normal((count, 1, 8, 8), dtype=np.float32)
+
+
+def test_maps_are_distributions_over_all_tokens(device):
+    maps = attention_maps(tiny(), images())
+    assert maps.shape == (3, 2, 2, 17, 17)
+    assert isinstance(maps, np.ndarray)
+    np.testing.assert_allclose(maps.sum(axis=-1), 1, rtol=1e-5)
+
+
+def test_maps_leave_the_model_in_its_mode_and_record_no_graph():
+    model = tiny(attn_drop_rate=0.5, drop_path_rate=0.5)
+    assert model.training
+    first, second = attention_maps(model, images()), attention_maps(model, images())
+    np.testing.assert_array_equal(first, second)        # dropout was off
+    assert model.training and all(module.training for module in model.modules())
+    attention_maps(model.eval(), images())
+    assert not model.training
+
+
+def test_a_model_without_attention_is_refused():
+    with pytest.raises(sv.ScratchvitError, match=r"Linear: attention maps need layers .* none at all"):
+        attention_maps(Linear(8, 8), images())
+
+
+def test_rollout_equals_its_formula_written_as_loops():
+    rng = np.random.default_rng(1)
+    maps = rng.random((3, 2, 2, 5, 5))
+    maps /= maps.sum(axis=-1, keepdims=True)
+    expected = np.zeros((2, 5, 5))
+    for b in range(2):
+        flow = np.eye(5)
+        for layer in range(3):
+            mixed = np.zeros((5, 5))
+            for i in range(5):
+                for j in range(5):
+                    mixed[i, j] = 0.5 * (maps[layer, b, 0, i, j] + maps[layer, b, 1, i, j]) / 2 + 0.5 * (i == j)
+            flow = mixed @ flow
+        expected[b] = flow
+    np.testing.assert_allclose(rollout(maps), expected, rtol=1e-12)
+    np.testing.assert_allclose(rollout(maps).sum(axis=-1), 1)
+
+
+def test_rollout_keeps_float32():
+    assert rollout(attention_maps(tiny(), images())).dtype == np.float32
+
+
+def test_class_attention_with_and_without_a_class_token():
+    attention = np.arange(25.0).reshape(1, 5, 5)
+    np.testing.assert_array_equal(class_attention(attention, 1, (2, 2)), [[[1, 2], [3, 4]]])
+    received = attention[:, :4, :4].mean(axis=1)
+    np.testing.assert_array_equal(class_attention(attention[:, :4, :4], 0, (2, 2))[0].ravel(), received[0])
+
+
+@pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"global_pool": "avg"}])
+def test_attention_sheet_of_any_vit(tmp_path: Path, options):
+    pictures = np.random.default_rng(0).integers(256, size=(5, 8, 8, 1), dtype=np.uint8)
+    path = tmp_path / "attention.png"
+    draw_attention(
+        tiny(**options), pictures, lambda p: p.transpose(0, 3, 1, 2).astype(np.float32) / 255,
+        [0, 1, 2, 0, 1], ("a", "b", "c"), path,
+    )  # fmt: skip
+    with Image.open(path) as sheet:
+        assert sheet.size[0] > 500
+    assert list(tmp_path.iterdir()) == [path]       # no unfinished file beside it
+
+
+def test_attention_sheet_in_colour(tmp_path: Path):
+    pictures = np.random.default_rng(0).integers(256, size=(1, 8, 8, 3), dtype=np.uint8)
+    draw_attention(
+        tiny(in_chans=3), pictures, lambda p: p.transpose(0, 3, 1, 2).astype(np.float32) / 255,
+        [0], ("a", "b", "c"), tmp_path / "a.png",
+    )  # fmt: skip
+    assert (tmp_path / "a.png").is_file()
+
+
+def test_curves_of_a_run(tmp_path: Path):
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text(
+        "epoch,lr,train_loss,train_accuracy,val_loss,val_accuracy\n1,0.1,2.3,0.1,2.2,0.2\n2,0.1,1.3,0.6,1.5,0.5\n"
+    )
+    draw_curves(metrics, tmp_path / "curves.png")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["curves.png", "metrics.csv"]
+    with Image.open(tmp_path / "curves.png") as sheet:
+        assert sheet.size[0] > 500
+
+
+def test_without_matplotlib_there_is_one_sentence(tmp_path: Path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    metrics = tmp_path / "metrics.csv"
+    metrics.write_text("epoch,train_loss,train_accuracy,val_loss,val_accuracy\n1,2.3,0.1,2.2,0.2\n")
+    with pytest.raises(sv.ScratchvitError, match=r'pip install "scratchvit\[demo\]"'):
+        draw_curves(metrics, tmp_path / "curves.png")
+    assert list(tmp_path.iterdir()) == [metrics]
