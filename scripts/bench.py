@@ -1,0 +1,165 @@
+"""How fast is a training step here, against PyTorch eager on the same machine, in the same run?
+
+    python scripts/bench.py                                      # ViT-Ti/16 at 224², batch 32
+    python scripts/bench.py --model vit_small_patch16_224 --batch 16 --steps 5
+
+Both take the same weights, images, labels and AdamW, the same number of threads, and live in one process whose glibc
+was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
+step times stands what the step's matrix products take alone: the floor under any implementation on this BLAS. Peak
+memory is that of a process of its own for each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import scratchvit as sv  # noqa: E402
+from scratchvit import backend  # noqa: E402
+
+Step = Callable[[], float]
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", default="vit_tiny_patch16_224")
+    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--steps", type=int, default=8, help="measured steps of each, after two that are not")
+    parser.add_argument("--memory-of", choices=("ours", "torch"), help=argparse.SUPPRESS)
+    args = parser.parse_args()
+    backend.keep_freed_memory()
+
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((args.batch, 3, args.img_size, args.img_size), dtype=np.float32)
+    y = rng.integers(0, 1000, args.batch)
+    model = sv.create_model(args.model, img_size=args.img_size)
+    if args.memory_of:
+        before = peak_bytes()
+        step = our_step(model, x, y) if args.memory_of == "ours" else torch_step(args, model, x, y)
+        step(), step()
+        print(peak_bytes() - before)
+        return
+
+    ours, theirs = our_step(model, x, y), torch_step(args, model, x, y)
+    times = alternate(ours, theirs, args.steps)
+    products = statistics.median(timed(lambda: matrix_products(model, args.batch)) for _ in range(5))
+    report(args, *times, products)
+
+
+def our_step(model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
+    """A training step of this project."""
+    optimizer = sv.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+
+    def step() -> float:
+        loss = sv.ops.cross_entropy(model(x), y)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def torch_step(args: argparse.Namespace, model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
+    """The same step of timm's model in PyTorch, from the same weights."""
+    import torch
+
+    from tests.peers import import_timm
+
+    torch.set_num_threads(backend.cpu_threads())
+    peer = import_timm().create_model(args.model, img_size=args.img_size)
+    peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()})
+    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
+    images, labels = torch.from_numpy(x), torch.from_numpy(y)
+
+    def step() -> float:
+        loss = torch.nn.functional.cross_entropy(peer(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    return step
+
+
+def timed(function: Callable[[], object]) -> float:
+    """Seconds of one call."""
+    start = time.perf_counter()
+    function()
+    return time.perf_counter() - start
+
+
+def alternate(ours: Step, theirs: Step, steps: int) -> tuple[list[float], list[float]]:
+    """Step times of both, taken in turn. Checks on the way that both compute the same losses."""
+    for _ in range(2):
+        a, b = ours(), theirs()
+        assert abs(a - b) <= 1e-4 * abs(b), f"the losses differ: {a} here, {b} in PyTorch"
+    pairs = [(timed(ours), timed(theirs)) for _ in range(steps)]
+    return [a for a, _ in pairs], [b for _, b in pairs]
+
+
+def matrix_products(model: sv.nn.Module, batch: int) -> None:
+    """The products of one training step, and nothing else: y = x Wᵀ, dx = dy W, dW = dyᵀ x for every matrix, and for
+    every head q kᵀ and P v with their two gradients each."""
+    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
+    for name, parameter in model.named_parameters():
+        if not name.endswith("weight") or parameter.ndim < 2:
+            continue
+        weight = parameter.data.reshape(len(parameter), -1)
+        rows = batch * (tokens - 1 if "patch_embed" in name else 1 if name.startswith("head") else tokens)
+        x, dy = np.ones((rows, weight.shape[1]), np.float32), np.ones((rows, weight.shape[0]), np.float32)
+        x @ weight.T, dy.T @ x
+        if "patch_embed" not in name:       # nobody asks for the gradient of the image
+            dy @ weight
+    heads = model.config.num_heads
+    q = np.ones((batch, heads, tokens, model.config.embed_dim // heads), np.float32)
+
+    def one_image(q: np.ndarray) -> None:
+        p = q @ q.swapaxes(-1, -2)
+        p @ q, p @ q, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ q, q @ q.swapaxes(-1, -2)
+
+    for _ in model.blocks:
+        backend.parallel_rows(one_image, q, block_bytes=q[:2].nbytes)
+
+
+def peak_bytes() -> int:
+    """The largest memory that this process has held (Linux; `ru_maxrss` would include the parent's)."""
+    status = Path("/proc/self/status").read_text()
+    return 1024 * int(status.split("VmHWM:")[1].split()[0])
+
+
+def report(args: argparse.Namespace, ours: list[float], theirs: list[float], products: float) -> None:
+    """Print the table."""
+    memory = {
+        who: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory-of", who], check=True,
+                                capture_output=True, text=True).stdout)
+        for who in ("ours", "torch")
+    }  # fmt: skip
+    ratios = [a / b for a, b in zip(ours, theirs)]
+    threads = f"{backend.cpu_threads()} threads of {os.cpu_count()} cores"
+    print(f"{args.model}, {args.img_size}², batch {args.batch}, {threads}")
+    print(f"{'':24}{'min':>9}{'median':>9}{'max':>9}")
+    for name, values, unit in (("scratchvit, step", ours, "s"), ("PyTorch eager, step", theirs, "s"),
+                               ("ratio, pair by pair", ratios, "")):  # fmt: skip
+        print(f"{name:24}{min(values):9.3f}{statistics.median(values):9.3f}{max(values):9.3f} {unit}")
+    share = products / statistics.median(ours)
+    print(f"matrix products alone   {products:18.3f} s   ({share:.0%} of our step)")
+    ours_mib, theirs_mib = (memory[who] / 2**20 for who in ("ours", "torch"))
+    print(f"peak memory of a step   {ours_mib:18.0f} MiB here, {theirs_mib:.0f} MiB in PyTorch")
+
+
+if __name__ == "__main__":
+    main()
