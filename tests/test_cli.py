@@ -19,6 +19,8 @@ from scratchvit.cli import main, train
 from scratchvit.models import create_model, list_models, model_config
 from scratchvit.training import TrainConfig, recipe_for
 
+from .data_samples import write_image_folder, write_picture
+
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
     "--epochs=1", "--warmup-epochs=0", "--batch-size=128", "--lr=1e-2",
@@ -63,6 +65,27 @@ def test_a_run_leaves_its_files_and_says_where(run):
     assert json.loads((folder / "config.json").read_text())["model_args"]["embed_dim"] == 16
     with (folder / "metrics.csv").open() as file:
         assert len(list(csv.DictReader(file))) == 1
+
+
+def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, capsys):
+    write_image_folder(tmp_path / "photos", parts=("train",), per_class=20)
+    (tmp_path / "photos" / "train" / "ant" / "000.png").write_bytes(b"no picture")
+    folder = tmp_path / "run"
+    words = [*TINY, "--data", "photos", "--img-size", "8", "--skip-bad", "--out", str(folder)]
+    assert main(["train", *words]) == 0
+    trained = capsys.readouterr().out.split("test accuracy ")[1].split(",")[0]
+    assert main(["eval", "--checkpoint", str(folder)]) == 0
+    assert trained in capsys.readouterr().out
+
+
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path, capsys):
+    write_image_folder(tmp_path / "photos", per_class=20)
+    words = [*TINY, "--data", "photos", "--img-size", "8", "--out", str(tmp_path / "run")]
+    assert main(["train", *words]) == 0
+    capsys.readouterr()
+    write_picture(tmp_path / "photos" / "train" / "ant" / "one-more.png")
+    error, code = refused(capsys, "train", "--resume", tmp_path / "run", "--epochs", "2")
+    assert code == 1 and "not the pictures that the run" in error
 
 
 def test_the_commands_it_suggests_work(run, capsys):
