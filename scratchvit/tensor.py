@@ -180,11 +180,11 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
 def op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a differentiable operation of a function on plain arrays.
 
-    The function takes arrays and returns `(value, backward)`, both functions plain ones; its parameters annotated
+    The function takes arrays and returns `(value, backward)`, backward being a plain function. Its parameters annotated
     `Array`, `Array | None` or `Sequence[Array]` are the differentiable ones. `backward(dy)` returns one gradient for
-    each of them, in the order of the signature (a single one needs no tuple). Where skipping is worth it, it takes a second argument, `need`: for
-    each of those inputs, whether anybody wants its gradient; an unwanted one may be returned as None. An op that
-    returns a tuple of arrays gets a tuple of cotangents, None where an output was not used.
+    each of them, in the order of the signature (a single one needs no tuple). Where skipping is worth it, it takes a
+    second argument, `need`: for each of those inputs, whether anybody wants its gradient; an unwanted one may be
+    returned as None. An op that returns a tuple of arrays gets a tuple of cotangents, None for an unused output.
 
     What `backward` returns is new, or is `dy`, or a view of `dy`; never an array that was saved, since the engine may
     add to it in place.

@@ -137,7 +137,7 @@ def test_mnist_is_found_where_torchvision_the_cache_and_the_system_keep_it(tmp_p
 
 
 def test_mnist_without_files_says_where_it_looked(tmp_path):
-    with pytest.raises(ScratchvitError, match="data_dir.*, or let it be fetched .*download=True") as caught:
+    with pytest.raises(ScratchvitError, match=r"data_dir.*, or let it be fetched .*download=True") as caught:
         load("mnist")
     assert str(tmp_path / "cache" / "scratchvit" / "mnist") in str(caught.value)
 

@@ -151,9 +151,7 @@ def minimum(x: Array, y: Array):
 
 
 def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[bool]) -> tuple[Array, Array]:
-    share = chose_x.astype(dy.dtype)
-    share[x == y] = 0.5
-    dx = dy * share
+    dx = dy * chose_x + (0.5 * dy) * (x == y)
     return unbroadcast(dx, _shape(x)) if need[0] else None, unbroadcast(dy - dx, _shape(y)) if need[1] else None
 
 
