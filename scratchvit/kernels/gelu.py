@@ -15,7 +15,7 @@ from scratchvit import backend
 from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
 
 # u(x) = x Σ cₖ x²ᵏ. The minimax fit of max(1, |x|) · |Φ(x) - ½(1 + tanh u)| over 0 ≤ x ≤ 7, 7e-8 at worst; beyond, the
-# leading term grows, and tanh u is 1.
+# leading term grows, and tanh u is 1. From scripts/fit_gelu.py.
 _EXACT = (
     0.7978845308604411, 0.03633379687908337, -3.286102508598637e-05, -5.5309119696017504e-05,
     3.977862750152622e-06, -1.3397354248829627e-07, 1.8174983325333502e-09,
