@@ -27,9 +27,16 @@ def softmax(x: Array, dim: int = -1):
 def log_softmax(x: Array, dim: int = -1):
     """yᵢ = xᵢ - log Σ eˣʲ:  dx = dy - eʸ Σ dy."""
     xp = array_module(x)
+    y = log_probabilities(x, dim)
+    return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
+
+
+def log_probabilities(x: Array, dim: int) -> Array:
+    """xᵢ - log Σ eˣʲ of a plain array, as a new one. The maximum is taken out first, so that nothing overflows."""
+    xp = array_module(x)
     y = x - x.max(axis=dim, keepdims=True)
     y -= xp.log(xp.exp(y).sum(axis=dim, keepdims=True))
-    return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
+    return y
 
 
 @op
@@ -121,13 +128,13 @@ def attention(
     return y, backward
 
 
-def _drop(p: Array, kept: Array | None, dropout: float) -> Array:
-    """p with the entries that were not kept set to zero, the others scaled up: a new array, or p itself."""
+def _drop(values: Array, kept: Array | None, rate: float) -> Array:
+    """The values, with those that were not kept set to zero and the others scaled up: a new array, or values itself."""
     if kept is None:
-        return p
-    p = p * kept
-    p *= 1 / (1 - dropout)
-    return p
+        return values
+    values = values * kept
+    values *= 1 / (1 - rate)
+    return values
 
 
 _recordings: list[list[Array]] = []
@@ -165,10 +172,4 @@ def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, gene
     if p == 0 or not training:
         return x, lambda dy: dy
     kept = (generator or random.DEFAULT).bernoulli(1 - p, shape)
-
-    def scale(values):
-        values = values * kept
-        values *= 1 / (1 - p)
-        return values
-
-    return scale(x), scale
+    return _drop(x, kept, p), lambda dy: _drop(dy, kept, p)

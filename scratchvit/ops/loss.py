@@ -9,6 +9,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.ops.attention import log_probabilities
 from scratchvit.ops.elementwise import logistic
 from scratchvit.tensor import op
 
@@ -33,8 +34,7 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
-    log_p = x - x.max(axis=1, keepdims=True)
-    log_p -= xp.log(xp.exp(log_p).sum(axis=1, keepdims=True))
+    log_p = log_probabilities(x, 1)
     if target.dtype.kind == "f":
         find = _distribution
     else:
