@@ -6,22 +6,36 @@ import dataclasses
 import difflib
 import fnmatch
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import Module
 
-_models: dict[str, tuple[Callable[..., Module], Any]] = {}
+_models: dict[str, _Entry] = {}
 
 
-def register(build: Callable[..., Module], presets: Mapping[str, Any]) -> None:
-    """Add a family: `build(config, seed)` makes the model of a preset, a frozen dataclass."""
-    _models.update({name: (build, config) for name, config in presets.items()})
+class _Entry(NamedTuple):
+    build: Callable[..., Module]
+    config: Any
+    paper: str
+
+
+def register(build: Callable[..., Module], presets: Mapping[str, Any], paper: str) -> None:
+    """Add a family: `build(config, seed)` makes the model of a preset, a frozen dataclass.
+
+    Every such dataclass has the fields img_size, in_chans and num_classes. paper: "ViT, arXiv 2010.11929".
+    """
+    _models.update({name: _Entry(build, config, paper) for name, config in presets.items()})
 
 
 def list_models(pattern: str = "*") -> list[str]:
     """The names that match a shell pattern, in the order of the families."""
     return [name for name in _models if fnmatch.fnmatch(name, pattern)]
+
+
+def model_paper(name: str) -> str:
+    """Where a model is described: "ViT, arXiv 2010.11929"."""
+    return _models[name].paper
 
 
 def model_config(name: str, **overrides: Any) -> Any:
@@ -31,7 +45,7 @@ def model_config(name: str, **overrides: Any) -> Any:
     """
     if name not in _models:
         raise ScratchvitError(f"there is no model {name!r}{_nearest(name, _models)}; `scratchvit models` lists them")
-    config = _models[name][1]
+    config = _models[name].config
     fields = {field.name for field in dataclasses.fields(config)}
     for key in overrides:
         if key not in fields:
@@ -47,7 +61,7 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> Module:
     Raises ScratchvitError for a name or an option that does not exist, or sizes that do not fit together.
     """
     config = model_config(name, **overrides)
-    return _models[name][0](config, seed=seed)
+    return _models[name].build(config, seed=seed)
 
 
 def _nearest(name: str, names: Any) -> str:

@@ -175,9 +175,8 @@ class VisionTransformer(nn.Module):
         self.config = config
         D = config.embed_dim
         pooled = config.global_pool == "avg"
-        self.num_prefix_tokens = int(config.class_token)
-
         self.cls_token = nn.Parameter(np.zeros((1, 1, D), np.float32)) if config.class_token else None
+        self.num_prefix_tokens = len(self.prefix_tokens())
         self.patch_embed = PatchEmbed(config)
         self.num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
         if config.pos_embed == "learn":
@@ -196,11 +195,15 @@ class VisionTransformer(nn.Module):
         self.init_weights(np.random.default_rng(seed))
         self.set_generator(Generator(seed))
 
+    def prefix_tokens(self) -> list[nn.Parameter]:
+        """The learned tokens (1, 1, D) that stand before the patches: x_class, if it is there."""
+        return [] if self.cls_token is None else [self.cls_token]
+
     def forward_features(self, x: Tensor) -> Tensor:
         """images (B, C, H, W) → tokens (B, [1 +] N, D) after the last block."""
         x = self.patch_embed(x if isinstance(x, Tensor) else Tensor(x, dtype=self.patch_embed.proj.weight.dtype))
-        if self.cls_token is not None:
-            x = ops.concatenate([self.cls_token.expand((len(x), 1, x.shape[-1])), x], dim=1)
+        if prefix := [token.expand((len(x), 1, x.shape[-1])) for token in self.prefix_tokens()]:
+            x = ops.concatenate([*prefix, x], dim=1)                # (B, 1 + N, D)
         x = self.pos_drop(x + self.pos_embed)                       # z_0, eq. 1
         for block in self.blocks:
             x = block(x)                                            # z_1 … z_L
@@ -258,4 +261,4 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
-register(VisionTransformer, PRESETS)
+register(VisionTransformer, PRESETS, paper="ViT, arXiv 2010.11929")
