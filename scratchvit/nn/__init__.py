@@ -8,6 +8,7 @@ from scratchvit.nn.layers import (
     Dropout,
     DropPath,
     Embedding,
+    FrozenBatchNorm2d,
     GroupNorm,
     Identity,
     LayerNorm,

@@ -126,9 +126,15 @@ class GroupNorm(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalise channels over the batch: x (B, channels, H, W), weight, bias and running statistics (channels,)."""
+    """Normalise channels over the batch: x (B, channels, H, W), weight, bias and running statistics (channels,).
 
-    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float = 0.1):
+    momentum: the share of the newest batch in the running statistics; None for the plain mean of all batches so far.
+    Raises ValueError for another number of channels, and in training for one value per channel.
+    """
+
+    optional_state = ("num_batches_tracked",)       # checkpoints from before PyTorch 0.4.1 do not have it
+
+    def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1):
         self.weight = Parameter(np.ones(num_features, np.float32))
         self.bias = Parameter(np.zeros(num_features, np.float32))
         self.running_mean = Buffer(np.zeros(num_features, np.float32))
@@ -137,11 +143,37 @@ class BatchNorm2d(Module):
         self.eps, self.momentum = eps, momentum
 
     def forward(self, x: Tensor) -> Tensor:
+        momentum: Any = self.momentum
+        if momentum is None:
+            momentum = 1 / (self.num_batches_tracked.data + 1).astype(self.running_mean.dtype)
+        y = ops.batch_norm(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
+        )
         if self.training:
             self.num_batches_tracked.data += 1
-        return ops.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, self.momentum, self.eps
-        )
+        return y
+
+    def extra_repr(self) -> str:
+        return f"{self.weight.size}"
+
+
+class FrozenBatchNorm2d(Module):
+    """A BatchNorm2d that nothing changes any more: four buffers, and the running statistics in training too.
+
+    For small batches on top of a trained backbone, as in DETR. x (B, channels, H, W); all buffers (channels,).
+    """
+
+    optional_state = ("num_batches_tracked",)       # a BatchNorm2d's state loads here
+
+    def __init__(self, num_features: int, eps: float = 1e-5):
+        self.weight = Buffer(np.ones(num_features, np.float32))
+        self.bias = Buffer(np.zeros(num_features, np.float32))
+        self.running_mean = Buffer(np.zeros(num_features, np.float32))
+        self.running_var = Buffer(np.ones(num_features, np.float32))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.frozen_batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.size}"

@@ -41,6 +41,7 @@ class Module:
     """
 
     training = True
+    optional_state: tuple[str, ...] = ()    # names that a state dictionary may have or lack for this module
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward()")
@@ -123,11 +124,16 @@ class Module:
         """Take over the values of a state dictionary and return the (missing, unexpected) names.
 
         Raises ScratchvitError, before anything is changed, if a shape differs, or with strict if a name is missing
-        or unexpected.
+        or unexpected. Names in a module's `optional_state` are neither.
         """
         own: dict[str, Any] = dict(self._named_tensors(Parameter, Buffer))
-        missing = [name for name in own if name not in state]
-        unexpected = [name for name in state if name not in own]
+        optional = {
+            f"{path}.{name}" if path else name
+            for path, module in self.named_modules()
+            for name in module.optional_state
+        }
+        missing = [name for name in own if name not in state and name not in optional]
+        unexpected = [name for name in state if name not in own and name not in optional]
         misshaped = [
             f"{name} (given {tuple(np.shape(state[name]))}, the model has {tensor.shape})"
             for name, tensor in own.items()

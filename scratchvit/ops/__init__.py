@@ -35,7 +35,7 @@ from scratchvit.ops.loss import (
     mse_loss,
     smooth_l1_loss,
 )
-from scratchvit.ops.norm import batch_norm, group_norm, layer_norm, weight_standardization
+from scratchvit.ops.norm import batch_norm, frozen_batch_norm, group_norm, layer_norm, weight_standardization
 from scratchvit.ops.pool import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
 from scratchvit.ops.reduce import max, mean, min, sum, var
 from scratchvit.ops.resize import interpolate

@@ -21,6 +21,19 @@ def _batch_norm(note, inputs, training):
     return Case("batch_norm", inputs, ours, theirs, note)
 
 
+def _frozen_batch_norm():
+    _weight, _bias = np.array([1.5, -0.5, 0.0, 2.0]), np.array([0.2, 0.0, -1.0, 0.4])
+
+    def ours(x):
+        return ops.frozen_batch_norm(x, *(ops.asarray(a, x.dtype) for a in (_mean, _var, _weight, _bias)))
+
+    def theirs(torch, x):
+        constants = [torch.tensor(a, dtype=x.dtype) for a in (_mean, _var, _weight, _bias)]
+        return torch.nn.functional.batch_norm(x, *constants, training=False)
+
+    return Case("frozen_batch_norm", ((3, 4, 2, 2),), ours, theirs)
+
+
 CASES = [
     Case("layer_norm", ((2, 3, 5), (5,), (5,)), lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-6),
          lambda torch, x, w, b: torch.nn.functional.layer_norm(x, (5,), w, b, eps=1e-6)),
@@ -33,6 +46,7 @@ CASES = [
     _batch_norm("training", ((3, 4, 2, 2), (4,), (4,)), True),
     _batch_norm("training, no weight", ((5, 4),), True),
     _batch_norm("evaluation", ((3, 4, 2, 2), (4,), (4,)), False),
+    _frozen_batch_norm(),
     Case("weight_standardization", ((3, 2, 2, 2),), lambda w: ops.weight_standardization(w, eps=1e-6),
          lambda torch, w: torch.nn.functional.batch_norm(w.reshape(1, 3, -1), None, None, training=True, momentum=0.0,
                                                          eps=1e-6).reshape(w.shape)),
