@@ -1,4 +1,4 @@
 """Models, a file per paper, under timm's names."""
 
-from scratchvit.models import vit, deit  # isort: skip  (the order of the course)
+from scratchvit.models import vit, resnet, resnet_v2, hybrid, deit  # isort: skip  (the order of the course)
 from scratchvit.models.registry import create_model, list_models, model_config, model_paper

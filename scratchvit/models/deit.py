@@ -21,6 +21,8 @@ Without the token, DeiT is ViT, trained otherwise: `deit_tiny_patch16_224` is a 
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 
 from scratchvit import nn
@@ -77,7 +79,7 @@ class DistilledVisionTransformer(VisionTransformer):
         """The class token and the distillation token, each (1, 1, D)."""
         return [*super().prefix_tokens(), self.dist_token]
 
-    def forward_head(self, x: Tensor) -> Tensor | tuple[Tensor, Tensor]:
+    def forward_head(self, x: Tensor) -> Any:
         """tokens (B, 2 + N, D) → logits (B, num_classes), or the pair of them."""
         class_logits = self.head(self.head_drop(x[:, 0]))           # (B, classes)
         distilled_logits = self.head_dist(self.head_drop(x[:, 1]))

@@ -86,7 +86,7 @@ class PatchEmbed(nn.Module):
     """
 
     def __init__(self, config: ViTConfig):
-        self.img_size, self.patch_size = _pair(config.img_size), _pair(config.patch_size)
+        self.img_size, self.patch_size = pair(config.img_size), pair(config.patch_size)
         (H, W), (P, Q) = self.img_size, self.patch_size
         if H % P or W % Q:
             raise ScratchvitError(
@@ -97,12 +97,6 @@ class PatchEmbed(nn.Module):
         self.proj = nn.Conv2d(config.in_chans, config.embed_dim, self.patch_size, stride=self.patch_size)
 
     def forward(self, x: Tensor) -> Tensor:
-        expected = (self.proj.weight.shape[1], *self.img_size)
-        if x.shape[1:] != expected:
-            raise ScratchvitError(
-                f"this model takes images of shape (B, {', '.join(map(str, expected))}), it was given {x.shape}: "
-                "resize them, or create the model with that img_size and in_chans"
-            )
         x = self.proj(x)                                # (B, D, H/P, W/P)
         return x.flatten(2).transpose(1, 2)             # (B, N, D)
 
@@ -156,6 +150,8 @@ class VisionTransformer(nn.Module):
     Raises ScratchvitError when sizes do not fit together, or an image's shape does not fit the model.
     """
 
+    embed_layer: type[PatchEmbed] = PatchEmbed      # images → tokens; a hybrid has a CNN before its patches (hybrid.py)
+
     def __init__(self, config: ViTConfig, seed: int = 0):
         for name, value in vars(config).items():
             if name.endswith("_rate") and not 0 <= value < 1:
@@ -177,7 +173,7 @@ class VisionTransformer(nn.Module):
         pooled = config.global_pool == "avg"
         self.cls_token = nn.Parameter(np.zeros((1, 1, D), np.float32)) if config.class_token else None
         self.num_prefix_tokens = len(self.prefix_tokens())
-        self.patch_embed = PatchEmbed(config)
+        self.patch_embed = self.embed_layer(config)
         self.num_tokens = self.num_prefix_tokens + self.patch_embed.num_patches
         if config.pos_embed == "learn":
             self.pos_embed: Tensor = nn.Parameter(np.zeros((1, self.num_tokens, D), np.float32))
@@ -199,9 +195,19 @@ class VisionTransformer(nn.Module):
         """The learned tokens (1, 1, D) that stand before the patches: x_class, if it is there."""
         return [] if self.cls_token is None else [self.cls_token]
 
+    def check_images(self, x: Tensor) -> Tensor:
+        """images, an array or a Tensor (B, C, H, W) → the same as a Tensor, if they are what the model was made for."""
+        expected = (self.config.in_chans, *self.patch_embed.img_size)
+        if x.shape[1:] != expected:
+            raise ScratchvitError(
+                f"this model takes images of shape (B, {', '.join(map(str, expected))}), it was given {x.shape}: "
+                "resize them, or create the model with that img_size and in_chans"
+            )
+        return x if isinstance(x, Tensor) else Tensor(x, dtype=self.patch_embed.proj.weight.dtype)
+
     def forward_features(self, x: Tensor) -> Tensor:
         """images (B, C, H, W) → tokens (B, [1 +] N, D) after the last block."""
-        x = self.patch_embed(x if isinstance(x, Tensor) else Tensor(x, dtype=self.patch_embed.proj.weight.dtype))
+        x = self.patch_embed(self.check_images(x))                  # (B, N, D)
         if prefix := [token.expand((len(x), 1, x.shape[-1])) for token in self.prefix_tokens()]:
             x = ops.concatenate([*prefix, x], dim=1)                # (B, 1 + N, D)
         x = self.pos_drop(x + self.pos_embed)                       # z_0, eq. 1
@@ -257,7 +263,8 @@ def sincos_positions(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0
     return table[None].astype(np.float32)
 
 
-def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+def pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    """(height, width) of a size that is given as both, or as one number for a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, parallel_rows
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
-from scratchvit.ops.windows import Windows, per_axis
+from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
 COLUMN_BYTES = 2 << 20          # columns made at a time by one thread: they stay in its cache
@@ -34,7 +34,7 @@ def conv2d(
     """Slide `weight` over images: y[b,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] x[b, c, i·stride + u·dilation, …].
 
     x (B, C, H, W); weight (O, C / groups, kH, kW); bias (O,) → (B, O, H', W').  stride, padding, dilation: an integer
-    or one for each axis; padding also "valid" (none) or "same" (output as large as the input; stride 1).
+    or one for each axis; padding also "valid" (none) or "same" (H' = ⌈H / stride⌉; see windows.same_padding).
     groups: the channels fall into so many groups, each seen by its own O / groups filters; C of them is depth-wise.
     """
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
@@ -265,10 +265,7 @@ def _windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> 
     dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
     reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel))
     if padding == "same":
-        if max(stride) > 1:
-            raise ValueError(f'{name}: padding="same" needs stride 1, not {stride}; give the padding as numbers')
-        before = tuple(r // 2 for r in reach)
-        after = tuple(r - r // 2 for r in reach)
+        before, after = same_padding(size, kernel, stride, dilation)
     elif isinstance(padding, str) and padding != "valid":
         raise ValueError(f'{name}: padding must be "same", "valid" or numbers, not {padding!r}')
     else:

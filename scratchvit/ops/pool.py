@@ -7,7 +7,7 @@ import math
 import numpy as np
 
 from scratchvit.backend import Array, array_module, parallel_rows
-from scratchvit.ops.windows import Windows, per_axis
+from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
 PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries
@@ -17,7 +17,8 @@ PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cac
 def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
     """The greatest number of each window of x (B, C, H, W); its gradient goes to the place of the first such number.
 
-    stride: the kernel's size if not given. Padding never wins. ceil_mode: keep windows that hang over the end.
+    stride: the kernel's size if not given. padding: an integer, one for each axis, or "same" (H' = ⌈H / stride⌉; see
+    windows.same_padding); it never wins. ceil_mode: keep windows that hang over the end.
     """
     return _max_pool(x, _windows("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode))
 
@@ -138,8 +139,13 @@ def _windows(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode) -
     size = tuple(x.shape[2:])
     kernel = per_axis(kernel_size, axes, f"{name}: kernel_size", 1)
     stride = kernel if stride is None else per_axis(stride, axes, f"{name}: stride", 1)
-    padding = per_axis(padding, axes, f"{name}: padding", 0)
     dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
+    if padding == "same" and name.startswith("max"):        # an average would have to say whether padding counts
+        if max(dilation) > 1:
+            raise ValueError(f'{name}: padding="same" needs dilation 1, not {dilation}, or windows would be empty')
+        places = tuple(math.ceil(n / s) for n, s in zip(size, stride))
+        return Windows(size, kernel, stride, dilation, *same_padding(size, kernel, stride, dilation), places)
+    padding = per_axis(padding, axes, f"{name}: padding", 0)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise ValueError(
             f"{name}: padding {padding} must be at most half of the kernel {kernel}, or windows would be empty"

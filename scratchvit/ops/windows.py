@@ -11,6 +11,7 @@ is k large slices, each holding what one tap meets at all places:
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -67,6 +68,22 @@ class Windows:
             ))
             for position in itertools.product(*(range(k) for k in self.kernel))
         ]
+
+
+def same_padding(
+    size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """padding="same", (before, after): what ⌈size / stride⌉ places need, half of it on each side.
+
+    As in TensorFlow, so with a stride it depends on the size; of an odd number, the greater half comes after. With
+    stride 1 the output is as large as the input, as in PyTorch, which knows no more than that.
+    """
+    before, after = [], []
+    for n, k, s, d in zip(size, kernel, stride, dilation):
+        total = max(0, (math.ceil(n / s) - 1) * s + d * (k - 1) + 1 - n)
+        before.append(total // 2)
+        after.append(total - total // 2)
+    return tuple(before), tuple(after)
 
 
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:

@@ -1,0 +1,267 @@
+"""ResNet: deep residual learning for image recognition (He et al., CVPR 2016, arXiv 1512.03385).
+
+The idea: a plain network of 56 layers trains *worse* than one of 20, though it could do the same by leaving 36 of its
+layers as identities. So let a block learn what to add to its input instead of its whole output: y = F(x) + x (eq. 1).
+An identity is then F = 0, which is easy to find, and gradients reach the first layers through the sums undisturbed.
+
+A ViT has the same residual blocks. What differs is what a ResNet is told: a 3×3 convolution sees neighbours only, alike
+at every place, and stage after stage the map shrinks while its channels double.
+
+    paper                here             shape at ResNet-50, 224×224
+    x                    images           (B, 3, 224, 224)
+    conv1, 7×7, /2       conv1, bn1       (B, 64, 112, 112)
+    3×3 max pool, /2     ops.max_pool2d   (B, 64, 56, 56)
+    conv2_x              layer1           (B, 256, 56, 56)
+    conv3_x              layer2           (B, 512, 28, 28)
+    conv4_x              layer3           (B, 1024, 14, 14)
+    conv5_x              layer4           (B, 2048, 7, 7)
+    F                    what a block adds: its convolutions, each with batch norm (arXiv 1502.03167) after it
+    W_s                  downsample       a 1×1 convolution, where input and output of a block differ in shape
+    average pool, fc     fc               (B, 1000)
+
+Two things are as everyone trains them and not as in the paper: a Bottleneck's stride is that of its 3×3 convolution,
+not of the 1×1 before it, which would throw three quarters of the map away unseen (known as v1.5, in torchvision and
+timm); and the last norm of F starts at zero, so that every block starts as an identity (arXiv 1706.02677, §5.1).
+
+As a backbone for detection: `features_only` gives the maps after the stages, `output_stride=16` is DETR's DC5, and
+`frozen_bn` its batch norm. Names of parameters and options are timm's, except small_stem and frozen_bn, which it does
+not have.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratchvit import nn, ops
+from scratchvit.errors import ScratchvitError
+from scratchvit.models.registry import register
+from scratchvit.nn import init
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class ResNetConfig:
+    """The sizes of a ResNet."""
+
+    layers: tuple[int, ...] = (3, 4, 6, 3)  # blocks of each stage
+    bottleneck: bool = True         # blocks of 1×1, 3×3, 1×1 convolutions (the last fourfold); False: of two 3×3
+    img_size: int | tuple[int, int] = 224   # what it is meant for; the model takes images of any size
+    in_chans: int = 3
+    num_classes: int = 1000         # 0: no head, the pooled features come out
+    small_stem: bool = False        # for images of about 32×32: conv1 is 3×3 with stride 1, and nothing is pooled
+    output_stride: int = 32         # 32, 16 or 8: beyond this stride a stage dilates its kernels instead of shrinking
+    features_only: bool = False     # no head: the maps at out_indices come out, as a list
+    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)  # 0: before the max pool; 1…4: after that stage; later ones unbuilt
+    frozen_bn: bool = False         # batch norm whose statistics, weight and bias never change
+    zero_init_last: bool = True     # whether the last norm of every block starts at zero
+    drop_rate: float = 0.0          # dropout before the head
+    drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
+
+
+#   layers: conv2_x conv3_x conv4_x conv5_x   each block        Table 1 of the paper
+PRESETS = {
+    "resnet18":  ResNetConfig(layers=(2, 2,  2, 2), bottleneck=False),
+    "resnet34":  ResNetConfig(layers=(3, 4,  6, 3), bottleneck=False),
+    "resnet50":  ResNetConfig(layers=(3, 4,  6, 3), bottleneck=True),
+    "resnet101": ResNetConfig(layers=(3, 4, 23, 3), bottleneck=True),
+    "resnet152": ResNetConfig(layers=(3, 8, 36, 3), bottleneck=True),
+}  # fmt: skip
+
+
+def _norm(config: ResNetConfig, channels: int) -> nn.BatchNorm2d | nn.FrozenBatchNorm2d:
+    return nn.FrozenBatchNorm2d(channels) if config.frozen_bn else nn.BatchNorm2d(channels)
+
+
+def _downsample(config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
+    """W_s of eq. 2, only where shapes differ (the paper's option B)."""
+    if stride == 1 and in_channels == out_channels:
+        return None
+    return nn.Sequential(
+        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), _norm(config, out_channels)
+    )
+
+
+class BasicBlock(nn.Module):
+    """y = F(x) + x with F of two 3×3 convolutions (Figure 5, left).
+
+    x (B, in, H, W) → (B, width, H / stride, W / stride). dilations: of the two convolutions.
+    """
+
+    expansion = 1
+
+    def __init__(
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int], drop: float
+    ):
+        first, second = dilations
+        self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=first, dilation=first, bias=False)
+        self.bn1 = _norm(config, width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=second, dilation=second, bias=False)
+        self.bn2 = _norm(config, width)
+        self.downsample = _downsample(config, in_channels, width, stride)
+        self.drop_path = nn.DropPath(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = ops.relu(self.bn1(self.conv1(x)))                       # (B, width, H', W')
+        x = self.bn2(self.conv2(x))
+        return ops.relu(self.drop_path(x) + shortcut)               # eq. 1; eq. 2 with W_s
+
+    def last_norm(self) -> nn.BatchNorm2d | nn.FrozenBatchNorm2d:
+        return self.bn2
+
+
+class Bottleneck(nn.Module):
+    """y = F(x) + x with F squeezing the channels, a 3×3 convolution, and widening again (Figure 5, right).
+
+    x (B, in, H, W) → (B, 4 width, H / stride, W / stride), at about the cost of a BasicBlock of that width.
+    """
+
+    expansion = 4
+
+    def __init__(
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int], drop: float
+    ):
+        out_channels, dilation = width * self.expansion, dilations[0]
+        self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
+        self.bn1 = _norm(config, width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = _norm(config, width)
+        self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
+        self.bn3 = _norm(config, out_channels)
+        self.downsample = _downsample(config, in_channels, out_channels, stride)
+        self.drop_path = nn.DropPath(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = ops.relu(self.bn1(self.conv1(x)))                       # (B, width, H, W)
+        x = ops.relu(self.bn2(self.conv2(x)))                       # (B, width, H', W')
+        x = self.bn3(self.conv3(x))                                 # (B, 4 width, H', W')
+        return ops.relu(self.drop_path(x) + shortcut)
+
+    def last_norm(self) -> nn.BatchNorm2d | nn.FrozenBatchNorm2d:
+        return self.bn3
+
+
+class ResNet(nn.Module):
+    """images (B, C, H, W), an array or a Tensor → logits (B, num_classes); with features_only, a list of feature maps.
+
+    feature_strides, feature_channels: of the maps at `out_indices`, in their order.
+    Raises ScratchvitError for options that do not fit together and for images with other channels than in_chans.
+    """
+
+    def __init__(self, config: ResNetConfig, seed: int = 0):
+        _check(config)
+        self.config = config
+        if config.small_stem:
+            self.conv1 = nn.Conv2d(config.in_chans, 64, 3, padding=1, bias=False)
+        else:
+            self.conv1 = nn.Conv2d(config.in_chans, 64, 7, stride=2, padding=3, bias=False)
+        self.bn1 = _norm(config, 64)
+        strides, channels = [1 if config.small_stem else 2], [64]       # of the map before the pool, and after stages
+
+        Block = Bottleneck if config.bottleneck else BasicBlock
+        drops = iter(np.linspace(0, config.drop_path_rate, sum(config.layers)).tolist())
+        last_stage = max(config.out_indices) if config.features_only else 4
+        stage_stride, dilation = 1 if config.small_stem else 4, 1
+        for stage, depth in enumerate(config.layers[:last_stage], start=1):
+            width, stride, before = 64 * 2 ** (stage - 1), 1 if stage == 1 else 2, dilation
+            if stage_stride * stride > config.output_stride:
+                # To meet, without shrinking the map, what a stride would have let it meet, the kernels of all later
+                # blocks reach twice as far.
+                dilation, stride = dilation * stride, 1
+            stage_stride *= stride
+            blocks = []
+            for i in range(depth):
+                in_channels = channels[-1] if i == 0 else width * Block.expansion
+                dilations = (before if i == 0 else dilation, dilation)
+                blocks.append(Block(config, in_channels, width, stride if i == 0 else 1, dilations, next(drops)))
+            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            strides.append(stage_stride)
+            channels.append(width * Block.expansion)
+
+        self.num_features = channels[-1]
+        self.feature_strides = [strides[i] for i in config.out_indices]
+        self.feature_channels = [channels[i] for i in config.out_indices]
+        self.head_drop = nn.Dropout(config.drop_rate)
+        has_head = config.num_classes and not config.features_only
+        self.fc = nn.Linear(self.num_features, config.num_classes) if has_head else nn.Identity()
+
+        self.init_weights(np.random.default_rng(seed))
+        self.set_generator(Generator(seed))
+
+    def stages(self) -> list[nn.Module]:
+        """layer1 … layer4, as many as were built."""
+        return [module for name, module in self.named_children() if name.startswith("layer")]
+
+    def forward_maps(self, x: Tensor) -> list[Tensor]:
+        """images (B, C, H, W) → the map before the max pool and those after each stage (B, channels, H / s, W / s)."""
+        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
+            raise ScratchvitError(
+                f"this model takes images of shape (B, {self.config.in_chans}, height, width), it was given {x.shape}: "
+                "create the model with that in_chans"
+            )
+        x = ops.relu(self.bn1(self.conv1(x if isinstance(x, Tensor) else Tensor(x, dtype=self.conv1.weight.dtype))))
+        maps = [x]
+        if not self.config.small_stem:
+            x = ops.max_pool2d(x, 3, stride=2, padding=1)
+        for stage in self.stages():
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """images (B, C, H, W) → the last stage's map (B, num_features, H / 32, W / 32)."""
+        return self.forward_maps(x)[-1]
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last map → logits (B, num_classes)."""
+        return self.fc(self.head_drop(x.mean(dim=(2, 3))))
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        maps = self.forward_maps(x)
+        return [maps[i] for i in self.config.out_indices] if self.config.features_only else self.forward_head(maps[-1])
+
+    def init_weights(self, rng: np.random.Generator) -> None:
+        """Convolutions keep the variance of gradients (arXiv 1502.01852); the head is PyTorch's; last norms zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                module.weight.assign(init.kaiming_normal(module.weight.shape, rng, mode="fan_out"))
+            # A frozen norm that starts at zero would stay there, and its block never do anything.
+            if isinstance(module, BasicBlock | Bottleneck) and self.config.zero_init_last:
+                weight = module.last_norm().weight
+                if isinstance(weight, nn.Parameter):
+                    weight.assign(0)
+        if isinstance(self.fc, nn.Linear):
+            bound = self.num_features**-0.5
+            self.fc.weight.assign(init.uniform(self.fc.weight.shape, rng, bound))
+            assert self.fc.bias is not None
+            self.fc.bias.assign(init.uniform(self.fc.bias.shape, rng, bound))
+
+
+def _check(config: ResNetConfig) -> None:
+    for name in ("drop_rate", "drop_path_rate"):
+        if not 0 <= getattr(config, name) < 1:
+            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {getattr(config, name)}")
+    if len(config.layers) != 4 or min(config.layers) < 1:
+        raise ScratchvitError(f"layers gives the blocks of four stages, at least one in each, not {config.layers}")
+    if config.in_chans < 1:
+        raise ScratchvitError(f"in_chans must be positive, not {config.in_chans}")
+    if config.num_classes < 0:
+        raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
+    if config.output_stride not in (8, 16, 32):
+        raise ScratchvitError(f"output_stride is 32, 16 or 8, not {config.output_stride}")
+    if config.small_stem and config.output_stride != 32:
+        raise ScratchvitError("with small_stem the last map has stride 8: leave output_stride alone")
+    indices = config.out_indices
+    if not isinstance(indices, tuple | list) or not indices or list(indices) != sorted(set(indices) & set(range(5))):
+        raise ScratchvitError(
+            f"out_indices are some of 0 (before the max pool) and 1, 2, 3, 4 (after that stage), rising, not {indices}"
+        )
+    if not config.features_only and tuple(indices) != ResNetConfig.out_indices:
+        raise ScratchvitError("out_indices choose among the maps that features_only=True gives")
+
+
+register(ResNet, PRESETS, paper="ResNet, arXiv 1512.03385")

@@ -1,0 +1,323 @@
+"""ResNetV2 as in BiT: a ResNet made to be scaled and transferred (Kolesnikov et al., ECCV 2020, arXiv 1912.11370).
+
+This is what ViT was first compared with, and the CNN inside its hybrids (hybrid.py). Against ResNet (1512.03385):
+
+*No batch statistics* (BiT §2). Batch norm sees too few images when a large model is spread over many devices, and its
+running averages fit the data it was trained on, not the data it is taken to. Here group norm takes the mean over groups
+of channels of one image (1803.08494), and weight standardisation does for the kernels what it cannot do (1903.10520):
+
+    Ŵ_o = (W_o - μ_o) / √(σ_o² + ε),   mean and variance over the numbers of output channel o
+
+*Pre-activation* (He et al. 2016, arXiv 1603.05027). Norm and ReLU stand before each convolution instead of after it, so
+nothing stands on the shortcut, and the sum of all blocks' outputs reaches the last norm as it is.
+
+*Width.* "×3" has three times the channels everywhere.
+
+    paper     here              shape at R50x1, 224×224
+    x         images            (B, 3, 224, 224)
+              stem              (B, 64, 56, 56): 7×7 convolution and 3×3 max pooling, each of stride 2
+    stage i   stages.i          (B, 256, 56, 56), (B, 512, 28, 28), (B, 1024, 14, 14), (B, 2048, 7, 7)
+    W         conv?.weight      (out, in, k, k), standardised wherever it is used
+              norm, head.fc     group norm and ReLU, mean over all places, 1×1 convolution (1000, 2048, 1, 1)
+
+Names of parameters and options are timm's, so that its checkpoints load here and ours there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratchvit import nn, ops
+from scratchvit.errors import ScratchvitError
+from scratchvit.models.registry import register
+from scratchvit.nn import init
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+
+GROUPS = 32                         # of every group norm
+STEM_CHANNELS = 64                  # at width 1
+
+
+@dataclass(frozen=True)
+class ResNetV2Config:
+    """The sizes of a ResNetV2."""
+
+    img_size: int | tuple[int, int] = 224   # what it was made for; it takes any size
+    in_chans: int = 3
+    num_classes: int = 1000         # 0: no head, the pooled features come out
+    layers: tuple[int, ...] = (3, 4, 6, 3)                  # blocks of each stage; three convolutions a block
+    channels: tuple[int, ...] = (256, 512, 1024, 2048)      # of each stage's output, at width 1
+    width_factor: int = 1           # all channels times this
+    preact: bool = True             # norm and ReLU before each convolution; False: after it, as in ViT's hybrids
+    padding_same: bool = False      # True: TensorFlow's, uneven and by the image's size; False: k // 2 on each side
+    global_pool: str = "avg"        # "avg", or "" for the whole last feature map (without a head)
+    features_only: bool = False     # give the feature maps named by out_indices instead of logits
+    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)          # 0: the stem before its pooling; i: stage i, from 1
+    drop_rate: float = 0.0          # dropout before the head
+    drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
+
+
+#    name              layers         width  pixels of timm's default weights
+_SIZES = {
+    "resnetv2_50x1_bit":  ((3, 4,  6, 3), 1, 224),
+    "resnetv2_50x3_bit":  ((3, 4,  6, 3), 3, 448),
+    "resnetv2_101x1_bit": ((3, 4, 23, 3), 1, 448),
+    "resnetv2_101x3_bit": ((3, 4, 23, 3), 3, 448),
+    "resnetv2_152x2_bit": ((3, 8, 36, 3), 2, 224),
+    "resnetv2_152x4_bit": ((3, 8, 36, 3), 4, 480),
+}  # fmt: skip
+
+PRESETS = {
+    name: ResNetV2Config(img_size=size, layers=layers, width_factor=width)
+    for name, (layers, width, size) in _SIZES.items()
+}
+
+
+class StdConv2d(nn.Conv2d):
+    """A convolution with a standardised kernel, without bias: a norm follows, to which neither would matter."""
+
+    def __init__(self, config: ResNetV2Config, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
+        padding = "same" if config.padding_same else kernel_size // 2
+        super().__init__(in_channels, out_channels, kernel_size, stride, padding, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.conv2d(x, ops.weight_standardization(self.weight, eps=1e-8), None, *self._options())
+
+
+def group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(GROUPS, channels)
+
+
+class Stem(nn.Module):
+    """To a quarter of each side at once: images (B, C, H, W) → (B, 64·width, H/4, W/4), each side rounded up."""
+
+    stride = 4
+
+    def __init__(self, config: ResNetV2Config):
+        self.config = config
+        self.num_features = STEM_CHANNELS * config.width_factor
+        self.conv = StdConv2d(config, config.in_chans, self.num_features, 7, stride=2)
+        self.norm = nn.Identity() if config.preact else group_norm(self.num_features)
+
+    def before_pooling(self, x: Tensor) -> Tensor:
+        """images → (B, 64·width, H/2, W/2)."""
+        x = self.conv(x)
+        return x if self.config.preact else ops.relu(self.norm(x))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """The maximum of 3×3 places, at every second place."""
+        if self.config.padding_same:
+            return ops.max_pool2d(x, 3, stride=2, padding="same")
+        return ops.max_pool2d(x.pad((1, 1, 1, 1)), 3, stride=2)     # BiT's zeros do take part in the maximum
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.pool(self.before_pooling(x))
+
+    def init_weights(self, rng: np.random.Generator) -> None:
+        """PyTorch's own for a convolution, which timm leaves to a stem without stages."""
+        self.conv.weight.assign(init.kaiming_uniform(self.conv.weight.shape, rng, a=5**0.5))
+
+
+class Downsample(nn.Module):
+    """The shortcut of a stage's first block, where the sizes change: a 1×1 convolution."""
+
+    def __init__(self, config: ResNetV2Config, in_channels: int, channels: int, stride: int):
+        self.conv = StdConv2d(config, in_channels, channels, 1, stride)
+        self.norm = nn.Identity() if config.preact else group_norm(channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(self.conv(x))
+
+
+class PreActBottleneck(nn.Module):
+    """x + three convolutions of it: to a quarter of the channels, 3×3 among them, and back.
+
+    x (B, in_channels, H, W) → (B, channels, H / stride, W / stride). first: of its stage, with a convolved shortcut.
+    """
+
+    def __init__(
+        self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_path: float, first: bool
+    ):
+        narrow = channels // 4
+        self.downsample = Downsample(config, in_channels, channels, stride) if first else None
+        self.norm1 = group_norm(in_channels)
+        self.conv1 = StdConv2d(config, in_channels, narrow, 1)
+        self.norm2 = group_norm(narrow)
+        self.conv2 = StdConv2d(config, narrow, narrow, 3, stride)
+        self.norm3 = group_norm(narrow)
+        self.conv3 = StdConv2d(config, narrow, channels, 1)
+        self.drop_path = nn.DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = ops.relu(self.norm1(x))
+        shortcut = x if self.downsample is None else self.downsample(y)
+        y = self.conv1(y)                                           # (B, channels/4, H, W)
+        y = self.conv2(ops.relu(self.norm2(y)))                     # (B, channels/4, H/s, W/s)
+        y = self.conv3(ops.relu(self.norm3(y)))                     # (B, channels, H/s, W/s)
+        return shortcut + self.drop_path(y)
+
+
+class Bottleneck(nn.Module):
+    """The same with norm and ReLU after each convolution, as in the first ResNet."""
+
+    def __init__(
+        self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_path: float, first: bool
+    ):
+        narrow = channels // 4
+        self.downsample = Downsample(config, in_channels, channels, stride) if first else None
+        self.conv1 = StdConv2d(config, in_channels, narrow, 1)
+        self.norm1 = group_norm(narrow)
+        self.conv2 = StdConv2d(config, narrow, narrow, 3, stride)
+        self.norm2 = group_norm(narrow)
+        self.conv3 = StdConv2d(config, narrow, channels, 1)
+        self.norm3 = group_norm(channels)
+        self.drop_path = nn.DropPath(drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        shortcut = x if self.downsample is None else self.downsample(x)
+        y = ops.relu(self.norm1(self.conv1(x)))                     # (B, channels/4, H, W)
+        y = ops.relu(self.norm2(self.conv2(y)))                     # (B, channels/4, H/s, W/s)
+        y = self.norm3(self.conv3(y))                               # (B, channels, H/s, W/s)
+        return ops.relu(shortcut + self.drop_path(y))
+
+
+class Stage(nn.Module):
+    """Blocks of one resolution; the first changes the channels, and by its stride the resolution."""
+
+    def __init__(
+        self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_paths: list[float]
+    ):
+        block = PreActBottleneck if config.preact else Bottleneck
+        first, *others = drop_paths
+        self.blocks = nn.Sequential(
+            block(config, in_channels, channels, stride, first, first=True),
+            *(block(config, channels, channels, 1, drop_path, first=False) for drop_path in others),
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.blocks(x)
+
+
+class Head(nn.Module):
+    """The mean over all places, classified: (B, C, H, W) → (B, num_classes)."""
+
+    def __init__(self, config: ResNetV2Config, channels: int):
+        self.drop = nn.Dropout(config.drop_rate)
+        self.fc = nn.Conv2d(channels, config.num_classes, 1) if config.num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = x.mean(dim=(2, 3), keepdim=True)                        # (B, C, 1, 1)
+        return self.fc(self.drop(x)).flatten(1)
+
+
+class ResNetV2(nn.Module):
+    """images (B, C, H, W) of any size, an array or a Tensor → logits (B, num_classes).
+
+    With features_only a list of feature maps, whose feature_channels and feature_strides say (B, channels, H/stride,
+    W/stride); stages beyond the last that is asked for are not built. With global_pool="" the last feature map alone.
+
+    Raises ScratchvitError when sizes do not fit together, or an image's channels do not fit the model.
+    """
+
+    def __init__(self, config: ResNetV2Config, seed: int = 0):
+        _check(config)
+        self.config = config
+        widths = [channels * config.width_factor for channels in config.channels]
+        drop_paths = np.linspace(0, config.drop_path_rate, sum(config.layers)).tolist()
+        depth = max(config.out_indices) if config.features_only else len(config.layers)
+
+        self.stem = Stem(config)
+        channels, strides = [self.stem.num_features], [2]           # of each feature map
+        stages = []
+        for i, layers in enumerate(config.layers[:depth]):
+            rates, drop_paths = drop_paths[:layers], drop_paths[layers:]
+            stages.append(Stage(config, channels[-1], widths[i], 2 if i else 1, rates))
+            channels.append(widths[i])
+            strides.append(self.stem.stride << i)
+        self.stages = nn.Sequential(*stages)
+        self.num_features, self.stride = channels[-1], strides[-1]
+        if config.features_only:
+            self.feature_channels = [channels[i] for i in config.out_indices]
+            self.feature_strides = [strides[i] for i in config.out_indices]
+        else:
+            self.norm = group_norm(self.num_features) if config.preact else nn.Identity()
+            self.head = Head(config, self.num_features)
+
+        self.init_weights(np.random.default_rng(seed))
+        self.set_generator(Generator(seed))
+
+    def forward_maps(self, x: Tensor) -> list[Tensor]:
+        """images → the map of the stem before its pooling and those after each stage (B, channels, H/s, W/s)."""
+        maps = [self.stem.before_pooling(x)]
+        x = self.stem.pool(maps[0])
+        for stage in self.stages:
+            x = stage(x)
+            maps.append(x)
+        return maps
+
+    def forward_features(self, x: Tensor) -> Tensor:
+        """images → the last feature map (B, num_features, H/32, W/32)."""
+        x = self.stages(self.stem(x))
+        return ops.relu(self.norm(x)) if self.config.preact else x
+
+    def forward(self, x: Tensor) -> Tensor | list[Tensor]:
+        C = self.config.in_chans
+        if x.ndim != 4 or x.shape[1] != C:
+            raise ScratchvitError(
+                f"this model takes images of shape (B, {C}, H, W), it was given {x.shape}: create it with that in_chans"
+            )
+        x = x if isinstance(x, Tensor) else Tensor(x, dtype=self.stem.conv.weight.dtype)
+        if self.config.features_only:
+            maps = self.forward_maps(x)
+            return [maps[i] for i in self.config.out_indices]
+        x = self.forward_features(x)
+        return self.head(x) if self.config.global_pool else x
+
+    def init_weights(self, rng: np.random.Generator) -> None:
+        """Kernels by He et al., whose scale the standardisation takes out again; the head small, biases zero.
+
+        A block without pre-activation begins as its shortcut: its last norm multiplies by zero (arXiv 1706.02677).
+        """
+        for module in self.modules():
+            if isinstance(module, StdConv2d):
+                module.weight.assign(init.kaiming_normal(module.weight.shape, rng, mode="fan_out"))
+            elif isinstance(module, Bottleneck):
+                module.norm3.weight.assign(0)
+            elif isinstance(module, Head) and isinstance(module.fc, nn.Conv2d):
+                module.fc.weight.assign(init.normal(module.fc.weight.shape, rng, std=0.01))
+                assert module.fc.bias is not None
+                module.fc.bias.assign(0)
+
+
+def _check(config: ResNetV2Config) -> None:
+    """Raise ScratchvitError for options that do not fit together."""
+    stages, narrowest = len(config.channels), 4 * GROUPS
+    for name in ("drop_rate", "drop_path_rate"):
+        if not 0 <= (value := getattr(config, name)) < 1:
+            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
+    for name in ("in_chans", "width_factor"):
+        if (value := getattr(config, name)) < 1:
+            raise ScratchvitError(f"{name} must be positive, not {value}")
+    if config.num_classes < 0:
+        raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
+    if not 1 <= len(config.layers) <= stages or min(config.layers) < 1:
+        raise ScratchvitError(f"layers are one to {stages} numbers of blocks, each at least 1, not {config.layers}")
+    if any(channels * config.width_factor % narrowest for channels in config.channels):
+        raise ScratchvitError(
+            f"a block's narrow part, a quarter of its channels, is normalised in {GROUPS} groups: channels × "
+            f"width_factor must be multiples of {narrowest}, not {config.channels} × {config.width_factor}"
+        )
+    if config.global_pool not in ("avg", "") or (config.num_classes and not config.global_pool):
+        raise ScratchvitError(
+            f'global_pool is "avg", or "" with num_classes=0, not {config.global_pool!r} with {config.num_classes}'
+        )
+    last = len(config.layers)
+    if config.features_only and not (config.out_indices and all(0 <= i <= last for i in config.out_indices)):
+        raise ScratchvitError(
+            f"out_indices name feature maps from 0, the stem, to {last}, the last stage, not {config.out_indices}"
+        )
+
+
+register(ResNetV2, PRESETS, paper="BiT, arXiv 1912.11370")

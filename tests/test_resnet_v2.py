@@ -1,0 +1,263 @@
+"""ResNetV2: padding, standardised kernels, feature maps, bad input; against timm: names, logits and every gradient."""
+
+import math
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit.models.resnet_v2 import PRESETS, StdConv2d
+
+from .model_parity import assert_close, assert_same_model
+from .peers import import_timm
+
+NAME = "resnetv2_50x1_bit"
+TINY = {"layers": (1, 2), "channels": (128, 256), "num_classes": 5}
+
+PARAMETERS = {
+    "resnetv2_50x1_bit": 25_549_352, "resnetv2_50x3_bit": 217_319_080, "resnetv2_101x1_bit": 44_541_480,
+    "resnetv2_101x3_bit": 387_934_888, "resnetv2_152x2_bit": 236_335_208, "resnetv2_152x4_bit": 936_533_224,
+}  # fmt: skip
+
+
+def images(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+
+
+def perturb(model, seed=0):
+    """Move every parameter off its initial value, so that none is 0 or 1 and all gradients say something."""
+    rng = np.random.default_rng(seed)
+    for parameter in model.parameters():
+        noise = rng.standard_normal(parameter.shape, dtype=np.float32)
+        parameter.assign(parameter.numpy() + 0.1 * (parameter.numpy().std() or 1) * noise)
+    return model
+
+
+def assert_same_function(model, peer, x):
+    """Logits in float32, then everything in float64.
+
+    A ReLU whose input is within rounding of 0 may be open in one and shut in the other, and that moves a gradient by
+    far more than rounding: timm's own float32 gradients of R50x1 are up to 17% off its float64 ones. In float64 there
+    is no such input.
+    """
+    torch = pytest.importorskip("torch")
+    peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()}, strict=True)
+    with sv.no_grad(), torch.no_grad():
+        assert_close(model(x).numpy(), peer.train(model.training)(torch.from_numpy(x)).numpy(), 1e-4, "logits, float32")
+    for parameter in model.parameters():
+        parameter.data = parameter.data.astype(np.float64)
+    assert_same_model(model, peer.double(), x.astype(np.float64), logits=1e-9, gradients=1e-8)
+
+
+# --- padding="same" -------------------------------------------------------------------------------------------------
+
+
+def same_by_definition(x, kernel, stride, outside, reduce):
+    """⌈n / stride⌉ windows an axis, the middle of all they cover over the middle of x, rather half a place to the left.
+
+    x (H, W) → (H', W') of reduce(window).
+    """
+    places = [math.ceil(n / stride) for n in x.shape]
+    covered = [(m - 1) * stride + k for m, k in zip(places, kernel)]
+    start = [-(max(0, c - n) // 2) for c, n in zip(covered, x.shape)]
+    y = np.empty(places)
+    for i, j in np.ndindex(*places):
+        top, left = start[0] + i * stride, start[1] + j * stride
+        window = [
+            [x[r, c] if 0 <= r < x.shape[0] and 0 <= c < x.shape[1] else outside for c in range(left, left + kernel[1])]
+            for r in range(top, top + kernel[0])
+        ]
+        y[i, j] = reduce(np.array(window))
+    return y
+
+
+SAME = [
+    (size, kernel, stride)
+    for size in [(1, 2), (5, 6), (7, 7), (8, 11)]
+    for kernel in [(1, 1), (2, 3), (3, 3), (7, 4)]
+    for stride in (1, 2, 3)
+]
+
+
+@pytest.mark.parametrize(("size", "kernel", "stride"), SAME, ids=str)
+def test_same_padding_is_what_it_is_defined_as(device, size, kernel, stride):
+    x, weight = images(*size) - 3, images(*kernel, seed=1)          # mostly below 0: padding must not win the maximum
+    summed = sv.ops.conv2d(sv.Tensor(x[None, None]), sv.Tensor(weight[None, None]), stride=stride, padding="same")
+    expected = same_by_definition(x, kernel, stride, 0, lambda window: (window * weight).sum())
+    np.testing.assert_allclose(summed.numpy()[0, 0], expected, rtol=1e-5, atol=1e-5)
+    largest = sv.ops.max_pool2d(sv.Tensor(x[None, None]), kernel, stride=stride, padding="same")
+    np.testing.assert_array_equal(largest.numpy()[0, 0], same_by_definition(x, kernel, stride, -np.inf, np.max))
+
+
+@pytest.mark.parametrize(("kernel", "stride"), [((3, 3), 2), ((7, 2), 3), ((2, 2), 2), ((1, 1), 2)], ids=str)
+def test_gradients_with_same_padding(kernel, stride):
+    rng = np.random.default_rng(0)
+    x, weight = rng.permutation(2 * 2 * 7 * 6).reshape(2, 2, 7, 6) / 10.0, rng.standard_normal((3, 2, *kernel))
+    sv.gradcheck(lambda x, weight: sv.ops.conv2d(x, weight, stride=stride, padding="same"), x, weight)
+    sv.gradcheck(lambda x: sv.ops.max_pool2d(x, kernel, stride=stride, padding="same"), x)
+    depthwise = rng.standard_normal((2, 1, *kernel))
+    sv.gradcheck(lambda x, w: sv.ops.conv2d(x, w, stride=stride, padding="same", groups=2), x, depthwise)
+
+
+# --- the model ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_parameter_counts(name):
+    with sv.nn.init.without_weights():
+        assert sv.create_model(name).num_parameters() == PARAMETERS[name]
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({}, (32, 32)), ({"in_chans": 1}, (21, 34)), ({"preact": False, "padding_same": True}, (21, 34)),
+     ({"padding_same": True}, (33, 33)), ({"drop_rate": 0.1, "drop_path_rate": 0.1}, (32, 32)),
+     ({"width_factor": 2, "channels": (64, 128)}, (16, 16))],
+    ids=str,
+)  # fmt: skip
+def test_options_train_and_reach_every_parameter(device, options, size):
+    model = sv.create_model(NAME, **{**TINY, **options})
+    x, y = images(2, model.config.in_chans, *size), np.array([0, 4])
+    optimizer = sv.optim.SGD(model.parameters(), lr=0.02)
+    losses = []
+    for _ in range(3):
+        optimizer.zero_grad()
+        logits = model(x)
+        assert logits.shape == (2, 5) and logits.dtype == np.float32
+        loss = sv.ops.cross_entropy(logits, y)
+        loss.backward()
+        assert all(p.grad is not None and p.grad.dtype == np.float32 for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+def test_the_scale_and_mean_of_a_kernel_do_not_matter():
+    model = sv.create_model(NAME, **TINY)
+    x = images(2, 3, 32, 32)
+    before = model(x).numpy()
+    for module in model.modules():
+        if isinstance(module, StdConv2d):
+            module.weight.assign(3 * module.weight.numpy() + 0.5)
+    assert_close(model(x).numpy(), before, 1e-4, "logits")
+
+
+def test_batch_mates_do_not_matter():
+    model = sv.create_model(NAME, **TINY)
+    x = images(3, 3, 24, 24)
+    assert_close(model(x).numpy()[:1], model(x[:1]).numpy(), 1e-5, "logits of the first image")
+
+
+def test_stochastic_depth_grows_from_block_to_block_also_where_stages_are_left_out():
+    for options in ({}, {"features_only": True, "out_indices": (2,)}):
+        model = sv.create_model(NAME, layers=(1, 2, 1, 1), drop_path_rate=0.4, **options)
+        rates = [block.drop_path.p for stage in model.stages for block in stage.blocks]
+        assert rates == pytest.approx([0.0, 0.1, 0.2, 0.3, 0.4][: len(rates)]) and len(rates) in (3, 5)
+
+
+def test_without_a_head_features_come_out():
+    x = images(2, 3, 20, 40)
+    model = sv.create_model(NAME, **{**TINY, "num_classes": 0})
+    features = sv.create_model(NAME, **{**TINY, "num_classes": 0, "global_pool": ""})(x)
+    assert features.shape == (2, 256, 3, 5)
+    np.testing.assert_allclose(model(x).numpy(), features.numpy().mean((2, 3)), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"preact": False, "padding_same": True}], ids=str)
+def test_feature_maps_have_their_channels_and_strides(options):
+    x = images(2, 3, 37, 50)
+    model = sv.create_model(NAME, **TINY, **options, features_only=True, out_indices=(2, 0, 1))
+    maps = model(x)
+    assert model.feature_channels == [256, 64, 128] and model.feature_strides == [8, 2, 4]
+    for feature, channels, stride in zip(maps, model.feature_channels, model.feature_strides, strict=True):
+        assert feature.shape == (2, channels, math.ceil(37 / stride), math.ceil(50 / stride))
+    sum(feature.mean() for feature in maps).backward()
+    assert all(p.grad is not None for p in model.parameters())
+
+
+def test_stages_beyond_the_last_feature_map_are_not_built():
+    model = sv.create_model(NAME, features_only=True, out_indices=(1,))
+    assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"stem", "stages"}
+    assert len(model.stages) == 1 and len(model.stages[0].blocks) == 3
+
+
+def test_the_seed_decides_the_weights():
+    a, b, c = (sv.create_model(NAME, seed=seed, **TINY).state_dict() for seed in (1, 1, 2))
+    assert all(np.array_equal(a[name], b[name]) for name in a)
+    assert not np.array_equal(a["stem.conv.weight"], c["stem.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [({"layers": ()}, "one to 2 numbers of blocks"), ({"layers": (1, 0)}, "at least 1, not"),
+     ({"layers": (1, 1, 1)}, "one to 2 numbers"), ({"channels": (128, 200)}, r"multiples of 128, not \(128, 200\) × 1"),
+     ({"num_classes": -1}, "num_classes must be positive, or 0"),
+     ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),
+     ({"drop_path_rate": 1.0}, "drop_path_rate is a probability"),
+     ({"global_pool": "max"}, "global_pool"), ({"global_pool": ""}, 'or "" with num_classes=0'),
+     ({"features_only": True}, "from 0, the stem, to 2, the last stage"),
+     ({"features_only": True, "out_indices": ()}, "out_indices"), ({"layer": (1,)}, "did you mean 'layers'")],
+    ids=str,
+)  # fmt: skip
+def test_options_that_do_not_fit_are_refused(options, text):
+    with pytest.raises(sv.ScratchvitError, match=text):
+        sv.create_model(NAME, **{**TINY, **options})
+
+
+def test_images_of_other_channels_are_refused():
+    model = sv.create_model(NAME, **TINY)
+    for shape in ((2, 1, 32, 32), (3, 32, 32)):
+        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, H, W\), it was given"):
+            model(images(*shape))
+
+
+# --- against timm ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PRESETS)
+def test_names_and_shapes_are_timms(name):
+    torch, timm = pytest.importorskip("torch"), import_timm()
+    with torch.device("meta"):
+        peer = timm.create_model(name)
+    with sv.nn.init.without_weights():
+        model = sv.create_model(name)
+    theirs = {name: tuple(p.shape) for name, p in peer.named_parameters()}
+    assert {name: p.shape for name, p in model.named_parameters()} == theirs
+    assert model.config.img_size == peer.default_cfg["input_size"][1]
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(
+    ("name", "shape"),
+    [("resnetv2_50x1_bit", (1, 3, 224, 224)), ("resnetv2_50x1_bit", (2, 3, 96, 64)),
+     ("resnetv2_101x1_bit", (1, 3, 224, 224)), ("resnetv2_101x1_bit", (2, 3, 96, 64))],
+    ids=str,
+)  # fmt: skip
+def test_logits_and_gradients_equal_timms(name, shape):
+    assert_same_function(perturb(sv.create_model(name, seed=5)), import_timm().create_model(name), images(*shape))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "resnetv2_50x3_bit"])
+def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
+    model = perturb(sv.create_model(name, seed=5))
+    for path, parameter in model.named_parameters():
+        if "norm" in path and path.endswith("bias"):
+            parameter.assign(parameter.numpy() + 6)
+    assert_same_model(model, import_timm().create_model(name), images(1, 3, 64, 64))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("preact", [True, False])
+def test_feature_maps_equal_timms(preact):
+    torch, timm = pytest.importorskip("torch"), import_timm()
+    peer = timm.create_model(NAME, preact=preact).eval()
+    model = sv.create_model(NAME, preact=preact, features_only=True)
+    state = {name: value.numpy() for name, value in peer.state_dict().items()}
+    model.load_state_dict({name: state[name] for name in model.state_dict()}, strict=True)
+    x = images(2, 3, 64, 96)
+    with sv.no_grad(), torch.no_grad():
+        theirs = peer.forward_intermediates(torch.from_numpy(x), intermediates_only=True)
+        for i, (a, b) in enumerate(zip(model(x), theirs, strict=True)):
+            assert_close(a.numpy(), b.numpy(), 1e-4, f"feature map {i}")
