@@ -177,6 +177,23 @@ def no_grad() -> contextlib.AbstractContextManager[None]:
     return _set_recording(False)
 
 
+_stand_in: Callable[..., Any] | None = None
+
+
+@contextlib.contextmanager
+def replace_ops(stand_in: Callable[..., Any]) -> Iterator[None]:
+    """Inside, `stand_in(function, args, kwargs)` gives (value, backward) where an op would have called its function.
+
+    args and kwargs are plain arrays. This is how inspect/cost.py follows shapes through a model without computing.
+    """
+    global _stand_in
+    before, _stand_in = _stand_in, stand_in
+    try:
+        yield
+    finally:
+        _stand_in = before
+
+
 def op(function: Callable[..., Any]) -> Callable[..., Any]:
     """Make a differentiable operation of a function on plain arrays.
 
@@ -211,7 +228,8 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
                     inputs = given if is_sequence else (given,)
                 edges.extend(_edge_to(x) for x in inputs)
         plain = [_unwrap(arg) for arg in args]
-        value, backward = function(*plain, **{key: _unwrap(arg) for key, arg in kwargs.items()})
+        named = {key: _unwrap(arg) for key, arg in kwargs.items()}
+        value, backward = function(*plain, **named) if _stand_in is None else _stand_in(function, plain, named)
         is_tuple = isinstance(value, tuple)
         outputs = [_wrap(v) for v in (value if is_tuple else (value,))]
         if any(edge is not None for edge in edges):

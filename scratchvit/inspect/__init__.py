@@ -1,4 +1,5 @@
-"""Looking inside a model: where it attends, how it learned."""
+"""Looking inside a model: where it attends, how it learned, what it costs."""
 
 from scratchvit.inspect.attention import attention_maps, class_attention, rollout
+from scratchvit.inspect.cost import Cost, OpCost, cost
 from scratchvit.inspect.figures import draw_attention, draw_curves

@@ -64,7 +64,7 @@ def einsum(equation: str, *operands: Array):
     stands twice in one operand (a diagonal).
     """
     xp = array_module(operands[0])
-    inputs, output = _spell_out(equation, [x.ndim for x in operands])
+    inputs, output = spell_out(equation, [x.ndim for x in operands])
     y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
 
     def gradient(i, dy):
@@ -81,7 +81,7 @@ def einsum(equation: str, *operands: Array):
     return y, lambda dy, need: [gradient(i, dy) if need[i] else None for i in range(len(operands))]
 
 
-def _spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
+def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
     """The index letters of every operand and of the output, with "..." replaced by letters of its own."""
     left, arrow, output = equation.replace(" ", "").partition("->")
     inputs = left.split(",")

@@ -1,0 +1,68 @@
+"""`scratchvit models`: what there is, and what it costs."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, size, table
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.cost import cost, readable_bytes
+from scratchvit.models import create_model, list_models, model_paper
+from scratchvit.nn import init
+
+ABSENT = "–"        # of a model without attention
+
+
+def models(argv: Sequence[str]) -> int:
+    """List the models that match a pattern, with what they cost for one image."""
+    parser = Parser(
+        prog="scratchvit models",
+        description="The models that `scratchvit train --model NAME` knows, and what each costs for one image.\n\n"
+        '  scratchvit models\n  scratchvit models "vit_tiny*"\n'
+        '  scratchvit models "*base*" --img-size 448    twice the side: 4 times the tokens, 16 times the attention\n\n'
+        "GMACs: billions of multiply-adds in matrix products and convolutions. tokens: what attention compares with\n"
+        "each other. attention: the memory of its matrices in float32, all layers and heads.",
+    )
+    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
+    parser.add_argument(
+        "--img-size", type=size, metavar="SIZE",
+        help="for images of another size: 384, or 384x288 (height x width) (default: each model's own)",
+    )  # fmt: skip
+    given = parser.parse_strictly(argv)
+    names = list_models(given.pattern)
+    if not names:
+        raise ScratchvitError(f"no model matches {given.pattern!r}; `scratchvit models` lists them all")
+    backend.use("cpu")                          # models without weights are NumPy arrays of stride 0
+    rows: list[tuple[str, ...]] = []
+    left_out: list[str] = []
+    for name in names:
+        try:
+            rows.append(_row(name, {} if given.img_size is None else {"img_size": given.img_size}))
+        except ScratchvitError as error:        # patches of 14 do not divide every size
+            left_out.append(f"{name}: {error}")
+    if not rows:
+        raise ScratchvitError(left_out[0])
+    papers = [f"  {model_paper(row[0])}" for row in rows]
+    header = ("name", "parameters", "GMACs", "image", "tokens", "attention")
+    for line, paper in zip(table([header, *rows]).splitlines(), ["  paper", *papers]):
+        print(line + paper)
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
+    return 0
+
+
+def _row(name: str, options: dict[str, Any]) -> tuple[str, ...]:
+    with init.without_weights():
+        model: Any = create_model(name, **options)
+    found, img_size = cost(model), model.config.img_size
+    return (
+        name,
+        f"{found.parameters / 1e6:.2f} M",
+        f"{found.macs / 1e9:.3f}",
+        str(img_size) if isinstance(img_size, int) else "×".join(map(str, img_size)),
+        f"{found.tokens:,}" if found.tokens else ABSENT,
+        readable_bytes(found.attention_bytes) if found.tokens else ABSENT,
+    )
