@@ -7,5 +7,6 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradientError, gradcheck
 from scratchvit.models import create_model, list_models
 from scratchvit.tensor import Tensor, checkpoint, no_grad
+from scratchvit.weights import load_weights
 
 __version__ = "0.1.0"

@@ -11,18 +11,16 @@ from scratchvit.errors import ScratchvitError
 MODES = {1: "L", 3: "RGB"}  # channels → Pillow's name
 
 
-def load_image(path: str | Path, img_size: int, channels: int = 3) -> NDArray[np.uint8]:
-    """Read a picture as uint8 (img_size, img_size, channels); channels is 3 (RGB) or 1 (grey).
+def open_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """Read a picture file at its own size, upright by its EXIF orientation, in RGB (channels 3) or grey (1).
 
-    The EXIF orientation is honoured, transparency is dropped, and `resize_image` makes the square.
     Raises ScratchvitError, naming the file, when it is missing, damaged, or too large to be honest.
     """
     if channels not in MODES:
         raise ScratchvitError(f"channels={channels}: a picture is read with 3 channels (RGB) or 1 (grey).")
     try:
         with Image.open(path) as picture:
-            upright = ImageOps.exif_transpose(picture)
-            square = resize_image(_eight_bit(upright, MODES[channels]), img_size)
+            upright = eight_bit(ImageOps.exif_transpose(picture), channels)
     except FileNotFoundError as error:
         raise ScratchvitError(f"{path}: no such picture.") from error
     except Exception as error:  # a damaged file makes decoders raise nearly anything, SyntaxError included
@@ -30,6 +28,15 @@ def load_image(path: str | Path, img_size: int, channels: int = 3) -> NDArray[np
             f"{path}: this picture does not decode ({error}); repair or remove it, or --skip-bad "
             "to leave such pictures out of a data set."
         ) from error
+    return upright
+
+
+def load_image(path: str | Path, img_size: int, channels: int = 3) -> NDArray[np.uint8]:
+    """Read a picture as uint8 (img_size, img_size, channels): `open_image`, then `resize_image` makes the square.
+
+    Raises ScratchvitError as `open_image` does.
+    """
+    square = resize_image(open_image(path, channels), img_size)
     return np.asarray(square).reshape(img_size, img_size, channels)
 
 
@@ -41,11 +48,15 @@ def resize_image(picture: Image.Image, img_size: int) -> Image.Image:
     return ImageOps.fit(picture, (img_size, img_size), Image.Resampling.BICUBIC)
 
 
-def _eight_bit(picture: Image.Image, mode: str) -> Image.Image:
+def eight_bit(picture: Image.Image, channels: int) -> Image.Image:
+    """Any mode of Pillow's as RGB (channels 3) or grey (1) of 8 bits; transparency is dropped.
+
+    Raises ScratchvitError for floating-point pixels.
+    """
     if picture.mode == "F":
-        raise ValueError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
+        raise ScratchvitError("floating-point pixels have no agreed range; save it with 8 or 16 bits")
     if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
         picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
     if picture.has_transparency_data:  # a palette with transparency converts to RGB only through RGBA
         picture = picture.convert("RGBA")
-    return picture.convert(mode)
+    return picture.convert(MODES[channels])

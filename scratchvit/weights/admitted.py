@@ -1,0 +1,241 @@
+"""What a PyTorch file may name in its pickle, and the harmless record or function that each name stands for here.
+
+    in the file                                 here
+    collections.OrderedDict                     OrderedDict, a dict; its attributes (`_metadata`) are dropped
+    collections.Counter, builtins.set, …        the dict or list inside
+    torch.FloatStorage, torch.float32, …        StorageType, TensorType
+    a persistent id                             Storage: which storage, of what type, how long
+    torch._utils._rebuild_tensor_v2, …          Tensor: which part of which storage; no array is made yet
+    torch.Size, torch.device                    a tuple, None
+    argparse.Namespace                          Namespace, empty: DeiT, DETR and timm save their options too
+    numpy's scalars, arrays and types           numbers, NumpyArray, NumpyType: seeds and scores beside the weights
+
+Everything else is refused, by name: complex, quantised and sparse tensors, subclasses of tensors, and every class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.weights.arrays import DAMAGED, DTYPES, short, view
+from scratchvit.weights.unpickler import WAY_OUT, Function, Record, checked_key
+
+
+@dataclass(frozen=True)
+class TensorType:
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class StorageType:
+    dtype: np.dtype
+
+
+@dataclass(frozen=True)
+class Storage:
+    """A storage of `size` entries; its bytes are elsewhere in the file, under `key`."""
+
+    key: str
+    dtype: np.dtype
+    size: int
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A view of a storage: entry (i, j, …) is the one at offset + i·stride[0] + j·stride[1] + …, counted in entries."""
+
+    storage: Storage
+    dtype: np.dtype
+    offset: int
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+
+
+class OrderedDict(dict, Record):
+    def set_state(self, state: Any) -> None:
+        """state_dict() carries a `_metadata` attribute, the versions of the layers, of no use here."""
+
+
+class Namespace(Record):
+    def set_state(self, state: Any) -> None:
+        """The options of a training run are of no use here."""
+
+
+class NumpyType(Record):
+    """numpy.dtype: made without a byte order, which the state then tells."""
+
+    def __init__(self, dtype: np.dtype):
+        self.dtype = dtype
+
+    def set_state(self, state: Any) -> None:
+        match state:
+            case (3, "<" | ">" | "=" | "|" as order, None, None, None, -1, -1, 0):
+                self.dtype = self.dtype.newbyteorder(order)
+            case _:
+                raise _wrong_arguments("numpy.dtype")
+
+
+class NumpyArray(Record):
+    """numpy.ndarray: made empty, its state then tells all."""
+
+    array: np.ndarray = np.zeros(0, np.float32)
+
+    def set_state(self, state: Any) -> None:
+        match state:
+            case (1, tuple() as shape, NumpyType() as kind, bool() as fortran_order, bytes() as content):
+                raw = np.frombuffer(content, np.uint8)
+                self.array = view(raw, kind.dtype, _integers(shape), order="F" if fortran_order else "C")
+            case _:
+                raise _wrong_arguments("numpy.ndarray")
+
+
+_NUMPY_CODES = {dtype.str[1:]: dtype for dtype in DTYPES.values() if dtype.kind != "V"}     # "f4", "i8", …
+_NDARRAY = object()     # numpy.ndarray, as the first argument of _reconstruct
+
+
+def _ordered_dict(pairs: Any = ()) -> OrderedDict:
+    result = OrderedDict()
+    if not isinstance(pairs, (list, tuple)):
+        raise _wrong_arguments("collections.OrderedDict")
+    for pair in pairs:
+        match pair:
+            case [key, value]:
+                result[checked_key(key)] = value
+            case _:
+                raise _wrong_arguments("collections.OrderedDict")
+    return result
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
+    return _tensor(storage, storage, offset, shape, stride)
+
+
+def _rebuild_tensor_v2(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
+) -> Tensor:
+    return _tensor(storage, storage, offset, shape, stride, metadata)
+
+
+def _rebuild_tensor_v3(
+    storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
+) -> Tensor:
+    return _tensor(storage, dtype, offset, shape, stride, metadata)
+
+
+def _tensor(storage: Any, typed: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> Tensor:
+    if not (isinstance(storage, Storage) and isinstance(typed, (Storage, TensorType)) and isinstance(offset, int)):
+        raise _wrong_arguments("torch._utils._rebuild_tensor")
+    if metadata:
+        raise ScratchvitError(f"it holds a tensor that is kept negated or conjugated, not as it is: {WAY_OUT}")
+    return Tensor(storage, typed.dtype, offset, _integers(shape), _integers(stride))
+
+
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor:
+    if not isinstance(tensor, Tensor):
+        raise _wrong_arguments("torch._utils._rebuild_parameter")
+    return tensor
+
+
+def _numpy_type(code: Any, align: Any = False, copy: Any = True) -> NumpyType:
+    if not isinstance(code, str):
+        raise _wrong_arguments("numpy.dtype")
+    if code not in _NUMPY_CODES:
+        raise ScratchvitError(f"it holds a NumPy array of type {short(code)}, not of real numbers: {WAY_OUT}")
+    return NumpyType(_NUMPY_CODES[code])
+
+
+def _numpy_array(kind: Any, shape: Any, code: Any) -> NumpyArray:
+    if kind is not _NDARRAY:
+        raise _wrong_arguments("numpy._reconstruct")
+    return NumpyArray()
+
+
+def _numpy_scalar(kind: Any, content: Any) -> float:
+    if not (isinstance(kind, NumpyType) and isinstance(content, bytes) and len(content) == kind.dtype.itemsize):
+        raise _wrong_arguments("numpy.scalar")
+    return np.frombuffer(content, kind.dtype)[0].item()
+
+
+def _encode(text: Any, encoding: Any) -> bytes:
+    """Protocol 2 has no bytes: it stores each as the character of that number."""
+    if not (isinstance(text, str) and encoding == "latin1"):
+        raise _wrong_arguments("_codecs.encode")
+    try:
+        return text.encode("latin1")
+    except UnicodeEncodeError as error:
+        raise _wrong_arguments("_codecs.encode") from error
+
+
+def _device(kind: Any, index: Any = None) -> None:
+    """Where a tensor was, of no use here."""
+
+
+def _empty_bytes(*arguments: Any) -> bytes:
+    if arguments:
+        raise _wrong_arguments("builtins.bytes")
+    return b""
+
+
+def _same(name: str, kind: type, empty: Callable[[], Any]) -> Function:
+    """What stands for a container or a value is its one argument itself, unchanged and not copied."""
+
+    def call(*arguments: Any) -> Any:
+        if not arguments:
+            return empty()
+        if len(arguments) != 1 or not isinstance(arguments[0], kind):
+            raise _wrong_arguments(name)
+        return arguments[0]
+
+    return Function(name, call)
+
+
+def _integers(values: Any) -> tuple[int, ...]:
+    if not isinstance(values, tuple) or not all(isinstance(value, int) for value in values):
+        raise ScratchvitError(f"a shape or stride in it is no tuple of integers: {DAMAGED}")
+    return values
+
+
+def _wrong_arguments(name: str) -> ScratchvitError:
+    return ScratchvitError(f"its pickle uses {name} as nobody does; nothing of it was run: {WAY_OUT}")
+
+
+_STORAGES = {
+    "DoubleStorage": "float64", "FloatStorage": "float32", "HalfStorage": "float16", "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64", "IntStorage": "int32", "ShortStorage": "int16", "CharStorage": "int8",
+    "ByteStorage": "uint8", "BoolStorage": "bool", "UntypedStorage": "uint8",
+}  # fmt: skip
+
+_FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
+    ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor_v2,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch", "device"): _device,
+    ("collections", "OrderedDict"): _ordered_dict,
+    ("argparse", "Namespace"): Namespace,
+    ("_codecs", "encode"): _encode,
+    ("numpy", "dtype"): _numpy_type,
+}
+
+ADMITTED: dict[tuple[str, str], Any] = {
+    **{("torch", name): StorageType(DTYPES[dtype]) for name, dtype in _STORAGES.items()},
+    ("torch.storage", "UntypedStorage"): StorageType(DTYPES["uint8"]),
+    **{("torch", name): TensorType(dtype) for name, dtype in DTYPES.items()},
+    **{place: Function(".".join(place), call) for place, call in _FUNCTIONS.items()},
+    ("torch", "Size"): _same("torch.Size", tuple, tuple),
+    ("collections", "Counter"): _same("collections.Counter", dict, dict),
+    ("numpy", "ndarray"): _NDARRAY,
+}
+for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):     # NumPy 1 and 2
+    ADMITTED[_module, "_reconstruct"] = Function(f"{_module}._reconstruct", _numpy_array)
+    ADMITTED[_module, "scalar"] = Function(f"{_module}.scalar", _numpy_scalar)
+for _module in ("__builtin__", "builtins"):                             # Python 2's name, kept by protocol 2, and 3's
+    ADMITTED[_module, "set"] = _same(f"{_module}.set", list, list)
+    ADMITTED[_module, "frozenset"] = _same(f"{_module}.frozenset", list, list)
+    ADMITTED[_module, "bytes"] = Function(f"{_module}.bytes", _empty_bytes)

@@ -1,0 +1,143 @@
+"""Which model a config.json describes: timm's (and ours, which is the same) or Hugging Face's."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import list_models, model_config
+
+
+@dataclass(frozen=True)
+class Described:
+    """A model: its name in `list_models`, and the options that replace its preset's."""
+
+    name: str
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def image_size(weights_path: Path) -> tuple[int, int] | None:
+    """(height, width) of the pictures that the config.json beside a file of weights says they are for, if it does."""
+    _, config = _config_beside(weights_path)
+    size = config.get("image_size")
+    pretrained = config.get("pretrained_cfg", config)
+    if isinstance(pretrained, Mapping) and isinstance(input_size := pretrained.get("input_size"), list):
+        size = input_size[1:]
+    sides = tuple(size) if isinstance(size, list) else (size, size)
+    return sides if len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides) else None
+
+
+def _config_beside(weights_path: Path) -> tuple[Path, dict[str, Any]]:
+    """(the path of the config.json beside a file of weights, what it holds: nothing where there is no such file)."""
+    # Imported when needed: `import scratchvit` comes here, and is to do without Pillow.
+    from scratchvit.weights.preprocess import folder_of, read_config
+
+    path = folder_of(weights_path) / "config.json"
+    return path, read_config(path) or {}
+
+
+def describe(weights_path: Path) -> Described | None:
+    """The model that the config.json beside a file of weights describes; None if there is none or it names none.
+
+    Raises ScratchvitError, naming the file, for a model that is not here.
+    """
+    path, config = _config_beside(weights_path)
+    try:
+        if "architecture" in config:
+            return _from_timm(config)
+        if "model_type" in config:
+            return _from_huggingface(config)
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise ScratchvitError(f"{path} cannot be followed ({error!r}): mend it or move it away") from error
+    except ScratchvitError as error:
+        raise ScratchvitError(f"{path}: {error}") from error
+    return None
+
+
+def _from_timm(config: Mapping[str, Any]) -> Described:
+    architecture = str(config["architecture"]).partition(".")[0]         # without the tag of the weights
+    # The same model at another size has another name in timm: vit_base_patch16_384.
+    name = architecture if architecture in list_models() else re.sub(r"_\d+$", "_224", architecture)
+    if name not in list_models():
+        raise ScratchvitError(f"there is no model {architecture!r} here; `scratchvit models` lists what there is")
+    options = dict(config.get("model_args") or {})
+    if size := (config.get("pretrained_cfg") or config).get("input_size"):
+        options.setdefault("img_size", size[1] if size[1] == size[2] else tuple(size[1:]))
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return Described(name, options)
+
+
+def _from_huggingface(config: Mapping[str, Any]) -> Described:
+    kind = config["model_type"]
+    if kind in ("vit", "deit"):
+        return _from_huggingface_vit(_VIT | dict(config), distilled=kind == "deit")
+    if kind == "resnet":
+        return _from_huggingface_resnet(_RESNET | dict(config))
+    if kind == "bit":
+        return _from_huggingface_bit(_BIT | dict(config))
+    raise ScratchvitError(f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet and BiT are")
+
+
+#  what their configurations leave out
+_VIT = {
+    "image_size": 224, "patch_size": 16, "num_channels": 3, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072, "qkv_bias": True, "hidden_act": "gelu",
+}  # fmt: skip
+_RESNET = {
+    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck",
+    "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
+}  # fmt: skip
+_BIT = {
+    "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "width_factor": 1,
+    "layer_type": "preactivation", "hidden_act": "relu", "num_groups": 32, "output_stride": 32,
+    "global_padding": None, "embedding_dynamic_padding": False,
+}  # fmt: skip
+
+
+def _from_huggingface_vit(given: Mapping[str, Any], distilled: bool) -> Described:
+    _require(given, hidden_act="gelu")
+    D = given["hidden_size"]
+    options = {
+        "img_size": given["image_size"], "patch_size": given["patch_size"], "in_chans": given["num_channels"],
+        "embed_dim": D, "depth": given["num_hidden_layers"], "num_heads": given["num_attention_heads"],
+        "mlp_ratio": given["intermediate_size"] / D, "qkv_bias": given["qkv_bias"],
+    }  # fmt: skip
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return _nearest("deit_*_distilled_*" if distilled else "vit_*_patch*", options)
+
+
+def _from_huggingface_resnet(given: Mapping[str, Any]) -> Described:
+    bottleneck = given["layer_type"] == "bottleneck"
+    widths = [256, 512, 1024, 2048] if bottleneck else [64, 128, 256, 512]
+    _require(
+        given, embedding_size=64, hidden_sizes=widths, hidden_act="relu", downsample_in_first_stage=False,
+        downsample_in_bottleneck=False,
+    )  # fmt: skip
+    return _nearest("resnet[0-9]*", {"layers": tuple(given["depths"]), "bottleneck": bottleneck})
+
+
+def _from_huggingface_bit(given: Mapping[str, Any]) -> Described:
+    same = str(given["global_padding"]).upper() == "SAME"
+    _require(
+        given, embedding_size=64, layer_type="preactivation", hidden_act="relu", num_groups=32, output_stride=32,
+        hidden_sizes=[256, 512, 1024, 2048], embedding_dynamic_padding=same,
+    )  # fmt: skip
+    options = {"layers": tuple(given["depths"]), "width_factor": given["width_factor"], "padding_same": same}
+    return _nearest("resnetv2_*", options)
+
+
+def _require(given: Mapping[str, Any], **expected: Any) -> None:
+    for key, value in expected.items():
+        if given[key] != value:
+            raise ScratchvitError(f"its {key} is {given[key]}, the models here have {value}")
+
+
+def _nearest(pattern: str, options: dict[str, Any]) -> Described:
+    """Of the presets that match, the one that shares the most values with these options; the first of several."""
+    presets = {name: model_config(name) for name in list_models(pattern)}
+    name = max(presets, key=lambda name: sum(getattr(presets[name], key) == options[key] for key in options))
+    return Described(name, options)

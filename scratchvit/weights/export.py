@@ -1,0 +1,148 @@
+"""A model as timm writes one: model.safetensors with timm's names, and a config.json that builds and feeds it.
+
+`timm.create_model("local-dir:DIR", pretrained=True)` loads the folder; so does `model_from_weights` here.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import safetensors.numpy
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import list_models, model_config
+from scratchvit.models.hybrid import HybridConfig
+from scratchvit.models.resnet import ResNetConfig
+from scratchvit.models.resnet_v2 import ResNetV2Config
+from scratchvit.models.vit import VisionTransformer, ViTConfig
+from scratchvit.nn import Module, Parameter
+from scratchvit.training.checkpoint import write_atomically
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD
+from scratchvit.weights.preprocess import Preprocessing
+
+
+class _Family(NamedTuple):
+    """How the options of a configuration stand to those of timm's function of the same name.
+
+    ours    timm has no such option, and its model computes the same without
+    fixed   timm's function has its own value, which is the preset's, and takes no other
+    All else is timm's option of the same name.
+    """
+
+    ours: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
+
+
+_FAMILIES = {
+    ViTConfig: _Family(ours=("pos_embed", "weight_init")),
+    HybridConfig: _Family(ours=("pos_embed", "weight_init"), fixed=("layers", "width_factor")),
+    ResNetConfig: _Family(
+        ours=("img_size", "out_indices", "frozen_bn"), fixed=("bottleneck", "small_stem", "features_only")
+    ),
+    ResNetV2Config: _Family(
+        ours=("img_size", "out_indices"),
+        fixed=("layers", "channels", "width_factor", "preact", "padding_same", "global_pool", "features_only"),
+    ),
+}
+
+# Sizes that are listed here to make the table of ViTs whole, and have no function in timm.
+_NOT_IN_TIMM = {
+    "vit_tiny_patch32_224", "vit_tiny_patch14_224", "vit_small_patch14_224", "vit_base_patch14_224",
+    "vit_huge_patch32_224", "vit_huge_patch16_224",
+}  # fmt: skip
+
+
+def export(
+    model: Module, name: str, folder: str | Path, preprocessing: Preprocessing, class_names: Sequence[str] = ()
+) -> list[Path]:
+    """Write model.safetensors and config.json into a folder, which is made; returns their paths.
+
+    name: the model's, in `list_models`.  class_names: of the head's outputs, or none.
+    Raises ScratchvitError, before anything is written, for a model that timm cannot build.
+    """
+    folder = Path(folder)
+    config = timm_config(model, name, preprocessing, class_names)
+    content = {
+        folder / "model.safetensors": safetensors.numpy.save(timm_state(model), {"format": "pt"}),
+        folder / "config.json": (json.dumps(config, indent=2) + "\n").encode(),
+    }
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScratchvitError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+    for path, text in content.items():
+        write_atomically(path, text)
+    return list(content)
+
+
+def timm_state(model: Any) -> dict[str, np.ndarray]:
+    """The tensors of timm's model that computes the same: {name: array}, what is computed here written out."""
+    state = model.state_dict()
+    if isinstance(model, VisionTransformer) and not isinstance(model.pos_embed, Parameter):
+        state["pos_embed"] = model.pos_embed.numpy().copy()     # fixed sines and cosines: timm only knows tables
+    if getattr(model.config, "frozen_bn", False):
+        norms = [key.removesuffix("running_mean") for key in state if key.endswith("running_mean")]
+        state |= {f"{norm}num_batches_tracked": np.zeros((), np.int64) for norm in norms}
+    return {key: np.asarray(value, order="C") for key, value in state.items()}
+
+
+def timm_config(
+    model: Any, name: str, preprocessing: Preprocessing, class_names: Sequence[str] = ()
+) -> dict[str, Any]:
+    """What timm's config.json says of a model: how to build it, and what pictures it wants."""
+    config = model.config
+    architecture, model_args = _in_timms_words(name, config)
+    state = {key: value.shape for key, value in model.state_dict().items()}
+    heads = list(dict.fromkeys(key.rsplit(".", 1)[0] for key in state if HEAD.fullmatch(key)))
+    first = next(key for key in FIRST_KERNELS if key in state).removesuffix(".weight")
+    found: dict[str, Any] = {"architecture": architecture, "num_classes": config.num_classes}
+    if heads:
+        found["num_features"] = state[f"{heads[0]}.weight"][1]
+    found["global_pool"] = getattr(config, "global_pool", "avg")
+    if class_names:
+        found["label_names"] = list(class_names)
+    if model_args:
+        found["model_args"] = model_args
+    found["pretrained_cfg"] = preprocessing.to_timm() | {
+        "fixed_input_size": isinstance(config, ViTConfig),
+        "num_classes": config.num_classes,
+        "first_conv": first,
+        "classifier": heads[0] if len(heads) == 1 else heads,
+    }
+    return found
+
+
+def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
+    """(the function of timm that builds such a model, the arguments that it needs beside its own values)."""
+    family = _FAMILIES.get(type(config))
+    if family is None:
+        raise ScratchvitError(f"the export of {name} is not known; it is for ViT, DeiT, hybrids, ResNet and ResNetV2")
+
+    def builds(candidate: str) -> bool:
+        preset = model_config(candidate)
+        return (
+            candidate not in _NOT_IN_TIMM
+            and type(preset) is type(config)
+            and ("distilled" in candidate) == ("distilled" in name)
+            and all(getattr(preset, key) == getattr(config, key) for key in family.fixed)
+        )
+
+    architecture = next(filter(builds, (name, *_alike_first(name))), None)
+    if architecture is None:
+        options = ", ".join(f"{key}={getattr(config, key)}" for key in family.fixed)
+        raise ScratchvitError(f"timm has no model like this {name}: none of its functions builds one with {options}")
+    preset = model_config(architecture)
+    passed = [field.name for field in fields(config) if field.name not in family.ours + family.fixed]
+    values = {key: getattr(config, key) for key in passed if getattr(config, key) != getattr(preset, key)}
+    return architecture, {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+
+def _alike_first(name: str) -> list[str]:
+    """All models, those of the same kind and size first: vit_tiny_… for vit_tiny_patch14_224."""
+    kind = "_".join(name.split("_")[:2])
+    return sorted(list_models(), key=lambda other: not other.startswith(kind))

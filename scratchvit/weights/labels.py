@@ -1,0 +1,127 @@
+"""Names for the classes: from a file of the user's, from what stands beside the weights, or only their numbers."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.weights.preprocess import folder_of, read_config
+
+#  "n01440764 tench, Tinca tinca", as in LOC_synset_mapping.txt and synset_words.txt: WordNet's number first
+_SYNSET_LINE = re.compile(r"n\d{8}\s+(\S.*)")
+
+
+def class_names(
+    num_classes: int, labels_path: str | Path | None = None, weights_path: str | Path | None = None
+) -> tuple[list[str], str]:
+    """(a name for each class of a head, a sentence on where they come from).
+
+    labels_path    what the user named: see `read_labels`. Raises ScratchvitError if it is of another length
+    weights_path   else, the config.json beside the weights; one of another length is left aside
+    Without either, the names are "class 0", "class 1", ….
+    """
+    if labels_path is not None:
+        names = read_labels(labels_path)
+        if len(names) != num_classes:
+            raise ScratchvitError(f"{labels_path} names {len(names):,} classes, the model tells {num_classes:,} apart")
+        return names, f"names from {labels_path}"
+    source = "no names: give them with --labels FILE"
+    if weights_path is not None:
+        path = folder_of(Path(weights_path)) / "config.json"
+        config = read_config(path) or {}
+        try:
+            found = _of_config(config)
+        except (TypeError, ValueError, AttributeError) as error:
+            raise ScratchvitError(f"{path}: its class names cannot be read ({error})") from error
+        if found and len(found) == num_classes:
+            return found, f"names from {path}"
+        if found:
+            source = f"no names: {path} has {len(found):,} for {num_classes:,} classes; --labels FILE gives others"
+    return [f"class {index}" for index in range(num_classes)], source
+
+
+def read_labels(path: str | Path) -> list[str]:
+    """The class names in a file or folder, in the order of the classes.
+
+    A folder      of class folders, or with such a folder `train`: their names sorted, as data sets are numbered
+    JSON          a list; {"0": "cat"}; {"0": ["n02123045", "tabby"]}, ImageNet's index; {"cat": 0}; a config.json
+    other text    a name a line; of "n01440764 tench, Tinca tinca", what follows the number
+    Raises ScratchvitError, naming the file, when it is none of these.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return _folder_names(path)
+    try:
+        text = path.read_text(encoding="utf-8-sig")
+    except FileNotFoundError as error:
+        raise ScratchvitError(f"{path}: no such file of class names") from error
+    except (OSError, ValueError) as error:
+        raise ScratchvitError(f"{path} is no text of class names ({error})") from error
+    try:
+        if path.suffix.lower() == ".json":
+            return _of_json(json.loads(text))
+        return _of_lines(text)
+    except (TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ScratchvitError(
+            f"{path}: its class names cannot be read ({error}); write one name a line, or JSON as in "
+            '["cat", "dog"] or {"0": "cat", "1": "dog"}'
+        ) from error
+
+
+def _folder_names(folder: Path) -> list[str]:
+    if (folder / "train").is_dir():
+        folder = folder / "train"
+    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    if not names:
+        raise ScratchvitError(f"{folder} has no class folders to take names from")
+    return names
+
+
+def _of_lines(text: str) -> list[str]:
+    lines = [line.strip() for line in text.rstrip().splitlines()]
+    if not lines:
+        raise ValueError("it is empty")
+    if "" in lines:     # left out, it would move all names after it
+        raise ValueError(f"line {lines.index('') + 1} is empty")
+    synsets = [_SYNSET_LINE.fullmatch(line) for line in lines]
+    return [match[1] if match else line for match, line in zip(synsets, lines)]
+
+
+def _of_json(content: Any) -> list[str]:
+    if isinstance(content, Mapping) and (names := _of_config(content)):
+        return names
+    if isinstance(content, Mapping) and all(type(value) is int for value in content.values()):
+        content = {index: name for name, index in content.items()}      # torchvision's class_to_idx
+    return _in_order(content)
+
+
+def _of_config(config: Mapping[str, Any]) -> list[str] | None:
+    """The names in a config.json of timm or Hugging Face, if it has any that say something."""
+    if names := config.get("id2label"):
+        names = _in_order(names)
+        # What transformers writes when nobody named them.
+        return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
+    inner = config.get("pretrained_cfg") or {}
+    if names := config.get("label_names") or inner.get("label_names"):
+        described = config.get("label_descriptions") or inner.get("label_descriptions") or {}
+        return [described.get(name, name) for name in _in_order(names)]
+    return None
+
+
+def _in_order(content: Any) -> list[str]:
+    """A list, or a dictionary by index, of names or of (identifier, name) → names."""
+    if isinstance(content, Mapping):
+        by_index = {int(index): value for index, value in content.items()}
+        if sorted(by_index) != list(range(len(content))):
+            raise ValueError(f"its numbers are not 0 to {len(content) - 1}, each once")
+        content = [by_index[index] for index in range(len(content))]
+    if not isinstance(content, list) or not content:
+        raise ValueError(f"a list of names was expected, not {str(content)[:40]!r}")
+    names = [value[-1] if isinstance(value, list) and value else value for value in content]
+    if not all(isinstance(name, str) and name for name in names):
+        raise ValueError("not every name is a text")
+    return names

@@ -1,0 +1,188 @@
+"""Why weights do not fit a model, in one error: the likely cause first, then every tensor that is in the way."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import create_model, list_models
+from scratchvit.nn import Module, init
+from scratchvit.weights.names import Renamed
+
+HEAD = re.compile(r"(?:head|head_dist|head\.fc|fc)\.(?:weight|bias)")
+
+# Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets.
+FIRST_KERNELS = (
+    "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight",
+    "stem.conv.weight", "conv1.weight",
+)  # fmt: skip
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+class Misfit(NamedTuple):
+    """The shapes by name: of the model, of what it is to be given, and of the file before that was adapted."""
+
+    ours: Shapes
+    theirs: Shapes
+    file: Shapes
+
+
+def complain(
+    model: Module,
+    own: Mapping[str, Any],
+    weights: Mapping[str, np.ndarray],
+    renamed: Renamed,
+    as_drawn: Collection[str] = (),
+) -> None:
+    """Raise ScratchvitError if the weights are not exactly those of the model, but for the names `as_drawn`.
+
+    own: {name: parameter or buffer} of the model.  weights: what it is to be given.
+    """
+    hidden = [name for name in renamed.left_out if "pre_logits" in name]
+    if hidden and "head.weight" not in as_drawn and np.any(weights.get("head.weight", 0)):
+        raise ScratchvitError(
+            f"the head of this file stands on a hidden layer ({', '.join(hidden)}) that no model here has: without it "
+            "the logits would be wrong. Keep the rest and train a new head (new_head=True, --new-head)"
+        )
+    ours = {name: tuple(tensor.shape) for name, tensor in own.items() if name not in as_drawn}
+    theirs = {name: value.shape for name, value in weights.items()}
+    file = {name: value.shape for name, value in renamed.weights.items()}
+    misshaped = (
+        f"{name} (file {file.get(name, theirs[name])} → model {shape})"
+        for name, shape in ours.items()
+        if theirs.get(name, shape) != shape
+    )
+    lists = {
+        "missing": _grouped(name for name in ours if name not in theirs),
+        "unexpected": _grouped(name for name in theirs if name not in ours),
+        "mis-shaped": _grouped(misshaped),
+    }
+    if any(lists.values()):
+        cause = next((text for find in _CAUSES if (text := find(Misfit(ours, theirs, file)))), "")
+        raise ScratchvitError(
+            f"the weights (names of {renamed.owner}) do not fit {type(model).__name__}, and nothing was loaded"
+            f"{': ' + cause if cause else ''}"
+            + "".join(f"\n  {what}: {', '.join(names)}" for what, names in lists.items() if names)
+        )
+
+
+def _grouped(names: Iterable[str]) -> list[str]:
+    """All of them, those that differ in their first number alone as one: blocks.2…11.norm1.bias."""
+    groups: dict[tuple[str, str], list[int]] = {}
+    for name in names:
+        before, number, after = re.fullmatch(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", name).groups()  # type: ignore[union-attr]
+        groups.setdefault((before or "", after), []).append(int(number or 0))
+    texts = []
+    for (before, after), numbers in groups.items():
+        numbers.sort()
+        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+        which = f"{numbers[0]}…{numbers[-1]}" if whole else ",".join(map(str, numbers))
+        texts.append(f"{before}{which}{after}" if before else after)
+    return texts
+
+
+def looks_like(shapes: Shapes) -> str | None:
+    """The model that has exactly these tensors, whatever its image size, channels and classes; None if none has."""
+    expected = _of_the_body(shapes)
+    for model_name in list_models():
+        with init.without_weights():
+            model = create_model(model_name)
+        tensors = [*model.named_parameters(), *model.named_buffers()]
+        if _of_the_body({name: tensor.shape for name, tensor in tensors}) == expected:
+            return model_name
+    return None
+
+
+def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+    """What does not depend on the task: neither the head, nor the position table, nor the pictures' channels."""
+    body = {}
+    for name, shape in shapes.items():
+        if not HEAD.fullmatch(name) and name != "pos_embed" and not name.endswith(".num_batches_tracked"):
+            body[name] = (shape[0], *shape[2:]) if name in FIRST_KERNELS and shape else tuple(shape)
+    return body
+
+
+# --- the likely causes, each a sentence or "" ---
+
+
+def _other_names(found: Misfit) -> str:
+    if found.theirs.keys() & found.ours.keys():
+        return ""
+    some = ", ".join(list(found.file)[:3]) or "no tensors"
+    return f"not one name is the model's; the file has {some}{', …' if len(found.file) > 3 else ''}"
+
+
+#  a tensor that only some models have, what it is, and which those are
+_KINDS = (
+    ("dist_token", "a distillation token", "deit_…_distilled_… has one, vit_… and deit_… have none"),
+    ("cls_token", "a class token", "create the model with class_token={}"),
+    ("blocks.0.attn.qkv.bias", "biases of q, k and v", "create the model with qkv_bias={}"),
+)
+
+
+def _other_kind(found: Misfit) -> str:
+    for name, what, advice in _KINDS:
+        in_file, in_model = name in found.theirs, name in found.ours
+        if in_file != in_model:
+            has, lacks = ("the file", "the model") if in_file else ("the model", "the file")
+            return f"{has} has {what}, {lacks} has none: {advice.format(in_file)}"
+    for norm, other, pool in (("norm.weight", "fc_norm.weight", "token"), ("fc_norm.weight", "norm.weight", "avg")):
+        if norm in found.theirs and other in found.ours and norm not in found.ours:
+            return f'the file is of a model with global_pool="{pool}": create this one so'
+    return ""
+
+
+def _other_size(found: Misfit) -> str:
+    def sizes(shapes: Shapes) -> tuple[int, int]:
+        widths = (shapes.get(name) for name in ("cls_token", "norm.weight", "fc_norm.weight"))
+        depth = len({name.split(".")[1] for name in shapes if name.startswith("blocks.")})
+        return next(filter(None, widths), (0,))[-1], depth
+
+    def stages(shapes: Shapes) -> dict[str, tuple[int, ...]]:
+        return {name: shape for name, shape in shapes.items() if _STAGE.match(name)}
+
+    (dim, depth), (own_dim, own_depth) = sizes(found.theirs), sizes(found.ours)
+    if (dim, depth) == (own_dim, own_depth) and stages(found.theirs) == stages(found.ours):
+        return ""
+    like = looks_like(found.file)
+    text = f"this file looks like {like}" if like else "this file is of another size"
+    if dim != own_dim:
+        return f"{text}: D = {dim}, the model has D = {own_dim}"
+    return f"{text}: {depth} blocks, the model has {own_depth}" if depth != own_depth else text
+
+
+_STAGE = re.compile(r"(?:patch_embed\.backbone\.)?(?:layer\d|stages\.\d)\.(?!.*num_batches_tracked)")
+
+
+def _other_positions(found: Misfit) -> str:
+    if "pos_embed" in found.theirs and "pos_embed" not in found.ours:
+        return 'the file has learned positions, the model computes its own: create it with pos_embed="learn"'
+    if "pos_embed" in found.ours and "pos_embed" not in found.theirs:
+        return 'the file has no position table: if it was trained with fixed ones, create it with pos_embed="sincos"'
+    return ""
+
+
+def _other_head(found: Misfit) -> str:
+    for name in ("head.weight", "head.fc.weight", "fc.weight"):
+        if name not in found.ours:
+            continue
+        if name not in found.theirs:
+            return "the file has no head: new_head=True (--new-head) leaves the model's as it was drawn"
+        classes, wanted = found.theirs[name][:1], found.ours[name][:1]
+        if classes != wanted:
+            known = classes[0] if classes else 0
+            return (
+                f"its head knows {known} classes, the model's {wanted[0]}: create the model with num_classes={known}, "
+                "or leave its head as it was drawn (new_head=True, --new-head)"
+            )
+    return ""
+
+
+_CAUSES: tuple[Callable[[Misfit], str], ...] = (
+    _other_names, _other_kind, _other_size, _other_positions, _other_head,
+)  # fmt: skip

@@ -1,0 +1,98 @@
+"""Hugging Face transformers: ViT, DeiT, ResNet and BiT, each with and without the head's model around it.
+
+transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`) but goes on writing files with the names of
+version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state dictionary that somebody
+saved by hand. Both are here.
+"""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+
+from scratchvit.weights.names.layout import Layout, Weights
+
+_LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
+
+
+def _head_of_the_class_token(weights: Weights) -> str:
+    """DeiTForImageClassification has the distillation token, but its logits are the class head's alone.
+
+    Here (and in timm) they are the mean of two heads: (2 head + 0) / 2 is the same.
+    """
+    if "dist_token" not in weights or "head.weight" not in weights or "head_dist.weight" in weights:
+        return ""
+    for name in [name for name in weights if name.startswith("head.")]:
+        weights |= {name: 2 * weights[name], name.replace("head.", "head_dist."): np.zeros_like(weights[name])}
+    return "head: doubled, and head_dist: zeros, as this file's logits are the class head's alone"
+
+
+VIT = Layout(
+    owner="Hugging Face (ViT, DeiT)",
+    prefix=r"vit\.|deit\.",
+    mark=r"embeddings\.cls_token",
+    names=(
+        (r"embeddings\.cls_token",                                          r"cls_token"),
+        (r"embeddings\.distillation_token",                                 r"dist_token"),
+        (r"embeddings\.position_embeddings",                                r"pos_embed"),
+        (r"embeddings\.patch_embeddings\.projection\.(.+)",                 r"patch_embed.proj.\1"),
+        (_LAYER + r"layernorm_before\.(.+)",                                r"blocks.\1.norm1.\2"),
+        (_LAYER + r"attention\.(?:attention\.query|q_proj)\.(.+)",          r"blocks.\1.attn.qkv.\2:0"),
+        (_LAYER + r"attention\.(?:attention\.key|k_proj)\.(.+)",            r"blocks.\1.attn.qkv.\2:1"),
+        (_LAYER + r"attention\.(?:attention\.value|v_proj)\.(.+)",          r"blocks.\1.attn.qkv.\2:2"),
+        (_LAYER + r"attention\.(?:output\.dense|o_proj)\.(.+)",             r"blocks.\1.attn.proj.\2"),
+        (_LAYER + r"layernorm_after\.(.+)",                                 r"blocks.\1.norm2.\2"),
+        (_LAYER + r"(?:intermediate\.dense|mlp\.fc1)\.(.+)",                r"blocks.\1.mlp.fc1.\2"),
+        (_LAYER + r"(?:output\.dense|mlp\.fc2)\.(.+)",                      r"blocks.\1.mlp.fc2.\2"),
+        (r"layernorm\.(.+)",                                                r"norm.\1"),
+        (r"(?:cls_)?classifier\.(.+)",                                      r"head.\1"),
+        (r"distillation_classifier\.(.+)",                                  r"head_dist.\1"),
+    ),
+    # The pooler of a bare ViTModel, and what fills in masked patches.
+    left_out=(r"pooler\..+", r"embeddings\.mask_token", r"decoder\..+"),
+    finish=_head_of_the_class_token,
+)  # fmt: skip
+
+
+def _counted_from_one(name: str) -> str:
+    """They count stages and convolutions from 0, a ResNet from 1."""
+    return re.sub(r"\b(stages|layer)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) + 1}", name)
+
+
+_UNIT = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+
+RESNET = Layout(
+    owner="Hugging Face (ResNet)",
+    prefix=r"resnet\.",
+    mark=r"embedder\.embedder\.convolution\.weight",
+    names=(
+        (r"embedder\.embedder\.convolution\.(.+)",         r"conv1.\1"),
+        (r"embedder\.embedder\.normalization\.(.+)",       r"bn1.\1"),
+        (_UNIT + r"shortcut\.convolution\.(.+)",           r"layer\1.\2.downsample.0.\3"),
+        (_UNIT + r"shortcut\.normalization\.(.+)",         r"layer\1.\2.downsample.1.\3"),
+        (_UNIT + r"layer\.(\d)\.convolution\.(.+)",        r"layer\1.\2.conv\3.\4"),
+        (_UNIT + r"layer\.(\d)\.normalization\.(.+)",      r"layer\1.\2.bn\3.\4"),
+        (r"classifier\.1\.(.+)",                           r"fc.\1"),
+    ),
+    spell=_counted_from_one,
+)  # fmt: skip
+
+
+def _head_as_convolution(name: str, value: np.ndarray) -> np.ndarray:
+    """BiT's head is a 1×1 convolution here: (classes, C) → (classes, C, 1, 1)."""
+    return value[:, :, None, None] if name == "classifier.1.weight" and value.ndim == 2 else value
+
+
+BIT = Layout(
+    owner="Hugging Face (BiT)",
+    prefix=r"bit\.",
+    mark=r"embedder\.convolution\.weight",
+    names=(
+        (r"embedder\.convolution\.(.+)",                    r"stem.conv.\1"),
+        (r"encoder\.stages\.(\d+)\.layers\.(\d+)\.(.+)",    r"stages.\1.blocks.\2.\3"),
+        (r"norm\.(.+)",                                     r"norm.\1"),
+        (r"classifier\.1\.(.+)",                            r"head.fc.\1"),
+    ),
+    store=_head_as_convolution,
+)  # fmt: skip

@@ -1,0 +1,170 @@
+"""PyTorch's .pth, .pt and .bin files, read without PyTorch and without running anything in them.
+
+    zip, since PyTorch 1.6      <name>/data.pkl, a pickle of the saved object in which each storage is a persistent id
+                                ("storage", type, key, where it was, its size), and <name>/data/<key>, its bytes
+    legacy, before              one after another: a magic number, the version, facts of the machine, the pickle of the
+                                object, the list of the storages' keys, and each storage: its size as int64, its bytes
+    tar, before 0.1.10          refused
+    TorchScript                 a zip that also holds code: refused
+
+Pickles are read by `unpickler.py`, with `admitted.py` for a dictionary. What they leave are records that say where a
+tensor lies; arrays are made last, of the wanted tensors alone, after every number in a record has been checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.weights.admitted import ADMITTED, NumpyArray, Storage, StorageType, Tensor
+from scratchvit.weights.arrays import CUT, DAMAGED, native, number_of_entries, read_only, short
+from scratchvit.weights.unpickler import WAY_OUT, Unpickler
+from scratchvit.weights.wrappers import state_dict
+from scratchvit.weights.zip_files import ZipArchive
+
+LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")    # 0x1950a86a20f9469cfc6c, as LONG1 holds it
+LEGACY_VERSION = 1001
+PICKLE = "data.pkl"
+
+
+def looks_like_legacy_torch(raw: np.ndarray) -> bool:
+    return LEGACY_MAGIC in bytes(raw[:32])
+
+
+def looks_like_torch_zip(archive: ZipArchive) -> bool:
+    return any(name.rpartition("/")[2] == PICKLE for name in archive.names)
+
+
+def read_torch_zip(archive: ZipArchive, use_ema: bool = True) -> dict[str, np.ndarray]:
+    """{name: array} of the state dict in a file of torch.save; stored entries give read-only views of the map.
+
+    Checksums are verified of the entries that are used: of the weights, not of an optimizer's state beside them.
+    use_ema: see `wrappers.state_dict`. Raises ScratchvitError (without the path).
+    """
+    pickles = [name for name in archive.names if name.rpartition("/")[2] == PICKLE]
+    if len(pickles) != 1:
+        raise ScratchvitError(f"it holds {len(pickles)} files named {PICKLE}, expected one: {DAMAGED}")
+    folder = pickles[0].removesuffix(PICKLE)
+    if any(name == f"{folder}constants.pkl" or name.startswith(f"{folder}code/") for name in archive.names):
+        raise ScratchvitError(f"it is a TorchScript archive, a program and not only weights: {WAY_OUT}")
+    if f"{folder}byteorder" in archive.names and bytes(archive.read(f"{folder}byteorder")) != b"little":
+        raise ScratchvitError(f"it was written on a big-endian machine: {WAY_OUT}")
+
+    saved = Unpickler(archive.read(pickles[0]), ADMITTED, _storage).load()
+    return _arrays(saved, lambda storage: archive.read(f"{folder}data/{storage.key}"), archive.raw.size, use_ema)
+
+
+def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.ndarray]:
+    """{name: array} of the state dict in a file of torch.save before 1.6, as read-only views.
+
+    There are no checksums in it: sizes are checked, to the last byte. use_ema: see `wrappers.state_dict`. Raises
+    ScratchvitError (without the path).
+    """
+    at = 0
+
+    def load(admitted: dict[tuple[str, str], Any], persistent: Callable[[Any], Any]) -> Any:
+        nonlocal at
+        unpickler = Unpickler(raw, admitted, persistent, start=at)
+        value = unpickler.load()
+        at = unpickler.end
+        return value
+
+    storages: dict[str, Storage] = {}
+
+    def persistent(saved_id: Any) -> Storage:
+        if not (isinstance(saved_id, tuple) and len(saved_id) == 6 and saved_id[5] is None):
+            raise ScratchvitError(f"it names a storage in an unknown way: {WAY_OUT}")
+        storage = _storage(saved_id[:5])
+        if storages.setdefault(storage.key, storage) != storage:
+            raise ScratchvitError(f"its storage {short(storage.key)} has two types or sizes: {DAMAGED}")
+        return storage
+
+    if load({}, _no_storage) != int.from_bytes(LEGACY_MAGIC, "little") or load({}, _no_storage) != LEGACY_VERSION:
+        raise ScratchvitError(f"it does not begin as PyTorch's legacy files do: {DAMAGED}")
+    facts = load({}, _no_storage)
+    if not (isinstance(facts, dict) and facts.get("little_endian") is True):
+        raise ScratchvitError(f"it was written on a big-endian machine, or is damaged: {WAY_OUT}")
+    saved = load(ADMITTED, persistent)
+    keys = load({}, _no_storage)
+
+    if not isinstance(keys, list) or len(keys) != len(storages) or any(type(key) is not str for key in keys):
+        raise ScratchvitError(f"its list of storages is not that of its tensors: {DAMAGED}")
+    contents: dict[str, np.ndarray] = {}
+    for key in keys:
+        if key not in storages or key in contents:
+            raise ScratchvitError(f"its list of storages is not that of its tensors: {DAMAGED}")
+        size, begin = storages[key].size, at + 8
+        at = begin + size * storages[key].dtype.itemsize
+        if at > raw.size:
+            raise ScratchvitError(f"it ends inside the storages: {CUT}")
+        if int.from_bytes(bytes(raw[begin - 8 : begin]), "little") != size:
+            raise ScratchvitError(f"its storage {short(key)} does not have the announced size: {DAMAGED}")
+        contents[key] = raw[begin:at]
+    if at != raw.size:
+        raise ScratchvitError(f"{raw.size - at} bytes follow its last storage: {DAMAGED}")
+    return _arrays(saved, lambda storage: contents[storage.key], raw.size, use_ema)
+
+
+def _storage(saved_id: Any) -> Storage:
+    match saved_id:
+        case ("storage", StorageType() as kind, str() as key, str(), int() as size) if size >= 0:
+            return Storage(key, kind.dtype, size)
+        case _:
+            raise ScratchvitError(f"it names a storage in an unknown way: {WAY_OUT}")
+
+
+def _no_storage(saved_id: Any) -> Storage:
+    raise ScratchvitError(f"it names a storage where none belongs: {DAMAGED}")
+
+
+def _arrays(
+    saved: Any, content: Callable[[Storage], np.ndarray], file_size: int, use_ema: bool
+) -> dict[str, np.ndarray]:
+    """The arrays of the state dict in what was saved. Tensors that share a storage share memory."""
+    storages: dict[tuple[str, np.dtype], np.ndarray] = {}
+
+    def storage_as(storage: Storage, dtype: np.dtype) -> np.ndarray:
+        """All entries of a storage, read as of that type, in one axis."""
+        if (storage.key, dtype) not in storages:
+            raw, expected = content(storage), storage.size * storage.dtype.itemsize
+            if raw.size != expected:
+                raise ScratchvitError(
+                    f"its storage {short(storage.key)} has {raw.size} bytes, expected {expected}: {DAMAGED}"
+                )
+            whole = raw[: raw.size // dtype.itemsize * dtype.itemsize]
+            storages[storage.key, dtype] = native(whole.view(dtype))
+        return storages[storage.key, dtype]
+
+    weights = {}
+    for name, value in state_dict(saved, (Tensor, NumpyArray), use_ema).items():
+        if isinstance(value, NumpyArray):
+            weights[name] = native(value.array)
+        else:
+            _check_extent(name, value, file_size)
+            weights[name] = _strided(storage_as(value.storage, value.dtype), value)
+    return weights
+
+
+def _check_extent(name: str, tensor: Tensor, file_size: int) -> None:
+    """Raises ScratchvitError unless every entry of the tensor lies in its storage."""
+    size = tensor.storage.size * tensor.storage.dtype.itemsize // tensor.dtype.itemsize
+    entries = number_of_entries(tensor.shape)
+    last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
+    if len(tensor.stride) != len(tensor.shape) or tensor.offset < 0 or any(step < 0 for step in tensor.stride):
+        raise ScratchvitError(f"{short(name)} has a shape, stride and offset that do not fit together: {DAMAGED}")
+    if entries and last >= size:
+        raise ScratchvitError(f"{short(name)} reaches beyond its storage of {size} entries: {DAMAGED}")
+    # A tensor may repeat entries, by a stride of 0, as expand() makes it. But not beyond all measure.
+    if entries * tensor.dtype.itemsize > file_size:
+        raise ScratchvitError(f"{short(name)} repeats its entries until it is larger than the file: {WAY_OUT}")
+
+
+def _strided(storage: np.ndarray, tensor: Tensor) -> np.ndarray:
+    if 0 in tensor.shape:
+        return read_only(np.zeros(tensor.shape, storage.dtype))
+    # This constructor checks for itself that the view stays within its buffer.
+    strides = tuple(step * storage.itemsize for step in tensor.stride)
+    return np.ndarray(tensor.shape, storage.dtype, storage, tensor.offset * storage.itemsize, strides)

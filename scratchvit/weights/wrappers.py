@@ -1,0 +1,58 @@
+"""Where in a training checkpoint the weights are, and what was written before all of their names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.weights.arrays import short
+from scratchvit.weights.unpickler import WAY_OUT
+
+# Averaged weights come first, as they are what their authors evaluate; then by how telling the name is.
+EMA_KEYS = (
+    "state_dict_ema", "model_ema",              # timm; DeiT
+    "teacher",                                  # DINO, whose teacher is the average of its student
+)  # fmt: skip
+PLAIN_KEYS = (
+    "state_dict", "model", "model_state_dict",  # timm, Lightning; DeiT, DETR, Swin, MAE; PyTorch's tutorials
+    "module", "net", "student",                 # DeepSpeed; many small repositories; DINO
+)  # fmt: skip
+
+# DistributedDataParallel; torch.compile; Lightning and other modules that hold the network in an attribute.
+PREFIXES = ("module.", "_orig_mod.", "model.")
+
+Value = TypeVar("Value")
+
+
+def state_dict(saved: Any, array_types: tuple[type, ...], use_ema: bool = True) -> dict[str, Any]:
+    """The names and arrays (values of array_types) of the state dict in what a file holds.
+
+    That is the first of `EMA_KEYS`, then `PLAIN_KEYS`, whose value is a dictionary with arrays in it; without any,
+    what was saved is the state dict itself. use_ema=False puts the averages last. What is no array is left out.
+    Raises ScratchvitError (without the path) if there are no arrays.
+    """
+    if not isinstance(saved, dict):
+        raise ScratchvitError(f"it holds a {type(saved).__name__}, not a dictionary of weights: {WAY_OUT}")
+
+    def arrays(candidate: Any) -> dict[Any, Any]:
+        if not isinstance(candidate, dict):
+            return {}
+        return {name: value for name, value in candidate.items() if isinstance(value, array_types)}
+
+    keys = EMA_KEYS + PLAIN_KEYS if use_ema else PLAIN_KEYS + EMA_KEYS
+    found = next(filter(None, (arrays(saved.get(key)) for key in keys)), None) or arrays(saved)
+    if not found:
+        names = short(", ".join(name for name in saved if isinstance(name, str)))
+        raise ScratchvitError(f"it holds no arrays where weights are expected, its entries are {names}: {WAY_OUT}")
+    if not all(isinstance(name, str) for name in found):
+        raise ScratchvitError(f"its arrays have numbers for names, as an optimizer's have: {WAY_OUT}")
+    return found
+
+
+def without_prefix(weights: Mapping[str, Value]) -> dict[str, Value]:
+    """The same values under names without `PREFIXES`, as long as all names have one and the same."""
+    names = list(weights)
+    while prefix := next((p for p in PREFIXES if all(n.startswith(p) and n != p for n in names)), None):
+        names = [name.removeprefix(prefix) for name in names]
+    return dict(zip(names, weights.values()))
