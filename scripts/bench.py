@@ -2,6 +2,7 @@
 
     python scripts/bench.py                                      # ViT-Ti/16 at 224², batch 32
     python scripts/bench.py --model vit_small_patch16_224 --batch 16 --steps 5
+    python scripts/bench.py --model resnet18 --img-size 32 --batch 64
 
 Both take the same weights, images, labels and AdamW, the same number of threads, and live in one process whose glibc
 was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
@@ -12,12 +13,13 @@ memory is that of a process of its own for each.
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +29,10 @@ sys.path.insert(0, str(ROOT))
 
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend  # noqa: E402
+from scratchvit.inspect.cost import OpCost, cost  # noqa: E402
 
 Step = Callable[[], float]
+LARGE_PRODUCT = 1 << 22         # entries of a factor, beyond which a product does not gain from being larger
 
 
 def main() -> None:
@@ -55,7 +59,8 @@ def main() -> None:
 
     ours, theirs = our_step(model, x, y), torch_step(args, model, x, y)
     times = alternate(ours, theirs, args.steps)
-    products = statistics.median(timed(lambda: matrix_products(model, args.batch)) for _ in range(5))
+    layers = cost(model, x.shape[1:]).layers
+    products = statistics.median(timed(lambda: matrix_products(layers, x.shape[1:], args.batch)) for _ in range(5))
     report(args, *times, products)
 
 
@@ -80,7 +85,8 @@ def torch_step(args: argparse.Namespace, model: sv.nn.Module, x: np.ndarray, y: 
     from tests.peers import import_timm
 
     torch.set_num_threads(backend.cpu_threads())
-    peer = import_timm().create_model(args.model, img_size=args.img_size)
+    takes_a_size = hasattr(model, "patch_embed")        # a ConvNet of timm's takes any, and no such option
+    peer = import_timm().create_model(args.model, **({"img_size": args.img_size} if takes_a_size else {}))
     peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()})
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
@@ -111,28 +117,37 @@ def alternate(ours: Step, theirs: Step, steps: int) -> tuple[list[float], list[f
     return [a for a, _ in pairs], [b for _, b in pairs]
 
 
-def matrix_products(model: sv.nn.Module, batch: int) -> None:
-    """The products of one training step, and nothing else: y = x Wᵀ, dx = dy W, dW = dyᵀ x for every matrix, and for
-    every head q kᵀ and P v with their two gradients each."""
-    tokens = model.patch_embed.num_patches + model.num_prefix_tokens
-    for name, parameter in model.named_parameters():
-        if not name.endswith("weight") or parameter.ndim < 2:
-            continue
-        weight = parameter.data.reshape(len(parameter), -1)
-        rows = batch * (tokens - 1 if "patch_embed" in name else 1 if name.startswith("head") else tokens)
-        x, dy = np.ones((rows, weight.shape[1]), np.float32), np.ones((rows, weight.shape[0]), np.float32)
-        x @ weight.T, dy.T @ x
-        if "patch_embed" not in name:       # nobody asks for the gradient of the image
-            dy @ weight
-    heads = model.config.num_heads
-    q = np.ones((batch, heads, tokens, model.config.embed_dim // heads), np.float32)
+def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int) -> None:
+    """The products of one training step, and nothing else: y = x Wᵀ, dx = dy W, dW = dyᵀ x for every matrix and every
+    convolution; for every head q kᵀ and P v with their two gradients each."""
+    for layer in layers:
+        if layer.op == "linear":
+            (*_, tokens, inputs), (outputs, _) = (1, *layer.inputs[0]), layer.inputs[1]
+            weight, rows = np.ones((outputs, inputs), np.float32), batch * tokens
+            x, dy = np.ones((rows, inputs), np.float32), np.ones((rows, outputs), np.float32)
+            x @ weight.T, dy.T @ x, dy @ weight
+        elif layer.op == "conv2d":
+            outputs, taps = layer.inputs[1][0], math.prod(layer.inputs[1][1:])
+            weight, places = np.ones((outputs, taps), np.float32), math.prod(layer.outputs[0][2:])
+            is_first = layer.inputs[0][1:] == image         # nobody asks for the gradient of the image
+            together = max(1, min(batch, LARGE_PRODUCT // (taps * places)))     # images; small ones in one product
+            columns = np.ones((taps, together * places), np.float32)
+            dy = np.ones((outputs, together * places), np.float32)
 
-    def one_image(q: np.ndarray) -> None:
-        p = q @ q.swapaxes(-1, -2)
-        p @ q, p @ q, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ q, q @ q.swapaxes(-1, -2)
+            def some_images(weight: np.ndarray, columns: np.ndarray, dy: np.ndarray, is_first: bool) -> None:
+                weight @ columns, dy @ columns.T
+                if not is_first:
+                    weight.T @ dy
 
-    for _ in model.blocks:
-        backend.parallel_rows(one_image, q, block_bytes=q[:2].nbytes)
+            backend.deal(some_images, [(weight, columns, dy, is_first)] * (batch // together), backend.cpu_threads())
+        elif layer.op == "attention":
+            q = np.ones((batch, *layer.inputs[0][1:]), np.float32)
+
+            def attend(q: np.ndarray) -> None:
+                p = q @ q.swapaxes(-1, -2)
+                p @ q, p @ q, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ q, q @ q.swapaxes(-1, -2)
+
+            backend.parallel_rows(attend, q, block_bytes=q[:2].nbytes)
 
 
 def peak_bytes() -> int:

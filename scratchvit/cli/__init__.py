@@ -1,4 +1,4 @@
-"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `doctor`."""
+"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `export`, `doctor`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit train --data photos --img-size 96  your pictures: photos/train/<class>/*.jpg
   scratchvit eval --checkpoint FILE             how good is it on the test pictures?
   scratchvit predict a.jpg b.png --checkpoint FILE
-  scratchvit models "vit_*"                     names and sizes
+  scratchvit models "vit_*"                     names, sizes, and what they cost
+  scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
   scratchvit doctor                             what this machine has, what is missing, how fast it is
 
 `scratchvit COMMAND --help` explains a command and every option of it.
@@ -47,13 +48,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
     # Imported when chosen, so that the help of all of it is quick.
-    from scratchvit.cli import commands, train
+    from scratchvit.cli import commands, export, models, predict, train
 
     known = {
         "train": train.train,
         "eval": commands.evaluate,
-        "predict": commands.predict,
-        "models": commands.models,
+        "predict": predict.predict,
+        "models": models.models,
+        "export": export.export,
         "doctor": commands.doctor,
     }
     if name not in known:

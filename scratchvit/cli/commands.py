@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -13,38 +11,9 @@ from scratchvit import backend, data
 from scratchvit import doctor as checkup
 from scratchvit.cli.options import Parser, add_device, table
 from scratchvit.errors import ScratchvitError
-from scratchvit.models import create_model, list_models
-from scratchvit.nn import init
-from scratchvit.tensor import no_grad
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.evaluate import Meter
 from scratchvit.training.evaluate import evaluate as measure
-
-
-def models(argv: Sequence[str]) -> int:
-    """List the models that match a pattern, with their sizes."""
-    parser = Parser(
-        prog="scratchvit models",
-        description="The models that `scratchvit train --model NAME` knows, in the sizes of their papers.\n\n"
-        '  scratchvit models\n  scratchvit models "vit_tiny*"',
-    )
-    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
-    pattern = parser.parse_strictly(argv).pattern
-    names = list_models(pattern)
-    if not names:
-        raise ScratchvitError(f"no model matches {pattern!r}; `scratchvit models` lists them all")
-    rows: list[tuple[Any, ...]] = [("name", "parameters", "image", "patch", "tokens", "depth", "width", "heads")]
-    backend.use("cpu")
-    with init.without_weights():
-        for name in names:
-            model: Any = create_model(name)
-            config = model.config
-            rows.append((
-                name, f"{model.num_parameters():,}", config.img_size, config.patch_size, model.num_tokens,
-                config.depth, config.embed_dim, config.num_heads,
-            ))  # fmt: skip
-    print(table(rows))
-    return 0
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -109,47 +78,4 @@ def evaluate(argv: Sequence[str]) -> int:
     print(table(rows))
     if splits.skipped:
         print(f"{len(splits.skipped)} pictures that do not decode were left out")
-    return 0
-
-
-def predict(argv: Sequence[str]) -> int:
-    """The likeliest classes of picture files."""
-    parser = Parser(
-        prog="scratchvit predict",
-        description="What does a checkpoint see in pictures? The likeliest classes, with their probabilities.\n\n"
-        "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors",
-    )
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="picture files: PNG, JPEG, WebP, …")
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--top-k", type=int, default=3, metavar="K", help="classes per picture (default: 3)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
-    add_device(parser)
-    given = parser.parse_strictly(argv)
-    if given.top_k < 1:
-        parser.error(f"--top-k {given.top_k}: show at least one class")
-
-    backend.use(given.device)
-    model, checkpoint = model_from_checkpoint(given.checkpoint)
-    size, _, channels = checkpoint.data["image_shape"]
-    classes = checkpoint.data["classes"]
-    normalize = data.Normalize(checkpoint.data["mean"], checkpoint.data["std"])
-    bad = 0
-    for path in given.images:
-        try:
-            picture = data.load_image(path, size, channels)
-        except ScratchvitError as error:
-            if not given.skip_bad:
-                raise
-            bad += 1
-            print(f"left out: {error}", file=sys.stderr)
-            continue
-        with no_grad():
-            probabilities = model(normalize(picture[None])).softmax(-1).numpy()[0]
-        print(path)
-        for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
-            print(f"  {probabilities[label]:8.2%}  {classes[label]}")
-    if bad == len(given.images):
-        raise ScratchvitError("not one of the pictures decodes")
-    if bad:
-        print(f"{bad} of {len(given.images)} pictures left out")
     return 0

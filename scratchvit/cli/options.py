@@ -52,7 +52,7 @@ def add_fields(
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     for name in names:
         metadata = fields[name].metadata
-        default = {None: "none", True: "yes", False: "no"}.get(defaults[name], defaults[name])
+        default = _shown(defaults[name])
         help_text = f"{metadata.get('help', comments.get(name, ''))} (default: {default})".strip().replace("%", "%%")
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {
             "type": _reader(types[name]),
@@ -63,8 +63,17 @@ def add_fields(
         group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
 
 
+def _shown(default: Any) -> Any:
+    """A default as the help writes it."""
+    if default is None or isinstance(default, bool):
+        return {None: "none", True: "yes", False: "no"}[default]
+    return ",".join(map(str, default)) if isinstance(default, tuple) else default
+
+
 def _reader(hint: Any) -> Any:
     """What turns an option's text into a value of the annotated type."""
+    if hint == tuple[int, ...]:
+        return numbers
     kinds = set(typing.get_args(hint)) or {hint}
     if int in kinds and len(kinds) > 1:
         return size
@@ -79,6 +88,13 @@ def number(text: str) -> float:
     return value
 
 
+def numbers(text: str) -> tuple[int, ...]:
+    """`3,4,9`, or nothing for no numbers at all."""
+    if not re.fullmatch(r"(\d+(,\d+)*)?", text):
+        raise argparse.ArgumentTypeError(f"numbers are written 3,4,9, not {text!r}")
+    return tuple(int(part) for part in text.split(",") if part)
+
+
 def size(text: str) -> int | tuple[int, int]:
     """`28` or `28x32`, height first; `28x28` is 28."""
     if not re.fullmatch(r"\d+(x\d+)?", text):
@@ -90,8 +106,11 @@ def size(text: str) -> int | tuple[int, int]:
 
 
 def _field_comments(config_type: type) -> dict[str, str]:
-    lines = re.findall(r"^ {4}(\w+): .*?  # (.*)$", inspect.getsource(config_type), re.MULTILINE)
-    return dict(lines)
+    """What stands beside the fields in the source, those of a parent class among them."""
+    comments: dict[str, str] = {}
+    for ancestor in reversed(config_type.__mro__[:-1]):
+        comments |= re.findall(r"^ {4}(\w+): .*?  # (.*)$", inspect.getsource(ancestor), re.MULTILINE)
+    return comments
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

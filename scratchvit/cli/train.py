@@ -34,19 +34,19 @@ Train a model on pictures. Without options: a small ViT on scikit-learn's handwr
 
 Data sets known by name have a recipe, whose values are the defaults below. The options of the model depend on the
 model: `scratchvit train --model NAME --help` shows those of NAME. A model that is named has the sizes of its paper,
-but the recipe's img_size and patch_size; one that is not named has the sizes of the recipe.
+but the recipe's img_size (and, a ViT, its patch_size); one that is not named has the sizes of the recipe.
 """
 
 # The options in the order of the help. A field of TrainConfig that is not here stands with the run.
 GROUPS = {
     "data": ("data", "data_dir", "download", "val_fraction", "skip_bad"),
-    "model": ("model",),
+    "model": ("model", "init", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
     ),
     "regularisation": ("weight_decay", "label_smoothing", "ema_decay", "crop_padding", "flip"),
 }  # fmt: skip
-SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for every model
+SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
 
 
@@ -111,8 +111,9 @@ def _base(argv: Sequence[str]) -> TrainConfig:
     recipe = recipe_for(chosen.data)
     if chosen.model is None:
         return recipe
-    options = vars(model_config(chosen.model))
-    kept = {name: value for name, value in recipe.model_args.items() if name in SIZES_OF_THE_DATA and name in options}
+    same_family = type(model_config(chosen.model)) is type(model_config(recipe.model))
+    sizes = SIZES_OF_THE_DATA if same_family else {"img_size"}
+    kept = {name: value for name, value in recipe.model_args.items() if name in sizes}
     return recipe.replace(model=chosen.model, model_args=kept)
 
 
@@ -126,12 +127,15 @@ def _begins(trainer: Trainer) -> str:
     config, splits = trainer.config, trainer.data.splits
     model: Any = trainer.model
     sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
+    tokens = f", {model.num_tokens} tokens" if hasattr(model, "num_tokens") else ""
     height, width, channels = trainer.about["image_shape"]
     rows = [
         ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(trainer.about['classes'])} classes"),
         *(("", note) for note in splits.notes),
         *(("left out", text) for text in splits.skipped),
-        ("model", f"{config.model}: {model.num_parameters():,} parameters, {model.num_tokens} tokens"),
+        ("model", f"{config.model}: {model.num_parameters():,} parameters{tokens}"),
+        ("begins", f"with {config.init}" if trainer.loaded else ""),
+        *(("", line) for line in str(trainer.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
         ("steps", f"{config.epochs} epochs of {len(trainer.loader)}, {config.batch_size} images each; "
                   f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"),
@@ -153,12 +157,11 @@ def _draw(trainer: Trainer) -> dict[str, str]:
     Image.fromarray(pictures[-1].squeeze()).save(png, format="png")
     write_atomically(folder / "sample.png", png.getvalue())
     draw_curves(trainer.folder.metrics, folder / "curves.png")
-    draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
-    return {
-        "curves.png": "loss and accuracy over the epochs",
-        "attention.png": "where the model looks, on test pictures",
-        "sample.png": f"a test picture, of class {classes[labels[-1]]}",
-    }
+    drawn = {"curves.png": "loss and accuracy over the epochs"}
+    if hasattr(trainer.model, "patch_embed"):       # a Transformer over patches; a ResNet has no attention to draw
+        draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
+        drawn["attention.png"] = "where the model looks, on test pictures"
+    return drawn | {"sample.png": f"a test picture, of class {classes[labels[-1]]}"}
 
 
 def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:

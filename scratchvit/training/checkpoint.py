@@ -93,6 +93,18 @@ def write_atomically(path: Path, content: bytes) -> None:
         raise
 
 
+def is_checkpoint(path: str | Path) -> bool:
+    """Whether `scratchvit train` wrote it: a checkpoint, or a run's folder. False too for what cannot be read."""
+    path = Path(path)
+    if path.is_dir():
+        return (path / "best.safetensors").is_file()
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return "scratchvit" in (file.metadata() or {})
+    except (safetensors.SafetensorError, OSError):
+        return False
+
+
 def load_checkpoint(path: str | Path) -> Checkpoint:
     """Read a checkpoint; of a run's folder, the best one.
 

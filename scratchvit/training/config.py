@@ -26,6 +26,8 @@ class TrainConfig:
 
     model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
     model_args: dict[str, Any] = field(default_factory=dict)    # from the model's own options: --embed-dim, …
+    init: str | None = option(None, "file of weights to begin with: timm's, torchvision's, Hugging Face's, a run's, …")
+    new_head: bool = option(False, "with --init: leave the file's head out, for other classes than its own")
 
     epochs: int = option(20, "passes over the training images")
     batch_size: int = option(64, "images in a step")

@@ -39,6 +39,7 @@ from scratchvit.training.diagnose import first_non_finite, is_finite
 from scratchvit.training.evaluate import Meter, evaluate
 from scratchvit.training.folder import RunFolder
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
+from scratchvit.weights import LoadReport, load_weights
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the loss: on a GPU each one waits for the device
 
@@ -95,13 +96,18 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, folder: RunFolder, log: Callable[[str], None] = tqdm.write):
         self.config, self.folder, self.log = config, folder, log
-        self.data = setup.load_data(config)
+        # A run that goes on has weights of its own, and needs the file that it began with no more.
+        goes_on = folder.last.exists()
+        self.data = setup.load_data(config, config.init and (folder.last if goes_on else config.init))
         self.loader = self.data.train_loader(config)
         self.about = self.data.about()
         self.model_args = setup.model_args(config, self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
+        self.loaded: LoadReport | None = None           # what came of `init`
+        if config.init and not goes_on:
+            self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
         self.optimizer = setup.make_optimizer(config, self.model)
         self.schedule = setup.make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from scratchvit import data, optim
@@ -11,7 +12,9 @@ from scratchvit.data import Compose, Loader, Normalize, RandomCrop, RandomHorizo
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.nn import Module
+from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import TrainConfig
+from scratchvit.weights.preprocess import preprocessing_for
 
 
 @dataclass(frozen=True)
@@ -48,8 +51,11 @@ class TrainingData:
         return Loader(split, batch_size, Normalize(self.mean, self.std))
 
 
-def load_data(config: TrainConfig) -> TrainingData:
-    """Load and measure the data. A folder's pictures are brought to the model's img_size."""
+def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingData:
+    """Load and measure the data. A folder's pictures are brought to the model's img_size.
+
+    init: weights to begin with; pixels are then normalised as these are used to, not by the training images.
+    """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
         img_size = getattr(model_config(config.model), "img_size", 224)
@@ -64,9 +70,21 @@ def load_data(config: TrainConfig) -> TrainingData:
     )
     if not len(splits.val):
         raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
-    mean, std = data.channel_stats(splits.train)
+    mean, std = data.channel_stats(splits.train) if init is None else _normalisation(config.model, init, splits)
     # A channel that never changes carries nothing; any deviation will do.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
+
+
+def _normalisation(model: str, init: str | Path, splits: Splits) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and deviation of each channel, as the weights in `init` expect them."""
+    channels = splits.train.image_shape[2]
+    if not is_checkpoint(init):
+        expected = preprocessing_for(model, init, in_chans=channels)
+        return expected.mean, expected.std
+    about = load_checkpoint(init).data
+    if len(about["mean"]) != channels:      # of pictures in grey or in colour, now it is the other
+        return data.channel_stats(splits.train)
+    return tuple(about["mean"]), tuple(about["std"])
 
 
 def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
@@ -123,6 +141,8 @@ def check(config: TrainConfig) -> None:
     for name, smallest in at_least.items():
         if not getattr(config, name) >= smallest:       # so that NaN is refused too
             raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+    if config.new_head and not config.init:
+        raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
     for name in ("label_smoothing", "ema_decay"):
         if not 0 <= getattr(config, name) < 1:
             raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

@@ -1,0 +1,161 @@
+"""`scratchvit predict`: what a model sees in pictures, whether it was trained here or its weights are anybody's."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scratchvit import backend, data
+from scratchvit.cli.options import Parser, add_device
+from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.images import MODES, open_image
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import no_grad
+from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+
+BATCH = 32
+
+
+@dataclass
+class Classifier:
+    """A model with all that it takes to ask it about a picture file."""
+
+    model: Any
+    name: str
+    classes: Sequence[str]
+    classes_from: str
+    preprocessing: str                              # in words
+    read: Callable[[Path], NDArray[np.float32]]     # a picture file → (C, H, W)
+
+
+def predict(argv: Sequence[str]) -> int:
+    """The likeliest classes of picture files."""
+    parser = Parser(
+        prog="scratchvit predict",
+        description="What does a model see in pictures? The likeliest classes, with their probabilities.\n\n"
+        "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors\n"
+        "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with its config.json beside it\n"
+        "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n\n"
+        "Pictures are prepared as the files beside the weights say (config.json of timm, preprocessor_config.json\n"
+        "of Hugging Face), without them as is usual for the model; what is done is printed.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE",
+        help="of `scratchvit train`, or the run's folder; or weights from elsewhere: .safetensors, .pth, .bin, .npz",
+    )  # fmt: skip
+    parser.add_argument("--model", metavar="NAME", help="the model of the weights (default: what config.json says)")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="names of the classes: one a line, JSON, or a folder with a folder for each class",
+    )  # fmt: skip
+    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per picture (default: 5)")
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+    if given.top_k < 1:
+        parser.error(f"--top-k {given.top_k}: show at least one class")
+
+    images = [path for named in given.images for path in _pictures(named)]
+    backend.use(given.device)
+    # What cannot be read is left to the reader of weights, which says why.
+    source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
+    asked = source(given.checkpoint, given.model, given.labels)
+    print(f"model          {asked.name} from {given.checkpoint}")
+    print(f"preprocessing  {asked.preprocessing}")
+    print(f"classes        {len(asked.classes):,}, {asked.classes_from}\n")
+
+    bad = 0
+    for start in range(0, len(images), BATCH):
+        read = []
+        for path in images[start : start + BATCH]:
+            try:
+                read.append((path, asked.read(path)))
+            except ScratchvitError as error:
+                if not given.skip_bad:
+                    raise
+                bad += 1
+                print(f"left out: {error}", file=sys.stderr)
+        for path, probabilities in _ask(asked, read):
+            print(path)
+            for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
+                print(f"  {probabilities[label]:8.2%}  {asked.classes[label]}")
+    if bad == len(images):
+        raise ScratchvitError("not one of the pictures decodes")
+    if bad:
+        print(f"{bad} of {len(images)} pictures left out")
+    return 0
+
+
+def _pictures(path: Path) -> list[Path]:
+    """The picture itself, or all those that lie in a folder."""
+    if not path.is_dir():
+        return [path]
+    found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    if not found:
+        raise ScratchvitError(f"{path}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
+def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
+    """A checkpoint of a run: it knows its model, and prepares pictures as its training did."""
+    from scratchvit.weights.labels import class_names
+
+    if name is not None:
+        raise ScratchvitError(f"{path} says itself which model it is of: leave out --model")
+    model: Any
+    model, checkpoint = model_from_checkpoint(path)
+    about, num_classes = checkpoint.data, model.config.num_classes
+    classes, classes_from = class_names(num_classes, labels)
+    if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
+        classes, classes_from = about["classes"], f"names from {about['name']}"
+    size, _, channels = about["image_shape"]
+    normalize = data.Normalize(about["mean"], about["std"])
+
+    def read(path: Path) -> NDArray[np.float32]:
+        return normalize(data.load_image(path, size, channels)[None])[0]
+
+    how = f"centre square to {size}×{size} (bicubic), as in training"
+    return Classifier(model, checkpoint.model_name, classes, classes_from, how, read)
+
+
+def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
+    """Anybody's weights, with what their own files say about model, pictures and classes."""
+    from scratchvit.weights import model_from_weights
+    from scratchvit.weights.labels import class_names
+    from scratchvit.weights.preprocess import preprocessing_for
+
+    model: Any
+    model, name = model_from_weights(path, name)
+    config = model.config
+    if not config.num_classes:
+        raise ScratchvitError(f"{path} has no head to tell classes apart: take weights that were trained to classify")
+    if config.in_chans not in MODES:
+        raise ScratchvitError(f"{path} wants {config.in_chans} channels: pictures have 3 (RGB) or 1 (grey)")
+    prepare = preprocessing_for(name, path, config.img_size, config.in_chans)
+    classes, classes_from = class_names(config.num_classes, labels, path)
+
+    def read(path: Path) -> NDArray[np.float32]:
+        return prepare(open_image(path, config.in_chans))
+
+    return Classifier(model, name, classes, classes_from, f"{prepare} ({prepare.source})", read)
+
+
+def _ask(
+    asked: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]]
+) -> Iterator[tuple[Path, NDArray[np.float32]]]:
+    """(path, (C, H, W)) of a batch → (path, probabilities (classes,)). Raises for those that are none."""
+    if not pictures:
+        return
+    with no_grad():
+        probabilities = asked.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
+    for (path, _), row in zip(pictures, probabilities):
+        if not np.isfinite(row).all():
+            raise ScratchvitError(f"{path}: {asked.name} gives no finite numbers; its weights are damaged")
+        yield path, row
