@@ -67,8 +67,8 @@ RECIPES: dict[str, TrainConfig] = {
     ),
     "mnist": TrainConfig(data="mnist", model_args=_D128_L6, epochs=10, batch_size=128, crop_padding=2),
     "fashion-mnist": TrainConfig(
-        data="fashion-mnist", model_args={**_D128_L6, "drop_path_rate": 0.0}, epochs=12, batch_size=64, lr=1.5e-3,
-        warmup_epochs=0.5, flip=True, label_smoothing=0.1, ema_decay=0.998,
+        data="fashion-mnist", model_args=_D128_L6, epochs=32, batch_size=64, lr=1e-3, weight_decay=0.1, flip=True,
+        crop_padding=1, label_smoothing=0.1, ema_decay=0.999,
     ),
     "cifar10": TrainConfig(
         data="cifar10", model_args=_D192_L6, epochs=30, batch_size=128, label_smoothing=0.1, crop_padding=4, flip=True
