@@ -37,6 +37,7 @@ from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import Module
+from scratchvit.ops.conv import convolution_windows
 from scratchvit.ops.linear import spell_out
 from scratchvit.tensor import Tensor, no_grad, replace_ops
 
@@ -220,6 +221,16 @@ def _images(function: Any, x: Any, **options: Any) -> Shape:
     return (len(x), *function(x[:0], **options)[0].shape[1:])
 
 
+def _convolution(
+    function: Any, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
+    groups: int = 1,
+) -> Shape:
+    """Not by an empty batch: the op would lay out its kernels."""
+    name, axes = function.__name__, x.ndim - 2
+    windows = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups)
+    return (len(x), len(weight), *windows.output)
+
+
 def _linear(function: Any, x: Any, weight: Any, bias: Any = None) -> Shape:
     rows = x.reshape(-1, x.shape[-1])
     return (*x.shape[:-1], function(rows[:0], weight, bias)[0].shape[-1])
@@ -271,12 +282,13 @@ _LIKE_X = (
     "roll",
 )
 _ARITHMETIC = ("add", "sub", "mul", "div", "where", "maximum", "minimum")
-_OF_IMAGES = ("conv2d", "conv3d", "max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d", "interpolate")
+_OF_IMAGES = ("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d", "interpolate")
 
 _SHAPES: dict[str, Callable[..., Shape]] = {
     **dict.fromkeys(_LIKE_X, _like_x),
     **dict.fromkeys(_ARITHMETIC, _broadcast),
     **dict.fromkeys(_OF_IMAGES, _images),
+    **dict.fromkeys(("conv2d", "conv3d"), _convolution),
     "weight_standardization": lambda function, weight, **_: weight.shape,
     "linear": _linear,
     "attention": _attention,

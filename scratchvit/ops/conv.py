@@ -5,9 +5,18 @@ windows are the *columns* of a matrix, and the whole layer is one product:
 
     y (O, places) = weight (O, C·taps) × columns (C·taps, places)
 
-For patches (kernel = stride) the columns are the image itself, reshaped. Otherwise each tap is a strided slice of the
-image (windows.py), copied into the columns in blocks that stay in the cache, so that memory does not grow by the number
-of taps. Both gradients are products with the same columns, or their transpose; nothing is scattered.
+For patches (kernel = stride) the columns are the image itself, reshaped, and for 1×1 the image as it is. Otherwise each
+tap is a strided slice of the image (windows.py), copied into the columns in blocks that stay in the cache, so that
+memory does not grow by the number of taps. Most of these copies are spared, since a row of the kernel meets what the
+row above it meets, one line further down. Of a 3×3 kernel, only the three taps of one row are copied:
+
+    columns (C·3, lines of the image · W')      rows of places 0…3 of an image without padding, H' = 4
+    line  0 1 2 3 4 5
+          └─────┘          meets kernel row 0   y = weight[row 0] × columns[lines 0…3]
+            └─────┘                     row 1     + weight[row 1] × columns[lines 1…4]
+              └─────┘                   row 2     + weight[row 2] × columns[lines 2…5]
+
+Both gradients are products with such columns, or their transpose; nothing is scattered.
 
 2-D and 3-D are one code: below, `*S` stands for the spatial axes, H, W or T, H, W, and `*S'` for the output's.
 """
@@ -18,13 +27,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, parallel_rows
+from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
 from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
-COLUMN_BYTES = 2 << 20          # columns made at a time by one thread: they stay in its cache
+COLUMN_BYTES = 512 << 10        # columns made at a time by one thread: they stay in its cache
 COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products, few launches, and no more memory than this
+PLACES = 256                    # at least so many places in a product: for fewer, BLAS's copy of the weight weighs more
+DEPTH = 128                     # at least so many products in each sum: for fewer, adding up kernel rows weighs more
+SUMS = 8                        # at most so many partial sums of a weight's gradient, for as many threads
 
 
 @op
@@ -54,23 +66,30 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     With the columns of x written X (per group), y = weight X + bias gives
         dweight = Σ_b dy Xᵀ,    dX = weightᵀ dy, added up tap by tap into dx,    dbias = Σ_{b,S'} dy
     """
-    windows = _windows(name, axes, x, weight, bias, stride, padding, dilation, groups)
-    tiled = windows.kernel == windows.stride and windows.padded == windows.size and max(windows.dilation) == 1
+    xp = array_module(x)
+    windows, kept = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups).cropped()
+    useful = xp.ascontiguousarray(weight[(..., *kept)])                                 # all, except at tiny maps
+    plain = windows.padded == windows.size and max(windows.dilation) == 1
     if groups > 1 and weight.shape[1] == 1:
         forward, input_gradient, weight_gradient = depthwise, depthwise_dx, depthwise_dw
-    elif groups == 1 and tiled and max(windows.kernel) > 1:
+    elif groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
         forward, input_gradient, weight_gradient = _patches, _patches_dx, _patches_dw
     else:
         forward, input_gradient, weight_gradient = _columns, _columns_dx, _columns_dw
 
+    def dweight(dy: Array) -> Array:
+        dw = xp.zeros(weight.shape, dtype=weight.dtype)
+        dw[(..., *kept)] = weight_gradient(dy, x, windows, groups).reshape(useful.shape)
+        return dw
+
     def backward(dy, need):
         return (
-            input_gradient(dy, weight, windows, groups) if need[0] else None,
-            weight_gradient(dy, x, windows, groups).reshape(weight.shape) if need[1] else None,
+            input_gradient(dy, useful, windows, groups) if need[0] else None,
+            dweight(dy) if need[1] else None,
             dy.reshape(*dy.shape[:2], math.prod(windows.output)).sum(axis=2).sum(axis=0) if need[2] else None,
         )
 
-    return forward(x, weight, bias, windows, groups), backward
+    return forward(x, useful, bias, windows, groups), backward
 
 
 # --- patches: the windows tile the image, so the columns are the image reshaped -------------------------------------
@@ -127,19 +146,49 @@ def _channels_last(y: Array) -> Array:
 
 
 def _columns(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
+    pointwise = max(windows.kernel + windows.stride) == 1 and windows.padded == windows.size
+    if pointwise and math.prod(windows.size) >= PLACES:
+        return _pointwise(x, weight, bias, groups)
     xp = array_module(x)
-    filters = weight.reshape(groups, len(weight) // groups, -1)                         # (G, O/G, C/G·taps)
+    outputs = len(weight) // groups
+    rows, depth = _filter_shape(weight.shape[1], windows)
+    filters = weight.reshape(len(weight), weight.shape[1], -1).swapaxes(1, 2)           # (O, taps, C/G)
+    filters = filters.reshape(groups, outputs, rows, depth)
     y = xp.empty((len(x), len(weight), *windows.output), dtype=x.dtype)
 
     def images(x: Array, y: Array) -> None:
-        for some, rows in _blocks(x, windows):
-            padded = windows.pad(x[some])
-            for first, last in rows:
-                block = filters @ _gather(padded, windows, groups, first, last)         # (G, O/G, n·places)
+        for some, ranges in _blocks(x, groups * depth, windows):
+            for first, last in ranges:
+                target = y[some, :, first:last].swapaxes(0, 1).swapaxes(1, 2)           # (O, rows, n, …)
+                shape, total = (groups, outputs, *target.shape[1:]), None
+                for columns, kernel_rows in _gather(x[some], windows, groups, first, last):
+                    for kernel_row, places, lines in kernel_rows:
+                        product = filters[:, :, kernel_row] @ _flat(columns[:, :, lines])
+                        product = product.reshape(groups, outputs, -1, *shape[3:])
+                        if total is None and product.shape == shape:                    # no need to start from zeros
+                            total = product
+                        else:
+                            total = xp.zeros(shape, dtype=x.dtype) if total is None else total
+                            total[:, :, places] += product
+                target[...] = 0 if total is None else total.reshape(target.shape)
                 if bias is not None:
-                    block += bias.reshape(groups, -1, 1)
-                target = y[some, :, first:last].swapaxes(0, 1)                          # (O, n, rows, …)
-                target[...] = block.reshape(target.shape)
+                    target += bias.reshape(-1, *(1 for _ in target.shape[1:]))
+
+    _by_image(images, x, y)
+    return y
+
+
+def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Array:
+    """1×1: the image is its own columns."""
+    filters = weight.reshape(groups, len(weight) // groups, -1)                         # (G, O/G, C/G)
+    y = array_module(x).empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype)
+    places = math.prod(x.shape[2:])
+
+    def images(x: Array, y: Array) -> None:
+        columns = x.reshape(len(x), *filters.shape[::2], places)                        # (n, G, C/G, places)
+        array_module(x).matmul(filters, columns, out=y.reshape(len(y), *filters.shape[:2], places))
+        if bias is not None:
+            y += bias.reshape(-1, *(1 for _ in y.shape[2:]))
 
     _by_image(images, x, y)
     return y
@@ -150,23 +199,24 @@ def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
 
     With stride 1 this is again a convolution: of dy, with the kernel turned about and the channels exchanged.
     """
-    xp = array_module(dy)
-    shape = (groups, len(weight) // groups, weight.shape[1], -1)                        # (G, O/G, C/G, taps)
-    channels = groups * weight.shape[1]
-    turned = tuple(reach - before for reach, before in zip(windows.reach, windows.before))
-    if max(windows.stride) == 1 and min(turned) >= 0:
-        after = tuple(reach - after for reach, after in zip(windows.reach, windows.after))
-        back = replace(windows, size=windows.output, output=windows.size, before=turned, after=after)
-        kernel = weight.reshape(shape)[..., ::-1].swapaxes(1, 2).reshape(channels, -1, *windows.kernel)
-        return _columns(dy, kernel, None, back, groups)
+    if max(windows.stride) == 1:
+        before, after = (
+            tuple(reach - n for reach, n in zip(windows.reach, padding)) for padding in (windows.before, windows.after)
+        )
+        back = replace(windows, size=windows.output, output=windows.size, before=before, after=after)
+        turned = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
+        turned = turned.reshape(groups, -1, *turned.shape[1:]).swapaxes(1, 2)           # (G, C/G, O/G, *kernel)
+        return _columns(dy, turned.reshape(-1, *turned.shape[2:]), None, back, groups)  # (C, O/G, *kernel)
 
+    xp = array_module(dy)
+    channels = groups * weight.shape[1]
     filters = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2)          # (G, C/G·taps, O/G)
     dx = xp.empty((len(dy), channels, *windows.size), dtype=dy.dtype)
 
     def images(dy: Array, dx: Array) -> None:
-        for some, rows in _blocks(dx, windows):
+        for some, ranges in _blocks(dx, channels * math.prod(windows.kernel), windows):
             padded = xp.zeros((channels, len(dx[some]), *windows.padded), dtype=dx.dtype)
-            for first, last in rows:
+            for first, last in ranges:
                 block = dy[some, :, first:last].swapaxes(0, 1)                          # (O, n, rows, …)
                 sent = filters @ block.reshape(groups, len(weight) // groups, -1)       # (G, C/G·taps, n·places)
                 sent = sent.reshape(channels, -1, *block.shape[1:])                     # (C, taps, n, rows, …)
@@ -179,50 +229,119 @@ def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
 
 
 def _columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """Σ_b dy Xᵀ, the images in as many equal parts as threads, each with a sum of its own: the same sum every time."""
+    """Σ_b dy Xᵀ.
+
+    Threads take parts of the images, each with a sum of its own. The parts follow from the shapes and not from the
+    number of threads, so that the sum is always the same; all sums together are smaller than x.
+    """
     xp = array_module(x)
-    outputs, taps = dy.shape[1] // groups, math.prod(windows.kernel)
+    outputs, channels = dy.shape[1] // groups, x.shape[1] // groups
+    rows, depth = _filter_shape(channels, windows)
     parts = 1
-    if backend_of(x) is CPU and x.nbytes * taps >= COLUMN_BYTES:
-        parts = max(n for n in range(1, cpu_threads() + 1) if len(x) % n == 0)
-    sums = xp.zeros((parts, groups, outputs, x.shape[1] // groups * taps), dtype=x.dtype)
+    if backend_of(x) is CPU and x.nbytes >= PARALLEL_BYTES:
+        parts = max(1, min(SUMS, len(x), x.size // (3 * groups * outputs * rows * depth)))
+    sums = xp.zeros((parts, groups, outputs, rows, depth), dtype=x.dtype)
 
     def images(dy: Array, x: Array, sums: Array) -> None:
-        for some, rows in _blocks(x, windows, larger=4):
-            padded = windows.pad(x[some])
-            for first, last in rows:
-                columns = _gather(padded, windows, groups, first, last)                 # (G, C/G·taps, n·places)
-                block = dy[some, :, first:last].swapaxes(0, 1).reshape(groups, outputs, -1)
-                sums += block @ columns.swapaxes(1, 2)
+        for some, ranges in _blocks(x, groups * depth, windows, larger=4):
+            for first, last in ranges:
+                block = dy[some, :, first:last].swapaxes(0, 1).swapaxes(1, 2)           # (O, rows, n, …)
+                block = block.reshape(groups, outputs, *block.shape[1:])
+                for columns, kernel_rows in _gather(x[some], windows, groups, first, last):
+                    for kernel_row, places, lines in kernel_rows:
+                        sums[:, :, kernel_row] += _product(_flat(block[:, :, places]), _flat(columns[:, :, lines]))
 
-    def each_part(*parts: Array) -> None:
-        for part in zip(*parts):
-            images(*part)
-
-    _by_image(each_part, dy.reshape(parts, -1, *dy.shape[1:]), x.reshape(parts, -1, *x.shape[1:]), sums)
-    return sums.sum(axis=0)
-
-
-def _gather(padded: Array, windows: Windows, groups: int, first: int, last: int) -> Array:
-    """The columns (G, C/G·taps, n·places) of some rows of places of some padded images (n, C, *S)."""
-    images, channels = padded.shape[:2]
-    taps = windows.taps(first, last)
-    if images == len(taps) == 1 and padded[taps[0]].flags.c_contiguous:                  # 1×1: the image is its columns
-        return padded[taps[0]].reshape(groups, channels // groups, -1)
-    columns = array_module(padded).empty(
-        (channels, len(taps), images, last - first, *windows.output[1:]), dtype=padded.dtype
-    )
-    padded = padded.swapaxes(0, 1)
-    for tap, window in enumerate(taps):
-        columns[:, tap] = padded[window]
-    return columns.reshape(groups, channels // groups * len(taps), -1)
+    starts = [len(x) * part // parts for part in range(parts + 1)]
+    deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)], cpu_threads())
+    total = sums[0] if parts == 1 else sums.sum(axis=0)
+    return total.reshape(groups * outputs, -1, channels).swapaxes(1, 2)                 # (O, C/G, taps)
 
 
-def _blocks(x: Array, windows: Windows, larger: int = 1) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Cut the work so that its columns fit the cache: pairs of (some images of x, row ranges of their places)."""
-    limit = larger * (COLUMN_BYTES if backend_of(x) is CPU else COLUMN_BYTES_GPU)
-    taps, rows = math.prod(windows.kernel), windows.output[0]
-    row = x.shape[1] * taps * math.prod(windows.output[1:]) * x.dtype.itemsize
+def _product(dy: Array, columns: Array) -> Array:
+    """dy Xᵀ (G, O/G, depth). BLAS rearranges its right operand: with few outputs, that had better be dy."""
+    if dy.shape[1] <= 128:
+        return (columns @ dy.swapaxes(1, 2)).swapaxes(1, 2)
+    return dy @ columns.swapaxes(1, 2)
+
+
+def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:
+    """How a filter is cut to meet the columns: (rows of the kernel, or 1 for all together; numbers in each)."""
+    rows, depth = windows.kernel[0], channels * math.prod(windows.kernel[1:])
+    return (rows, depth) if depth >= DEPTH else (1, rows * depth)
+
+
+def _gather(
+    x: Array, windows: Windows, groups: int, first: int, last: int
+) -> Iterator[tuple[Array, list[tuple[int, slice, slice]]]]:
+    """The columns (G, depth, lines, n, *S'[1:]) for rows first…last of the places of some images x (n, C, *S).
+
+    With them, for each row of the kernel that meets more than padding: its number, the rows of places (from 0) where it
+    does, and the lines of the columns that it meets there. With a stride, rows of the kernel share lines only where
+    their phase is the same: there are columns for each phase. Where filters are not cut into rows, these are stacked.
+    """
+    xp = array_module(x)
+    rows, depth = _filter_shape(x.shape[1] // groups, windows)
+    shared = _gather_shared(x, windows, groups, first, last)
+    if rows == windows.kernel[0]:
+        yield from shared
+        return
+    rows, places = windows.kernel[0], (last - first, len(x), *windows.output[1:])
+    inside = all(windows.meets(0, row, first, last)[0] == slice(first, last) for row in range(rows))
+    stack = (xp.empty if inside else xp.zeros)((groups, rows, depth // rows, *places), dtype=x.dtype)
+    for columns, kernel_rows in shared:
+        for kernel_row, met, lines in kernel_rows:
+            stack[:, kernel_row, :, met] = columns[:, :, lines]
+    yield stack.reshape(groups, depth, *places), [(0, slice(None), slice(None))]
+
+
+def _gather_shared(x: Array, windows: Windows, groups: int, first: int, last: int):
+    stride = windows.stride[0]
+    phases: dict[int, list[tuple[int, slice, slice]]] = {}
+    for kernel_row in range(windows.kernel[0]):
+        places, met = windows.meets(0, kernel_row, first, last)
+        if places.start < places.stop:
+            phases.setdefault(met.start % stride, []).append((kernel_row, places, met))
+    for kernel_rows in phases.values():
+        top, bottom = min(met.start for *_, met in kernel_rows), max(met.stop for *_, met in kernel_rows)
+        columns, runs = _tap_by_tap(x[:, :, top:bottom:stride], windows, groups), []
+        for kernel_row, places, met in kernel_rows:
+            line = (met.start - top) // stride
+            lines = slice(line, line + places.stop - places.start)
+            runs.append((kernel_row, slice(places.start - first, places.stop - first), lines))
+        yield columns, runs
+
+
+def _tap_by_tap(x: Array, windows: Windows, groups: int) -> Array:
+    """What one row of the kernel meets in lines of x (n, C, lines, *S[1:]): (G, taps·C/G, lines, n, *S'[1:])."""
+    taps = windows.taps_of_a_row
+    channels = x.shape[1] // groups
+    x = x.swapaxes(0, 1).swapaxes(1, 2)                                                 # (C, lines, n, *S[1:])
+    x = x.reshape(groups, channels, *x.shape[1:])
+    if x.shape[3:] == (len(taps), *windows.output[1:]) == (1, *windows.padded[1:]):     # 1×1: the image is its columns
+        return x
+    columns = array_module(x).empty((groups, len(taps), *x.shape[1:4], *windows.output[1:]), dtype=x.dtype)
+    for tap, (places, met, beside) in enumerate(taps):
+        target = columns[:, tap]
+        for padding in beside:
+            target[padding] = 0
+        target[places] = x[met]
+    return columns.reshape(groups, len(taps) * channels, *columns.shape[3:])
+
+
+def _flat(columns: Array) -> Array:
+    """(G, depth, lines, n, …) → (G, depth, places)."""
+    return columns.reshape(*columns.shape[:2], math.prod(columns.shape[2:]))
+
+
+def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
+    """Cut the work so that its columns, `height` numbers for each place, fit the cache.
+
+    Pairs of (some images of x, row ranges of their places).
+    """
+    limit = COLUMN_BYTES if backend_of(x) is CPU else COLUMN_BYTES_GPU
+    limit = max(larger * limit, height * PLACES * x.dtype.itemsize)
+    rows = windows.output[0]
+    row = height * math.prod(windows.output[1:]) * x.dtype.itemsize
     images = max(1, limit // max(1, row * rows))
     step = max(1, limit // max(1, row * min(images, len(x))))
     step = math.ceil(rows / math.ceil(rows / step))                                     # of equal size
@@ -242,7 +361,7 @@ def _by_image(fn, *arrays: Array) -> None:
 # --- what was asked for ---------------------------------------------------------------------------------------------
 
 
-def _windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
+def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
     """The geometry of the call, after everything that can be wrong with it."""
     if x.dtype != weight.dtype:
         raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")

@@ -15,6 +15,7 @@ from typing import Any
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
 from scratchvit.tensor import op
 
+ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its temporaries it stays in the cache
 CHANNEL_BYTES = 512 << 10       # a block of a batch norm: with its temporaries it stays in the cache
 
 
@@ -25,75 +26,145 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     x (..., D); weight, bias (D,) or None.  With g = dy · weight:
         dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
-    xp = array_module(x)
     D = x.shape[-1]
     if weight is not None and weight.shape != (D,):
         raise ValueError(f"layer_norm: x {x.shape} has {D} features, weight has shape {weight.shape}")
-    average = xp.full((D, 1), 1 / D, dtype=x.dtype)     # a product with it is a row's mean, at the speed of BLAS
-    rows = x.reshape(-1, D)                             # (N, D)
-    y = xp.empty_like(rows)
-    mean, r = (xp.empty((len(rows), 1), dtype=x.dtype) for _ in range(2))
-
-    def forward(x, y, mean, r):
-        xp.matmul(x, average, out=mean)
-        xp.subtract(x, mean, out=y)
-        xp.matmul(y * y, average, out=r)                # σ²
-        r += eps
-        xp.sqrt(r, out=r)
-        xp.reciprocal(r, out=r)
-        y *= r                                          # x̂
-        if weight is not None:
-            y *= weight
-        if bias is not None:
-            y += bias
-
-    parallel_rows(forward, rows, y, mean, r)
+    y, backward_rows = _normalise_rows(x.reshape(-1, D), weight, bias, eps)
 
     def backward(dy, need):
-        dx = xp.empty_like(rows)
-
-        def backward_rows(x, dy, mean, r, dx):
-            x_hat = x - mean
-            x_hat *= r
-            xp.multiply(dy, x_hat, out=dx)
-            dweight = dx.sum(axis=0) if need[1] else None
-            dbias = dy.sum(axis=0) if need[2] else None
-            g = dy
-            if weight is not None:
-                g = dy * weight
-                dx *= weight                            # g x̂
-            x_hat *= xp.matmul(dx, average)
-            xp.subtract(g, x_hat, out=dx)
-            dx -= xp.matmul(g, average)
-            dx *= r
-            return dweight, dbias
-
-        parts = parallel_rows(backward_rows, rows, dy.reshape(-1, D), mean, r, dx)
-        dweight, dbias = (sum(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
+        dx, dweight, dbias = backward_rows(dy.reshape(-1, D), need)
         return dx.reshape(x.shape), dweight, dbias
 
     return y.reshape(x.shape), backward
 
 
 @op
+def weight_standardization(weight: Array, eps: float = 1e-6):
+    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
+    flat = (len(weight), math.prod(weight.shape[1:]))
+    w_hat, backward_rows = _normalise_rows(weight.reshape(flat), None, None, eps)
+
+    def backward(dy):
+        return backward_rows(dy.reshape(flat), (True, False, False))[0].reshape(weight.shape)
+
+    return w_hat.reshape(weight.shape), backward
+
+
+def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
+    """Layer norm of x (N, D), as an op. Saved: x, not x̂, and two numbers a row.
+
+    What is written is first copied to its place, then worked on there: NumPy's own writing to memory outside the cache
+    takes twice as long as a copy. Sums are products with ones, at the speed of BLAS.
+    """
+    xp = array_module(x)
+    N, D = x.shape
+    ones = xp.ones((D, 1), dtype=x.dtype)
+    y = xp.empty((N, D), dtype=x.dtype)
+    mean, r = (xp.empty((N, 1), dtype=x.dtype) for _ in range(2))
+
+    def forward(x, y, mean, r):
+        xp.copyto(y, x)
+        xp.matmul(y, ones, out=mean)
+        mean /= D
+        y -= mean
+        _reciprocal_deviation(y, eps, out=r)
+        y *= r                                          # x̂
+        if weight is not None:
+            y *= weight
+        if bias is not None:
+            y += bias
+
+    parallel_rows(forward, x, y, mean, r, block_bytes=ROW_BYTES)
+
+    def backward(dy, need):
+        dx = xp.empty((N, D), dtype=x.dtype)
+        g_ones = ones if weight is None else weight[:, None]        # dy @ g_ones = Σ g
+
+        def backward_rows(x, dy, mean, r, dx):
+            centred = x - mean                          # x̂ / r
+            xp.copyto(dx, dy)
+            dy_centred = dx * centred
+            dweight = r[:, 0] @ dy_centred if need[1] else None
+            dbias = xp.ones(len(dx), dtype=dx.dtype) @ dx if need[2] else None
+            mean_g = dx @ g_ones / D
+            centred *= dy_centred @ g_ones * r * r / D  # x̂ mean(g x̂)
+            if weight is not None:
+                dx *= weight                            # g
+            dx -= mean_g
+            dx -= centred
+            dx *= r
+            return dweight, dbias
+
+        parts = parallel_rows(backward_rows, x, dy, mean, r, dx, block_bytes=ROW_BYTES)
+        dweight, dbias = (sum(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
+        return dx, dweight, dbias
+
+    return y, backward
+
+
+def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
+    """r of each row of x - μ (N, D), into out (N, 1)."""
+    xp = array_module(centred)
+    xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # each row with itself
+    out /= centred.shape[1]                             # σ²
+    out += eps
+    xp.sqrt(out, out=out)
+    xp.reciprocal(out, out=out)
+
+
+@op
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
-    x (B, C, ...); weight, bias (C,) or None; num_groups divides C.
+    x (B, C, ...); weight, bias (C,) or None; num_groups divides C. Each channel adds up its dy and dy (x - μ): weighed,
+    these make a group's mean(g) and mean(g x̂), and over all images dbias and dweight.
     """
+    xp = array_module(x)
+    _planes("group_norm", x, weight, bias)
     B, C = x.shape[:2]
     if C % num_groups:
         raise ValueError(f"group_norm: {C} channels cannot be divided into {num_groups} groups")
-    grouped = (B, num_groups, C // num_groups * math.prod(x.shape[2:]))
-    x_hat, r = _normalise(x.reshape(grouped), (2,), eps)
-    x_hat = x_hat.reshape(B, C, math.prod(x.shape[2:]))
-    y = _scale_and_shift(x_hat, weight, bias)
+    N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])
+    weight = xp.ones(C, dtype=x.dtype) if weight is None else weight
+    bias = xp.zeros(C, dtype=x.dtype) if bias is None else bias
+    rows = x.reshape(N, c, S)
+    weight, bias = (xp.broadcast_to(column, (B, C)).reshape(N, c, 1) for column in (weight, bias))    # of each row
+    ones = xp.ones((S, 1), dtype=x.dtype)
+    y = xp.empty((N, c, S), dtype=x.dtype)
+    mean, r = (xp.empty((N, 1, 1), dtype=x.dtype) for _ in range(2))
+
+    def forward(x, y, mean, r, weight, bias):
+        xp.copyto(y, x)
+        y.mean(axis=(1, 2), keepdims=True, out=mean)    # over many numbers a product with ones rounds more
+        y -= mean
+        _reciprocal_deviation(y.reshape(len(y), c * S), eps, out=r[:, 0])
+        y *= r * weight
+        y += bias
+
+    parallel_rows(forward, rows, y, mean, r, weight, bias, block_bytes=ROW_BYTES)
 
     def backward(dy, need):
-        dy = dy.reshape(x_hat.shape)
-        g = dy if weight is None else dy * weight[:, None]
-        dx = _normalise_backward(g.reshape(grouped), x_hat.reshape(grouped), r, (2,)) if need[0] else None
-        return None if dx is None else dx.reshape(x.shape), *_affine_gradients(dy, x_hat, need[1:])
+        dx = xp.empty((N, c, S), dtype=x.dtype)
+        sum_dy, sum_dy_centred = (xp.empty((N, c, 1), dtype=x.dtype) for _ in range(2))
+
+        def backward_rows(x, dy, dx, mean, r, weight, sum_dy, sum_dy_centred):
+            centred = x - mean                          # x̂ / r
+            xp.copyto(dx, dy)
+            xp.matmul(dx, ones, out=sum_dy)
+            xp.matmul(dx[:, :, None], centred[..., None], out=sum_dy_centred[..., None])
+            mean_g = (weight * sum_dy).sum(axis=1, keepdims=True) / (c * S)
+            centred *= (weight * sum_dy_centred).sum(axis=1, keepdims=True) * r * r * r / (c * S)   # r x̂ mean(g x̂)
+            dx *= r * weight                            # r g
+            dx -= r * mean_g
+            dx -= centred
+
+        parallel_rows(
+            backward_rows, rows, dy.reshape(N, c, S), dx, mean, r, weight, sum_dy, sum_dy_centred,
+            block_bytes=ROW_BYTES,
+        )
+        dweight = (sum_dy_centred * r).reshape(B, C).sum(axis=0) if need[1] else None
+        dbias = sum_dy.reshape(B, C).sum(axis=0) if need[2] else None
+        return dx.reshape(x.shape), dweight, dbias
 
     return y.reshape(x.shape), backward
 
@@ -135,8 +206,9 @@ def batch_norm(
         xp.matmul(x, ones, out=sums)
 
     def centre(x, y, sums, mean):
-        xp.subtract(x, mean, out=y)
-        xp.matmul(y * y, ones, out=sums)
+        xp.copyto(y, x)
+        y -= mean
+        xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # each plane with itself
 
     if training:
         _by_block(total, [planes, sums])
@@ -164,10 +236,11 @@ def batch_norm(
 
         def totals(x, dy, sum_dy, sum_dy_x, mean):
             xp.matmul(dy, ones, out=sum_dy)
-            xp.matmul((x - mean) * dy, ones, out=sum_dy_x)
+            xp.matmul((x - mean)[:, :, None], dy[..., None], out=sum_dy_x[..., None])
 
         def through_statistics(x, dy, dx, mean, along_x_hat, average, scale):
-            xp.subtract(x, mean, out=dx)
+            xp.copyto(dx, x)
+            dx -= mean
             dx *= along_x_hat
             dx += dy
             dx -= average
@@ -254,42 +327,3 @@ def _by_block(fn: Callable[..., Any], arrays: list[Array], *columns: Array) -> N
         for i in range(0, B, b)
     ]
     deal(fn, blocks, cpu_threads() if arrays[0].nbytes >= PARALLEL_BYTES else 1)
-
-
-@op
-def weight_standardization(weight: Array, eps: float = 1e-6):
-    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
-    w_hat, r = _normalise(weight.reshape(len(weight), -1), (1,), eps)
-
-    def backward(dy):
-        return _normalise_backward(dy.reshape(w_hat.shape), w_hat, r, (1,)).reshape(weight.shape)
-
-    return w_hat.reshape(weight.shape), backward
-
-
-def _normalise(x: Array, axes: tuple[int, ...], eps: float) -> tuple[Array, Array]:
-    """x̂ and r of the derivation above, with mean and variance over the axes."""
-    x_hat = x - x.mean(axis=axes, keepdims=True)
-    r = 1 / array_module(x).sqrt((x_hat * x_hat).mean(axis=axes, keepdims=True) + eps)
-    x_hat *= r
-    return x_hat, r
-
-
-def _normalise_backward(g: Array, x_hat: Array, r: Array, axes: tuple[int, ...]) -> Array:
-    dx = g - g.mean(axis=axes, keepdims=True)
-    dx -= x_hat * (g * x_hat).mean(axis=axes, keepdims=True)
-    dx *= r
-    return dx
-
-
-def _scale_and_shift(x_hat: Array, weight: Array | None, bias: Array | None) -> Array:
-    """x̂ (B, C, S) times weight plus bias, both (C,) or None, as a new array."""
-    y = x_hat.copy() if weight is None else x_hat * weight[:, None]
-    if bias is not None:
-        y += bias[:, None]
-    return y
-
-
-def _affine_gradients(dy: Array, x_hat: Array, need: list[bool]) -> tuple[Array | None, Array | None]:
-    dweight = (dy * x_hat).sum(axis=(0, 2)) if need[0] else None
-    return dweight, dy.sum(axis=(0, 2)) if need[1] else None

@@ -61,9 +61,10 @@ def _max_pool(x: Array, windows: Windows):
 
     def rows(planes: Array, y: Array, winner: Array) -> None:
         padded = windows.pad(planes, -math.inf)
-        first, *others = (padded[window] for window in windows.taps())
-        y[...] = first
-        for tap, candidate in enumerate(others, start=1):
+        first, *others = windows.taps()
+        y[...] = padded[first]
+        for tap, window in enumerate(others, start=1):
+            candidate = padded[window].copy()                           # read twice, and faster without gaps
             better = (candidate > y).astype(winner.dtype)
             better *= tap
             xp.maximum(winner, better, out=winner)                      # taps count upwards: the last to be better

@@ -10,10 +10,11 @@ is k large slices, each holding what one tap meets at all places:
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from scratchvit.backend import Array, array_module
 
@@ -68,6 +69,44 @@ class Windows:
             ))
             for position in itertools.product(*(range(k) for k in self.kernel))
         ]
+
+    def meets(self, axis: int, tap: int, first: int = 0, last: int | None = None) -> tuple[slice, slice]:
+        """Of the places first…last of an axis those where this tap meets the input and not padding; what it meets."""
+        stride, offset = self.stride[axis], tap * self.dilation[axis] - self.before[axis]
+        first = max(first, -(offset // stride))
+        last = min(self.output[axis] if last is None else last, (self.size[axis] - 1 - offset) // stride + 1)
+        if first >= last:
+            return slice(0, 0), slice(0, 0)
+        return slice(first, last), slice(first * stride + offset, (last - 1) * stride + offset + 1, stride)
+
+    @functools.cached_property
+    def taps_of_a_row(self) -> list[tuple[tuple, tuple, list[tuple]]]:
+        """For each tap of one row of the kernel (which lies along all axes but the first), three kinds of indices.
+
+        The places where it meets the input; what it meets there; and the places beside them, where it meets padding.
+        """
+        taps = []
+        for position in itertools.product(*(range(k) for k in self.kernel[1:])):
+            places, met = zip(*(self.meets(axis, tap) for axis, tap in enumerate(position, start=1)))
+            beside = []
+            for axis, inside in enumerate(places):
+                rest = (slice(None),) * (len(places) - axis - 1)
+                beside += [(..., slice(inside.start), *rest)] if inside.start else []
+                beside += [(..., slice(inside.stop, None), *rest)] if inside.stop < self.output[axis + 1] else []
+            taps.append(((..., *places), (..., *met), beside))
+        return taps
+
+    def cropped(self) -> tuple[Windows, tuple[slice, ...]]:
+        """Without the taps at the kernel's ends that meet nothing but padding; and which taps are kept, by axis."""
+        kept, before, after = [], [], []
+        for axis, (k, d, b, a) in enumerate(zip(self.kernel, self.dilation, self.before, self.after)):
+            useful = [tap for tap in range(k) if self.meets(axis, tap)[0].stop] or [0]
+            first, last = min(useful[0], b // d), max(useful[-1], k - 1 - a // d)
+            kept.append(slice(first, last + 1))
+            before.append(b - first * d)
+            after.append(a - (k - 1 - last) * d)
+        kernel = tuple(taps.stop - taps.start for taps in kept)
+        return replace(self, kernel=kernel, before=tuple(before), after=tuple(after)), tuple(kept)
 
 
 def same_padding(

@@ -1,0 +1,89 @@
+"""Layer norm, group norm and weight standardisation at sizes that are cut into blocks: the definition, in float64."""
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import backend, ops
+
+# Each in several blocks on the CPU; of the group norms one has long planes, one short, one none.
+SHAPES = {
+    "layer_norm": [(9, 197, 192), (3, 2, 768), (5, 50_000)],
+    "group_norm": [(2, 64, 60, 60), (4, 512, 7, 7), (600, 320)],
+    "weight_standardization": [(512, 64, 3, 3), (40, 3, 7, 7)],
+}
+ROWS = [(name, shape) for name, shapes in SHAPES.items() for shape in shapes]
+by_op = pytest.mark.parametrize(("name", "shape"), ROWS, ids=lambda value: str(value))
+GROUPS, EPS = 32, 1e-6
+
+
+def inputs(name, shape, mean=0.0):
+    """x, weight and bias (for weight_standardization x alone), and dy."""
+    rng = np.random.default_rng(0)
+    x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
+    features = {"layer_norm": shape[-1], "group_norm": shape[1]}.get(name)
+    affine = [] if features is None else [rng.standard_normal(features, np.float32) for _ in range(2)]
+    return [x + np.float32(mean), *affine], dy
+
+
+def run(name, arrays, dy):
+    """(y, dx, dweight, dbias), or (y, dx), as NumPy arrays."""
+    tensors = [sv.Tensor(array, requires_grad=True) for array in arrays]
+    groups = [GROUPS] if name == "group_norm" else []
+    y = getattr(ops, name)(tensors[0], *groups, *tensors[1:], eps=EPS)
+    y.backward(dy)
+    return [y.numpy(), *(backend.asnumpy(tensor.grad) for tensor in tensors)]
+
+
+def exact(name, arrays, dy):
+    """The same by the definition, in float64, going back through mean and variance one by one."""
+    x, dy = np.asarray(arrays[0], np.float64), np.asarray(dy, np.float64)
+    trailing = x.shape[2:] if name == "group_norm" else ()
+    affine = [a.astype(np.float64).reshape(-1, *(1 for _ in trailing)) for a in arrays[1:]]
+    weight, bias = affine or (1.0, 0.0)
+    rows = {"layer_norm": x.size // x.shape[-1], "group_norm": len(x) * GROUPS}.get(name, len(x))
+    flat = x.reshape(rows, -1)
+    centred = flat - flat.mean(1, keepdims=True)
+    r = ((centred**2).mean(1, keepdims=True) + EPS) ** -0.5
+    x_hat = (centred * r).reshape(x.shape)
+    g = (dy * weight).reshape(flat.shape)
+    d_centred = g * r - centred * (g * centred).mean(1, keepdims=True) * r**3
+    dx = (d_centred - d_centred.mean(1, keepdims=True)).reshape(x.shape)
+    results = [x_hat * weight + bias, dx]
+    if affine:
+        over = tuple(axis for axis in range(x.ndim) if axis != (x.ndim - 1 if name == "layer_norm" else 1))
+        results += [(dy * x_hat).sum(over), dy.sum(over)]
+    return results
+
+
+@by_op
+def test_it_is_the_definition(name, shape, device):
+    arrays, dy = inputs(name, shape)
+    for number, (ours, theirs) in enumerate(zip(run(name, arrays, dy), exact(name, arrays, dy), strict=True)):
+        assert ours.dtype == np.float32
+        assert np.abs(ours - theirs).max() <= 2e-6 * np.abs(theirs).max(), f"array {number}"
+
+
+@by_op
+def test_a_mean_far_above_the_deviation_keeps_its_digits(name, shape):
+    """Here the squares' mean minus the mean's square would be all noise: 1e6 against 1, with seven digits."""
+    arrays, dy = inputs(name, shape, mean=1000)
+    for number, (ours, theirs) in enumerate(zip(run(name, arrays, dy), exact(name, arrays, dy), strict=True)):
+        assert np.abs(ours - theirs).max() <= 1e-3 * np.abs(theirs).max(), f"array {number}"
+
+
+@by_op
+def test_two_threads_give_the_same_bits_every_time(name, shape, monkeypatch):
+    """One thread cuts other blocks, so there a sum over rows may round otherwise."""
+    arrays, dy = inputs(name, shape)
+    one, two, again = [], [], []
+    for threads, results in ((1, one), (2, two), (2, again)):
+        monkeypatch.setattr(backend, "cpu_threads", lambda threads=threads: threads)
+        results += run(name, arrays, dy)
+    assert all(np.array_equal(a, b) for a, b in zip(two, again, strict=True))
+    assert all(np.abs(a - b).max() <= 1e-6 * np.abs(a).max() for a, b in zip(one, two, strict=True))
+
+
+def test_a_group_norm_of_other_channels_is_refused():
+    with pytest.raises(ValueError, match=r"group_norm: x \(2, 64, 2, 2\) has 64 channels, .* shape \(32,\)"):
+        ops.group_norm(np.ones((2, 64, 2, 2), np.float32), GROUPS, np.ones(32, np.float32))
