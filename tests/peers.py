@@ -56,4 +56,6 @@ def randomise(peer, seed=0):
                 tensor.copy_(noise / inputs**0.5)
             elif tensor.is_floating_point():
                 tensor.copy_(0.1 * noise + (1 if name.endswith("weight") else 0))
+            else:                           # the number of batches so far
+                tensor.zero_()
     return peer.eval()

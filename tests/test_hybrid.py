@@ -8,10 +8,8 @@ import pytest
 import scratchvit as sv
 from scratchvit.inspect.attention import attention_maps
 from scratchvit.models.hybrid import PRESETS
-
-from .model_parity import assert_same_model
-from .peers import import_timm
-from .test_resnet_v2 import assert_same_function, images, perturb
+from tests.model_parity import assert_learns, assert_same_cnn, assert_same_model, images, pair, timms
+from tests.peers import import_timm
 
 NAME = "vit_base_r50_s16_224"
 TINY = {"img_size": 32, "layers": (1, 1), "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -23,6 +21,8 @@ SIZES = {        # parameters, tokens with the class token
     "vit_base_r50_s16_224": (98_659_112, 197), "vit_base_r50_s16_384": (98_950_952, 577),
     "vit_large_r50_s32_224": (328_994_856, 50), "vit_large_r50_s32_384": (329_092_136, 145),
 }  # fmt: skip
+
+UP_TO_BASE = [name for name in PRESETS if "large" not in name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -41,19 +41,7 @@ def test_parameters_and_tokens(name):
 )  # fmt: skip
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model(NAME, **{**TINY, **options})
-    x, y = images(2, model.config.in_chans, *model.patch_embed.img_size), np.array([0, 4])
-    optimizer = sv.optim.SGD(model.parameters(), lr=0.05)
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        logits = model(x)
-        assert logits.shape == (2, 5) and logits.dtype == np.float32
-        loss = sv.ops.cross_entropy(logits, y)
-        loss.backward()
-        assert all(p.grad is not None and p.grad.dtype == np.float32 for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert_learns(model, images(2, model.config.in_chans, *model.patch_embed.img_size), np.array([0, 4]), lr=0.05)
 
 
 @pytest.mark.parametrize(
@@ -116,20 +104,17 @@ def test_an_image_of_another_shape_is_refused(shape):
 # --- against timm ---------------------------------------------------------------------------------------------------
 
 
-def peer_of(model):
-    """timm's model of the same sizes, put together from its parts: its presets do not take `layers`."""
+def timms_of(layers, in_chans=3, **sizes):
+    """timm's model of these sizes, put together from its parts: its presets do not take `layers`."""
     timm = import_timm()
     from timm.layers import HybridEmbed
     from timm.models.vision_transformer_hybrid import _resnetv2
 
-    config = model.config
-    backbone = _resnetv2(config.layers, in_chans=config.in_chans)
-    return timm.models.VisionTransformer(
-        embed_layer=functools.partial(HybridEmbed, backbone=backbone),
-        **{name: getattr(config, name) for name in (
-            "img_size", "patch_size", "in_chans", "num_classes", "embed_dim", "depth", "num_heads",
-        )},
-    )  # fmt: skip
+    def make():
+        embed_layer = functools.partial(HybridEmbed, backbone=_resnetv2(layers, in_chans=in_chans))
+        return timm.models.VisionTransformer(embed_layer=embed_layer, in_chans=in_chans, **sizes)
+
+    return make
 
 
 @pytest.mark.parity
@@ -148,33 +133,37 @@ def test_names_and_shapes_are_timms(name):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("vit_tiny_r_s16_p8_224", {}), ("vit_tiny_r_s16_p8_224", {"img_size": (64, 125)}),
-     ("vit_small_r26_s32_224", {}), ("vit_small_r26_s32_224", {"img_size": (96, 70)}),
-     ("vit_base_r50_s16_224", {}), ("vit_base_r50_s16_224", {"img_size": (64, 90)})],
+    ("name", "size"),
+    [
+        *((name, 384 if name.endswith("384") else 224) for name in UP_TO_BASE),
+        ("vit_tiny_r_s16_p8_224", (64, 125)), ("vit_small_r26_s32_224", (96, 70)), ("vit_base_r26_s32_224", (33, 64)),
+        ("vit_base_r50_s16_224", (64, 90)),
+    ],
     ids=str,
 )  # fmt: skip
-def test_logits_and_gradients_equal_timms(name, options):
-    peer = import_timm().create_model(name, num_classes=1000, **options)
-    model = perturb(sv.create_model(name, seed=5, **options))
+def test_logits_and_gradients_equal_timms(name, size):
+    """A preset for 384 pixels is that for 224 at another size, and the other way round."""
+    model, peer = pair(timms(name, num_classes=1000, img_size=size), name, img_size=size)
     H, W = model.patch_embed.img_size
-    assert_same_function(model, peer, images(1 if H == 224 else 2, 3, H, W))
+    assert_same_cnn(model, peer, images(1 if H >= 224 else 2, 3, H, W), modes=(False,))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "options",
     [{"layers": (1, 2, 1), "embed_dim": 96, "num_heads": 4, "depth": 3, "in_chans": 1, "img_size": (80, 112)},
-     {"layers": (2,), "patch_size": 4, "embed_dim": 64, "num_heads": 2, "depth": 2, "img_size": (61, 48)}],
+     {"layers": (2,), "embed_dim": 64, "num_heads": 2, "depth": 2, "img_size": (61, 48), "patch_size": 4}],
     ids=str,
 )  # fmt: skip
 def test_sizes_of_ones_own_equal_timms(options):
-    model = perturb(sv.create_model(NAME, seed=5, **options))
-    assert_same_function(model, peer_of(model), images(2, model.config.in_chans, *model.patch_embed.img_size))
+    model, peer = pair(timms_of(**{"patch_size": 1, **options}), NAME, **options)
+    x = images(2, model.config.in_chans, *model.patch_embed.img_size)
+    assert_same_cnn(model, peer, x, modes=(False,))
 
 
 @pytest.mark.parity
 def test_float32_gradients_equal_timms():
     """With one ReLU, in the stem, few enough of its inputs are near 0 for float32 to be compared."""
     name = "vit_tiny_r_s16_p8_224"
-    assert_same_model(perturb(sv.create_model(name, seed=5)), import_timm().create_model(name), images(1, 3, 224, 224))
+    model, peer = pair(timms(name), name)
+    assert_same_model(model, peer, images(1, 3, 224, 224))

@@ -6,16 +6,25 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.models.resnet import BasicBlock, Bottleneck
+from tests.model_parity import (
+    FLOAT64,
+    assert_learns,
+    assert_same_cnn,
+    assert_same_model,
+    give,
+    images,
+    in_float64,
+    open_relus,
+    pair,
+    timms,
+)
+from tests.peers import import_timm, import_torchvision
 
 PARAMETERS = {  # timm's and torchvision's counts
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
     "resnet152": 60_192_808,
 }  # fmt: skip
 SMALL = {"num_classes": 5, "small_stem": True}
-
-
-def images(*shape):
-    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -43,22 +52,7 @@ def test_table_1_of_the_paper():
 )  # fmt: skip
 def test_a_step_of_training_lowers_the_loss_and_reaches_every_parameter(device, options):
     model = sv.create_model("resnet18", **{**SMALL, "layers": (1, 1, 1, 2), **options})
-    x, y = images(4, model.config.in_chans, 10, 14), np.array([0, 4, 2, 2])
-    optimizer = sv.optim.SGD(model.parameters(), lr=0.02)
-    losses = []
-    for _ in range(3):
-        model.set_generator(sv.random.Generator(3))             # the same masks, so that losses can be compared
-        logits = model(x)
-        assert logits.shape == (4, 5) and logits.dtype == np.float32
-        loss = ops.cross_entropy(logits, y)
-        optimizer.zero_grad()
-        loss.backward()
-        losses.append(loss.item())
-        assert all(p.grad is not None and p.grad.dtype == np.float32 for p in model.parameters())
-        optimizer.step()
-    assert losses[2] < losses[0]
-    # From the second step on: a block passes no gradient to its convolutions while its last norm is zero.
-    assert [name for name, p in model.named_parameters() if not sv.backend.asnumpy(p.grad).any()] == []
+    assert_learns(model, images(4, model.config.in_chans, 10, 14), np.array([0, 4, 2, 2]))
     assert all(m.num_batches_tracked.item() == 3 for m in model.modules() if isinstance(m, nn.BatchNorm2d))
 
 
@@ -141,7 +135,8 @@ def test_norms_and_biases_do_not_decay():
      ({"num_classes": -1}, "num_classes"), ({"output_stride": 4}, "output_stride is 32, 16 or 8, not 4"),
      ({"small_stem": True, "output_stride": 16}, "the last map has stride 8"),
      ({"features_only": True, "out_indices": (2, 1)}, "rising"), ({"features_only": True, "out_indices": ()}, "rising"),
-     ({"features_only": True, "out_indices": (5,)}, "rising"), ({"features_only": True, "out_indices": 2}, "not 2"),
+     ({"features_only": True, "out_indices": (5,)}, "rising"), ({"layers": 3}, "several numbers, as .* not 3"),
+     ({"features_only": True, "out_indices": 2}, "several numbers, .* not 2"),
      ({"out_indices": (4,)}, "features_only=True"), ({"drop_rate": 1.0}, "drop_rate"),
      ({"drop_path_rate": -0.1}, "drop_path_rate"), ({"frozen": True}, "did you mean 'frozen_bn'")],
     ids=str,
@@ -149,6 +144,13 @@ def test_norms_and_biases_do_not_decay():
 def test_options_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model("resnet18", **options)
+
+
+def test_lists_as_json_has_them_are_tuples():
+    for name, options in (("resnet34", {"layers": [2, 2, 2, 2]}), ("resnetv2_50x1_bit", {"layers": [3, 4]}),
+                          ("vit_base_r50_s16_224", {"layers": [1], "img_size": [32, 64]})):  # fmt: skip
+        as_tuples = {key: tuple(value) for key, value in options.items()}
+        assert sv.models.model_config(name, **options) == sv.models.model_config(name, **as_tuples)
 
 
 def test_images_that_do_not_fit_are_refused():
@@ -163,134 +165,52 @@ def test_images_that_do_not_fit_are_refused():
 # --- the same models of timm and torchvision ------------------------------------------------------------------------
 
 
-def lively(model, kinks=True, seed=7):
-    """The model with norms like a trained network's; as created, most blocks are identities and pass no gradient.
-
-    kinks=False: nearly all activations positive (norms with bias 4). Where a float32 rounding error carries one of a
-    million activations across ReLU's kink, its whole gradient comes or goes: in ResNet-50 PyTorch's own float32 is up
-    to 9% away from its float64 in some parameter, and so are we. So gradients are compared in float64 with
-    the kinks, and in float32 without. There, the shift of a channel is undone by the next batch norm: a sum of large
-    terms that cancel is the gradient of a bias, and what it is compared with is the gradient of its norm's weight.
-    """
-    rng = np.random.default_rng(seed)
-    last = {id(m.last_norm()) for m in model.modules() if isinstance(m, BasicBlock | Bottleneck)}
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d | nn.FrozenBatchNorm2d):
-            channels = module.weight.shape
-            is_last = id(module) in last
-            module.weight.data[...] = rng.uniform(0.05, 0.2, channels) if is_last else rng.uniform(0.5, 1.2, channels)
-            module.bias.data[...] = 0.1 * rng.standard_normal(channels) + (0 if kinks or is_last else 4)
-            module.running_mean.data[...] = 0.1 * rng.standard_normal(channels)
-            module.running_var.data[...] = rng.uniform(0.5, 2, channels)
-    return model
-
-
-def with_statistics_of(model, x):
-    """The model with running statistics that fit x, as after training: the momentum of one pass is 1."""
-    norms = [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
-    for norm in norms:
-        norm.momentum = 1.0
-    with sv.no_grad():
-        model.train()(x)
-    for norm in norms:
-        norm.momentum = 0.1
-    return model
-
-
-def in_float64(model):
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for _, tensor in tensors:
-            if tensor.dtype == np.float32:
-                tensor.data = tensor.data.astype(np.float64)
-    return model
-
-
-def compare(model, peer, x, logits=1e-4, gradients=1e-3, statistics=1e-5, same_layer=False):
-    """Load ours there (strictly) and theirs back; then values, gradients and statistics in train() and eval().
-
-    same_layer: differences of gradients relative to the largest gradient of the layer, not of each parameter.
-    """
-    torch = pytest.importorskip("torch")
-    peer = peer.to(torch.float64 if model.conv1.weight.dtype == np.float64 else torch.float32)
-    peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()}, strict=True)
-    assert model.load_state_dict({name: value.numpy() for name, value in peer.state_dict().items()}) == ([], [])
-    rng = np.random.default_rng(3)
-    x = x.astype(model.conv1.weight.dtype)
-    for mode in (True, False):
-        model.train(mode), peer.train(mode), model.zero_grad(), peer.zero_grad()
-        ours, theirs = model(x), peer(torch.from_numpy(x))
-        if not isinstance(theirs, list):
-            ours, theirs = [ours], [theirs]
-        cotangents = [rng.standard_normal(y.shape).astype(x.dtype) for y in ours]
-        sum((y * v).sum() for y, v in zip(ours, cotangents)).backward()
-        sum((y * torch.from_numpy(v)).sum() for y, v in zip(theirs, cotangents)).backward()
-        for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-            assert_close(a.numpy(), b.detach().numpy(), logits, f"output {number}, train({mode})")
-        peers = {name: p.grad.numpy() for name, p in peer.named_parameters()}
-        assert peers.keys() == {name for name, _ in model.named_parameters()}
-        for name, parameter in model.named_parameters():
-            layer = name.rpartition(".")[0] + "."
-            scale = max(np.abs(g).max() for key, g in peers.items() if key.startswith(layer)) if same_layer else None
-            assert_close(parameter.grad, peers[name], gradients, f"{name}, train({mode})", scale)
-        state = model.state_dict()
-        for name, buffer in peer.named_buffers():
-            assert_close(state[name], buffer.numpy(), statistics, f"{name}, train({mode})")
-
-
-def assert_close(ours, theirs, tolerance, what, scale=None):
-    difference = np.abs(ours - theirs).max() / (scale or np.abs(theirs).max())
-    assert difference <= tolerance, f"{what}: {difference:.1e} of the largest entry"
-
-
-EXACTLY = {"logits": 1e-8, "gradients": 1e-7, "statistics": 1e-9}
-
-
-@pytest.fixture(scope="module")
-def timm():
-    from tests.peers import import_timm
-
-    return import_timm()
-
-
 @pytest.mark.parity
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [("resnet18", (224, 224)), ("resnet18", (64, 96)), ("resnet34", (224, 224)), ("resnet50", (224, 224)),
-     ("resnet50", (64, 96)), ("resnet101", (64, 96)), ("resnet152", (64, 96))],
-)  # fmt: skip
-def test_values_and_gradients_equal_timms_in_float64(timm, name, size):
-    x = images(2, 3, *size)
-    model = with_statistics_of(lively(sv.create_model(name, seed=5)), x)
-    compare(in_float64(model), timm.create_model(name), x, **EXACTLY)
-
-
-@pytest.mark.parity
-@pytest.mark.parametrize("size", [(224, 224), (64, 96)], ids=str)
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_values_and_gradients_equal_timms_in_float32(timm, name, size):
-    x = images(2, 3, *size)
-    model = with_statistics_of(lively(sv.create_model(name, seed=5), kinks=False), x)
-    compare(model, timm.create_model(name), x, same_layer=True)
+def test_names_and_shapes_are_timms_and_torchvisions(name):
+    torch, timm, torchvision = pytest.importorskip("torch"), import_timm(), import_torchvision()
+    with sv.nn.init.without_weights():
+        ours = {key: tensor.shape for key, tensor in sv.create_model(name).state_dict().items()}
+    with torch.device("meta"):
+        for peer in (timm.create_model(name), getattr(torchvision.models, name)()):
+            assert {key: tuple(tensor.shape) for key, tensor in peer.state_dict().items()} == ours
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", PARAMETERS)
-def test_logits_of_fresh_and_of_lively_models_equal_timms(timm, name):
-    torch = pytest.importorskip("torch")
-    x, peer = images(2, 3, 64, 96), timm.create_model(name)
-    for model in (sv.create_model(name), with_statistics_of(lively(sv.create_model(name)), x)):
-        peer.load_state_dict({key: torch.from_numpy(value) for key, value in model.state_dict().items()}, strict=True)
-        for mode in (True, False):
-            theirs = peer.train(mode)(torch.from_numpy(x)).detach().numpy()
-            assert_close(model.train(mode)(x).numpy(), theirs, 1e-4, name)
+def test_values_and_gradients_equal_timms(name):
+    model, peer = pair(timms(name), name)
+    assert_same_cnn(model, peer, images(2, 3, 64, 96))
 
 
 @pytest.mark.parity
-def test_torchvisions_resnet50_too(timm):
-    torchvision = pytest.importorskip("torchvision")
-    x = images(2, 3, 64, 96)
-    model = with_statistics_of(lively(sv.create_model("resnet50")), x)
-    compare(in_float64(model), torchvision.models.resnet50(), x, **EXACTLY)
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_values_and_gradients_equal_timms_at_224(name):
+    """Where gradients of evaluation take another way than those of training, the smaller images have shown it."""
+    model, peer = pair(timms(name), name)
+    x = images(1, 3, 224, 224)
+    assert_same_model(model, peer, x, train=True, gradients=None)
+    assert_same_model(model, peer, x, train=False, gradients=None)
+    give(in_float64(model), peer.double())
+    assert_same_model(model, peer, x, train=True, **FLOAT64)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("name", PARAMETERS)
+def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
+    """A batch norm undoes a shift of its input: a sum of large terms that cancel is the gradient of a bias before it.
+
+    So what it is compared with is the largest gradient of its layer.
+    """
+    model, peer = open_relus(*pair(timms(name), name))
+    for train in (True, False):
+        assert_same_model(model, peer, images(2, 3, 64, 96), train, per_layer=True)
+
+
+@pytest.mark.parity
+def test_torchvisions_resnet50_too():
+    model, peer = pair(import_torchvision().models.resnet50, "resnet50")
+    assert_same_cnn(model, peer, images(2, 3, 64, 64))
 
 
 @pytest.mark.parity
@@ -302,29 +222,43 @@ def test_torchvisions_resnet50_too(timm):
      ("resnet18", {"in_chans": 1, "num_classes": 0})],
     ids=str,
 )  # fmt: skip
-def test_options_equal_timms(timm, name, options):
-    x = images(2, options.get("in_chans", 3), 64, 96)
-    model, peer = sv.create_model(name, **options), timm.create_model(name, **options)
+def test_options_equal_timms(name, options):
+    options = {"layers": (1, 2, 2, 2), **options}               # dilated stages have a first block and a later one
+    model, peer = pair(timms(name, **options), name, **options)
     if "features_only" in options:
         assert model.feature_strides == peer.feature_info.reduction()
         assert model.feature_channels == peer.feature_info.channels()
-    compare(in_float64(with_statistics_of(lively(model), x)), peer, x, **EXACTLY)
+    assert_same_cnn(model, peer, images(2, options.get("in_chans", 3), 64, 96))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("stride", "replaced"), [(16, [False, False, True]), (8, [False, True, True])])
-def test_frozen_and_dilated_equals_torchvisions_backbone_of_detr(timm, stride, replaced):
-    torchvision = pytest.importorskip("torchvision")
-    peer = torchvision.models.resnet50(
-        replace_stride_with_dilation=replaced, norm_layer=torchvision.ops.misc.FrozenBatchNorm2d
-    )
-    model = lively(sv.create_model("resnet50", frozen_bn=True, output_stride=stride))
-    compare(in_float64(model), peer, images(1, 3, 64, 96), **EXACTLY)
+@pytest.mark.parametrize(("size", "modes"), [((33, 45), (True, False)), ((1, 7), (False,))], ids=str)
+def test_odd_sizes_equal_timms(size, modes):
+    model, peer = pair(timms("resnet18"), "resnet18")
+    assert_same_cnn(model, peer, images(3, 3, *size), modes)
 
 
 @pytest.mark.parity
-def test_stochastic_depth_and_zero_last_norms_lie_where_timms_do(timm):
-    peer = timm.create_model("resnet34", drop_path_rate=0.3)
+@pytest.mark.parametrize(
+    ("stride", "replaced", "layers"),
+    [(16, [False, False, True], (3, 4, 6, 3)), (8, [False, True, True], (1, 1, 2, 2))],
+)
+def test_frozen_and_dilated_equals_torchvisions_backbone_of_detr(stride, replaced, layers):
+    torchvision = import_torchvision()
+
+    def backbone():
+        return torchvision.models.ResNet(
+            torchvision.models.resnet.Bottleneck, layers, replace_stride_with_dilation=replaced,
+            norm_layer=torchvision.ops.misc.FrozenBatchNorm2d,
+        )  # fmt: skip
+
+    model, peer = pair(backbone, "resnet50", layers=layers, frozen_bn=True, output_stride=stride)
+    assert_same_cnn(model, peer, images(1, 3, 64, 96), modes=(True,))
+
+
+@pytest.mark.parity
+def test_stochastic_depth_and_zero_last_norms_lie_where_timms_do():
+    peer = import_timm().create_model("resnet34", drop_path_rate=0.3)
     model = sv.create_model("resnet34", drop_path_rate=0.3)
     theirs = [0.0 if block.drop_path is None else block.drop_path.drop_prob for block in peer_blocks(peer)]
     assert theirs == pytest.approx([block.drop_path.p for block in peer_blocks(model)])

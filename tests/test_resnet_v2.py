@@ -1,5 +1,6 @@
 """ResNetV2: padding, standardised kernels, feature maps, bad input; against timm: names, logits and every gradient."""
 
+import functools
 import math
 
 import numpy as np
@@ -7,9 +8,17 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.models.resnet_v2 import PRESETS, StdConv2d
-
-from .model_parity import assert_close, assert_same_model
-from .peers import import_timm
+from tests.model_parity import (
+    assert_close,
+    assert_learns,
+    assert_same_cnn,
+    assert_same_model,
+    images,
+    open_relus,
+    pair,
+    timms,
+)
+from tests.peers import import_timm
 
 NAME = "resnetv2_50x1_bit"
 TINY = {"layers": (1, 2), "channels": (128, 256), "num_classes": 5}
@@ -18,35 +27,6 @@ PARAMETERS = {
     "resnetv2_50x1_bit": 25_549_352, "resnetv2_50x3_bit": 217_319_080, "resnetv2_101x1_bit": 44_541_480,
     "resnetv2_101x3_bit": 387_934_888, "resnetv2_152x2_bit": 236_335_208, "resnetv2_152x4_bit": 936_533_224,
 }  # fmt: skip
-
-
-def images(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
-
-
-def perturb(model, seed=0):
-    """Move every parameter off its initial value, so that none is 0 or 1 and all gradients say something."""
-    rng = np.random.default_rng(seed)
-    for parameter in model.parameters():
-        noise = rng.standard_normal(parameter.shape, dtype=np.float32)
-        parameter.assign(parameter.numpy() + 0.1 * (parameter.numpy().std() or 1) * noise)
-    return model
-
-
-def assert_same_function(model, peer, x):
-    """Logits in float32, then everything in float64.
-
-    A ReLU whose input is within rounding of 0 may be open in one and shut in the other, and that moves a gradient by
-    far more than rounding: timm's own float32 gradients of R50x1 are up to 17% off its float64 ones. In float64 there
-    is no such input.
-    """
-    torch = pytest.importorskip("torch")
-    peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()}, strict=True)
-    with sv.no_grad(), torch.no_grad():
-        assert_close(model(x).numpy(), peer.train(model.training)(torch.from_numpy(x)).numpy(), 1e-4, "logits, float32")
-    for parameter in model.parameters():
-        parameter.data = parameter.data.astype(np.float64)
-    assert_same_model(model, peer.double(), x.astype(np.float64), logits=1e-9, gradients=1e-8)
 
 
 # --- padding="same" -------------------------------------------------------------------------------------------------
@@ -117,19 +97,7 @@ def test_parameter_counts(name):
 )  # fmt: skip
 def test_options_train_and_reach_every_parameter(device, options, size):
     model = sv.create_model(NAME, **{**TINY, **options})
-    x, y = images(2, model.config.in_chans, *size), np.array([0, 4])
-    optimizer = sv.optim.SGD(model.parameters(), lr=0.02)
-    losses = []
-    for _ in range(3):
-        optimizer.zero_grad()
-        logits = model(x)
-        assert logits.shape == (2, 5) and logits.dtype == np.float32
-        loss = sv.ops.cross_entropy(logits, y)
-        loss.backward()
-        assert all(p.grad is not None and p.grad.dtype == np.float32 for p in model.parameters())
-        optimizer.step()
-        losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert_learns(model, images(2, model.config.in_chans, *size), np.array([0, 4]))
 
 
 def test_the_scale_and_mean_of_a_kernel_do_not_matter():
@@ -166,9 +134,9 @@ def test_without_a_head_features_come_out():
 @pytest.mark.parametrize("options", [{}, {"preact": False, "padding_same": True}], ids=str)
 def test_feature_maps_have_their_channels_and_strides(options):
     x = images(2, 3, 37, 50)
-    model = sv.create_model(NAME, **TINY, **options, features_only=True, out_indices=(2, 0, 1))
+    model = sv.create_model(NAME, **TINY, **options, features_only=True, out_indices=(0, 1, 2))
     maps = model(x)
-    assert model.feature_channels == [256, 64, 128] and model.feature_strides == [8, 2, 4]
+    assert model.feature_channels == [64, 128, 256] and model.feature_strides == [2, 4, 8]
     for feature, channels, stride in zip(maps, model.feature_channels, model.feature_strides, strict=True):
         assert feature.shape == (2, channels, math.ceil(37 / stride), math.ceil(50 / stride))
     sum(feature.mean() for feature in maps).backward()
@@ -179,6 +147,8 @@ def test_stages_beyond_the_last_feature_map_are_not_built():
     model = sv.create_model(NAME, features_only=True, out_indices=(1,))
     assert {name.split(".")[0] for name, _ in model.named_parameters()} == {"stem", "stages"}
     assert len(model.stages) == 1 and len(model.stages[0].blocks) == 3
+    x = images(2, 3, 37, 50)
+    assert np.array_equal(model.forward_features(x).numpy(), model(x)[0].numpy())
 
 
 def test_the_seed_decides_the_weights():
@@ -195,8 +165,10 @@ def test_the_seed_decides_the_weights():
      ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),
      ({"drop_path_rate": 1.0}, "drop_path_rate is a probability"),
      ({"global_pool": "max"}, "global_pool"), ({"global_pool": ""}, 'or "" with num_classes=0'),
-     ({"features_only": True}, "from 0, the stem, to 2, the last stage"),
-     ({"features_only": True, "out_indices": ()}, "out_indices"), ({"layer": (1,)}, "did you mean 'layers'")],
+     ({"features_only": True}, r"some of 0 \(before the max pool\) and 1…2"),
+     ({"features_only": True, "out_indices": ()}, "out_indices"),
+     ({"features_only": True, "out_indices": (1, 0)}, "rising"), ({"out_indices": (1,)}, "features_only=True"),
+     ({"layer": (1,)}, "did you mean 'layers'")],
     ids=str,
 )  # fmt: skip
 def test_options_that_do_not_fit_are_refused(options, text):
@@ -207,8 +179,10 @@ def test_options_that_do_not_fit_are_refused(options, text):
 def test_images_of_other_channels_are_refused():
     model = sv.create_model(NAME, **TINY)
     for shape in ((2, 1, 32, 32), (3, 32, 32)):
-        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, H, W\), it was given"):
+        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, height, width\), it was given"):
             model(images(*shape))
+        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, height, width\), it was given"):
+            model.forward_features(images(*shape))
 
 
 # --- against timm ---------------------------------------------------------------------------------------------------
@@ -230,34 +204,56 @@ def test_names_and_shapes_are_timms(name):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("resnetv2_50x1_bit", (1, 3, 224, 224)), ("resnetv2_50x1_bit", (2, 3, 96, 64)),
-     ("resnetv2_101x1_bit", (1, 3, 224, 224)), ("resnetv2_101x1_bit", (2, 3, 96, 64))],
+    [("resnetv2_50x1_bit", (1, 3, 224, 224)), ("resnetv2_50x1_bit", (2, 3, 75, 64)),
+     ("resnetv2_101x1_bit", (1, 3, 448, 448)), ("resnetv2_101x1_bit", (2, 3, 75, 64))],
     ids=str,
 )  # fmt: skip
 def test_logits_and_gradients_equal_timms(name, shape):
-    assert_same_function(perturb(sv.create_model(name, seed=5)), import_timm().create_model(name), images(*shape))
+    """Training is the same function as evaluation: nothing here depends on the batch."""
+    model, peer = pair(timms(name), name)
+    assert_same_cnn(model, peer, images(*shape), modes=(False,))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "resnetv2_50x3_bit"])
+@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "resnetv2_101x1_bit"])
 def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
-    model = perturb(sv.create_model(name, seed=5))
-    for path, parameter in model.named_parameters():
-        if "norm" in path and path.endswith("bias"):
-            parameter.assign(parameter.numpy() + 6)
-    assert_same_model(model, import_timm().create_model(name), images(1, 3, 64, 64))
+    model, peer = open_relus(*pair(timms(name), name))
+    assert_same_model(model, peer, images(1, 3, 64, 64))
+
+
+@pytest.mark.parity
+def test_three_times_the_width_equals_timms():
+    timm = import_timm()
+    from timm.layers import StdConv2d as TimmsStdConv2d
+
+    def wide():                                                 # timm's presets do not take `layers`
+        return timm.models.ResNetV2(
+            (1, 1), width_factor=3, stem_type="fixed", conv_layer=functools.partial(TimmsStdConv2d, eps=1e-8)
+        )
+
+    model, peer = pair(wide, "resnetv2_50x3_bit", layers=(1, 1))
+    assert_same_cnn(model, peer, images(2, 3, 33, 48), modes=(False,))
 
 
 @pytest.mark.parity
 @pytest.mark.parametrize("preact", [True, False])
 def test_feature_maps_equal_timms(preact):
-    torch, timm = pytest.importorskip("torch"), import_timm()
-    peer = timm.create_model(NAME, preact=preact).eval()
+    torch = pytest.importorskip("torch")
+    whole, peer = pair(timms(NAME, preact=preact), NAME, preact=preact)
     model = sv.create_model(NAME, preact=preact, features_only=True)
-    state = {name: value.numpy() for name, value in peer.state_dict().items()}
-    model.load_state_dict({name: state[name] for name in model.state_dict()}, strict=True)
+    state = whole.state_dict()
+    model.load_state_dict({name: state[name] for name in model.state_dict()})
+    assert model.feature_strides == [info["reduction"] for info in peer.feature_info]
+    assert model.feature_channels == [info["num_chs"] for info in peer.feature_info]
     x = images(2, 3, 64, 96)
     with sv.no_grad(), torch.no_grad():
         theirs = peer.forward_intermediates(torch.from_numpy(x), intermediates_only=True)
         for i, (a, b) in enumerate(zip(model(x), theirs, strict=True)):
             assert_close(a.numpy(), b.numpy(), 1e-4, f"feature map {i}")
+
+
+@pytest.mark.parity
+def test_stochastic_depth_lies_where_timms_does():
+    model, peer = (make(NAME, drop_path_rate=0.3) for make in (sv.create_model, import_timm().create_model))
+    theirs = [getattr(block.drop_path, "drop_prob", 0.0) for stage in peer.stages for block in stage.blocks]
+    assert theirs == pytest.approx([block.drop_path.p for stage in model.stages for block in stage.blocks])

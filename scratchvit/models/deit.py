@@ -1,8 +1,9 @@
 """DeiT: a ViT that learns from a teacher (Touvron et al., ICML 2021, arXiv 2012.12877).
 
-ViT needed 300 million pictures to beat a ResNet. DeiT needs ImageNet's 1.3 million: the model is the same, its training
-is not. It gets strong augmentation and regularisation, and a convolutional network as its teacher, whose inductive bias
-it takes over through its answers (§4).
+ViT was best after hundreds of millions of pictures. DeiT needs ImageNet's 1.3 million: the model is the same, its
+training is not. It gets strong augmentation and regularisation, and a teacher whose answers it learns to give too (§4).
+A convolutional network teaches better than a Transformer does, probably because its inductive bias comes with its
+answers (§5.2).
 
 What changes in the model, and only with distillation: a second learned token stands beside the class token and attends
 to the patches in the same blocks. The class token answers to the true label, the *distillation token* to the teacher's.
@@ -66,7 +67,7 @@ class DistilledVisionTransformer(VisionTransformer):
         if config.global_pool != "token" or not config.class_token:
             raise ScratchvitError(
                 'a distilled model has a head on its class token and one on its distillation token: it needs '
-                f'class_token and global_pool="token", not {config.global_pool!r}'
+                f'class_token and global_pool="token", not {config.class_token} and {config.global_pool!r}'
             )
         D, classes = config.embed_dim, config.num_classes
         self.distilled_training = False
@@ -95,6 +96,11 @@ class DistilledVisionTransformer(VisionTransformer):
     def no_weight_decay(self) -> set[str]:
         """As ViT's, and the new token."""
         return super().no_weight_decay() | {"dist_token"}
+
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """As ViT's, with the new token among the embeddings and its head beside the other."""
+        embeddings, *blocks, head = super().layer_names()
+        return [(*embeddings, "dist_token"), *blocks, (*head, "head_dist")]
 
 
 register(VisionTransformer, PRESETS, paper="DeiT, arXiv 2012.12877")

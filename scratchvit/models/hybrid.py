@@ -16,8 +16,8 @@ large, so attention is no dearer, and the CNN does its work without anything tha
     R50+B/16       3, 4, 9                 16   1  1024    14² = 196   24² = 576
     R50+L/32       3, 4, 6, 3              32   1  2048     7² =  49   12² = 144
 
-R50+B/16 is a ResNet-50 whose fourth stage of 3 blocks was moved into the third: as many layers, four times the tokens.
-R+Ti/16 and timm's name for it say 16, but its weights have 8×8 patches of a stride of 4: 32.
+R50+B/16 is a ResNet-50 whose fourth stage of 3 blocks was moved into the third: as many layers, four times the tokens
+(ViT §4.1). R+Ti/16 and timm's name for it say 16, but its weights have 8×8 patches of features of stride 4: 32.
 
 The CNN is that of resnet_v2.py, group norm and weight standardisation, but with the norms after the convolutions, and
 with TensorFlow's "same" padding, under which every stride rounds up: a side of n pixels has ⌈n / s⌉ features.
@@ -26,7 +26,9 @@ with TensorFlow's "same" padding, under which every stride rounds up: a side of 
              patch_embed.backbone    (B, 3, 224, 224) → (B, 1024, 14, 14)
     E        patch_embed.proj        (768, 1024, 1, 1)
 
-Names of parameters and options are timm's, so that its checkpoints load here and ours there.
+Names of parameters are timm's, so that its checkpoints load here and ours there, and so are those of options, but for
+`layers` and `width_factor`: timm's functions fix them. The CNN's blocks begin as their shortcuts, as in Google's code;
+in timm they do not, which only a training from scratch would notice.
 """
 
 from __future__ import annotations

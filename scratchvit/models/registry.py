@@ -39,19 +39,23 @@ def model_paper(name: str) -> str:
 
 
 def model_config(name: str, **overrides: Any) -> Any:
-    """The configuration of a preset, with fields replaced.
+    """The configuration of a preset, with fields replaced; lists, as JSON has them, become tuples.
 
-    Raises ScratchvitError, with the nearest name, for a model or a field that does not exist.
+    Raises ScratchvitError, with the nearest name, for a model or a field that does not exist, and for one value where
+    several are needed.
     """
     if name not in _models:
         raise ScratchvitError(f"there is no model {name!r}{_nearest(name, _models)}; `scratchvit models` lists them")
     config = _models[name].config
     fields = {field.name for field in dataclasses.fields(config)}
-    for key in overrides:
+    overrides = {key: tuple(value) if isinstance(value, list) else value for key, value in overrides.items()}
+    for key, value in overrides.items():
         if key not in fields:
             raise ScratchvitError(
                 f"{name} has no option {key!r}{_nearest(key, fields)}; its options: {', '.join(sorted(fields))}"
             )
+        if isinstance(default := getattr(config, key), tuple) and not isinstance(value, tuple):
+            raise ScratchvitError(f"{key} of {name} is several numbers, as {default}, not {value!r}")
     return dataclasses.replace(config, **overrides)
 
 

@@ -24,8 +24,8 @@ not of the 1×1 before it, which would throw three quarters of the map away unse
 timm); and the last norm of F starts at zero, so that every block starts as an identity (arXiv 1706.02677, §5.1).
 
 As a backbone for detection: `features_only` gives the maps after the stages, `output_stride=16` is DETR's DC5, and
-`frozen_bn` its batch norm. Names of parameters and options are timm's, except small_stem and frozen_bn, which it does
-not have.
+`frozen_bn` its batch norm. Names of parameters and options are timm's; what it does not have as an option is bottleneck
+(there the class of a block), small_stem and frozen_bn.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ import numpy as np
 
 from scratchvit import nn, ops
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_images, check_numbers, check_out_indices
 from scratchvit.models.registry import register
 from scratchvit.nn import init
 from scratchvit.random import Generator
@@ -93,15 +94,16 @@ class BasicBlock(nn.Module):
     expansion = 1
 
     def __init__(
-        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int], drop: float
-    ):
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int],
+        drop_path: float,
+    ):  # fmt: skip
         first, second = dilations
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=first, dilation=first, bias=False)
         self.bn1 = _norm(config, width)
         self.conv2 = nn.Conv2d(width, width, 3, padding=second, dilation=second, bias=False)
         self.bn2 = _norm(config, width)
         self.downsample = _downsample(config, in_channels, width, stride)
-        self.drop_path = nn.DropPath(drop)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -122,8 +124,9 @@ class Bottleneck(nn.Module):
     expansion = 4
 
     def __init__(
-        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int], drop: float
-    ):
+        self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int],
+        drop_path: float,
+    ):  # fmt: skip
         out_channels, dilation = width * self.expansion, dilations[0]
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = _norm(config, width)
@@ -132,7 +135,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, out_channels, 1, bias=False)
         self.bn3 = _norm(config, out_channels)
         self.downsample = _downsample(config, in_channels, out_channels, stride)
-        self.drop_path = nn.DropPath(drop)
+        self.drop_path = nn.DropPath(drop_path)
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x if self.downsample is None else self.downsample(x)
@@ -163,7 +166,7 @@ class ResNet(nn.Module):
         strides, channels = [1 if config.small_stem else 2], [64]       # of the map before the pool, and after stages
 
         Block = Bottleneck if config.bottleneck else BasicBlock
-        drops = iter(np.linspace(0, config.drop_path_rate, sum(config.layers)).tolist())
+        drop_paths = iter(np.linspace(0, config.drop_path_rate, sum(config.layers)).tolist())
         last_stage = max(config.out_indices) if config.features_only else 4
         stage_stride, dilation = 1 if config.small_stem else 4, 1
         for stage, depth in enumerate(config.layers[:last_stage], start=1):
@@ -177,7 +180,7 @@ class ResNet(nn.Module):
             for i in range(depth):
                 in_channels = channels[-1] if i == 0 else width * Block.expansion
                 dilations = (before if i == 0 else dilation, dilation)
-                blocks.append(Block(config, in_channels, width, stride if i == 0 else 1, dilations, next(drops)))
+                blocks.append(Block(config, in_channels, width, stride if i == 0 else 1, dilations, next(drop_paths)))
             setattr(self, f"layer{stage}", nn.Sequential(*blocks))
             strides.append(stage_stride)
             channels.append(width * Block.expansion)
@@ -198,12 +201,8 @@ class ResNet(nn.Module):
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
         """images (B, C, H, W) → the map before the max pool and those after each stage (B, channels, H / s, W / s)."""
-        if x.ndim != 4 or x.shape[1] != self.config.in_chans:
-            raise ScratchvitError(
-                f"this model takes images of shape (B, {self.config.in_chans}, height, width), it was given {x.shape}: "
-                "create the model with that in_chans"
-            )
-        x = ops.relu(self.bn1(self.conv1(x if isinstance(x, Tensor) else Tensor(x, dtype=self.conv1.weight.dtype))))
+        x = check_images(x, (self.config.in_chans, None, None), self.conv1.weight.dtype)
+        x = ops.relu(self.bn1(self.conv1(x)))
         maps = [x]
         if not self.config.small_stem:
             x = ops.max_pool2d(x, 3, stride=2, padding=1)
@@ -240,28 +239,26 @@ class ResNet(nn.Module):
             assert self.fc.bias is not None
             self.fc.bias.assign(init.uniform(self.fc.bias.shape, rng, bound))
 
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        blocks = [
+            (f"layer{stage}.{i}",)
+            for stage, modules in enumerate(self.stages(), start=1)
+            for i, _ in enumerate(modules.named_children())
+        ]
+        return [("conv1", "bn1"), *blocks, ("fc",)]
+
 
 def _check(config: ResNetConfig) -> None:
-    for name in ("drop_rate", "drop_path_rate"):
-        if not 0 <= getattr(config, name) < 1:
-            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {getattr(config, name)}")
+    """Raise ScratchvitError for options that do not fit together."""
+    check_numbers(config)
     if len(config.layers) != 4 or min(config.layers) < 1:
         raise ScratchvitError(f"layers gives the blocks of four stages, at least one in each, not {config.layers}")
-    if config.in_chans < 1:
-        raise ScratchvitError(f"in_chans must be positive, not {config.in_chans}")
-    if config.num_classes < 0:
-        raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
     if config.output_stride not in (8, 16, 32):
         raise ScratchvitError(f"output_stride is 32, 16 or 8, not {config.output_stride}")
     if config.small_stem and config.output_stride != 32:
         raise ScratchvitError("with small_stem the last map has stride 8: leave output_stride alone")
-    indices = config.out_indices
-    if not isinstance(indices, tuple | list) or not indices or list(indices) != sorted(set(indices) & set(range(5))):
-        raise ScratchvitError(
-            f"out_indices are some of 0 (before the max pool) and 1, 2, 3, 4 (after that stage), rising, not {indices}"
-        )
-    if not config.features_only and tuple(indices) != ResNetConfig.out_indices:
-        raise ScratchvitError("out_indices choose among the maps that features_only=True gives")
+    check_out_indices(config)
 
 
 register(ResNet, PRESETS, paper="ResNet, arXiv 1512.03385")

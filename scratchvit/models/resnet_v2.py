@@ -4,9 +4,10 @@ This is what ViT was first compared with, and the CNN inside its hybrids (hybrid
 
 *No batch statistics* (BiT §2). Batch norm sees too few images when a large model is spread over many devices, and its
 running averages fit the data it was trained on, not the data it is taken to. Here group norm takes the mean over groups
-of channels of one image (1803.08494), and weight standardisation does for the kernels what it cannot do (1903.10520):
+of channels of one image (1803.08494). Weight standardisation (1903.10520) makes up for what that loses against batch
+norm: the kernel of every output channel o has mean 0 and deviation 1, whatever was learned,
 
-    Ŵ_o = (W_o - μ_o) / √(σ_o² + ε),   mean and variance over the numbers of output channel o
+    Ŵ_o = (W_o - μ_o) / √(σ_o² + ε),   μ_o and σ_o² over the in · k · k numbers of W_o
 
 *Pre-activation* (He et al. 2016, arXiv 1603.05027). Norm and ReLU stand before each convolution instead of after it, so
 nothing stands on the shortcut, and the sum of all blocks' outputs reaches the last norm as it is.
@@ -20,7 +21,8 @@ nothing stands on the shortcut, and the sum of all blocks' outputs reaches the l
     W         conv?.weight      (out, in, k, k), standardised wherever it is used
               norm, head.fc     group norm and ReLU, mean over all places, 1×1 convolution (1000, 2048, 1, 1)
 
-Names of parameters and options are timm's, so that its checkpoints load here and ours there.
+Names of parameters and options are timm's, so that its checkpoints load here and ours there; padding_same stands for
+its stem_type and conv_layer.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ import numpy as np
 
 from scratchvit import nn, ops
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_images, check_numbers, check_out_indices
 from scratchvit.models.registry import register
 from scratchvit.nn import init
 from scratchvit.random import Generator
@@ -44,7 +47,7 @@ STEM_CHANNELS = 64                  # at width 1
 class ResNetV2Config:
     """The sizes of a ResNetV2."""
 
-    img_size: int | tuple[int, int] = 224   # what it was made for; it takes any size
+    img_size: int | tuple[int, int] = 224   # what it is meant for; the model takes images of any size
     in_chans: int = 3
     num_classes: int = 1000         # 0: no head, the pooled features come out
     layers: tuple[int, ...] = (3, 4, 6, 3)                  # blocks of each stage; three convolutions a block
@@ -53,8 +56,8 @@ class ResNetV2Config:
     preact: bool = True             # norm and ReLU before each convolution; False: after it, as in ViT's hybrids
     padding_same: bool = False      # True: TensorFlow's, uneven and by the image's size; False: k // 2 on each side
     global_pool: str = "avg"        # "avg", or "" for the whole last feature map (without a head)
-    features_only: bool = False     # give the feature maps named by out_indices instead of logits
-    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)          # 0: the stem before its pooling; i: stage i, from 1
+    features_only: bool = False     # no head: the maps at out_indices come out, as a list
+    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)  # 0: before the max pool; 1…4: after that stage; later ones unbuilt
     drop_rate: float = 0.0          # dropout before the head
     drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
 
@@ -205,7 +208,8 @@ class Head(nn.Module):
 
     def __init__(self, config: ResNetV2Config, channels: int):
         self.drop = nn.Dropout(config.drop_rate)
-        self.fc = nn.Conv2d(channels, config.num_classes, 1) if config.num_classes else nn.Identity()
+        has_head = config.num_classes and not config.features_only
+        self.fc = nn.Conv2d(channels, config.num_classes, 1) if has_head else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
         x = x.mean(dim=(2, 3), keepdim=True)                        # (B, C, 1, 1)
@@ -215,10 +219,10 @@ class Head(nn.Module):
 class ResNetV2(nn.Module):
     """images (B, C, H, W) of any size, an array or a Tensor → logits (B, num_classes).
 
-    With features_only a list of feature maps, whose feature_channels and feature_strides say (B, channels, H/stride,
-    W/stride); stages beyond the last that is asked for are not built. With global_pool="" the last feature map alone.
+    With features_only a list of feature maps (not the last norm's), with global_pool="" the last one alone.
 
-    Raises ScratchvitError when sizes do not fit together, or an image's channels do not fit the model.
+    feature_strides, feature_channels: of the maps at `out_indices`, in their order.
+    Raises ScratchvitError for options that do not fit together and for images with other channels than in_chans.
     """
 
     def __init__(self, config: ResNetV2Config, seed: int = 0):
@@ -226,30 +230,31 @@ class ResNetV2(nn.Module):
         self.config = config
         widths = [channels * config.width_factor for channels in config.channels]
         drop_paths = np.linspace(0, config.drop_path_rate, sum(config.layers)).tolist()
-        depth = max(config.out_indices) if config.features_only else len(config.layers)
+        last_stage = max(config.out_indices) if config.features_only else len(config.layers)
 
         self.stem = Stem(config)
         channels, strides = [self.stem.num_features], [2]           # of each feature map
         stages = []
-        for i, layers in enumerate(config.layers[:depth]):
+        for i, layers in enumerate(config.layers[:last_stage]):
             rates, drop_paths = drop_paths[:layers], drop_paths[layers:]
             stages.append(Stage(config, channels[-1], widths[i], 2 if i else 1, rates))
             channels.append(widths[i])
             strides.append(self.stem.stride << i)
         self.stages = nn.Sequential(*stages)
         self.num_features, self.stride = channels[-1], strides[-1]
-        if config.features_only:
-            self.feature_channels = [channels[i] for i in config.out_indices]
-            self.feature_strides = [strides[i] for i in config.out_indices]
-        else:
-            self.norm = group_norm(self.num_features) if config.preact else nn.Identity()
-            self.head = Head(config, self.num_features)
+        indices = config.out_indices if config.features_only else range(len(channels))
+        self.feature_strides = [strides[i] for i in indices]
+        self.feature_channels = [channels[i] for i in indices]
+        has_norm = config.preact and not config.features_only
+        self.norm = group_norm(self.num_features) if has_norm else nn.Identity()
+        self.head = Head(config, self.num_features)
 
         self.init_weights(np.random.default_rng(seed))
         self.set_generator(Generator(seed))
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """images → the map of the stem before its pooling and those after each stage (B, channels, H/s, W/s)."""
+        """images (B, C, H, W) → the map before the max pool and those after each stage (B, channels, H / s, W / s)."""
+        x = check_images(x, (self.config.in_chans, None, None), self.stem.conv.weight.dtype)
         maps = [self.stem.before_pooling(x)]
         x = self.stem.pool(maps[0])
         for stage in self.stages:
@@ -258,27 +263,25 @@ class ResNetV2(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """images → the last feature map (B, num_features, H/32, W/32)."""
-        x = self.stages(self.stem(x))
-        return ops.relu(self.norm(x)) if self.config.preact else x
+        """images (B, C, H, W) → the last stage's map (B, num_features, H / 32, W / 32), normalised with preact."""
+        x = self.forward_maps(x)[-1]
+        return x if isinstance(self.norm, nn.Identity) else ops.relu(self.norm(x))
+
+    def forward_head(self, x: Tensor) -> Tensor:
+        """The last map → logits (B, num_classes)."""
+        return self.head(x) if self.config.global_pool else x
 
     def forward(self, x: Tensor) -> Tensor | list[Tensor]:
-        C = self.config.in_chans
-        if x.ndim != 4 or x.shape[1] != C:
-            raise ScratchvitError(
-                f"this model takes images of shape (B, {C}, H, W), it was given {x.shape}: create it with that in_chans"
-            )
-        x = x if isinstance(x, Tensor) else Tensor(x, dtype=self.stem.conv.weight.dtype)
         if self.config.features_only:
             maps = self.forward_maps(x)
             return [maps[i] for i in self.config.out_indices]
-        x = self.forward_features(x)
-        return self.head(x) if self.config.global_pool else x
+        return self.forward_head(self.forward_features(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
         """Kernels by He et al., whose scale the standardisation takes out again; the head small, biases zero.
 
-        A block without pre-activation begins as its shortcut: its last norm multiplies by zero (arXiv 1706.02677).
+        A block without pre-activation begins as its shortcut: its last norm multiplies by zero (arXiv 1706.02677,
+        §5.1). So it is in Google's hybrids; timm begins with ones.
         """
         for module in self.modules():
             if isinstance(module, StdConv2d):
@@ -290,18 +293,19 @@ class ResNetV2(nn.Module):
                 assert module.fc.bias is not None
                 module.fc.bias.assign(0)
 
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        layers: list[tuple[str, ...]] = [("stem",)]
+        for i, stage in enumerate(self.stages):
+            layers += [(f"stages.{i}.blocks.{j}",) for j in range(len(stage.blocks))]
+        layers[-1] += ("norm",)
+        return [*layers, ("head",)]
+
 
 def _check(config: ResNetV2Config) -> None:
     """Raise ScratchvitError for options that do not fit together."""
     stages, narrowest = len(config.channels), 4 * GROUPS
-    for name in ("drop_rate", "drop_path_rate"):
-        if not 0 <= (value := getattr(config, name)) < 1:
-            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
-    for name in ("in_chans", "width_factor"):
-        if (value := getattr(config, name)) < 1:
-            raise ScratchvitError(f"{name} must be positive, not {value}")
-    if config.num_classes < 0:
-        raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
+    check_numbers(config)
     if not 1 <= len(config.layers) <= stages or min(config.layers) < 1:
         raise ScratchvitError(f"layers are one to {stages} numbers of blocks, each at least 1, not {config.layers}")
     if any(channels * config.width_factor % narrowest for channels in config.channels):
@@ -313,11 +317,7 @@ def _check(config: ResNetV2Config) -> None:
         raise ScratchvitError(
             f'global_pool is "avg", or "" with num_classes=0, not {config.global_pool!r} with {config.num_classes}'
         )
-    last = len(config.layers)
-    if config.features_only and not (config.out_indices and all(0 <= i <= last for i in config.out_indices)):
-        raise ScratchvitError(
-            f"out_indices name feature maps from 0, the stem, to {last}, the last stage, not {config.out_indices}"
-        )
+    check_out_indices(config)
 
 
 register(ResNetV2, PRESETS, paper="BiT, arXiv 1912.11370")

@@ -20,7 +20,8 @@ tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a m
     z_l      x in blocks    (B, 197, 768)
     y        norm(x)[:, 0]  (B, 768)
 
-Names of parameters and options are timm's, so that its checkpoints load here and ours there.
+Names of parameters and options are timm's, so that its checkpoints load here and ours there. Two things can be asked
+for that it does not have: positions by sines and cosines (pos_embed), and an initialisation by width (weight_init).
 """
 
 from __future__ import annotations
@@ -31,6 +32,7 @@ import numpy as np
 
 from scratchvit import nn, ops
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.nn import init
 from scratchvit.random import Generator
@@ -153,21 +155,7 @@ class VisionTransformer(nn.Module):
     embed_layer: type[PatchEmbed] = PatchEmbed      # images → tokens; a hybrid has a CNN before its patches (hybrid.py)
 
     def __init__(self, config: ViTConfig, seed: int = 0):
-        for name, value in vars(config).items():
-            if name.endswith("_rate") and not 0 <= value < 1:
-                raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
-            if name in ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio") and not value > 0:
-                raise ScratchvitError(f"{name} must be positive, not {value}")
-        if int(config.embed_dim * config.mlp_ratio) < 1:
-            raise ScratchvitError(f"mlp_ratio {config.mlp_ratio} leaves no hidden layer at {config.embed_dim} dims")
-        if config.global_pool not in ("token", "avg"):
-            raise ScratchvitError(f'global_pool is "token" or "avg", not {config.global_pool!r}')
-        if config.global_pool == "token" and not config.class_token:
-            raise ScratchvitError('without a class token there is only global_pool="avg"')
-        if config.pos_embed not in ("learn", "sincos"):
-            raise ScratchvitError(f'pos_embed is "learn" or "sincos", not {config.pos_embed!r}')
-        if config.weight_init not in ("timm", "xavier"):
-            raise ScratchvitError(f'weight_init is "timm" or "xavier", not {config.weight_init!r}')
+        _check(config)
         self.config = config
         D = config.embed_dim
         pooled = config.global_pool == "avg"
@@ -180,8 +168,8 @@ class VisionTransformer(nn.Module):
         else:
             self.pos_embed = Tensor(sincos_positions(self.patch_embed.grid_size, D, self.num_prefix_tokens))
         self.pos_drop = nn.Dropout(config.pos_drop_rate)
-        depths = np.linspace(0, config.drop_path_rate, config.depth).tolist()
-        self.blocks = nn.ModuleList(Block(config, drop_path) for drop_path in depths)
+        drop_paths = np.linspace(0, config.drop_path_rate, config.depth).tolist()
+        self.blocks = nn.ModuleList(Block(config, drop_path) for drop_path in drop_paths)
         # The last norm belongs to what the head sees: each token, or their mean (timm then calls it fc_norm).
         self.norm = nn.Identity() if pooled else nn.LayerNorm(D)
         self.fc_norm = nn.LayerNorm(D) if pooled else nn.Identity()
@@ -195,19 +183,10 @@ class VisionTransformer(nn.Module):
         """The learned tokens (1, 1, D) that stand before the patches: x_class, if it is there."""
         return [] if self.cls_token is None else [self.cls_token]
 
-    def check_images(self, x: Tensor) -> Tensor:
-        """images, an array or a Tensor (B, C, H, W) → the same as a Tensor, if they are what the model was made for."""
-        expected = (self.config.in_chans, *self.patch_embed.img_size)
-        if x.shape[1:] != expected:
-            raise ScratchvitError(
-                f"this model takes images of shape (B, {', '.join(map(str, expected))}), it was given {x.shape}: "
-                "resize them, or create the model with that img_size and in_chans"
-            )
-        return x if isinstance(x, Tensor) else Tensor(x, dtype=self.patch_embed.proj.weight.dtype)
-
     def forward_features(self, x: Tensor) -> Tensor:
         """images (B, C, H, W) → tokens (B, [1 +] N, D) after the last block."""
-        x = self.patch_embed(self.check_images(x))                  # (B, N, D)
+        x = check_images(x, (self.config.in_chans, *self.patch_embed.img_size), self.patch_embed.proj.weight.dtype)
+        x = self.patch_embed(x)                                     # (B, N, D)
         if prefix := [token.expand((len(x), 1, x.shape[-1])) for token in self.prefix_tokens()]:
             x = ops.concatenate([*prefix, x], dim=1)                # (B, 1 + N, D)
         x = self.pos_drop(x + self.pos_embed)                       # z_0, eq. 1
@@ -247,6 +226,12 @@ class VisionTransformer(nn.Module):
         """Parameters that are not matrices of a layer: decay has no business with them."""
         return {"cls_token", "pos_embed"}
 
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        blocks: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
+        blocks[-1] += ("norm",)
+        return [("cls_token", "pos_embed", "patch_embed"), *blocks, ("fc_norm", "head")]
+
 
 def sincos_positions(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0) -> np.ndarray:
     """Fixed 2-D positions (1, prefix + H·W, dim): a quarter each of sin x, cos x, sin y, cos y (arXiv 2104.02057).
@@ -266,6 +251,21 @@ def sincos_positions(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
     """(height, width) of a size that is given as both, or as one number for a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
+
+
+def _check(config: ViTConfig) -> None:
+    """Raise ScratchvitError for options that do not fit together."""
+    check_numbers(config)
+    if int(config.embed_dim * config.mlp_ratio) < 1:
+        raise ScratchvitError(f"mlp_ratio {config.mlp_ratio} leaves no hidden layer at {config.embed_dim} dims")
+    if config.global_pool not in ("token", "avg"):
+        raise ScratchvitError(f'global_pool is "token" or "avg", not {config.global_pool!r}')
+    if config.global_pool == "token" and not config.class_token:
+        raise ScratchvitError('without a class token there is only global_pool="avg"')
+    if config.pos_embed not in ("learn", "sincos"):
+        raise ScratchvitError(f'pos_embed is "learn" or "sincos", not {config.pos_embed!r}')
+    if config.weight_init not in ("timm", "xavier"):
+        raise ScratchvitError(f'weight_init is "timm" or "xavier", not {config.weight_init!r}')
 
 
 register(VisionTransformer, PRESETS, paper="ViT, arXiv 2010.11929")

@@ -1,0 +1,49 @@
+"""What all models check alike: numbers before anything is built, images before anything is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scratchvit.backend import Array
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import Tensor
+
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "width_factor")
+
+
+def check_numbers(config: Any) -> None:
+    """Raise ScratchvitError for a rate that is no probability, a size that is not positive, a negative num_classes."""
+    for name, value in vars(config).items():
+        if name.endswith("_rate") and not 0 <= value < 1:
+            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
+        if name in _POSITIVE and not value > 0:
+            raise ScratchvitError(f"{name} must be positive, not {value}")
+    if config.num_classes < 0:
+        raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
+
+
+def check_out_indices(config: Any) -> None:
+    """Raise ScratchvitError unless the out_indices of a ResNet name maps that it has and is to give."""
+    indices, stages = config.out_indices, len(config.layers)
+    if not config.features_only:
+        if indices != type(config).out_indices:
+            raise ScratchvitError("out_indices choose among the maps that features_only=True gives")
+    elif not indices or list(indices) != sorted(set(indices) & set(range(stages + 1))):
+        raise ScratchvitError(
+            f"out_indices are some of 0 (before the max pool) and 1…{stages} (after that stage), rising, not {indices}"
+        )
+
+
+def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> Tensor:
+    """images (B, C, H, W), an array or a Tensor → the same as a Tensor, an array's numbers as `dtype`.
+
+    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not.
+    """
+    if x.ndim != 4 or any(expected not in (None, n) for expected, n in zip(shape, x.shape[1:])):
+        wanted = ", ".join(str(expected or axis) for expected, axis in zip(shape, ("C", "height", "width")))
+        mend = "create the model with that in_chans" if None in shape else (
+            "resize them, or create the model with that img_size and in_chans"
+        )  # fmt: skip
+        raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {mend}")
+    return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)
