@@ -12,7 +12,7 @@ from scratchvit.cli import main
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.training import train
-from scratchvit.training.checkpoint import load_checkpoint
+from scratchvit.training.checkpoint import load_checkpoint, write_atomically
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.export import _FAMILIES, _NOT_IN_TIMM, export
 from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
@@ -149,6 +149,30 @@ def test_anybodys_weights_are_exported(tmp_path, capsys):
     assert main(["export", "--weights", str(tmp_path / "first"), "--out", str(tmp_path / "again")]) == 0
     for file in ("model.safetensors", "config.json"):
         assert (tmp_path / "again" / file).read_bytes() == (tmp_path / "first" / file).read_bytes()
+
+
+def test_what_is_there_already_is_kept(tmp_path, capsys):
+    """Into the folder of the weights themselves, it would replace what was never saved elsewhere."""
+    name, model, _ = built("sizes")
+    export(model, name, tmp_path, IMAGES)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert main(["export", "--weights", str(tmp_path), "--out", str(tmp_path)]) == 1
+    assert "model.safetensors is there already: choose another folder" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_a_failure_leaves_no_half(tmp_path, monkeypatch):
+    name, model, _ = built("sizes")
+
+    def full(path, content):
+        if path.name == "config.json":
+            raise ScratchvitError("the disk is full")
+        write_atomically(path, content)
+
+    monkeypatch.setattr("scratchvit.weights.export.write_atomically", full)
+    with pytest.raises(ScratchvitError, match="full"):
+        export(model, name, tmp_path / "out", IMAGES)
+    assert not list((tmp_path / "out").iterdir())
 
 
 @pytest.mark.parametrize(

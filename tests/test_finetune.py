@@ -55,6 +55,13 @@ def test_pixels_are_normalised_as_the_weights_expect(weights, tmp_path):
     assert np.array_equal(trainer.model.state_dict()["cls_token"], load_checkpoint(ours).model["cls_token"])
 
 
+def test_it_begins_with_the_best_of_a_runs_folder(tmp_path):
+    train(CONFIG.replace(epochs=1), tmp_path / "ours")
+    trainer = prepare(CONFIG.replace(init=str(tmp_path / "ours")), tmp_path / "more")
+    best = load_checkpoint(tmp_path / "ours" / "best.safetensors")
+    assert all(np.array_equal(value, best.model[key]) for key, value in trainer.model.state_dict().items())
+
+
 def test_a_run_goes_on_without_the_file_that_it_began_with(weights, tmp_path):
     config = CONFIG.replace(init=str(weights), new_head=True, epochs=2)
     whole, parts = tmp_path / "whole", tmp_path / "parts"

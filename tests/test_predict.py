@@ -1,6 +1,8 @@
 """`scratchvit predict` and the names of classes, with runs and weights that are made here."""
 
 import json
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,6 +231,38 @@ def test_pictures_that_do_not_decode(run, capsys, tmp_path):
     assert "not one of the pictures decodes" in capsys.readouterr().err
 
 
+def test_what_was_done_to_the_weights_is_said(tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    model = create_model(NAME, **TINY | {"img_size": 32})       # its configuration says 16
+    assert main(["predict", "a.png", "--checkpoint", str(save_as_timm(tmp_path / "timm", model))]) == 0
+    header, _ = blocks(capsys.readouterr().out)
+    assert f"adapted: the model, to the file's img_size 32 ({NAME} has 16)" in header
+    assert "squashed to 64×64 (nearest), centre 32×32" in header
+
+
+def test_names_cannot_steer_or_break_the_terminal(tmp_path, capsys):
+    names = ["\x1b[2J", "two\nlines", "\ud800", "Füße 犬"]
+    weights = save_as_timm(tmp_path / "timm", create_model(NAME, **TINY), label_names=names)
+    picture = os.fsdecode(b"caf\xe9.png")        # as Linux gives a name that is not in UTF-8
+    write_picture(tmp_path / "a.png").rename(tmp_path / picture)
+    assert main(["predict", picture, "--checkpoint", str(weights)]) == 0
+    out = capsys.readouterr().out
+    out.encode()                                # as it is, a surrogate cannot be
+    _, found = blocks(out)
+    assert {name for _, name in found["caf\\udce9.png"]} == {r"\x1b[2J", r"two\nlines", r"\ud800", "Füße 犬"}
+
+
+def test_a_folder_that_cannot_be_read(run, capsys, monkeypatch, tmp_path):
+    def refuse(self):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    error, code = refused(capsys, "predict", tmp_path, "--checkpoint", run)
+    assert "the folder cannot be read (Permission denied)" in error and code == 1
+    with pytest.raises(ScratchvitError, match="the folder cannot be read"):
+        read_labels(tmp_path)
+
+
 # --- names of classes ---
 
 
@@ -270,6 +304,7 @@ def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
     ("a.json", b'["a", []]', "not every name is a text"), ("a.json", b'["a", ""]', "not every name is a text"),
     ("a.json", b'{"0": "a", "2": "b"}', "its numbers are not 0 to 1"), ("a.json", b'{"a": "b"}', "cannot be read"),
     ("a.json", b'{"0": "a", "00": "b"}', "its numbers are not 0 to 1"), ("a.json", b"[" * 100_000, "cannot be read"),
+    ("a.json", b'{"label_names": ["a"], "label_descriptions": {"a": 3}}', "not every name is a text"),
     ("a.json", b'{"id2label": 3}', "cannot be read"), ("a.json", b'{"label_names": "ab"}', "cannot be read"),
 ])  # fmt: skip
 def test_files_of_no_class_names(tmp_path, file, content, sentence):

@@ -175,6 +175,11 @@ def test_other_pixel_units_are_folded_into_timms_numbers():
     ({"input_size": (224, 0)}, "input_size is .* two positive sides"),
     ({"input_size": (3, 224, 224)}, "input_size is .* two positive sides"),
     ({"input_size": (2.5, 3)}, "input_size is .* two positive sides"),
+    ({"input_size": (10**9, 16)}, "input_size is .* at most 8192 pixels"),
+    ({"crop_pct": 1e-320}, "crop_pct is 1e-320"),               # would resize to infinity
+    ({"mean": (0.5, float("nan"), 0.5)}, "mean is .* moderate"),
+    ({"std": (0.5, 1e-50, 0.5)}, "std is .* moderate"),         # zero in float32
+    ({"rescale": 1e300}, "rescale is 1e.300"),
     ({"crop_pct": 0.0}, "crop_pct is 0.0, expected a positive fraction"),
     ({"crop_pct": float("nan")}, "crop_pct is nan"),
     ({"crop_pct": 225.0}, "crop_pct is 225.0"),                 # would resize to nothing
@@ -382,6 +387,24 @@ def test_grey_pixels_are_timms(pictures):
     transform = timm.data.create_transform(**timm.data.resolve_data_config({}, pretrained_cfg=cfg), is_training=False)
     for image, file in pictures:
         assert np.array_equal(Preprocessing.from_timm(cfg)(image), transform(image.convert("L")).numpy()), file.name
+
+
+def test_the_convention_is_that_of_the_models_size():
+    """Google's files of 384 have no configuration, and no preset of that name."""
+    assert preprocessing_for("vit_base_patch16_224", img_size=384).crop_pct == 1.0
+    assert preprocessing_for("vit_base_patch16_224", img_size=224).crop_pct == 0.9
+
+
+def test_a_file_whose_owner_is_known_is_not_read_again(tmp_path):
+    (tmp_path / "a.pth").write_bytes(b"no weights")
+    found = preprocessing_for("vit_base_patch16_224", tmp_path / "a.pth", owner="torchvision")
+    assert found.source == "the convention of torchvision"
+    assert preprocessing_for("vit_base_patch16_224", tmp_path / "a.pth", owner="timm").mean == (0.5, 0.5, 0.5)
+
+
+def test_a_configuration_of_a_thousand_million_channels_costs_nothing():
+    with pytest.raises(ScratchvitError, match="input_size has 1000000000 channels"):
+        Preprocessing.from_timm({"input_size": [10**9, 16, 16]})
 
 
 @pytest.mark.parity

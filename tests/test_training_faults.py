@@ -13,7 +13,7 @@ from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
 from scratchvit.training import load_checkpoint, model_from_checkpoint, train
-from scratchvit.training.checkpoint import load_into, write_atomically
+from scratchvit.training.checkpoint import _checksum, load_into, write_atomically
 from scratchvit.training.diagnose import first_non_finite
 from scratchvit.training.loop import Trainer
 from tests.runs import CONFIG, run_in_a_process
@@ -192,6 +192,25 @@ def test_weights_without_a_run(tmp_path):
     safetensors.numpy.save_file({"w": np.zeros(2)}, tmp_path / "w.safetensors")
     with pytest.raises(ScratchvitError, match="holds weights but no run of scratchvit"):
         load_checkpoint(tmp_path / "w.safetensors")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[", "[]", "{}", '{"format": 1, "extra": 2}', '{"format": 1, "model": 3}', "[" * 100_000,
+     '{"format": 1, "config": {}, "model_name": [], "model_args": {}, "data": {}, "progress": {}, "model": {}}',
+     '{"format": 1, "config": {}, "model_name": "vit_tiny_patch16_224", "model_args": "x", "data": {}, "progress": {}, '
+     '"model": {}}',
+     '{"format": 1, "config": {}, "model_name": "vit_tiny_patch16_224", "model_args": {"depth": "x"}, "data": {}, '
+     '"progress": {}, "model": {}}'],
+    ids=lambda text: text[:60],
+)  # fmt: skip
+def test_a_checkpoint_that_somebody_made_up(text, tmp_path):
+    tensors = {"model.w": np.zeros(2, np.float32)}
+    path = tmp_path / "made_up.safetensors"
+    metadata = {"scratchvit": text, "crc32": _checksum(tensors, text)}
+    safetensors.numpy.save_file(tensors, path, metadata)
+    with pytest.raises(ScratchvitError, match=r"made_up\.safetensors (is no checkpoint|names a model)"):
+        model_from_checkpoint(path)
 
 
 def test_a_pickle_is_not_opened(tmp_path):

@@ -33,9 +33,9 @@ def export(argv: Sequence[str]) -> int:
 
     # Not imported above, so that `scratchvit train` does not wait for them.
     from scratchvit.training.checkpoint import model_from_checkpoint
-    from scratchvit.weights import model_from_weights
     from scratchvit.weights.export import export as write
     from scratchvit.weights.labels import class_names
+    from scratchvit.weights.load import open_model
     from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 
     backend.use("cpu")
@@ -52,9 +52,10 @@ def export(argv: Sequence[str]) -> int:
         if len(names) != model.config.num_classes:      # a head that was asked to be larger than the data
             names = []
     else:
-        model, name = model_from_weights(given.weights, given.model)
+        model, name, report = open_model(given.weights, given.model)
+        print(report)
         config = model.config
-        preprocessing = preprocessing_for(name, given.weights, config.img_size, config.in_chans)
+        preprocessing = preprocessing_for(name, given.weights, config.img_size, config.in_chans, report.owner)
         names, _ = class_names(config.num_classes, weights_path=given.weights)
         if names == [f"class {index}" for index in range(config.num_classes)]:      # nothing beside the file names them
             names = []

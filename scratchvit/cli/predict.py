@@ -30,6 +30,7 @@ class Classifier:
     name: str
     classes: Sequence[str]
     classes_from: str
+    loading: Sequence[str]                          # what was done with the weights, in words
     preprocessing: str                              # in words
     read: Callable[[Path], NDArray[np.float32]]     # a picture file → (C, H, W)
 
@@ -67,9 +68,11 @@ def predict(argv: Sequence[str]) -> int:
     # What cannot be read is left to the reader of weights, which says why.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     asked = source(given.checkpoint, given.model, given.labels)
-    print(f"model          {asked.name} from {given.checkpoint}")
-    print(f"preprocessing  {asked.preprocessing}")
-    print(f"classes        {len(asked.classes):,}, {asked.classes_from}\n")
+    print(f"model          {asked.name} from {_shown(given.checkpoint)}")
+    for line in asked.loading:
+        print(f"               {line}")
+    print(f"preprocessing  {_shown(asked.preprocessing)}")
+    print(f"classes        {len(asked.classes):,}, {_shown(asked.classes_from)}\n")
 
     bad = 0
     for start in range(0, len(images), BATCH):
@@ -83,9 +86,9 @@ def predict(argv: Sequence[str]) -> int:
                 bad += 1
                 print(f"left out: {error}", file=sys.stderr)
         for path, probabilities in _ask(asked, read):
-            print(path)
+            print(_shown(path))
             for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
-                print(f"  {probabilities[label]:8.2%}  {asked.classes[label]}")
+                print(f"  {probabilities[label]:8.2%}  {_shown(asked.classes[label])}")
     if bad == len(images):
         raise ScratchvitError("not one of the pictures decodes")
     if bad:
@@ -97,10 +100,18 @@ def _pictures(path: Path) -> list[Path]:
     """The picture itself, or all those that lie in a folder."""
     if not path.is_dir():
         return [path]
-    found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    try:
+        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    except OSError as error:
+        raise ScratchvitError(f"{path}: the folder cannot be read ({error.strerror})") from error
     if not found:
         raise ScratchvitError(f"{path}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
     return found
+
+
+def _shown(text: object) -> str:
+    """A name out of a file, or of one, for the terminal: what it cannot print or would obey is escaped."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
@@ -122,29 +133,30 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
         return normalize(data.load_image(path, size, channels)[None])[0]
 
     how = f"centre square to {size}×{size} (bicubic), as in training"
-    return Classifier(model, checkpoint.model_name, classes, classes_from, how, read)
+    return Classifier(model, checkpoint.model_name, classes, classes_from, (), how, read)
 
 
 def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
     """Anybody's weights, with what their own files say about model, pictures and classes."""
-    from scratchvit.weights import model_from_weights
     from scratchvit.weights.labels import class_names
+    from scratchvit.weights.load import open_model
     from scratchvit.weights.preprocess import preprocessing_for
 
     model: Any
-    model, name = model_from_weights(path, name)
+    model, name, report = open_model(path, name)
     config = model.config
     if not config.num_classes:
         raise ScratchvitError(f"{path} has no head to tell classes apart: take weights that were trained to classify")
     if config.in_chans not in MODES:
         raise ScratchvitError(f"{path} wants {config.in_chans} channels: pictures have 3 (RGB) or 1 (grey)")
-    prepare = preprocessing_for(name, path, config.img_size, config.in_chans)
+    prepare = preprocessing_for(name, path, config.img_size, config.in_chans, report.owner)
     classes, classes_from = class_names(config.num_classes, labels, path)
 
     def read(path: Path) -> NDArray[np.float32]:
         return prepare(open_image(path, config.in_chans))
 
-    return Classifier(model, name, classes, classes_from, f"{prepare} ({prepare.source})", read)
+    how = f"{prepare} ({prepare.source})"
+    return Classifier(model, name, classes, classes_from, str(report).splitlines(), how, read)
 
 
 def _ask(
@@ -153,7 +165,7 @@ def _ask(
     """(path, (C, H, W)) of a batch → (path, probabilities (classes,)). Raises for those that are none."""
     if not pictures:
         return
-    with no_grad():
+    with no_grad(), np.errstate(all="ignore"):      # what is not finite is told below, in a sentence
         probabilities = asked.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
     for (path, _), row in zip(pictures, probabilities):
         if not np.isfinite(row).all():

@@ -28,6 +28,9 @@ from scratchvit.nn import Module
 FORMAT = 1
 ARRAYS = ("model", "ema", "optimizer")
 
+# What text in a file that somebody made up can lead to, beside ScratchvitError.
+_NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -88,7 +91,7 @@ def write_atomically(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             kept = "; the one saved before is untouched" if path.exists() else ""
             raise ScratchvitError(
-                f"{path} could not be written ({error.strerror}){kept}: make room or choose another folder, then resume"
+                f"{path} could not be written ({error.strerror}){kept}: make room or choose another folder"
             ) from error
         raise
 
@@ -129,13 +132,18 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         )
     if metadata.get("crc32") != _checksum(tensors, metadata["scratchvit"]):
         raise ScratchvitError(f"{path} is damaged, its checksum does not match: take another checkpoint")
-    text = json.loads(metadata["scratchvit"])
-    if (written := text.pop("format")) != FORMAT:
-        raise ScratchvitError(f"{path} has checkpoint format {written}, this version reads {FORMAT}: update scratchvit")
-    for name, tensor in tensors.items():
-        part, _, rest = name.partition(".")
-        text[part][rest] = tensor
-    return Checkpoint(**text)
+    try:
+        text = json.loads(metadata["scratchvit"])
+        if (written := text.pop("format")) != FORMAT:
+            raise ScratchvitError(
+                f"{path} has checkpoint format {written}, this version reads {FORMAT}: update scratchvit"
+            )
+        for name, tensor in tensors.items():
+            part, _, rest = name.partition(".")
+            text[part][rest] = tensor
+        return Checkpoint(**text)
+    except _NONSENSE as error:
+        raise ScratchvitError(f"{path} is no checkpoint that this program wrote ({error}): take another") from error
 
 
 def model_from_checkpoint(path: str | Path, ema: bool = True) -> tuple[Module, Checkpoint]:
@@ -144,7 +152,10 @@ def model_from_checkpoint(path: str | Path, ema: bool = True) -> tuple[Module, C
     Raises ScratchvitError as `load_checkpoint` does, and when the weights are not those of the model named.
     """
     checkpoint = load_checkpoint(path)
-    model = create_model(checkpoint.model_name, **checkpoint.model_args)
+    try:
+        model = create_model(checkpoint.model_name, **checkpoint.model_args)
+    except _NONSENSE as error:
+        raise ScratchvitError(f"{path} names a model that cannot be made ({error}): take another") from error
     load_into(model, checkpoint.ema if ema and checkpoint.ema else checkpoint.model, path)
     return model.eval(), checkpoint
 

@@ -73,5 +73,10 @@ def short(value: str | tuple[int, ...]) -> str:
     return text if len(text) <= 120 else f"{text[:117]}…"
 
 
+def readable(name: str) -> str:
+    """A name out of a file, for a list: as it is, or as `short` gives it if it is long or could steer a terminal."""
+    return name if name.isprintable() and len(name) <= 200 else short(name)
+
+
 DAMAGED = "the file is damaged, fetch it anew"
 CUT = "the file is cut or damaged, fetch it anew"

@@ -10,6 +10,11 @@ from typing import Any
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
+from scratchvit.weights.arrays import short
+
+# What a configuration may ask for. The largest ViTs have 48 blocks, 6,144 dimensions and images of a side of 1,024.
+MOST_BLOCKS = 1000
+LARGEST = 1 << 15
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ def image_size(weights_path: Path) -> tuple[int, int] | None:
     if isinstance(pretrained, Mapping) and isinstance(input_size := pretrained.get("input_size"), list):
         size = input_size[1:]
     sides = tuple(size) if isinstance(size, list) else (size, size)
-    return sides if len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides) else None
+    return sides if len(sides) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST for n in sides) else None
 
 
 def _config_beside(weights_path: Path) -> tuple[Path, dict[str, Any]]:
@@ -48,14 +53,40 @@ def describe(weights_path: Path) -> Described | None:
     path, config = _config_beside(weights_path)
     try:
         if "architecture" in config:
-            return _from_timm(config)
+            return _checked(_from_timm(config))
         if "model_type" in config:
-            return _from_huggingface(config)
+            return _checked(_from_huggingface(config))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise ScratchvitError(f"{path} cannot be followed ({error!r}): mend it or move it away") from error
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
     return None
+
+
+def _checked(found: Described) -> Described:
+    """The same. Raises ScratchvitError if an option is of another kind than the preset's, or beyond all measure."""
+    for key, value in found.options.items():
+        preset = getattr(model_config(found.name), key, None)       # None: no such option, as create_model says
+        if preset is not None and not _is_like(preset, key, value):
+            raise ScratchvitError(f"its {key} is {short(str(value))}, expected one like the {preset} of {found.name}")
+    return found
+
+
+def _is_like(preset: Any, key: str, value: Any) -> bool:
+    def fits(number: Any, smallest: int = 0) -> bool:
+        largest = MOST_BLOCKS if key in ("depth", "layers") else LARGEST
+        return type(number) in (int, float) and smallest <= number <= largest
+
+    match preset:
+        case bool() | str():
+            return type(value) is type(preset)
+        case float():
+            return fits(value)
+        case tuple():
+            return isinstance(value, tuple) and all(type(n) is int and fits(n) for n in value)
+    if key.endswith("_size") and isinstance(value, tuple):      # (height, width)
+        return len(value) == 2 and all(type(n) is int and fits(n, 1) for n in value)
+    return type(value) is int and fits(value, 0 if key == "num_classes" else 1)
 
 
 def _from_timm(config: Mapping[str, Any]) -> Described:
@@ -65,6 +96,8 @@ def _from_timm(config: Mapping[str, Any]) -> Described:
     if name not in list_models():
         raise ScratchvitError(f"there is no model {architecture!r} here; `scratchvit models` lists what there is")
     options = dict(config.get("model_args") or {})
+    if options.get("global_pool") == "avg" and not hasattr(model_config(name), "global_pool"):
+        del options["global_pool"]          # timm writes down what a ResNet always does
     if size := (config.get("pretrained_cfg") or config).get("input_size"):
         options.setdefault("img_size", size[1] if size[1] == size[2] else tuple(size[1:]))
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}

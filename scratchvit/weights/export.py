@@ -63,9 +63,13 @@ def export(
     """Write model.safetensors and config.json into a folder, which is made; returns their paths.
 
     name: the model's, in `list_models`.  class_names: of the head's outputs, or none.
-    Raises ScratchvitError, before anything is written, for a model that timm cannot build.
+    Raises ScratchvitError, before anything is written, for a model that timm cannot build, and for a folder that has
+    such files: they may be the weights that this model was loaded from. If writing fails, neither file is left.
     """
     folder = Path(folder)
+    for file in (folder / "model.safetensors", folder / "config.json"):
+        if file.exists():
+            raise ScratchvitError(f"{file} is there already: choose another folder, or move it away")
     config = timm_config(model, name, preprocessing, class_names)
     content = {
         folder / "model.safetensors": safetensors.numpy.save(timm_state(model), {"format": "pt"}),
@@ -75,8 +79,13 @@ def export(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ScratchvitError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
-    for path, text in content.items():
-        write_atomically(path, text)
+    try:
+        for path, text in content.items():
+            write_atomically(path, text)
+    except BaseException:
+        for path in content:
+            path.unlink(missing_ok=True)
+        raise
     return list(content)
 
 

@@ -26,9 +26,11 @@ from scratchvit.weights.unpickler import WAY_OUT
 from scratchvit.weights.wrappers import without_prefix
 from scratchvit.weights.zip_files import ZipArchive
 
-# What Hugging Face's libraries call the weights in a folder, and the index of weights in several files.
+# What Hugging Face's libraries call the weights in a folder, and the index of weights in several files; and what
+# `scratchvit train` calls its best.
 IN_A_FOLDER = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "best.safetensors",
 )  # fmt: skip
 LARGEST_INDEX = 64 << 20  # bytes; a name takes about 100
 

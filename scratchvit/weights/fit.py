@@ -14,13 +14,13 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
-from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
 from scratchvit.weights.names import Renamed, Weights
 
 # Of stages that a backbone does not build when nobody asks for their maps, and of what comes after the last.
@@ -45,9 +45,9 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"names: {self.owner}", *(f"adapted: {what}" for what in self.adapted)]
         if self.left_out:
-            lines.append(f"not used: {', '.join(self.left_out)}")
+            lines.append(f"not used: {', '.join(grouped(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"left as drawn: {', '.join(self.as_drawn)}")
+            lines.append(f"left as drawn: {', '.join(grouped(self.as_drawn))}")
         return "\n".join(lines)
 
 
@@ -80,10 +80,9 @@ def fit(
             report.left_out.append(name)
 
     _fit_channels(own, weights, report)
-    kernel = weights.get("patch_embed.proj.weight")     # as it is in the file
-    cuts = kernel.shape[2:] if kernel is not None and kernel.ndim == 4 and kernel.size else (1, 1)
+    found = positions_in(weights, model, img_size)      # by the patches as they are in the file
     _fit_patches(model, weights, report)
-    _fit_positions(model, weights, report, (img_size[0] / cuts[0], img_size[1] / cuts[1]) if img_size else None)
+    _fit_positions(model, weights, report, found)
     complain(model, own, weights, renamed, as_drawn=report.as_drawn)
     state = {name: weights[name] if name in weights else own[name].numpy() for name in own}
     return state, report
@@ -152,21 +151,41 @@ def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
     return (rows.T @ kernel.astype(np.float64) @ columns).astype(np.float32)
 
 
-def _fit_positions(model: Any, weights: Weights, report: LoadReport, aspect: tuple[float, float] | None) -> None:
+class Positions(NamedTuple):
+    """How a position table is laid out: the rows of other tokens, then those of the patches on a grid."""
+
+    prefix: int
+    grid: tuple[int, int]
+
+
+def positions_in(weights: Weights, model: Any, img_size: tuple[int, int] | None = None) -> Positions | None:
+    """The layout of a file's position table for such a model; None if it has no table that could be one's.
+
+    img_size: (height, width) of the pictures that the file's model takes, where that is known.
+    """
+    table = weights.get("pos_embed")
+    if table is None or table.ndim != 3 or len(table) != 1 or not hasattr(model, "num_prefix_tokens"):
+        return None
+    kernel = weights.get("patch_embed.proj.weight")
+    cuts = kernel.shape[2:] if kernel is not None and kernel.ndim == 4 and kernel.size else (1, 1)
+    aspect = (img_size[0] / cuts[0], img_size[1] / cuts[1]) if img_size else None
+    for prefix in dict.fromkeys((model.num_prefix_tokens, 0)):
+        if grid := _grid_of(table.shape[1] - prefix, model.patch_embed.grid_size, aspect):
+            return Positions(prefix, grid)
+    return None
+
+
+def _fit_positions(model: Any, weights: Weights, report: LoadReport, found: Positions | None) -> None:
     table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
-    if table is None or own is None or table.ndim != 3 or len(table) != 1 or not hasattr(model, "num_prefix_tokens"):
-        return
-    if not isinstance(own, Parameter):      # computed: a file that carries the same one says nothing new
+    if table is not None and own is not None and not isinstance(own, Parameter):
+        # Computed: a file that carries the same one says nothing new.
         if table.shape == own.shape and np.allclose(table, own.numpy(), atol=1e-5):
             report.left_out.append("pos_embed")
             del weights["pos_embed"]
         return
-    prefix, after = model.num_prefix_tokens, model.patch_embed.grid_size
-    for rows_before in dict.fromkeys((prefix, 0)):
-        if before := _grid_of(table.shape[1] - rows_before, after, aspect):
-            break
-    else:
+    if table is None or found is None:
         return
+    (rows_before, before), prefix, after = found, model.num_prefix_tokens, model.patch_embed.grid_size
     if rows_before < prefix:        # a table of the patches alone: the tokens before them have no position
         table = np.concatenate([np.zeros((1, prefix, table.shape[2]), table.dtype), table], axis=1)
         report.adapted.append("pos_embed: zeros for the class token, which had no position")

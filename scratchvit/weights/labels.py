@@ -75,7 +75,10 @@ def read_labels(path: str | Path) -> list[str]:
 def _folder_names(folder: Path) -> list[str]:
     if (folder / "train").is_dir():
         folder = folder / "train"
-    names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    try:
+        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+    except OSError as error:
+        raise ScratchvitError(f"{folder}: the folder cannot be read ({error.strerror})") from error
     if not names:
         raise ScratchvitError(f"{folder} has no class folders to take names from")
     return names
@@ -108,7 +111,7 @@ def _of_config(config: Mapping[str, Any]) -> list[str] | None:
     inner = config.get("pretrained_cfg") or {}
     if names := config.get("label_names") or inner.get("label_names"):
         described = config.get("label_descriptions") or inner.get("label_descriptions") or {}
-        return [described.get(name, name) for name in _in_order(names)]
+        return _in_order([described.get(name, name) for name in _in_order(names)])
     return None
 
 

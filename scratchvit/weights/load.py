@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
+
+from scratchvit.backend import asarray
 from scratchvit.errors import ScratchvitError
-from scratchvit.models import create_model
-from scratchvit.nn import Module
+from scratchvit.models import create_model, model_config
+from scratchvit.nn import Module, init
 from scratchvit.weights.config import describe, image_size
 from scratchvit.weights.files import read_weights
-from scratchvit.weights.fit import LoadReport, fit
+from scratchvit.weights.fit import LoadReport, fit, positions_in
 from scratchvit.weights.misfit import FIRST_KERNELS, looks_like
-from scratchvit.weights.names import Renamed, recognise
+from scratchvit.weights.names import Renamed, Weights, recognise
 
 
 def load_weights(model: Module, path: str | Path, *, new_head: bool = False) -> LoadReport:
@@ -24,14 +26,30 @@ def load_weights(model: Module, path: str | Path, *, new_head: bool = False) -> 
     model's heads stay as they are, for another set of classes. Returns what was done; print it.
     Raises ScratchvitError for a file that cannot be read, or with all that does not fit; the model is then unchanged.
     """
-    return _load(model, _read(path), Path(path), new_head)
+    state, report = _fitted(model, _read(path), Path(path), new_head)
+    model.load_state_dict(state)
+    return report
+
+
+class Loaded(NamedTuple):
+    """A model in evaluation mode with the weights of a file, its name in `list_models`, and what was done for it."""
+
+    model: Module
+    name: str
+    report: LoadReport
 
 
 def model_from_weights(path: str | Path, name: str | None = None, **overrides: Any) -> tuple[Module, str]:
-    """(model in evaluation mode with the weights of the file, its name in `list_models`).
+    """(model, name): what `open_model` gives, for those who need no report."""
+    return open_model(path, name, **overrides)[:2]
+
+
+def open_model(path: str | Path, name: str | None = None, **overrides: Any) -> Loaded:
+    """The model that a file's weights are of, with these weights.
 
     Without a name, the config.json beside the file says which model it is: timm's, Hugging Face's, or what
-    `scratchvit export` wrote. Classes and channels are the file's; overrides replace options of the model.
+    `scratchvit export` wrote. Classes, channels, image and patch size are the file's, so that nothing is resized;
+    overrides replace options of the model.
     Raises ScratchvitError if nothing says which model it is, and as `load_weights` does.
     """
     path = Path(path)
@@ -47,14 +65,29 @@ def model_from_weights(path: str | Path, name: str | None = None, **overrides: A
                 f"name the model: --model {like or 'NAME'}{' (whose tensors it has)' if like else ''}"
             )
         name = found.name
-    options = dict(found.options) if found and found.name == name else {}
-    options |= _sizes_of(renamed.weights) | overrides
+    described = dict(found.options) if found and found.name == name else {}
+    options = described | _sizes_of(name, renamed.weights) | overrides
+    model: Any = _without_weights(path, name, options)
+    if "img_size" not in overrides and (img_size := _img_size_of(renamed.weights, model, path)):
+        model = _without_weights(path, name, options | {"img_size": img_size})
+    state, report = _fitted(model, renamed, path)
+    expected: Any = model_config(name, **described | overrides)
+    for key in ("img_size", "patch_size"):
+        if (size := getattr(model.config, key, None)) != (other := getattr(expected, key, None)):
+            report.adapted.append(f"the model, to the file's {key} {size} ({name} has {other})")
+    for key, tensor in (*model.named_parameters(), *model.named_buffers()):
+        with np.errstate(over="ignore"):        # of float64: an infinity is noticed where it does harm
+            tensor.data = asarray(np.array(state[key], tensor.dtype, order="C"))
+    return Loaded(model.eval(), name, report)
+
+
+def _without_weights(path: Path, name: str, options: dict[str, Any]) -> Module:
+    """A model that is only shapes: nothing is drawn, and what does not fit the file costs no memory."""
     try:
-        model = create_model(name, **options)
-    except (TypeError, ValueError, ArithmeticError, MemoryError) as error:      # a configuration may hold anything
+        with init.without_weights():
+            return create_model(name, **options)
+    except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
         raise ScratchvitError(f"{path}: no {name} can be made with {options} ({error})") from error
-    _load(model, renamed, path)
-    return model.eval(), name
 
 
 def _read(path: str | Path) -> Renamed:
@@ -62,20 +95,32 @@ def _read(path: str | Path) -> Renamed:
     return recognise(weights).rename(weights)
 
 
-def _load(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> LoadReport:
+def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> tuple[Weights, LoadReport]:
     try:
-        state, report = fit(model, renamed, new_head, image_size(path))
-        model.load_state_dict(state)
+        return fit(model, renamed, new_head, image_size(path))
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
-    return report
 
 
-def _sizes_of(weights: Mapping[str, Any]) -> dict[str, int]:
-    """The numbers of classes and input channels that the tensors themselves tell."""
-    head = next((weights[name] for name in ("head.weight", "head.fc.weight", "fc.weight") if name in weights), None)
-    sizes = {"num_classes": 0 if head is None else len(head)}
-    first = next((weights[name] for name in FIRST_KERNELS if name in weights), None)
+def _sizes_of(name: str, weights: Weights) -> dict[str, Any]:
+    """The numbers of classes and input channels and the patch size, which the tensors themselves tell."""
+    head = next((weights[key] for key in ("head.weight", "head.fc.weight", "fc.weight") if key in weights), None)
+    sizes: dict[str, Any] = {"num_classes": len(head) if head is not None and head.ndim else 0}
+    first = next((weights[key] for key in FIRST_KERNELS if key in weights), None)
     if first is not None and first.ndim == 4:
         sizes["in_chans"] = first.shape[1]
+    patches = weights.get("patch_embed.proj.weight")
+    if patches is not None and patches.ndim == 4 and patches.size and hasattr(model_config(name), "patch_size"):
+        P, Q = patches.shape[2:]
+        sizes["patch_size"] = P if P == Q else (P, Q)
     return sizes
+
+
+def _img_size_of(weights: Weights, model: Any, path: Path) -> int | tuple[int, int] | None:
+    """The image size at which such a model has as many positions as the file; None if that is the model's own."""
+    found = positions_in(weights, model, image_size(path))
+    if found is None or found.grid == model.patch_embed.grid_size:
+        return None
+    cells = zip(model.patch_embed.img_size, model.patch_embed.grid_size, found.grid)
+    H, W = (side // before * after for side, before, after in cells)
+    return H if H == W else (H, W)

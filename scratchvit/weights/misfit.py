@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any, NamedTuple
@@ -11,8 +12,10 @@ import numpy as np
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models
 from scratchvit.nn import Module, init
+from scratchvit.weights.arrays import readable
 from scratchvit.weights.names import Renamed
 
+MOST_NAMED = 1000       # in one list of an error: no model has as many, once blocks are grouped
 HEAD = re.compile(r"(?:head|head_dist|head\.fc|fc)\.(?:weight|bias)")
 
 # Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets.
@@ -58,9 +61,9 @@ def complain(
         if theirs.get(name, shape) != shape
     )
     lists = {
-        "missing": _grouped(name for name in ours if name not in theirs),
-        "unexpected": _grouped(name for name in theirs if name not in ours),
-        "mis-shaped": _grouped(misshaped),
+        "missing": grouped(name for name in ours if name not in theirs),
+        "unexpected": grouped(name for name in theirs if name not in ours),
+        "mis-shaped": grouped(misshaped),
     }
     if any(lists.values()):
         cause = next((text for find in _CAUSES if (text := find(Misfit(ours, theirs, file)))), "")
@@ -71,31 +74,37 @@ def complain(
         )
 
 
-def _grouped(names: Iterable[str]) -> list[str]:
+def grouped(names: Iterable[str]) -> list[str]:
     """All of them, those that differ in their first number alone as one: blocks.2…11.norm1.bias."""
-    groups: dict[tuple[str, str], list[int]] = {}
+    groups: dict[tuple[str, str], set[int]] = {}
     for name in names:
-        before, number, after = re.fullmatch(r"(?:(.*?\.)(\d+)(?=\.))?(.*)", name).groups()  # type: ignore[union-attr]
-        groups.setdefault((before or "", after), []).append(int(number or 0))
+        before, number, after = _NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]  # it matches any text
+        groups.setdefault((before or "", after), set()).add(int(number or 0))
     texts = []
-    for (before, after), numbers in groups.items():
-        numbers.sort()
-        whole = len(numbers) > 1 and numbers == list(range(numbers[0], numbers[-1] + 1))
+    for (before, after), found in groups.items():
+        numbers = sorted(found)
+        whole = 1 < len(numbers) == numbers[-1] - numbers[0] + 1
         which = f"{numbers[0]}…{numbers[-1]}" if whole else ",".join(map(str, numbers))
-        texts.append(f"{before}{which}{after}" if before else after)
-    return texts
+        texts.append(f"{readable(before)}{which}{readable(after)}" if before else readable(after))
+    more = len(texts) - MOST_NAMED
+    return texts if more <= 0 else [*texts[:MOST_NAMED], f"and {more:,} more"]
+
+
+_NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number is none of a block
 
 
 def looks_like(shapes: Shapes) -> str | None:
     """The model that has exactly these tensors, whatever its image size, channels and classes; None if none has."""
     expected = _of_the_body(shapes)
-    for model_name in list_models():
-        with init.without_weights():
-            model = create_model(model_name)
-        tensors = [*model.named_parameters(), *model.named_buffers()]
-        if _of_the_body({name: tensor.shape for name, tensor in tensors}) == expected:
-            return model_name
-    return None
+    return next((name for name in list_models() if _body_of_preset(name) == expected), None)
+
+
+@functools.cache
+def _body_of_preset(model_name: str) -> dict[str, tuple[int, ...]]:
+    with init.without_weights():
+        model = create_model(model_name)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    return _of_the_body({name: tensor.shape for name, tensor in tensors})
 
 
 def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
@@ -111,10 +120,14 @@ def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 
 
 def _other_names(found: Misfit) -> str:
-    if found.theirs.keys() & found.ours.keys():
+    common = found.file.keys() & found.ours.keys()
+    if any(name.split(".")[0] not in ("norm", "head") for name in common):      # which every family has
         return ""
-    some = ", ".join(list(found.file)[:3]) or "no tensors"
-    return f"not one name is the model's; the file has {some}{', …' if len(found.file) > 3 else ''}"
+    if like := looks_like(found.file):
+        return f"this file looks like {like}"
+    some = ", ".join(map(readable, list(found.file)[:3])) or "no tensors"
+    none = "only names of norm and head are" if common else "not one name is"
+    return f"{none} the model's; the file has {some}{', …' if len(found.file) > 3 else ''}"
 
 
 #  a tensor that only some models have, what it is, and which those are

@@ -25,11 +25,13 @@ from PIL import Image
 from scratchvit.data.images import MODES, eight_bit
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
+from scratchvit.models.vit import pair
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.names import recognise
 
 FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 CROP_MODES = ("center", "squash", "border")
+LARGEST_SIDE = 1 << 13
 LARGE = 1 << 26     # pixels of a resized picture beyond which only the part that is seen is computed
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}    # of ImageNet's pixels
@@ -64,14 +66,17 @@ class Preprocessing:
                 raise ScratchvitError(f"preprocessing: {name} is {getattr(self, name)!r}, expected {expected}")
 
         sides = self.input_size
-        check(len(sides) == 2 and all(isinstance(n, int) and n > 0 for n in sides), "input_size", "two positive sides")
-        check(0 < self.crop_pct <= min(sides), "crop_pct", "a positive fraction")
+        whole = len(sides) == 2 and all(isinstance(n, int) and 0 < n <= LARGEST_SIDE for n in sides)
+        check(whole, "input_size", f"two positive sides, of at most {LARGEST_SIDE} pixels")
+        check(0.001 <= self.crop_pct <= min(sides), "crop_pct", "a positive fraction")
         check(self.crop_mode in CROP_MODES, "crop_mode", f"one of {', '.join(CROP_MODES)}")
         check(self.interpolation in FILTERS, "interpolation", f"one of {', '.join(FILTERS)}")
-        check(math.isfinite(self.rescale) and self.rescale > 0, "rescale", "a positive number")
+        check(1e-6 <= self.rescale <= 1e6, "rescale", "a positive number of a moderate size")
         check(self.crop_rounding in ("even", "floor"), "crop_rounding", "even or floor")
         check(len(self.mean) in MODES, "mean", "3 numbers (RGB) or 1 (grey)")
-        check(len(self.std) == len(self.mean) and all(s > 0 for s in self.std), "std", "a positive number a channel")
+        check(all(abs(m) <= 1e6 for m in self.mean), "mean", "numbers of a moderate size")
+        positive = len(self.std) == len(self.mean) and all(1e-6 <= s <= 1e6 for s in self.std)
+        check(positive, "std", "a positive number a channel, of a moderate size")
 
     @classmethod
     def from_timm(cls, config: Mapping[str, Any], source: str = "") -> Self:
@@ -81,6 +86,8 @@ class Preprocessing:
         """
         given = config.get("pretrained_cfg") or config
         channels, height, width = given.get("input_size") or (3, 224, 224)
+        if channels not in MODES:
+            raise ScratchvitError(f"input_size has {channels} channels, pictures have 3 (RGB) or 1 (grey)")
         known = {name: given[name] for name in ("crop_pct", "crop_mode", "interpolation") if given.get(name)}
         for name in ("mean", "std"):
             known[name] = _per_channel(IMAGENET[name] if given.get(name) is None else given[name], channels)
@@ -100,7 +107,7 @@ class Preprocessing:
             raise ScratchvitError(f"the preprocessing of {named} is not known; known are {', '.join(_HUGGINGFACE)}")
         given = _HUGGINGFACE[family] | {name: value for name, value in config.items() if value is not None}
         size = _sides(given["size"], square=family in ("ViT", "DeiT"))
-        crop = _pair(_sides(given["crop_size"], square=True)) if given["do_center_crop"] else None
+        crop = pair(_sides(given["crop_size"], square=True)) if given["do_center_crop"] else None
         return cls(
             **_huggingface_sizes(family, given, size, crop),
             interpolation=Image.Resampling(given["resample"]).name.lower(),
@@ -124,9 +131,9 @@ class Preprocessing:
             "std": [s / unit for s in self.std],
         }
 
-    def fitted(self, img_size: int | Sequence[int] | None = None, in_chans: int | None = None) -> Self:
+    def fitted(self, img_size: int | tuple[int, int] | None = None, in_chans: int | None = None) -> Self:
         """The same at a model's own size and number of channels (the mean over the channels, if they differ)."""
-        size = self.input_size if img_size is None else _pair(img_size)
+        size = self.input_size if img_size is None else pair(img_size)
         channels = len(self.mean) if in_chans is None else in_chans
         mean, std = _per_channel(self.mean, channels), _per_channel(self.std, channels)
         return dataclasses.replace(self, input_size=size, mean=mean, std=std)
@@ -237,25 +244,28 @@ _TORCHVISION_FILE = re.compile(r"(resnet\d+|vit_[blh]_\d+)-[0-9a-f]{8}\.pth")   
 def preprocessing_for(
     model_name: str,
     weights_path: str | Path | None = None,
-    img_size: int | Sequence[int] | None = None,
+    img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
+    owner: str | None = None,
 ) -> Preprocessing:
     """What the files beside the weights say or, without any, the convention of the model's family; `source` tells.
 
     weights_path: a file of weights, or the folder that holds it. img_size, in_chans: the model's own, which win.
+    owner: whose names the weights have (`LoadReport.owner`); without it, the file is read for that where it matters.
     Raises ScratchvitError, naming the file, for one that makes no sense.
     """
     path = Path(weights_path) if weights_path is not None else None
     found = _beside(path, model_name) if path else None
     if found is None:
-        source = f"the convention for {model_name}"
+        at_its_size = re.sub(r"_\d+$", f"_{img_size}", model_name) if isinstance(img_size, int) else model_name
+        source = f"the convention for {at_its_size}"
         crop_pct, interpolation, colours = next(
-            row[1:] for row in _CONVENTIONS if fnmatch.fnmatchcase(model_name, row[0])
+            row[1:] for row in _CONVENTIONS if fnmatch.fnmatchcase(at_its_size, row[0])
         )
-        if path and _is_torchvisions(path):
+        if path and _is_torchvisions(path, owner):
             source = "the convention of torchvision"
             crop_pct, interpolation, colours = _TORCHVISION
-        size = _pair(model_config(model_name).img_size) if model_name in list_models() else (224, 224)
+        size = pair(model_config(model_name).img_size) if model_name in list_models() else (224, 224)
         found = Preprocessing(size, crop_pct, interpolation=interpolation, **colours, source=source)
     return found.fitted(img_size, in_chans)
 
@@ -278,10 +288,13 @@ def folder_of(weights_path: Path) -> Path:
     return weights_path if weights_path.is_dir() else weights_path.parent
 
 
-def _is_torchvisions(path: Path) -> bool:
+def _is_torchvisions(path: Path, owner: str | None) -> bool:
     """Whether the weights are torchvision's, by the file's name or by theirs. (Its ResNets have timm's names.)"""
-    by_name = _TORCHVISION_FILE.fullmatch(path.name) is not None
-    return by_name or (path.is_file() and recognise(read_weights(path)).owner == "torchvision")
+    if _TORCHVISION_FILE.fullmatch(path.name):
+        return True
+    if owner is None and path.is_file():
+        owner = recognise(read_weights(path)).owner
+    return owner == "torchvision"
 
 
 def _beside(weights_path: Path, model_name: str) -> Preprocessing | None:
@@ -305,7 +318,7 @@ def _huggingface_sizes(
 ) -> dict[str, Any]:
     """input_size, crop_pct, crop_mode and resize, from a size (an int: of the shorter side) and a crop or None."""
     if not given["do_resize"]:
-        return {"input_size": crop or _pair(size), "resize": False}
+        return {"input_size": crop or pair(size), "resize": False}
     if family == "ConvNext" and isinstance(size, int):      # its own rule: from 384 on, no crop but a squash
         if crop not in (None, (size, size)):
             raise ScratchvitError(f"a crop of {crop} after one of {size} is not done here: leave out do_center_crop")
@@ -316,7 +329,7 @@ def _huggingface_sizes(
         if isinstance(size, int):
             raise ScratchvitError("shortest_edge without do_center_crop makes pictures of many sizes: set a crop_size")
         return {"input_size": size, "crop_pct": 1.0, "crop_mode": "squash"}
-    target = _pair(size)
+    target = pair(size)
     crop_pct = _crop_pct(crop[0], target[0])
     if math.floor(crop[1] / crop_pct) != target[1]:
         raise ScratchvitError(f"a resize to {target} and a crop of {crop} differ in proportion, which is not done here")
@@ -341,10 +354,6 @@ def _sides(size: Any, square: bool) -> int | tuple[int, int]:
     if set(size) == {"height", "width"}:
         return size["height"], size["width"]
     raise ScratchvitError(f"a size with {', '.join(map(str, size))} is not known; height and width, or shortest_edge")
-
-
-def _pair(size: int | Sequence[int]) -> tuple[int, int]:
-    return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
 def _per_channel(values: float | Sequence[float], channels: int = 3) -> tuple[float, ...]:

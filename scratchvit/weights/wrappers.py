@@ -52,7 +52,12 @@ def state_dict(saved: Any, array_types: tuple[type, ...], use_ema: bool = True) 
 
 def without_prefix(weights: Mapping[str, Value]) -> dict[str, Value]:
     """The same values under names without `PREFIXES`, as long as all names have one and the same."""
-    names = list(weights)
-    while prefix := next((p for p in PREFIXES if all(n.startswith(p) and n != p for n in names)), None):
-        names = [name.removeprefix(prefix) for name in names]
-    return dict(zip(names, weights.values()))
+    # Names are cut once, at the end: a prefix may stand there a million times.
+    start, shortest = 0, min(map(len, weights), default=0)
+
+    def is_common(prefix: str) -> bool:
+        return start + len(prefix) < shortest and all(name.startswith(prefix, start) for name in weights)
+
+    while prefix := next(filter(is_common, PREFIXES), ""):
+        start += len(prefix)
+    return {name[start:]: value for name, value in weights.items()}

@@ -15,7 +15,7 @@ import numpy as np
 
 from scratchvit.weights.names.layout import Layout, Weights
 
-MOST_BLOCKS = 1000      # in one stack: a longer axis is none of blocks
+MOST_BLOCKS = 128       # in one stack (ViT-22B has 48): a longer axis is none of blocks
 
 
 def _as_pytorch_stores_it(name: str, value: np.ndarray) -> np.ndarray:
@@ -36,7 +36,7 @@ def _unstacked(weights: Weights) -> Weights:
     """big_vision may keep all blocks as one, with an axis before the others: `encoderblock/` → `encoderblock_0/` …"""
     apart: Weights = {}
     for name, value in weights.items():
-        if "/encoderblock/" in name and value.ndim and len(value) <= MOST_BLOCKS:
+        if "/encoderblock/" in name and value.ndim > 1 and value.size and len(value) <= MOST_BLOCKS:
             apart |= {name.replace("/encoderblock/", f"/encoderblock_{i}/"): block for i, block in enumerate(value)}
         else:
             apart[name] = value
@@ -56,7 +56,7 @@ def _counted_from_zero(name: str) -> str:
     """Leaves by PyTorch's words, and blocks and units of a ResNet as timm counts: block1/unit01 → block0/unit0."""
     name = re.sub(r"/(kernel|scale|gamma)$", ".weight", name)
     name = re.sub(r"/(bias|beta)$", ".bias", name)
-    return re.sub(r"\b(block|unit)(\d+)(?=/)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
+    return re.sub(r"\b(block|unit)(\d{1,9})(?=/)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
 
 
 _BLOCK = r"Transformer/encoderblock_(\d+)/"

@@ -57,7 +57,7 @@ VIT = Layout(
 
 def _counted_from_one(name: str) -> str:
     """They count stages and convolutions from 0, a ResNet from 1."""
-    return re.sub(r"\b(stages|layer)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) + 1}", name)
+    return re.sub(r"\b(stages|layer)\.(\d{1,9})\b", lambda match: f"{match[1]}.{int(match[2]) + 1}", name)
 
 
 _UNIT = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.weights.arrays import readable
 
 Weights = dict[str, np.ndarray]
 
@@ -71,7 +72,8 @@ class Layout:
                 continue
             ours = self._our_name(name) or full_name
             if ours in renamed:
-                raise ScratchvitError(f"{theirs[ours]} and {full_name} are both {ours} here: the file holds two models")
+                both = f"{readable(theirs[ours])} and {readable(full_name)}"
+                raise ScratchvitError(f"{both} are both {readable(ours)} here: the file holds two models")
             renamed[ours], theirs[ours] = self.store(name, value), full_name
         joined = _joined(renamed, theirs)
         note = self.finish(joined)

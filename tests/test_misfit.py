@@ -1,0 +1,98 @@
+"""What an error says of names that somebody chose to do harm, and of a model of another family."""
+
+import tracemalloc
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scratchvit as sv
+from scratchvit.errors import ScratchvitError
+from scratchvit.weights.fit import LoadReport, fit
+from scratchvit.weights.misfit import MOST_NAMED, grouped
+from scratchvit.weights.names import TIMM, recognise
+
+TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
+MODEL = sv.create_model("vit_tiny_patch16_224", **TINY)
+
+
+def complaint(*names):
+    """What is said of a file with these names beside those of a model."""
+    weights = MODEL.state_dict() | {name: np.zeros(1, np.float32) for name in names}
+    with pytest.raises(ScratchvitError) as caught:
+        fit(MODEL, recognise(weights).rename(weights))
+    return str(caught.value)
+
+
+def test_names_are_grouped_by_their_first_number():
+    names = [f"blocks.{i}.norm1.bias" for i in (3, 1, 2)] + ["a.7.b", "a.5.b", "c"]
+    assert grouped(names) == ["blocks.1…3.norm1.bias", "a.5,7.b", "c"]
+
+
+def test_numbers_far_apart_cost_no_memory():
+    tracemalloc.start()
+    try:
+        assert grouped(["blocks.0.x", "blocks.900000000.x"]) == ["blocks.0,900000000.x"]
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("name", [f"blocks.{'9' * 5000}.x", "two\nlines", "\x1b[2J", "x" * 99_999], ids=lambda n: n[:8])
+def test_names_that_would_harm_are_told_escaped_and_short(name):
+    text = complaint(name)
+    assert "unexpected: " in text and len(text) < 500
+    assert text.replace("\n  ", "").isprintable()
+
+
+@pytest.mark.parametrize("names", [
+    ["embedding/kernel", f"block{'9' * 5000}/unit1/conv1/kernel"],
+    ["embedder.embedder.convolution.weight", f"encoder.stages.{'9' * 5000}.x"],
+])  # fmt: skip
+def test_a_number_beyond_all_measure_is_part_of_the_name(names):
+    weights = {name: np.zeros((1, 1, 1, 1)) for name in names}
+    assert any("9" * 5000 in name for name in recognise(weights).rename(weights).weights)
+
+
+def test_a_list_of_names_ends():
+    texts = grouped(f"n{i}" for i in range(MOST_NAMED + 2))
+    assert len(texts) == MOST_NAMED + 1 and texts[-1] == "and 2 more"
+
+
+def test_a_file_of_another_family_is_told_as_one():
+    """The counters of batch norm, which are added to what the file has, are no common names."""
+    file, model = sv.create_model("resnet18").state_dict(), sv.create_model("resnet18", num_classes=3)
+    with pytest.raises(ScratchvitError, match="this file looks like resnet18\n"):
+        fit(MODEL, TIMM.rename(file))
+    vit = MODEL.state_dict()
+    with pytest.raises(ScratchvitError, match="not one name is the model's; the file has cls_token, pos_embed"):
+        fit(model, TIMM.rename(vit))
+    with pytest.raises(ScratchvitError, match="only names of norm and head are the model's"):
+        fit(sv.create_model("resnetv2_50x1_bit", layers=(1, 1, 1, 1)), TIMM.rename(vit))
+
+
+def test_a_report_groups_what_was_not_used():
+    report = LoadReport("timm", left_out=[f"blocks.{i}.attn_mask" for i in range(12)])
+    assert str(report) == "names: timm\nnot used: blocks.0…11.attn_mask"
+
+
+PIECES = st.sampled_from([
+    "blocks", "0", "9" * 11, "embedding", "kernel", "encoderblock", "Transformer", "MultiHeadDotProductAttention_1",
+    "query", "block1", "unit01", "embedder", "convolution", "weight", "bias", "embeddings", "cls_token", "head",
+    "pos_embed", "patch_embed", "proj", "\n", "\x00", "é", "", "ema", "model", "layers", "num_batches_tracked",
+])  # fmt: skip
+NAMES = st.builds(lambda pieces, by: by.join(pieces), st.lists(PIECES, min_size=1, max_size=4), st.sampled_from("./:_"))
+MARKS = st.sampled_from([
+    "embedding/kernel", "embeddings.cls_token", "encoder.pos_embedding", "embedder.convolution.weight",
+    "embedder.embedder.convolution.weight", "resnet/root_block/standardized_conv2d/kernel", "ema.a", "cls_token",
+])  # fmt: skip
+SHAPES = st.lists(st.integers(0, 3), max_size=5).map(tuple)
+
+
+@settings(max_examples=200, deadline=None)
+@given(MARKS, st.dictionaries(NAMES | MARKS, SHAPES, max_size=8), st.booleans())
+def test_any_names_and_shapes_are_refused_with_a_sentence(mark, shapes, new_head):
+    weights = {name: np.zeros(shape, np.float32) for name, shape in ({mark: (1, 1, 16)} | shapes).items()}
+    with pytest.raises(ScratchvitError):
+        fit(MODEL, recognise(weights).rename(weights), new_head)
