@@ -345,7 +345,7 @@ def test_models_for_images_of_another_size(capsys):
     assert "vit_tiny_patch14_224: an image of 384×384" in error and code == 1
 
 
-@pytest.mark.parametrize("command", ["", "train", "eval", "predict", "models", "doctor"])
+@pytest.mark.parametrize("command", ["", "train", "eval", "predict", "models", "export", "show-augment", "doctor"])
 def test_help_teaches(capsys, command):
     assert main([*command.split(), "--help"]) == 0
     assert "scratchvit" in capsys.readouterr().out

@@ -87,7 +87,7 @@ LOOP, CHECKPOINT = "scratchvit.training.loop", "scratchvit.training.checkpoint"
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        (LOOP, "ops.cross_entropy", 2),                 # before anything was saved
+        ("scratchvit.training.objective", "ops.cross_entropy", 2),      # before anything was saved
         (LOOP, "optim.clip_grad_norm", 9),              # between two saves
         (LOOP, "save_checkpoint", 4),                   # between best and last
         (CHECKPOINT, "os.fsync", 6),                    # while a file is being written

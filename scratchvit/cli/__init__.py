@@ -1,4 +1,4 @@
-"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `export`, `doctor`."""
+"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `export`, `show-augment`, `doctor`."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit predict a.jpg b.png --checkpoint FILE
   scratchvit models "vit_*"                     names, sizes, and what they cost
   scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
+  scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
   scratchvit doctor                             what this machine has, what is missing, how fast it is
 
 `scratchvit COMMAND --help` explains a command and every option of it.
@@ -48,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
     # Imported when chosen, so that the help of all of it is quick.
-    from scratchvit.cli import commands, export, models, predict, train
+    from scratchvit.cli import commands, export, models, predict, show_augment, train
 
     known = {
         "train": train.train,
@@ -56,6 +57,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "predict": predict.predict,
         "models": models.models,
         "export": export.export,
+        "show-augment": show_augment.show_augment,
         "doctor": commands.doctor,
     }
     if name not in known:

@@ -44,7 +44,12 @@ GROUPS = {
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
     ),
-    "regularisation": ("weight_decay", "label_smoothing", "ema_decay", "crop_padding", "flip"),
+    "regularisation": ("weight_decay", "regularisation", "label_smoothing", "ema_decay", "layer_decay"),
+    "augmentation": (
+        "crop_padding", "crop_scale", "flip", "augment", "color_jitter", "random_erasing",
+        "mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_mode",
+    ),
+    "distillation": ("teacher", "teacher_model", "distill", "distill_weight", "distill_temperature"),
 }  # fmt: skip
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide

@@ -8,23 +8,32 @@ In short:
         ...
 """
 
+from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
 from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
 from scratchvit.data.folder import ImageFolder
 from scratchvit.data.idx import read_idx
 from scratchvit.data.images import load_image, resize_image
 from scratchvit.data.loader import Loader
+from scratchvit.data.mixing import Mix
+from scratchvit.data.randaugment import LEVELS, RandAugment
 from scratchvit.data.registry import list_datasets, load
 from scratchvit.data.transforms import Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
 
 __all__ = [
+    "LEVELS",
     "ArrayDataset",
+    "ColorJitter",
     "Compose",
     "Dataset",
     "ImageFolder",
     "Loader",
+    "Mix",
     "Normalize",
+    "RandAugment",
     "RandomCrop",
+    "RandomErasing",
     "RandomHorizontalFlip",
+    "RandomResizedCrop",
     "Resized",
     "Splits",
     "channel_stats",

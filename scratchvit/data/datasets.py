@@ -9,9 +9,8 @@ from typing import Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from PIL import Image
 
-from scratchvit.data.images import resize_image
+from scratchvit.data.images import resize_image, to_picture
 from scratchvit.errors import ScratchvitError
 
 
@@ -96,9 +95,7 @@ class Resized:
         originals = self._dataset.images(indices)
         out = np.empty((len(originals), *self.image_shape), np.uint8)
         for row, original in enumerate(originals):
-            # Pillow knows grey pictures as (H, W), colour as (H, W, 3).
-            picture = Image.fromarray(original[..., 0] if original.shape[2] == 1 else original)
-            out[row] = np.asarray(resize_image(picture, self.image_shape[0])).reshape(self.image_shape)
+            out[row] = np.asarray(resize_image(to_picture(original), self.image_shape[0])).reshape(self.image_shape)
         return out
 
     def subset(self, indices: ArrayLike) -> Self:

@@ -48,6 +48,13 @@ def resize_image(picture: Image.Image, img_size: int) -> Image.Image:
     return ImageOps.fit(picture, (img_size, img_size), Image.Resampling.BICUBIC)
 
 
+def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
+    """uint8 (H, W, C) as Pillow's picture, which is (H, W) when grey. Raises ScratchvitError unless C is 1 or 3."""
+    if pixels.shape[-1] not in MODES:
+        raise ScratchvitError(f"{pixels.shape[-1]} channels: a picture has 3 channels (RGB) or 1 (grey).")
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+
+
 def eight_bit(picture: Image.Image, channels: int) -> Image.Image:
     """Any mode of Pillow's as RGB (channels 3) or grey (1) of 8 bits; transparency is dropped.
 

@@ -64,6 +64,7 @@ class Loader:
         self.drop_last = drop_last
         self.seed = seed
         self.prefetch = prefetch
+        self.indices: NDArray[np.intp] = np.arange(0)  # which samples the batch handed last holds
         self._epoch, self._batch = 0, 0  # the next batch that the consumer has not been handed
         self._first = 0  # the batch with which the next iteration begins
 
@@ -86,6 +87,7 @@ class Loader:
             for batch, made in enumerate(batches, first):
                 at_end = batch + 1 == len(self)
                 self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
+                self.indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
                 yield made
 
     def state_dict(self) -> dict[str, int]:

@@ -30,7 +30,7 @@ def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
     with Path(metrics_csv).open(newline="") as file:
         rows = list(csv.DictReader(file))
     epochs = [int(row["epoch"]) for row in rows]
-    with _sheet(path, 1, 2, size=(9, 3.4)) as axes:
+    with sheet(path, 1, 2, size=(9, 3.4)) as axes:
         for ax, what in zip(axes[0], ("loss", "accuracy")):
             for part, colour, name in (("train", TRAIN, "training"), ("val", VALIDATION, "validation")):
                 values = [float(row[f"{part}_{what}"]) for row in rows]
@@ -70,7 +70,7 @@ def draw_attention(
 
     blocks = 2 if len(pictures) > 4 else 1      # triples side by side
     rows = math.ceil(len(pictures) / blocks)
-    with _sheet(path, rows, 3, size=(1.5 * 3 * blocks, 1.65 * rows + 0.3), blocks=blocks) as axes:
+    with sheet(path, rows, 3, size=(1.5 * 3 * blocks, 1.65 * rows + 0.3), blocks=blocks) as axes:
         for ax in axes.flat:
             ax.set_axis_off()
         for i, picture in enumerate(pictures):
@@ -97,7 +97,7 @@ def _overlay(ax: Any, heat: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 @contextlib.contextmanager
-def _sheet(
+def sheet(
     path: str | Path, rows: int, columns: int, size: tuple[float, float], blocks: int = 1
 ) -> Iterator[np.ndarray]:
     """Axes (rows, blocks · columns) to draw on, with a gap between blocks of columns.

@@ -5,5 +5,6 @@
 """
 
 from scratchvit.optim.ema import EMA
-from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm, param_groups
+from scratchvit.optim.groups import param_groups
+from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm
 from scratchvit.optim.schedule import Schedule

@@ -11,7 +11,7 @@ import numpy as np
 
 from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
-from scratchvit.nn.module import Module, Parameter
+from scratchvit.nn.module import Parameter
 from scratchvit.optim.blocks import Update, apply
 
 
@@ -21,6 +21,7 @@ class _Slot:
 
     parameter: Parameter
     weight_decay: float
+    lr_scale: float
     steps: int = 0
     moments: list[Array] = field(default_factory=list)      # flat, made when the first gradient arrives
 
@@ -28,8 +29,9 @@ class _Slot:
 class Optimizer:
     """What all optimisers share. A subclass names its moments and says, in `_update`, what a step does to a block.
 
-    params: Parameters, or groups `{"params": Parameters, "weight_decay": number}` as `param_groups` makes them.
-    lr may be set between steps. Parameters whose gradient is None are left alone, as in PyTorch.
+    params: Parameters, or groups `{"params": Parameters, "weight_decay": number, "lr_scale": number}` as `param_groups`
+    makes them; a group learns with lr_scale (1) times the learning rate. lr may be set between steps.
+    Parameters whose gradient is None are left alone, as in PyTorch.
     Raises ScratchvitError for an empty list, a parameter that occurs twice, and settings out of range.
     """
 
@@ -44,19 +46,21 @@ class Optimizer:
             groups = [{"params": groups}]
         self._slots: list[_Slot] = []
         for group in groups:
-            if unknown := group.keys() - {"params", "weight_decay"}:
-                raise ScratchvitError(f'a group has "params" and "weight_decay", not {", ".join(sorted(unknown))}')
-            decay = group.get("weight_decay", weight_decay)
-            if lr < 0 or decay < 0:
-                raise ScratchvitError(f"lr {lr} and weight_decay {decay} must not be negative")
+            if unknown := group.keys() - {"params", "weight_decay", "lr_scale"}:
+                raise ScratchvitError(
+                    f'a group has "params", "weight_decay" and "lr_scale", not {", ".join(sorted(unknown))}'
+                )
+            decay, lr_scale = group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)
+            if lr < 0 or decay < 0 or lr_scale < 0:
+                raise ScratchvitError(f"lr {lr}, weight_decay {decay} and lr_scale {lr_scale} must not be negative")
             for parameter in group["params"]:
                 # Steps write through a flat view, which only contiguous memory has.
                 parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
-                self._slots.append(_Slot(parameter, decay))
+                self._slots.append(_Slot(parameter, decay, lr_scale))
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
             raise ScratchvitError("a parameter was given to the optimiser twice: name it in one group only")
 
-    def _update(self, steps: int, weight_decay: float) -> Update:
+    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         """The update of parameters that have now made this many steps."""
         raise NotImplementedError
 
@@ -66,9 +70,10 @@ class Optimizer:
         for slot in self._slots:
             if slot.parameter.grad is not None:
                 slot.steps += 1
-                alike.setdefault((slot.steps, slot.weight_decay, slot.parameter.dtype), []).append(slot)
-        for (steps, weight_decay, _), slots in alike.items():
-            apply(self._update(steps, weight_decay), [self._arrays(slot) for slot in slots])
+                settings = slot.steps, self.lr * slot.lr_scale, slot.weight_decay
+                alike.setdefault((settings, slot.parameter.dtype), []).append(slot)
+        for (settings, _), slots in alike.items():
+            apply(self._update(*settings), [self._arrays(slot) for slot in slots])
 
     def zero_grad(self) -> None:
         """Forget all gradients."""
@@ -138,8 +143,8 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.moment_names = ("momentum_buffer",) if momentum else ()  # type: ignore[misc]
 
-    def _update(self, steps: int, weight_decay: float) -> Update:
-        lr, momentum, nesterov = self.lr, self.momentum, self.nesterov
+    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
+        momentum, nesterov = self.momentum, self.nesterov
 
         def update(p: Array, g: Array, b: Array | None = None) -> None:
             direction = p * weight_decay
@@ -180,12 +185,12 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay)
         self.betas, self.eps = betas, eps
 
-    def _update(self, steps: int, weight_decay: float) -> Update:
+    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         beta1, beta2 = self.betas
         # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: two passes fewer.
         root = math.sqrt(1 - beta2**steps)
-        step_size, eps = self.lr * root / (1 - beta1**steps), self.eps * root
-        shrink = 1 - self.lr * weight_decay if self.decoupled else 1.0
+        step_size, eps = lr * root / (1 - beta1**steps), self.eps * root
+        shrink = 1 - lr * weight_decay if self.decoupled else 1.0
         coupled_decay = 0.0 if self.decoupled else weight_decay
 
         def update(p: Array, g: Array, m: Array, v: Array) -> None:
@@ -226,17 +231,6 @@ class AdamW(Adam):
         weight_decay: float = 0.05,
     ):
         super().__init__(params, lr, betas, eps, weight_decay)
-
-
-def param_groups(model: Module, weight_decay: float) -> list[dict[str, Any]]:
-    """Two groups: what decays, and what does not: norms, biases (1-D) and the names in `model.no_weight_decay()`."""
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
-    decayed: list[Parameter] = []
-    kept: list[Parameter] = []
-    for name, parameter in model.named_parameters():
-        (kept if parameter.ndim <= 1 or name in exempt else decayed).append(parameter)
-    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
-    return [group for group in groups if group["params"]]
 
 
 def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> Array:

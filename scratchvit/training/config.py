@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scratchvit.backend import default_device
+from scratchvit.data.randaugment import LEVELS
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
@@ -41,8 +42,26 @@ class TrainConfig:
     warmup_epochs: float = option(2.0, "epochs in which the learning rate rises from 0, at most half of them")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes")
     ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0: off")
+    layer_decay: float = option(1.0, "each layer's learning rate, as a share of the next one's; 1: all alike")
+    regularisation: float = option(0.0, "dropout and stochastic depth at once, as in the augreg paper: 0.1")
+
     crop_padding: int = option(0, "pixels by which training images are shifted at random")
+    crop_scale: float = option(0.0, "least share of a picture in a random resized crop (Inception's 0.05); 0: no crop")
     flip: bool = option(False, "mirror training images at random")
+    augment: str = option("none", "the augreg paper's levels of RandAugment and MixUp", tuple(LEVELS))
+    color_jitter: float = option(0.0, "change brightness, contrast and saturation by up to this share")
+    random_erasing: float = option(0.0, "share of the pictures in which a box is overwritten with noise")
+    mixup: float = option(0.0, "α of MixUp, two pictures laid over each other; 0: as `augment` says")
+    cutmix: float = option(0.0, "α of CutMix, a box of one picture in another; 0: off")
+    mix_prob: float = option(1.0, "share of the mixtures that are mixed at all")
+    mix_switch_prob: float = option(0.5, "share of CutMix where both have an α")
+    mix_mode: str = option("batch", "what is mixed alike: a batch, a pair, or nothing", ("batch", "pair", "elem"))
+
+    teacher: str | None = option(None, "run or file of weights whose answers are learned beside the labels")
+    teacher_model: str | None = option(None, "of a teacher's file of weights: its name, if no config.json says it")
+    distill: str = option("hard", "learn the teacher's decision, or its softened probabilities", ("hard", "soft"))
+    distill_weight: float | None = option(None, "the teacher's share of the loss; by default 0.5 hard, 0.1 soft")
+    distill_temperature: float = option(3.0, "τ by which logits are divided, for soft")
 
     seed: int = option(0, "of weights, split, order, augmentation and dropout")
     device: str = option(default_device(), "where to compute", ("cpu", "gpu"))

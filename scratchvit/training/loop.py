@@ -2,7 +2,7 @@
 
     for epoch in …:
         for images, labels in loader:
-            loss = cross_entropy(model(images), labels)
+            loss = objective(model, images, labels)     # cross-entropy, unless pictures are mixed or a teacher helps
             loss.backward(); clip; optimizer.step(); ema.update()
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
@@ -26,7 +26,7 @@ import numpy as np
 from tqdm import tqdm
 
 import scratchvit
-from scratchvit import backend, ops, optim
+from scratchvit import backend, optim
 from scratchvit.backend import Array, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
@@ -39,6 +39,7 @@ from scratchvit.training.diagnose import first_non_finite, is_finite
 from scratchvit.training.evaluate import Meter, evaluate
 from scratchvit.training.folder import RunFolder
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
+from scratchvit.training.objective import Objective
 from scratchvit.weights import LoadReport, load_weights
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the loss: on a GPU each one waits for the device
@@ -108,6 +109,9 @@ class Trainer:
         self.loaded: LoadReport | None = None           # what came of `init`
         if config.init and not goes_on:
             self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
+        self.objective = Objective(config, self.model, self.about)
+        if not setup.augments(config):
+            self.objective.ask_once(self.data.eval_loader(self.data.splits.train, config.batch_size))
         self.optimizer = setup.make_optimizer(config, self.model)
         self.schedule = setup.make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
@@ -159,10 +163,8 @@ class Trainer:
         if not math.isfinite(images.sum()):
             wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
             raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
-        y = asarray(labels)
-        logits = self.model(Tensor(images))
-        loss = ops.cross_entropy(logits, y, label_smoothing=self.config.label_smoothing)
-        self.meter.add(loss, logits, y)
+        loss, logits = self.objective(self.model, images, labels, self.loader.indices, self.step)
+        self.meter.add(loss, logits, asarray(labels))
         return loss
 
     def _learn(self, loss: Tensor) -> None:

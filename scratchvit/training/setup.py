@@ -8,13 +8,29 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit import data, optim
-from scratchvit.data import Compose, Loader, Normalize, RandomCrop, RandomHorizontalFlip, Splits
+from scratchvit.data import (
+    LEVELS,
+    ColorJitter,
+    Compose,
+    Loader,
+    Normalize,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Splits,
+)
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.nn import Module
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import TrainConfig
 from scratchvit.weights.preprocess import preprocessing_for
+
+# What the augreg paper's dropout and stochastic depth are in a ViT: dropout after every dense layer but those of q, k
+# and v, and after the positions are added (ViT, arXiv 2010.11929, §B.1).
+_DROPPING = {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}
 
 
 @dataclass(frozen=True)
@@ -38,12 +54,19 @@ class TrainingData:
 
     def train_loader(self, config: TrainConfig) -> Loader:
         """Shuffled and augmented; every image once in an epoch."""
-        steps: list[Any] = []
-        if config.crop_padding:
-            steps.append(RandomCrop(config.crop_padding))
-        if config.flip:
-            steps.append(RandomHorizontalFlip())
-        transform = Compose(*steps, Normalize(self.mean, self.std))
+        level = LEVELS[config.augment]
+        jitter = config.color_jitter
+        size = self.splits.train.image_shape[0]
+        steps: list[Any] = [
+            RandomResizedCrop(size, (config.crop_scale, 1.0)) if config.crop_scale else None,
+            RandomCrop(config.crop_padding) if config.crop_padding else None,
+            RandomHorizontalFlip() if config.flip else None,
+            RandAugment(level.num_layers, level.magnitude) if level.num_layers else None,
+            ColorJitter(jitter, jitter, jitter) if jitter else None,
+            Normalize(self.mean, self.std),
+            RandomErasing(config.random_erasing) if config.random_erasing else None,
+        ]
+        transform = Compose(*(step for step in steps if step))
         return Loader(self.splits.train, config.batch_size, transform, shuffle=True, seed=config.seed)
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
@@ -79,8 +102,8 @@ def _normalisation(model: str, init: str | Path, splits: Splits) -> tuple[tuple[
     """Mean and deviation of each channel, as the weights in `init` expect them."""
     channels = splits.train.image_shape[2]
     if not is_checkpoint(init):
-        expected = preprocessing_for(model, init, in_chans=channels)
-        return expected.mean, expected.std
+        expected = preprocessing_for(model, init, in_chans=channels).to_timm()      # of pixels in 0 … 1
+        return tuple(expected["mean"]), tuple(expected["std"])
     about = load_checkpoint(init).data
     if len(about["mean"]) != channels:      # of pictures in grey or in colour, now it is the other
         return data.channel_stats(splits.train)
@@ -97,6 +120,9 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
         "num_classes": classes,
     }
     known = {field.name for field in dataclasses.fields(model_config(config.model))}
+    if config.regularisation:
+        rates = _DROPPING if known >= _DROPPING else ("drop_rate", "drop_path_rate")
+        from_data |= dict.fromkeys(rates, config.regularisation)
     args = {name: value for name, value in from_data.items() if name in known} | config.model_args
     if args.get("num_classes", classes) < classes:
         raise ScratchvitError(
@@ -106,9 +132,15 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
     return args
 
 
+def augments(config: TrainConfig) -> bool:
+    """Whether a picture may look different from one epoch to the next."""
+    changes = ("crop_padding", "crop_scale", "flip", "color_jitter", "random_erasing", "mixup", "cutmix")
+    return config.augment != "none" or any(getattr(config, name) for name in changes)
+
+
 def make_optimizer(config: TrainConfig, model: Module) -> optim.Optimizer:
     """The optimiser, with decay on matrices only."""
-    groups = optim.param_groups(model, config.weight_decay)
+    groups = optim.param_groups(model, config.weight_decay, config.layer_decay)
     if config.optimizer == "adamw":
         return optim.AdamW(groups, config.lr)
     if config.optimizer == "adam":
@@ -138,11 +170,16 @@ def check(config: TrainConfig) -> None:
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = {"epochs": 1, "batch_size": 1, "save_every": 0, "seed": 0, "crop_padding": 0}
     at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
+    at_least |= {"mixup": 0, "cutmix": 0}
     for name, smallest in at_least.items():
         if not getattr(config, name) >= smallest:       # so that NaN is refused too
             raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
     if config.new_head and not config.init:
         raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
-    for name in ("label_smoothing", "ema_decay"):
+    if config.teacher_model and not config.teacher:
+        raise ScratchvitError("teacher_model names the model of a teacher's file: name the file with teacher")
+    if config.distill_weight is not None and not 0 <= config.distill_weight <= 1:
+        raise ScratchvitError(f"distill_weight must lie in [0, 1], not {config.distill_weight}")
+    for name in ("label_smoothing", "ema_decay", "regularisation", "color_jitter"):
         if not 0 <= getattr(config, name) < 1:
             raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

@@ -1,0 +1,50 @@
+"""Which parameters decay, and how fast each layer learns."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.nn.module import Module, Parameter
+
+
+def param_groups(model: Module, weight_decay: float, layer_decay: float = 1.0) -> list[dict[str, Any]]:
+    """The model's parameters in groups for an optimiser: {"params", "weight_decay", "lr_scale"}.
+
+    weight_decay: of matrices and kernels; norms, biases (1-D) and the names in `model.no_weight_decay()` have none.
+    layer_decay: layer l of n learns with layer_decay^(n - 1 - l) of the learning rate, so that the first layers, whose
+    features serve every task, keep more of what they learned before (BEiT, arXiv 2106.08254). 1: all alike.
+    Raises ScratchvitError for a layer_decay out of (0, 1], and for a model that does not tell its layers.
+    """
+    if not 0 < layer_decay <= 1:
+        raise ScratchvitError(f"layer_decay must lie in (0, 1], 1 for layers that learn alike, not {layer_decay}")
+    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    parameters = dict(model.named_parameters())
+    layer = dict.fromkeys(parameters, 0) if layer_decay == 1 else layers_by_name(model)
+    last = max(layer.values(), default=0)
+    groups: dict[tuple[int, bool], list[Parameter]] = {}
+    for name, parameter in parameters.items():
+        decays = parameter.ndim > 1 and name not in exempt
+        groups.setdefault((layer[name], not decays), []).append(parameter)
+    return [
+        {"params": params, "weight_decay": 0.0 if exempted else weight_decay, "lr_scale": layer_decay ** (last - index)}
+        for (index, exempted), params in sorted(groups.items())
+    ]
+
+
+def layers_by_name(model: Module) -> dict[str, int]:
+    """{name of a parameter: its layer, from 0 at the image}, by `model.layer_names()`.
+
+    Raises ScratchvitError for a model without that method, and for a parameter that it puts in no layer.
+    """
+    if not hasattr(model, "layer_names"):
+        raise ScratchvitError(f"{type(model).__name__} does not tell its layers apart: leave layer_decay at 1")
+    layers: dict[str, int] = {}
+    unplaced = [name for name, _ in model.named_parameters()]
+    for number, paths in enumerate(model.layer_names()):
+        inside = [name for name in unplaced if any(name == path or name.startswith(f"{path}.") for path in paths)]
+        layers |= dict.fromkeys(inside, number)
+        unplaced = [name for name in unplaced if name not in layers]
+    if unplaced:
+        raise ScratchvitError(f"{type(model).__name__}.layer_names() puts {', '.join(unplaced)} in no layer")
+    return layers

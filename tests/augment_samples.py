@@ -1,0 +1,35 @@
+"""Pictures, chance, and what chance would give, for the tests of augmentation."""
+
+import numpy as np
+from scipy import stats
+
+from scratchvit.data.images import to_picture
+
+
+def generator(seed=11):
+    return np.random.default_rng(seed)
+
+
+def pictures(count, height, width, channels):
+    """Smooth pictures, each with its own range of values; the last has a single value."""
+    y, x, c = np.mgrid[:height, :width, :channels]
+    waves = [np.sin((3 + i) * x / width + c) * np.cos((2 + i) * y / height) for i in range(count)]
+    images = np.stack([128 + (40 + 20 * i) * wave for i, wave in enumerate(waves)])
+    noisy = images + generator(0).normal(0, 8, images.shape)
+    noisy[-1] = 77
+    return noisy.clip(0, 255).astype(np.uint8)
+
+
+def by_pillow(function, images, *arguments, **options):
+    changed = [function(to_picture(image), *arguments, **options) for image in images]
+    return np.stack([np.asarray(picture).reshape(image.shape) for picture, image in zip(changed, images)])
+
+
+def likely(counts, expected=None):
+    """Counts as chance would give them; 1 in 1,000 would be refused, but the seeds are fixed."""
+    return stats.chisquare(counts, expected).pvalue > 1e-3
+
+
+def alike(ours, theirs):
+    """Two samples of one distribution (Kolmogorov and Smirnov)."""
+    return stats.ks_2samp(ours, theirs).pvalue > 1e-3

@@ -1,0 +1,289 @@
+"""Distillation: the paper's formulas in PyTorch, and a teacher that sees what its student sees."""
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import Tensor, ops
+from scratchvit.backend import asarray, asnumpy
+from scratchvit.data import Normalize
+from scratchvit.errors import ScratchvitError
+from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
+from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
+from scratchvit.weights.export import export
+from scratchvit.weights.preprocess import Preprocessing
+from tests import strict_array
+
+B, C = 6, 7
+
+
+def numbers(*shape, seed=0, scale=2.0):
+    return scale * np.random.default_rng(seed).standard_normal(shape)
+
+
+def soft_target(seed=0):
+    """What MixUp makes: two classes share each row."""
+    rng = np.random.default_rng(seed)
+    one_hot = np.eye(C)[rng.integers(0, C, B)]
+    return 0.3 * one_hot + 0.7 * one_hot[::-1]
+
+
+LABELS = np.random.default_rng(1).integers(0, C, B)
+TARGETS = {"labels": LABELS, "soft targets": soft_target()}
+
+
+# --- losses ---
+
+
+def in_pytorch(torch, kind, Z_truth, Z_teacher, y, Z_t, weight, temperature=1.0, smoothing=0.0):
+    """Eqs. 2 and 3, written out. Z_truth and Z_teacher are the same tensor for a student with one head."""
+
+    def ψ(Z):
+        return torch.exp(Z) / torch.exp(Z).sum(1, keepdim=True)
+
+    if y.ndim == 1:
+        y = torch.eye(C, dtype=Z_t.dtype)[y]
+    y = (1 - smoothing) * y + smoothing / C
+
+    def CE(p, q):
+        return -(q * torch.log(p)).sum(1).mean()
+
+    if kind == "hard":
+        y_t = torch.eye(C, dtype=Z_t.dtype)[Z_t.argmax(1)]
+        return (1 - weight) * CE(ψ(Z_truth), y) + weight * CE(ψ(Z_teacher), y_t)
+    q, p = ψ(Z_teacher / temperature), ψ(Z_t / temperature)
+    KL = (p * (torch.log(p) - torch.log(q))).sum(1).mean()
+    return (1 - weight) * CE(ψ(Z_truth), y) + weight * temperature**2 * KL
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("with_token", [False, True], ids=["one head", "token"])
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        ("soft", {}),
+        ("soft", {"weight": 0.5, "temperature": 1.0}),
+        ("soft", {"weight": 1.0, "temperature": 4.0, "label_smoothing": 0.1}),
+        ("hard", {}),
+        ("hard", {"weight": 0.3, "label_smoothing": 0.1}),
+    ],
+)
+def test_values_and_gradients_are_the_papers(kind, options, with_token, target):
+    torch = pytest.importorskip("torch")
+    arrays = [numbers(B, C, seed=seed).astype(np.float32) for seed in range(1 + with_token)]
+    Z_t, y = numbers(B, C, seed=9).astype(np.float32), TARGETS[target]
+
+    heads = [Tensor(array, requires_grad=True) for array in arrays]
+    function = soft_distillation if kind == "soft" else hard_distillation
+    loss = function(tuple(heads) if with_token else heads[0], y, Z_t, **options)
+    loss.backward()
+
+    theirs = [torch.tensor(array, requires_grad=True) for array in arrays]
+    settings = {"weight": 0.5} if kind == "hard" else {"weight": 0.1, "temperature": 3.0}      # the paper's
+    settings |= {name: value for name, value in options.items() if name != "label_smoothing"}
+    expected = in_pytorch(
+        torch, kind, theirs[0], theirs[-1], torch.tensor(y), torch.tensor(Z_t), **settings,
+        smoothing=options.get("label_smoothing", 0.0),
+    )  # fmt: skip
+    expected.backward()
+    assert loss.dtype == np.float32 and loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    for head, their_head in zip(heads, theirs):
+        np.testing.assert_allclose(head.grad, their_head.grad.numpy(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parity
+def test_the_authors_term_is_ours_by_the_number_of_classes():
+    F = pytest.importorskip("torch").nn.functional
+    torch = pytest.importorskip("torch")
+    Z_s, Z_t, tau = numbers(B, C), numbers(B, C, seed=9), 3.0
+    theirs = F.kl_div(
+        F.log_softmax(torch.tensor(Z_s) / tau, 1), F.log_softmax(torch.tensor(Z_t) / tau, 1), reduction="sum",
+        log_target=True,
+    ) * tau**2 / Z_s.size  # fmt: skip
+    ours = soft_distillation(Tensor(Z_s), LABELS, Z_t, weight=1.0, temperature=tau)
+    assert ours.item() == pytest.approx(C * theirs.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_gradients_by_differences(device, target):
+    Z_t, y = asarray(numbers(B, C, seed=9)), asarray(TARGETS[target])
+    points = numbers(B, C), numbers(B, C, seed=1)
+    for loss in (
+        lambda Z: soft_distillation(Z, y, Z_t, weight=0.4, temperature=2.5),
+        lambda Z: hard_distillation(Z, y, Z_t, label_smoothing=0.1),
+    ):
+        sv.gradcheck(loss, points[0])
+        sv.gradcheck(lambda Z, Z_dist, loss=loss: loss((Z, Z_dist)), *points)
+
+
+def test_each_head_learns_from_its_own_teacher(device):
+    for loss in (soft_distillation, hard_distillation):
+        truth, teacher = (Tensor(numbers(B, C).astype(np.float32), requires_grad=True) for _ in range(2))
+        loss((truth, teacher), asarray(LABELS), asarray(numbers(B, C, seed=9)), weight=1.0).backward()
+        assert not asnumpy(truth.grad).any() and asnumpy(teacher.grad).any()
+        truth, teacher = (Tensor(numbers(B, C).astype(np.float32), requires_grad=True) for _ in range(2))
+        loss((truth, teacher), asarray(LABELS), asarray(numbers(B, C, seed=9)), weight=0.0).backward()
+        assert asnumpy(truth.grad).any() and not asnumpy(teacher.grad).any()
+
+
+def test_a_student_that_answers_as_its_teacher_has_nothing_left_to_learn(device):
+    Z = numbers(B, C).astype(np.float32)
+    student = Tensor(Z, requires_grad=True)
+    loss = soft_distillation(student, asarray(LABELS), Tensor(Z, requires_grad=True), weight=1.0)
+    loss.backward()
+    assert abs(loss.item()) < 1e-6 and np.abs(asnumpy(student.grad)).max() < 1e-6
+
+
+def test_the_teacher_is_a_constant_and_nothing_is_read_back(device):
+    for loss in (soft_distillation, hard_distillation):
+        teacher, student = (Tensor(numbers(B, C, seed=s).astype(np.float32), requires_grad=True) for s in range(2))
+        y = asarray(LABELS)
+        with strict_array.no_transfers():
+            loss(student, y, teacher).backward()
+        assert teacher.grad is None and student.grad.dtype == np.float32
+
+
+@pytest.mark.parametrize(
+    ("call", "says"),
+    [
+        (lambda Z: soft_distillation(Z, LABELS, Z, weight=1.5), r"λ in \[0, 1\].*not 1.5 and 3.0"),
+        (lambda Z: soft_distillation(Z, LABELS, Z, temperature=0), "τ > 0, not 0.1 and 0"),
+        (lambda Z: hard_distillation(Z, LABELS, Z, weight=-1), r"weight in \[0, 1\], not -1"),
+        (lambda Z: hard_distillation(Z, LABELS, Z[:, 1:]), r"\(6, 6\), the student with \(6, 7\)"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(call, says):
+    with pytest.raises(ScratchvitError, match=says):
+        call(Tensor(numbers(B, C)))
+
+
+# --- the teacher ---
+
+TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 5}
+CLASSES = ["ant", "bee", "cat", "dog", "elk"]
+OWN = {"mean": [0.2, 0.5, 0.7], "std": [0.1, 0.2, 0.3]}
+STUDENT = {"name": "photos", "classes": CLASSES, "image_shape": [16, 16, 3]} | {
+    "mean": [0.4, 0.45, 0.5], "std": [0.25, 0.2, 0.15],
+}  # fmt: skip
+
+
+def pictures(count=4, size=16, channels=3):
+    return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+
+
+def as_the_student_sees(images):
+    return asarray(Normalize(STUDENT["mean"], STUDENT["std"])(images))
+
+
+def as_the_teacher_sees(images):
+    return asarray(Normalize(OWN["mean"], OWN["std"])(images))
+
+
+def model(name="vit_tiny_patch16_224", seed=1, **options):
+    return sv.create_model(name, seed=seed, **{**TINY, **options})
+
+
+def run_of(net, path, ema=None, **about):
+    """The checkpoint of a run whose pictures were normalised otherwise than the student's."""
+    checkpoint = Checkpoint(
+        config={}, model_name="vit_tiny_patch16_224", model_args=TINY, data={**STUDENT, **OWN, **about}, progress={},
+        model=net.state_dict(), ema=ema.state_dict() if ema else {},
+    )  # fmt: skip
+    save_checkpoint(path, checkpoint)
+    return path
+
+
+def test_a_runs_model_answers_as_on_pictures_of_its_own(device, tmp_path):
+    net, images = model(), pictures()
+    teacher = Teacher.load(run_of(net, tmp_path / "best.safetensors"), STUDENT)
+    expected = net.eval()(as_the_teacher_sees(images)).numpy()
+    for asked in (teacher, Teacher.load(tmp_path, STUDENT)):
+        answer = asked(as_the_student_sees(images))
+        assert answer.shape == (4, 5) and answer.dtype == np.float32
+        np.testing.assert_allclose(asnumpy(answer), expected, rtol=0, atol=1e-5)
+    wrongly_normalised = net(as_the_student_sees(images)).numpy()
+    assert np.abs(wrongly_normalised - expected).max() > 0.01
+
+
+def test_averaged_weights_teach_where_there_are_any(tmp_path):
+    net, average, images = model(), model(seed=2), pictures()
+    teacher = Teacher.load(run_of(net, tmp_path / "last.safetensors", ema=average), STUDENT)
+    np.testing.assert_allclose(
+        teacher(as_the_student_sees(images)), average.eval()(as_the_teacher_sees(images)).numpy(), rtol=0, atol=1e-5
+    )
+
+
+def test_anybodys_weights_answer_by_the_preprocessing_beside_them(device, tmp_path):
+    net, images = model(), pictures()
+    preprocessing = Preprocessing((16, 16), 1.0, mean=tuple(OWN["mean"]), std=tuple(OWN["std"]))
+    export(net, "vit_tiny_patch16_224", tmp_path, preprocessing, CLASSES)
+    answer = Teacher.load(tmp_path / "model.safetensors", STUDENT)(Tensor(as_the_student_sees(images)))
+    expected = net.eval()(as_the_teacher_sees(images)).numpy()
+    np.testing.assert_allclose(asnumpy(answer), expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [8, 32])
+def test_pictures_of_another_size_are_resized_for_it(device, size):
+    net, images = model().eval(), pictures(size=size)
+    teacher = Teacher(net, **OWN, student_mean=STUDENT["mean"], student_std=STUDENT["std"])
+    resized = ops.interpolate(as_the_teacher_sees(images), 16, mode="bicubic", antialias=True)
+    answer = teacher(as_the_student_sees(images))
+    np.testing.assert_allclose(asnumpy(answer), net(resized).numpy(), rtol=0, atol=1e-5)
+
+
+def test_it_is_only_asked(device, monkeypatch):
+    """Dropout and batch statistics are off, no graph is built, nothing is read back, and its state stays."""
+    monkeypatch.setattr("scratchvit.tensor.Node", None)
+    net = sv.create_model("resnet18", num_classes=5, layers=(1, 1, 1, 1), img_size=16, small_stem=True, drop_rate=0.5)
+    teacher = Teacher(net.train(), **OWN, student_mean=STUDENT["mean"], student_std=STUDENT["std"])
+    before, x = net.state_dict(), Tensor(as_the_student_sees(pictures()), requires_grad=True)
+    with strict_array.no_transfers():
+        first, second = teacher(x), teacher(x)
+    np.testing.assert_array_equal(asnumpy(first), asnumpy(second))
+    assert sv.backend.is_array(first) and not net.training
+    assert all(np.array_equal(before[name], value) for name, value in net.state_dict().items())
+
+
+def test_a_table_holds_the_answers_to_a_whole_data_set(device):
+    teacher = Teacher(model(), **OWN, student_mean=STUDENT["mean"], student_std=STUDENT["std"])
+    x = asnumpy(as_the_student_sees(pictures(10)))
+    table = teacher.table((x[i : i + 4], None) for i in range(0, 10, 4))
+    assert type(table) is np.ndarray and table.shape == (10, 5) and table.dtype == np.float32
+    np.testing.assert_allclose(table, asnumpy(teacher(asarray(x))), rtol=0, atol=1e-6)
+
+
+def test_a_student_with_a_distillation_token_learns_from_both(device):
+    student = model("deit_tiny_distilled_patch16_224", seed=3).train()
+    student.distilled_training = True
+    teacher = Teacher(model(), **OWN, student_mean=STUDENT["mean"], student_std=STUDENT["std"])
+    x, y = as_the_student_sees(pictures()), asarray(np.arange(4))
+    optimizer = sv.optim.AdamW(student.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(30):
+        loss = hard_distillation(student(x), y, teacher(x))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.3 * losses[0]
+    to_truth, to_teacher = student(x)
+    np.testing.assert_array_equal(asnumpy(to_truth.data.argmax(axis=1)), np.arange(4))
+    np.testing.assert_array_equal(asnumpy(to_teacher.data.argmax(axis=1)), asnumpy(teacher(x).argmax(axis=1)))
+
+
+def test_a_teacher_of_something_else_is_refused(tmp_path):
+    net = model()
+    path = run_of(net, tmp_path / "best.safetensors", classes=CLASSES[::-1])
+    with pytest.raises(ScratchvitError, match=r"learned the classes elk, .*ant, the student is to learn ant"):
+        Teacher.load(path, STUDENT)
+    path = run_of(net, tmp_path / "best.safetensors")
+    with pytest.raises(ScratchvitError, match="says itself which model it is of"):
+        Teacher.load(path, STUDENT, model="vit_tiny_patch16_224")
+    with pytest.raises(ScratchvitError, match=r"3 channels, .* 3 means; the student's have 1"):
+        Teacher.load(path, {**STUDENT, "mean": [0.5], "std": [0.5]})
+    export(net, "vit_tiny_patch16_224", tmp_path, Preprocessing((16, 16)), CLASSES)
+    with pytest.raises(ScratchvitError, match="tells 5 classes apart, the student's data has 4"):
+        Teacher.load(tmp_path / "model.safetensors", {**STUDENT, "classes": CLASSES[:4]})
+    with pytest.raises(ScratchvitError, match="there is no"):
+        Teacher.load(tmp_path / "nothing.safetensors", STUDENT)

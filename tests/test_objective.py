@@ -1,0 +1,133 @@
+"""What a step learns from: mixed pictures, a teacher, regularisation by one number; and a run that uses all of it."""
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit.backend import asnumpy
+from scratchvit.data.randaugment import LEVELS
+from scratchvit.training import train
+from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
+from scratchvit.training.loop import prepare
+from scratchvit.training.objective import Objective
+from tests.runs import CONFIG, EVERYTHING, assert_same_run
+
+DISTILLED = CONFIG.replace(model="deit_tiny_distilled_patch16_224")
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """A finished run whose model is another than the student's."""
+    folder = tmp_path_factory.mktemp("teacher") / "run"
+    train(CONFIG.replace(epochs=2, model_args={**CONFIG.model_args, "global_pool": "avg"}), folder)
+    return folder
+
+
+def a_batch(trainer):
+    images, labels = next(iter(trainer.loader))
+    return images, labels, trainer.loader.indices
+
+
+def test_without_anything_it_is_cross_entropy(tmp_path):
+    trainer = prepare(CONFIG.replace(label_smoothing=0.1), tmp_path / "run")
+    images, labels, indices = a_batch(trainer)
+    loss, logits = trainer.objective(trainer.model, images, labels, indices, 0)
+    assert loss.item() == sv.ops.cross_entropy(trainer.model(images), labels, label_smoothing=0.1).item()
+    assert logits.shape == (256, 10)
+
+
+@pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"augment": "heavy2"}], ids=str)
+def test_mixing_follows_the_seed_and_the_step(settings, tmp_path):
+    config = CONFIG.replace(**settings)
+    trainer = prepare(config, tmp_path / "run")
+    batch = a_batch(trainer)
+    same, again, later = (trainer.objective(trainer.model, *batch, step)[0].item() for step in (3, 3, 4))
+    assert same == again != later
+    other = Objective(config.replace(seed=1), trainer.model, trainer.about)
+    assert other(trainer.model, *batch, 3)[0].item() != same
+
+
+def test_a_level_brings_its_own_mixup_and_an_option_another(tmp_path):
+    trainer = prepare(CONFIG.replace(augment="heavy2"), tmp_path / "run")
+    assert trainer.objective.mix.mixup_alpha == LEVELS["heavy2"].mixup_alpha == 0.8
+    assert Objective(CONFIG.replace(augment="heavy2", mixup=0.3), trainer.model, trainer.about).mix.mixup_alpha == 0.3
+    assert Objective(CONFIG.replace(augment="light1"), trainer.model, trainer.about).mix is None
+
+
+@pytest.mark.parametrize("distill", ["hard", "soft"])
+def test_the_distillation_token_answers_to_the_teacher(distill, teacher, tmp_path):
+    config = DISTILLED.replace(teacher=str(teacher), distill=distill, flip=True)
+    trainer = prepare(config, tmp_path / "run")
+    images, labels, indices = a_batch(trainer)
+    trainer.model.train()
+    loss, logits = trainer.objective(trainer.model, images, labels, indices, 0)
+
+    said = Teacher.load(teacher, trainer.about)(images)
+    pair = trainer.model(images)
+    formula = hard_distillation if distill == "hard" else soft_distillation
+    assert loss.item() == pytest.approx(formula(pair, labels, said).item(), rel=1e-6)
+    assert np.allclose(logits.numpy(), (pair[0] + pair[1]).numpy() / 2)
+
+
+def test_pictures_that_stay_the_same_are_shown_to_the_teacher_once(teacher, tmp_path, monkeypatch):
+    asked = []
+    answer = Teacher.__call__
+    monkeypatch.setattr(Teacher, "__call__", lambda self, images: asked.append(len(images)) or answer(self, images))
+    trainer = prepare(CONFIG.replace(teacher=str(teacher)), tmp_path / "same")
+    assert sum(asked) == len(trainer.data.splits.train)
+    images, labels, indices = a_batch(trainer)
+    loss, _ = trainer.objective(trainer.model, images, labels, indices, 0)
+    assert sum(asked) == len(trainer.data.splits.train)     # not asked again
+    said = asnumpy(answer(trainer.objective.teacher, images))
+    expected = hard_distillation(trainer.model(images), labels, said)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+
+    asked.clear()
+    trainer = prepare(CONFIG.replace(teacher=str(teacher), crop_padding=1), tmp_path / "other")
+    assert not asked
+    trainer.objective(trainer.model, *a_batch(trainer), 0)
+    assert asked == [256]
+
+
+def test_a_run_with_all_of_it_goes_on_bit_for_bit(teacher, tmp_path):
+    config = EVERYTHING.replace(
+        model=DISTILLED.model, model_args=CONFIG.model_args, teacher=str(teacher), distill="soft", augment="light2",
+        crop_padding=0, crop_scale=0.5, color_jitter=0.2, random_erasing=0.3, cutmix=1.0, mix_mode="elem",
+        regularisation=0.1, layer_decay=0.8, schedule="constant", warmup_epochs=0,
+    )  # fmt: skip
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    train(config.replace(epochs=3), whole)
+    train(config.replace(epochs=1), parts)
+    train(config.replace(epochs=3), parts, resume=True)
+    assert_same_run(parts, whole)
+
+
+@pytest.mark.parametrize(
+    ("model", "rates"),
+    [("vit_tiny_patch16_224", {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}),
+     ("resnet18", {"drop_rate", "drop_path_rate"})],
+)  # fmt: skip
+def test_regularisation_is_dropout_and_stochastic_depth(model, rates, tmp_path):
+    sizes = CONFIG.model_args if model.startswith("vit") else {"small_stem": True}
+    config = CONFIG.replace(model=model, model_args=sizes, regularisation=0.1)
+    options = vars(prepare(config, tmp_path / "run").model.config)
+    assert {name for name, value in options.items() if name.endswith("_rate") and value == 0.1} == rates
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [({"teacher_model": "resnet18"}, "name the file with teacher"), ({"distill_weight": 1.5}, "distill_weight"),
+     ({"regularisation": 1.0}, "regularisation"), ({"mixup": -1.0}, "mixup"), ({"cutmix": float("nan")}, "cutmix"),
+     ({"layer_decay": 0.0}, "layer_decay"), ({"mix_mode": "all"}, "mix_mode"), ({"augment": "medium"}, "augment"),
+     ({"crop_scale": 2.0}, "RandomResizedCrop"), ({"random_erasing": 2.0}, "RandomErasing")],
+    ids=str,
+)  # fmt: skip
+def test_settings_out_of_range_are_refused(settings, text, tmp_path):
+    with pytest.raises(sv.ScratchvitError, match=text):
+        prepare(CONFIG.replace(**settings), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_teacher_that_is_not_there_is_one_sentence(tmp_path):
+    with pytest.raises(sv.ScratchvitError, match="nowhere"):
+        prepare(CONFIG.replace(teacher=str(tmp_path / "nowhere.safetensors")), tmp_path / "run")
