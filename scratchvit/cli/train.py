@@ -144,10 +144,20 @@ def _begins(trainer: Trainer) -> str:
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
         ("steps", f"{config.epochs} epochs of {len(trainer.loader)}, {config.batch_size} images each; "
                   f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"),
+        ("regime", ", ".join(_regime(config))),
+        ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         ("device", f"{config.device}" + (f", {backend.cpu_threads()} threads" if config.device == "cpu" else "")),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
     return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
+
+
+def _regime(config: TrainConfig) -> list[str]:
+    """What is done to pictures and weights, beyond the plain loss."""
+    names = [name for title in ("regularisation", "augmentation") for name in GROUPS[title]]
+    plain = TrainConfig()
+    chosen = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
+    return [name if value is True else f"{name} {value}" for name, value in chosen.items()]
 
 
 def _draw(trainer: Trainer) -> dict[str, str]:
