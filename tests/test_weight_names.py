@@ -148,8 +148,9 @@ UP_TO_B = [
     "vit_tiny_patch16_224", "vit_small_patch16_224", "vit_small_patch32_224", "vit_base_patch16_224",
     "vit_base_patch32_224", "deit_tiny_patch16_224", "deit_small_patch16_224", "deit_base_patch16_224",
     "deit_tiny_distilled_patch16_224", "deit_small_distilled_patch16_224", "deit_base_distilled_patch16_224",
-    "vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384", "vit_small_r26_s32_224", "vit_base_r26_s32_224",
-    "vit_base_r50_s16_224", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnetv2_50x1_bit",
+    "deit_base_patch16_384", "deit_base_distilled_patch16_384", "vit_tiny_r_s16_p8_224", "vit_tiny_r_s16_p8_384",
+    "vit_small_r26_s32_224", "vit_small_r26_s32_384", "vit_base_r26_s32_224", "vit_base_r50_s16_224",
+    "vit_base_r50_s16_384", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnetv2_50x1_bit",
     "resnetv2_101x1_bit",
 ]  # fmt: skip
 
@@ -194,8 +195,8 @@ def test_the_same_names_in_every_kind_of_file(file, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("vit_b_16", "vit_base_patch16_224"), ("vit_b_32", "vit_base_patch32_224"), ("resnet18", "resnet18"),
-     ("resnet50", "resnet50")],
+    [("vit_b_16", "vit_base_patch16_224"), ("vit_b_32", "vit_base_patch32_224"),
+     *((name, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"))],
 )  # fmt: skip
 def test_torchvisions_files(theirs, ours, tmp_path):
     models = peers.import_torchvision().models
