@@ -19,6 +19,8 @@ def check_numbers(config: Any) -> None:
             raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
         if name in _POSITIVE and not value > 0:
             raise ScratchvitError(f"{name} must be positive, not {value}")
+        if name in ("img_size", "patch_size") and min(value if isinstance(value, tuple) else (value,)) < 1:
+            raise ScratchvitError(f"{name} is at least 1 pixel a side, not {value}")
     if config.num_classes < 0:
         raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
 
