@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import sys
 from collections.abc import Callable, Sequence
 
@@ -48,21 +49,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    # Imported when chosen, so that the help of all of it is quick.
-    from scratchvit.cli import commands, export, models, predict, show_augment, train
-
-    known = {
-        "train": train.train,
-        "eval": commands.evaluate,
-        "predict": predict.predict,
-        "models": models.models,
-        "export": export.export,
-        "show-augment": show_augment.show_augment,
-        "doctor": commands.doctor,
+    known = {       # module, function
+        "train": ("train", "train"),
+        "eval": ("commands", "evaluate"),
+        "predict": ("predict", "predict"),
+        "models": ("models", "models"),
+        "export": ("export", "export"),
+        "show-augment": ("show_augment", "show_augment"),
+        "doctor": ("commands", "doctor"),
     }
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
         print(f"scratchvit: there is no command {name!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
-    return known[name]
+    module, function = known[name]
+    # Imported when chosen, so that no command waits for what only another one needs.
+    return getattr(importlib.import_module(f"scratchvit.cli.{module}"), function)

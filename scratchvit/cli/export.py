@@ -10,6 +10,11 @@ from scratchvit import backend
 from scratchvit.cli.options import Parser
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
+from scratchvit.training.checkpoint import model_from_checkpoint
+from scratchvit.weights.export import export as write
+from scratchvit.weights.labels import class_names
+from scratchvit.weights.load import open_model
+from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 
 
 def export(argv: Sequence[str]) -> int:
@@ -30,13 +35,6 @@ def export(argv: Sequence[str]) -> int:
         parser.error("name a checkpoint, or weights with --weights FILE, one of them")
     if given.checkpoint is not None and given.model is not None:
         parser.error("a checkpoint knows its model: --model is for --weights")
-
-    # Not imported above, so that `scratchvit train` does not wait for them.
-    from scratchvit.training.checkpoint import model_from_checkpoint
-    from scratchvit.weights.export import export as write
-    from scratchvit.weights.labels import class_names
-    from scratchvit.weights.load import open_model
-    from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 
     backend.use("cpu")
     model: Any

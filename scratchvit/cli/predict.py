@@ -18,6 +18,9 @@ from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+from scratchvit.weights.labels import class_names
+from scratchvit.weights.load import open_model
+from scratchvit.weights.preprocess import preprocessing_for
 
 BATCH = 32
 
@@ -116,8 +119,6 @@ def _shown(text: object) -> str:
 
 def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
     """A checkpoint of a run: it knows its model, and prepares pictures as its training did."""
-    from scratchvit.weights.labels import class_names
-
     if name is not None:
         raise ScratchvitError(f"{path} says itself which model it is of: leave out --model")
     model: Any
@@ -138,10 +139,6 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
 
 def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
     """Anybody's weights, with what their own files say about model, pictures and classes."""
-    from scratchvit.weights.labels import class_names
-    from scratchvit.weights.load import open_model
-    from scratchvit.weights.preprocess import preprocessing_for
-
     model: Any
     model, name, report = open_model(path, name)
     config = model.config

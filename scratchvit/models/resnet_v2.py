@@ -90,6 +90,7 @@ class StdConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
+    """The norm of this paper: 32 groups, whatever the width."""
     return nn.GroupNorm(GROUPS, channels)
 
 
