@@ -18,7 +18,8 @@ from PIL import Image
 import scratchvit as sv
 from scratchvit.cli import main, train
 from scratchvit.models import list_models, model_config
-from scratchvit.training import TrainConfig, recipe_for
+from scratchvit.recipes import recipe_for
+from scratchvit.training import TrainConfig
 
 from .data_samples import write_image_folder, write_picture
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import io
 import itertools
 from collections.abc import Sequence
@@ -17,7 +18,8 @@ from scratchvit.data import Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import draw_attention, draw_curves
 from scratchvit.models import model_config
-from scratchvit.training import TrainConfig, read_config, recipe_for
+from scratchvit.recipes import list_recipes, load_recipe, recipe_for
+from scratchvit.training import TrainConfig, read_config
 from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.loop import Trainer, prepare
 
@@ -28,18 +30,19 @@ Train a model on pictures. Without options: a small ViT on scikit-learn's handwr
 
   scratchvit train
   scratchvit train --data fashion-mnist --download
-  scratchvit train --data cifar10 --data-dir cifar-10-batches-bin --epochs 50 --drop-path-rate 0.1
+  scratchvit train --recipe vit_cifar10 --data-dir cifar-10-batches-bin --epochs 50
   scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg
   scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # goes on bit for bit
 
-Data sets known by name have a recipe, whose values are the defaults below. The options of the model depend on the
-model: `scratchvit train --model NAME --help` shows those of NAME. A model that is named has the sizes of its paper,
-but the recipe's img_size (and, a ViT, its patch_size); one that is not named has the sizes of the recipe.
+The values of a recipe (scratchvit/recipes/, a file each) are the defaults below; data sets known by name have one of
+their own. The options of the model depend on the model: `scratchvit train --model NAME --help` shows those of NAME. A
+model that is named has the sizes of its paper, but the recipe's img_size (and, a ViT, its patch_size); one that is not
+named has the sizes of the recipe.
 """
 
 # The options in the order of the help. A field of TrainConfig that is not here stands with the run.
 GROUPS = {
-    "data": ("data", "data_dir", "download", "val_fraction", "skip_bad"),
+    "data": ("data", "data_dir", "download", "val_fraction", "train_fraction", "epoch_images", "skip_bad"),
     "model": ("model", "init", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
@@ -83,6 +86,9 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
     grouped = {name for names in GROUPS.values() for name in (*names, "model_args")}
 
     parser = Parser(prog="scratchvit train", usage="scratchvit train [options]", description=DESCRIPTION)
+    parser.add_argument("--recipe", metavar="NAME", choices=list_recipes(), default=argparse.SUPPRESS, help=(
+        f"what stands where no option says otherwise: {', '.join(list_recipes())}"
+    ))  # fmt: skip
     for title, names in GROUPS.items():
         group = parser.add_argument_group(title)
         add_fields(group, TrainConfig, names, vars(base))
@@ -94,9 +100,11 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
     run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; beside it, only --epochs may grow")
 
     given = vars(parser.parse_strictly(argv))
-    out, resume = given.pop("out"), given.pop("resume")
+    out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
     if resume and out:
         parser.error("--resume goes on in the run's own folder: leave out --out")
+    if resume and recipe:
+        parser.error("--resume goes on with the run's own settings: leave out --recipe")
     model_args = {name: given.pop(f"model.{name}") for name in model_fields if f"model.{name}" in given}
     if isinstance(model_args.get("img_size"), tuple):
         parser.error("--img-size: pictures are brought to squares, so give one number")
@@ -105,15 +113,16 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
 
 
 def _base(argv: Sequence[str]) -> TrainConfig:
-    """What stands where no option says otherwise: the run to be resumed, or the recipe for --data and --model."""
+    """What stands where no option says otherwise: the run to be resumed, --recipe, or that for --data and --model."""
     first = Parser(prog="scratchvit train", add_help=False)
+    first.add_argument("--recipe")
     first.add_argument("--data", default="digits")
     first.add_argument("--model")
     first.add_argument("--resume")
     chosen = first.parse_known_args(argv)[0]
     if chosen.resume:
         return read_config(Path(chosen.resume))
-    recipe = recipe_for(chosen.data)
+    recipe = load_recipe(chosen.recipe) if chosen.recipe else recipe_for(chosen.data)
     if chosen.model is None:
         return recipe
     same_family = type(model_config(chosen.model)) is type(model_config(recipe.model))

@@ -1,6 +1,6 @@
 """Batches for training and evaluation: shuffled, transformed, made ahead of time, and resumable bit for bit.
 
-Chance depends on the place alone: the order of epoch e comes from (seed, e), the augmentation of its batch b
+Chance depends on the place alone: the order of pass p comes from (seed, p), the augmentation of batch b in epoch e
 from (seed, e, b). So it does not matter how far ahead the background thread runs, or where a run was resumed.
 """
 
@@ -26,7 +26,9 @@ class Loader:
     """Iterating gives one epoch of (x float32 (B, C, H, W), y int64 (B,)) NumPy arrays.
 
     transform   called with uint8 (B, H, W, C) and the batch's generator; see `transforms`
-    shuffle     a new order in each epoch
+    shuffle     a new order in each pass over the data
+    epoch_size  samples in an epoch; by default all. Passes then go on from one epoch into the next, so that an
+                epoch may hold part of a pass, or several
     drop_last   leave out a last batch that is smaller than batch_size
     prefetch    batches that one background thread makes ahead of the consumer
 
@@ -43,13 +45,14 @@ class Loader:
         transform: Transform,
         *,
         shuffle: bool = False,
+        epoch_size: int | None = None,
         drop_last: bool = False,
         seed: int = 0,
         prefetch: int = 2,
     ):
-        if batch_size < 1 or seed < 0 or prefetch < 0:
+        if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, epoch_size or 0) < 0:
             raise ScratchvitError(
-                f"Loader: batch_size={batch_size} must be at least 1, "
+                f"Loader: batch_size={batch_size} and epoch_size={epoch_size} must be at least 1, "
                 f"seed={seed} and prefetch={prefetch} at least 0."
             )
         if len(dataset) < (batch_size if drop_last else 1):
@@ -61,6 +64,7 @@ class Loader:
         self.batch_size = batch_size
         self.transform = transform
         self.shuffle = shuffle
+        self.epoch_size = epoch_size or len(dataset)
         self.drop_last = drop_last
         self.seed = seed
         self.prefetch = prefetch
@@ -70,7 +74,7 @@ class Loader:
 
     def __len__(self) -> int:
         """Batches in an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        whole, rest = divmod(self.epoch_size, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -113,9 +117,17 @@ class Loader:
         self._epoch, self._batch, self._first = epoch, batch, batch
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
+        """The epoch's part of the passes over the data, laid end to end."""
+        first, last = epoch * self.epoch_size, (epoch + 1) * self.epoch_size
+        passes = range(first // len(self.dataset), -(-last // len(self.dataset)))
+        order = np.concatenate([self._pass(number) for number in passes])
+        start = first - passes.start * len(self.dataset)
+        return order[start : start + self.epoch_size]
+
+    def _pass(self, number: int) -> NDArray[np.intp]:
         if not self.shuffle:
             return np.arange(len(self.dataset))
-        return self._generator(_ORDER, epoch).permutation(len(self.dataset))
+        return self._generator(_ORDER, number).permutation(len(self.dataset))
 
     def _generator(self, *place: int) -> np.random.Generator:
         # spawn_key tells (e, 0) from (e); a plain list of numbers would not.

@@ -1,7 +1,7 @@
 """Training: settings, the loop, checkpoints, evaluation."""
 
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, model_from_checkpoint, save_checkpoint
-from scratchvit.training.config import RECIPES, TrainConfig, recipe_for
+from scratchvit.training.config import TrainConfig
 from scratchvit.training.evaluate import Meter, evaluate
 from scratchvit.training.folder import RunFolder, read_config
 from scratchvit.training.interrupt import Interrupted

@@ -23,6 +23,8 @@ class TrainConfig:
     data_dir: str | None = option(None, "where the files of a named data set are")
     download: bool = option(False, "fetch a named data set that is not there (needs pooch)")
     val_fraction: float = option(0.1, "share of the training images that is kept for validation")
+    train_fraction: float = option(1.0, "share of the training images that is used, class by class")
+    epoch_images: int = option(0, "training images in an epoch, which then may hold several passes; 0: all, once")
     skip_bad: bool = option(False, "leave out pictures that do not decode, and count them")
 
     model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
@@ -30,7 +32,7 @@ class TrainConfig:
     init: str | None = option(None, "file of weights to begin with: timm's, torchvision's, Hugging Face's, a run's, …")
     new_head: bool = option(False, "with --init: leave the file's head out, for other classes than its own")
 
-    epochs: int = option(20, "passes over the training images")
+    epochs: int = option(20, "passes over the training images, each followed by a validation")
     batch_size: int = option(64, "images in a step")
     optimizer: str = option("adamw", "how gradients become steps", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
@@ -63,6 +65,13 @@ class TrainConfig:
     distill_weight: float | None = option(None, "the teacher's share of the loss; by default 0.5 hard, 0.1 soft")
     distill_temperature: float = option(3.0, "τ by which logits are divided, for soft")
 
+    non_finite: str = option(
+        "stop", "a step whose loss or gradient is infinite or NaN: end the run, or leave the step out", ("stop", "skip")
+    )
+    loss_scale: float = option(
+        0.0, "factor of the loss on the way back, against gradients that vanish in float16; adapts itself; 0: none"
+    )
+    workers: int = option(0, "processes that read and augment pictures; 0: a thread beside the training")
     seed: int = option(0, "of weights, split, order, augmentation and dropout")
     device: str = option(default_device(), "where to compute", ("cpu", "gpu"))
     save_every: int = option(0, "steps between checkpoints within an epoch; 0: at its end only")
@@ -70,34 +79,3 @@ class TrainConfig:
     def replace(self, **changes: Any) -> TrainConfig:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
-
-
-# Where no option says otherwise. Sizes follow what a CPU can train. What helps a ViT on little data, measured on the
-# validation images: matrices drawn by their width, fixed positions, the mean of all tokens instead of a class token.
-_SMALL = {"weight_init": "xavier", "pos_embed": "sincos", "global_pool": "avg", "class_token": False, "mlp_ratio": 2.0}
-_D128_L6 = {**_SMALL, "patch_size": 4, "embed_dim": 128, "depth": 6, "num_heads": 4, "drop_path_rate": 0.1}
-_D192_L6 = {**_D128_L6, "embed_dim": 192, "num_heads": 6}
-RECIPES: dict[str, TrainConfig] = {
-    # The digits are 8×8; at 16×16 a shift by a pixel is one by half of theirs, and cuts nothing off.
-    "digits": TrainConfig(
-        data="digits",
-        model_args={**_SMALL, "img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4},
-        epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
-    ),
-    "mnist": TrainConfig(data="mnist", model_args=_D128_L6, epochs=10, batch_size=128, crop_padding=2),
-    "fashion-mnist": TrainConfig(
-        data="fashion-mnist", model_args=_D128_L6, epochs=32, batch_size=64, lr=1e-3, weight_decay=0.1, flip=True,
-        crop_padding=1, label_smoothing=0.1, ema_decay=0.999,
-    ),
-    "cifar10": TrainConfig(
-        data="cifar10", model_args=_D192_L6, epochs=30, batch_size=128, label_smoothing=0.1, crop_padding=4, flip=True
-    ),
-    "cifar100": TrainConfig(
-        data="cifar100", model_args=_D192_L6, epochs=30, batch_size=128, label_smoothing=0.1, crop_padding=4, flip=True
-    ),
-}  # fmt: skip
-
-
-def recipe_for(data: str) -> TrainConfig:
-    """The starting point for a data set: its own recipe, or the plain defaults for a folder of images."""
-    return RECIPES.get(data, TrainConfig(data=data, flip=True))

@@ -144,7 +144,7 @@ class Trainer:
         every = READ_EVERY[self.config.device]
         self.model.train()
         description = f"epoch {epoch + 1}/{self.config.epochs}"
-        total = len(self.data.splits.train)
+        total = self.loader.epoch_size
         with tqdm(total=total, initial=self.meter.images, desc=description, unit="img", leave=False) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
             for images, labels in self.loader:

@@ -67,7 +67,10 @@ class TrainingData:
             RandomErasing(config.random_erasing) if config.random_erasing else None,
         ]
         transform = Compose(*(step for step in steps if step))
-        return Loader(self.splits.train, config.batch_size, transform, shuffle=True, seed=config.seed)
+        return Loader(
+            self.splits.train, config.batch_size, transform,
+            shuffle=True, epoch_size=config.epoch_images or None, seed=config.seed,
+        )  # fmt: skip
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
         """In order, as they are."""
@@ -93,6 +96,11 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     )
     if not len(splits.val):
         raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
+    if config.train_fraction < 1:
+        used, _ = data.stratified_split(splits.train.labels, 1.0 - config.train_fraction, config.seed)
+        splits = dataclasses.replace(splits, train=splits.train.subset(used))
+        if not len(used):
+            raise ScratchvitError(f"{config.data}: no image is left of a train_fraction of {config.train_fraction}")
     mean, std = data.channel_stats(splits.train) if init is None else _normalisation(config.model, init, splits)
     # A channel that never changes carries nothing; any deviation will do.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
@@ -170,7 +178,7 @@ def check(config: TrainConfig) -> None:
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = {"epochs": 1, "batch_size": 1, "save_every": 0, "seed": 0, "crop_padding": 0}
     at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
-    at_least |= {"mixup": 0, "cutmix": 0}
+    at_least |= dict.fromkeys(("mixup", "cutmix", "epoch_images", "loss_scale", "workers"), 0)
     for name, smallest in at_least.items():
         if not getattr(config, name) >= smallest:       # so that NaN is refused too
             raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
@@ -180,6 +188,8 @@ def check(config: TrainConfig) -> None:
         raise ScratchvitError("teacher_model names the model of a teacher's file: name the file with teacher")
     if config.distill_weight is not None and not 0 <= config.distill_weight <= 1:
         raise ScratchvitError(f"distill_weight must lie in [0, 1], not {config.distill_weight}")
+    if not 0 < config.train_fraction <= 1:
+        raise ScratchvitError(f"train_fraction must lie in (0, 1], not {config.train_fraction}")
     for name in ("label_smoothing", "ema_decay", "regularisation", "color_jitter"):
         if not 0 <= getattr(config, name) < 1:
             raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

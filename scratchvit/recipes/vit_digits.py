@@ -1,0 +1,22 @@
+"""A small ViT on scikit-learn's 1,797 handwritten digits: what `scratchvit train` does without options.
+
+paper     the model: ViT, arXiv 2010.11929; fixed positions and the mean of all tokens: arXiv 2205.01580
+command   scratchvit train
+machine   two cores of an Intel Xeon
+result    test 98.6, 98.3 and 96.9 % with the seeds 0, 1 and 2, in 29 s (23 November 2026)
+
+The digits are 8×8. At 16×16 a random shift by a pixel is one by half of theirs and cuts nothing off: at 8×8 it cost
+four points. Matrices drawn by their width train better here than timm's deviation of 0.02, which is meant for D ≥ 192.
+"""
+
+from scratchvit.training import TrainConfig
+
+RECIPE = TrainConfig(
+    data="digits",
+    model="vit_tiny_patch16_224",
+    model_args={
+        "img_size": 16, "patch_size": 4, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0,
+        "class_token": False, "global_pool": "avg", "pos_embed": "sincos", "weight_init": "xavier",
+    },
+    epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
+)  # fmt: skip
