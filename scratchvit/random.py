@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 
@@ -34,23 +34,35 @@ class Generator:
 
     def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Array:
         """A bool array of the given shape on the device in use, each entry True with the given probability."""
-        xp = current().xp
+        chosen_at = self.bernoulli_at(probability, shape)
+        count = math.prod(shape)
+        chosen = current().xp.empty(count, dtype=bool)
+
+        def fill(positions: Array, chosen: Array) -> None:
+            chosen[...] = chosen_at(positions)
+
+        parallel_rows(fill, current().xp.arange(count, dtype=np.uint32), chosen)
+        return chosen.reshape(shape)
+
+    def bernoulli_at(self, probability: float, shape: tuple[int, ...]) -> Callable[[Array], Array]:
+        """The same draw, not yet made: a function of flat positions, uint32, that gives its entries there.
+
+        It overwrites the positions. For draws too large to be held whole.
+        """
         count = math.prod(shape)
         if count >= 2**32:
             raise ValueError(f"one draw gives fewer than 2³² numbers; {shape} asks for {count}")
         first_key, second_key = self._keys()
         threshold = min(round(probability * 2**32), 2**32 - 1)
-        chosen = xp.empty(count, dtype=bool)
 
-        def fill(counter: Array, chosen: Array) -> None:
-            counter ^= first_key
-            _mix(counter)
-            counter += second_key
-            _mix(counter)
-            xp.less(counter, threshold, out=chosen)
+        def chosen_at(positions: Array) -> Array:
+            positions ^= first_key
+            _mix(positions)
+            positions += second_key
+            _mix(positions)
+            return positions < threshold
 
-        parallel_rows(fill, xp.arange(count, dtype=np.uint32), chosen)
-        return chosen.reshape(shape)
+        return chosen_at
 
     def _keys(self) -> tuple[int, int]:
         for record in _records:

@@ -9,9 +9,12 @@ from typing import Any
 
 from scratchvit import random
 from scratchvit.backend import Array, array_module, asarray, parallel_rows
+from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
 from scratchvit.tensor import op
+
+LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attention` keeps none
 
 
 @op
@@ -49,6 +52,7 @@ def attention(
     dropout: float = 0.0,
     scale: float | None = None,
     generator: Generator | None = None,
+    blocks: bool | None = None,
 ):
     """Scaled dot-product attention, softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
@@ -58,12 +62,19 @@ def attention(
 
     With P the probabilities and dP = dy vᵀ:  dv = Pᵀ dy,  dS = P (dP - Σ P dP),  dq = dS k scale,  dk = dSᵀ q scale,
     dbias = dS; and the row sums Σ P dP are those of y dy, which are shorter.
+
+    blocks: True keeps no probabilities and takes keys a block at a time, so that memory grows with N + M instead of N·M
+    (`attention_blocks`); backward then computes the scores anew. By default where a matrix has over a million entries.
     """
     xp = array_module(q)
     if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
     scores_shape = (*q.shape[:-1], k.shape[-2])                                     # (B, ..., N, M)
+    if blocks is None:
+        blocks = scores_shape[-2] * scores_shape[-1] > LARGE_MATRIX and not _recordings
+    if blocks:
+        return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
     p = xp.empty(scores_shape, dtype=q.dtype)
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
     ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # a product with it sums rows at the speed of BLAS
@@ -126,6 +137,29 @@ def attention(
         return dq, dk, dv, dbias
 
     return y, backward
+
+
+def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
+    """`attention` by `attention_in_blocks`: bias and mask with the axes of the scores, and a mask of dropout."""
+    if _recordings:
+        raise ValueError("attention in blocks keeps no probabilities to record: leave blocks=True out")
+
+    def with_all_axes(x):
+        return x.reshape((1,) * (q.ndim - x.ndim) + x.shape)
+
+    kept = None
+    if dropout:
+        kept = (generator or random.DEFAULT).bernoulli_at(1 - dropout, (*q.shape[:-1], k.shape[-2]))
+    y, backward = attention_in_blocks(
+        q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(asarray(mask)),
+        kept, dropout, scale,
+    )  # fmt: skip
+
+    def backward_as_given(dy, need):
+        dq, dk, dv, dbias = backward(dy, need)
+        return dq, dk, dv, None if dbias is None else dbias.reshape(bias.shape)
+
+    return y, backward_as_given
 
 
 def _drop(values: Array, kept: Array | None, rate: float) -> Array:

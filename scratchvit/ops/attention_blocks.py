@@ -1,0 +1,158 @@
+"""Attention without the matrix: memory that grows with the number of tokens, not with its square.
+
+The scores of N queries with M keys are N·M numbers, and softmax seems to need a whole row of them. It does not: with
+the largest score m so far and the sum l of eˢ⁻ᵐ, keys can come a block at a time (Rabe & Staats, arXiv 2112.05682; Dao
+et al., FlashAttention, arXiv 2205.14135, algorithm 1). What a new block brings is added after what was there is
+rescaled by e^(m_old - m_new):
+
+    m ← max(m, max S),   l ← l e^(m_old - m) + Σ e^(S - m),   y ← y e^(m_old - m) + e^(S - m) v,   at the end y / l
+
+Of the matrix only L = m + log l is kept, a number for each query. Backward computes the scores anew, block by block,
+and has the probabilities back at once: P = e^(S - L). From there it is `attention`'s own backward.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
+from scratchvit.ops.elementwise import unbroadcast
+
+# Scores that are held at a time: what stays in a core's cache on the CPU, what fills a GPU.
+SCORES = {"cpu": 1 << 18, "gpu": 1 << 26}
+Kept = Callable[[Array], Array]     # flat positions in (B, ..., N, M) → which of these probabilities were kept
+
+
+def attention_in_blocks(
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Kept | None, dropout: float,
+    scale: float,
+) -> tuple[Array, Callable[[Array, list[bool]], tuple[Array | None, ...]]]:
+    """The value of `attention` and its backward, for arguments that were found to fit together.
+
+    bias and mask have as many axes as the scores (B, ..., N, M); what is 1 there is broadcast.
+    """
+    xp = array_module(q)
+    leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
+    lowest = float(xp.finfo(q.dtype).min)
+    y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
+    L = xp.empty((*q.shape[:-1], 1), dtype=q.dtype)
+    units = _units(leading, bias) if backend_of(q) is CPU else [[()]]
+    together = 1 if backend_of(q) is CPU else math.prod(leading)        # matrices that are worked on at a time
+    rows, columns = _block_sizes(N, M, together, SCORES["cpu" if backend_of(q) is CPU else "gpu"])
+
+    def scores(at: tuple[int, ...], i: slice, j: slice) -> Array:
+        """S of queries i and keys j in the matrices at this place, (…, rows, columns)."""
+        s = xp.matmul(q[at][..., i, :] * scale, k[at][..., j, :].swapaxes(-1, -2))
+        if bias is not None:
+            s += _block(bias, at, i, j)
+        if mask is not None:
+            xp.copyto(s, -math.inf, where=~_block(mask, at, i, j))
+        return s
+
+    def dropped(p: Array, at: tuple[int, ...], i: slice, j: slice) -> Array:
+        """The probabilities that were kept, scaled up."""
+        if kept is None:
+            return p
+        return p * kept(_positions(xp, leading, N, M, at, i, j)) * (1 / (1 - dropout))
+
+    def forward(places: list[tuple[int, ...]]) -> None:
+        for at in places:
+            for i in _slices(N, rows):
+                m = xp.full(L[at][..., i, :].shape, lowest, dtype=q.dtype)
+                total = xp.zeros_like(m)
+                out = xp.zeros_like(y[at][..., i, :])
+                for j in _slices(M, columns):
+                    p = scores(at, i, j)
+                    highest = xp.maximum(m, p.max(axis=-1, keepdims=True))
+                    p -= highest
+                    xp.exp(p, out=p)
+                    fades = xp.exp(m - highest)
+                    total = total * fades + p.sum(axis=-1, keepdims=True)
+                    out *= fades
+                    out += xp.matmul(dropped(p, at, i, j), v[at][..., j, :])
+                    m = highest
+                total += total == 0         # a query that may look nowhere gets zeros
+                y[at][..., i, :] = out / total
+                L[at][..., i, :] = m + xp.log(total)
+
+    deal(forward, [(places,) for places in units], cpu_threads())
+
+    def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
+        dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
+        dbias = xp.zeros_like(bias) if need[3] else None
+        sums = (y * dy).sum(axis=-1, keepdims=True)             # Σ P dP
+
+        def backward_rows(places: list[tuple[int, ...]]) -> None:
+            for at in places:
+                for i in _slices(N, rows):
+                    dy_i, q_i = dy[at][..., i, :], q[at][..., i, :]
+                    for j in _slices(M, columns):
+                        v_j, k_j = v[at][..., j, :], k[at][..., j, :]
+                        p = scores(at, i, j)
+                        p -= L[at][..., i, :]
+                        xp.exp(p, out=p)
+                        ds = dropped(xp.matmul(dy_i, v_j.swapaxes(-1, -2)), at, i, j)
+                        ds -= sums[at][..., i, :]
+                        ds *= p
+                        dv[at][..., j, :] += xp.matmul(dropped(p, at, i, j).swapaxes(-1, -2), dy_i)
+                        if dbias is not None:
+                            block = _block(dbias, at, i, j)
+                            block += unbroadcast(ds, block.shape)
+                        ds *= scale
+                        dq[at][..., i, :] += xp.matmul(ds, k_j)
+                        dk[at][..., j, :] += xp.matmul(ds.swapaxes(-1, -2), q_i)
+
+        deal(backward_rows, [(places,) for places in units], cpu_threads())
+        return dq, dk, dv, dbias
+
+    return y, backward
+
+
+def _units(leading: tuple[int, ...], bias: Array | None) -> list[list[tuple[int, ...]]]:
+    """The places of all matrices, in groups that threads may work on beside each other.
+
+    Those that share a bias, and so add to the same gradient, are in one group.
+    """
+    groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
+    for at in np.ndindex(leading):
+        shared = at if bias is None else _place(bias, at)
+        groups.setdefault(shared, []).append(at)
+    return list(groups.values())
+
+
+def _place(x: Array, at: tuple[int, ...]) -> tuple[int, ...]:
+    """Where x, which is broadcast over axes of length 1, has what belongs to the matrix at this place."""
+    return tuple(0 if x.shape[axis] == 1 else index for axis, index in enumerate(at))
+
+
+def _block(x: Array, at: tuple[int, ...], i: slice, j: slice) -> Array:
+    """Rows i and columns j of a bias or mask (B, ..., N, M) at this place, a view; an axis of length 1 stays whole."""
+    matrix = x[_place(x, at)]
+    return matrix[..., i if x.shape[-2] > 1 else slice(None), j if x.shape[-1] > 1 else slice(None)]
+
+
+def _positions(
+    xp: Any, leading: tuple[int, ...], N: int, M: int, at: tuple[int, ...], i: slice, j: slice
+) -> Array:
+    """Flat positions in (B, ..., N, M) of a block's entries, uint32 (…, rows, columns)."""
+    if at:
+        first = xp.full((), np.ravel_multi_index(at, leading))
+    else:
+        first = xp.arange(math.prod(leading)).reshape(*leading, 1, 1)
+    row, column = xp.arange(i.start, i.stop).reshape(-1, 1), xp.arange(j.start, j.stop)
+    return ((first * N + row) * M + column).astype(np.uint32)
+
+
+def _block_sizes(N: int, M: int, together: int, entries: int) -> tuple[int, int]:
+    """Rows and columns of a block: about square, of so many entries in all matrices that are worked on together."""
+    side = max(1, math.isqrt(max(1, entries // together)))
+    columns = min(M, side)
+    return min(N, max(1, entries // together // columns)), columns
+
+
+def _slices(length: int, step: int) -> Iterator[slice]:
+    return (slice(start, min(start + step, length)) for start in range(0, length, step))

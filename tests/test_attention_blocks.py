@@ -1,0 +1,123 @@
+"""Attention that takes keys a block at a time equals attention with its whole matrix."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import ops
+from scratchvit.backend import asarray
+from scratchvit.ops import attention_blocks
+from scratchvit.random import Generator
+
+Q, K, V = (2, 3, 7, 4), (2, 3, 9, 4), (2, 3, 9, 5)
+BIASES = (None, (2, 3, 7, 9), (1, 3, 7, 9), (3, 1, 9), (7, 9), (2, 1, 1, 9), (1,))
+MASKS = (None, (7, 9), (2, 1, 7, 9), (1, 9))
+
+
+@pytest.fixture(autouse=True)
+def small_blocks(monkeypatch):
+    """Blocks of 3×4 on the CPU, 3×3 on a GPU, so that both axes are cut, with a rest."""
+    monkeypatch.setattr(attention_blocks, "SCORES", {"cpu": 12, "gpu": 54})
+
+
+def both(dtype, bias_shape=None, mask_shape=None, dropout=0.0, **kwargs):
+    """Value and gradients, with the matrix and without."""
+    rng = np.random.default_rng(0)
+    arrays = [asarray(rng.standard_normal(shape).astype(dtype)) for shape in (Q, K, V)]
+    if bias_shape is not None:
+        arrays.append(asarray(rng.standard_normal(bias_shape).astype(dtype)))
+    mask = None if mask_shape is None else rng.random(mask_shape) > 0.4
+    dy = asarray(rng.standard_normal((2, 3, 7, 5)).astype(dtype))
+    for blocks in (False, True):
+        inputs = [sv.Tensor(array, requires_grad=True) for array in arrays]
+        y = ops.attention(*inputs, mask=mask, dropout=dropout, generator=Generator(3), blocks=blocks, **kwargs)
+        y.backward(dy)
+        yield [y.numpy(), *(sv.backend.asnumpy(x.grad) for x in inputs)]
+
+
+@pytest.mark.parametrize("mask_shape", MASKS)
+@pytest.mark.parametrize("bias_shape", BIASES)
+def test_it_is_the_same(bias_shape, mask_shape, device):
+    plain, in_blocks = both(np.float64, bias_shape, mask_shape)
+    for expected, found in zip(plain, in_blocks, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("bias_shape", [None, (1, 3, 7, 9)])
+def test_with_dropout_the_same_probabilities_are_dropped(bias_shape, device):
+    plain, in_blocks = both(np.float64, bias_shape, dropout=0.4)
+    for expected, found in zip(plain, in_blocks, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-12)
+
+
+def test_float32_stays_float32(device):
+    plain, in_blocks = both(np.float32, (1, 3, 7, 9), (7, 9), scale=0.7)
+    for expected, found in zip(plain, in_blocks, strict=True):
+        assert found.dtype == np.float32
+        np.testing.assert_allclose(found, expected, rtol=0, atol=1e-5)
+
+
+def test_scores_that_would_overflow():
+    q = sv.Tensor(np.full((1, 1, 5, 2), 100.0, np.float32))
+    k = sv.Tensor(np.linspace(-100, 100, 14, dtype=np.float32).reshape(1, 1, 7, 2))
+    v = sv.Tensor(np.eye(7, dtype=np.float32)[None, None])
+    y = ops.attention(q, k, v, blocks=True).numpy()
+    np.testing.assert_allclose(y, np.broadcast_to(np.eye(7)[-1], (1, 1, 5, 7)), atol=1e-6)
+
+
+def test_a_query_that_may_look_nowhere_gets_zeros_and_gives_none():
+    rng = np.random.default_rng(1)
+    q, k, v = (sv.Tensor(rng.standard_normal(s).astype(np.float32), requires_grad=True) for s in (Q, K, V))
+    mask = np.ones((7, 9), bool)
+    mask[2] = False
+    y = ops.attention(q, k, v, mask=mask, blocks=True)
+    y.backward(np.ones(y.shape, np.float32))
+    assert not y.numpy()[:, :, 2].any() and not q.grad[:, :, 2].any()
+    assert all(np.isfinite(x.grad).all() for x in (q, k, v))
+
+
+def test_it_is_chosen_by_size_and_not_while_probabilities_are_recorded(monkeypatch):
+    chosen = []
+
+    def watched(q, *args):
+        chosen.append(q.shape)
+        return attention_blocks.attention_in_blocks(q, *args)
+
+    module = sys.modules["scratchvit.ops.attention"]        # the name itself is the function's
+    monkeypatch.setattr(module, "attention_in_blocks", watched)
+    small, large = (sv.Tensor(np.zeros((1, 1, n, 1), np.float32)) for n in (1000, 1100))
+    ops.attention(small, small, small)
+    assert not chosen
+    ops.attention(large, large, large)
+    assert chosen == [(1, 1, 1100, 1)]
+    with ops.record_attention() as maps:
+        ops.attention(large, large, large)
+    assert len(chosen) == 1 and maps[0].shape == (1, 1, 1100, 1100)
+    with ops.record_attention(), pytest.raises(ValueError, match="leave blocks=True out"):
+        ops.attention(small, small, small, blocks=True)
+
+
+MEMORY = """
+import resource, sys
+import scratchvit as sv
+import numpy as np
+
+rng = np.random.default_rng(0)
+q, k, v = (sv.Tensor(rng.standard_normal((1, 2, 4096, 16), dtype=np.float32), requires_grad=True) for _ in range(3))
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+sv.ops.attention(q, k, v, blocks=sys.argv[1] == "True").sum().backward()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in KiB on Linux")
+def test_memory_does_not_hold_a_matrix():
+    def grown(blocks):
+        command = [sys.executable, "-c", MEMORY, str(blocks)]
+        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024       # MiB
+
+    assert grown(True) < 32         # a matrix of 4096² float32 has 64 MiB, and there are two
+    assert grown(False) > 128
