@@ -33,3 +33,16 @@ def likely(counts, expected=None):
 def alike(ours, theirs):
     """Two samples of one distribution (Kolmogorov and Smirnov)."""
     return stats.ks_2samp(ours, theirs).pvalue > 1e-3
+
+
+def uniform(sample, low=0.0, high=1.0):
+    """Numbers as a uniform draw between low and high gives them (Kolmogorov and Smirnov)."""
+    return stats.kstest(sample, stats.uniform(low, high - low).cdf).pvalue > 1e-3
+
+
+def independent(*samples):
+    """Samples of one length of which none tells anything of another: sixths of one against sixths of the other."""
+    sixths = [np.argsort(np.argsort(sample)) * 6 // len(sample) for sample in samples]
+    pairs = [(a, b) for i, a in enumerate(sixths) for b in sixths[:i]]
+    tables = [np.bincount(6 * a + b, minlength=36).reshape(6, 6) for a, b in pairs]
+    return all(stats.chi2_contingency(table).pvalue > 1e-3 for table in tables)

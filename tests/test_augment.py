@@ -8,7 +8,7 @@ from PIL import Image
 from scipy import stats
 
 from scratchvit.cli import main
-from scratchvit.data import Compose, Loader, Normalize, RandomHorizontalFlip
+from scratchvit.data import Compose, ImageFolder, Loader, Normalize, RandomHorizontalFlip, Resized
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
 from scratchvit.data.images import to_picture
 from scratchvit.data.randaugment import RandAugment
@@ -55,7 +55,7 @@ def test_a_loader_gives_the_same_pictures_however_far_ahead_it_works(prefetch):
 def test_crop_cuts_its_boxes_out_and_resizes_them():
     images = random_images(20, 30, 40, 3)
     crop = RandomResizedCrop((12, 10), interpolation="bicubic")
-    boxes = crop.boxes(images.shape, generator())
+    boxes = crop.boxes([image.shape[:2] for image in images], generator())
     out = crop(images, generator())
     assert out.shape == (20, 12, 10, 3) and out.dtype == np.uint8
     for image, result, (top, left, height, width) in zip(images, out, boxes):
@@ -67,7 +67,7 @@ def test_crop_cuts_its_boxes_out_and_resizes_them():
 
 def test_boxes_have_the_area_and_the_ratio_asked_for():
     top, left, height, width = RandomResizedCrop(8, scale=(0.2, 0.3), ratio=(0.5, 0.6)).boxes(
-        (2000, 200, 300, 3), generator()
+        [(200, 300)] * 2000, generator()
     ).T
     assert 0.19 < (height * width).min() / 60_000 < 0.21 and 0.29 < (height * width).max() / 60_000 < 0.31
     assert 0.49 < (width / height).min() < 0.51 and 0.59 < (width / height).max() < 0.61
@@ -80,8 +80,45 @@ def test_boxes_have_the_area_and_the_ratio_asked_for():
     [((10, 300), (0, 143, 10, 13)), ((300, 10), (143, 0, 13, 10)), ((20, 20), (0, 0, 20, 20))],
 )
 def test_where_no_box_fits_it_is_the_largest_central_one(size, box):
-    boxes = RandomResizedCrop(8, scale=(1.0, 1.0)).boxes((40, *size, 3), generator())
+    boxes = RandomResizedCrop(8, scale=(1.0, 1.0)).boxes([size] * 40, generator())
     assert (boxes == box).all()
+
+
+def originals(*sizes):
+    """Pictures each of its own size."""
+    return [random_images(1, *size, seed=i)[0] for i, size in enumerate(sizes)]
+
+
+SIZES = [(30, 40), (200, 9), (9, 200), (1, 1), (64, 64)]
+
+
+def test_pictures_of_different_sizes_get_the_boxes_that_each_would_get_among_its_like():
+    crop = RandomResizedCrop((12, 10), scale=(0.3, 1.0))
+    images = originals(*SIZES * 6)
+    boxes = crop.boxes([image.shape[:2] for image in images], generator())
+    out = crop(images, generator())
+    for row, (image, result) in enumerate(zip(images, out)):
+        copies = np.tile(image, (len(images), 1, 1, 1))
+        assert np.array_equal(crop.boxes([image.shape[:2]] * len(images), generator())[row], boxes[row])
+        assert np.array_equal(crop(copies, generator())[row], result)
+
+
+def test_how_originals_are_cropped_does_not_depend_on_how_their_batch_is_cut():
+    crop, images = RandomResizedCrop(9), originals(*SIZES * 4)
+    rng = generator()
+    parts = [crop(images[a:b], rng) for a, b in ((0, 1), (1, 12), (12, 20))]
+    assert np.array_equal(np.concatenate(parts), crop(images, generator()))
+
+
+def test_originals_are_the_pictures_before_they_were_brought_to_a_size(tmp_path):
+    dataset = random_dataset(6)
+    assert Resized(dataset, 16).originals() is dataset.originals() is dataset
+    paths = [write_picture(tmp_path / "any" / f"{i}.png", (10 + i, 20)) for i in range(4)]
+    folder = ImageFolder.scan(tmp_path, 8).subset([3, 1])
+    images = folder.originals().images([1, 0, 1])
+    assert [image.shape for image in images] == [(20, 11, 3), (20, 13, 3), (20, 11, 3)]
+    assert np.array_equal(images[1], np.asarray(Image.open(paths[3])))
+    assert np.array_equal(folder.originals().labels, folder.labels) and len(folder.originals()) == 2
 
 
 def test_a_picture_of_one_pixel_is_cropped_whatever_the_ratio():
@@ -237,9 +274,27 @@ def test_cropped_pixels_equal_torchvisions(interpolation):
     images = random_images(20, 40, 50, 3)
     crop = RandomResizedCrop((24, 20), interpolation=interpolation)
     out = crop(images, generator())
-    for image, result, box in zip(images, out, crop.boxes(images.shape, generator())):
+    for image, result, box in zip(images, out, crop.boxes([image.shape[:2] for image in images], generator())):
         mode = InterpolationMode(interpolation)
         theirs = functional.resized_crop(Image.fromarray(image), *map(int, box), (24, 20), mode)
+        assert np.array_equal(result, np.asarray(theirs))
+
+
+@pytest.mark.parity
+def test_crops_of_picture_files_equal_torchvisions(tmp_path):
+    import_torchvision()
+    from torchvision.transforms import functional
+
+    for i, image in enumerate(originals(*SIZES)):
+        path = tmp_path / "any" / f"{i}.jpg"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(image).save(path)
+    pictures = ImageFolder.scan(tmp_path, 8).originals()
+    crop = RandomResizedCrop(24)
+    boxes = crop.boxes(SIZES, generator())
+    for i, (result, box) in enumerate(zip(crop(pictures.images(range(len(SIZES))), generator()), boxes)):
+        with Image.open(tmp_path / "any" / f"{i}.jpg") as picture:
+            theirs = functional.resized_crop(picture.convert("RGB"), *map(int, box), (24, 24))
         assert np.array_equal(result, np.asarray(theirs))
 
 
@@ -258,7 +313,7 @@ def test_crop_boxes_are_distributed_as_torchvisions(size, scale, ratio):
     from torchvision.transforms import RandomResizedCrop as Theirs
 
     draws = 10_000
-    ours = RandomResizedCrop(8, scale, ratio).boxes((draws, *size, 3), generator())
+    ours = RandomResizedCrop(8, scale, ratio).boxes([size, (111, 90)] * draws, generator())[::2]
     image = Image.new("L", size[::-1])
     with torch.random.fork_rng():
         torch.manual_seed(5)

@@ -4,7 +4,7 @@ In short:
 
     splits = load("fashion-mnist", download=True)
     augment = Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(splits.train)))
-    for x, y in Loader(splits.train, 128, augment, shuffle=True):  # float32 (B, C, H, W), int64 (B,)
+    for x, y in Loader(splits.train, 128, augment, shuffle=True, workers=2):  # float32 (B, C, H, W), int64 (B,)
         ...
 """
 

@@ -9,11 +9,11 @@ its own row in a draw from the batch's generator, so that it comes out the same 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageEnhance
 
 from scratchvit.data.images import to_picture
@@ -33,17 +33,18 @@ def _between(chance: NDArray[np.float64], limits: Range) -> NDArray[np.float64]:
 
 
 def _draw_boxes(
-    chance: NDArray[np.float64], area: NDArray[np.float64], ratio: Range, size: tuple[int, int], least: int
+    chance: NDArray[np.float64], area: NDArray[np.float64], ratio: Range, sizes: ArrayLike, least: int
 ) -> tuple[Boxes, NDArray[np.bool_]]:
     """Boxes of a given area and a random ratio height / width, at random places: (N, 4), and whether one was found.
 
     Of ten attempts, chance (N, 22) and area (N, 10) in pixels, the first that fits is taken. Ratios are
-    log-uniform, so that 3/4 and 4/3 are equally likely. With least 1 a side is at most the picture's; with 0 it is
-    one less, and something of the picture remains.
+    log-uniform, so that 3/4 and 4/3 are equally likely. The pictures' sizes are (N, 2), heights and widths, or (2,)
+    for them all. With least 1 a side is at most the picture's; with 0 it is one less, and something of the picture
+    remains.
     """
     shape = np.exp(_between(chance[:, _ATTEMPTS : 2 * _ATTEMPTS], (np.log(ratio[0]), np.log(ratio[1]))))
     sides = np.rint(np.sqrt([area * shape, area / shape])).astype(int)  # (2, N, 10): heights, widths
-    limits = np.reshape(size, (2, 1, 1))
+    limits = np.transpose(np.reshape(sizes, (-1, 2)))[..., None]  # (2, N or 1, 1)
     fits = np.all((sides >= least) & (sides < least + limits), axis=0)
     chosen = sides[:, np.arange(len(area)), fits.argmax(axis=1)]  # (2, N)
     places = (chance[:, -2:].T * (limits[..., 0] - chosen + 1)).astype(int)
@@ -52,6 +53,9 @@ def _draw_boxes(
 
 class RandomResizedCrop:
     """Cut a box of random area, shape and place out of each picture and resize it. uint8 (B, H, W, C) → (B, *size, C).
+
+    Instead of an array the pictures may be a list of uint8 (h, w, C), each of its own size (`Dataset.originals`): what
+    is cut out of a large photograph has more detail than what is cut out of the small square that was made of it.
 
     The crop of Inception (Szegedy et al. 1409.4842 §6), drawn as torchvision draws it: an area uniform in `scale`, as
     a share of the picture, a ratio width / height log-uniform in `ratio`; after ten boxes that do not fit, the
@@ -83,22 +87,25 @@ class RandomResizedCrop:
         self.ratio = ratio
         self.interpolation = Image.Resampling[interpolation.upper()]
 
-    def __call__(self, images: Images, rng: np.random.Generator) -> Images:
+    def __call__(self, images: Images | Sequence[Images], rng: np.random.Generator) -> Images:
         height, width = self.size
-        out = np.empty((len(images), height, width, images.shape[-1]), np.uint8)
-        for row, (top, left, box_height, box_width) in enumerate(self.boxes(images.shape, rng)):
-            crop = to_picture(images[row, top : top + box_height, left : left + box_width])
-            out[row] = np.asarray(crop.resize((width, height), self.interpolation)).reshape(out.shape[1:])
+        channels = images[0].shape[-1] if len(images) else 3
+        out = np.empty((len(images), height, width, channels), np.uint8)
+        boxes = self.boxes([image.shape[:2] for image in images], rng)
+        for image, result, (top, left, box_height, box_width) in zip(images, out, boxes):
+            crop = to_picture(image[top : top + box_height, left : left + box_width])
+            result[...] = np.asarray(crop.resize((width, height), self.interpolation)).reshape(result.shape)
         return out
 
-    def boxes(self, shape: tuple[int, ...], rng: np.random.Generator) -> Boxes:
-        """The boxes (B, 4) for pictures of that shape (B, H, W, C)."""
-        count, height, width = shape[:3]
-        chance = rng.random((count, _BOX_CHANCE))
-        area = _between(chance[:, :_ATTEMPTS], self.scale) * (height * width)
+    def boxes(self, sizes: ArrayLike, rng: np.random.Generator) -> Boxes:
+        """The boxes (B, 4) for pictures of these sizes (B, 2): heights and widths."""
+        sizes = np.reshape(sizes, (-1, 2))      # also where there are none
+        chance = rng.random((len(sizes), _BOX_CHANCE))
+        area = _between(chance[:, :_ATTEMPTS], self.scale) * sizes.prod(axis=1, keepdims=True)
         height_to_width = 1 / self.ratio[1], 1 / self.ratio[0]
-        boxes, found = _draw_boxes(chance, area, height_to_width, (height, width), least=1)
-        boxes[~found] = self._central(height, width)
+        boxes, found = _draw_boxes(chance, area, height_to_width, sizes, least=1)
+        for row in np.flatnonzero(~found):
+            boxes[row] = self._central(*sizes[row].tolist())
         return boxes
 
     def _central(self, height: int, width: int) -> tuple[int, int, int, int]:

@@ -5,7 +5,7 @@ A data set gives uint8 pictures for indices; everything random or floating happe
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -14,18 +14,31 @@ from scratchvit.data.images import resize_image, to_picture
 from scratchvit.errors import ScratchvitError
 
 
-class Dataset(Protocol):
-    """N pictures of one shape, with a class each."""
+class Pictures(Protocol):
+    """N pictures, with a class each: what a `Loader` makes batches of."""
 
     name: str
-    classes: tuple[str, ...]
-    image_shape: tuple[int, int, int]  # (H, W, C)
-    labels: NDArray[np.int64]  # (N,), each in 0 … len(classes) - 1
+    labels: NDArray[np.int64]  # (N,), each in 0 … number of classes - 1
 
     def __len__(self) -> int: ...
 
+    def images(self, indices: ArrayLike) -> Any:
+        """For indices (B,), what the first transform takes: an array (B, H, W, C), or B arrays (h, w, C)."""
+        ...
+
+
+class Dataset(Pictures, Protocol):
+    """N pictures of one shape."""
+
+    classes: tuple[str, ...]
+    image_shape: tuple[int, int, int]  # (H, W, C)
+
     def images(self, indices: ArrayLike) -> NDArray[np.uint8]:
         """uint8 (B, H, W, C), a fresh array, for indices (B,)."""
+        ...
+
+    def originals(self) -> Pictures:
+        """The same pictures before they were brought to one size, for `RandomResizedCrop` to cut from."""
         ...
 
     def subset(self, indices: ArrayLike) -> Self:
@@ -74,6 +87,9 @@ class ArrayDataset:
         indices = np.asarray(indices, np.intp)
         return type(self)(self._images[indices], self.labels[indices], self.classes, self.name)
 
+    def originals(self) -> Pictures:
+        return self
+
 
 class Resized:
     """Another data set's pictures at img_size × img_size, resized as they are asked for (`resize_image`).
@@ -100,6 +116,9 @@ class Resized:
 
     def subset(self, indices: ArrayLike) -> Self:
         return type(self)(self._dataset.subset(indices), self.image_shape[0])
+
+    def originals(self) -> Pictures:
+        return self._dataset.originals()
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scratchvit.data.datasets import Splits, stratified_split
-from scratchvit.data.images import load_image
+from scratchvit.data.images import load_image, open_image
 from scratchvit.errors import ScratchvitError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
@@ -80,6 +80,9 @@ class ImageFolder:
         part._decoded = self._decoded  # what is decoded already stays so
         return part
 
+    def originals(self) -> "OriginalPictures":
+        return OriginalPictures(self)
+
     def bad_pictures(self) -> dict[int, str]:
         """Index → what is wrong, for every picture that does not decode. Decodes them all, in threads."""
 
@@ -100,6 +103,22 @@ class ImageFolder:
         if self._keep:
             self._decoded[path] = picture
         return picture
+
+
+class OriginalPictures:
+    """The pictures of an ImageFolder at their own sizes. Decoded anew each time, for they may fill any memory."""
+
+    def __init__(self, folder: ImageFolder):
+        self.name = folder.name
+        self.labels = folder.labels
+        self._paths = folder.paths
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def images(self, indices: ArrayLike) -> list[NDArray[np.uint8]]:
+        """B arrays (h, w, 3). Raises ScratchvitError as `ImageFolder.images` does."""
+        return [np.asarray(open_image(self._paths[index])) for index in np.asarray(indices, np.intp)]
 
 
 def load_folder(root: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool) -> Splits:

@@ -1,9 +1,10 @@
 """Batches for training and evaluation: shuffled, transformed, made ahead of time, and resumable bit for bit.
 
 Chance depends on the place alone: the order of pass p comes from (seed, p), the augmentation of batch b in epoch e
-from (seed, e, b). So it does not matter how far ahead the background thread runs, or where a run was resumed.
+from (seed, e, b). So it does not matter how far ahead batches are made, by how many, or where a run was resumed.
 """
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchvit.data.datasets import Dataset
+from scratchvit.data.datasets import Pictures
 from scratchvit.data.transforms import Transform
+from scratchvit.data.workers import Workers
 from scratchvit.errors import ScratchvitError
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
@@ -25,22 +27,25 @@ _ORDER, _AUGMENTATION = 0, 1  # keep the two uses of a seed apart
 class Loader:
     """Iterating gives one epoch of (x float32 (B, C, H, W), y int64 (B,)) NumPy arrays.
 
-    transform   called with uint8 (B, H, W, C) and the batch's generator; see `transforms`
+    transform   called with what dataset.images gives, uint8 (B, H, W, C), and the batch's generator; see `transforms`
     shuffle     a new order in each pass over the data
     epoch_size  samples in an epoch; by default all. Passes then go on from one epoch into the next, so that an
                 epoch may hold part of a pass, or several
     drop_last   leave out a last batch that is smaller than batch_size
     prefetch    batches that one background thread makes ahead of the consumer
+    workers     processes that make the batches instead, each one at a time, and `prefetch` more are ready. The
+                batches are the same. See `workers` for what a data set and a transform must be to get there
 
-    An epoch left early (break, an exception) stops the thread, and starts over with the next iteration;
-    only `load_state_dict` makes an iteration begin in the middle. What goes wrong in the thread, such as a
-    picture that does not decode, is raised from the iteration, as it was. Raises ScratchvitError for
+    An epoch left early (break, an exception) stops the thread or the workers, and starts over with the next
+    iteration; only `load_state_dict` makes an iteration begin in the middle. Otherwise workers live until `close`,
+    or until the loader is gone. What goes wrong while a batch is made, such as a picture that does not decode, is
+    raised from the iteration, as it was; a worker that dies raises ScratchvitError. Raises ScratchvitError for
     arguments out of range and for a data set too small to give a batch.
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Pictures,
         batch_size: int,
         transform: Transform,
         *,
@@ -49,11 +54,12 @@ class Loader:
         drop_last: bool = False,
         seed: int = 0,
         prefetch: int = 2,
+        workers: int = 0,
     ):
-        if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, epoch_size or 0) < 0:
+        if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, workers, epoch_size or 0) < 0:
             raise ScratchvitError(
                 f"Loader: batch_size={batch_size} and epoch_size={epoch_size} must be at least 1, "
-                f"seed={seed} and prefetch={prefetch} at least 0."
+                f"seed={seed}, prefetch={prefetch} and workers={workers} at least 0."
             )
         if len(dataset) < (batch_size if drop_last else 1):
             raise ScratchvitError(
@@ -68,9 +74,12 @@ class Loader:
         self.drop_last = drop_last
         self.seed = seed
         self.prefetch = prefetch
+        self.workers = workers
+        self.waited = 0.0  # seconds of this epoch in which a batch, after its first, was not yet made when asked for
         self.indices: NDArray[np.intp] = np.arange(0)  # which samples the batch handed last holds
         self._epoch, self._batch = 0, 0  # the next batch that the consumer has not been handed
         self._first = 0  # the batch with which the next iteration begins
+        self._processes: Workers | None = None
 
     def __len__(self) -> int:
         """Batches in an epoch."""
@@ -79,20 +88,44 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         epoch, first = self._epoch, self._first
-        self._batch, self._first = first, 0
+        self._batch, self._first, self.waited = first, 0, 0.0
         order = self._order(epoch)
+        if self.workers and self._processes is None:
+            self._processes = Workers(self.workers, self.dataset, self.transform)
+        make_images = self._processes.make if self._processes else self._make_images
+
+        def samples(batch: int) -> NDArray[np.intp]:
+            return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
         def make(batch: int) -> Batch:
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            rng = self._generator(_AUGMENTATION, epoch, batch)
-            return self.transform(self.dataset.images(indices), rng), self.dataset.labels[indices]
+            indices = samples(batch)
+            images = make_images(indices, self._generator(_AUGMENTATION, epoch, batch))
+            return images, self.dataset.labels[indices]
 
-        with closing(_map_ahead(make, range(first, len(self)), self.prefetch)) as batches:
-            for batch, made in enumerate(batches, first):
-                at_end = batch + 1 == len(self)
-                self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
-                self.indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-                yield made
+        threads = max(self.workers, 1)
+        with closing(_map_ahead(make, range(first, len(self)), self.prefetch + self.workers, threads)) as batches:
+            try:
+                for batch in range(first, len(self)):
+                    asked = time.perf_counter()
+                    made = next(batches)
+                    if batch > first:       # for that one there was nothing to do meanwhile
+                        self.waited += time.perf_counter() - asked
+                    at_end = batch + 1 == len(self)
+                    self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
+                    self.indices = samples(batch)
+                    yield made
+            except BaseException:
+                self.close()
+                raise
+
+    def close(self) -> None:
+        """Stop the workers, if there are any. An iteration begun later starts new ones."""
+        if self._processes:
+            self._processes.close()
+            self._processes = None
+
+    def _make_images(self, indices: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float32]:
+        return self.transform(self.dataset.images(indices), rng)
 
     def state_dict(self) -> dict[str, int]:
         """{"epoch", "batch", "seed"}: the place of the next batch that the consumer has not been handed."""
@@ -135,10 +168,10 @@ class Loader:
 
 
 def _map_ahead(
-    function: Callable[[int], Batch], items: Iterable[int], ahead: int
+    function: Callable[[int], Batch], items: Iterable[int], ahead: int, threads: int
 ) -> Generator[Batch, None, None]:
-    """map(function, items), computed in one background thread, up to `ahead` items before they are needed."""
-    pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scratchvit-loader")
+    """map(function, items), computed in background threads, up to `ahead` items before they are needed."""
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="scratchvit-loader")
     pending: deque[Future[Batch]] = deque()
     try:
         for item in items:
@@ -148,4 +181,4 @@ def _map_ahead(
         while pending:
             yield pending.popleft().result()
     finally:
-        pool.shutdown(cancel_futures=True)  # waits for the one item in progress
+        pool.shutdown(cancel_futures=True)  # waits for the items in progress

@@ -92,8 +92,9 @@ class RandomHorizontalFlip:
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
         flip = rng.random(len(images)) < self.p
-        out = images.copy()
-        out[flip] = images[flip][:, :, ::-1]
+        out, mirrored = images.copy(), images[flip][:, :, ::-1]
+        for channel in range(images.shape[-1]):     # bytes apart are copied faster than triples of them
+            out[flip, ..., channel] = mirrored[..., channel]
         return out
 
 

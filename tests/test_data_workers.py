@@ -1,0 +1,346 @@
+"""Worker processes: the same batches, errors as they were, a sentence for a dead one, and no process left behind."""
+
+import contextlib
+import functools
+import gc
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from scratchvit.data import (
+    Compose,
+    ImageFolder,
+    Loader,
+    Normalize,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+)
+from scratchvit.errors import ScratchvitError
+from tests.data_samples import random_dataset, write_image_folder
+
+PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
+HEAVY = Compose(
+    RandomResizedCrop(12), RandomCrop(2), RandomHorizontalFlip(), RandAugment(2, 15), PLAIN, RandomErasing(mode="pixel")
+)  # fmt: skip
+
+
+# Transforms that do what they should not. They stand here, and not in a test, because a worker must find them.
+
+
+class OddError(Exception):
+    def __init__(self, one, two):
+        super().__init__(f"{one} and {two}")
+
+
+def fail_on_the_last_batch(images, rng):
+    if len(images) == 2:
+        raise LookupError("picture 49")
+    return images
+
+
+def fail_oddly(images, rng):
+    raise OddError("this", "that")
+
+
+def exit_on_the_last_batch(images, rng):
+    if len(images) == 2:
+        os._exit(7)
+    return images
+
+
+def say_something(images, rng):
+    print("a transform speaks")
+    return images
+
+
+def tell_about_the_process(images, rng):
+    return np.array([os.getpid(), entries("/proc/self/task"), int(os.environ["OPENBLAS_NUM_THREADS"])])
+
+
+def take_a_while(images, rng):
+    time.sleep(0.3)
+    return images
+
+
+def leave_a_mark(folder, images, rng):
+    (folder / str(rng.integers(1 << 60))).touch()
+    return images
+
+
+def take(images, rng):
+    return images
+
+
+def make(workers, transform=PLAIN, batch_size=8, prefetch=2):
+    """50 pictures in batches of 8: 7 batches, the last of 2."""
+    return Loader(
+        random_dataset(50), batch_size, transform, shuffle=True, seed=3, prefetch=prefetch, workers=workers
+    )
+
+
+def entries(folder):
+    return sum(1 for _ in Path(folder).iterdir())
+
+
+def assert_same(batches, others):
+    batches, others = list(batches), list(others)
+    assert len(batches) == len(others)
+    for (x, y), (u, v) in zip(batches, others):
+        assert x.dtype == u.dtype and np.array_equal(x, u) and np.array_equal(y, v)
+
+
+def pids(loader):
+    return [process.pid for process in loader._processes._processes]
+
+
+def exists(pid):
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
+
+
+# The same batches
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_nothing(workers):
+    loader, reference = make(workers, HEAVY), make(0, HEAVY)
+    assert_same(loader, reference)
+    assert_same(loader, reference)
+    next(batches := iter(loader))
+    batches.close()
+    loader.load_state_dict({"epoch": 1, "batch": 4, "seed": 3})
+    reference.load_state_dict({"epoch": 1, "batch": 4, "seed": 3})
+    rest = list(loader)
+    assert_same(rest, reference)
+    assert len(rest) == 3 and all(x.flags.writeable for x, _ in rest)
+    loader.close()
+
+
+def test_pictures_of_a_folder(tmp_path):
+    folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
+    for dataset, transform in ((folder, PLAIN), (folder.originals(), HEAVY)):
+        with contextlib.closing(Loader(dataset, 6, transform, workers=2)) as loader:
+            assert_same(loader, Loader(dataset, 6, transform))
+
+
+def test_pictures_travel_also_where_memory_cannot_be_shared(monkeypatch):
+    monkeypatch.delattr(os, "memfd_create", raising=False)
+    with contextlib.closing(make(2, HEAVY)) as loader:
+        assert_same(loader, make(0, HEAVY))
+
+
+@pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory cannot be shared here")
+def test_workers_share_the_pictures():
+    open_files = entries("/proc/self/fd")
+    loader = make(2)
+    next(batches := iter(loader))
+    for pid in pids(loader):
+        assert "scratchvit-pictures" in Path(f"/proc/{pid}/maps").read_text()
+    batches.close()
+    assert entries("/proc/self/fd") == open_files
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells a process's threads so")
+def test_workers_are_other_processes_of_one_thread_each():
+    told = np.array([x for x, _ in make(2, tell_about_the_process)])
+    assert os.getpid() not in told[:, 0] and 1 <= len(set(told[:, 0])) <= 2
+    assert (told[:, 1:] == 1).all()
+
+
+def test_no_more_is_made_ahead_than_asked_for(tmp_path):
+    loader = make(2, functools.partial(leave_a_mark, tmp_path), batch_size=1, prefetch=3)
+    for handed, _ in enumerate(loader, 1):
+        assert entries(tmp_path) <= handed + 3 + 2
+    assert handed == 50
+    loader.close()
+
+
+def test_what_a_transform_prints_does_not_get_among_the_batches(capfd):
+    with contextlib.closing(make(1, say_something)) as loader:
+        assert_same(loader, make(0, take))
+        loader.close()
+    assert capfd.readouterr().err.count("a transform speaks") == 7
+
+
+# Their lives
+
+
+def test_workers_live_over_epochs_and_end_with_the_loader():
+    loader = make(2)
+    list(loader)
+    before = pids(loader)
+    list(loader)
+    assert pids(loader) == before and all(map(exists, before))
+    loader.close()
+    loader.close()
+    assert not any(map(exists, before))
+    list(loader)
+    again = pids(loader)
+    assert all(map(exists, again))
+    del loader
+    gc.collect()
+    assert not any(map(exists, again))
+
+
+def test_leaving_the_loop_ends_them():
+    loader = make(2)
+    for _ in loader:
+        started = pids(loader)
+        break
+    gc.collect()
+    assert not any(map(exists, started))
+    assert_same(loader, make(0))
+    with pytest.raises(ZeroDivisionError):
+        for _ in loader:
+            started = pids(loader)
+            1 / 0  # noqa: B018
+    gc.collect()
+    assert not any(map(exists, started))
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_are_the_parents(number):
+    with contextlib.closing(make(1)) as loader:
+        for _ in loader:
+            os.kill(pids(loader)[0], number)
+        before = pids(loader)
+        reference = make(0)
+        list(reference)
+        assert_same(loader, reference)
+        assert pids(loader) == before
+
+
+def run_script(tmp_path, text):
+    """A user's own script, without `if __name__ == "__main__"`."""
+    script = tmp_path / "script.py"
+    script.write_text("from tests.test_data_workers import *\n" + text)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
+
+
+def wait_for_the_end(processes, seconds=30):
+    end = time.monotonic() + seconds
+    while any(map(exists, processes)) and time.monotonic() < end:
+        time.sleep(0.05)
+    return not any(map(exists, processes))
+
+
+@pytest.mark.parametrize("transform", ["PLAIN", "take_a_while"])      # killed when they wait, and when they work
+def test_no_worker_outlives_a_killed_parent(tmp_path, transform):
+    script = f"""
+loader = make(2, {transform})
+batches = iter(loader)
+next(batches)
+print(*pids(loader), flush=True)
+time.sleep(60)
+"""
+    with run_script(tmp_path, script) as parent:
+        started = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(started) == 2 and all(map(exists, started))
+        parent.kill()
+    assert wait_for_the_end(started)
+
+
+@pytest.mark.parametrize("end", ["", "sys.exit(3)"])
+def test_a_script_ends_in_the_middle_of_an_epoch(tmp_path, end):
+    script = f"""
+loader = make(2, take_a_while)
+batches = iter(loader)
+next(batches)
+print(*pids(loader), flush=True)
+sys.stderr = open(os.devnull, "w")
+{end}
+"""
+    with run_script(tmp_path, script) as parent:
+        started = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(started) == 2
+        assert parent.wait(60) == (3 if end else 0)
+    assert wait_for_the_end(started, 5)
+
+
+# What goes wrong
+
+
+def test_an_exception_arrives_as_it_was():
+    loader = make(2, fail_on_the_last_batch)
+    handed = 0
+    with pytest.raises(LookupError, match="picture 49") as caught:
+        for _ in loader:
+            started = pids(loader)
+            handed += 1
+    assert handed == 6 and loader.state_dict()["batch"] == 6
+    assert str(caught.value) == "picture 49"
+    assert "in fail_on_the_last_batch" in caught.value.__notes__[0]
+    assert not any(map(exists, started))
+
+
+def test_an_exception_that_cannot_travel():
+    with pytest.raises(RuntimeError, match=r"^OddError: this and that"):
+        list(make(1, fail_oddly))
+
+
+def test_a_picture_that_does_not_decode_is_named(tmp_path):
+    folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
+    folder.paths[7].write_bytes(b"rotten")
+    with pytest.raises(ScratchvitError, match=r"ant/07\.png: this picture does not decode"):
+        list(Loader(folder, 4, PLAIN, workers=2))
+
+
+def test_a_worker_that_dies_is_a_sentence():
+    loader = make(2, exit_on_the_last_batch)
+    with pytest.raises(ScratchvitError, match=r"worker process [12] of 2 \(pid \d+\) .* ended with exit status 7; "):
+        list(loader)
+    assert loader.state_dict()["batch"] == 6
+
+
+def test_a_worker_that_is_killed_is_a_sentence_and_the_next_epoch_has_a_new_one():
+    loader = make(2, HEAVY)
+    list(loader)
+    first, second = pids(loader)
+    os.kill(second, signal.SIGKILL)
+    with pytest.raises(ScratchvitError, match=rf"2 of 2 \(pid {second}\) .* was killed by SIGKILL; if memory"):
+        list(loader)
+    assert not exists(first)
+    loader.load_state_dict({"epoch": 1, "batch": 0, "seed": 3})
+    reference = make(0, HEAVY)
+    list(reference)
+    assert_same(loader, reference)
+    loader.close()
+
+
+def test_what_cannot_be_sent_is_a_sentence(tmp_path):
+    with pytest.raises(ScratchvitError, match=r"cannot be sent to a worker process .*at the top of a module"):
+        list(make(1, lambda images, rng: images))
+    script = """
+class Mine:
+    def __call__(self, images, rng):
+        return images
+try:
+    list(make(1, Mine()))
+except ScratchvitError as error:
+    print(error)
+print(len(list(make(1, take))))
+"""
+    with run_script(tmp_path, script) as parent:
+        sentence, batches = parent.stdout.read().splitlines()
+    assert "cannot be sent to a worker process (Can't get attribute 'Mine'" in sentence
+    assert batches == "7"
+
+
+def test_a_worker_that_cannot_start_is_a_sentence(monkeypatch):
+    with pytest.raises(ScratchvitError, match="workers=-1"):
+        make(-1)
+    monkeypatch.setattr(sys, "executable", "/no/python")
+    with pytest.raises(ScratchvitError, match=r"could not be started \(No such file.*workers=0"):
+        list(make(2))
