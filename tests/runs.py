@@ -3,12 +3,14 @@
 import dataclasses
 import json
 import os
+import signal
 import subprocess
 import sys
 
 import numpy as np
 
 from scratchvit.training import TrainConfig, load_checkpoint
+from scratchvit.training.loop import Trainer
 
 CONFIG = TrainConfig(
     data="digits",
@@ -40,13 +42,38 @@ except ScratchvitError as error:
 """
 
 
-def run_in_a_process(folder, config, resume=False, prelude=""):
+def start_a_process(folder, config, resume=False, prelude=""):
     """A run in a process of its own, which may be killed; `prelude` is Python that runs before it."""
     argument = json.dumps([str(folder), dataclasses.asdict(config), resume, prelude])
-    return subprocess.run(
+    return subprocess.Popen(
         [sys.executable, "-c", _PROGRAM, argument],
-        capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}, timeout=120,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
     )  # fmt: skip
+
+
+def run_in_a_process(folder, config, resume=False, prelude=""):
+    """The same, waited for: its exit status and what it wrote."""
+    with start_a_process(folder, config, resume, prelude) as process:
+        out, error = process.communicate(timeout=120)
+    return subprocess.CompletedProcess(process.args, process.returncode, out, error)
+
+
+def stop_at(monkeypatch, step, number=signal.SIGINT):
+    """Send this process a signal after so many steps."""
+    make_step = Trainer._step
+
+    def step_and_stop(self, *batch):
+        make_step(self, *batch)
+        if self.step == step:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_step", step_and_stop)
+
+
+def files_of(folder):
+    """{path: content} of all files in a folder, those that begin with a dot too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_same_run(folder, other):

@@ -7,12 +7,14 @@ import scratchvit as sv
 from scratchvit import Tensor, ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.data import Normalize
+from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.weights.export import export
 from scratchvit.weights.preprocess import Preprocessing
 from tests import strict_array
+from tests.peers import import_timm
 
 B, C = 6, 7
 
@@ -29,7 +31,10 @@ def soft_target(seed=0):
 
 
 LABELS = np.random.default_rng(1).integers(0, C, B)
-TARGETS = {"labels": LABELS, "soft targets": soft_target()}
+MIXED = Mix(num_classes=C, mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", label_smoothing=0.1)(
+    np.zeros((B, 1, 8, 8), np.float32), LABELS, np.random.default_rng(2)
+)[1]
+TARGETS = {"labels": LABELS, "soft targets": soft_target(), "mixed and smoothed": MIXED}
 
 
 # --- losses ---
@@ -57,6 +62,7 @@ def in_pytorch(torch, kind, Z_truth, Z_teacher, y, Z_t, weight, temperature=1.0,
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize("target", TARGETS)
 @pytest.mark.parametrize("with_token", [False, True], ids=["one head", "token"])
 @pytest.mark.parametrize(
@@ -65,44 +71,104 @@ def in_pytorch(torch, kind, Z_truth, Z_teacher, y, Z_t, weight, temperature=1.0,
         ("soft", {}),
         ("soft", {"weight": 0.5, "temperature": 1.0}),
         ("soft", {"weight": 1.0, "temperature": 4.0, "label_smoothing": 0.1}),
+        ("soft", {"weight": 0.7, "temperature": 0.5, "label_smoothing": 0.2}),
         ("hard", {}),
         ("hard", {"weight": 0.3, "label_smoothing": 0.1}),
     ],
 )
-def test_values_and_gradients_are_the_papers(kind, options, with_token, target):
+def test_values_and_gradients_are_the_papers(kind, options, with_token, target, dtype):
     torch = pytest.importorskip("torch")
-    arrays = [numbers(B, C, seed=seed).astype(np.float32) for seed in range(1 + with_token)]
-    Z_t, y = numbers(B, C, seed=9).astype(np.float32), TARGETS[target]
+    arrays = [numbers(B, C, seed=seed).astype(dtype) for seed in range(1 + with_token)]
+    y = TARGETS[target] if TARGETS[target].ndim == 1 else TARGETS[target].astype(dtype)
 
     heads = [Tensor(array, requires_grad=True) for array in arrays]
+    teacher = Tensor(numbers(B, C, seed=9).astype(dtype), requires_grad=True)
     function = soft_distillation if kind == "soft" else hard_distillation
-    loss = function(tuple(heads) if with_token else heads[0], y, Z_t, **options)
+    loss = function(tuple(heads) if with_token else heads[0], y, teacher, **options)
     loss.backward()
 
     theirs = [torch.tensor(array, requires_grad=True) for array in arrays]
     settings = {"weight": 0.5} if kind == "hard" else {"weight": 0.1, "temperature": 3.0}      # the paper's
     settings |= {name: value for name, value in options.items() if name != "label_smoothing"}
     expected = in_pytorch(
-        torch, kind, theirs[0], theirs[-1], torch.tensor(y), torch.tensor(Z_t), **settings,
+        torch, kind, theirs[0], theirs[-1], torch.tensor(y), torch.tensor(teacher.numpy()), **settings,
         smoothing=options.get("label_smoothing", 0.0),
     )  # fmt: skip
     expected.backward()
-    assert loss.dtype == np.float32 and loss.item() == pytest.approx(expected.item(), abs=1e-5)
+    error = 1e-5 if dtype is np.float32 else 1e-13
+    assert loss.dtype == dtype and loss.item() == pytest.approx(expected.item(), abs=error)
     for head, their_head in zip(heads, theirs):
-        np.testing.assert_allclose(head.grad, their_head.grad.numpy(), rtol=0, atol=1e-5)
+        assert head.grad.dtype == dtype
+        np.testing.assert_allclose(head.grad, their_head.grad.numpy(), rtol=0, atol=error)
+    assert teacher.grad is None
+
+
+def in_the_authors_code(kind, Z_truth, Z_teacher, y, Z_t, alpha, tau, smoothing):
+    """DistillationLoss of facebookresearch/deit: (1 - α) · base + α · distillation, whose base loss is timm's."""
+    torch, timm_loss = pytest.importorskip("torch"), pytest.importorskip("timm.loss")
+    F = torch.nn.functional
+    base = timm_loss.LabelSmoothingCrossEntropy(smoothing) if y.ndim == 1 else timm_loss.SoftTargetCrossEntropy()
+    if kind == "hard":
+        distillation = F.cross_entropy(Z_teacher, Z_t.argmax(dim=1))
+    else:
+        log_q, log_p = F.log_softmax(Z_teacher / tau, dim=1), F.log_softmax(Z_t / tau, dim=1)
+        distillation = F.kl_div(log_q, log_p, reduction="sum", log_target=True) * tau**2 / Z_teacher.numel()
+    return (1 - alpha) * base(Z_truth, y) + alpha * distillation
 
 
 @pytest.mark.parity
-def test_the_authors_term_is_ours_by_the_number_of_classes():
-    F = pytest.importorskip("torch").nn.functional
+@pytest.mark.parametrize("target", ["labels", "mixed and smoothed"])
+@pytest.mark.parametrize("kind", ["soft", "hard"])
+def test_as_in_the_authors_code_but_for_the_reduction(kind, target):
+    """Its KL is ours by C. So its α = λC / (1 - λ + λC) is our λ, and its loss ours by 1 - λ + λC, as are gradients."""
+    import_timm()
     torch = pytest.importorskip("torch")
-    Z_s, Z_t, tau = numbers(B, C), numbers(B, C, seed=9), 3.0
-    theirs = F.kl_div(
-        F.log_softmax(torch.tensor(Z_s) / tau, 1), F.log_softmax(torch.tensor(Z_t) / tau, 1), reduction="sum",
-        log_target=True,
-    ) * tau**2 / Z_s.size  # fmt: skip
-    ours = soft_distillation(Tensor(Z_s), LABELS, Z_t, weight=1.0, temperature=tau)
-    assert ours.item() == pytest.approx(C * theirs.item(), rel=1e-9)
+    share, tau, y = 0.3, 3.0, TARGETS[target]
+    smoothing = 0.1 if y.ndim == 1 else 0.0         # of mixed targets, it is in them
+    arrays, Z_t = [numbers(B, C, seed=seed) for seed in range(2)], numbers(B, C, seed=9)
+    total = 1 - share + share * C if kind == "soft" else 1.0
+    alpha = share * C / total if kind == "soft" else share
+
+    heads = [Tensor(array, requires_grad=True) for array in arrays]
+    options = {"weight": share, "label_smoothing": smoothing}
+    if kind == "soft":
+        loss = soft_distillation(tuple(heads), y, Z_t, temperature=tau, **options)
+    else:
+        loss = hard_distillation(tuple(heads), y, Z_t, **options)
+    loss.backward()
+    theirs = [torch.tensor(array, requires_grad=True) for array in arrays]
+    expected = total * in_the_authors_code(kind, *theirs, torch.tensor(y), torch.tensor(Z_t), alpha, tau, smoothing)
+    expected.backward()
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-7)
+    for head, their_head in zip(heads, theirs):
+        np.testing.assert_allclose(head.grad, their_head.grad.numpy(), rtol=0, atol=1e-7)
+
+
+def test_values_worked_out_by_hand(device):
+    """Two classes and two pictures; to the second the student answers as its teacher, and so KL is the first's by two.
+
+    ψ(Z_s / 2) = (1/4, 3/4) and ψ(Z_t / 2) = (3/4, 1/4): KL = 3/4 ln 3 - 1/4 ln 3 = ½ ln 3, τ² KL / 2 = ln 3.
+    ψ(Z_s) = (1/10, 9/10), (49/50, 1/50): for labels 1 and 0, CE = (ln 10/9 + ln 50/49) / 2.
+    A label smoothed by ε = 0.2 is 0.9 and 0.1.  y_t = 0, 0: CE = (ln 10 + ln 50/49) / 2.
+    """
+    ln = np.log
+    Z_s, Z_t = 2 * ln([[1.0, 3.0], [7.0, 1.0]]), 2 * ln([[3.0, 1.0], [7.0, 1.0]])
+    y = asarray(np.array([1, 0]))
+    right, wrong = (ln(10 / 9) + ln(50 / 49)) / 2, (ln(10) + ln(50)) / 2
+    hard = (ln(10) + ln(50 / 49)) / 2
+    for loss, options, expected in (
+        (soft_distillation, {"weight": 1.0, "temperature": 2.0}, ln(3)),
+        (soft_distillation, {"weight": 0.25, "temperature": 2.0}, 0.75 * right + 0.25 * ln(3)),
+        (soft_distillation, {"weight": 0.0}, right),
+        (soft_distillation, {"weight": 0.0, "label_smoothing": 0.2}, 0.9 * right + 0.1 * wrong),
+        (hard_distillation, {}, 0.5 * right + 0.5 * hard),
+        (hard_distillation, {"weight": 0.0, "label_smoothing": 0.2}, 0.9 * right + 0.1 * wrong),
+        (hard_distillation, {"weight": 1.0, "label_smoothing": 0.2}, hard),     # of the truth only
+    ):
+        found = loss(Tensor(Z_s), y, asarray(Z_t), **options).item()
+        assert found == pytest.approx(expected, rel=1e-12), (loss.__name__, options)
+    standard = [soft_distillation(Tensor(Z_s), y, asarray(Z_t), *given).item() for given in ((), (0.1, 3.0))]
+    assert standard[0] == standard[1]       # the paper's λ and τ
 
 
 @pytest.mark.parametrize("target", TARGETS)

@@ -46,6 +46,8 @@ class Recorded:
         return numbers
 
     def beta(self, a, b):
+        assert np.array_equal(a, b)
+        self.alpha = a
         self.lam = self._rng.beta(a, b).astype(np.float32).astype(np.float64)
         return self.lam
 
@@ -67,27 +69,85 @@ class Recorded:
         return centres
 
 
+def by_timm(torch, timm_mixup, theirs, images, labels):
+    """Mixup.__call__ without its check that the batch is even, which only its pairs need."""
+    x = torch.tensor(images)
+    if theirs.mode == "pair" or len(x) % 2 == 0:
+        return theirs(x, torch.tensor(labels))
+    share = theirs._mix_elem(x) if theirs.mode == "elem" else theirs._mix_batch(x)
+    return x, timm_mixup.mixup_target(torch.tensor(labels), theirs.num_classes, share, theirs.label_smoothing)
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("settings", SETTINGS, ids=["mixup", "cutmix", "both", "all options"])
-@pytest.mark.parametrize("mode", MODES)
-def test_as_in_timm(monkeypatch, mode, settings):
+@pytest.mark.parametrize(("mode", "size"), [(mode, 8) for mode in MODES] + [("batch", 7), ("elem", 7), ("elem", 1)])
+def test_as_in_timm(monkeypatch, mode, size, settings):
     import_timm()
     torch, timm_mixup = pytest.importorskip("torch"), pytest.importorskip("timm.data.mixup")
     mix = Mix(num_classes=5, mode=mode, **settings)
     theirs = timm_mixup.Mixup(**{"label_smoothing": 0.0, "mixup_alpha": 0.0, **settings}, mode=mode, num_classes=5)
     changed = 0
     for seed in range(20):
-        images, labels = batch(8, seed=seed)
+        images, labels = batch(size, seed=seed)
         draws = Recorded(seed)
         x, targets = mix(images, labels, draws)
         with monkeypatch.context() as patch:
             centres = draws.replay(patch, mix)
-            expected, expected_targets = theirs(torch.tensor(images), torch.tensor(labels))
+            expected, expected_targets = by_timm(torch, timm_mixup, theirs, images, labels)
         assert next(centres, None) is None          # all of them were asked for
-        np.testing.assert_array_equal(x, expected.numpy())
+        if size == 1:       # timm mixes a picture with itself, λx + (1 - λ)x, and so do we: both round
+            np.testing.assert_allclose(x, expected.numpy(), rtol=1e-6)
+        else:
+            np.testing.assert_array_equal(x, expected.numpy())
         np.testing.assert_allclose(targets, expected_targets.numpy(), rtol=0, atol=1e-6)
         changed += not np.array_equal(x, images)
-    assert changed >= 8
+    assert changed >= 8 or size == 1
+
+
+def by_a_loop(mix, images, labels, draws):
+    """The papers' formulas, a picture and a pixel at a time: (mixed images, targets) in float64."""
+    size, (H, W) = len(images), images.shape[2:]
+    x, y = images.astype(np.float64), np.eye(mix.num_classes)[labels]
+    y = (1 - mix.label_smoothing) * y + mix.label_smoothing / mix.num_classes
+    out, targets = x.copy(), y.copy()
+    for i in range(size):
+        j = size - 1 - i
+        k = {"batch": 0, "pair": min(i, j), "elem": i}[mix.mode]        # the draws that count for it
+        if draws.prob[k] >= mix.prob:
+            continue
+        cut = draws.switch[k] < mix.switch_prob if mix.mixup_alpha and mix.cutmix_alpha else mix.cutmix_alpha > 0
+        assert draws.alpha[k] == (mix.cutmix_alpha if cut else mix.mixup_alpha)
+        lam = draws.lam[k]
+        if cut:
+            (y0, x0), height, width = draws.centres[k], int(H * (1 - lam) ** 0.5), int(W * (1 - lam) ** 0.5)
+            inside = [
+                (r, c)
+                for r in range(H)
+                for c in range(W)
+                if -(height // 2) <= r - y0 < height - height // 2 and -(width // 2) <= c - x0 < width - width // 2
+            ]
+            for r, c in inside:
+                out[i, :, r, c] = x[j, :, r, c]
+            lam = 1 - len(inside) / (H * W)
+        else:
+            out[i] = lam * x[i] + (1 - lam) * x[j]
+        targets[i] = lam * y[i] + (1 - lam) * y[j]
+    return out, targets
+
+
+@pytest.mark.parametrize("settings", SETTINGS, ids=["mixup", "cutmix", "both", "all options"])
+@pytest.mark.parametrize("size", [1, 6, 7])
+@pytest.mark.parametrize("mode", MODES)
+def test_as_a_loop_over_pixels(device, mode, size, settings):
+    mix = Mix(num_classes=5, mode=mode, **settings)
+    for seed in range(8):
+        images, labels = batch(size, seed=seed)
+        draws = Recorded(seed)
+        x, targets = (asnumpy(array) for array in mix(asarray(images), asarray(labels), draws))
+        expected, expected_targets = by_a_loop(mix, images, labels, draws)
+        assert len(draws.lam) == {"batch": 1, "pair": (size + 1) // 2, "elem": size}[mode]
+        np.testing.assert_allclose(x, expected, rtol=0, atol=1e-6)
+        np.testing.assert_allclose(targets, expected_targets, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("mode", MODES)

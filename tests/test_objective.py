@@ -74,6 +74,7 @@ def test_pictures_that_stay_the_same_are_shown_to_the_teacher_once(teacher, tmp_
     answer = Teacher.__call__
     monkeypatch.setattr(Teacher, "__call__", lambda self, images: asked.append(len(images)) or answer(self, images))
     trainer = prepare(CONFIG.replace(teacher=str(teacher)), tmp_path / "same")
+    trainer.ask_the_teacher()
     assert sum(asked) == len(trainer.data.splits.train)
     images, labels, indices = a_batch(trainer)
     loss, _ = trainer.objective(trainer.model, images, labels, indices, 0)
@@ -84,6 +85,7 @@ def test_pictures_that_stay_the_same_are_shown_to_the_teacher_once(teacher, tmp_
 
     asked.clear()
     trainer = prepare(CONFIG.replace(teacher=str(teacher), crop_padding=1), tmp_path / "other")
+    trainer.ask_the_teacher()
     assert not asked
     trainer.objective(trainer.model, *a_batch(trainer), 0)
     assert asked == [256]

@@ -77,7 +77,8 @@ def assert_close(ours: list[Any], theirs: list[Any], tolerance: float) -> None:
 
 
 def test_every_op_has_a_row() -> None:
-    missing = set(OPS) - {case.op for case in CASES}
+    ours = {name for name, function in OPS.items() if function.__module__.startswith("scratchvit.")}     # not a test's
+    missing = ours - {case.op for case in CASES}
     assert not missing, f"no row in tests/cases for: {', '.join(sorted(missing))}"
 
 

@@ -7,7 +7,6 @@ import pytest
 
 from scratchvit import Tensor, backend, nn, ops, optim
 from scratchvit.errors import ScratchvitError
-from tests.peers import import_timm
 
 # One entry, below and above the size at which arrays are joined, and more than one block.
 SHAPES = [(1,), (7, 5), (64, 64), (40, 1000)]
@@ -79,6 +78,64 @@ def test_clipping_as_in_pytorch(dtype, max_norm):
     for p, q in zip(ours, theirs):
         assert p.grad.dtype == dtype
         np.testing.assert_allclose(p.grad, q.grad.numpy(), rtol=3 * TOLERANCE[dtype])
+
+
+def by_the_papers(name, theta, gradients, lr, decay, options):
+    """What becomes of theta (float64), by the formulas as they are printed."""
+    first = second = np.zeros_like(theta)
+    mu, (beta1, beta2), eps = options.get("momentum", 0.0), options.get("betas", (0.9, 0.999)), options.get("eps", 1e-8)
+    for t, g in enumerate(gradients, start=1):
+        if name != "AdamW":
+            g = g + decay * theta
+        if name == "SGD":
+            first = mu * first + g
+            theta = theta - lr * (g + mu * first if options.get("nesterov") else first)
+            continue
+        first = beta1 * first + (1 - beta1) * g
+        second = beta2 * second + (1 - beta2) * g**2
+        step = first / (1 - beta1**t) / (np.sqrt(second / (1 - beta2**t)) + eps)
+        theta = theta - lr * (step + (decay * theta if name == "AdamW" else 0))
+    return theta
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.3])
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("SGD", {}),
+        ("SGD", {"momentum": 0.8}),
+        ("SGD", {"momentum": 0.8, "nesterov": True}),
+        ("Adam", {}),
+        ("Adam", {"betas": (0.5, 0.7), "eps": 1e-2}),
+        ("AdamW", {}),
+        ("AdamW", {"betas": (0.5, 0.7), "eps": 1e-2}),
+    ],
+)
+def test_steps_by_the_papers_formulas(device, name, options, decay):
+    rng = np.random.default_rng(0)
+    for shape in SHAPES:
+        start, gradients = rng.standard_normal(shape), rng.standard_normal((5, *shape))
+        parameter = nn.Parameter(start.copy())
+        optimizer = getattr(optim, name)([parameter], lr=0.05, weight_decay=decay, **options)
+        for gradient in gradients:
+            parameter.grad = backend.asarray(gradient)
+            optimizer.step()
+        expected = by_the_papers(name, start, gradients, 0.05, decay, options)
+        np.testing.assert_allclose(parameter.numpy(), expected, rtol=0, atol=1e-12)
+
+
+def test_a_gradient_of_length_five_is_clipped(device):
+    """3 and 4 in two parameters: the length is that of all together."""
+    for most, left in ((1.0, 1.0), (2.5, 2.5), (5.1, 5.0), (100.0, 5.0)):
+        params = [nn.Parameter(np.zeros(2)), nn.Parameter(np.zeros((1, 5000)))]
+        for parameter, value in zip(params, (3.0, 4.0)):
+            gradient = np.zeros(parameter.shape)
+            gradient.ravel()[-1] = value
+            parameter.grad = backend.asarray(gradient)
+        assert float(optim.clip_grad_norm(params, most)) == 5.0
+        found = [backend.asnumpy(parameter.grad).ravel()[-1] for parameter in params]
+        np.testing.assert_allclose(found, [3 * left / 5, 4 * left / 5], rtol=1e-6)
+    assert float(optim.clip_grad_norm([nn.Parameter(np.zeros(2))], 1.0)) == 0.0       # nobody has a gradient
 
 
 def test_going_on_from_a_saved_state_is_going_on():
@@ -169,44 +226,20 @@ def test_warm_up_and_ends():
     assert optim.Schedule("cosine", 2.0, 10).at(5) == pytest.approx(1.0)
 
 
-@pytest.mark.parity
-def test_cosine_as_in_pytorch():
-    torch = pytest.importorskip("torch")
-    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.3)
-    reference = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 50, eta_min=0.01)
-    ours = optim.Schedule("cosine", 0.3, total_steps=50, min_lr=0.01)
-    for step in range(50):
-        assert ours.at(step) == pytest.approx(reference.get_last_lr()[0], rel=1e-9)
-        optimizer.step()
-        reference.step()
-
-
-@pytest.mark.parity
-def test_cosine_after_warm_up_and_averages_as_in_timm():
-    import_timm()
-    torch = pytest.importorskip("torch")
-    scheduler, utils = pytest.importorskip("timm.scheduler"), pytest.importorskip("timm.utils")
-    parameter = torch.nn.Parameter(torch.zeros(1))
-    reference = scheduler.CosineLRScheduler(
-        torch.optim.SGD([parameter], lr=0.3), t_initial=40, lr_min=0.01, warmup_t=10, warmup_prefix=True
-    )
-    ours = optim.Schedule("cosine", 0.3, total_steps=50, warmup_steps=10, min_lr=0.01)
-    for step in range(10, 50):
-        assert ours.at(step) == pytest.approx(reference._get_lr(step)[0], rel=1e-9)
-    for step in range(10):      # timm's warm-up starts with a step of nothing; ours ends one step earlier
-        assert ours.at(step) == pytest.approx(reference._get_lr(step + 1)[0])
-
-    layer, model = torch.nn.Linear(4, 3), nn.Linear(4, 3)
-    model.load_state_dict({name: value.numpy() for name, value in layer.state_dict().items()})
-    theirs, average = utils.ModelEmaV2(layer, decay=0.9), optim.EMA(model, 0.9)
-    for step in range(5):
-        with torch.no_grad():
-            layer.weight += step + 1
-        model.weight.assign(layer.weight.detach().numpy())
-        theirs.update(layer)
-        average.update()
-    for name, value in theirs.module.state_dict().items():
-        np.testing.assert_allclose(average.averages[name], value.numpy(), rtol=1e-5)
+def test_rates_worked_out_by_hand():
+    """From 1.0 to 0.2 over twelve steps after a warm-up of two: a quarter, a half and three quarters of the way."""
+    half = math.sqrt(0.5)
+    for kind, rates in (
+        ("cosine", [1.0, 0.6 + 0.4 * half, 0.6, 0.6 - 0.4 * half, 0.2]),
+        ("linear", [1.0, 0.8, 0.6, 0.4, 0.2]),
+        ("constant", [1.0] * 5),
+    ):
+        schedule = optim.Schedule(kind, 1.0, total_steps=14, warmup_steps=2, min_lr=0.2)
+        assert [schedule.at(2 + 3 * quarter) for quarter in range(5)] == pytest.approx(rates, rel=1e-12), kind
+    for lowest, last in ((0.05, 0.05), (0.0, 0.01)):       # a third tenth would come at the end: there is none
+        thirds = optim.Schedule("step", 1.0, total_steps=14, warmup_steps=2, min_lr=lowest)
+        found = [thirds.at(step) for step in (5, 6, 9, 10, 13, 14, 20)]
+        assert found == pytest.approx([1.0, 0.1, 0.1, last, last, last, last])
 
 
 # --- averages ---
@@ -231,6 +264,22 @@ def test_averages_are_applied_for_a_while():
     assert all(np.array_equal(again.averages[name], value) for name, value in average.averages.items())
     with pytest.raises(ScratchvitError, match="does not fit"):
         again.load_state_dict({"fc.weight": np.zeros((3, 4))})
+
+
+def test_an_average_forgets_by_its_decay(device):
+    """After n updates: decayⁿ of the first weights, and (1 - decay) decayᵏ of those of k updates ago."""
+    model = Small(np.random.default_rng(0))
+    decay, shape = 0.75, model.fc.weight.shape
+    average = optim.EMA(model, decay)
+    weights = [model.fc.weight.numpy().copy(), *np.random.default_rng(1).standard_normal((6, *shape), np.float32)]
+    for step, weight in enumerate(weights[1:]):
+        model.fc.weight.assign(weight)
+        model.norm.running_mean.data += step
+        average.update()
+    shares = [decay**6, *[(1 - decay) * decay**k for k in range(5, -1, -1)]]
+    expected = np.tensordot(shares, weights, 1)
+    np.testing.assert_allclose(average.state_dict()["fc.weight"], expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(average.state_dict()["norm.running_mean"], [15] * 3)       # copied
 
 
 def test_a_step_moves_a_quadratic_to_its_minimum():

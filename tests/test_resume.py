@@ -7,7 +7,7 @@ import pytest
 
 from scratchvit.training import Interrupted, read_config, train
 from scratchvit.training.loop import Trainer
-from tests.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process
+from tests.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
 
 
 @pytest.fixture(scope="module")
@@ -15,18 +15,6 @@ def straight(tmp_path_factory):
     """The run that nobody disturbs."""
     folder = tmp_path_factory.mktemp("straight") / "run"
     return folder, train(EVERYTHING, folder)
-
-
-def stop_at(monkeypatch, step, number=signal.SIGINT):
-    """Send this process a signal after so many steps."""
-    learn = Trainer._learn
-
-    def learn_and_stop(self, loss):
-        learn(self, loss)
-        if self.step == step:
-            os.kill(os.getpid(), number)
-
-    monkeypatch.setattr(Trainer, "_learn", learn_and_stop)
 
 
 @pytest.mark.parametrize("step", [1, 5, 8, 15])     # within an epoch, at its end, and before the last validation

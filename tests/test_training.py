@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from scratchvit import ops
+from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import (
     Meter,
@@ -17,10 +18,12 @@ from scratchvit.training import (
     evaluate,
     load_checkpoint,
     model_from_checkpoint,
+    prepare,
     read_config,
     train,
 )
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
+from scratchvit.training.setup import load_data
 from tests.runs import CONFIG
 
 
@@ -39,9 +42,8 @@ def test_it_learns_and_reports(finished):
     assert result.val_accuracy == max(row["val_accuracy"] for row in load_checkpoint(
         result.run_dir / "last.safetensors").progress["history"])  # fmt: skip
     assert "(best)" in lines[0] and "val loss" in lines[0]
-    assert sorted(p.name for p in result.run_dir.iterdir()) == [
-        "best.safetensors", "config.json", "last.safetensors", "metrics.csv",
-    ]  # fmt: skip
+    written = {path.name for path in result.run_dir.iterdir()}
+    assert written - {"tensorboard"} == {"best.safetensors", "config.json", "last.safetensors", "metrics.csv"}
 
 
 def test_config_and_metrics_are_plain_files(finished):
@@ -137,3 +139,32 @@ def test_a_meter_weighs_images_alike():
         meter.add(ops.cross_entropy(x, labels[part]), x, labels[part])
     assert meter.loss == pytest.approx(ops.cross_entropy(Tensor(logits), labels).item(), rel=1e-6)
     assert meter.accuracy == (logits.argmax(1) == labels).mean()
+
+
+def test_a_last_batch_of_one_image_does_not_stop_batch_norm(tmp_path):
+    sizes = {"layers": (1, 1, 1, 1), "img_size": 8}
+    config = TrainConfig(model="resnet18", model_args=sizes, epochs=2, batch_size=32, epoch_images=65, lr=1e-3)
+    train(config, tmp_path / "run")     # the last map of 8×8 images is 1×1: one image has no variance
+    assert load_checkpoint(tmp_path / "run").progress["step"] in (2, 4)
+
+
+def test_training_on_a_share_of_the_images(tmp_path):
+    config = CONFIG.replace(train_fraction=0.1, epoch_images=512, epochs=1, batch_size=64)
+    trainer = prepare(config, tmp_path / "run")
+    counts = np.bincount(trainer.data.splits.train.labels)
+    assert len(trainer.data.splits.train) == 126 and counts.min() >= 12 and counts.max() <= 13
+    whole = load_data(config.replace(train_fraction=1.0))
+    assert len(trainer.data.splits.val) == len(whole.splits.val) and len(trainer.data.splits.test) == 360
+    result = trainer.run()
+    assert len(trainer.loader) == 8 and trainer.step == 8 and result.epochs == 1
+
+
+def test_an_epoch_of_several_passes_shows_every_image_equally_often():
+    data = load_data(CONFIG.replace(train_fraction=0.02)).splits.train
+    loader = Loader(data, 10, Normalize((0.0,), (1.0,)), shuffle=True, epoch_size=2 * len(data) + 3)
+    seen = np.concatenate([loader.indices for _ in range(3) for _ in loader])
+    assert len(seen) == 3 * (2 * len(data) + 3)
+    counts = np.bincount(seen, minlength=len(data))
+    assert counts.min() >= 6 and counts.max() <= 7
+    for first in range(0, 6 * len(data), len(data)):        # pass after pass, over the ends of epochs
+        assert sorted(seen[first : first + len(data)]) == list(range(len(data)))

@@ -1,4 +1,4 @@
-"""From gradients to steps: SGD, Adam, AdamW, clipping, learning-rate schedules, and averaged weights.
+"""From gradients to steps: SGD, Adam, AdamW, clipping, loss scaling, learning-rate schedules, and averaged weights.
 
     optimizer = AdamW(param_groups(model, weight_decay=0.05), lr=1e-3)
     optimizer.zero_grad(); loss.backward(); clip_grad_norm(model.parameters(), 1.0); optimizer.step()
@@ -6,5 +6,6 @@
 
 from scratchvit.optim.ema import EMA
 from scratchvit.optim.groups import param_groups
-from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm
+from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer, clip_grad_norm, grad_norm
+from scratchvit.optim.scaler import LossScaler
 from scratchvit.optim.schedule import Schedule

@@ -15,7 +15,8 @@ from scratchvit.optim.blocks import apply
 class EMA:
     """The running average of a model's weights, a ← a + (1 - decay) (θ - a), which often does better than they do.
 
-    Polyak & Juditsky 1992, in timm's form (ModelEma). Buffers, such as running statistics, are copied.
+    Polyak & Juditsky 1992. It begins with the weights that the model has now, and has no warm-up: timm's
+    `ModelEmaV3(exclude_buffers=True)`. Buffers are copied; running statistics are averages already.
     """
 
     def __init__(self, model: Module, decay: float):

@@ -233,24 +233,46 @@ class AdamW(Adam):
         super().__init__(params, lr, betas, eps, weight_decay)
 
 
-def clip_grad_norm(params: Iterable[Parameter], max_norm: float) -> Array:
-    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being the length of all of them together.
+def grad_norm(params: Iterable[Parameter]) -> Array:
+    """The length of all gradients together, √Σ g²: a 0-d array on the device; nothing is read back.
 
-    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). Returns the norm before, a
-    0-d array on the device; nothing is read back. Raises ScratchvitError for a max_norm that is not positive.
+    It is finite only if every entry is, so one number tells whether a step can be made. (A length beyond 1.8e19 in
+    float32 counts as infinite as well; the squares in Adam's second moment would be.)
     """
-    if not max_norm > 0:
-        raise ScratchvitError(f"the largest norm of the gradients must be positive, not {max_norm}")
-    gradients = []
-    for parameter in params:
-        if parameter.grad is not None:
-            # Scaled through a flat view, which only contiguous memory has.
-            parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
-            gradients.append(parameter.grad.reshape(-1))
+    gradients = flat_gradients(params)
     if not gradients:
         return asarray(0.0)
     xp = array_module(gradients[0])
-    norm = xp.sqrt(sum(xp.dot(g, g) for g in gradients))
-    factor = xp.minimum(max_norm / (norm + 1e-6), 1)
-    apply(lambda g: xp.multiply(g, factor, out=g), [(g,) for g in gradients])
+    half = [xp.asarray(g, dtype=np.float32) if g.dtype.itemsize < 4 else g for g in gradients]  # 256² overflows float16
+    return xp.sqrt(sum(xp.dot(g, g) for g in half))
+
+
+def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:
+    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being the length of all of them together.
+
+    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). norm: from `grad_norm`, if
+    it is known already. Returns the norm before, a 0-d array on the device; nothing is read back. If it is infinite or
+    NaN, so are some gradients afterwards, and the others are 0 or NaN: look at it before stepping.
+    Raises ScratchvitError for a max_norm that is not positive.
+    """
+    if not max_norm > 0:
+        raise ScratchvitError(f"the largest norm of the gradients must be positive, not {max_norm}")
+    gradients = flat_gradients(params := list(params))
+    if norm is None:
+        norm = grad_norm(params)
+    if gradients:
+        xp = array_module(gradients[0])
+        factor = xp.minimum(max_norm / (norm + 1e-6), 1)
+        apply(lambda g: xp.multiply(g, factor, out=g), [(g,) for g in gradients])
     return norm
+
+
+def flat_gradients(params: Iterable[Parameter]) -> list[Array]:
+    """Views (size,) of the gradients that there are, through which they can be changed."""
+    gradients = []
+    for parameter in params:
+        if parameter.grad is not None:
+            # Only contiguous memory has a flat view.
+            parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
+            gradients.append(parameter.grad.reshape(-1))
+    return gradients

@@ -12,6 +12,8 @@ from scratchvit.errors import ScratchvitError
 class Schedule:
     """The learning rate of every step: a linear warm-up, then a fall by one of four laws.
 
+    Step s of W of the warm-up learns with (s + 1)/W of lr, so that the last has all of it and the first some: PyTorch's
+    `LinearLR(1 / W, total_iters=W - 1)`. timm's, with s/W, is one step behind until then, and its first learns nothing.
     With t from 0 to 1 over the steps after the warm-up:
     cosine    min_lr + (lr - min_lr) (1 + cos πt) / 2    (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)
     linear    lr + (min_lr - lr) t

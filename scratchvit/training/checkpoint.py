@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import platform
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 
+import scratchvit
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
 from scratchvit.nn import Module
@@ -55,6 +57,11 @@ class Checkpoint:
     ema: Mapping[str, np.ndarray] = field(default_factory=dict)
     optimizer: Mapping[str, Any] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+
+
+def current_versions() -> dict[str, str]:
+    """Of what computes here."""
+    return {"scratchvit": scratchvit.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

@@ -25,7 +25,7 @@ class TrainConfig:
     val_fraction: float = option(0.1, "share of the training images that is kept for validation")
     train_fraction: float = option(1.0, "share of the training images that is used, class by class")
     epoch_images: int = option(0, "training images in an epoch, which then may hold several passes; 0: all, once")
-    skip_bad: bool = option(False, "leave out pictures that do not decode, and count them")
+    skip_bad: bool = option(False, "leave out, and name, pictures that do not decode when a run begins")
 
     model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
     model_args: dict[str, Any] = field(default_factory=dict)    # from the model's own options: --embed-dim, …
@@ -41,14 +41,14 @@ class TrainConfig:
     momentum: float = option(0.9, "of SGD")
     clip_grad: float = option(1.0, "largest norm of all gradients together; 0: no limit")
     schedule: str = option("cosine", "how the learning rate falls", ("cosine", "linear", "step", "constant"))
-    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises from 0, at most half of them")
+    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to lr, at most half of them")
     label_smoothing: float = option(0.0, "share of the target that is spread over all classes")
     ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0: off")
     layer_decay: float = option(1.0, "each layer's learning rate, as a share of the next one's; 1: all alike")
     regularisation: float = option(0.0, "dropout and stochastic depth at once, as in the augreg paper: 0.1")
 
     crop_padding: int = option(0, "pixels by which training images are shifted at random")
-    crop_scale: float = option(0.0, "least share of a picture in a random resized crop (Inception's 0.05); 0: no crop")
+    crop_scale: float = option(0.0, "least share of an original that a random crop keeps (Inception's 0.05); 0: off")
     flip: bool = option(False, "mirror training images at random")
     augment: str = option("none", "the augreg paper's levels of RandAugment and MixUp", tuple(LEVELS))
     color_jitter: float = option(0.0, "change brightness, contrast and saturation by up to this share")

@@ -1,4 +1,4 @@
-"""Where do numbers stop being finite? Asked when a loss already did."""
+"""Where do numbers stop being finite? Asked when a loss or a gradient already did."""
 
 from __future__ import annotations
 
@@ -19,14 +19,25 @@ def is_finite(array: Array) -> bool:
 def first_non_finite(model: Module, images: Array) -> str:
     """The first place, on the way through the model, where an entry is infinite or NaN, in words.
 
-    A parameter if one is so already; otherwise the batch is run once more, in the model's present mode.
+    The images, or a parameter, if they are so already; otherwise the batch is run once more, in the model's present
+    mode.
     """
+    if not is_finite(images):
+        return "the images of the batch are not finite"
     for name, parameter in model.named_parameters():
         if not is_finite(parameter.data):
             return f"the parameter {name} is already not finite"
     with no_grad(), _watched(model) as places:
         model(Tensor(images))
     return places[0] if places else "every layer's output is finite, only the loss is not"
+
+
+def first_non_finite_gradient(model: Module) -> str:
+    """The parameter nearest to the loss, so the first on the way back, whose gradient is not finite, in words."""
+    for name, parameter in reversed(list(model.named_parameters())):
+        if parameter.grad is not None and not is_finite(parameter.grad):
+            return f"on the way back, the first gradient that is not finite is that of {name}"
+    return "every entry of it is, but all together are longer than float32 can tell"
 
 
 @contextlib.contextmanager

@@ -8,27 +8,53 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.config import TrainConfig
+from scratchvit.training.lock import FolderLock
 
 COLUMNS = (
     "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second", "seconds",
+    "skipped",
 )  # fmt: skip
 
-# What may differ when a run goes on: how long it is, and where its files are.
-_MAY_CHANGE = {"epochs", "data_dir", "download"}
+# What may differ when a run goes on: how long it is, where its files are, and who reads them.
+_MAY_CHANGE = {"epochs", "data_dir", "download", "workers"}
 
 
 class RunFolder:
-    """Where a run keeps what it found."""
+    """Where a run keeps what it found. Only one process at a time may write there: `claim`, `begin`, `release`."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
         self.config, self.metrics = self.path / "config.json", self.path / "metrics.csv"
         self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
+        self._lock = FolderLock(self.path)
+
+    def claim(self, config: TrainConfig, resume: bool) -> None:
+        """Keep other runs out of a folder that is there. Nothing is made yet, so that settings may still be refused.
+
+        Raises ScratchvitError if a run is going on in it; to resume, if it holds none with these settings; otherwise,
+        if it holds one.
+        """
+        if self.path.is_dir():
+            self._lock.acquire()
+        if resume:
+            self.require_same(config)
+        else:
+            self.require_unused()
+
+    def release(self) -> None:
+        """Let others write here."""
+        self._lock.release()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.release()
 
     def require_unused(self) -> None:
         """Raise ScratchvitError if the folder holds a run already."""
@@ -39,13 +65,15 @@ class RunFolder:
             )
 
     def begin(self, config: TrainConfig) -> None:
-        """Make the folder and note the settings. Raises ScratchvitError if it cannot be made."""
+        """Make the folder and note the settings. Raises ScratchvitError if it cannot be made, or is another run's."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScratchvitError(
                 f"the folder {self.path} cannot be made ({error.strerror}): name another one"
             ) from error
+        if self._lock.acquire():        # a folder that was not there to be claimed
+            self.require_unused()       # another run may have been quicker, and may have ended
         _write_text(self.config, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
 
     def require_same(self, config: TrainConfig) -> None:
@@ -68,7 +96,7 @@ class RunFolder:
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """All rows anew: so a run that was killed and resumed has each epoch once."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, lineterminator="\n")
+        writer = csv.DictWriter(text, COLUMNS, restval=0, lineterminator="\n")       # older rows have no "skipped"
         writer.writeheader()
         writer.writerows(history)
         _write_text(self.metrics, text.getvalue())

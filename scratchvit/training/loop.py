@@ -3,7 +3,7 @@
     for epoch in …:
         for images, labels in loader:
             loss = objective(model, images, labels)     # cross-entropy, unless pictures are mixed or a teacher helps
-            loss.backward(); clip; optimizer.step(); ema.update()
+            loss.backward(); clip; optimizer.step(); ema.update()       # see step.py
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
 
@@ -15,34 +15,38 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import platform
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from tqdm import tqdm
 
-import scratchvit
 from scratchvit import backend, optim
-from scratchvit.backend import Array, asarray
+from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
 from scratchvit.random import Generator
-from scratchvit.tensor import Tensor
 from scratchvit.training import setup
-from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
+from scratchvit.training.checkpoint import Checkpoint, current_versions, load_checkpoint, load_into, save_checkpoint
 from scratchvit.training.config import TrainConfig
-from scratchvit.training.diagnose import first_non_finite, is_finite
-from scratchvit.training.evaluate import Meter, evaluate
+from scratchvit.training.diagnose import is_finite
+from scratchvit.training.evaluate import Meter, Predictions, evaluate, predict, truth
+from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.objective import Objective
+from scratchvit.training.step import LearningStep, NotFinite
 from scratchvit.weights import LoadReport, load_weights
 
-READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the loss: on a GPU each one waits for the device
+READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
+WAITING = 0.05                          # share of an epoch spent waiting for pictures, beyond which a line says so
+
+
+class _NoBatch(Exception):
+    """What a loader raised is its cause. On its way to `run` it undoes what must be undone before saving."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,9 @@ class Result:
     epochs: int
     seconds: float              # of training and validation, all sessions together
     images_per_second: float    # of training, on average
+    skipped: int                # steps left out, since their numbers were not finite
     parameters: int
+    test_predictions: Predictions = field(repr=False, compare=False)
 
 
 def train(
@@ -67,28 +73,35 @@ def train(
 ) -> Result:
     """Train a model, or go on with the run in `run_dir`; `log` gets one line per epoch.
 
-    Raises ScratchvitError for settings that make no sense, a folder that holds another run, data or a loss that is not
-    finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when the run has been saved.
+    Raises ScratchvitError for settings that make no sense, a folder that holds another run or in which one is going on,
+    data, a loss or a gradient that is not finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when
+    the run has been saved.
     """
-    return prepare(config, run_dir, resume, log).run()
+    trainer = prepare(config, run_dir, resume, log)
+    with trainer.folder:
+        return trainer.run()
 
 
 def prepare(
     config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> Trainer:
-    """The first half of `train`: everything loaded and built, the folder made, ready to `run()`."""
+    """The first half of `train`: everything loaded and built, the folder made, ready to `run()`.
+
+    Until `folder.release()`, which `with trainer.folder` calls, no other run can write there.
+    """
     setup.check(config)
     folder = RunFolder(Path(run_dir))
-    if resume:
-        folder.require_same(config)
-    else:
-        folder.require_unused()
-    backend.use(config.device)
-    backend.keep_freed_memory()
-    trainer = Trainer(config, folder, log)
-    folder.begin(config)
-    if folder.last.exists():    # stopped before the first save, a run begins anew
-        trainer.go_on()
+    try:
+        folder.claim(config, resume)
+        backend.use(config.device)
+        backend.keep_freed_memory()
+        trainer = Trainer(config, folder, log)
+        folder.begin(config)
+        if folder.last.exists():    # stopped before the first save, a run begins anew
+            trainer.go_on()
+    except BaseException:
+        folder.release()
+        raise
     return trainer
 
 
@@ -106,16 +119,18 @@ class Trainer:
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
+        if not goes_on:
+            setup.show_data(self.model, self.data, config.seed)
         self.loaded: LoadReport | None = None           # what came of `init`
         if config.init and not goes_on:
             self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
         self.objective = Objective(config, self.model, self.about)
-        if not setup.augments(config):
-            self.objective.ask_once(self.data.eval_loader(self.data.splits.train, config.batch_size))
         self.optimizer = setup.make_optimizer(config, self.model)
         self.schedule = setup.make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
+        self.learn = LearningStep(config, self.model, self.optimizer, self.ema)
         self.watch = SignalWatch()
+        self.events = EventFile(folder.path / "tensorboard")
 
         self.step = 0                                   # steps made
         self.epoch_seconds = 0.0                        # spent in this epoch
@@ -127,12 +142,32 @@ class Trainer:
         # A loss that is not finite is found and explained below; NumPy's warnings would only come first.
         with np.errstate(all="ignore"), self.watch:
             try:
+                self.ask_the_teacher()
                 while len(self.history) < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch()
                 return self._test()
             except StopRequested:
                 raise self._interrupted() from None
+            except _NoBatch as error:
+                raise self._out_of_pictures(error.__cause__) from error.__cause__
+            finally:
+                self.loader.close()
+
+    def ask_the_teacher(self) -> None:
+        """Once for every picture, if it looks the same in every epoch."""
+        if self.objective.teacher is None or setup.augments(self.config) or len(self.history) == self.config.epochs:
+            return
+        split = self.data.splits.train
+        with tqdm(total=len(split), desc="the teacher's answers", unit="img", leave=False) as bar:
+
+            def watched() -> Iterator[Any]:
+                for images, labels in self.data.eval_loader(split, self.config.batch_size):
+                    self.watch.check()
+                    yield images, labels
+                    bar.update(len(labels))
+
+            self.objective.ask_once(watched())
 
     # --- one epoch ---
 
@@ -141,48 +176,55 @@ class Trainer:
         epoch = len(self.history)
         if self.loader.state_dict()["epoch"] > epoch:
             return              # stopped during validation: they are all made
-        every = READ_EVERY[self.config.device]
         self.model.train()
         description = f"epoch {epoch + 1}/{self.config.epochs}"
-        total = self.loader.epoch_size
-        with tqdm(total=total, initial=self.meter.images, desc=description, unit="img", leave=False) as bar:
+        total, done = self.loader.epoch_size, self.loader.state_dict()["batch"] * self.config.batch_size
+        with tqdm(total=total, initial=done, desc=description, unit="img", leave=False) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
-            for images, labels in self.loader:
-                loss = self._forward(images, labels)
-                if (self.step + 1) % every == 0 or self.meter.images == total:
-                    self._require_finite_loss(images)
+            for images, labels in self._batches(self.loader):
+                is_last = self.loader.state_dict()["epoch"] > epoch
+                look = is_last or (self.step + 1) % READ_EVERY[self.config.device] == 0
+                self._step(images, labels, look)
+                if look:
                     bar.set_postfix(loss=f"{self.meter.loss:.4f}", acc=f"{self.meter.accuracy:.1%}", refresh=False)
-                self._learn(loss)
                 bar.update(len(labels))
                 self.epoch_seconds = before + time.perf_counter() - begun
                 if self.config.save_every and self.step % self.config.save_every == 0:
                     self.save()
                 self.watch.check()
 
-    def _forward(self, images: np.ndarray, labels: np.ndarray) -> Tensor:
-        if not math.isfinite(images.sum()):
+    def _batches(self, loader: Loader) -> Iterator[Any]:
+        """The loader's. If a picture cannot be read, or a worker dies, the run is to be saved first."""
+        try:
+            yield from loader
+        except ScratchvitError as error:
+            raise _NoBatch from error
+
+    def _step(self, images: np.ndarray, labels: np.ndarray, look: bool) -> None:
+        if self.config.non_finite == "stop" and not math.isfinite(images.sum()):
             wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
             raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
-        loss, logits = self.objective(self.model, images, labels, self.loader.indices, self.step)
-        self.meter.add(loss, logits, asarray(labels))
-        return loss
-
-    def _learn(self, loss: Tensor) -> None:
-        self.optimizer.zero_grad()
-        loss.backward()
-        if self.config.clip_grad:
-            optim.clip_grad_norm(self.model.parameters(), self.config.clip_grad)
-        self.optimizer.lr = self.schedule.at(self.step)
-        self.optimizer.step()
-        if self.ema:
-            self.ema.update()
+        self.learn.begin()
+        target = truth(self.model, images, labels)
+        loss, logits = self.objective(self.model, images, target, self.loader.indices, self.step)
+        try:
+            if self.learn(loss, images, self.schedule.at(self.step), look):
+                self.meter.add(loss, logits, target)
+        except NotFinite as error:
+            every = 1 if self.learn.may_leave_out else READ_EVERY[self.config.device]
+            begun = "" if every == 1 else f" (at one of the last {every} steps)"
+            raise self._diverged(f"{error}{begun}") from None
         self.step += 1
 
     def _finish_epoch(self) -> None:
         """Validate, note the row, and save."""
         begun = time.perf_counter()
+        train, skipped = self.meter.read(), self.learn.skipped
+        waiting = self.loader.waited / self.epoch_seconds
+        if not train.images:
+            scale = f", though its loss is by now scaled by {self.learn.scaler.factor:g}" if self.learn.scaler else ""
+            raise self._diverged(f"every step of the epoch had to be left out{scale}")
         val = self._evaluate_val()
-        train = self.meter.read()
         row = {
             "epoch": len(self.history) + 1,
             "step": self.step,
@@ -191,27 +233,42 @@ class Trainer:
             "train_accuracy": train.accuracy,
             "val_loss": val.loss,
             "val_accuracy": val.accuracy,
-            "images_per_second": train.images / self.epoch_seconds,
+            "images_per_second": self.loader.epoch_size / self.epoch_seconds,
             "seconds": self.epoch_seconds + time.perf_counter() - begun,
+            "skipped": skipped,
         }
         if not math.isfinite(val.loss):
             raise self._diverged("the loss on the validation images is not finite")
-        # By accuracy; few images give many ties, which the loss breaks.
-        is_best = all((val.accuracy, -val.loss) > (e["val_accuracy"], -e["val_loss"]) for e in self.history)
+        is_best = all(self._merit(row) > self._merit(earlier) for earlier in self.history)
         self.history.append(row)
-        self.meter, self.epoch_seconds = Meter(), 0.0
+        self.meter, self.epoch_seconds, self.learn.skipped = Meter(), 0.0, 0
         if is_best:
             self._save(self.folder.best, with_optimizer=False)
         self.save()
         self.folder.write_metrics(self.history)
+        self.events.write(self.history)
         self.log(
             f"epoch {row['epoch']}/{self.config.epochs}  train loss {train.loss:.4f}, accuracy {train.accuracy:.2%}  "
             f"val loss {val.loss:.4f}, accuracy {val.accuracy:.2%}{' (best)' if is_best else ''}  "
-            f"{row['images_per_second']:,.0f} images/s"
+            f"{row['images_per_second']:,.0f} images/s{f'  steps left out: {skipped}' if skipped else ''}"
+            f"{self._advice(waiting)}"
         )
 
+    def _merit(self, row: dict[str, Any]) -> tuple[float, ...]:
+        """What the best epoch has most of: accuracy. Few images give many ties, which the loss breaks.
+
+        A model of pixels is to give them probability; how often its likeliest colour is right says less.
+        """
+        generative = getattr(self.model, "generative", False)
+        return (-row["val_loss"],) if generative else (row["val_accuracy"], -row["val_loss"])
+
+    def _advice(self, waiting: float) -> str:
+        if waiting <= WAITING:
+            return ""
+        return f"  {waiting:.0%} of the time waiting for pictures: try --workers {self.config.workers + 1}"
+
     def _evaluate_val(self) -> Meter:
-        batches = self.data.eval_loader(self.data.splits.val, self.config.batch_size)
+        batches = self._batches(self.data.eval_loader(self.data.splits.val, self.config.batch_size))
         if self.ema is None:
             return evaluate(self.model, batches, self.watch.check)
         with self.ema.applied():
@@ -220,22 +277,24 @@ class Trainer:
     def _test(self) -> Result:
         best = load_checkpoint(self.folder.best)
         load_into(self.model, best.ema or best.model, self.folder.best)
-        batches = self.data.eval_loader(self.data.splits.test, self.config.batch_size)
-        test = evaluate(self.model, batches, self.watch.check)
+        batches = self._batches(self.data.eval_loader(self.data.splits.test, self.config.batch_size))
+        test = predict(self.model, batches, self.watch.check)
         row = self.history[best.progress["epoch"] - 1]
         seconds = sum(row["seconds"] for row in self.history)
         return Result(
             run_dir=self.folder.path,
             checkpoint=self.folder.best,
-            test_loss=test.loss,
-            test_accuracy=test.accuracy,
+            test_loss=test.meter.loss,
+            test_accuracy=test.meter.accuracy,
             val_loss=row["val_loss"],
             val_accuracy=row["val_accuracy"],
             best_epoch=row["epoch"],
             epochs=len(self.history),
             seconds=seconds,
             images_per_second=sum(r["images_per_second"] for r in self.history) / len(self.history),
+            skipped=sum(r.get("skipped", 0) for r in self.history),     # rows of older versions do not have it
             parameters=self.model.num_parameters(),
+            test_predictions=test,
         )
 
     # --- stopping ---
@@ -243,26 +302,32 @@ class Trainer:
     def _interrupted(self) -> Interrupted:
         """Save, and say how to go on."""
         assert self.watch.received is not None
-        if len(self.history) < self.config.epochs:      # otherwise only the test was left, and all is saved
-            self.save()
+        self._save_place()
         return Interrupted(
             f"stopped and saved at step {self.step} of {self.schedule.total_steps}; "
             f"go on with: scratchvit train --resume {self.folder.path}",
             self.watch.received,
         )
 
-    def _require_finite_loss(self, images: Array) -> None:
-        if not math.isfinite(float(self.meter.loss_sum)):
-            every = READ_EVERY[self.config.device]
-            since = "" if every == 1 else f" (since at most {every} steps)"
-            raise self._diverged(f"the loss is not finite{since}; {first_non_finite(self.model, images)}")
+    def _out_of_pictures(self, error: BaseException | None) -> ScratchvitError:
+        """The same for what kept a loader from making a batch."""
+        self._save_place()
+        return ScratchvitError(
+            f"{error} The run is saved at step {self.step} of {self.schedule.total_steps}; with its pictures as they "
+            f"were, go on with: scratchvit train --resume {self.folder.path}"
+        )
+
+    def _save_place(self) -> None:
+        if len(self.history) < self.config.epochs:      # otherwise only the test is left, and all is saved
+            self.save()
 
     def _diverged(self, what: str) -> ScratchvitError:
         last = self.folder.last
         kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
+        skip = ', and non_finite "skip" leaves single steps out' if self.config.non_finite == "stop" else ""
         return ScratchvitError(
             f"step {self.step + 1} (epoch {len(self.history) + 1}): {what}; {kept}. "
-            "If it is not the data, a lower lr, a longer warm-up or a smaller clip_grad helps"
+            f"If it is not the data, a lower lr, a longer warm-up or a smaller clip_grad helps{skip}"
         )
 
     # --- saving and going on ---
@@ -289,15 +354,14 @@ class Trainer:
                 "generator": self.generator.state_dict(),
                 "meter": dataclasses.asdict(meter),
                 "epoch_seconds": self.epoch_seconds,
+                "learn": self.learn.state_dict(),
                 "history": self.history,
             },
             model=weights,
             ema=self.ema.state_dict() if self.ema else {},
             optimizer=self.optimizer.state_dict() if with_optimizer else {},
-            versions={
-                "scratchvit": scratchvit.__version__, "numpy": np.__version__, "python": platform.python_version(),
-            },
-        )  # fmt: skip
+            versions=current_versions(),
+        )
         save_checkpoint(path, checkpoint)
 
     def go_on(self) -> None:
@@ -318,4 +382,6 @@ class Trainer:
         self.meter = Meter(**progress["meter"])
         self.step, self.epoch_seconds = progress["step"], progress["epoch_seconds"]
         self.history = progress["history"]
+        if "learn" in progress:     # older versions left no step out
+            self.learn.load_state_dict(progress["learn"])
         self.folder.write_metrics(self.history)

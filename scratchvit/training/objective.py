@@ -11,11 +11,28 @@ from scratchvit import ops
 from scratchvit.backend import asarray
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import LEVELS
+from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import TrainConfig
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
 
 _MIXING = 2     # beside the loader's uses of the seed: order 0, augmentation 1
+
+
+def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
+    """What lays two pictures of a batch over each other, if the run asks for it."""
+    if not _mixes(config):
+        return None
+    mixup = config.mixup or LEVELS[config.augment].mixup_alpha
+    return Mix(
+        num_classes=num_classes, mixup_alpha=mixup, cutmix_alpha=config.cutmix,
+        prob=config.mix_prob, switch_prob=config.mix_switch_prob, mode=config.mix_mode,
+        label_smoothing=config.label_smoothing,
+    )  # fmt: skip
+
+
+def _mixes(config: TrainConfig) -> bool:
+    return bool(config.mixup or LEVELS[config.augment].mixup_alpha or config.cutmix)
 
 
 class Objective:
@@ -27,14 +44,12 @@ class Objective:
 
     def __init__(self, config: TrainConfig, model: Any, about: Mapping[str, Any]):
         self.config = config
-        mixup = config.mixup or LEVELS[config.augment].mixup_alpha
-        self.mix = None
-        if mixup or config.cutmix:
-            self.mix = Mix(
-                num_classes=model.config.num_classes, mixup_alpha=mixup, cutmix_alpha=config.cutmix,
-                prob=config.mix_prob, switch_prob=config.mix_switch_prob, mode=config.mix_mode,
-                label_smoothing=config.label_smoothing,
-            )  # fmt: skip
+        if getattr(model, "generative", False) and (config.teacher or _mixes(config)):
+            raise ScratchvitError(
+                f"{config.model} learns the pixels of images, not their classes: mixup, cutmix, an augment level that "
+                "mixes, and a teacher are of no use to it; leave them out"
+            )
+        self.mix = make_mix(config, model.config.num_classes)
         self.teacher = Teacher.load(config.teacher, about, config.teacher_model) if config.teacher else None
         if self.teacher and hasattr(model, "distilled_training"):
             model.distilled_training = True     # a head for the truth, and one for the teacher
@@ -48,7 +63,10 @@ class Objective:
     def __call__(
         self, model: Any, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, step: int
     ) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W), labels and places in the data set (B,) → mean loss, and logits (B, num_classes)."""
+        """images (B, C, H, W), labels and places in the data set (B,) → mean loss, and logits (B, num_classes).
+
+        Of a generative model, with its tokens (B, N) for labels, logits (B, K, N).
+        """
         x, target, smoothing = asarray(images), asarray(labels), self.config.label_smoothing
         if self.mix:
             rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(_MIXING, step)))

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit import data, optim
+from scratchvit.backend import asarray
 from scratchvit.data import (
     LEVELS,
     ColorJitter,
@@ -21,6 +22,7 @@ from scratchvit.data import (
     RandomResizedCrop,
     Splits,
 )
+from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.nn import Module
@@ -53,7 +55,7 @@ class TrainingData:
         }
 
     def train_loader(self, config: TrainConfig) -> Loader:
-        """Shuffled and augmented; every image once in an epoch."""
+        """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
         level = LEVELS[config.augment]
         jitter = config.color_jitter
         size = self.splits.train.image_shape[0]
@@ -64,12 +66,16 @@ class TrainingData:
             RandAugment(level.num_layers, level.magnitude) if level.num_layers else None,
             ColorJitter(jitter, jitter, jitter) if jitter else None,
             Normalize(self.mean, self.std),
-            RandomErasing(config.random_erasing) if config.random_erasing else None,
+            RandomErasing(config.random_erasing, mode="pixel") if config.random_erasing else None,
         ]
         transform = Compose(*(step for step in steps if step))
+        train = self.splits.train
+        images = config.epoch_images or len(train)
+        if images % config.batch_size == 1 < images:
+            images -= 1     # batch norm has nothing to learn from one image: it comes first in the next epoch
         return Loader(
-            self.splits.train, config.batch_size, transform,
-            shuffle=True, epoch_size=config.epoch_images or None, seed=config.seed,
+            train.originals() if config.crop_scale else train, config.batch_size, transform,
+            shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
         )  # fmt: skip
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
@@ -101,7 +107,11 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
         splits = dataclasses.replace(splits, train=splits.train.subset(used))
         if not len(used):
             raise ScratchvitError(f"{config.data}: no image is left of a train_fraction of {config.train_fraction}")
-    mean, std = data.channel_stats(splits.train) if init is None else _normalisation(config.model, init, splits)
+    own = getattr(model_config(config.model), "normalisation", None)
+    if own is not None:     # a model with a palette, whose colours have units of their own
+        mean, std = ((number,) * splits.train.image_shape[2] for number in own)
+    else:
+        mean, std = data.channel_stats(splits.train) if init is None else _normalisation(config.model, init, splits)
     # A channel that never changes carries nothing; any deviation will do.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
 
@@ -127,7 +137,10 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
         "in_chans": channels,
         "num_classes": classes,
     }
-    known = {field.name for field in dataclasses.fields(model_config(config.model))}
+    preset = model_config(config.model)
+    known = {field.name for field in dataclasses.fields(preset)}
+    if not preset.num_classes:      # it learns the images themselves, unless the run asks for classes
+        known.remove("num_classes")
     if config.regularisation:
         rates = _DROPPING if known >= _DROPPING else ("drop_rate", "drop_path_rate")
         from_data |= dict.fromkeys(rates, config.regularisation)
@@ -138,6 +151,32 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
             "leave num_classes out"
         )
     return args
+
+
+def show_data(model: Any, training: TrainingData, seed: int) -> None:
+    """Let a model that codes pixels with a palette find its colours in the training images, before the first step."""
+    palette = getattr(model, "palette", None)
+    if palette is not None:
+        palette.data[...] = asarray(fit_palette(training.splits.train, len(palette), seed))
+
+
+def coarse_patches(model: Module) -> str | None:
+    """A sentence if the model cuts images into few patches, the usual reason for a poor ViT on small images.
+
+    Few are under 16 tokens, or patches that span more than an eighth of the image.
+    """
+    embed = getattr(model, "patch_embed", None)
+    if embed is None:
+        return None
+    (H, W), (rows, columns) = embed.img_size, embed.grid_size
+    if rows * columns >= 16 and min(rows, columns) >= 8:
+        return None
+    finer = next((P for P in range(min(H, W) // 8, 0, -1) if H % P == W % P == 0), None)
+    way_out = f"--patch-size {finer} gives {H // finer * (W // finer)}" if finer else "larger images give more"
+    return (
+        f"only {rows * columns} tokens: a patch spans {H // rows}×{W // columns} of {H}×{W} pixels, more than an "
+        f"eighth of a side, and what is inside one the model sees as one; {way_out}"
+    )
 
 
 def augments(config: TrainConfig) -> bool:

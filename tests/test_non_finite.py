@@ -1,0 +1,344 @@
+"""Losses and gradients that are infinite or NaN: the run stops with a sentence, or leaves the step out."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import Tensor, nn, ops, optim
+from scratchvit.errors import ScratchvitError
+from scratchvit.training import Interrupted, load_checkpoint, save_checkpoint, train
+from scratchvit.training.diagnose import first_non_finite
+from scratchvit.training.loop import Trainer
+from scratchvit.training.step import LearningStep, NotFinite
+from tests import strict_array
+from tests.runs import CONFIG, EVERYTHING, assert_same_run, stop_at
+
+RESNET = CONFIG.replace(model="resnet18", model_args={"layers": (1, 1, 1, 1)}, epoch_images=90)
+
+def at_step(monkeypatch, step, spoil):
+    """Call spoil(trainer, images) just before that step (from 1), and give it what that returns."""
+    make_step = Trainer._step
+
+    def spoiled(self, images, *rest):
+        make_step(self, spoil(self, images) if self.step + 1 == step else images, *rest)
+
+    monkeypatch.setattr(Trainer, "_step", spoiled)
+
+
+def test_nan_in_the_data(tmp_path, monkeypatch):
+    def spoil(trainer, images):
+        images = images.copy()
+        images[3, 0, 2, 2] = np.nan
+        images[7, 0, 0, 0] = np.inf
+        return images
+
+    at_step(monkeypatch, 4, spoil)
+    with pytest.raises(ScratchvitError, match=r"step 4 \(epoch 1\): the data is not finite \(images 3, 7 of the batch"):
+        train(CONFIG.replace(save_every=2), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 2
+
+
+def test_nan_in_the_loss_names_the_layer_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
+    def spoil(trainer, images):
+        # Finite itself, but its products overflow.
+        trainer.model.blocks[1].mlp.fc1.weight.data[...] = 3e38
+        return images
+
+    at_step(monkeypatch, 7, spoil)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 7 \(epoch 2\): the loss is not finite; the first layer whose output is not finite is "
+        r"blocks\.1\.mlp\.fc1 \(Linear\); the last good checkpoint is .*last\.safetensors",
+    ):
+        train(CONFIG, tmp_path / "run")
+    saved = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert saved.progress["step"] == 5
+    assert all(np.isfinite(array).all() for array in saved.model.values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
+    make_step = Trainer._step
+
+    def spoiled(self, *batch):
+        make_step(self, *batch)
+        if self.step == 4:
+            self.model.head.bias.data[0] = np.inf
+
+    monkeypatch.setattr(Trainer, "_step", spoiled)
+    with pytest.raises(ScratchvitError, match=r"the weight head\.bias is not finite; the last good checkpoint is"):
+        train(CONFIG.replace(save_every=2), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 2
+
+
+def test_where_it_begins(device):
+    class Halves(nn.Module):
+        def __init__(self):
+            self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+
+        def forward(self, x):
+            return self.second(ops.log(self.first(x) * 0.0 - 1.0))
+
+    model = Halves()
+    x = np.ones((1, 2), np.float32)
+    with np.errstate(all="ignore"):
+        assert first_non_finite(model, x) == "the first layer whose input is not finite is second (Linear)"
+    assert "forward" not in vars(model.first)
+    assert first_non_finite(model.first, x) == "every layer's output is finite, only the loss is not"
+    model.first.bias.data[0] = np.nan
+    assert first_non_finite(model, x) == "the parameter first.bias is already not finite"
+
+
+def test_watching_changes_nothing():
+    model = nn.Linear(2, 2)
+    before = model(Tensor([[1.0, 2.0]])).numpy()
+    first_non_finite(model, np.ones((1, 2), np.float32))
+    assert np.array_equal(model(Tensor([[1.0, 2.0]])).numpy(), before)
+
+
+def spoil_pixels(trainer, images):
+    """What a decoder gone wrong, or a normalisation by zero, would give."""
+    images = images.copy()
+    images[3, 0, 2, 2] = np.nan
+    return images
+
+
+def spoil_gradient(trainer, images):
+    """From here on, the loss gets a term that is 0 and whose gradient is 0 · ∞."""
+    objective = trainer.objective
+
+    def with_a_root_of_zero(*args):
+        loss, logits = objective(*args)
+        return loss + ops.sqrt(trainer.model.head.bias * 0.0).sum(), logits
+
+    trainer.objective = with_a_root_of_zero
+    return images
+
+
+def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path, monkeypatch):
+    """Even if no weight is saved before the next loss would show it."""
+    at_step(monkeypatch, 15, spoil_gradient)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 15 \(epoch 3\): the loss is finite but its gradient is not; on the way back, the first gradient "
+        r"that is not finite is that of head\.bias; the last good .*non_finite \"skip\" leaves single steps out",
+    ):
+        train(CONFIG, tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 10
+
+
+def test_a_gradient_longer_than_float32_can_tell(tmp_path, monkeypatch):
+    def spoil(trainer, images):
+        trainer.model.head.weight.data *= np.float32(1e25)      # clipping alone would make the step a step of 0
+        return images
+
+    at_step(monkeypatch, 2, spoil)
+    with pytest.raises(ScratchvitError, match="but its gradient is not; every entry of it is, but all together are"):
+        train(CONFIG, tmp_path / "run")
+
+
+def test_on_a_gpu_looks_are_rare_and_say_so(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchvit.training.loop.READ_EVERY", {"cpu": 4})
+    at_step(monkeypatch, 2, spoil_gradient)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 4 \(epoch 1\): the loss is not finite; the parameter .* is already not finite "
+        r"\(at one of the last 4 steps\); nothing was saved yet",
+    ):
+        train(CONFIG, tmp_path / "run")
+    assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+# --- leaving steps out ---
+
+
+@pytest.mark.parametrize("config", [CONFIG, RESNET], ids=["vit", "resnet"])
+def test_a_step_that_is_left_out_changes_nothing_but_counts(config, tmp_path, monkeypatch):
+    """Not the running statistics of batch norms either, which a forward over NaN has already poisoned."""
+    make_step = Trainer._step
+    states = []
+
+    def watched(self, images, *rest):
+        spoiled = self.step + 1 in (2, 3)
+        before = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
+        make_step(self, spoil_pixels(self, images) if spoiled else images, *rest)
+        after = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
+        states.append((spoiled, before, after))
+
+    monkeypatch.setattr(Trainer, "_step", watched)
+    config = config.replace(non_finite="skip", ema_decay=0.5, epoch_images=90, batch_size=30, epochs=2)
+    lines = []
+    result = train(config, tmp_path / "run", log=lines.append)
+    for spoiled, before, after in states:
+        same = [one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
+                for one, two in zip(before, after)]
+        assert same == [spoiled] * 3
+    saved = load_checkpoint(tmp_path / "run")
+    assert all(np.isfinite(array).all() for array in (*saved.model.values(), *saved.ema.values()))
+    assert np.isfinite(result.test_loss) and result.skipped == 2
+    rows = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["history"]
+    assert [row["skipped"] for row in rows] == [2, 0] and [row["step"] for row in rows] == [3, 6]
+    assert all(np.isfinite(row["train_loss"]) and row["train_accuracy"] <= 1 for row in rows)
+    assert "steps left out: 2" in lines[0] and "left out" not in lines[1]
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["skipped"] for row in csv.DictReader(file)] == ["2", "0"]
+
+
+def test_a_gradient_that_is_not_finite_is_left_out_too(tmp_path, monkeypatch):
+    make_step = Trainer._step
+
+    def spoiled(self, images, *rest):
+        objective = self.objective
+        if self.step + 1 == 3:
+            spoil_gradient(self, images)
+        make_step(self, images, *rest)
+        self.objective = objective
+
+    monkeypatch.setattr(Trainer, "_step", spoiled)
+    assert train(CONFIG.replace(non_finite="skip", epochs=1), tmp_path / "run").skipped == 1
+
+
+def test_nothing_is_left_out_of_a_healthy_run(tmp_path):
+    stops, skips = (train(RESNET.replace(non_finite=how, epochs=1), tmp_path / how) for how in ("stop", "skip"))
+    assert (stops.skipped, stops.test_loss) == (skips.skipped, skips.test_loss) == (0, stops.test_loss)
+
+
+def always_spoil(monkeypatch, first, last):
+    make_step = Trainer._step
+
+    def spoiled(self, images, *rest):
+        make_step(self, spoil_pixels(self, images) if first <= self.step + 1 <= last else images, *rest)
+
+    monkeypatch.setattr(Trainer, "_step", spoiled)
+
+
+def test_a_run_that_would_not_recover_stops(tmp_path, monkeypatch):
+    always_spoil(monkeypatch, 4, 20)
+    config = CONFIG.replace(non_finite="skip", epochs=2, batch_size=128, save_every=1)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 13 \(epoch 2\): 10 steps in a row had to be left out, at last the loss is not finite; the "
+        r"images of the batch are not finite; .*last\.safetensors\. If it is not the data, [^\"]*$",
+    ):
+        train(config, tmp_path / "run")
+    saved = load_checkpoint(tmp_path / "run" / "last.safetensors")
+    assert saved.progress["step"] == 12 and saved.progress["learn"]["skipped_in_a_row"] == 9
+    with pytest.raises(ScratchvitError, match=r"step 13 .*10 steps in a row"):       # those before the resume count
+        train(config, tmp_path / "run", resume=True)
+
+
+def test_nine_in_a_row_may_be_left_out(tmp_path, monkeypatch):
+    always_spoil(monkeypatch, 2, 10)
+    result = train(CONFIG.replace(non_finite="skip", batch_size=32, epochs=1), tmp_path / "run")
+    assert result.skipped == 9
+
+
+def test_an_epoch_without_a_step_stops(tmp_path, monkeypatch):
+    always_spoil(monkeypatch, 6, 10)
+    with pytest.raises(ScratchvitError, match=r"\(epoch 2\): every step of the epoch had to be left out; the last"):
+        train(CONFIG.replace(non_finite="skip"), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 5
+
+
+# --- loss scaling ---
+
+
+def steep(trainer, images):
+    """Gradients in the hundreds, which a factor of 2^127 takes out of float32."""
+    trainer.model.head.weight.data *= 100
+    return images
+
+
+def test_a_factor_changes_nothing_where_nothing_vanishes(tmp_path):
+    """A power of two moves exponents only; every product and sum on the way back rounds as before."""
+    config = CONFIG.replace(epochs=1)
+    train(config, tmp_path / "plain")
+    train(config.replace(loss_scale=1024.0), tmp_path / "scaled")
+    plain, scaled = (load_checkpoint(tmp_path / name / "last.safetensors").model for name in ("plain", "scaled"))
+    for name, weight in plain.items():
+        np.testing.assert_allclose(scaled[name], weight, rtol=0, atol=1e-6, err_msg=name)
+
+
+def test_a_factor_that_is_too_large_adapts_itself(tmp_path, monkeypatch):
+    """Also where numbers that are not finite are to stop the run: these are of the factor's own making."""
+    at_step(monkeypatch, 1, steep)
+    result = train(CONFIG.replace(loss_scale=2.0**127, batch_size=64), tmp_path / "run")
+    learn = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["learn"]
+    assert 0 < result.skipped < 20 and learn["scaler"]["factor"] == 2.0 ** (127 - result.skipped)
+    assert np.isfinite(result.test_loss)
+
+
+def test_scaling_does_not_hide_what_stops_a_run(tmp_path, monkeypatch):
+    """A loss that is not finite ends it at once; a gradient, as soon as the factor cannot be what is wrong."""
+    config = CONFIG.replace(loss_scale=4.0)
+    with monkeypatch.context() as patched:
+        at_step(patched, 3, lambda trainer, images: trainer.model.head.bias.data.fill(np.inf) or images)
+        with pytest.raises(ScratchvitError, match=r"step 3 .*: the loss is not finite; the parameter head\.bias"):
+            train(config, tmp_path / "loss")
+    at_step(monkeypatch, 3, spoil_gradient)
+    with pytest.raises(ScratchvitError, match=r"step 5 .*: the loss is finite but its gradient is not"):
+        train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were left out
+
+
+def test_counts_and_factor_go_on_bit_for_bit(tmp_path, monkeypatch):
+    always_spoil(monkeypatch, 8, 9)
+    at_step(monkeypatch, 1, steep)
+    config = EVERYTHING.replace(non_finite="skip", loss_scale=2.0**127, batch_size=128)
+    straight = train(config, tmp_path / "straight")
+    for step in (1, 9, 10, 12):
+        with monkeypatch.context() as patched:
+            stop_at(patched, step)
+            with pytest.raises(Interrupted):
+                train(config, tmp_path / f"run{step}")
+        result = train(config, tmp_path / f"run{step}", resume=True)
+        assert_same_run(tmp_path / f"run{step}", tmp_path / "straight")
+        assert result.skipped == straight.skipped > 2
+
+
+def test_runs_of_older_versions_go_on(tmp_path):
+    """Their rows do not tell of steps left out, nor do their checkpoints."""
+    train(CONFIG.replace(epochs=1), tmp_path / "run")
+    path = tmp_path / "run" / "last.safetensors"
+    saved = load_checkpoint(path)
+    progress = {name: value for name, value in saved.progress.items() if name != "learn"}
+    progress["history"] = [{k: v for k, v in row.items() if k != "skipped"} for row in progress["history"]]
+    save_checkpoint(path, dataclasses.replace(saved, progress=progress))
+    result = train(CONFIG.replace(epochs=2), tmp_path / "run", resume=True)
+    assert result.skipped == 0
+    with (tmp_path / "run" / "metrics.csv").open() as file:
+        assert [row["skipped"] for row in csv.DictReader(file)] == ["0", "0"]
+
+
+# --- what it costs a GPU ---
+
+
+def test_a_gpu_is_waited_for_once_a_step_at_most():
+    def transfers(x, look, **settings):
+        model = nn.Linear(3, 1)
+        step = LearningStep(CONFIG.replace(**settings), model, optim.AdamW(model.parameters(), 0.1), None)
+        step.begin()
+        images = np.full((1, 3), x, np.float32)
+        loss = model(Tensor(images)).sum()
+        before = strict_array.transfers
+        try:
+            made = step(loss, images, 0.1, look)
+        finally:
+            waited = strict_array.transfers - before
+        return made, waited, bool(np.isfinite(model.weight.numpy()).all())
+
+    sv.use(strict_array.STRICT)
+    try:
+        assert transfers(1.0, look=False) == (True, 0, True)
+        assert transfers(1.0, look=True) == (True, 1, True)
+        assert transfers(1.0, look=False, non_finite="skip") == (True, 1, True)
+        assert transfers(1.0, look=False, loss_scale=8.0) == (True, 1, True)
+        with np.errstate(all="ignore"):
+            assert transfers(np.inf, look=False) == (True, 0, False)
+            made, _, finite = transfers(np.inf, look=False, non_finite="skip")
+            assert not made and finite
+            with pytest.raises(NotFinite, match="the loss is not finite"):
+                transfers(np.inf, look=True)
+    finally:
+        sv.use("cpu")
