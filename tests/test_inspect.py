@@ -8,7 +8,15 @@ import pytest
 from PIL import Image
 
 import scratchvit as sv
-from scratchvit.inspect import attention_maps, class_attention, draw_attention, draw_curves, rollout
+from scratchvit.inspect import (
+    attention_maps,
+    class_attention,
+    draw_attention,
+    draw_curves,
+    rollout,
+    shows_attention,
+)
+from scratchvit.inspect.figures import overlay, read_metrics
 from scratchvit.models import create_model
 from scratchvit.nn import Linear
 
@@ -114,3 +122,35 @@ def test_without_matplotlib_there_is_one_sentence(tmp_path: Path, monkeypatch):
     with pytest.raises(sv.ScratchvitError, match=r'pip install "scratchvit\[demo\]"'):
         draw_curves(metrics, tmp_path / "curves.png")
     assert list(tmp_path.iterdir()) == [metrics]
+
+
+@pytest.mark.parametrize(("name", "options", "shown"), [
+    ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, True),
+    ("deit_tiny_distilled_patch16_224", {"img_size": 32, "patch_size": 8}, True),
+    ("resnet18", {}, False),
+    ("swin_tiny_patch4_window7_224", {"img_size": 28, "depths": (1,), "num_heads": (2,), "embed_dim": 16}, False),
+])  # fmt: skip
+def test_attention_is_drawn_where_all_layers_see_the_same_patches(tmp_path: Path, name, options, shown):
+    model = create_model(name, num_classes=2, **options)
+    assert shows_attention(model) == shown and not shows_attention(None)
+    if shown:
+        pictures = np.zeros((2, 32, 32, 3), np.uint8)
+        normalize = lambda p: p.transpose(0, 3, 1, 2).astype(np.float32)  # noqa: E731
+        draw_attention(model, pictures, normalize, [0, 1], "ab", tmp_path / "a.png")
+        assert (tmp_path / "a.png").is_file()
+
+
+def test_a_map_lies_over_its_picture():
+    heat = np.float32([[0, 0], [0, 7]])
+    drawn = overlay(np.zeros((16, 16, 1), np.uint8), heat)
+    assert drawn.shape == (112, 112, 3) and drawn.dtype == np.uint8
+    assert drawn[-1, -1].sum() > 3 * drawn[:56, :56].max()
+    assert overlay(np.zeros((200, 300, 3), np.uint8), np.ones((2, 2), np.float32)).shape == (200, 300, 3)
+
+
+@pytest.mark.parametrize(("text", "sentence"), [(None, "cannot be read"), ("epoch,lr\n1,x\n", "is damaged")])
+def test_a_history_that_cannot_be_read_is_one_sentence(tmp_path: Path, text, sentence):
+    if text:
+        (tmp_path / "metrics.csv").write_text(text)
+    with pytest.raises(sv.ScratchvitError, match=f"metrics.csv {sentence}"):
+        read_metrics(tmp_path / "metrics.csv")

@@ -1,4 +1,4 @@
-"""The command line: `scratchvit train`, `eval`, `predict`, `models`, `export`, `show-augment`, `doctor`."""
+"""The command line: `scratchvit train` and all that can be done with what it trained; HELP lists the commands."""
 
 from __future__ import annotations
 
@@ -21,6 +21,9 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit models "vit_*"                     names, sizes, and what they cost
   scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
   scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
+  scratchvit report runs/NAME                   a run on one page, to open in a browser
+  scratchvit complete CHECKPOINT                a sheet of pictures, as an iGPT goes on from their upper halves
+  scratchvit probe CHECKPOINT                   which layer of an iGPT tells classes apart best?
   scratchvit doctor                             what this machine has, what is missing, how fast it is
 
 `scratchvit COMMAND --help` explains a command and every option of it.
@@ -56,6 +59,9 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "models": ("models", "models"),
         "export": ("export", "export"),
         "show-augment": ("show_augment", "show_augment"),
+        "report": ("report", "report"),
+        "complete": ("complete", "complete"),
+        "probe": ("probe", "probe"),
         "doctor": ("commands", "doctor"),
     }
     if name not in known:

@@ -10,6 +10,7 @@ import numpy as np
 from scratchvit import backend, data
 from scratchvit import doctor as checkup
 from scratchvit.cli.options import Parser, add_device, table
+from scratchvit.cli.trained import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.evaluate import Meter
@@ -48,15 +49,8 @@ def evaluate(argv: Sequence[str]) -> int:
 
     backend.use(given.device)
     model, checkpoint = model_from_checkpoint(given.checkpoint)
-    config, trained_on = checkpoint.config, checkpoint.data
-    splits = data.load(
-        given.data or config["data"],
-        data_dir=given.data_dir or config["data_dir"],
-        img_size=trained_on["image_shape"][0],
-        val_fraction=config["val_fraction"],
-        seed=config["seed"],
-        skip_bad=given.skip_bad or (given.data is None and config["skip_bad"]),      # the split of the training
-    )
+    trained_on = checkpoint.data
+    splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
     dataset = getattr(splits, given.split)
     if list(dataset.classes) != list(trained_on["classes"]):
         raise ScratchvitError(

@@ -124,6 +124,8 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
     model: Any
     model, checkpoint = model_from_checkpoint(path)
     about, num_classes = checkpoint.data, model.config.num_classes
+    if not num_classes:
+        raise ScratchvitError(f"{path} is of {checkpoint.model_name}, which tells no classes apart: take a classifier")
     classes, classes_from = class_names(num_classes, labels)
     if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
         classes, classes_from = about["classes"], f"names from {about['name']}"

@@ -5,23 +5,31 @@ from __future__ import annotations
 import argparse
 import io
 import itertools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from scratchvit import backend
+from scratchvit.backend import asnumpy
 from scratchvit.cli.options import Parser, add_fields
+from scratchvit.cli.report import commands
 from scratchvit.data import Normalize
+from scratchvit.data.images import to_picture
+from scratchvit.data.palette import histogram_bits
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect import draw_attention, draw_curves
+from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
+from scratchvit.inspect.completions import draw_completions
+from scratchvit.inspect.report import Run, write_report
 from scratchvit.models import model_config
+from scratchvit.models.igpt import IGPT
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import TrainConfig, read_config
 from scratchvit.training.checkpoint import write_atomically
-from scratchvit.training.loop import Trainer, prepare
+from scratchvit.training.loop import Result, Trainer, prepare
+from scratchvit.training.setup import coarse_patches
 
 ATTENTION_PICTURES = 10     # the first of each of the first classes
 
@@ -46,6 +54,7 @@ GROUPS = {
     "model": ("model", "init", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
+        "non_finite", "loss_scale",
     ),
     "regularisation": ("weight_decay", "regularisation", "label_smoothing", "ema_decay", "layer_decay"),
     "augmentation": (
@@ -62,18 +71,19 @@ def train(argv: Sequence[str]) -> int:
     """Train, draw, and say where everything is."""
     config, folder, resume = parse(argv)
     trainer = prepare(config, folder, resume)
-    print(_begins(trainer), flush=True)
-    result = trainer.run()
-    print(
-        f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
-        f"{result.best_epoch} of {result.epochs}; {result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
-    )
-    pictures = {}
-    try:
-        pictures = _draw(trainer)
-    except ScratchvitError as error:
-        print(f"no pictures: {error}")
-    print(_ends(trainer, pictures))
+    with trainer.folder:        # until the last picture is drawn
+        print(_begins(trainer), flush=True)
+        result = trainer.run()
+        print(
+            f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
+            f"{result.best_epoch} of {result.epochs}; "
+            f"{result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
+        )
+        if getattr(trainer.model, "generative", False):
+            print(_bits_per_pixel(trainer, result))
+        if result.skipped:
+            print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
+        print(_ends(trainer, _draw(trainer, result)))
     return 0
 
 
@@ -148,6 +158,7 @@ def _begins(trainer: Trainer) -> str:
         *(("", note) for note in splits.notes),
         *(("left out", text) for text in splits.skipped),
         ("model", f"{config.model}: {model.num_parameters():,} parameters{tokens}"),
+        ("warning", coarse_patches(trainer.model) if not _sizes_of_the_recipe(config) else ""),
         ("begins", f"with {config.init}" if trainer.loaded else ""),
         *(("", line) for line in str(trainer.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
@@ -161,6 +172,14 @@ def _begins(trainer: Trainer) -> str:
     return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
 
 
+def _sizes_of_the_recipe(config: TrainConfig) -> bool:
+    """Whether images are cut as in the recipe for these data, which was measured."""
+    measured = recipe_for(config.data).model_args
+    return "patch_size" in measured and all(
+        config.model_args.get(name) == measured.get(name) for name in SIZES_OF_THE_DATA
+    )
+
+
 def _regime(config: TrainConfig) -> list[str]:
     """What is done to pictures and weights, beyond the plain loss."""
     names = [name for title in ("regularisation", "augmentation") for name in GROUPS[title]]
@@ -169,23 +188,46 @@ def _regime(config: TrainConfig) -> list[str]:
     return [name if value is True else f"{name} {value}" for name, value in chosen.items()]
 
 
-def _draw(trainer: Trainer) -> dict[str, str]:
-    """Draw the run's pictures, and write a test picture to try `predict` on: {file: what it shows}."""
-    folder, test, classes = trainer.folder.path, trainer.data.splits.test, trainer.about["classes"]
-    present = np.unique(test.labels)[:ATTENTION_PICTURES]
-    chosen = [int(np.flatnonzero(test.labels == label)[0]) for label in present]
-    pictures, labels = test.images(chosen), test.labels[chosen]
-    normalize = Normalize(trainer.data.mean, trainer.data.std)
+def _bits_per_pixel(trainer: Trainer, result: Result) -> str:
+    """The loss of a model of pixels as the field counts it, and what it must be compared with."""
+    model: Any = trainer.model
+    splits, palette = trainer.data.splits, asnumpy(model.palette.data)
+    baseline = histogram_bits(splits.train, splits.test, palette)
+    return (
+        f"{result.test_loss / math.log(2):.3f} bits per pixel, of {len(palette)} colours; {baseline:.3f} for who knows "
+        "only how often each position has each colour"
+    )
 
-    png = io.BytesIO()
-    Image.fromarray(pictures[-1].squeeze()).save(png, format="png")
-    write_atomically(folder / "sample.png", png.getvalue())
-    draw_curves(trainer.folder.metrics, folder / "curves.png")
-    drawn = {"curves.png": "loss and accuracy over the epochs"}
-    if hasattr(trainer.model, "patch_embed"):       # a Transformer over patches; a ResNet has no attention to draw
-        draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
-        drawn["attention.png"] = "where the model looks, on test pictures"
-    return drawn | {"sample.png": f"a test picture, of class {classes[labels[-1]]}"}
+
+def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
+    """Write the report, a test picture to try `predict` on, and the run's pictures: {file: what it shows}."""
+    folder, test, classes = trainer.folder.path, trainer.data.splits.test, trainer.about["classes"]
+    chosen = first_of_each_class(test.labels, ATTENTION_PICTURES)
+    pictures, labels = test.images(chosen), test.labels[chosen]
+    drawn = {}
+    try:
+        run = Run(
+            folder, trainer.config, trainer.history, trainer.data, trainer.model, result.best_epoch,
+            result.test_predictions, commands=commands(trainer.config, folder, parse),
+        )  # fmt: skip
+        write_report(run, folder / "report.html")
+        drawn["report.html"] = "all about it on one page: open it in a browser"
+        png = io.BytesIO()
+        to_picture(pictures[-1]).save(png, format="png")
+        write_atomically(folder / "sample.png", png.getvalue())
+        drawn["sample.png"] = f"a test picture, of class {classes[labels[-1]]}"
+        draw_curves(trainer.folder.metrics, folder / "curves.png")
+        drawn["curves.png"] = "loss and accuracy over the epochs"
+        if shows_attention(trainer.model):
+            normalize = Normalize(trainer.data.mean, trainer.data.std)
+            draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
+            drawn["attention.png"] = "where the model looks, on test pictures"
+        if isinstance(trainer.model, IGPT) and trainer.model.generative:
+            draw_completions(trainer.model, pictures, folder / "complete.png", np.random.default_rng(0))
+            drawn["complete.png"] = "test pictures, and how the model goes on from their upper halves"
+    except ScratchvitError as error:
+        print(f"no pictures: {error}")
+    return drawn
 
 
 def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
@@ -198,8 +240,13 @@ def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
         folder.config.name: "every setting",
         **pictures,
     }
+    if trainer.events.folder.exists():
+        files[trainer.events.folder.name] = f"loss and accuracy again: tensorboard --logdir {folder.path.parent}"
+    sample = folder.path / "sample.png"
+    generative = getattr(trainer.model, "generative", False)
     commands = [
-        f"scratchvit predict {folder.path / 'sample.png'} --checkpoint {folder.best}" if pictures else "",
+        f"scratchvit predict {sample} --checkpoint {folder.best}" if sample.name in pictures and not generative else "",
+        *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),
         f"scratchvit eval --checkpoint {folder.best}",
         "scratchvit train --data fashion-mnist --download",
         "scratchvit train --help",

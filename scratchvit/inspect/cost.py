@@ -88,7 +88,8 @@ class Cost:
 def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
     """What `model` costs for one image, in evaluation mode. Nothing is computed, and the model stays as it is.
 
-    image_shape: (C, H, W); by default in_chans and img_size of the model's configuration. (C, T, H, W) for clips.
+    image_shape: (C, H, W), or (C, T, H, W) for clips; by default in_chans, num_frames and img_size of the model's
+    configuration.
     Raises ScratchvitError for a model without a configuration if no shape is given, and what the model itself raises
     for images that do not fit it.
     """
@@ -106,8 +107,9 @@ def _configured_shape(model: Module) -> Shape:
         raise ScratchvitError(
             f"{type(model).__name__} has no configuration that says what images it takes: give image_shape=(C, H, W)"
         )
-    size = config.img_size
-    return (config.in_chans, *((size, size) if isinstance(size, int) else size))
+    size, frames = config.img_size, getattr(config, "num_frames", 1)
+    clip = (frames,) if frames > 1 else ()
+    return (config.in_chans, *clip, *((size, size) if isinstance(size, int) else size))
 
 
 def readable_bytes(count: int) -> str:

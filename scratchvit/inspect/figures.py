@@ -6,20 +6,43 @@ import contextlib
 import csv
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from scratchvit.backend import asarray
+from scratchvit.backend import asarray, asnumpy
+from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.attention import attention_maps, class_attention, rollout
+from scratchvit.models.vit import VisionTransformer
 from scratchvit.nn import Module
 from scratchvit.tensor import no_grad
 from scratchvit.training.checkpoint import write_atomically
 
 TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # told apart by colour-blind eyes too (P. Tol's "bright")
+GRID = "#dddddd"
+
+# What is drawn over the epochs: columns of metrics.csv, their colours and names.
+CURVES = {
+    "loss": (("train_loss", TRAIN, "training"), ("val_loss", VALIDATION, "validation")),
+    "accuracy": (("train_accuracy", TRAIN, "training"), ("val_accuracy", VALIDATION, "validation")),
+    "learning rate": (("lr", INK, "learning rate"),),
+}
+_NO_MATPLOTLIB = 'pictures are drawn with Matplotlib: pip install "scratchvit[demo]"'
+
+
+def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
+    """The rows of a run's metrics.csv. Raises ScratchvitError for a file that is missing or damaged."""
+    try:
+        with Path(metrics_csv).open(newline="") as file:
+            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+    except OSError as error:
+        raise ScratchvitError(f"{metrics_csv} cannot be read ({error.strerror}): name the folder of a run") from error
+    except (ValueError, TypeError, AttributeError, csv.Error) as error:
+        raise ScratchvitError(f"{metrics_csv} is damaged ({error}): --resume writes it anew") from error
 
 
 def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
@@ -27,22 +50,47 @@ def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
 
     Raises ScratchvitError when Matplotlib is missing.
     """
-    with Path(metrics_csv).open(newline="") as file:
-        rows = list(csv.DictReader(file))
-    epochs = [int(row["epoch"]) for row in rows]
+    rows = read_metrics(metrics_csv)
     with sheet(path, 1, 2, size=(9, 3.4)) as axes:
         for ax, what in zip(axes[0], ("loss", "accuracy")):
-            for part, colour, name in (("train", TRAIN, "training"), ("val", VALIDATION, "validation")):
-                values = [float(row[f"{part}_{what}"]) for row in rows]
-                ax.plot(epochs, values, color=colour, linewidth=1.8, label=name)
-                ax.plot(epochs[-1], values[-1], "o", color=colour, markersize=4)
+            _plot(ax, rows, what)
             ax.set_title(what, loc="left", color=INK)
             ax.set_xlabel("epoch", color=INK)
-            ax.grid(axis="y", color="#dddddd", linewidth=0.7)
-            ax.spines[["top", "right", "left"]].set_visible(False)
-            ax.tick_params(colors=INK, length=0)
-            ax.xaxis.get_major_locator().set_params(integer=True)
         axes[0, 0].legend(frameon=False)
+
+
+def curve_svg(rows: Sequence[Mapping[str, float]], what: str) -> str:
+    """One of CURVES over the rows of metrics.csv, as the text of an SVG file whose words are text.
+
+    Raises ScratchvitError when Matplotlib is missing.
+    """
+    figure = _figure((4.2, 2.5))
+    from matplotlib import rc_context
+
+    _plot(figure.subplots(), rows, what)
+    svg = io.StringIO()
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": what}):
+        figure.savefig(svg, format="svg", transparent=True)
+    return svg.getvalue()
+
+
+def _plot(ax: Any, rows: Sequence[Mapping[str, float]], what: str) -> None:
+    epochs = [row["epoch"] for row in rows]
+    for column, colour, name in CURVES[what]:
+        values = [row[column] for row in rows]
+        ax.plot(epochs, values, color=colour, linewidth=1.8, label=name)
+        ax.plot(epochs[-1:], values[-1:], "o", color=colour, markersize=4)
+    ax.grid(axis="y", color=GRID, linewidth=0.7)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.spines["bottom"].set_color(INK)
+    ax.tick_params(colors=INK, length=0)
+    ax.xaxis.get_major_locator().set_params(integer=True)
+
+
+def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
+    """Places in labels (N,): the first of each of the first `count` classes that there are."""
+    _, places = np.unique(labels, return_index=True)
+    return places[:count]
 
 
 def draw_attention(
@@ -60,14 +108,7 @@ def draw_attention(
     rollout over all layers: from the class token, or, in a model without one, as received on average.
     Raises ScratchvitError when Matplotlib is missing or the model has no attention to draw.
     """
-    images = normalize(pictures)
-    maps = attention_maps(model, images)
-    with no_grad():
-        predicted = model.eval()(asarray(images)).numpy().argmax(axis=-1)
-    prefix, grid = model.num_prefix_tokens, model.patch_embed.grid_size     # type: ignore[attr-defined]
-    last = class_attention(maps[-1].mean(axis=1), prefix, grid)
-    flow = class_attention(rollout(maps), prefix, grid)
-
+    last, flow, predicted = last_and_rollout(model, normalize(pictures))
     blocks = 2 if len(pictures) > 4 else 1      # triples side by side
     rows = math.ceil(len(pictures) / blocks)
     with sheet(path, rows, 3, size=(1.5 * 3 * blocks, 1.65 * rows + 0.3), blocks=blocks) as axes:
@@ -88,6 +129,46 @@ def draw_attention(
                 triple[2].set_title("rollout", color=INK, fontsize=9)
 
 
+def shows_attention(model: Module | None) -> bool:
+    """Whether `draw_attention` can draw it: all its layers attend over the same patches, as in ViT, DeiT and hybrids.
+
+    Not so in a ResNet, nor in windows or pyramids.
+    """
+    return isinstance(model, VisionTransformer)
+
+
+def last_and_rollout(model: Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Where a model looks: images (B, C, H, W) → the attention of the last layer, mean over heads, and the rollout over
+    all layers, both (B, rows, columns); and the predicted classes (B,). The model goes into evaluation mode.
+    """
+    maps = attention_maps(model, images)
+    with no_grad():
+        predicted = asnumpy(model.eval()(asarray(images)).data.argmax(axis=-1))
+    prefix, grid = model.num_prefix_tokens, model.patch_embed.grid_size     # type: ignore[attr-defined]
+    last = class_attention(maps[-1].mean(axis=1), prefix, grid)
+    return last, class_attention(rollout(maps), prefix, grid), predicted
+
+
+def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
+    """A map (rows, columns) in colours over a picture uint8 (H, W, C), both brought to at least 112 pixels: uint8 RGB.
+
+    Raises ScratchvitError when Matplotlib, whose colours they are, is missing.
+    """
+    try:
+        from matplotlib import colormaps
+    except ImportError as error:
+        raise ScratchvitError(_NO_MATPLOTLIB) from error
+    H, W = picture.shape[:2]
+    factor = max(1, math.ceil(112 / min(H, W)))
+    size = (W * factor, H * factor)
+    lowest, highest = heat.min(), heat.max()
+    shares = (heat - lowest) / max(highest - lowest, np.finfo(np.float32).tiny)
+    smooth = np.asarray(Image.fromarray(shares.astype(np.float32)).resize(size, Image.Resampling.BICUBIC))
+    colours = colormaps["inferno"](smooth.clip(0, 1))[..., :3] * 255
+    below = np.asarray(to_picture(picture).convert("RGB").resize(size, Image.Resampling.NEAREST))
+    return (0.35 * below + 0.65 * colours).round().astype(np.uint8)
+
+
 def _overlay(ax: Any, heat: np.ndarray, shape: tuple[int, ...]) -> None:
     """A map over the patches, from its own lowest to its own highest value, on top of the picture of that shape."""
     height, width = shape[:2]
@@ -104,13 +185,17 @@ def sheet(
 
     What was drawn is then written to path, under another name until it is complete.
     """
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no window system, nothing global
-    except ImportError as error:
-        raise ScratchvitError('pictures are drawn with Matplotlib: pip install "scratchvit[demo]"') from error
-    figure = Figure(figsize=size, layout="constrained")
+    figure = _figure(size)
     parts = figure.subfigures(1, blocks, squeeze=False, wspace=0.04)[0]
     yield np.hstack([part.subplots(rows, columns, squeeze=False) for part in parts])
     png = io.BytesIO()
     figure.savefig(png, dpi=150, format="png")
     write_atomically(Path(path), png.getvalue())
+
+
+def _figure(size: tuple[float, float]) -> Any:
+    try:
+        from matplotlib.figure import Figure  # without pyplot: no window system, nothing global
+    except ImportError as error:
+        raise ScratchvitError(_NO_MATPLOTLIB) from error
+    return Figure(figsize=size, layout="constrained")

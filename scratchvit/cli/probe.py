@@ -1,0 +1,56 @@
+"""`scratchvit probe`: which layer of a model of pixels tells classes apart best?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from tqdm import tqdm
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, add_device, table
+from scratchvit.cli.trained import splits_of
+from scratchvit.data import Loader, Normalize
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.probe import features, linear_probe
+from scratchvit.training.checkpoint import model_from_checkpoint
+
+
+def probe(argv: Sequence[str]) -> int:
+    """Print the accuracy of a linear classifier on the features of every layer."""
+    parser = Parser(
+        prog="scratchvit probe",
+        description="What does an iGPT know of classes, of which it was told nothing? A linear classifier on the mean\n"
+        "features of each layer (softmax regression, its decay chosen on the validation pictures), and its accuracy\n"
+        "on the test pictures.\n\n"
+        "  scratchvit train --recipe igpt_digits --out runs/pixels\n"
+        "  scratchvit probe runs/pixels",
+    )
+    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of an iGPT: a file, or a run's folder")
+    parser.add_argument("--data", help="other pictures (default: the data it was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="SIZE", help="(default: 64)")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+
+    backend.use(given.device)
+    model, checkpoint = model_from_checkpoint(given.checkpoint)
+    splits = splits_of(checkpoint, given.data, given.data_dir)
+    normalize = Normalize(checkpoint.data["mean"], checkpoint.data["std"])
+    found = {}
+    for name in ("train", "val", "test"):
+        split = getattr(splits, name)
+        if len(split) == 0:
+            raise ScratchvitError(f"{split.name} has no {name} pictures: a probe needs train, val and test")
+        with tqdm(total=len(split), desc=f"features of {name}", unit="img", leave=False) as bar:
+            found[name] = features(model, Loader(split, given.batch_size, normalize), bar.update)
+    layers = linear_probe(found["train"], found["val"], found["test"], len(splits.train.classes))
+
+    rows = [("layer", "decay", "val", "test")]
+    for layer in layers:
+        rows.append((f"{layer.layer}", f"{layer.decay:g}", f"{layer.val_accuracy:.2%}", f"{layer.test_accuracy:.2%}"))
+    print(f"linear probe of {checkpoint.model_name} from {given.checkpoint} on {splits.train.name}")
+    print(table(rows))
+    best = max(layers, key=lambda layer: layer.val_accuracy)
+    print(f"by the validation pictures, layer {best.layer}: {best.test_accuracy:.2%} of the test pictures")
+    return 0

@@ -1,0 +1,90 @@
+"""`scratchvit report`: a run on one page, to open in a browser; and the command lines that it tells."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, add_device
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.report import open_run, write_report
+from scratchvit.recipes import list_recipes, load_recipe
+from scratchvit.training import TrainConfig
+
+
+def report(argv: Sequence[str]) -> int:
+    """Write the report of a run into its folder."""
+    from scratchvit.cli.train import parse  # which imports this module
+
+    parser = Parser(
+        prog="scratchvit report",
+        description="Write a run's report.html anew: how it learned, what it confuses, its surest mistakes, where it\n"
+        "looks, its augmentation and settings, on one page that opens without a server. The run may have ended, been\n"
+        "stopped, or still be going.\n\n"
+        "  scratchvit report runs/digits-vit_tiny_patch16_224-1",
+    )
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
+    parser.add_argument("--data", help="its images, if they are elsewhere now")
+    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are now")
+    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run's folder)")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+
+    backend.use(given.device)
+    run = open_run(given.run, given.data, given.data_dir)
+    out = given.out or given.run / "report.html"
+    write_report(dataclasses.replace(run, commands=commands(run.config, run.path, parse)), out)
+    print(out)
+    return 0
+
+
+Parse = Callable[[Sequence[str]], tuple[TrainConfig, Path, bool]]
+
+
+def commands(config: TrainConfig, folder: Path, parse: Parse) -> dict[str, str]:
+    """What a report tells to type: {what it does: command line}. parse: that of `scratchvit train`."""
+    told = {
+        "Go on with it, also for longer (--epochs):": shlex.join(["scratchvit", "train", "--resume", str(folder)]),
+        "Write this page anew:": shlex.join(["scratchvit", "report", str(folder)]),
+    }
+    again = command_for(config, parse)
+    return ({"Run it again:": again} if again else {}) | told
+
+
+def command_for(config: TrainConfig, parse: Parse) -> str | None:
+    """A command line that `parse` reads as this configuration; None for one that only Python can ask for."""
+    wanted = _plain(config)
+    recipes = [name for name in list_recipes() if load_recipe(name).model == config.model]
+    # A model that is not named has the sizes of the data's recipe, one that is named those of its paper.
+    for begin in ([], ["--model", config.model], *(["--recipe", name] for name in recipes)):
+        words = ["--data", config.data, *begin]
+        with contextlib.suppress(SystemExit, ScratchvitError), contextlib.redirect_stderr(io.StringIO()):
+            base, _, _ = parse(words)
+            words += [*_options(vars(config), vars(base)), *_options(config.model_args, base.model_args)]
+            if _plain(parse(words)[0]) == wanted:
+                return shlex.join(["scratchvit", "train", *words])
+    return None
+
+
+def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """The options for those values that are not the defaults."""
+    for name, value in values.items():
+        if name == "model_args" or value is None or value == defaults.get(name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        else:
+            yield f"--{option}"
+            yield ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+
+
+def _plain(config: TrainConfig) -> Any:
+    return json.loads(json.dumps(dataclasses.asdict(config)))       # (3, 4) and [3, 4] are the same settings

@@ -1,0 +1,25 @@
+"""What the commands share that look at a trained model: the images that it was trained on."""
+
+from __future__ import annotations
+
+from scratchvit import data
+from scratchvit.data import Splits
+from scratchvit.training.checkpoint import Checkpoint
+
+
+def splits_of(
+    checkpoint: Checkpoint, name: str | None = None, data_dir: str | None = None, skip_bad: bool = False
+) -> Splits:
+    """The splits of a checkpoint's own training, or other data (`name`) at its image size.
+
+    skip_bad: leave out pictures that do not decode; of the checkpoint's own data, as its training did.
+    """
+    config = checkpoint.config
+    return data.load(
+        name or config["data"],
+        data_dir=data_dir or config["data_dir"],
+        img_size=checkpoint.data["image_shape"][0],
+        val_fraction=config["val_fraction"],
+        seed=config["seed"],
+        skip_bad=skip_bad or (name is None and config["skip_bad"]),
+    )

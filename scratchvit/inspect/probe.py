@@ -1,0 +1,106 @@
+"""The linear probe: how well can classes be told apart by a plane, layer by layer? (iGPT, Chen et al., 2020, §2.4)
+
+The model stays as it is. The features of each layer go to a classifier of their own, a softmax regression; what it
+reaches says what the layer knows of classes, of which the model was told nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import optimize, special
+
+from scratchvit.backend import asnumpy
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import no_grad
+
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)       # of which the validation images choose one for each layer
+STEPS = 300                             # of L-BFGS, at most
+
+
+@dataclass(frozen=True)
+class LayerProbe:
+    """What the features of one layer are good for. Accuracies are shares, 0 … 1."""
+
+    layer: int              # l of f^l: 0 before the first block, L after the last
+    decay: float            # of DECAYS, the best on the validation images
+    val_accuracy: float
+    test_accuracy: float
+
+
+@dataclass(frozen=True)
+class Features:
+    """Of N images: the features of every layer, each (N, D), and the labels (N,)."""
+
+    layers: list[NDArray[np.float32]]
+    labels: NDArray[np.int64]
+
+
+def features(model: Any, batches: Iterable[Any], each_batch: Callable[[int], Any] = lambda images: None) -> Features:
+    """The features of every layer for batches of (images (B, C, H, W), labels (B,)); the model's mode stays.
+
+    `each_batch` is told how many images a batch had. Raises ScratchvitError for a model that gives no features.
+    """
+    if not hasattr(model, "layer_features"):
+        raise ScratchvitError(
+            f"a {type(model).__name__} gives no features layer by layer: the linear probe is for iGPT (--model igpt_…)"
+        )
+    parts, labels = [], []
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            for images, truth in batches:
+                parts.append([asnumpy(layer.data) for layer in model.layer_features(images)])
+                labels.append(truth)
+                each_batch(len(truth))
+    finally:
+        model.train(was_training)
+    return Features([np.concatenate(layer) for layer in zip(*parts)], np.concatenate(labels))
+
+
+def linear_probe(train: Features, val: Features, test: Features, num_classes: int) -> list[LayerProbe]:
+    """A probe of every layer: fitted on train, its decay chosen on val, measured on test."""
+    found = []
+    for number, (x, x_val, x_test) in enumerate(zip(train.layers, val.layers, test.layers, strict=True)):
+        mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
+        x, x_val, x_test = ((part - mean) / deviation for part in (x, x_val, x_test))
+        best: tuple[float, float, float] | None = None
+        for decay in DECAYS:
+            weight, bias = softmax_regression(x, train.labels, num_classes, decay)
+            val_accuracy, test_accuracy = (
+                float(((part @ weight + bias).argmax(axis=1) == labels).mean())
+                for part, labels in ((x_val, val.labels), (x_test, test.labels))
+            )
+            if best is None or val_accuracy > best[1]:
+                best = decay, val_accuracy, test_accuracy
+        assert best is not None
+        found.append(LayerProbe(number, *best))
+    return found
+
+
+def softmax_regression(
+    x: NDArray[Any], labels: NDArray[np.int64], num_classes: int, decay: float
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """(weight (D, K), bias (K,)) with the least mean cross-entropy + decay / 2 · |weight|², by L-BFGS.
+
+    With p = softmax(x W + b) and y the labels one-hot:  dW = xᵀ (p - y) / N + decay W,  db = Σ (p - y) / N.
+    """
+    x = x.astype(np.float64)
+    count, dim = x.shape
+    one_hot = np.eye(num_classes)[labels]
+
+    def loss(theta: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+        weight, bias = theta[:-num_classes].reshape(dim, num_classes), theta[-num_classes:]
+        log_p = special.log_softmax(x @ weight + bias, axis=1)
+        rest = (np.exp(log_p) - one_hot) / count
+        gradient = np.concatenate([(x.T @ rest + decay * weight).ravel(), rest.sum(axis=0)])
+        return float(-(one_hot * log_p).sum() / count + decay / 2 * (weight**2).sum()), gradient
+
+    begin = np.zeros((dim + 1) * num_classes)
+    theta = optimize.minimize(loss, begin, jac=True, method="L-BFGS-B", options={"maxiter": STEPS}).x
+    return theta[:-num_classes].reshape(dim, num_classes), theta[-num_classes:]

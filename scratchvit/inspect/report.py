@@ -1,0 +1,369 @@
+"""The report of a run: one HTML file that needs nothing else, to read, print and show to others.
+
+    write_report(open_run("runs/digits-vit_tiny_patch16_224-1"), "report.html")
+
+It is made of data alone: no script, nothing from elsewhere. Of a run that has not ended it shows the validation images,
+for the test images are looked at once, at the end. Where Matplotlib is missing, so are its pictures, and it says so.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import html
+import string
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from PIL import Image
+
+from scratchvit.data import Dataset, Normalize
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.augmentations import draw_batches
+from scratchvit.inspect.figures import (
+    CURVES,
+    curve_svg,
+    first_of_each_class,
+    last_and_rollout,
+    overlay,
+    read_metrics,
+    shows_attention,
+)
+from scratchvit.inspect.report_parts import data_uri, element, inline_svg, picture, table, to_html
+from scratchvit.models import model_config
+from scratchvit.nn import Module
+from scratchvit.training.checkpoint import current_versions, model_from_checkpoint, write_atomically
+from scratchvit.training.config import TrainConfig
+from scratchvit.training.evaluate import Predictions, class_scores, predict
+from scratchvit.training.folder import RunFolder, read_config
+from scratchvit.training.objective import make_mix
+from scratchvit.training.setup import TrainingData, augments, load_data
+
+CLASSES_IN_FULL = 20    # of more classes, the confusion is a map, and the worst of them a table
+MISTAKES, PAIRS, WORST = 24, 15, 15
+ATTENTION_PICTURES, AUGMENTED_PICTURES, DRAWS = 10, 6, 6
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a report tells of. Before the first epoch has ended there is no model, and nothing that it says."""
+
+    path: Path                                      # the run's folder
+    config: TrainConfig
+    history: Sequence[Mapping[str, Any]]            # the rows of metrics.csv
+    data: TrainingData
+    model: Module | None = None                     # with its best weights
+    best_epoch: int = 0                             # from 1
+    predictions: Predictions | None = None          # the model's, of the test images; of an unfinished run, of val
+    versions: Mapping[str, str] = field(default_factory=current_versions)
+    commands: Mapping[str, str] = field(default_factory=dict)       # {what it does: command line}
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.config.epochs
+
+    @property
+    def split(self) -> Dataset:
+        """What the predictions are of."""
+        return self.data.splits.test if self.finished else self.data.splits.val
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether there is an answer to each image; a model of pixels gives none."""
+        return self.predictions is not None and self.predictions.labels.size > 0
+
+    @property
+    def names(self) -> list[str]:
+        """The classes; and the outputs beyond them, of a model whose head is larger."""
+        classes = [*self.split.classes]
+        outputs = getattr(getattr(self.model, "config", None), "num_classes", 0)
+        return classes + [f"output {number}" for number in range(len(classes), outputs)]
+
+
+def open_run(path: str | Path, data: str | None = None, data_dir: str | None = None) -> Run:
+    """The run in a folder, ended, stopped or still going, with the predictions of its best weights so far.
+
+    data, data_dir: where its images are now, if they were moved.
+    Raises ScratchvitError for a folder without a run, damaged files, and images that are not those of the run.
+    """
+    folder = RunFolder(Path(path))
+    config = written = read_config(folder.path)
+    if data is not None or data_dir is not None:
+        config = config.replace(data=data or config.data, data_dir=data_dir or config.data_dir)
+    if not folder.best.exists():
+        return Run(folder.path, written, [], load_data(config, config.init))
+    model, checkpoint = model_from_checkpoint(folder.best)
+    loaded = load_data(config, folder.best)         # measured when the run began: nothing to measure again
+    if list(loaded.splits.train.classes) != list(checkpoint.data["classes"]):
+        raise ScratchvitError(f"{config.data}: these classes are not those of the run in {path}; name its --data")
+    history = read_metrics(folder.metrics) if folder.metrics.exists() else checkpoint.progress["history"]
+    run = Run(
+        folder.path, written, history, loaded, model, checkpoint.progress["epoch"], versions=checkpoint.versions
+    )
+    return dataclasses.replace(run, predictions=predict(model, loaded.eval_loader(run.split, config.batch_size)))
+
+
+def write_report(run: Run, path: str | Path) -> None:
+    """Write the report of a run into an HTML file. Raises ScratchvitError when that cannot be written."""
+    sections = [
+        _header(run),
+        _section("Curves", run.history, lambda: _curves(run)),
+        _section("Confusion matrix", run.has_answers, lambda: _confusion(run)),
+        _section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
+        _section("Where the model looks", shows_attention(run.model), lambda: _attention(run)),
+        _section("Augmentation", True, lambda: _augmentation(run)),
+        _section("Configuration", True, lambda: _configuration(run)),
+        _footer(run),
+    ]
+    template = string.Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    page = template.substitute(
+        title=html.escape(f"{run.config.model} on {run.split.name}"),
+        body=to_html(section for section in sections if section is not None),
+    )
+    write_atomically(Path(path), page.encode("utf-8", "replace"))      # a file name may hold what no text can
+
+
+def _section(title: str, present: Any, build: Callable[[], Sequence[Element]]) -> Element | None:
+    """A heading with what is built under it; or, where that cannot be had, with the sentence that says why."""
+    if not present:
+        return None
+    try:
+        content = build()
+    except ScratchvitError as error:
+        content = [element("p", str(error), class_="faint")]
+    return element("section", element("h2", title), *content)
+
+
+def _header(run: Run) -> Element:
+    config, made = run.config, len(run.history)
+    if run.predictions is None:
+        lead = "No epoch of this run has ended yet."
+    elif run.finished:
+        lead = f"The weights of epoch {run.best_epoch}, the best on the validation images, on the {_count(run)}."
+    else:
+        lead = (
+            f"The run has made {made} of {config.epochs} epochs. Until its end it is judged by the {_count(run)}; the "
+            "test images are looked at once, then."
+        )
+    facts = []
+    if run.predictions is not None and run.model is not None:
+        part, seconds = "test" if run.finished else "validation", sum(row["seconds"] for row in run.history)
+        facts = [
+            (f"{part} accuracy", f"{run.predictions.meter.accuracy:.2%}"),
+            (f"{part} loss", f"{run.predictions.meter.loss:.4f}"),
+            ("best epoch", f"{run.best_epoch} of {config.epochs}"),
+            ("time", _duration(seconds)),
+            ("images a second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
+            ("parameters", f"{run.model.num_parameters():,}"),
+        ]
+        if hasattr(run.model, "num_tokens"):
+            facts.append(("tokens", f"{run.model.num_tokens:,}"))
+    facts += [("training images", f"{len(run.data.splits.train):,}"), ("device", config.device)]
+    tiles = [
+        element("div", element("dt", name), element("dd", value), class_="first" if i == 0 and made else None)
+        for i, (name, value) in enumerate(facts)
+    ]
+    return element(
+        "header", element("h1", f"{config.model} on {run.split.name}"), element("p", lead, class_="faint"),
+        element("dl", *tiles, class_="tiles"),
+    )  # fmt: skip
+
+
+def _count(run: Run) -> str:
+    return f"{len(run.split):,} {'test' if run.finished else 'validation'} images"
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def _curves(run: Run) -> list[Element]:
+    columns = ("epoch", *(column for curves in CURVES.values() for column, _, _ in curves), "images_per_second")
+    rows = [[f"{row['epoch']:.0f}", *(f"{row[name]:.4g}" for name in columns[1:])] for row in run.history]
+    numbers = element(
+        "details", element("summary", "the numbers"), table([name.replace("_", " ") for name in columns], rows)
+    )
+    try:
+        plots = [
+            element("figure", element("figcaption", what), inline_svg(curve_svg(run.history, what), _last(run, what)))
+            for what in CURVES
+        ]
+    except ScratchvitError as error:
+        return [element("p", str(error), class_="faint"), numbers]
+    key = element(
+        "p", element("span", "training", class_="key train"), element("span", "validation", class_="key validation")
+    )
+    return [key, element("div", *plots, class_="curves"), numbers]
+
+
+def _last(run: Run, what: str) -> str:
+    """A curve in words, for those who do not see it."""
+    ends = ", ".join(f"{name} {run.history[-1][column]:.4g}" for column, _, name in CURVES[what])
+    return f"{what} over {len(run.history)} epochs, at the end: {ends}"
+
+
+def _confusion(run: Run) -> list[Element]:
+    assert run.predictions is not None
+    counts, names = run.predictions.confusion(len(run.names)), run.names
+    scores = class_scores(counts)
+    shares = [["–" if np.isnan(value) else f"{value:.1%}" for value in values] for values in zip(*scores.values())]
+    rows = [[name, f"{counts[i].sum():,}", *shares[i]] for i, name in enumerate(names)]
+    head = ["class", "images", *scores]
+    lead = element("p", f"Rows: what the {_count(run)} are. Columns: what the model says.", class_="faint")
+    if len(names) <= CLASSES_IN_FULL:
+        return [lead, element("div", _confusion_table(counts, names), table(head, rows), class_="beside")]
+
+    wrong = counts * ~np.eye(len(names), dtype=bool)
+    pairs = [np.unravel_index(k, wrong.shape) for k in np.argsort(-wrong, axis=None, kind="stable")[:PAIRS]]
+    confused = [
+        [names[i], names[j], f"{wrong[i, j]:,}", f"{wrong[i, j] / counts[i].sum():.1%}"]
+        for i, j in pairs if wrong[i, j]
+    ]  # fmt: skip
+    worst = np.argsort(scores["F1"], kind="stable")[:WORST]        # NaN, classes without images, come last
+    return [
+        lead, _confusion_map(counts),
+        element("h3", "What is confused most"), table(["is", "the model says", "images", "of that class"], confused),
+        element("h3", "The hardest classes, by F1"), table(head, [rows[i] for i in worst]),
+        element("details", element("summary", f"all {len(names)} classes"), table(head, rows)),
+    ]  # fmt: skip
+
+
+def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Element:
+    def cell(i: int, j: int) -> Element:
+        share = counts[i, j] / max(1, counts[i].sum())
+        if not counts[i, j]:
+            return element("td", "·", class_="none")
+        style = f"background: rgba(var(--{'right' if i == j else 'wrong'}), {0.12 + 0.88 * share:.2f})"
+        title = f"{names[i]}, taken for {names[j]}: {share:.1%}"
+        return element("td", f"{counts[i, j]}", style=style, title=title, class_="strong" if share > 0.5 else None)
+
+    size = range(len(names))
+    head = element("tr", element("th"), *(element("th", element("span", name)) for name in names))
+    rows = [element("tr", element("th", names[i], title=names[i]), *(cell(i, j) for j in size)) for i in size]
+    matrix = element("table", element("thead", head), element("tbody", *rows), class_="confusion")
+    return element("div", matrix, class_="scroll")
+
+
+def _confusion_map(counts: np.ndarray) -> Element:
+    """A pixel for each pair of classes: blue on the diagonal, red beside it, as opaque as its share of the row."""
+    shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
+    diagonal = np.eye(len(counts), dtype=bool)
+    pixels = np.empty((*counts.shape, 4), np.uint8)
+    pixels[..., :3] = np.where(diagonal[..., None], (68, 119, 170), (221, 85, 102))
+    pixels[..., 3] = (255 * np.sqrt(shares)).round()        # so that a few mistakes can be seen
+    words = f"confusion matrix of {len(counts)} classes"
+    return element("img", src=data_uri(Image.fromarray(pixels), "png"), alt=words, class_="pixels map")
+
+
+def _mistakes(run: Run) -> list[Element]:
+    assert run.predictions is not None
+    said, names, files = run.predictions, run.names, getattr(run.split, "paths", None)
+    places = said.confident_mistakes(MISTAKES)
+    wrong = int((said.predicted != said.labels).sum())
+    if not wrong:
+        return [element("p", f"None: all {_count(run)} are recognised.")]
+    figures = []
+    for place, pixels in zip(places, run.split.images(places)):
+        name = files[place].name if files else f"no. {place}"
+        says, is_ = names[said.predicted[place]], names[said.labels[place]]
+        caption = element(
+            "figcaption", "says ", element("b", says), f" {said.probability[place]:.1%}", element("br"), "is ",
+            element("b", is_), element("br"), element("small", name),
+        )  # fmt: skip
+        img = picture(pixels, f"{is_}, taken for {says}", str(files[place]) if files else name)
+        figures.append(element("figure", img, caption))
+    lead = f"{wrong:,} of the {_count(run)} are taken for another class; here those of which the model is surest."
+    return [element("p", lead, class_="faint"), element("div", *figures, class_="pictures")]
+
+
+def _attention(run: Run) -> list[Element]:
+    assert run.model is not None
+    split, names = run.split, run.names
+    places = first_of_each_class(split.labels, ATTENTION_PICTURES)
+    pictures = split.images(places)
+    last, flow, predicted = last_and_rollout(run.model, Normalize(run.data.mean, run.data.std)(pictures))
+    figures = []
+    for pixels, label, says, *maps in zip(pictures, split.labels[places], predicted, last, flow):
+        heats = [picture(overlay(pixels, heat), "where the model looks") for heat in maps]
+        words = f"is {names[label]}, taken for {names[says]}" if says != label else names[label]
+        caption = element("figcaption", words, class_="wrong" if says != label else None)
+        triple = element("div", picture(pixels, names[label]), *heats, class_="triple")
+        figures.append(element("figure", triple, caption))
+    lead = "An image, the attention of the last layer (mean over heads), and the rollout of attention over all layers."
+    return [element("p", lead, class_="faint"), element("div", *figures, class_="triples")]
+
+
+def _augmentation(run: Run) -> list[Element]:
+    config, data, train = run.config, run.data, run.data.splits.train
+    if not augments(config):
+        return [element("p", "None: this run sees its training images as they are.")]
+    transform: Any = data.train_loader(config).transform
+    mix = make_mix(config, len(run.names))
+    smoothed = config.label_smoothing / max(1, len(run.names))
+    places = first_of_each_class(train.labels, AUGMENTED_PICTURES)
+    pictures, labels = train.images(places), train.labels[places]
+    draws = draw_batches(pictures, labels, transform, mix, (data.mean, data.std), DRAWS, config.seed)
+
+    cells = [element("div", "as it is", class_="head")]
+    cells += [element("div", "mixed" if draw.shares is not None else "drawn", class_="head") for draw in draws]
+    for row, pixels in enumerate(pictures):
+        name = train.classes[labels[row]]
+        cells.append(element("figure", picture(pixels, name), element("figcaption", name)))
+        for draw in draws:
+            words = None if draw.shares is None else _shares(draw.shares[row], run.names, smoothed)
+            caption = None if words is None else element("figcaption", words)
+            cells.append(element("figure", picture(draw.pictures[row], words or f"{name}, augmented"), caption))
+    steps = [type(step).__name__ for step in transform.transforms]
+    if mix:
+        steps += ["MixUp"] * (mix.mixup_alpha > 0) + ["CutMix"] * (mix.cutmix_alpha > 0)
+    lead = f"Training images, and what this run makes of them: {', '.join(steps)}."
+    columns = f"grid-template-columns: repeat({1 + len(draws)}, minmax(3.4rem, 1fr))"
+    grid = element("div", *cells, class_="draws", style=columns)
+    return [element("p", lead, class_="faint"), element("div", grid, class_="scroll")]
+
+
+def _shares(shares: np.ndarray, names: Sequence[str], smoothed: float) -> str:
+    """A soft target in words: the classes of which there is more than what smoothing gives to all."""
+    mixed = [c for c in np.argsort(-shares, kind="stable")[:2] if shares[c] - smoothed >= 0.005]
+    return ", ".join(f"{shares[c]:.0%} {names[c]}" for c in mixed)
+
+
+def _configuration(run: Run) -> list[Element]:
+    config, model = run.config, getattr(run.model, "config", None)
+    sizes = vars(model or model_config(config.model, **config.model_args))
+    fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(config) if f.name != "model_args"}
+    parts: list[Element] = []
+    for what, command in run.commands.items():
+        parts += [element("p", what, class_="faint"), element("pre", command)]
+    return [
+        *parts,
+        element("p", "● differs from the default.", class_="faint"),
+        _settings({name: getattr(config, name) for name in fields}, vars(TrainConfig()), fields),
+        element("h3", f"The model, {config.model}"),
+        element("p", "● differs from the paper's.", class_="faint"),
+        _settings(sizes, vars(model_config(config.model)), {}),
+    ]
+
+
+def _settings(values: Mapping[str, Any], defaults: Mapping[str, Any], about: Mapping[str, str]) -> Element:
+    rows = [
+        element(
+            "tr", element("th", name), element("td", str(value)), element("td", about[name]) if about else None,
+            class_="changed" if value != defaults[name] else None,
+        )
+        for name, value in values.items()
+    ]  # fmt: skip
+    return element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")
+
+
+def _footer(run: Run) -> Element:
+    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
+    written = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return element("footer", f"{run.path.resolve().name}, trained with {versions}; report of {written}.")

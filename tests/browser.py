@@ -1,0 +1,74 @@
+"""A real browser that opens a page from its file, without a window, and tells what it sees."""
+
+import html
+import json
+import re
+import shutil
+import subprocess
+
+import pytest
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
+SCHEMES = {"dark": 0, "light": 1}       # of Chromium's preferredColorScheme
+
+# The page is looked at in frames as wide as a phone and as a desktop; a window of Chromium's is at least 500 wide.
+_LOOK = """<!DOCTYPE html><meta charset="utf-8"><script>
+function look(frame) {
+  const page = frame.contentDocument, root = page.documentElement;
+  const style = frame.contentWindow.getComputedStyle(page.body);
+  return {
+    title: page.title, text: page.body.innerText,
+    images: [...page.images].map(i => [i.alt, i.complete ? i.naturalWidth : 0]),
+    plots: [...page.querySelectorAll("svg")].map(s => s.getBoundingClientRect().width),
+    scripts: page.scripts.length,
+    requests: frame.contentWindow.performance.getEntriesByType("resource").map(entry => entry.name),
+    width: root.clientWidth, content: root.scrollWidth,
+    colours: [style.color, style.backgroundColor],
+  };
+}
+addEventListener("load", () => {
+  const seen = document.createElement("pre");
+  seen.id = "seen";
+  seen.textContent = JSON.stringify([...document.querySelectorAll("iframe")].map(look));
+  document.body.replaceChildren(seen);
+});
+</script><body>FRAMES</body>"""
+
+
+def look_at(page, folder, widths=(400, 1200), scheme="light"):
+    """What is seen of the file `page` at each width, a dictionary of `look` above, with the console's lines in each.
+
+    Skips the test where there is no Chromium. The files that it needs come to lie in `folder`.
+    """
+    program = next(filter(None, map(shutil.which, NAMES)), None)
+    if program is None:
+        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
+    source = html.escape(page.resolve().as_uri())
+    frames = "".join(f'<iframe src="{source}" style="width: {width}px; height: 800px"></iframe>' for width in widths)
+    wrapper = folder / "frames.html"
+    wrapper.write_text(_LOOK.replace("FRAMES", frames), encoding="utf-8")
+    done = subprocess.run(
+        [
+            program, "--headless", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+            "--disable-background-networking", "--disable-component-update", "--disable-extensions",
+            "--allow-file-access-from-files",       # so that the outer page may look into its frames
+            "--enable-logging=stderr", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
+            f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.resolve().as_uri(),
+        ],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
+    assert found, f"the browser saw nothing:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
+    console = re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr)
+    return [seen | {"console": console} for seen in json.loads(html.unescape(found.group(1)))]
+
+
+def contrast(colours):
+    """How far two colours `rgb(r, g, b)` are apart, from 1 to 21 (WCAG 2.2, contrast ratio)."""
+    luminances = []
+    for colour in colours:
+        channels = [int(number) / 255 for number in re.findall(r"\d+", colour)[:3]]
+        linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in channels]
+        luminances.append(0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2])
+    darker, lighter = sorted(luminances)
+    return (lighter + 0.05) / (darker + 0.05)
