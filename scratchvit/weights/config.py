@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -74,7 +75,7 @@ def _checked(found: Described) -> Described:
 
 def _is_like(preset: Any, key: str, value: Any) -> bool:
     def fits(number: Any, smallest: int = 0) -> bool:
-        largest = MOST_BLOCKS if key in ("depth", "layers") else LARGEST
+        largest = MOST_BLOCKS if key in ("depth", "depths", "layers") else LARGEST
         return type(number) in (int, float) and smallest <= number <= largest
 
     match preset:
@@ -112,7 +113,13 @@ def _from_huggingface(config: Mapping[str, Any]) -> Described:
         return _from_huggingface_resnet(_RESNET | dict(config))
     if kind == "bit":
         return _from_huggingface_bit(_BIT | dict(config))
-    raise ScratchvitError(f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet and BiT are")
+    if kind in ("swin", "swinv2"):
+        return _from_huggingface_swin(_SWIN | dict(config), second=kind == "swinv2")
+    if kind == "imagegpt":
+        return _from_huggingface_imagegpt(_IMAGEGPT | dict(config))
+    raise ScratchvitError(
+        f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet, BiT, Swin, Swin V2 and ImageGPT are"
+    )
 
 
 #  what their configurations leave out
@@ -128,6 +135,16 @@ _BIT = {
     "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "width_factor": 1,
     "layer_type": "preactivation", "hidden_act": "relu", "num_groups": 32, "output_stride": 32,
     "global_padding": None, "embedding_dynamic_padding": False,
+}  # fmt: skip
+_IMAGEGPT = {
+    "vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8, "n_inner": None,
+    "activation_function": "quick_gelu", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
+_SWIN = {
+    "image_size": 224, "patch_size": 4, "num_channels": 3, "embed_dim": 96, "depths": [2, 2, 6, 2],
+    "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
+    "use_absolute_embeddings": False,
 }  # fmt: skip
 
 
@@ -161,6 +178,34 @@ def _from_huggingface_bit(given: Mapping[str, Any]) -> Described:
     )  # fmt: skip
     options = {"layers": tuple(given["depths"]), "width_factor": given["width_factor"], "padding_same": same}
     return _nearest("resnetv2_*", options)
+
+
+def _from_huggingface_swin(given: Mapping[str, Any], second: bool) -> Described:
+    _require(given, hidden_act="gelu", use_absolute_embeddings=False)
+    options = {
+        "img_size": given["image_size"], "patch_size": given["patch_size"], "in_chans": given["num_channels"],
+        **{key: given[key] for key in ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")},
+    }  # fmt: skip
+    if second:
+        options["pretrained_window_sizes"] = given.get("pretrained_window_sizes") or [0] * len(given["depths"])
+    options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
+    return _nearest("swinv2_*" if second else "swin_*", options)
+
+
+def _from_huggingface_imagegpt(given: Mapping[str, Any]) -> Described:
+    _require(
+        given, activation_function="quick_gelu", layer_norm_epsilon=1e-5, scale_attn_weights=True,
+        scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
+    )  # fmt: skip
+    D, side = given["n_embd"], math.isqrt(given["n_positions"])
+    _require(given, n_positions=side * side)
+    if given["n_inner"] is not None:
+        _require(given, n_inner=4 * D)
+    options = {
+        "img_size": side, "num_colors": given["vocab_size"] - 1, "embed_dim": D, "depth": given["n_layer"],
+        "num_heads": given["n_head"],
+    }  # fmt: skip
+    return _nearest("igpt_*", options)
 
 
 def _require(given: Mapping[str, Any], **expected: Any) -> None:

@@ -17,9 +17,12 @@ import safetensors.numpy
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 from scratchvit.models.hybrid import HybridConfig
+from scratchvit.models.mvit_v2 import MViTv2Config
 from scratchvit.models.resnet import ResNetConfig
 from scratchvit.models.resnet_v2 import ResNetV2Config
-from scratchvit.models.vit import VisionTransformer, ViTConfig
+from scratchvit.models.swin import SwinConfig
+from scratchvit.models.swin_v2 import SwinV2Config
+from scratchvit.models.vit import VisionTransformer, ViTConfig, pair
 from scratchvit.nn import Module, Parameter
 from scratchvit.training.checkpoint import write_atomically
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD
@@ -41,6 +44,16 @@ class _Family(NamedTuple):
 _FAMILIES = {
     ViTConfig: _Family(ours=("pos_embed", "weight_init")),
     HybridConfig: _Family(ours=("pos_embed", "weight_init"), fixed=("layers", "width_factor")),
+    SwinConfig: _Family(ours=("weight_init",)),
+    SwinV2Config: _Family(ours=("weight_init",)),
+    MViTv2Config: _Family(
+        ours=(),
+        fixed=(
+            "num_frames", "depths", "embed_dim", "num_heads", "mlp_ratio", "qkv_bias", "expand_attn",
+            "residual_pooling", "use_cls_token", "cls_residual", "patch_kernel", "patch_stride", "kernel_qkv",
+            "stride_kv",
+        ),
+    ),
     ResNetConfig: _Family(
         ours=("img_size", "out_indices", "frozen_bn"), fixed=("bottleneck", "small_stem", "features_only")
     ),
@@ -50,10 +63,10 @@ _FAMILIES = {
     ),
 }
 
-# Sizes that are listed here to make the table of ViTs whole, and have no function in timm.
+# Sizes that are listed here to make the table of ViTs whole, and have no function in timm; and a model of clips.
 _NOT_IN_TIMM = {
     "vit_tiny_patch32_224", "vit_tiny_patch14_224", "vit_small_patch14_224", "vit_base_patch14_224",
-    "vit_huge_patch32_224", "vit_huge_patch16_224",
+    "vit_huge_patch32_224", "vit_huge_patch16_224", "mvit_v2_s",
 }  # fmt: skip
 
 
@@ -118,7 +131,7 @@ def timm_config(
     if model_args:
         found["model_args"] = model_args
     found["pretrained_cfg"] = preprocessing.to_timm() | {
-        "fixed_input_size": isinstance(config, ViTConfig),
+        "fixed_input_size": isinstance(config, ViTConfig | SwinConfig | MViTv2Config),
         "num_classes": config.num_classes,
         "first_conv": first,
         "classifier": heads[0] if len(heads) == 1 else heads,
@@ -130,7 +143,14 @@ def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
     """(the function of timm that builds such a model, the arguments that it needs beside its own values)."""
     family = _FAMILIES.get(type(config))
     if family is None:
-        raise ScratchvitError(f"the export of {name} is not known; it is for ViT, DeiT, hybrids, ResNet and ResNetV2")
+        raise ScratchvitError(
+            f"the export of {name} is not known; it is for ViT, DeiT, hybrids, ResNet, ResNetV2, Swin, Swin V2 and "
+            "MViTv2"
+        )
+    if isinstance(config, MViTv2Config) and config.num_frames == 1:
+        H, W = pair(config.img_size)
+        if H != W or H % 32:
+            raise ScratchvitError(f"timm's {name} takes squares of a multiple of 32 pixels, this model {H}×{W}")
 
     def builds(candidate: str) -> bool:
         preset = model_config(candidate)

@@ -1,6 +1,9 @@
 """Weights of one size brought to a model of another, as timm does it.
 
     position tables     bicubic, antialiased, the rows of class and distillation token left alone
+    tables of offsets   Swin's relative positions: linear between offsets that stay where they are near 0 and move apart
+                        further out (Swin V2 computes its own, for any window)
+    distances           MViTv2's relative positions, and positions in time: linear
     patch kernels       the kernel that answers to an enlarged patch as the old one did to the patch (FlexiViT)
     input channels      summed to one, or repeated and scaled so that the sum stays
     heads               as they are, or left as the model drew them, never cut
@@ -74,6 +77,8 @@ def fit(
     if new_head:
         report.as_drawn += heads
     _fit_counters(own, weights)
+    if "palette" in own and "palette" not in weights:
+        report.as_drawn.append("palette")       # an iGPT's colours, which others keep in a file beside the weights
     if getattr(getattr(model, "config", None), "features_only", False):
         for name in [name for name in weights if name not in own and _DEEP.match(name)]:
             del weights[name]
@@ -83,6 +88,9 @@ def fit(
     found = positions_in(weights, model, img_size)      # by the patches as they are in the file
     _fit_patches(model, weights, report)
     _fit_positions(model, weights, report, found)
+    _fit_offsets(model, weights, report)
+    _fit_separable(model, weights, report, img_size)
+    _fit_distances(own, weights, report)
     complain(model, own, weights, renamed, as_drawn=report.as_drawn)
     state = {name: weights[name] if name in weights else own[name].numpy() for name in own}
     return state, report
@@ -214,6 +222,80 @@ def resize_positions(table: np.ndarray, before: tuple[int, int], after: tuple[in
     places = np.einsum("ih,hwd,jw->ijd", rows, places, columns, optimize=True)      # (H', W', D)
     places = places.reshape(1, -1, table.shape[2]).astype(np.float32)
     return np.concatenate([table[:, :prefix].astype(np.float32), places], axis=1)
+
+
+def _fit_offsets(model: Module, weights: Weights, report: LoadReport) -> None:
+    for path, module in model.named_modules():
+        name = f"{path}.relative_position_bias_table"
+        own, table = getattr(module, "relative_position_bias_table", None), weights.get(name)
+        if own is None or table is None or table.ndim != 2 or len(table) == len(own):
+            continue
+        side = math.isqrt(len(table))           # of a square window's table: 2M - 1
+        if side % 2 and side * side == len(table):
+            before, after = ((side + 1) // 2, (side + 1) // 2), module.window   # type: ignore[attr-defined]
+            weights[name] = resize_offsets(table, before, after)
+            report.adapted.append(f"{name}: a window of {_by(before)} → {_by(after)}")
+
+
+def resize_offsets(table: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
+    """A table of relative positions ((2M-1)·(2M'-1), heads) for windows of another size, as timm and BEiT do it.
+
+    Near offsets matter most and mean the same in every window, so 0 and ±1 keep their entries. From there on the old
+    offsets are set at growing distances, 1, q, q², …, such that the last comes to the last new one; entries between
+    them are a linear mean of their neighbours.
+    """
+    rows, columns = (_offset_matrix(old, new) for old, new in zip(before, after))   # (2M_new - 1, 2M_old - 1)
+    places = table.astype(np.float64).reshape(rows.shape[1], columns.shape[1], -1)
+    places = np.einsum("iy,yxh,jx->ijh", rows, places, columns, optimize=True)
+    return places.reshape(-1, table.shape[1]).astype(np.float32)
+
+
+def _offset_matrix(before: int, after: int) -> np.ndarray:
+    """(2 after - 1, 2 before - 1): the new offsets as means of the old. In a smaller window q is about 1: a cut."""
+    smallest, largest = 1.01, 1.5               # of q
+    while largest - smallest > 1e-6:
+        q = (smallest + largest) / 2
+        if sum(q**i for i in range(before - 1)) > after - 1:
+            largest = q
+        else:
+            smallest = q
+    out = np.cumsum(q ** np.arange(before - 1))
+    return np.stack([
+        np.interp(np.arange(1 - after, after), np.concatenate([-out[::-1], [0], out]), entry)
+        for entry in np.eye(2 * before - 1)
+    ], axis=1)  # fmt: skip
+
+
+def _fit_separable(model: Any, weights: Weights, report: LoadReport, img_size: tuple[int, int] | None) -> None:
+    """MViT's tables: of the places in a frame, and of the frames."""
+    space, time = weights.get("pos_encoding.spatial_pos"), weights.get("pos_encoding.temporal_pos")
+    if not hasattr(model, "pos_encoding") or space is None or time is None or not space.ndim == time.ndim == 2:
+        return
+    frames, *after = model.grid_size
+    before = _grid_of(len(space), (after[0], after[1]), img_size)
+    if before and before != (after[0], after[1]):
+        weights["pos_encoding.spatial_pos"] = resize_positions(space[None], before, (after[0], after[1]), 0)[0]
+        report.adapted.append(f"pos_encoding.spatial_pos: a grid of {_by(before)} → {_by(tuple(after))}")
+    if len(time) and len(time) != frames:
+        weights["pos_encoding.temporal_pos"] = resize_distances(time, frames)
+        report.adapted.append(f"pos_encoding.temporal_pos: {len(time)} → {frames} frames")
+
+
+def _fit_distances(own: dict[str, Any], weights: Weights, report: LoadReport) -> None:
+    names = [
+        name for name, table in weights.items()
+        if ".rel_pos_" in name and name in own and table.ndim == 2 and len(table) and len(table) != len(own[name])
+    ]
+    for name in names:
+        weights[name] = resize_distances(weights[name], len(own[name]))
+    if names:
+        report.adapted.append(f"{len(names)} tables of relative positions: to the distances in the model's grids")
+
+
+def resize_distances(table: np.ndarray, length: int) -> np.ndarray:
+    """A table (n, D) of what lies along one axis → (length, D), each entry between its two nearest, as timm does it."""
+    matrix = resize_matrix(len(table), length, None, "bilinear", False, False)          # (length, n)
+    return (matrix @ table.astype(np.float64)).astype(np.float32)
 
 
 def _by(size: tuple[int, ...]) -> str:

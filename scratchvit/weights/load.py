@@ -15,7 +15,7 @@ from scratchvit.nn import Module, init
 from scratchvit.weights.config import describe, image_size
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.fit import LoadReport, fit, positions_in
-from scratchvit.weights.misfit import FIRST_KERNELS, looks_like
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, looks_like
 from scratchvit.weights.names import Renamed, Weights, recognise
 
 
@@ -96,15 +96,30 @@ def _read(path: str | Path) -> Renamed:
 
 
 def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> tuple[Weights, LoadReport]:
+    if hasattr(model, "palette") and "palette" not in renamed.weights:
+        renamed.weights |= _palette_beside(path)
     try:
         return fit(model, renamed, new_head, image_size(path))
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
 
 
+def _palette_beside(path: Path) -> Weights:
+    """{"palette": colours (K, C) in -1 … 1} of an iGPT, which Hugging Face keeps with the preprocessing; {} if none is
+    there. Raises ScratchvitError for what is no table."""
+    from scratchvit.weights.preprocess import folder_of, read_config  # with Pillow, which `import scratchvit` spares
+
+    file = folder_of(path) / "preprocessor_config.json"
+    clusters = (read_config(file) or {}).get("clusters")
+    try:
+        return {} if clusters is None else {"palette": np.array(clusters, np.float32)}
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ScratchvitError(f"{file}: its clusters are no table of colours ({error})") from error
+
+
 def _sizes_of(name: str, weights: Weights) -> dict[str, Any]:
     """The numbers of classes and input channels and the patch size, which the tensors themselves tell."""
-    head = next((weights[key] for key in ("head.weight", "head.fc.weight", "fc.weight") if key in weights), None)
+    head = next((weights[key] for key in HEAD_WEIGHTS if key in weights), None)
     sizes: dict[str, Any] = {"num_classes": len(head) if head is not None and head.ndim else 0}
     first = next((weights[key] for key in FIRST_KERNELS if key in weights), None)
     if first is not None and first.ndim == 4:

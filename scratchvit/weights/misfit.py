@@ -16,7 +16,9 @@ from scratchvit.weights.arrays import readable
 from scratchvit.weights.names import Renamed
 
 MOST_NAMED = 1000       # in one list of an error: no model has as many, once blocks are grouped
-HEAD = re.compile(r"(?:head|head_dist|head\.fc|fc)\.(?:weight|bias)")
+HEAD = re.compile(r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score)\.(?:weight|bias)")
+#  of classes, in ViTs, Swins, MViT, ResNets, iGPT
+HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "score.weight")
 
 # Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets.
 FIRST_KERNELS = (
@@ -169,7 +171,7 @@ def _other_size(found: Misfit) -> str:
     return f"{text}: {depth} blocks, the model has {own_depth}" if depth != own_depth else text
 
 
-_STAGE = re.compile(r"(?:patch_embed\.backbone\.)?(?:layer\d|stages\.\d)\.(?!.*num_batches_tracked)")
+_STAGE = re.compile(r"(?:patch_embed\.backbone\.)?(?:layer\d|stages\.\d|layers\.\d)\.(?!.*num_batches_tracked)")
 
 
 def _other_positions(found: Misfit) -> str:
@@ -181,7 +183,7 @@ def _other_positions(found: Misfit) -> str:
 
 
 def _other_head(found: Misfit) -> str:
-    for name in ("head.weight", "head.fc.weight", "fc.weight"):
+    for name in HEAD_WEIGHTS:
         if name not in found.ours:
             continue
         if name not in found.theirs:

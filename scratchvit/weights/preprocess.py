@@ -36,6 +36,7 @@ LARGE = 1 << 26     # pixels of a resized picture beyond which only the part tha
 
 IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}    # of ImageNet's pixels
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}                    # 0 … 255 to -1 … 1, as Google trains
+KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}       # as the video models are trained
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
@@ -223,7 +224,10 @@ _HUGGINGFACE: dict[str, dict[str, Any]] = {
     )
 }  # fmt: skip
 
-_PROCESSORS = {"vit": "ViT", "deit": "DeiT", "resnet": "ConvNext", "convnext": "ConvNext", "bit": "Bit"}
+_PROCESSORS = {
+    "vit": "ViT", "deit": "DeiT", "resnet": "ConvNext", "convnext": "ConvNext", "bit": "Bit", "swin": "ViT",
+    "swinv2": "ViT",
+}  # fmt: skip
 
 #  model                   crop_pct  filter      mean, std      as timm's weights of that name were trained
 _CONVENTIONS: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
@@ -235,10 +239,26 @@ _CONVENTIONS: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
     ("resnetv2_152x2_bit", 0.875,    "bicubic",  HALF),
     ("resnetv2_*_bit",     1.0,      "bilinear", HALF),
     ("resnet*",            0.95,     "bicubic",  IMAGENET),
+    ("swin*_384",          1.0,      "bicubic",  IMAGENET),
+    ("swin*to384",         1.0,      "bicubic",  IMAGENET),
+    ("swin*",              0.9,      "bicubic",  IMAGENET),
+    ("mvitv2_*",           0.9,      "bicubic",  IMAGENET),
+    ("mvit_v?_?",          0.875,    "bilinear", KINETICS),    # clips: torchvision's
     ("*",                  0.875,    "bicubic",  IMAGENET),
 )  # fmt: skip
-_TORCHVISION = (0.875, "bilinear", IMAGENET)
-_TORCHVISION_FILE = re.compile(r"(resnet\d+|vit_[blh]_\d+)-[0-9a-f]{8}\.pth")      # as it names its downloads
+#  as torchvision's weights were trained: the shorter side before the crop is 256, in Swins another for every size
+_TORCHVISION: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
+    ("swin_tiny_*",        224 / 232, "bicubic", IMAGENET),
+    ("swin_small_*",       224 / 246, "bicubic", IMAGENET),
+    ("swin_*",             224 / 238, "bicubic", IMAGENET),
+    ("swinv2_base_*",      256 / 272, "bicubic", IMAGENET),
+    ("swinv2_*",           256 / 260, "bicubic", IMAGENET),
+    ("mvit_*",             0.875,    "bilinear", KINETICS),
+    ("*",                  0.875,    "bilinear", IMAGENET),
+)  # fmt: skip
+_TORCHVISION_FILE = re.compile(     # its downloads
+    r"(resnet\d+|vit_[blh]_\d+|swin_(v2_)?[tsb]|mvit_v[12]_[bs])-[0-9a-f]{8}\.pth"
+)
 
 
 def preprocessing_for(
@@ -259,12 +279,10 @@ def preprocessing_for(
     if found is None:
         at_its_size = re.sub(r"_\d+$", f"_{img_size}", model_name) if isinstance(img_size, int) else model_name
         source = f"the convention for {at_its_size}"
-        crop_pct, interpolation, colours = next(
-            row[1:] for row in _CONVENTIONS if fnmatch.fnmatchcase(at_its_size, row[0])
-        )
+        table = _CONVENTIONS
         if path and _is_torchvisions(path, owner):
-            source = "the convention of torchvision"
-            crop_pct, interpolation, colours = _TORCHVISION
+            source, table = "the convention of torchvision", _TORCHVISION
+        crop_pct, interpolation, colours = next(row[1:] for row in table if fnmatch.fnmatchcase(at_its_size, row[0]))
         size = pair(model_config(model_name).img_size) if model_name in list_models() else (224, 224)
         found = Preprocessing(size, crop_pct, interpolation=interpolation, **colours, source=source)
     return found.fitted(img_size, in_chans)

@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scratchvit.weights.names import google, huggingface, own, torchvision
-from scratchvit.weights.names.layout import Layout, Renamed, Weights
+from scratchvit.weights.names import google, huggingface, microsoft, own, torchvision
+from scratchvit.weights.names.layout import COMPUTED, Layout, Renamed, Weights
 
 TIMM = Layout(
     owner="timm",
     mark=r".*",
-    # Tables that follow from the sizes and are computed here, and a layer that timm itself has removed from its ViTs.
-    left_out=(r"(?:.+\.)?(?:relative_position_index|relative_coords_table|attn_mask)", r"pre_logits\..+"),
+    left_out=(COMPUTED, r"pre_logits\..+"),     # the latter a layer that timm itself has removed from its ViTs
 )
 
 LAYOUTS = (
-    own.CHECKPOINT, google.VIT, google.BIT, huggingface.VIT, huggingface.RESNET, huggingface.BIT, torchvision.VIT, TIMM,
+    own.CHECKPOINT, google.VIT, google.BIT, huggingface.VIT, huggingface.RESNET, huggingface.BIT, huggingface.SWIN_V2,
+    huggingface.SWIN, huggingface.IMAGE_GPT, torchvision.VIT, torchvision.SWIN, torchvision.MVIT, torchvision.MVIT_V2,
+    microsoft.SWIN, TIMM,
 )  # fmt: skip
 
 

@@ -1,8 +1,8 @@
-"""Hugging Face transformers: ViT, DeiT, ResNet and BiT, each with and without the head's model around it.
+"""Hugging Face transformers: ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, with and without the head's model around.
 
-transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`) but goes on writing files with the names of
-version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state dictionary that somebody
-saved by hand. Both are here.
+transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`) and of Swin, but goes on writing files with
+the names of version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state dictionary that
+somebody saved by hand. Both are here.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import re
 
 import numpy as np
 
-from scratchvit.weights.names.layout import Layout, Weights
+from scratchvit.weights.names.layout import COMPUTED, Layout, Weights, merged_at_the_start
 
 _LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
 
@@ -96,3 +96,59 @@ BIT = Layout(
     ),
     store=_head_as_convolution,
 )  # fmt: skip
+
+
+_BLOCK = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
+
+_OF_BOTH_SWINS = (
+    (r"embeddings\.patch_embeddings\.projection\.(.+)",                     r"patch_embed.proj.\1"),
+    (r"embeddings\.norm\.(.+)",                                            r"patch_embed.norm.\1"),
+    (r"encoder\.(layers\.\d+\.downsample\..+)",                            r"\1"),
+    (_BLOCK + r"layernorm_before\.(.+)",                                   r"layers.\1.blocks.\2.norm1.\3"),
+    (_BLOCK + r"attention\.(?:self\.query|q_proj)\.(.+)",                  r"layers.\1.blocks.\2.attn.qkv.\3:0"),
+    (_BLOCK + r"attention\.(?:self\.key|k_proj)\.(.+)",                    r"layers.\1.blocks.\2.attn.qkv.\3:1"),
+    (_BLOCK + r"attention\.(?:self\.value|v_proj)\.(.+)",                  r"layers.\1.blocks.\2.attn.qkv.\3:2"),
+    (_BLOCK + r"attention\.(?:output\.dense|o_proj)\.(.+)",                r"layers.\1.blocks.\2.attn.proj.\3"),
+    (_BLOCK + r"layernorm_after\.(.+)",                                    r"layers.\1.blocks.\2.norm2.\3"),
+    (_BLOCK + r"(?:intermediate\.dense|mlp\.fc1)\.(.+)",                   r"layers.\1.blocks.\2.mlp.fc1.\3"),
+    (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(.+)",                         r"layers.\1.blocks.\2.mlp.fc2.\3"),
+    (r"layernorm\.(.+)",                                                   r"norm.\1"),
+    (r"classifier\.(.+)",                                                  r"head.fc.\1"),
+)  # fmt: skip
+
+SWIN = Layout(
+    owner="Hugging Face (Swin)",
+    prefix=r"swin\.",
+    mark=r"encoder\.layers\.0\.blocks\.0\.layernorm_before\.weight",
+    names=(
+        (_BLOCK + r"attention\.(?:self|relative_position_bias)\.(relative_position_bias_table)",
+                                                                           r"layers.\1.blocks.\2.attn.\3"),
+        *_OF_BOTH_SWINS,
+    ),
+    left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
+    spell=merged_at_the_start,
+)  # fmt: skip
+
+SWIN_V2 = Layout(
+    owner="Hugging Face (Swin V2)",
+    prefix=r"swinv2\.",
+    mark=r"encoder\.layers\.0\.blocks\.0\.attention\.self\.logit_scale",
+    names=(
+        (_BLOCK + r"attention\.self\.query\.bias",                          r"layers.\1.blocks.\2.attn.q_bias"),
+        (_BLOCK + r"attention\.self\.value\.bias",                          r"layers.\1.blocks.\2.attn.v_bias"),
+        (_BLOCK + r"attention\.self\.logit_scale",                          r"layers.\1.blocks.\2.attn.logit_scale"),
+        (_BLOCK + r"attention\.self\.continuous_position_bias_mlp\.(.+)",   r"layers.\1.blocks.\2.attn.cpb_mlp.\3"),
+        *_OF_BOTH_SWINS,
+    ),
+    left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
+    spell=merged_at_the_start,
+)  # fmt: skip
+
+# Whose names are ours, once the model around it has given them its prefix.
+IMAGE_GPT = Layout(
+    owner="Hugging Face (ImageGPT)",
+    prefix=r"transformer\.",
+    mark=r"wte\.weight",
+    names=((r"((?:wte|wpe|h|ln_f)\..+)", r"transformer.\1"),),
+    left_out=(r"h\.\d+\.attn\.(?:masked_)?bias",),        # causal masks, in files of version 4
+)

@@ -31,6 +31,15 @@ def _nothing(weights: Weights) -> str:
     return ""
 
 
+def merged_at_the_start(name: str) -> str:
+    """A Swin's name by another count: its patches are merged at the start of a stage here, elsewhere at the end."""
+    return re.sub(r"\blayers\.(\d{1,9})\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name)
+
+
+# Tables that follow from the sizes, and are computed here.
+COMPUTED = r"(?:.+\.)?(?:relative_position_index|relative_coords_table|attn_mask)"
+
+
 @dataclass(frozen=True)
 class Layout:
     """Somebody's way to name and store weights. Patterns are regular expressions that must match a whole name.

@@ -1,0 +1,126 @@
+"""What the tests of Swin and Swin V2 share: a block computed without windows, and its gradients by differences."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import scipy.special
+
+import scratchvit as sv
+from scratchvit.models.windows import shifted_regions
+from tests.model_parity import in_float64
+
+
+def randomised(module, seed=0):
+    """The module with parameters that leave none without effect, in evaluation mode."""
+    rng = np.random.default_rng(seed)
+    for name, parameter in module.named_parameters():
+        noise = 0.5 * rng.standard_normal(parameter.shape, dtype=np.float32)
+        parameter.assign(noise + (1 if "norm" in name and name.endswith("weight") else 0))
+    return module.eval()
+
+
+def steps_of(size, window, shift):
+    """What a block of such windows holds."""
+    return SimpleNamespace(regions=shifted_regions(size, window, shift) if any(shift) else None)
+
+
+def axis_groups(n, m, shifted):
+    """For each place of an axis of n tokens and its padding: (window, side of the picture's end), without windows.
+
+    A shifted axis begins at its token m // 2; what stands before comes after its end, and padding after that. A token
+    looks only at those of its window that do not stand beyond the place where timm draws the line: the last m // 2.
+    """
+    m, shift = min(n, m), m // 2 if shifted and n > m else 0
+    places = [*range(shift, n), *range(shift), *([None] * (-n % m))]        # None: padding
+    return [(place, (i // m, i >= len(places) - shift)) for i, place in enumerate(places)]
+
+
+def dense_block(block, x, window, shifted):
+    """The same block on maps x (B, H, W, D) with attention among all tokens at once, masked; computed in float64."""
+    B, H, W, D = x.shape
+    p = {name: value.astype(np.float64) for name, value in block.state_dict().items()}
+    rows, columns = axis_groups(H, window[0], shifted), axis_groups(W, window[1], shifted)
+    places = [(y, x_) for y, _ in rows for x_, _ in columns]
+    groups = np.array([(*a, *b) for _, a in rows for _, b in columns])
+    mask = (groups[:, None] == groups[None]).all(axis=-1)                   # (T, T), T tokens and padding
+    offsets = np.array([[i, j] for i in range(len(rows)) for j in range(len(columns))])
+    offsets = offsets[:, None] - offsets[None]                              # between places after the shift
+
+    second = "attn.logit_scale" in p
+    z = x.astype(np.float64)
+    read = z if second else layer_norm(z, p, "norm1")
+    tokens = np.stack([
+        np.zeros((B, D)) if None in place else read[:, place[0], place[1]] for place in places
+    ], axis=1)  # fmt: skip
+    heads = block.attn.num_heads
+    zero_k = {"attn.qkv.bias": np.concatenate([p["attn.q_bias"], np.zeros(D), p["attn.v_bias"]])} if second else {}
+    qkv = linear(tokens, p | zero_k, "attn.qkv").reshape(B, len(places), 3, heads, D // heads)
+    q, k, v = qkv.transpose(2, 0, 3, 1, 4)                                  # each (B, heads, T, d)
+    if second:
+        q, k = (a / np.maximum(np.linalg.norm(a, axis=-1, keepdims=True), 1e-12) for a in (q, k))
+        scores = q @ k.swapaxes(-1, -2) * np.minimum(np.exp(p["attn.logit_scale"]), 100)
+    else:
+        scores = q @ k.swapaxes(-1, -2) / np.sqrt(D // heads)
+    scores = np.where(mask, scores + offset_bias(p, offsets, mask, block.window, second), -np.inf)
+    attention = np.exp(scores - scores.max(axis=-1, keepdims=True))
+    attention /= attention.sum(axis=-1, keepdims=True)
+    mixed = linear((attention @ v).swapaxes(1, 2).reshape(B, len(places), D), p, "attn.proj")
+    added = np.zeros_like(z)
+    for i, place in enumerate(places):
+        if None not in place:
+            added[:, place[0], place[1]] = mixed[:, i]
+    z = z + (layer_norm(added, p, "norm1") if second else added)
+    hidden = linear(z if second else layer_norm(z, p, "norm2"), p, "mlp.fc1")
+    hidden = hidden * scipy.special.ndtr(hidden)            # GELU
+    out = linear(hidden, p, "mlp.fc2")
+    return z + (layer_norm(out, p, "norm2") if second else out)
+
+
+def offset_bias(p, offsets, mask, window, second):
+    """(heads, T, T): the bias of every pair that may look at each other, from its offset."""
+    m = np.array(window)
+    near = np.where(mask[..., None], offsets, 0)
+    if not second:
+        row = (near[..., 0] + m[0] - 1) * (2 * m[1] - 1) + near[..., 1] + m[1] - 1
+        return p["attn.relative_position_bias_table"][row].transpose(2, 0, 1)
+    x = 8 * near / np.maximum(m - 1, 1)
+    x = np.sign(x) * np.log2(1 + np.abs(x)) / np.log2(8)
+    hidden = np.maximum(linear(x, p, "attn.cpb_mlp.0"), 0)
+    return (16 / (1 + np.exp(-hidden @ p["attn.cpb_mlp.2.weight"].T))).transpose(2, 0, 1)
+
+
+def linear(x, p, name):
+    return x @ p[f"{name}.weight"].T + p[f"{name}.bias"]
+
+
+def layer_norm(x, p, name):
+    x = x - x.mean(axis=-1, keepdims=True)
+    return x / np.sqrt((x * x).mean(axis=-1, keepdims=True) + 1e-5) * p[f"{name}.weight"] + p[f"{name}.bias"]
+
+
+def on_device(x):
+    return sv.Tensor(x).data
+
+
+def assert_gradients(module, x):
+    """Gradients of the input and of all parameters, along random directions, are those of central differences."""
+    in_float64(module)
+    rng = np.random.default_rng(5)
+    x = sv.Tensor(x.astype(np.float64), requires_grad=True)
+    cotangent = on_device(rng.standard_normal(x.shape))
+
+    def value():
+        return (module(x) * cotangent).sum().item()
+
+    module.zero_grad()
+    (module(x) * cotangent).sum().backward()
+    for name, tensor in (("x", x), *module.named_parameters()):
+        direction = on_device(rng.standard_normal(tensor.shape))
+        gradient = (sv.Tensor(tensor.grad) * direction).sum().item()
+        start, ends = tensor.data, []
+        for step in (1e-6, -1e-6):
+            tensor.data = start + step * direction
+            ends.append(value())
+        tensor.data = start
+        difference = (ends[0] - ends[1]) / 2e-6
+        assert abs(difference - gradient) <= 1e-6 * (1 + abs(gradient)), f"{name}: {gradient}, expected {difference}"
