@@ -49,7 +49,7 @@ def main() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal((args.batch, 3, args.img_size, args.img_size), dtype=np.float32)
     y = rng.integers(0, 1000, args.batch)
-    model = sv.create_model(args.model, img_size=args.img_size)
+    model = sv.create_model(args.model, img_size=args.img_size, drop_path_rate=0.0)    # both shall do the same
     if args.memory_of:
         before = peak_bytes()
         step = our_step(model, x, y) if args.memory_of == "ours" else torch_step(args, model, x, y)
@@ -86,7 +86,8 @@ def torch_step(args: argparse.Namespace, model: sv.nn.Module, x: np.ndarray, y: 
 
     torch.set_num_threads(backend.cpu_threads())
     takes_a_size = hasattr(model, "patch_embed")        # a ConvNet of timm's takes any, and no such option
-    peer = import_timm().create_model(args.model, **({"img_size": args.img_size} if takes_a_size else {}))
+    sizes = {"img_size": args.img_size} if takes_a_size else {}
+    peer = import_timm().create_model(args.model, drop_path_rate=0.0, **sizes)
     peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()})
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
@@ -122,8 +123,8 @@ def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int
     convolution; for every head q kᵀ and P v with their two gradients each."""
     for layer in layers:
         if layer.op == "linear":
-            (*_, tokens, inputs), (outputs, _) = (1, *layer.inputs[0]), layer.inputs[1]
-            weight, rows = np.ones((outputs, inputs), np.float32), batch * tokens
+            (*tokens, inputs), (outputs, _) = layer.inputs[0], layer.inputs[1]      # (1, N) of an image; (windows, N)
+            weight, rows = np.ones((outputs, inputs), np.float32), batch * math.prod(tokens)
             x, dy = np.ones((rows, inputs), np.float32), np.ones((rows, outputs), np.float32)
             x @ weight.T, dy.T @ x, dy @ weight
         elif layer.op == "conv2d":
@@ -141,13 +142,14 @@ def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int
 
             backend.deal(some_images, [(weight, columns, dy, is_first)] * (batch // together), backend.cpu_threads())
         elif layer.op == "attention":
-            q = np.ones((batch, *layer.inputs[0][1:]), np.float32)
+            q, k, v = (np.ones((batch * shape[0], *shape[1:]), np.float32) for shape in layer.inputs[:3])
 
-            def attend(q: np.ndarray) -> None:
-                p = q @ q.swapaxes(-1, -2)
-                p @ q, p @ q, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ q, q @ q.swapaxes(-1, -2)
+            def attend(q: np.ndarray, k: np.ndarray, v: np.ndarray) -> None:
+                p = q @ k.swapaxes(-1, -2)
+                dy = p @ v
+                p @ k, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy, dy @ v.swapaxes(-1, -2)
 
-            backend.parallel_rows(attend, q, block_bytes=q[:2].nbytes)
+            backend.parallel_rows(attend, q, k, v, block_bytes=q[:2].nbytes)
 
 
 def peak_bytes() -> int:

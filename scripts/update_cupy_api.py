@@ -17,6 +17,7 @@ from typing import Any
 
 import cupy
 import cupy.fft
+import cupy.lib.stride_tricks
 import cupy.linalg
 import cupyx.scipy.special
 import numpy as np
@@ -31,6 +32,7 @@ def api() -> dict[str, Any]:
         "cupy": _names(cupy),
         "cupy.linalg": _names(cupy.linalg),
         "cupy.fft": _names(cupy.fft),
+        "cupy.lib.stride_tricks": _names(cupy.lib.stride_tricks),
         "cupyx.scipy.special": _names(cupyx.scipy.special),
         "cupy.ndarray": {
             name: _method_parameters(getattr(cupy.ndarray, name))

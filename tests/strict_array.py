@@ -14,6 +14,7 @@ import json
 import operator
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -331,5 +332,6 @@ xp.ndarray = StrictArray
 xp.asnumpy = to_host
 xp.linalg = _StrictModule("cupy.linalg", np.linalg)
 xp.fft = _StrictModule("cupy.fft", np.fft)
+xp.lib = SimpleNamespace(stride_tricks=_StrictModule("cupy.lib.stride_tricks", np.lib.stride_tricks))
 
 STRICT = Backend("strict", xp, _StrictModule("cupyx.scipy.special", scipy.special), StrictArray, to_host)

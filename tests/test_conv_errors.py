@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from scratchvit import ops
+from scratchvit.backend import asnumpy
+from scratchvit.ops import depthwise
 from scratchvit.tensor import Tensor
 
 from .cases import pool
@@ -110,3 +112,20 @@ def test_a_batch_of_no_images(fn) -> None:
     y = fn(x, w)
     y.backward(np.zeros(y.shape, np.float32))
     assert len(y) == 0 and x.grad.shape == x.shape and not w.grad.any()
+
+
+def test_depthwise_in_blocks_of_images(device, monkeypatch) -> None:
+    """As on a GPU, where memory limits them."""
+    x, w = big(5, 4, 6, 6), big(4, 1, 3, 3)
+
+    def run() -> list[np.ndarray]:
+        tensors = [Tensor(x, requires_grad=True), Tensor(w, requires_grad=True)]
+        y = ops.conv2d(*tensors, stride=2, padding=1, groups=4)
+        (y * y).sum().backward()
+        return [y.numpy(), *(asnumpy(t.grad) for t in tensors)]
+
+    whole = run()
+    monkeypatch.setattr(depthwise, "BLOCK_BYTES", 2 * 4 * 4 * 36)
+    monkeypatch.setattr(depthwise, "BLOCK_BYTES_GPU", 2 * 9 * 4 * 4 * 36)       # two images
+    for one, other in zip(whole, run()):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-5)

@@ -17,9 +17,10 @@ def check_numbers(config: Any) -> None:
     for name, value in vars(config).items():
         if name.endswith("_rate") and not 0 <= value < 1:
             raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
-        if name in _POSITIVE and not value > 0:
+        smallest = min(value, default=0) if isinstance(value, tuple) else value
+        if name in _POSITIVE and not smallest > 0:
             raise ScratchvitError(f"{name} must be positive, not {value}")
-        if name in ("img_size", "patch_size") and min(value if isinstance(value, tuple) else (value,)) < 1:
+        if name in ("img_size", "patch_size") and smallest < 1:
             raise ScratchvitError(f"{name} is at least 1 pixel a side, not {value}")
     if config.num_classes < 0:
         raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")

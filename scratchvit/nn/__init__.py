@@ -2,6 +2,7 @@
 
 from scratchvit.nn import init
 from scratchvit.nn.layers import (
+    GELU,
     BatchNorm2d,
     Conv2d,
     Conv3d,

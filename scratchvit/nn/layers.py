@@ -213,14 +213,28 @@ class DropPath(Dropout):
         return ops.drop_path(x, self.p, generator=self.generator) if self.training and self.p else x
 
 
-class Mlp(Module):
-    """Linear, activation, linear, with dropout after each: x (..., dim) → (..., hidden) → (..., dim)."""
+class GELU(Module):
+    """x Φ(x), as a module of a Sequential."""
 
-    def __init__(self, dim: int, hidden_dim: int, act: Callable[..., Tensor] = ops.gelu, drop: float = 0.0):
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.gelu(x)
+
+
+class Mlp(Module):
+    """Linear, activation, linear, with dropout after each: x (..., dim) → (..., hidden) → (..., out_dim, or dim)."""
+
+    def __init__(
+        self,
+        dim: int,
+        hidden_dim: int,
+        act: Callable[..., Tensor] = ops.gelu,
+        drop: float = 0.0,
+        out_dim: int | None = None,
+    ):
         self.fc1 = Linear(dim, hidden_dim)
         self.act = act
         self.drop = Dropout(drop)
-        self.fc2 = Linear(hidden_dim, dim)
+        self.fc2 = Linear(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))

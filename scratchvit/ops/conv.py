@@ -25,7 +25,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import replace
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
@@ -200,13 +199,10 @@ def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
     With stride 1 this is again a convolution: of dy, with the kernel turned about and the channels exchanged.
     """
     if max(windows.stride) == 1:
-        before, after = (
-            tuple(reach - n for reach, n in zip(windows.reach, padding)) for padding in (windows.before, windows.after)
-        )
-        back = replace(windows, size=windows.output, output=windows.size, before=before, after=after)
         turned = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
         turned = turned.reshape(groups, -1, *turned.shape[1:]).swapaxes(1, 2)           # (G, C/G, O/G, *kernel)
-        return _columns(dy, turned.reshape(-1, *turned.shape[2:]), None, back, groups)  # (C, O/G, *kernel)
+        turned = turned.reshape(-1, *turned.shape[2:])                                  # (C, O/G, *kernel)
+        return _columns(dy, turned, None, windows.backwards(), groups)
 
     xp = array_module(dy)
     channels = groups * weight.shape[1]

@@ -1,132 +1,119 @@
 """Depth-wise convolution: every channel has filters of its own, so there is no sum over channels for a product to make.
 
-What is left is a weighted sum of slices, tap by tap, plane by plane (a plane is one channel of one image). With stride
-1 a shortcut makes it fast: laid flat, row behind row, a padded plane meets a tap in one long run, not in H' short ones.
+What is left is a sum over the taps, for every place and channel. With the channels last in memory it runs along them,
+whatever the stride, and the windows need no columns: they are a view of the padded image, in which neighbours overlap.
 
-    a b c d | e f g h | i j k l       2×2 window, tap (1, 0), places 2×3:  e f g h i j k    where h, past the
-                                      row's end, belongs to no place: computed with the rest, and dropped
+    y[b, i, j, c] = Σ_{u,v} windows[b, i, j, c, u, v] · weight[u, v, c]
+
+Below, `*S` are the spatial axes, `*S'` the output's. In the sums they are h, w or t, h, w, and the kernel's d, e, f.
 """
 
 from __future__ import annotations
 
-import itertools
 import math
+from collections.abc import Callable
+from typing import Any
 
-from scratchvit.backend import Array, array_module, parallel_rows
+from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
 from scratchvit.ops.windows import Windows
 
-PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries
+BLOCK_BYTES = 1 << 20           # a block of images, so that it stays in the cache while its windows are read
+BLOCK_BYTES_GPU = 256 << 20     # on a GPU, of the windows of a block: CuPy's einsum lays them out
 
 
 def depthwise(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
-    """y = Σ_tap weight[tap] · slice[tap].  x (B, C, *S); weight (C·m, 1, *kernel) → (B, C·m, *S')."""
+    """y = Σ_tap weight[tap] · window[tap].  x (B, C, *S); weight (C·m, 1, *kernel) → (B, C·m, *S').
+
+    The value is channels-last in memory, so that flattening it to tokens (B, S', C·m) copies nothing.
+    """
     xp = array_module(x)
-    taps = _runs(windows)
-    planes, filters = x.reshape(-1, 1, *windows.size), _filters(weight, len(x), groups)
-    y = xp.empty((len(planes), filters.shape[1], *windows.output), dtype=x.dtype)       # (B·C, m, *S')
+    filters, S, K = _filters(weight), *_letters(windows)
+    y = xp.empty((len(x), *windows.output, len(weight)), dtype=x.dtype)
 
-    def rows(planes: Array, filters: Array, y: Array) -> None:
-        padded = _flat(windows.pad(planes), windows)
-        grid, total = _grid(y, windows)
-        for tap, window in enumerate(taps):
-            total += padded[window] * _of_tap(filters, tap, total)
-        y[...] = grid[_places(windows)]
+    def images(x: Array, y: Array) -> None:
+        y[...] = xp.einsum(f"b{S}c{K},{K}c->b{S}c", _views(x, windows, len(weight)), filters)
+        if bias is not None:
+            y += bias
 
-    parallel_rows(rows, planes, filters, y, block_bytes=PLANE_BYTES)
-    y = y.reshape(len(x), len(weight), *windows.output)
-    if bias is not None:
-        y += bias.reshape(-1, *(1 for _ in windows.size))
-    return y
+    _in_blocks(images, windows, x, y)
+    return _channels_first(y)
 
 
 def depthwise_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
-    """Every tap sends weight[tap] · dy back to the slice that it had read."""
+    """Every tap sends weight[tap] · dy back to what it had read.
+
+    With stride 1 this is again a convolution, of dy with the kernel turned about; otherwise tap by tap.
+    """
     xp = array_module(dy)
-    taps = _runs(windows)
-    filters = _filters(weight, len(dy), groups)
-    dy = dy.reshape(*filters.shape[:2], *windows.output)                                # (B·C, m, *S')
-    dx = xp.empty((len(dy), 1, *windows.size), dtype=dy.dtype)
+    back, repeats = windows.backwards(), len(weight) // groups
+    if max(windows.stride) == 1 == repeats and min(back.before + back.after) >= 0:
+        turned = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
+        return depthwise(dy, turned, None, back, groups)
 
-    def rows(dy: Array, filters: Array, dx: Array) -> None:
-        padded = xp.zeros((len(dx), 1, *windows.padded), dtype=dx.dtype)
-        flat = _flat(padded, windows)
-        grid, spread = _grid(dy, windows)
-        grid[_places(windows)] = dy
-        for tap, window in enumerate(taps):
-            sent = spread * _of_tap(filters, tap, spread)
-            flat[window] += sent if sent.shape[1] == 1 else sent.sum(axis=1, keepdims=True)
-        dx[...] = padded[(..., *windows.inside)]
+    filters = _filters(weight).reshape(-1, len(weight))                                 # (taps, C·m)
+    dx = xp.empty((len(dy), *windows.size, groups), dtype=dy.dtype)
 
-    parallel_rows(rows, dy, filters, dx, block_bytes=PLANE_BYTES)
-    return dx.reshape(len(dx) // groups, groups, *windows.size)
+    def images(dy: Array, dx: Array) -> None:
+        dy = xp.ascontiguousarray(_channels_last(dy))
+        padded = xp.zeros((len(dx), *windows.padded, groups), dtype=dx.dtype)
+        for tap, window in enumerate(windows.taps()):
+            sent = dy * filters[tap]                                                    # (n, *S', C·m)
+            sent = sent if repeats == 1 else sent.reshape(*dy.shape[:-1], groups, repeats).sum(axis=-1)
+            padded[(*window, slice(None))] += sent
+        dx[...] = padded[(slice(None), *windows.inside)]
+
+    _in_blocks(images, windows, dy, dx)
+    return _channels_first(dx)
 
 
 def depthwise_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """dweight[tap] = Σ_b ⟨dy, slice[tap]⟩."""
+    """dweight[tap] = Σ_{b,S'} dy · window[tap]."""
     xp = array_module(x)
-    taps = _runs(windows)
-    planes = x.reshape(-1, 1, *windows.size)
-    dy = dy.reshape(len(planes), dy.shape[1] // groups, *windows.output)                # (B·C, m, *S')
-    dw = xp.empty((*dy.shape[:2], len(taps)), dtype=x.dtype)
+    S, K = _letters(windows)
 
-    def rows(planes: Array, dy: Array, dw: Array) -> None:
-        padded = _flat(windows.pad(planes), windows)
-        grid, spread = _grid(dy, windows)
-        grid[_places(windows)] = dy
-        spread = spread.reshape(*dy.shape[:2], math.prod(spread.shape[2:]))             # (n, m, places)
-        for tap, window in enumerate(taps):
-            slices = padded[window].reshape(len(padded), spread.shape[2], 1)            # (n, places, 1)
-            dw[:, :, tap] = (spread @ slices)[:, :, 0]
+    def images(dy: Array, x: Array) -> Array:
+        dy = xp.ascontiguousarray(_channels_last(dy))
+        return xp.einsum(f"b{S}c{K},b{S}c->{K}c", _views(x, windows, dy.shape[-1]), dy)
 
-    parallel_rows(rows, planes, dy, dw, block_bytes=PLANE_BYTES)
-    return dw.reshape(len(x), groups * dw.shape[1], len(taps)).sum(axis=0)
+    parts = _in_blocks(images, windows, dy, x)
+    return sum(parts[1:], parts[0]).reshape(-1, dy.shape[1]).T                          # (C·m, taps)
 
 
-def _filters(weight: Array, batch: int, groups: int) -> Array:
-    """(C·m, 1, *kernel) → (B·C, m, taps): each plane's own."""
-    filters = weight.reshape(1, groups, len(weight) // groups, -1)
-    filters = array_module(weight).broadcast_to(filters, (batch, *filters.shape[1:]))
-    return filters.reshape(batch * groups, *filters.shape[2:])
+def _views(x: Array, windows: Windows, channels: int) -> Array:
+    """What every place meets, for each of the filters' channels: x (n, C, *S) → (n, *S', C·m, *kernel), a view."""
+    xp = array_module(x)
+    padded = xp.zeros((len(x), *windows.padded, x.shape[1], channels // x.shape[1]), dtype=x.dtype)
+    padded[(slice(None), *windows.inside)] = _channels_last(x)[..., None]
+    padded = padded.reshape(len(x), *windows.padded, channels)
+    axes, extent = tuple(range(1, 1 + len(windows.size))), tuple(n + 1 for n in windows.reach)
+    view = xp.lib.stride_tricks.sliding_window_view(padded, extent, axis=axes)          # (n, …, C·m, …), stride 1
+    places, taps = (tuple(slice(None, None, step) for step in steps) for steps in (windows.stride, windows.dilation))
+    return view[(slice(None), *places, slice(None), *taps)]
 
 
-def _of_tap(filters: Array, tap: int, like: Array) -> Array:
-    return filters[:, :, tap].reshape(*filters.shape[:2], *(1 for _ in like.shape[2:]))
+def _in_blocks(images: Callable[..., Any], windows: Windows, *arrays: Array) -> list[Any]:
+    """`images` of some images at a time: what it returned, in their order."""
+    if backend_of(arrays[0]) is CPU:
+        return parallel_rows(images, *arrays, block_bytes=BLOCK_BYTES)
+    count, largest = len(arrays[0]), math.prod(windows.kernel) * max(a.nbytes for a in arrays)
+    step = max(1, count * BLOCK_BYTES_GPU // max(1, largest))
+    return [images(*(a[i : i + step] for a in arrays)) for i in range(0, max(1, count), step)]
 
 
-# --- the flat view, where the stride is 1; otherwise these leave things as they are ---------------------------------
+def _filters(weight: Array) -> Array:
+    """(C·m, 1, *kernel) → (*kernel, C·m)."""
+    return array_module(weight).ascontiguousarray(weight[:, 0].transpose(*range(1, weight.ndim - 1), 0))
 
 
-def _is_flat(windows: Windows) -> bool:
-    return max(windows.stride) == 1
+def _letters(windows: Windows) -> tuple[str, str]:
+    """The indices of the spatial axes and of the kernel's, for einsum."""
+    axes = len(windows.size)
+    return "thw"[-axes:], "def"[-axes:]
 
 
-def _flat(padded: Array, windows: Windows) -> Array:
-    return padded.reshape(*padded.shape[:2], math.prod(windows.padded)) if _is_flat(windows) else padded
+def _channels_last(x: Array) -> Array:
+    return x.transpose(0, *range(2, x.ndim), 1)
 
 
-def _runs(windows: Windows) -> list[tuple]:
-    """windows.taps(), as runs of the flat plane."""
-    if not _is_flat(windows):
-        return windows.taps()
-    pitch = [math.prod(windows.padded[axis + 1 :]) for axis in range(len(windows.padded))]
-    starts = itertools.product(*(range(0, reach + 1, d) for reach, d in zip(windows.reach, windows.dilation)))
-    return [
-        (..., slice(start, start + _run_length(windows)))
-        for start in (sum(position * p for position, p in zip(tap, pitch)) for tap in starts)
-    ]
-
-
-def _run_length(windows: Windows) -> int:
-    """From the first place to the last, in a flat plane."""
-    return 1 + sum((n - 1) * math.prod(windows.padded[axis + 1 :]) for axis, n in enumerate(windows.output))
-
-
-def _grid(y: Array, windows: Windows) -> tuple[Array, Array]:
-    """Zeros that hold y (n, m, *S') in rows as long as the padded plane's; and their run from first place to last."""
-    size = windows.padded if _is_flat(windows) else windows.output
-    grid = array_module(y).zeros((*y.shape[:2], *size), dtype=y.dtype)
-    return grid, _flat(grid, windows)[..., : _run_length(windows)] if _is_flat(windows) else grid
-
-
-def _places(windows: Windows) -> tuple:
-    return (..., *(slice(n) for n in windows.output))
+def _channels_first(y: Array) -> Array:
+    return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))

@@ -96,6 +96,16 @@ class Windows:
             taps.append(((..., *places), (..., *met), beside))
         return taps
 
+    def backwards(self) -> Windows:
+        """With stride 1: the windows over the output that the gradient of the input is a convolution of.
+
+        Padding of more than the kernel's reach becomes negative here: places that are left out.
+        """
+        before, after = (
+            tuple(reach - n for reach, n in zip(self.reach, padding)) for padding in (self.before, self.after)
+        )
+        return replace(self, size=self.output, output=self.size, before=before, after=after)
+
     def cropped(self) -> tuple[Windows, tuple[slice, ...]]:
         """Without the taps at the kernel's ends that meet nothing but padding; and which taps are kept, by axis."""
         kept, before, after = [], [], []

@@ -2,8 +2,11 @@
 
 paper     the model: ViT, arXiv 2010.11929; fixed positions and the mean of all tokens: arXiv 2205.01580
 command   OMP_NUM_THREADS=1 scratchvit train --recipe vit_cifar10 --data FOLDER
-machine   TODO
-result    TODO
+machine   one core of an Intel Xeon, 4 minutes an epoch (23 November 2026)
+result    not whole yet: five of the 30 epochs were made, on CIFAR-10 re-encoded as JPEG (a folder of pictures)
+
+    epoch              1     2     3     4     5
+    validation, %   26.1  41.5  50.6  56.4  59.5
 """
 
 from scratchvit.training import TrainConfig

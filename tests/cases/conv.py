@@ -44,6 +44,11 @@ CASES = [
     _row("conv2d", "a map smaller than the kernel, stride and dilation", (2, 2, 2, 3), (3, 2, 3, 3), stride=2,
          padding=(2, 4), dilation=(2, 3)),
     _row("conv2d", "depth-wise, a map of one row", (1, 2, 1, 3), (2, 1, 3, 3), padding=1, groups=2),
+    _row("conv2d", "depth-wise, more padding than kernel", (1, 2, 3, 4), (2, 1, 2, 3), padding=(3, 2), groups=2),
+    _row("conv2d", "depth-wise, two filters, stride and padding", (2, 2, 5, 6), (4, 1, 3, 2), stride=(2, 1), padding=1,
+         groups=2),
+    _row("conv2d", "depth-wise, a stride beyond the kernel", (1, 2, 7, 9), (2, 1, 3, 3), stride=4, padding=1, groups=2),
+    _row("conv2d", "depth-wise, same, even kernel", (1, 2, 5, 6), (2, 1, 2, 4), padding="same", groups=2),
     # 16 channels and 8 taps in a row of the kernel: enough for the rows of the kernel to share their columns.
     _row("conv2d", "deep", (2, 16, 4, 6), (2, 16, 3, 8), padding=(1, 3)),
     _row("conv2d", "deep, stride and groups", (1, 32, 5, 4), (4, 16, 3, 8), stride=2, padding=(1, 3), groups=2),
@@ -54,5 +59,8 @@ CASES = [
     _row("conv3d", "stride and padding", (1, 2, 4, 5, 4), (2, 2, 3, 3, 3), stride=(1, 2, 2), padding=(1, 1, 0)),
     _row("conv3d", "deep", (1, 8, 3, 3, 4), (2, 8, 2, 4, 4), stride=(1, 2, 1), padding=(1, 1, 2)),
     _row("conv3d", "patches", (2, 1, 4, 4, 5), (3, 1, 2, 2, 2), stride=2),
+    _row("conv3d", "depth-wise, stride 1", (2, 2, 2, 3, 4), (2, 1, 3, 3, 3), padding=1, groups=2),
+    _row("conv3d", "depth-wise, no extent in time", (1, 2, 3, 4, 4), (2, 1, 1, 3, 3), stride=(1, 2, 2),
+         padding=(0, 1, 1), groups=2),
     _row("conv3d", "depth-wise", (1, 2, 3, 4, 4), (2, 1, 3, 3, 3), stride=(1, 2, 2), padding=1, groups=2),
 ]

@@ -1,0 +1,365 @@
+"""MViTv2: improved multiscale vision Transformers (Li, Wu, Fan, Mangalam et al., CVPR 2022, arXiv 2112.01526).
+
+What changes against MViT (mvit.py), whose pyramid and pooling stay:
+
+*Decomposed relative positions* (§4.1). What a query asks of a key depends on where the key lies from it, not on where
+both are: the scores get E_ij = q_i · R(i − j), with R learned. One R for each of (2T−1)(2H−1)(2W−1) offsets would be
+too many, so R is a sum of one along each axis (eq. 4), and so are the scores:
+
+    E_ij = q_i · R^h(row i − row j) + q_i · R^w(column i − column j) + q_i · R^t(frame i − frame j)
+
+For each query that is kH + kW + kT numbers, not kH·kW·kT. They need not be spread out to a matrix as large as the
+attention's either: written behind the query, and behind each key ones at its own row, column and frame,
+
+    [q_i, s_i] · [k_j, 1 at j] = q_i · k_j + s_i[row j] + s_i[column j] + s_i[frame j]
+
+so the scores are still one product, and an attention that never makes its matrix can take them. There are no absolute
+positions. Queries and keys lie on grids of different pitch: rows are counted in the finer one.
+
+*Residual pooling* (§4.1, eq. 5). The pooled queries are added to what attention gives, Z = Attn(Q, K, V) + Q, so that
+much passes where keys are pooled by far. For that, queries are convolved in every block, with stride 1 too.
+
+*Channels grow in attention* (§4.1, "channel expansion"), where a stage begins, not in the MLP before it: the block that
+sees four times fewer tokens does the work. (MViTv2-L keeps MViT's way, as its authors trained it.)
+
+    model         stages (depths)    D     h     parameters     Table 1 of the paper
+    MViTv2-T      1, 2,  5, 2         96   1      24 M
+    MViTv2-S      1, 2, 11, 2         96   1      35 M
+    MViTv2-B      2, 3, 16, 3         96   1      52 M
+    MViTv2-L      2, 6, 36, 4        144   2     218 M
+    MViTv2-H      4, 8, 60, 8        192   3     667 M
+
+    paper      here           shape at MViTv2-T, 224×224, in the first block
+    X          x              (B, 3136, 96): 56·56 tokens, no class token
+    Q, K, V    q, k, v        (B, 1, 3136, 96) and (B, 1, 196, 96) twice, as 14·14 = 196
+    R^h, R^w   rel_pos_h, _w  (111, 96) each: offsets −55 … 55
+    s          scores         (B, 1, 3136, 28)
+    E^(rel)                   not made
+
+Names of parameters are timm's (`timm.models.mvitv2`), for clips too; torchvision's `mvit_v2_s` numbers its blocks
+through, and loads by a table (weights/names/torchvision.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratchvit import nn, ops
+from scratchvit.backend import Array
+from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_images
+from scratchvit.models.mvit import (
+    Scale,
+    Size,
+    check_clips,
+    check_pyramid,
+    half,
+    init_linear_and_conv,
+    max_pool_tokens,
+    pool_tokens,
+    pooled,
+    pyramid,
+)
+from scratchvit.models.registry import register
+from scratchvit.models.vit import pair
+from scratchvit.nn import init
+from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class MViTv2Config:
+    """The sizes of an MViTv2. For clips, kernels and strides are three numbers: frames, rows, columns."""
+
+    img_size: int | tuple[int, int] = 224       # side of the images, or (height, width)
+    num_frames: int = 1                         # T: frames of a clip; 1: images
+    in_chans: int = 3
+    num_classes: int = 1000                     # 0: no head, the pooled features come out
+    depths: tuple[int, ...] = (2, 3, 16, 3)     # blocks of each stage
+    embed_dim: int = 96                         # D: the numbers in a token of the first stage, doubled at each other
+    num_heads: int = 1                          # h: of the first stage, doubled likewise
+    mlp_ratio: float = 4.0                      # the MLP's hidden layer has so many times D
+    qkv_bias: bool = True                       # whether q, k and v have biases
+    expand_attn: bool = True                    # channels grow in a stage's first attention, or in the MLP before it
+    residual_pooling: bool = True               # whether the pooled queries are added to what attention gives
+    use_cls_token: bool = False                 # whether a learned token stands before the others
+    cls_residual: bool = True                   # whether its query is added, too
+    patch_kernel: tuple[int, ...] = (7, 7)      # of the patches, which overlap
+    patch_stride: tuple[int, ...] = (4, 4)
+    kernel_qkv: tuple[int, ...] = (3, 3)        # of the pooling of q, k and v
+    stride_kv: tuple[int, ...] = (4, 4)         # of the keys in the first stage; halved where the grid is
+    global_pool: str = "avg"                    # what the head sees: "avg", the mean; "token", the class token
+    drop_rate: float = 0.0                      # dropout before the head
+    drop_path_rate: float = 0.0                 # stochastic depth of the last block; earlier ones linearly less
+
+
+#          blocks of each stage    D   h      Table 1 of the paper
+_SIZES = {
+    "tiny":  ((1, 2, 5, 2),           96,  1),
+    "small": ((1, 2, 11, 2),          96,  1),
+    "base":  ((2, 3, 16, 3),          96,  1),
+    "large": ((2, 6, 36, 4),         144,  2),
+    "huge":  ((4, 8, 60, 8),         192,  3),
+}  # fmt: skip
+
+PRESETS = {
+    f"mvitv2_{size}": MViTv2Config(depths=depths, embed_dim=dim, num_heads=heads, expand_attn=size != "large")
+    for size, (depths, dim, heads) in _SIZES.items()
+    if size != "huge"
+}
+PRESETS |= {
+    f"mvitv2_{size}_cls": MViTv2Config(
+        depths=depths, embed_dim=dim, num_heads=heads, use_cls_token=True, global_pool="token"
+    )
+    for size, (depths, dim, heads) in _SIZES.items()
+    if size != "tiny"
+}
+PRESETS["mvit_v2_s"] = MViTv2Config(                                # MViTv2-S for video, 16×4: torchvision's
+    depths=(1, 2, 11, 2), num_frames=16, num_classes=400, patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4),
+    kernel_qkv=(3, 3, 3), stride_kv=(1, 8, 8), use_cls_token=True, global_pool="token", cls_residual=False,
+    drop_rate=0.5, drop_path_rate=0.2,
+)  # fmt: skip
+
+
+class PatchEmbed(nn.Module):
+    """Cut into overlapping patches, or cubes, and embed each one: (B, C, [T,] H, W) → tokens (B, N, D)."""
+
+    def __init__(self, config: MViTv2Config):
+        self.img_size, axes = pair(config.img_size), len(config.patch_kernel)
+        self.grid_size = pooled((config.num_frames, *self.img_size)[-axes:], config.patch_stride)
+        self.proj = _conv(axes)(
+            config.in_chans, config.embed_dim, config.patch_kernel, config.patch_stride,
+            padding=half(config.patch_kernel),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.proj(x).flatten(2).transpose(1, 2)                          # (B, N, D)
+
+
+class RelativeAttention(nn.Module):
+    """Pooling attention with relative positions and residual pooling. x (B, [1 +] N, D) → (B, [1 +] N', D')."""
+
+    def __init__(self, config: MViTv2Config, scale: Scale):
+        D = scale.dim_out if config.expand_attn else scale.dim
+        self.scale, self.num_heads, self.prefix = scale, scale.num_heads, int(config.use_cls_token)
+        self.residual, self.cls_residual = config.residual_pooling, config.cls_residual
+        d, kernel, axes = D // self.num_heads, config.kernel_qkv, len(scale.size)
+        self.qkv = nn.Linear(scale.dim, 3 * D, bias=config.qkv_bias)
+        self.pool_q, self.pool_k, self.pool_v = (
+            _conv(axes)(d, d, kernel, stride, padding=half(kernel), groups=d, bias=False)
+            for stride in (scale.stride_q, scale.stride_kv, scale.stride_kv)
+        )
+        self.norm_q, self.norm_k, self.norm_v = (nn.LayerNorm(d) for _ in range(3))
+        self.proj = nn.Linear(D, D)
+        for name, q, k in zip(_tables(axes), scale.q_size, scale.kv_size):
+            setattr(self, name, nn.Parameter(np.zeros((2 * max(q, k) - 1, d), np.float32)))
+        self.offsets = [Tensor(relative_offsets(q, k)) for q, k in zip(scale.q_size, scale.kv_size)]
+        # In units that the scores are scaled down by, as the products with keys are.
+        self.key_places = Tensor(key_places(scale.kv_size, self.prefix) * np.float32(d**0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        B, N, _ = x.shape
+        h, size, prefix = self.num_heads, self.scale.size, self.prefix
+        d = self.norm_q.weight.size
+        qkv = self.qkv(x).reshape(B, N, 3, h, d).permute((2, 0, 3, 1, 4))       # (3, B, h, N, d)
+        q, k, v = qkv.reshape(3, B * h, N, d).unbind(0)
+        q = self.norm_q(pool_tokens(q, size, prefix, self.pool_q))              # eq. 1
+        k = self.norm_k(pool_tokens(k, size, prefix, self.pool_k))
+        v = self.norm_v(pool_tokens(v, size, prefix, self.pool_v))
+        q, k, v = (t.reshape(B, h, *t.shape[1:]) for t in (q, k, v))            # (B, h, [1 +] N' or M, d)
+
+        on_grid = q[:, :, prefix:]                                              # (B, h, N', d)
+        tables = [getattr(self, name) for name in _tables(len(size))]
+        scores = relative_scores(on_grid, self.scale.q_size, tables, self.offsets)  # (B, h, N', kT + kH + kW)
+        scores = ops.pad(scores, (0, 0, prefix, 0)) if prefix else scores       # the class token lies nowhere
+        places = self.key_places.expand((B, h, *self.key_places.shape))         # (B, h, [1 +] M, kT + kH + kW)
+        x = ops.attention(                                                      # eqs. 2 and 3
+            ops.concatenate([q, scores], dim=-1), ops.concatenate([k, places], dim=-1), v, scale=d**-0.5
+        )
+        if self.residual:                                                       # eq. 5
+            x = x + (q if self.cls_residual or not prefix else ops.pad(on_grid, (0, 0, prefix, 0)))
+        x = x.transpose(1, 2).reshape(B, x.shape[2], h * d)                     # the heads side by side
+        return self.proj(x)
+
+
+class Block(nn.Module):
+    """One layer. Where channels grow, the residual path is a projection of the normalised input."""
+
+    def __init__(self, config: MViTv2Config, scale: Scale):
+        D = scale.dim_out if config.expand_attn else scale.dim                  # after attention
+        grows = scale.dim_out != scale.dim
+        self.scale, self.prefix = scale, int(config.use_cls_token)
+        self.norm1 = nn.LayerNorm(scale.dim)
+        self.shortcut_proj_attn = nn.Linear(scale.dim, D) if grows and config.expand_attn else None
+        self.attn = RelativeAttention(config, scale)
+        self.drop_path1 = nn.DropPath(scale.drop_path)
+        self.norm2 = nn.LayerNorm(D)
+        self.shortcut_proj_mlp = nn.Linear(D, scale.dim_out) if grows and not config.expand_attn else None
+        self.mlp = nn.Mlp(D, int(D * config.mlp_ratio), out_dim=scale.dim_out)
+        self.drop_path2 = nn.DropPath(scale.drop_path)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm1(x)
+        x = x if self.shortcut_proj_attn is None else self.shortcut_proj_attn(y)
+        x = max_pool_tokens(x, self.scale.size, self.prefix, self.scale.stride_q)   # (B, [1 +] N', D)
+        x = x + self.drop_path1(self.attn(y))
+        y = self.norm2(x)
+        x = x if self.shortcut_proj_mlp is None else self.shortcut_proj_mlp(y)
+        return x + self.drop_path2(self.mlp(y))
+
+
+class Stage(nn.Module):
+    """Blocks on one grid, after the first, which pools the grid before it."""
+
+    def __init__(self, config: MViTv2Config, scales: Sequence[Scale]):
+        self.blocks = nn.ModuleList(Block(config, scale) for scale in scales)
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class Head(nn.Module):
+    """Dropout and a matrix: features (B, D) → logits (B, num_classes)."""
+
+    def __init__(self, dim: int, config: MViTv2Config):
+        self.drop = nn.Dropout(config.drop_rate)
+        self.fc = nn.Linear(dim, config.num_classes) if config.num_classes else nn.Identity()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.fc(self.drop(x))
+
+
+class MViTv2(nn.Module):
+    """images (B, C, H, W), or clips (B, C, T, H, W), arrays or Tensors → logits (B, num_classes).
+
+    Raises ScratchvitError when sizes do not fit together, or the input's shape does not fit the model.
+    """
+
+    def __init__(self, config: MViTv2Config, seed: int = 0):
+        _check(config)
+        self.config = config
+        self.num_prefix_tokens = int(config.use_cls_token)
+        self.patch_embed = PatchEmbed(config)
+        D = config.embed_dim
+        self.cls_token = nn.Parameter(np.zeros((1, 1, D), np.float32)) if config.use_cls_token else None
+        stages = list(pyramid(config, self.patch_embed.grid_size, config.expand_attn))
+        self.stages = nn.ModuleList(Stage(config, scales) for scales in stages)
+        width = stages[-1][-1].dim_out
+        self.norm = nn.LayerNorm(width)
+        self.head = Head(width, config)
+
+        self.init_weights(np.random.default_rng(seed))
+        self.set_generator(Generator(seed))
+
+    def forward_features(self, x: Tensor | Array) -> Tensor:
+        """images or clips → tokens (B, [1 +] N, D) after the last block."""
+        config, dtype = self.config, self.patch_embed.proj.weight.dtype
+        if len(config.patch_kernel) == 3:
+            x = check_clips(x, config, dtype)
+        else:
+            x = check_images(x, (config.in_chans, *self.patch_embed.img_size), dtype)
+        x = self.patch_embed(x)                                                 # (B, N, D)
+        if self.cls_token is not None:
+            x = ops.concatenate([self.cls_token.expand((len(x), 1, x.shape[-1])), x], dim=1)
+        for stage in self.stages:
+            x = stage(x)
+        return self.norm(x)
+
+    def forward(self, x: Tensor | Array) -> Tensor:
+        x = self.forward_features(x)
+        pooled_x = x[:, 0] if self.config.global_pool == "token" else x[:, self.num_prefix_tokens :].mean(dim=1)
+        return self.head(pooled_x)
+
+    def init_weights(self, rng: np.random.Generator) -> None:
+        """Matrices, tables and the class token a truncated normal of deviation 0.02; convolutions as PyTorch's."""
+        init_linear_and_conv(self, rng)
+        for name, parameter in self.named_parameters():
+            if _is_table(name):
+                parameter.assign(init.trunc_normal(parameter.shape, rng))
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are not matrices of a layer: decay has no business with them."""
+        return {name for name, _ in self.named_parameters() if _is_table(name)}
+
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        blocks: list[tuple[str, ...]] = [
+            (f"stages.{s}.blocks.{b}",) for s, depth in enumerate(self.config.depths) for b in range(depth)
+        ]
+        blocks[-1] += ("norm",)
+        return [("cls_token", "patch_embed"), *blocks, ("head",)]
+
+
+# --- relative positions ---------------------------------------------------------------------------------------------
+
+
+def relative_scores(q: Tensor, size: Size, tables: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
+    """q_i · R of each axis for every row, column, frame of the keys: q (B, h, N, d) → (B, h, N, kT + kH + kW).
+
+    size: the queries' grid.  tables: for each axis, R (2 max(n, k) − 1, d).  offsets: which entry of it, (n, k).
+    """
+    B, h, N, d = q.shape
+    axes = len(size)
+    q = q.reshape(B, h, *size, d)                                               # (B, h, T, H, W, d)
+    parts = []
+    for axis, (table, offset) in enumerate(zip(tables, offsets)):
+        n, k = offset.shape
+        R = ops.embedding(offset, table).transpose(1, 2)                        # (n, d, k)
+        R = R.reshape(n, *(1,) * (axes - 2), d, k)
+        order = [0, 1, 2 + axis, *(2 + other for other in range(axes) if other != axis), 2 + axes]
+        product = q.permute(order) @ R                                          # (B, h, n, the other axes, k)
+        back = [order.index(position) for position in range(len(order))]
+        parts.append(product.permute(back).reshape(B, h, N, k))
+    return ops.concatenate(parts, dim=-1)
+
+
+def relative_offsets(n: int, k: int) -> np.ndarray:
+    """Which entry of its table tells of query i and key j along an axis: (n, k) integers from 0 to 2 max(n, k) − 2.
+
+    i and j are counted in steps of the finer of their two grids, rounded down: with n queries and k keys, and m the
+    greater, a query's step is m / n and a key's m / k. The entry is 0 for the first query and the last key.
+    """
+    i, j, m = np.arange(n)[:, None], np.arange(k), max(n, k)
+    return m * (i * k + (k - 1 - j) * n) // (n * k)
+
+
+def key_places(size: Size, prefix: int) -> np.ndarray:
+    """Ones where each key lies: (prefix + M, kT + kH + kW), one in every row for each axis; none for a class token."""
+    coordinates = np.indices(size).reshape(len(size), -1)                       # (axes, M)
+    places = np.concatenate([np.eye(n, dtype=np.float32)[where] for n, where in zip(size, coordinates)], axis=1)
+    return np.concatenate([np.zeros((prefix, places.shape[1]), np.float32), places])
+
+
+def _tables(axes: int) -> tuple[str, ...]:
+    """The names of the tables of relative positions, in the order of the axes."""
+    return ("rel_pos_t", "rel_pos_h", "rel_pos_w")[-axes:]
+
+
+def _is_table(name: str) -> bool:
+    return name == "cls_token" or ".rel_pos_" in name
+
+
+def _conv(axes: int) -> type[nn.Conv2d] | type[nn.Conv3d]:
+    return nn.Conv2d if axes == 2 else nn.Conv3d
+
+
+def _check(config: MViTv2Config) -> None:
+    """Raise ScratchvitError for options that do not fit together."""
+    axes = len(config.patch_kernel)
+    if axes not in (2, 3):
+        raise ScratchvitError(f"patch_kernel is two numbers for images or three for clips, not {config.patch_kernel}")
+    check_pyramid(config, axes)
+    if axes == 2 and config.num_frames > 1:
+        raise ScratchvitError("clips need kernels and strides of three numbers: frames, rows, columns")
+    if config.global_pool not in ("avg", "token"):
+        raise ScratchvitError(f'global_pool is "avg" or "token", not {config.global_pool!r}')
+    if config.global_pool == "token" and not config.use_cls_token:
+        raise ScratchvitError('without a class token there is only global_pool="avg"')
+
+
+register(MViTv2, PRESETS, paper="MViTv2, arXiv 2112.01526")

@@ -1,0 +1,22 @@
+"""Every pixel a token: a small pixel Transformer on scikit-learn's handwritten digits, 8×8.
+
+paper     pixels as tokens: iGPT, ICML 2020; the model is a ViT, arXiv 2010.11929, whose patches are single pixels
+command   OMP_NUM_THREADS=1 scratchvit train --recipe pixel_digits
+machine   2 minutes of one core of an Intel Xeon (117 s of CPU time, 23 November 2026)
+result    test 96.1 % with the weights that were best on the validation images, those of epoch 32
+
+The patches of `vit_digits`, 4×4 of 16×16, are 16 tokens to these 64. It ends at 98.6 %, but with random shifts, which
+pixels of 8×8 do not bear; without them this model learns its training images by heart (99.7 %).
+"""
+
+from scratchvit.training import TrainConfig
+
+RECIPE = TrainConfig(
+    data="digits",
+    model="pixel_transformer_tiny",
+    model_args={
+        "img_size": 8, "embed_dim": 64, "depth": 4, "num_heads": 4, "mlp_ratio": 2.0, "drop_path_rate": 0.1,
+        "class_token": False, "global_pool": "avg", "pos_embed": "sincos", "weight_init": "xavier",
+    },
+    epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, ema_decay=0.98,
+)  # fmt: skip
