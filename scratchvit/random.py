@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from scratchvit.backend import Array, current, parallel_rows
+from scratchvit.errors import ScratchvitError
 
 
 class Generator:
@@ -51,7 +52,10 @@ class Generator:
         """
         count = math.prod(shape)
         if count >= 2**32:
-            raise ValueError(f"one draw gives fewer than 2³² numbers; {shape} asks for {count}")
+            raise ScratchvitError(
+                f"one draw gives fewer than 2³² numbers, {shape} asks for {count}: take smaller batches, or drop "
+                "nothing there (attn_drop_rate 0)"
+            )
         first_key, second_key = self._keys()
         threshold = min(round(probability * 2**32), 2**32 - 1)
 

@@ -79,6 +79,14 @@ def test_a_query_that_may_look_nowhere_gets_zeros_and_gives_none():
     assert all(np.isfinite(x.grad).all() for x in (q, k, v))
 
 
+@pytest.mark.parametrize("shape", [(12, 9), (5, 2, 3, 7, 9), (7, 10)])
+def test_a_mask_or_bias_of_another_shape_is_refused(shape):
+    q, k, v = (sv.Tensor(np.zeros(s, np.float32)) for s in (Q, K, V))
+    for kwargs in ({"mask": np.ones(shape, bool)}, {"bias": np.ones(shape, np.float32)}):
+        with pytest.raises(ValueError, match="broadcast"):
+            ops.attention(q, k, v, blocks=True, **kwargs)
+
+
 def test_it_is_chosen_by_size_and_not_while_probabilities_are_recorded(monkeypatch):
     chosen = []
 

@@ -205,7 +205,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
     ("--num-heads 3", "embed_dim 64 cannot be shared by 3 heads"),
     ("--global-pool max", "global_pool is"),
-    ("--resume nowhere", "nowhere holds no run to resume"),
+    ("--resume nowhere", "nowhere holds no run"),
     ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
 ])  # fmt: skip
 def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scratchvit.backend import asnumpy, current
+from scratchvit.errors import ScratchvitError
 from scratchvit.random import Generator, recorded, replayed
 
 N = 200_000
@@ -83,5 +84,5 @@ def test_replay_draws_again_and_then_goes_on() -> None:
 
 
 def test_a_draw_too_large_for_its_counter_is_refused() -> None:
-    with pytest.raises(ValueError, match="fewer than 2³² numbers"):
+    with pytest.raises(ScratchvitError, match="fewer than 2³² numbers"):
         Generator(0).bernoulli(0.5, (2**16, 2**16))

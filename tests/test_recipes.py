@@ -70,15 +70,15 @@ def test_an_unknown_recipe_is_named_with_the_known_ones(capsys):
 @pytest.mark.parametrize(
     ("img_size", "patch_size", "says"),
     [
-        (28, 7, "only 16 tokens: a patch spans 7×7 of 28×28 pixels.*--patch-size 2 gives 196"),
-        (28, 14, "only 4 tokens"),
-        (28, 4, "only 49 tokens.*--patch-size 2 gives 196"),
-        (224, 32, "only 49 tokens.*--patch-size 28 gives 64"),
+        (28, 7, "only 16 patches: one spans 7×7 of 28×28 pixels.*--patch-size 2 gives 196"),
+        (28, 14, "only 4 patches"),
+        (28, 4, "only 49 patches.*--patch-size 2 gives 196"),
+        (224, 32, "only 49 patches.*--patch-size 28 gives 64"),
         (224, 28, None),
         (224, 16, None),
         (32, 4, None),
-        ((16, 64), (4, 4), "only 64 tokens: a patch spans 4×4 of 16×64 pixels.*--patch-size 2 gives 256"),
-        (7, 7, "only 1 tokens.*larger images give more"),
+        ((16, 64), (4, 4), "only 64 patches: one spans 4×4 of 16×64 pixels.*--patch-size 2 gives 256"),
+        (7, 7, "only 1 patches.*larger images give more"),
     ],
 )
 def test_too_few_tokens_are_warned_of(img_size, patch_size, says):
@@ -91,3 +91,46 @@ def test_too_few_tokens_are_warned_of(img_size, patch_size, says):
 def test_a_resnet_is_not_warned_of():
     assert model_config("resnet18")
     assert setup.coarse_patches(sv.create_model("resnet18", num_classes=2)) is None
+
+
+def test_advice_on_patches_is_given_where_there_are_such():
+    tiny = {"embed_dim": 8, "depth": 1, "num_heads": 1}
+    hybrid = sv.create_model("vit_tiny_r_s16_p8_224", img_size=64, **tiny)
+    pyramid = sv.create_model("mvitv2_tiny", img_size=16, embed_dim=8, depths=(1, 1), num_heads=1)
+    for model in (hybrid, pyramid):
+        assert "larger images give more" in setup.coarse_patches(model)
+
+
+@pytest.mark.parametrize(
+    ("model", "dropped"),
+    [
+        ("vit_tiny_patch16_224", {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}),
+        ("swin_tiny_patch4_window7_224", {"proj_drop_rate", "drop_path_rate"}),
+        ("igpt_tiny", {"pos_drop_rate", "proj_drop_rate"}),
+        ("resnet18", {"drop_rate", "drop_path_rate"}),
+    ],
+)
+def test_what_regularisation_means_for_a_model(model, dropped):
+    about = {"image_shape": (32, 32, 3), "classes": ["a"] * 10, "name": "pictures"}
+    args = setup.model_args(TrainConfig(model=model, regularisation=0.1), about)
+    assert {name for name, value in args.items() if name.endswith("_rate") and value == 0.1} == dropped
+
+
+def test_a_model_of_clips_takes_pictures_as_clips_of_one_frame():
+    about = {"image_shape": (32, 32, 3), "classes": ["a"] * 10, "name": "pictures"}
+    assert setup.model_args(TrainConfig(model="mvit_v1_b"), about)["num_frames"] == 1
+    assert "num_frames" not in setup.model_args(TrainConfig(model="mvitv2_tiny"), about)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("--distill-temperature -1", "distill_temperature must be positive, not -1.0"),
+        ("--distill-weight 0.5", "name the teacher"),
+        ("--train-fraction 0", "train_fraction must lie in (0, 1], not 0.0"),
+        ("--train-fraction 0.0001", "no picture is left of a share of 0.0001"),
+    ],
+)
+def test_settings_out_of_range_leave_no_folder(words, sentence, tmp_path, capsys):
+    assert main(["train", *words.split(), "--out", str(tmp_path / "run")]) == 1
+    assert sentence in capsys.readouterr().err and not (tmp_path / "run").exists()

@@ -3,14 +3,17 @@
 import csv
 import dataclasses
 import json
+import pickle
 
 import numpy as np
 import pytest
 
 from scratchvit import ops
+from scratchvit.cli.trained import splits_of
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import (
+    Interrupted,
     Meter,
     RunFolder,
     TrainConfig,
@@ -25,6 +28,8 @@ from scratchvit.training import (
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.training.setup import load_data
 from tests.runs import CONFIG
+
+from .data_samples import write_image_folder, write_picture
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +173,35 @@ def test_an_epoch_of_several_passes_shows_every_image_equally_often():
     assert counts.min() >= 6 and counts.max() <= 7
     for first in range(0, 6 * len(data), len(data)):        # pass after pass, over the ends of epochs
         assert sorted(seen[first : first + len(data)]) == list(range(len(data)))
+
+
+def test_the_training_images_of_a_checkpoint_are_those_it_saw(tmp_path):
+    config = CONFIG.replace(train_fraction=0.1, epochs=1)
+    train(config, tmp_path / "run")
+    splits = splits_of(load_checkpoint(tmp_path / "run"))
+    np.testing.assert_array_equal(splits.train.labels, load_data(config).splits.train.labels)
+    assert len(splits.train) == 126
+
+
+@pytest.mark.parametrize("how", ["init", "palette"])
+def test_other_pictures_are_noticed_where_their_statistics_are_not_taken(how, tmp_path):
+    write_image_folder(tmp_path / "photos", per_class=12)
+    config = TrainConfig(data=str(tmp_path / "photos"), model_args={**CONFIG.model_args, "img_size": 8}, epochs=1)
+    if how == "init":
+        train(config, tmp_path / "first")
+        config = config.replace(init=str(tmp_path / "first"))
+    else:
+        sizes = {"img_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_colors": 4}
+        config = config.replace(model="igpt_tiny", model_args=sizes)
+    train(config, tmp_path / "run")
+    train(config.replace(epochs=2), tmp_path / "run", resume=True)
+    write_picture(tmp_path / "photos" / "train" / "ant" / "one-more.png")
+    before = (tmp_path / "run" / "config.json").read_bytes()
+    with pytest.raises(ScratchvitError, match="not the pictures that the run"):
+        train(config.replace(epochs=9), tmp_path / "run", resume=True)
+    assert (tmp_path / "run" / "config.json").read_bytes() == before       # it may still end as it was meant to
+
+
+def test_an_interrupted_run_can_tell_another_process():
+    error = pickle.loads(pickle.dumps(Interrupted("stopped", 2)))      # noqa: S301
+    assert str(error) == "stopped" and error.exit_status == 130

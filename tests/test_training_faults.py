@@ -120,7 +120,7 @@ def test_resuming_with_other_settings(finished, change, text):
 
 
 def test_resuming_nothing(tmp_path):
-    with pytest.raises(ScratchvitError, match="holds no run to resume"):
+    with pytest.raises(ScratchvitError, match="holds no run"):
         train(SHORT, tmp_path, resume=True)
 
 

@@ -107,7 +107,7 @@ def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
     run = parser.add_argument_group("run")
     add_fields(run, TrainConfig, [name for name in vars(base) if name not in grouped], vars(base))
     run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
-    run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; beside it, only --epochs may grow")
+    run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; --epochs may grow")
 
     given = vars(parser.parse_strictly(argv))
     out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
@@ -220,7 +220,7 @@ def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
         drawn["curves.png"] = "loss and accuracy over the epochs"
         if shows_attention(trainer.model):
             normalize = Normalize(trainer.data.mean, trainer.data.std)
-            draw_attention(trainer.model, pictures, normalize, labels, classes, folder / "attention.png")
+            draw_attention(trainer.model, pictures, normalize, labels, run.names, folder / "attention.png")
             drawn["attention.png"] = "where the model looks, on test pictures"
         if isinstance(trainer.model, IGPT) and trainer.model.generative:
             draw_completions(trainer.model, pictures, folder / "complete.png", np.random.default_rng(0))

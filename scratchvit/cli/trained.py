@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from scratchvit import data
 from scratchvit.data import Splits
 from scratchvit.training.checkpoint import Checkpoint
@@ -15,7 +17,7 @@ def splits_of(
     skip_bad: leave out pictures that do not decode; of the checkpoint's own data, as its training did.
     """
     config = checkpoint.config
-    return data.load(
+    splits = data.load(
         name or config["data"],
         data_dir=data_dir or config["data_dir"],
         img_size=checkpoint.data["image_shape"][0],
@@ -23,3 +25,5 @@ def splits_of(
         seed=config["seed"],
         skip_bad=skip_bad or (name is None and config["skip_bad"]),
     )
+    fraction = config.get("train_fraction", 1.0) if name is None else 1.0       # older runs used all
+    return dataclasses.replace(splits, train=data.stratified_share(splits.train, fraction, config["seed"]))

@@ -9,7 +9,7 @@ In short:
 """
 
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
-from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
+from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_share, stratified_split
 from scratchvit.data.folder import ImageFolder
 from scratchvit.data.idx import read_idx
 from scratchvit.data.images import load_image, resize_image
@@ -42,5 +42,6 @@ __all__ = [
     "load_image",
     "read_idx",
     "resize_image",
+    "stratified_share",
     "stratified_split",
 ]

@@ -132,6 +132,19 @@ class Splits:
     skipped: tuple[str, ...] = ()
 
 
+def stratified_share(dataset: Dataset, fraction: float, seed: int) -> Dataset:
+    """That share of a data set, class by class; of a share of 1, the data set itself.
+
+    Raises ScratchvitError where no picture is left.
+    """
+    if fraction == 1:
+        return dataset
+    kept, _ = stratified_split(dataset.labels, 1.0 - fraction, seed)
+    if not len(kept):
+        raise ScratchvitError(f"{dataset.name}: no picture is left of a share of {fraction}; take a larger one.")
+    return dataset.subset(kept)
+
+
 def stratified_split(
     labels: ArrayLike, held_out: int | float, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

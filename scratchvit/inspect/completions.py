@@ -27,7 +27,7 @@ def complete(
 ) -> NDArray[np.uint8]:
     """Pictures (B, H, W, C) → (B, samples, H, W, C): their first rows, half of them by default, as the model goes on.
 
-    The rows that were given are coded by the model's palette too. Raises ScratchvitError as `igpt.sample` does.
+    The rows that were given are coded by the model's palette too. Raises ScratchvitError as `igpt_sample.sample` does.
     """
     B, H, W, C = pictures.shape
     palette = asnumpy(model.palette.data)
@@ -47,7 +47,7 @@ def draw_completions(
 ) -> None:
     """A row for each picture (B, H, W, C): itself, its upper half, and `samples` ways to go on from there.
 
-    Raises ScratchvitError when Matplotlib is missing, and as `igpt.sample` does.
+    Raises ScratchvitError when Matplotlib is missing, and as `igpt_sample.sample` does.
     """
     drawn = complete(model, pictures, samples, rng, temperature=temperature, top_k=top_k)
     titles = ("picture", "given", "completed", *[""] * (samples - 1))

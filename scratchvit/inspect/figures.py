@@ -129,12 +129,16 @@ def draw_attention(
                 triple[2].set_title("rollout", color=INK, fontsize=9)
 
 
+MOST_SCORES = 1 << 18      # of a head: 512 tokens
+
+
 def shows_attention(model: Module | None) -> bool:
     """Whether `draw_attention` can draw it: all its layers attend over the same patches, as in ViT, DeiT and hybrids.
 
-    Not so in a ResNet, nor in windows or pyramids.
+    Not so in a ResNet, nor in windows or pyramids. Nor where a matrix of a head is so large that attention is computed
+    without it.
     """
-    return isinstance(model, VisionTransformer)
+    return isinstance(model, VisionTransformer) and model.num_tokens**2 <= MOST_SCORES
 
 
 def last_and_rollout(model: Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

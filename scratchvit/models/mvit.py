@@ -16,7 +16,7 @@ more. The keys' stride starts at 8×8 and halves where the grid does, so that th
 a block that pools its queries, since its keys come from the larger grid before it). Time is halved once, when the clip
 is cut into overlapping cubes, and not pooled after that.
 
-    stage         MViT-B, 16×4 (Table 2)            tokens: frames × rows × columns
+    stage         MViT-B, 16×4 (Table 3b)           tokens: frames × rows × columns
     data          16 frames, every 4th of a video   16 × 224 × 224
     cube_1        3×7×7, 96, stride 2×4×4            8 ×  56 ×  56
     scale_2       MHPA( 96), MLP( 384)    ×  1       8 ×  56 ×  56
@@ -169,7 +169,7 @@ def pool_tokens(x: Tensor, size: Size, prefix: int, pool: Callable[[Tensor], Ten
 
 
 def max_pool_tokens(x: Tensor, size: Size, prefix: int, stride: Size) -> Tensor:
-    """Where queries are pooled, the residual path is, too: by the maximum (§3.2, "skip connections")."""
+    """Where queries are pooled, the residual path is, too (§3.2): by the maximum, as in the authors' code."""
     if max(stride) == 1:
         return x
     max_pool = ops.max_pool2d if len(size) == 2 else ops.max_pool3d
@@ -247,7 +247,7 @@ class Block(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
-    """Put the class token first, and add to every token the position of its place and that of its time (§3.2)."""
+    """Put the class token first, and add to every token the positions of its place and time (§4.2, Table 11)."""
 
     def __init__(self, dim: int, size: Size):
         self.class_token = nn.Parameter(np.zeros(dim, np.float32))

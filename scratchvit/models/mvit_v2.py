@@ -19,7 +19,7 @@ positions. Queries and keys lie on grids of different pitch: rows are counted in
 *Residual pooling* (§4.1, eq. 5). The pooled queries are added to what attention gives, Z = Attn(Q, K, V) + Q, so that
 much passes where keys are pooled by far. For that, queries are convolved in every block, with stride 1 too.
 
-*Channels grow in attention* (§4.1, "channel expansion"), where a stage begins, not in the MLP before it: the block that
+*Channels grow in attention* (Appendix B.1), where a stage begins, not in the MLP before it: the block that
 sees four times fewer tokens does the work. (MViTv2-L keeps MViT's way, as its authors trained it.)
 
     model         stages (depths)    D     h     parameters     Table 1 of the paper

@@ -7,6 +7,8 @@ import math
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+
 from scratchvit import random
 from scratchvit.backend import Array, array_module, asarray, parallel_rows
 from scratchvit.ops.attention_blocks import attention_in_blocks
@@ -144,12 +146,16 @@ def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
     if _recordings:
         raise ValueError("attention in blocks keeps no probabilities to record: leave blocks=True out")
 
+    scores_shape = (*q.shape[:-1], k.shape[-2])
+
     def with_all_axes(x):
+        if np.broadcast_shapes(x.shape, scores_shape) != scores_shape:
+            raise ValueError(f"attention: {x.shape} does not broadcast to the scores {scores_shape}")
         return x.reshape((1,) * (q.ndim - x.ndim) + x.shape)
 
     kept = None
     if dropout:
-        kept = (generator or random.DEFAULT).bernoulli_at(1 - dropout, (*q.shape[:-1], k.shape[-2]))
+        kept = (generator or random.DEFAULT).bernoulli_at(1 - dropout, scores_shape)
     y, backward = attention_in_blocks(
         q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(asarray(mask)),
         kept, dropout, scale,

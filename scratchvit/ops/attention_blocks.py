@@ -53,11 +53,11 @@ def attention_in_blocks(
             xp.copyto(s, -math.inf, where=~_block(mask, at, i, j))
         return s
 
-    def dropped(p: Array, at: tuple[int, ...], i: slice, j: slice) -> Array:
-        """The probabilities that were kept, scaled up."""
+    def factors(at: tuple[int, ...], i: slice, j: slice) -> Array | None:
+        """What dropout does to a block of probabilities: 0, or 1 / (1 - dropout) where one was kept."""
         if kept is None:
-            return p
-        return p * kept(_positions(xp, leading, N, M, at, i, j)) * (1 / (1 - dropout))
+            return None
+        return kept(_positions(xp, leading, N, M, at, i, j)) * q.dtype.type(1 / (1 - dropout))
 
     def forward(places: list[tuple[int, ...]]) -> None:
         for at in places:
@@ -73,7 +73,7 @@ def attention_in_blocks(
                     fades = xp.exp(m - highest)
                     total = total * fades + p.sum(axis=-1, keepdims=True)
                     out *= fades
-                    out += xp.matmul(dropped(p, at, i, j), v[at][..., j, :])
+                    out += xp.matmul(_times(p, factors(at, i, j)), v[at][..., j, :])
                     m = highest
                 total += total == 0         # a query that may look nowhere gets zeros
                 y[at][..., i, :] = out / total
@@ -95,10 +95,11 @@ def attention_in_blocks(
                         p = scores(at, i, j)
                         p -= L[at][..., i, :]
                         xp.exp(p, out=p)
-                        ds = dropped(xp.matmul(dy_i, v_j.swapaxes(-1, -2)), at, i, j)
+                        drops = factors(at, i, j)
+                        ds = _times(xp.matmul(dy_i, v_j.swapaxes(-1, -2)), drops)
                         ds -= sums[at][..., i, :]
                         ds *= p
-                        dv[at][..., j, :] += xp.matmul(dropped(p, at, i, j).swapaxes(-1, -2), dy_i)
+                        dv[at][..., j, :] += xp.matmul(_times(p, drops).swapaxes(-1, -2), dy_i)
                         if dbias is not None:
                             block = _block(dbias, at, i, j)
                             block += unbroadcast(ds, block.shape)
@@ -110,6 +111,10 @@ def attention_in_blocks(
         return dq, dk, dv, dbias
 
     return y, backward
+
+
+def _times(x: Array, factors: Array | None) -> Array:
+    return x if factors is None else x * factors
 
 
 def _units(leading: tuple[int, ...], bias: Array | None) -> list[list[tuple[int, ...]]]:

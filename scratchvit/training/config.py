@@ -22,7 +22,7 @@ class TrainConfig:
     data: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, or the folder of an image folder")
     data_dir: str | None = option(None, "where the files of a named data set are")
     download: bool = option(False, "fetch a named data set that is not there (needs pooch)")
-    val_fraction: float = option(0.1, "share of the training images that is kept for validation")
+    val_fraction: float = option(0.1, "share of the training images kept for validation, if the data bring none")
     train_fraction: float = option(1.0, "share of the training images that is used, class by class")
     epoch_images: int = option(0, "training images in an epoch, which then may hold several passes; 0: all, once")
     skip_bad: bool = option(False, "leave out, and name, pictures that do not decode when a run begins")
@@ -69,7 +69,7 @@ class TrainConfig:
         "stop", "a step whose loss or gradient is infinite or NaN: end the run, or leave the step out", ("stop", "skip")
     )
     loss_scale: float = option(
-        0.0, "factor of the loss on the way back, against gradients that vanish in float16; adapts itself; 0: none"
+        0.0, "factor of the loss on the way back, which adapts itself; for float16, of no use in float32; 0: none"
     )
     workers: int = option(0, "processes that read and augment pictures; 0: a thread beside the training")
     seed: int = option(0, "of weights, split, order, augmentation and dropout")

@@ -37,7 +37,7 @@ class EventFile:
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
-        except ImportError:
+        except Exception:       # not installed, or it does not go with this protobuf: it raises what it likes then
             return
         records = io.BytesIO()
         writer = RecordWriter(records)

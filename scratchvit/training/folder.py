@@ -108,7 +108,7 @@ def read_config(run_dir: Path) -> TrainConfig:
     try:
         return TrainConfig(**json.loads(path.read_text("utf-8")))
     except OSError as error:
-        raise ScratchvitError(f"{run_dir} holds no run to resume: there is no readable {path.name} in it") from error
+        raise ScratchvitError(f"{run_dir} holds no run: there is no readable {path.name} in it") from error
     except (ValueError, TypeError) as error:
         raise ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})") from error
 

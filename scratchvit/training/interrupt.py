@@ -17,6 +17,9 @@ class Interrupted(ScratchvitError):
         super().__init__(text)
         self.exit_status = 128 + received
 
+    def __reduce__(self) -> Any:        # out of a worker process, as a figure's runs may be
+        return type(self), (self.args[0], self.exit_status - 128)
+
 
 class StopRequested(Exception):
     """Raised at the next safe place after a signal."""

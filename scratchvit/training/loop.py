@@ -96,9 +96,11 @@ def prepare(
         backend.use(config.device)
         backend.keep_freed_memory()
         trainer = Trainer(config, folder, log)
-        folder.begin(config)
         if folder.last.exists():    # stopped before the first save, a run begins anew
             trainer.go_on()
+        folder.begin(config)        # only now, so that settings that do not work change nothing
+        if trainer.history:
+            folder.write_metrics(trainer.history)
     except BaseException:
         folder.release()
         raise
@@ -114,7 +116,7 @@ class Trainer:
         goes_on = folder.last.exists()
         self.data = setup.load_data(config, config.init and (folder.last if goes_on else config.init))
         self.loader = self.data.train_loader(config)
-        self.about = self.data.about()
+        self.about, self.fingerprint = self.data.about(), self.data.fingerprint()
         self.model_args = setup.model_args(config, self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
@@ -356,6 +358,7 @@ class Trainer:
                 "epoch_seconds": self.epoch_seconds,
                 "learn": self.learn.state_dict(),
                 "history": self.history,
+                "pictures": self.fingerprint,
             },
             model=weights,
             ema=self.ema.state_dict() if self.ema else {},
@@ -367,7 +370,8 @@ class Trainer:
     def go_on(self) -> None:
         """Take up the run where last.safetensors left it."""
         saved = load_checkpoint(self.folder.last)
-        if saved.data != self.about:
+        same = saved.progress.get("pictures", self.fingerprint) == self.fingerprint     # older versions have none
+        if saved.data != self.about or not same:
             raise ScratchvitError(
                 f"{self.config.data}: these are not the pictures that the run in {self.folder.path} began with: bring "
                 "those back, or begin a new run"
@@ -384,4 +388,3 @@ class Trainer:
         self.history = progress["history"]
         if "learn" in progress:     # older versions left no step out
             self.learn.load_state_dict(progress["learn"])
-        self.folder.write_metrics(self.history)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from scratchvit.data import (
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
+from scratchvit.models.vit import pair
 from scratchvit.nn import Module
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import TrainConfig
@@ -53,6 +55,14 @@ class TrainingData:
             "mean": list(self.mean),
             "std": list(self.std),
         }
+
+    def fingerprint(self) -> dict[str, int]:
+        """A number for each split, which changes if pictures come, go, or take other places."""
+        numbers = {}
+        for name, part in (("train", self.splits.train), ("val", self.splits.val), ("test", self.splits.test)):
+            files = "/".join(path.name for path in getattr(part, "paths", ()))     # those of a folder
+            numbers[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
+        return numbers
 
     def train_loader(self, config: TrainConfig) -> Loader:
         """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
@@ -102,11 +112,8 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     )
     if not len(splits.val):
         raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
-    if config.train_fraction < 1:
-        used, _ = data.stratified_split(splits.train.labels, 1.0 - config.train_fraction, config.seed)
-        splits = dataclasses.replace(splits, train=splits.train.subset(used))
-        if not len(used):
-            raise ScratchvitError(f"{config.data}: no image is left of a train_fraction of {config.train_fraction}")
+    train = data.stratified_share(splits.train, config.train_fraction, config.seed)
+    splits = dataclasses.replace(splits, train=train)
     own = getattr(model_config(config.model), "normalisation", None)
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
@@ -142,8 +149,11 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
     if not preset.num_classes:      # it learns the images themselves, unless the run asks for classes
         known.remove("num_classes")
     if config.regularisation:
-        rates = _DROPPING if known >= _DROPPING else ("drop_rate", "drop_path_rate")
+        rates = (_DROPPING if "proj_drop_rate" in known else {"drop_rate", "drop_path_rate"}) & known
         from_data |= dict.fromkeys(rates, config.regularisation)
+    if getattr(preset, "num_frames", 1) > 1:
+        from_data["num_frames"] = 1     # the data are pictures
+        known.add("num_frames")
     args = {name: value for name, value in from_data.items() if name in known} | config.model_args
     if args.get("num_classes", classes) < classes:
         raise ScratchvitError(
@@ -160,7 +170,7 @@ def show_data(model: Any, training: TrainingData, seed: int) -> None:
         palette.data[...] = asarray(fit_palette(training.splits.train, len(palette), seed))
 
 
-def coarse_patches(model: Module) -> str | None:
+def coarse_patches(model: Any) -> str | None:
     """A sentence if the model cuts images into few patches, the usual reason for a poor ViT on small images.
 
     Few are under 16 tokens, or patches that span more than an eighth of the image.
@@ -168,13 +178,17 @@ def coarse_patches(model: Module) -> str | None:
     embed = getattr(model, "patch_embed", None)
     if embed is None:
         return None
-    (H, W), (rows, columns) = embed.img_size, embed.grid_size
+    (H, W), (*_, rows, columns) = embed.img_size, embed.grid_size
     if rows * columns >= 16 and min(rows, columns) >= 8:
         return None
     finer = next((P for P in range(min(H, W) // 8, 0, -1) if H % P == W % P == 0), None)
-    way_out = f"--patch-size {finer} gives {H // finer * (W // finer)}" if finer else "larger images give more"
+    patch_size = getattr(model.config, "patch_size", None)      # a hybrid's is of the map that its ConvNet gives
+    if finer and patch_size and pair(patch_size) == (H // rows, W // columns):
+        way_out = f"--patch-size {finer} gives {H // finer * (W // finer)}"
+    else:
+        way_out = "larger images give more"
     return (
-        f"only {rows * columns} tokens: a patch spans {H // rows}×{W // columns} of {H}×{W} pixels, more than an "
+        f"only {rows * columns} patches: one spans {H // rows}×{W // columns} of {H}×{W} pixels, more than an "
         f"eighth of a side, and what is inside one the model sees as one; {way_out}"
     )
 
@@ -225,6 +239,10 @@ def check(config: TrainConfig) -> None:
         raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
     if config.teacher_model and not config.teacher:
         raise ScratchvitError("teacher_model names the model of a teacher's file: name the file with teacher")
+    if not config.distill_temperature > 0:
+        raise ScratchvitError(f"distill_temperature must be positive, not {config.distill_temperature}")
+    if config.distill_weight is not None and not config.teacher:
+        raise ScratchvitError("distill_weight is a teacher's share of the loss: name the teacher, or leave it out")
     if config.distill_weight is not None and not 0 <= config.distill_weight <= 1:
         raise ScratchvitError(f"distill_weight must lie in [0, 1], not {config.distill_weight}")
     if not 0 < config.train_fraction <= 1:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import scratchvit as sv
+from scratchvit.data import list_datasets
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.cost import cost
 from scratchvit.training import TrainConfig, read_config, train
@@ -52,24 +53,26 @@ class Run:
         return "-".join(str(value).replace(" ", "_") for value in self.columns.values())
 
 
-def parse(doc: str | None, quick_data: str = "digits") -> argparse.Namespace:
+def parse(doc: str | None) -> argparse.Namespace:
     """The options that every figure has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="fashion-mnist", help="a named data set or a folder (default: %(default)s)")
+    parser.add_argument("--data", default="fashion-mnist", choices=list_datasets(), help="(default: %(default)s)")
     parser.add_argument("--data-dir", help="where the files of a named data set are")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind: other weights, order and subset")
     parser.add_argument("--runs", type=Path, default=Path("runs/figures"), help="where the runs are (%(default)s)")
     parser.add_argument("--out", type=Path, default=Path("docs/figures"), help="of CSV and picture (%(default)s)")
     parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one core (default: 1, on all)")
-    parser.add_argument("--quick", action="store_true", help=f"a small version, on {quick_data}, in half a minute")
+    parser.add_argument("--quick", action="store_true", help="a small version, on the digits, in half a minute")
     args = parser.parse_args()
+    if min(args.seeds, args.jobs) < 1:
+        parser.error("--seeds and --jobs are at least 1")
     if args.quick:
-        args.data, args.data_dir = quick_data, None
+        args.data, args.data_dir = "digits", None
         args.runs, args.out = args.runs / "quick", args.out / "quick"
     return args
 
 
-def macs(config: TrainConfig, image_shape: tuple[int, int, int], classes: int = 10) -> int:
+def macs(config: TrainConfig, image_shape: tuple[int, int, int], classes: int) -> int:
     """Multiply-adds of the model's forward pass over one image of that shape (H, W, C)."""
     sizes = {"img_size": image_shape[0], "in_chans": image_shape[2], "num_classes": classes}
     return cost(sv.create_model(config.model, **{**sizes, **config.model_args})).macs
@@ -127,3 +130,5 @@ def main(figure: Callable[[], None]) -> None:
         figure()
     except ScratchvitError as error:
         raise SystemExit(str(error)) from None
+    except KeyboardInterrupt:
+        raise SystemExit("stopped; started again, it goes on") from None
