@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
-import json
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -60,7 +59,7 @@ def commands(config: TrainConfig, folder: Path, parse: Parse) -> dict[str, str]:
 
 def command_for(config: TrainConfig, parse: Parse) -> str | None:
     """A command line that `parse` reads as this configuration; None for one that only Python can ask for."""
-    wanted = _plain(config)
+    wanted = config.as_read_back()
     recipes = [name for name in list_recipes() if load_recipe(name).model == config.model]
     # A model that is not named has the sizes of the data's recipe, one that is named those of its paper.
     for begin in ([], ["--model", config.model], *(["--recipe", name] for name in recipes)):
@@ -68,7 +67,7 @@ def command_for(config: TrainConfig, parse: Parse) -> str | None:
         with contextlib.suppress(SystemExit, ScratchvitError), contextlib.redirect_stderr(io.StringIO()):
             base, _, _ = parse(words)
             words += [*_options(vars(config), vars(base)), *_options(config.model_args, base.model_args)]
-            if _plain(parse(words)[0]) == wanted:
+            if parse(words)[0].as_read_back() == wanted:
                 return shlex.join(["scratchvit", "train", *words])
     return None
 
@@ -84,7 +83,3 @@ def _options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator
         else:
             yield f"--{option}"
             yield ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-
-
-def _plain(config: TrainConfig) -> Any:
-    return json.loads(json.dumps(dataclasses.asdict(config)))       # (3, 4) and [3, 4] are the same settings

@@ -12,8 +12,7 @@ import numpy as np
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.errors import ScratchvitError
-from scratchvit.nn import Module
-from scratchvit.tensor import no_grad
+from scratchvit.nn import Module, evaluating
 
 
 def attention_maps(model: Module, images: np.ndarray) -> np.ndarray:
@@ -22,13 +21,8 @@ def attention_maps(model: Module, images: np.ndarray) -> np.ndarray:
     [l, b, h, i, j] is how much token i takes from token j; the sum over j is 1. Raises ScratchvitError for a model
     that has no attention, or whose layers see different numbers of tokens.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad(), ops.record_attention() as recorded:
-            model(asarray(images))
-    finally:
-        model.train(was_training)
+    with evaluating(model), ops.record_attention() as recorded:
+        model(asarray(images))
     shapes = {tuple(p.shape) for p in recorded}
     if len(shapes) != 1 or len(next(iter(shapes))) != 4:
         found = ", ".join(map(str, sorted(shapes))) or "none at all"

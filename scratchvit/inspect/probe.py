@@ -16,7 +16,7 @@ from scipy import optimize, special
 
 from scratchvit.backend import asnumpy
 from scratchvit.errors import ScratchvitError
-from scratchvit.tensor import no_grad
+from scratchvit.nn import evaluating
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)       # of which the validation images choose one for each layer
 STEPS = 300                             # of L-BFGS, at most
@@ -50,16 +50,11 @@ def features(model: Any, batches: Iterable[Any], each_batch: Callable[[int], Any
             f"a {type(model).__name__} gives no features layer by layer: the linear probe is for iGPT (--model igpt_…)"
         )
     parts, labels = [], []
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            for images, truth in batches:
-                parts.append([asnumpy(layer.data) for layer in model.layer_features(images)])
-                labels.append(truth)
-                each_batch(len(truth))
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for images, truth in batches:
+            parts.append([asnumpy(layer.data) for layer in model.layer_features(images)])
+            labels.append(truth)
+            each_batch(len(truth))
     return Features([np.concatenate(layer) for layer in zip(*parts)], np.concatenate(labels))
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.igpt import IGPT
-from scratchvit.tensor import no_grad
+from scratchvit.nn import evaluating
 
 
 def sample(
@@ -39,16 +39,11 @@ def sample(
     pixels = array_module(inputs).empty((B, N), dtype=np.int64)
     pixels[:, :given] = inputs[:, 1:]
     caches = model.key_value_caches(B)
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            for i in range(given, N):
-                x = model.transformer(inputs, caches)[:, -1]    # (B, D): what is known when pixel i is drawn
-                pixels[:, i] = _draw(model.lm_head(x).data, temperature, top_k, rng)
-                inputs = pixels[:, i : i + 1]                   # (B, 1)
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for i in range(given, N):
+            x = model.transformer(inputs, caches)[:, -1]        # (B, D): what is known when pixel i is drawn
+            pixels[:, i] = _draw(model.lm_head(x).data, temperature, top_k, rng)
+            inputs = pixels[:, i : i + 1]                       # (B, 1)
     return pixels
 
 

@@ -16,4 +16,4 @@ from scratchvit.nn.layers import (
     Linear,
     Mlp,
 )
-from scratchvit.nn.module import Buffer, Module, ModuleList, Parameter, Sequential
+from scratchvit.nn.module import Buffer, Module, ModuleList, Parameter, Sequential, evaluating

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,7 +12,7 @@ from scratchvit.backend import Array, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import init
 from scratchvit.random import Generator
-from scratchvit.tensor import Tensor
+from scratchvit.tensor import Tensor, no_grad
 
 
 class Parameter(Tensor):
@@ -204,3 +205,15 @@ class Sequential(ModuleList):
         for module in self:
             x = module(x)
         return x
+
+
+@contextlib.contextmanager
+def evaluating(model: Module) -> Iterator[None]:
+    """Inside, the model is in evaluation mode and no graph is recorded; afterwards its mode is what it was."""
+    was_training = model.training
+    model.eval()
+    try:
+        with no_grad():
+            yield
+    finally:
+        model.train(was_training)

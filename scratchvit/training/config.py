@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,3 +80,7 @@ class TrainConfig:
     def replace(self, **changes: Any) -> TrainConfig:
         """The same with some fields changed."""
         return dataclasses.replace(self, **changes)
+
+    def as_read_back(self) -> TrainConfig:
+        """The same as it comes out of config.json, where (8, 12) is [8, 12]: what settings are compared in."""
+        return TrainConfig(**json.loads(json.dumps(dataclasses.asdict(self))))

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
-from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.nn import Module, evaluating
+from scratchvit.tensor import Tensor
 
 
 def truth(model: Any, images: Any, labels: Any) -> Array:
@@ -89,18 +89,13 @@ def evaluate(
     labels of every batch, on the device. The model's mode is what it was afterwards.
     """
     meter = Meter()
-    was_training = model.training
-    model.eval()
-    try:
-        with no_grad():
-            for images, labels in batches:
-                labels = truth(model, images, labels)
-                logits = model(Tensor(images))
-                meter.add(ops.cross_entropy(logits, labels), logits, labels)
-                each_answer(logits.data, labels)
-                each_batch()
-    finally:
-        model.train(was_training)
+    with evaluating(model):
+        for images, labels in batches:
+            labels = truth(model, images, labels)
+            logits = model(Tensor(images))
+            meter.add(ops.cross_entropy(logits, labels), logits, labels)
+            each_answer(logits.data, labels)
+            each_batch()
     return meter.read()
 
 

@@ -79,7 +79,7 @@ class RunFolder:
     def require_same(self, config: TrainConfig) -> None:
         """Raise ScratchvitError if the folder holds no run, or one with other settings."""
         before = read_config(self.path)
-        config = TrainConfig(**json.loads(json.dumps(dataclasses.asdict(config))))      # (8, 12) becomes [8, 12]
+        config = config.as_read_back()
         changed = [
             f"{field.name} ({getattr(before, field.name)!r} → {getattr(config, field.name)!r})"
             for field in dataclasses.fields(config)

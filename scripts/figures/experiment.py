@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
-import dataclasses
 import json
 import multiprocessing
 import os
@@ -94,8 +93,7 @@ def carry_out(runs: Sequence[Run], folder: Path, jobs: int = 1) -> list[dict[str
 def _carry_out(run: Run, folder: Path) -> dict[str, Any]:
     done = folder / "result.json"
     if done.exists():
-        made = dataclasses.asdict(read_config(folder))
-        if made != json.loads(json.dumps(dataclasses.asdict(run.config))):
+        if read_config(folder) != run.config.as_read_back():
             raise ScratchvitError(f"{folder} was made with other settings: name another --runs, or remove it")
     else:
         print(f"\n{folder}", flush=True)
