@@ -16,7 +16,7 @@ from tests.window_blocks import assert_gradients, dense_block, randomised
 NAME = "swinv2_tiny_window8_256"
 TINY = {
     "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 3,
-    "num_classes": 5, "pretrained_window_sizes": (0, 0),
+    "num_classes": 5,
 }  # fmt: skip
 V2 = {"outputs": 1e-5, "gradients": 1e-3}       # τ's is a sum over all pairs of tokens that nearly cancels
 

@@ -50,14 +50,14 @@ class SwinV2Config(swin.SwinConfig):
 
     img_size: int | tuple[int, int] = 256   # side of the images, or (height, width)
     window_size: int | tuple[int, int] = 8  # M: side of the windows in tokens, or (height, width)
-    pretrained_window_sizes: tuple[int, ...] = (0, 0, 0, 0)     # of every stage where the weights come from; 0: as here
+    pretrained_window_sizes: tuple[int, ...] = ()   # of every stage where the weights come from, 0 if as here; (): all
 
 
 #    windows and images        sizes, as Swin's           image   M  trained before with
 _WINDOWS = {
-    "window8_256":           (("tiny", "small", "base"),   256,   8, (0, 0, 0, 0)),
-    "window16_256":          (("tiny", "small", "base"),   256,  16, (0, 0, 0, 0)),
-    "window12_192":          (("base", "large"),           192,  12, (0, 0, 0, 0)),
+    "window8_256":           (("tiny", "small", "base"),   256,   8, ()),
+    "window16_256":          (("tiny", "small", "base"),   256,  16, ()),
+    "window12_192":          (("base", "large"),           192,  12, ()),
     "window12to16_192to256": (("base", "large"),           256,  16, (12, 12, 12, 6)),
     "window12to24_192to384": (("base", "large"),           384,  24, (12, 12, 12, 6)),
 }  # fmt: skip
@@ -108,7 +108,8 @@ class WindowAttention(nn.Module):
     def __init__(self, config: SwinV2Config, stage: int, window: tuple[int, int]):
         D, self.num_heads = config.embed_dim * 2**stage, config.num_heads[stage]
         self.index = Tensor(relative_position_index(window))        # (N, N)
-        self.offsets = Tensor(log_spaced_offsets(window, config.pretrained_window_sizes[stage]))
+        pretrained = config.pretrained_window_sizes[stage] if config.pretrained_window_sizes else 0
+        self.offsets = Tensor(log_spaced_offsets(window, pretrained))
         self.logit_scale = nn.Parameter(np.full((self.num_heads, 1, 1), math.log(EARLIEST_SCALE), np.float32))
         self.cpb_mlp = nn.Sequential(nn.Linear(2, HIDDEN), ReLU(), nn.Linear(HIDDEN, self.num_heads, bias=False))
         self.qkv = nn.Linear(D, 3 * D, bias=False)
@@ -168,14 +169,14 @@ class PatchMerging(nn.Module):
 class SwinTransformerV2(swin.SwinTransformer):
     """images (B, C, H, W), an array or a Tensor → logits (B, num_classes).
 
-    Raises ScratchvitError as SwinTransformer does, and for pretrained_window_sizes that are not one for each stage.
+    Raises ScratchvitError as SwinTransformer does, and for pretrained_window_sizes of another number of stages.
     """
 
     layers_of_a_stage = (Block, PatchMerging)
 
     def __init__(self, config: SwinV2Config, seed: int = 0):
         sizes = config.pretrained_window_sizes
-        if len(sizes) != len(config.depths) or min(sizes) < 0:
+        if sizes and (len(sizes) != len(config.depths) or min(sizes) < 0):
             raise ScratchvitError(
                 f"pretrained_window_sizes are one for each of the {len(config.depths)} stages, 0 where the window is "
                 f"the model's own, not {sizes}"

@@ -187,7 +187,8 @@ def _from_huggingface_swin(given: Mapping[str, Any], second: bool) -> Described:
         **{key: given[key] for key in ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")},
     }  # fmt: skip
     if second:
-        options["pretrained_window_sizes"] = given.get("pretrained_window_sizes") or [0] * len(given["depths"])
+        sizes = given.get("pretrained_window_sizes", ())
+        options["pretrained_window_sizes"] = tuple(sizes) if any(sizes) else ()     # four zeros whatever the stages
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return _nearest("swinv2_*" if second else "swin_*", options)
 
