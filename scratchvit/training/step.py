@@ -42,7 +42,8 @@ class LearningStep:
         self._buffers: dict[str, Array] = {}
 
     def begin(self) -> None:
-        """Before the forward: remember what it moves."""
+        """Before the forward, which needs the room: forget old gradients, and remember what it moves."""
+        self.optimizer.zero_grad()
         if self.may_leave_out:
             self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
 
@@ -53,7 +54,6 @@ class LearningStep:
         looked at. Raises NotFinite where the run must end; nothing has been changed by this step then.
         """
         parameters = list(self.model.parameters())
-        self.optimizer.zero_grad()
         (self.scaler.scale(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale(parameters)
