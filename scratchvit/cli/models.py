@@ -9,7 +9,7 @@ from typing import Any
 from scratchvit import backend
 from scratchvit.cli.options import Parser, size, table
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.cost import cost, readable_bytes
+from scratchvit.inspect.cost import configured_shape, cost, readable_bytes
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.nn import init
 
@@ -23,8 +23,9 @@ def models(argv: Sequence[str]) -> int:
         description="The models that `scratchvit train --model NAME` knows, and what each costs for one image.\n\n"
         '  scratchvit models\n  scratchvit models "vit_tiny*"\n'
         '  scratchvit models "*base*" --img-size 448    twice the side: 4 times the tokens, 16 times the attention\n\n'
-        "GMACs: billions of multiply-adds in matrix products and convolutions. tokens: what attention compares with\n"
-        "each other. attention: the memory of its matrices in float32, all layers and heads.",
+        "GMACs: billions of multiply-adds in matrix products and convolutions. image: of a clip, its frames first.\n"
+        "tokens: what attention compares with each other. attention: the memory of its matrices in float32, all\n"
+        "layers and heads. `scratchvit cost NAME` tells all of one model.",
     )
     parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
     parser.add_argument(
@@ -57,12 +58,12 @@ def models(argv: Sequence[str]) -> int:
 def _row(name: str, options: dict[str, Any]) -> tuple[str, ...]:
     with init.without_weights():
         model: Any = create_model(name, **options)
-    found, img_size = cost(model), model.config.img_size
+    found, (_, *sides) = cost(model), configured_shape(model)
     return (
         name,
         f"{found.parameters / 1e6:.2f} M",
         f"{found.macs / 1e9:.3f}",
-        str(img_size) if isinstance(img_size, int) else "×".join(map(str, img_size)),
+        str(sides[0]) if len(sides) == 2 and sides[0] == sides[1] else "×".join(map(str, sides)),
         f"{found.tokens:,}" if found.tokens else ABSENT,
         readable_bytes(found.attention_bytes) if found.tokens else ABSENT,
     )

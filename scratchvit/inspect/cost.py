@@ -8,8 +8,8 @@
     max(found.layers, key=lambda row: row.macs)     # every op: which module called it, what came in and went out
 
 Shapes alone say what a model computes. So the ops are not run: each gets arrays of the right shape in which every entry
-is the same zero in memory (stride 0), and a rule below says the shape of what comes out. Reshaping, transposing and
-slicing such an array costs nothing, so the ops that only do this are run as they are.
+is the same zero in memory (stride 0), and a rule says the shape of what comes out (shapes.py). Reshaping, transposing
+and slicing such an array costs nothing, so the ops that only do this are run as they are.
 
 What is counted: one multiply-add (MAC) for each product that is added to a sum, in linear layers, convolutions, matrix
 products, and the two products of attention, q kᵀ and P v. Not counted: biases, norms, activations, softmax, pooling,
@@ -36,12 +36,9 @@ import numpy as np
 from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
 from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.shapes import Shape, blank, index_sizes, shape_of
 from scratchvit.nn import Module
-from scratchvit.ops.conv import convolution_windows
-from scratchvit.ops.linear import spell_out
 from scratchvit.tensor import Tensor, no_grad, replace_ops
-
-Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -94,14 +91,14 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
     for images that do not fit it.
     """
     if image_shape is None:
-        image_shape = _configured_shape(model)
+        image_shape = configured_shape(model)
     dtype = next((parameter.dtype for parameter in model.parameters()), np.dtype(np.float32))
     with tracing(model) as layers:
-        model(Tensor(_blank((1, *image_shape), dtype)))
+        model(Tensor(blank((1, *image_shape), dtype)))
     return Cost(model.num_parameters(), tuple(layers))
 
 
-def _configured_shape(model: Module) -> Shape:
+def configured_shape(model: Module) -> Shape:
     config = getattr(model, "config", None)
     if config is None:
         raise ScratchvitError(
@@ -130,24 +127,38 @@ def tracing(model: Module) -> Iterator[list[OpCost]]:
     What the model returns has the right shape and no meaning. In evaluation mode, whatever mode it was in.
     """
     layers: list[OpCost] = []
-    running = [""]                          # paths of the modules whose forward is running, the innermost last
 
-    def stand_in(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> tuple[Any, None]:
-        value, layer = _follow(function, _signature(function).bind(*_blanks(args), **_blanks(kwargs)), running[-1])
+    def note(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], path: str) -> tuple[Any, None]:
+        value, layer = follow(function, args, kwargs, path)
         layers.append(layer)
         return value, None
 
+    # Arrays of stride 0 are NumPy's, wherever the model's weights are.
+    with no_grad(), standing_in(model, note, training=False, device=backend.CPU):
+        yield layers
+
+
+@contextlib.contextmanager
+def standing_in(model: Module, call: Callable[..., Any], training: bool, device: backend.Backend) -> Iterator[None]:
+    """Inside, `call(function, args, kwargs, path)` gives (value, backward) for each op of the model, path being that of
+    the innermost module that called it. Afterwards the model is as it was, but for `.grad`."""
+    running = [""]                          # paths of the modules whose forward is running, the innermost last
     before = [(module, dict(vars(module))) for module in model.modules()]
-    device = backend.current()
+    buffers = [(buffer, buffer.data) for _, buffer in model.named_buffers()] if training else []
+    in_use = backend.current()
     try:
-        model.eval()
+        model.train(training)
+        for buffer, data in buffers:        # a norm counts its batches in place
+            buffer.data = data.copy()
         for path, module in model.named_modules():      # an attribute of the instance hides the class's forward
             vars(module)["forward"] = _noting_path(path, module.forward, running)
-        backend.use("cpu")                  # arrays of stride 0 are NumPy's, wherever the model's weights are
-        with no_grad(), replace_ops(stand_in), np.errstate(all="ignore"):
-            yield layers
-    finally:
         backend.use(device)
+        with replace_ops(lambda *what: call(*what, running[-1])), np.errstate(all="ignore"):
+            yield
+    finally:
+        backend.use(in_use)
+        for buffer, data in buffers:
+            buffer.data = data
         for module, attributes in before:   # the mode and forward among them
             vars(module).clear()
             vars(module).update(attributes)
@@ -164,12 +175,7 @@ def _noting_path(path: str, forward: Callable[..., Any], running: list[str]) -> 
     return noted
 
 
-_signature = functools.cache(inspect.signature)
-
-
-def _blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array of zeros that is one zero in memory."""
-    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+signature_of = functools.cache(inspect.signature)
 
 
 def _blanks(x: Any) -> Any:
@@ -180,7 +186,7 @@ def _blanks(x: Any) -> Any:
         return {key: _blanks(value) for key, value in x.items()}
     if not is_array(x):
         return x
-    return _blank(x.shape, x.dtype) if x.dtype.kind == "f" else asnumpy(x)
+    return blank(x.shape, x.dtype) if x.dtype.kind == "f" else asnumpy(x)
 
 
 def _arrays(arguments: Any) -> list[np.ndarray]:
@@ -189,15 +195,19 @@ def _arrays(arguments: Any) -> list[np.ndarray]:
     return [arguments] if is_array(arguments) else []
 
 
-def _follow(function: Callable[..., Any], call: inspect.BoundArguments, module: str) -> tuple[Any, OpCost]:
+def follow(
+    function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], module: str
+) -> tuple[Any, OpCost]:
     """The value of a call, blank, and its row."""
-    name, arguments = function.__name__, call.arguments
+    name, call = function.__name__, signature_of(function).bind(*_blanks(args), **_blanks(kwargs))
+    arguments = call.arguments
     inputs = _arrays(tuple(arguments.values()))
     dtype = next((x.dtype for x in inputs if x.dtype.kind == "f"), None)
-    if name in _SHAPES and dtype is not None:
-        value = _blank(_SHAPES[name](function, **arguments), dtype)
-    else:                                   # views, integers, and what has no rule: for one image that is little
+    shape = None if dtype is None else shape_of(function, arguments)
+    if shape is None:                       # views, integers, and what has no rule: for one image that is little
         value = _blanks(function(*call.args, **call.kwargs)[0])
+    else:
+        value = blank(shape, dtype)
     outputs = tuple(y.shape for y in (value if isinstance(value, tuple) else (value,)))
     entries, tokens = _attention_size(**arguments) if name == "attention" else (0, 0)
     return value, OpCost(
@@ -205,100 +215,6 @@ def _follow(function: Callable[..., Any], call: inspect.BoundArguments, module: 
         macs=_MULTIPLY_ADDS[name](outputs[0], **arguments) if name in _MULTIPLY_ADDS else 0,
         attention_entries=entries, tokens=tokens,
     )  # fmt: skip
-
-
-# --- the rules: what shape comes out --------------------------------------------------------------------------------
-
-
-def _like_x(function: Any, x: Any, **_: Any) -> Shape:
-    return x.shape
-
-
-def _broadcast(function: Any, **operands: Any) -> Shape:
-    return np.broadcast_shapes(*(np.shape(operand) for operand in operands.values()))
-
-
-def _images(function: Any, x: Any, **options: Any) -> Shape:
-    """An empty batch tells: the op checks its arguments, finds the output's size, and has nothing to compute."""
-    return (len(x), *function(x[:0], **options)[0].shape[1:])
-
-
-def _convolution(
-    function: Any, x: Any, weight: Any, bias: Any = None, stride: Any = 1, padding: Any = 0, dilation: Any = 1,
-    groups: int = 1,
-) -> Shape:
-    """Not by an empty batch: the op would lay out its kernels."""
-    name, axes = function.__name__, x.ndim - 2
-    windows = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups)
-    return (len(x), len(weight), *windows.output)
-
-
-def _linear(function: Any, x: Any, weight: Any, bias: Any = None) -> Shape:
-    rows = x.reshape(-1, x.shape[-1])
-    return (*x.shape[:-1], function(rows[:0], weight, bias)[0].shape[-1])
-
-
-def _attention(function: Any, q: Any, k: Any, v: Any, **_: Any) -> Shape:
-    return (len(q), *function(q[:0], k[:0], v[:0])[0].shape[1:])
-
-
-def _matmul(function: Any, x: Any, y: Any) -> Shape:
-    columns = y.shape[-1:] if y.ndim > 1 else ()
-    if x.shape[-1] != y.shape[-1 - len(columns)]:
-        raise ValueError(f"matmul: {x.shape} @ {y.shape} do not fit together")
-    return (*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], *columns)
-
-
-def _index_sizes(equation: str, operands: Sequence[Any]) -> tuple[str, dict[str, int]]:
-    """An einsum's output indices, and the size of every index."""
-    inputs, output = spell_out(equation, [x.ndim for x in operands])
-    sizes: dict[str, int] = {}
-    for letter, n in ((letter, n) for term, x in zip(inputs, operands) for letter, n in zip(term, x.shape)):
-        if sizes.setdefault(letter, n) == 1:
-            sizes[letter] = n
-        elif n not in (1, sizes[letter]):
-            raise ValueError(f"einsum: {equation!r} has an index of sizes {sizes[letter]} and {n}")
-    return output, sizes
-
-
-def _einsum(function: Any, equation: str, operands: Sequence[Any]) -> Shape:
-    output, sizes = _index_sizes(equation, operands)
-    return tuple(sizes[letter] for letter in output)
-
-
-def _concatenate(function: Any, tensors: Sequence[Any], dim: int = 0) -> Shape:
-    shape = list(tensors[0].shape)
-    shape[dim] = sum(x.shape[dim] for x in tensors)
-    return tuple(shape)
-
-
-def _pad(function: Any, x: Any, pad: Sequence[int], value: float = 0.0) -> Shape:
-    added = [before + after for before, after in zip(pad[::2], pad[1::2])]      # to the last axis, the one before, …
-    added += [0] * (x.ndim - len(added))
-    return tuple(n + more for n, more in zip(x.shape, added[::-1]))
-
-
-_LIKE_X = (
-    "neg", "abs", "pow", "clip", "exp", "log", "sqrt", "tanh", "sigmoid", "silu", "erf", "relu", "gelu",
-    "softmax", "log_softmax", "dropout", "drop_path", "layer_norm", "group_norm", "batch_norm", "frozen_batch_norm",
-    "roll",
-)
-_ARITHMETIC = ("add", "sub", "mul", "div", "where", "maximum", "minimum")
-_OF_IMAGES = ("max_pool2d", "max_pool3d", "avg_pool2d", "avg_pool3d", "interpolate")
-
-_SHAPES: dict[str, Callable[..., Shape]] = {
-    **dict.fromkeys(_LIKE_X, _like_x),
-    **dict.fromkeys(_ARITHMETIC, _broadcast),
-    **dict.fromkeys(_OF_IMAGES, _images),
-    **dict.fromkeys(("conv2d", "conv3d"), _convolution),
-    "weight_standardization": lambda function, weight, **_: weight.shape,
-    "linear": _linear,
-    "attention": _attention,
-    "matmul": _matmul,
-    "einsum": _einsum,
-    "concatenate": _concatenate,
-    "pad": _pad,
-}
 
 
 # --- the rules: what is multiplied and added, given the output's shape ----------------------------------------------
@@ -320,7 +236,7 @@ def _attention_macs(output: Shape, q: Any, k: Any, v: Any, **_: Any) -> int:
 
 def _einsum_macs(output: Shape, equation: str, operands: Sequence[Any]) -> int:
     """Of two operands. More are counted as one product over all indices, an upper bound; one is only summed."""
-    return math.prod(_index_sizes(equation, operands)[1].values()) if len(operands) > 1 else 0
+    return math.prod(index_sizes(equation, operands)[1].values()) if len(operands) > 1 else 0
 
 
 _MULTIPLY_ADDS: dict[str, Callable[..., int]] = {

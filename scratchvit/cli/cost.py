@@ -1,0 +1,115 @@
+"""`scratchvit cost`: what a model costs, layer by layer, without running it."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, add_fields, table
+from scratchvit.inspect.cost import Cost, OpCost, configured_shape, cost, readable_bytes
+from scratchvit.inspect.memory import PeakMemory, peak_memory
+from scratchvit.models import create_model, list_models, model_config
+from scratchvit.nn import Module, init
+
+Row = tuple[str, ...]
+DESCRIPTION = """\
+What a model costs, found from shapes alone: nothing is computed, so that ViT-H/14 takes a moment too.
+
+  scratchvit cost vit_tiny_patch16_224
+  scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
+  scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48 --num-heads 16    the course's 768 GiB
+
+multiply-adds: of matrix products and convolutions. attention: entries of softmax(q kᵀ) over all heads and windows, and
+what they take in float32. kept: what a training step remembers of this layer until its backward. All for one image, the
+text below the table for a batch. Attention of more than 2²⁰ entries a head is made block by block, and its matrix is
+never there as a whole: then less is kept than the matrices would take.
+"""
+
+
+def cost_table(argv: Sequence[str]) -> int:
+    """Print the table, and what a batch needs."""
+    known, words = list_models(), [word for word in argv if not word.startswith("-")]
+    # Options depend on the model. Where none is named, for --help, they are ViT's.
+    defaults = model_config(next((word for word in words if word in known), words[0] if words else known[0]))
+    parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
+    parser.add_argument("model", help="its name: `scratchvit models` lists them")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="SIZE", help="images together (default: 1)")
+    parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
+    add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
+    given = vars(parser.parse_strictly(argv))
+    name, batch_size, every_op = given.pop("model"), given.pop("batch_size"), given.pop("ops")
+    if batch_size < 1:
+        parser.error("--batch-size is at least 1")
+
+    backend.use("cpu")                  # models without weights are NumPy arrays of stride 0
+    with init.without_weights():
+        model = create_model(name, **given)
+    found, peak = cost(model), peak_memory(model, batch_size=batch_size)
+    print(f"{name}, an image of {'×'.join(map(str, configured_shape(model)))}\n")
+    print(table(_ops(found) if every_op else _layers(model, found, peak)))
+    print(f"\n{_batch(peak)}")
+    return 0
+
+
+def _layers(model: Module, found: Cost, peak: PeakMemory) -> list[Row]:
+    """A row for each layer of the model, in the order of the data; one for several in a row that are alike."""
+    sizes: Counter[str] = Counter()
+    for path, parameter in model.named_parameters():
+        sizes[layer_of(path)] += parameter.size
+    kept: Counter[str] = Counter()
+    for path, size in peak.kept.items():
+        kept[layer_of(path)] += size // peak.batch_size
+    rows: list[tuple[str, Row]] = []
+    for layer in dict.fromkeys([*(layer_of(op.module) for op in found.layers), *sizes]):
+        ops = [op for op in found.layers if layer_of(op.module) == layer]
+        shape = "×".join(map(str, ops[-1].outputs[0][1:])) if ops else ""
+        rows.append((layer or "between layers", (shape, *_figures(sizes[layer], ops, kept[layer]))))
+    lines: list[Row] = [("layer", "out", "parameters", "multiply-adds", "attention", "", "kept")]
+    for figures, alike in itertools.groupby(rows, key=lambda row: row[1]):
+        first, *others = (layer for layer, _ in alike)
+        lines.append((f"{first} … {others[-1].rpartition('.')[2]}, each" if others else first, *figures))
+    return [*lines, ("total", "", *_figures(found.parameters, found.layers, sum(kept.values())))]
+
+
+def layer_of(path: str) -> str:
+    """Up to the number of a block: "blocks.0.attn.qkv" is in "blocks.0", "patch_embed.proj" in "patch_embed"."""
+    numbered = re.match(r"(?:[^.]+\.)*?\d+(?:\.blocks\.\d+)?(?=\.|$)", path)
+    return numbered[0] if numbered else path.partition(".")[0]
+
+
+def _figures(parameters: int, ops: Sequence[OpCost], kept: int) -> Row:
+    macs, entries = (sum(getattr(op, what) for op in ops) for what in ("macs", "attention_entries"))
+    return (
+        f"{parameters:,}" if parameters else "",
+        f"{macs / 1e6:,.1f} M" if macs else "",
+        f"{entries:,}" if entries else "",
+        readable_bytes(4 * entries) if entries else "",
+        readable_bytes(kept) if kept else "",
+    )
+
+
+def _ops(found: Cost) -> list[Row]:
+    """A row for each op, in the order of the calls."""
+    rows: list[Row] = [("module", "op", "in", "out", "multiply-adds", "attention")]
+    for row in found.layers:
+        shapes = (", ".join("×".join(map(str, shape)) for shape in some) for some in (row.inputs, row.outputs))
+        entries = f"{row.attention_entries:,}" if row.attention_entries else ""
+        rows.append((row.module, row.op, *shapes, f"{row.macs:,}" if row.macs else "", entries))
+    return rows
+
+
+def _batch(peak: PeakMemory) -> str:
+    """What a batch needs at its worst moment."""
+    size = readable_bytes
+    images = "1 image" if peak.batch_size == 1 else f"{peak.batch_size} images"
+    return (
+        f"memory for a batch of {images}, in float32\n"
+        f"  weights    {size(peak.weights):>9}\n"
+        f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
+        f"  training   {size(peak.training):>9}   at its peak ({peak.worst}): weights, AdamW's moments\n"
+        f"             {'':>9}   ({size(peak.moments)}), {size(peak.activations)} of activations and gradients\n"
+        "The process itself, Python and its libraries, takes some 100 MiB more."
+    )

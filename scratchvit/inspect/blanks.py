@@ -1,0 +1,93 @@
+"""Arrays that have a shape, a layout and a lifetime, and no memory: what memory.py lets models run on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import scipy.special
+from numpy.lib.stride_tricks import as_strided
+
+from scratchvit import backend
+from scratchvit.backend import is_array
+from scratchvit.inspect.shapes import blank
+
+if TYPE_CHECKING:
+    from scratchvit.inspect.memory import Account
+
+
+class Blank:
+    """An array of a shape and a layout and no memory. `base`: the blank whose memory it looks at, None for its own."""
+
+    __slots__ = ("account", "base", "layout", "path")
+    __array_ufunc__ = None          # so that a gradient += blank asks the blank
+
+    def __init__(self, layout: np.ndarray, base: Blank | None, account: Account | None):
+        self.layout, self.base = layout, base
+        self.account = None if base is not None else account    # of what looks at another's memory, nothing is counted
+        if self.account:
+            self.path = self.account.path
+            self.account.live += layout.nbytes
+            self.account.by_path[self.path] += layout.nbytes
+            self.account.need(0)
+
+    def __del__(self) -> None:
+        if self.account:
+            self.account.live -= self.layout.nbytes
+            self.account.by_path[self.path] -= self.layout.nbytes
+
+    shape = property(lambda self: self.layout.shape)
+    dtype = property(lambda self: self.layout.dtype)
+    ndim = property(lambda self: self.layout.ndim)
+    size = property(lambda self: self.layout.size)
+    nbytes = property(lambda self: self.layout.nbytes)
+    flags = property(lambda self: self.layout.flags)
+    owner = property(lambda self: self if self.base is None else self.base)
+
+    def __len__(self) -> int:
+        return len(self.layout)
+
+    # All that the engine does with gradients itself.
+
+    def __add__(self, other: Blank) -> Blank:
+        account = self.owner.account or other.owner.account
+        return account.new(self.shape, self.dtype)
+
+    def __iadd__(self, other: Blank) -> Blank:
+        return self
+
+    def copy(self) -> Blank:
+        """An array of its own."""
+        return self.owner.account.new(self.shape, self.dtype)
+
+    def astype(self, dtype: Any, copy: bool = True) -> Blank:
+        """Blanks are made with the dtype that they keep."""
+        assert dtype == self.dtype and not copy
+        return self
+
+
+BLANKS = backend.Backend("cpu", np, scipy.special, Blank, lambda x: blank(x.shape, x.dtype))
+
+
+def layout(shape: Sequence[int], dtype: Any, like: Blank | None = None) -> np.ndarray:
+    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning."""
+    shape, strides, step = tuple(shape), [0] * len(shape), np.dtype(dtype).itemsize
+    innermost_first = list(range(len(shape)))[::-1]
+    if like is not None and like.shape == shape:
+        innermost_first.sort(key=lambda axis: like.layout.strides[axis])
+    for axis in innermost_first:
+        strides[axis] = step
+        step *= max(1, shape[axis])
+    return as_strided(np.zeros((), dtype), shape, strides)
+
+
+def as_blanks(x: Any) -> Any:
+    """x with its real arrays of floats (the images, the weights) as blanks that are not counted."""
+    if isinstance(x, list | tuple):
+        return type(x)(as_blanks(element) for element in x)
+    if isinstance(x, dict):
+        return {key: as_blanks(value) for key, value in x.items()}
+    if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
+        return x
+    return Blank(layout(x.shape, x.dtype), None, None)
