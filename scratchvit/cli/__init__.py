@@ -19,6 +19,8 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit eval --checkpoint FILE             how good is it on the test pictures?
   scratchvit predict a.jpg b.png --checkpoint FILE
   scratchvit models "vit_*"                     names, sizes, and what they cost
+  scratchvit cost MODEL --img-size 384          layer by layer: parameters, multiply-adds, attention, memory
+  scratchvit inspect MODEL|CHECKPOINT           a Swin's windows, shifts, masks, biases and receptive growth, drawn
   scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
   scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
   scratchvit report runs/NAME                   a run on one page, to open in a browser
@@ -57,6 +59,8 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "eval": ("commands", "evaluate"),
         "predict": ("predict", "predict"),
         "models": ("models", "models"),
+        "cost": ("cost", "cost_table"),
+        "inspect": ("inspect", "inspect"),
         "export": ("export", "export"),
         "show-augment": ("show_augment", "show_augment"),
         "report": ("report", "report"),

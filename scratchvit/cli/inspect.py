@@ -1,0 +1,148 @@
+"""`scratchvit inspect`: how a model is made inside, in pictures."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from argparse import ArgumentTypeError, Namespace
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from scratchvit import backend
+from scratchvit.cli.options import Parser, size, table
+from scratchvit.data.images import open_image
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.window_pictures import PICTURES, Scene, by, in_words
+from scratchvit.inspect.windows import bias_table, follow, reach_after_every_block, window_blocks
+from scratchvit.models import create_model, list_models
+from scratchvit.models.swin import SwinTransformer
+from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+from scratchvit.weights.load import load_weights, open_model
+
+OPTIONS = ("img_size", "patch_size", "window_size")     # of the model, that can be asked for otherwise
+
+
+def inspect(argv: Sequence[str]) -> int:
+    """Draw a model's pictures into a folder, and print what they show as a table."""
+    parser = Parser(
+        prog="scratchvit inspect",
+        description="How does a model work inside? Of a Swin or Swin V2, four pictures and a table of its blocks:\n\n"
+        "  windows.png    the windows of every stage, in place, shifted, and rolled as attention sees them\n"
+        "  masks.png      the masks of attention in shifted windows, and the regions that they come from\n"
+        "  bias.png       the relative position bias of every block and head\n"
+        "  receptive.png  which pixels a token can depend on, block by block\n\n"
+        "  scratchvit inspect swin_tiny_patch4_window7_224\n"
+        "  scratchvit inspect runs/digits-swin_tiny_patch4_window7_224-1 --image cat.jpg --token 0,3\n"
+        "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors --img-size 320x192",
+    )
+    parser.add_argument(
+        "model", metavar="CHECKPOINT|MODEL",
+        help="of `scratchvit train`: a file, or the run's folder; or a name that `scratchvit models` lists",
+    )  # fmt: skip
+    parser.add_argument(
+        "--weights", type=Path, metavar="FILE", help="anybody's, for a MODEL (default: as drawn before training)"
+    )
+    parser.add_argument("--img-size", type=size, metavar="SIZE", help="384, or 384x288 (default: the model's own)")
+    parser.add_argument("--patch-size", type=size, metavar="SIZE", help="in pixels (default: the model's own)")
+    parser.add_argument("--window-size", type=size, metavar="SIZE", help="in tokens (default: the model's own)")
+    parser.add_argument("--image", type=Path, metavar="PICTURE", help="drawn below the maps (default: plain paper)")
+    parser.add_argument(
+        "--token", type=_token, metavar="Y,X",
+        help="row and column, from 0, of the token to follow, in the first stage's map (default: its middle)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("inspect"), metavar="FOLDER", help="it is made (default: inspect)"
+    )
+    given = parser.parse_strictly(argv)
+
+    backend.use("cpu")
+    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
+    model, name, loaded = _read(given.model, given.weights, options)
+    draw = next((draw for family, draw in FAMILIES.items() if isinstance(model, family)), None)
+    if draw is None:
+        raise ScratchvitError(
+            f"{name} is a {type(model).__name__}, of which nothing is drawn yet: take a Swin or Swin V2 "
+            '(`scratchvit models "swin*"`), whose windows, masks, biases and receptive growth are'
+        )
+    for line in loaded:
+        print(line)
+    for path in draw(model, name, given):
+        print(f"wrote {path}")
+    return 0
+
+
+def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[Any, str, list[str]]:
+    """(model in evaluation mode, its name for titles, what there is to say of its weights)."""
+    if named in list_models():
+        if weights is None:
+            name = f"{named} before training"
+            return create_model(named, **options).eval(), name, [f"{name}: weights as drawn, --weights names others"]
+        model, name, report = open_model(weights, named, **options)
+        return model, name, [f"{name} from {weights}", *str(report).splitlines()]
+    path = Path(named)
+    if weights is not None or not path.exists():
+        close = difflib.get_close_matches(named, list_models(), n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]}?" if close else ", see `scratchvit models`"
+        what = "no name of a model, which --weights needs" if weights is not None else "neither a model nor a file"
+        raise ScratchvitError(f"{named} is {what}{hint}")
+    if not is_checkpoint(path):     # anybody's weights with a config.json, or what the reader of weights refuses
+        model, name, report = open_model(path, **options)
+        return model, name, [f"{name} from {path}", *str(report).splitlines()]
+    model, checkpoint = model_from_checkpoint(path)
+    said = [f"{checkpoint.model_name} from {path}"]
+    if options:
+        model = create_model(checkpoint.model_name, **checkpoint.model_args | options).eval()
+        said += str(load_weights(model, path)).splitlines()
+    return model, checkpoint.model_name, said
+
+
+def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
+    """The pictures of a Swin; what each block does is printed as a table."""
+    blocks, (H, W) = window_blocks(model), model.patch_embed.img_size
+    h, w = blocks[0].size
+    token = (h // 2, w // 2) if given.token is None else given.token
+    if token[0] >= h or token[1] >= w:
+        raise ScratchvitError(
+            f"there is no token in row {token[0]}, column {token[1]}: the first map has rows 0 … {h - 1} and columns "
+            f"0 … {w - 1}"
+        )
+    picture = None
+    if given.image is not None:
+        picture = np.asarray(ImageOps.fit(open_image(given.image), (W, H), Image.Resampling.BICUBIC))
+    reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
+    scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
+
+    print(f"image {H}×{W} pixels; the token in row {token[0]}, column {token[1]} of the first map, later merged\n")
+    header = ("stage", "block", "map", "windows", "shift", "padding", "looks at", "can depend on", "of the image")
+    rows = [header]
+    for block, patches in zip(blocks, reached):
+        here = follow(token, block.stage)
+        seen, padding = block.tokens_looked_at(here)
+        rows.append((
+            str(block.stage), str(block.number), by(block.size), by(block.window),
+            by(block.shift) if any(block.shift) else "–", by(block.padding) if any(block.padding) else "–",
+            f"{seen} tokens" + (f" + {padding} of padding" if padding else ""),
+            in_words(patches, scene.patch_size), f"{patches.mean():.1%}",
+        ))  # fmt: skip
+    print(f"{table(rows)}\n")
+    paths = []
+    for file, draw in PICTURES.items():
+        draw(scene, path := given.out / file)
+        paths.append(path)
+    return paths
+
+
+# What draws a family's pictures, prints what is in them, and tells where they are.
+FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {SwinTransformer: _windows}
+
+
+def _token(text: str) -> tuple[int, int]:
+    """`14,3`: row and column."""
+    if not re.fullmatch(r"\d+,\d+", text):
+        raise ArgumentTypeError(f"a token is written 14,3 (row, column), not {text!r}")
+    y, x = map(int, text.split(","))
+    return y, x

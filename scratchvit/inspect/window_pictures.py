@@ -1,0 +1,349 @@
+"""Pictures of a Swin's windows, masks, bias tables and receptive growth: what `inspect/windows.py` computes, drawn."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.ndimage
+from numpy.typing import NDArray
+
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, sheet
+from scratchvit.inspect.windows import PADDING, BlockWindows, extent, follow, mask_kinds, pixels
+
+# P. Tol's "light" colours, made to be written upon, told apart by colour-blind eyes too.
+KINDS = ("#99ddff", "#ee8866", "#44bb99", "#eedd88")    # of a token after the roll
+ORIGINS = ("0: where it was", "1: carried over from the left", "2: from above", "3: from both")
+PAPER, PADDED = "#f7f7f7", "#bbbbbb"                    # where no picture is named; what a map lacks
+MAY, MAY_PADDING, MAY_NOT = TRAIN, "#aabbd4", PAPER
+SHARE = 0.75                                            # of a colour that lies over the picture
+MOST_BLOCKS, MOST_HEADS, MOST_TABLES = 24, 12, 12       # in one picture
+MOST_LETTERS, THIN = 256, 0.03                          # in one map; the share of its width that holds no letter
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What the pictures show.
+
+    name         of the model, for the titles
+    blocks       its windows
+    token        (row, column) of a token in the first map, whose reach is shown
+    reached      after every block the patches that it can depend on, (h, w) of the first map
+    patch_size   (height, width) in pixels
+    tables       of every block the bias by offset, (heads, 2M-1, 2M'-1)
+    picture      uint8 (H, W, 3) in the size of the model's images; None: plain paper
+    """
+
+    name: str
+    blocks: Sequence[BlockWindows]
+    token: tuple[int, int]
+    reached: Sequence[NDArray[np.bool_]]
+    patch_size: tuple[int, int]
+    tables: Sequence[NDArray]
+    picture: NDArray[np.uint8] | None = None
+
+    def pale(self) -> NDArray[np.float64]:
+        """The picture, pale enough to draw upon, (H, W, 3) in 0 … 1."""
+        if self.picture is not None:
+            return 0.25 + 0.75 * self.picture / 255
+        (rows, columns), (P, Q) = self.blocks[0].size, self.patch_size
+        return np.full((rows * P, columns * Q, 3), _rgb(PAPER))
+
+    @property
+    def ratio(self) -> float:
+        """Height by width, of the image and nearly so of every map; for axes, so within bounds."""
+        (rows, columns), (P, Q) = self.blocks[0].size, self.patch_size
+        return min(max(rows * P / (columns * Q), 0.4), 2.0)
+
+    def token_size(self, block: BlockWindows) -> tuple[int, int]:
+        """(height, width) in pixels of what a token of that block's map was merged from."""
+        return self.patch_size[0] << (block.stage - 1), self.patch_size[1] << (block.stage - 1)
+
+    def tiles(self, block: BlockWindows) -> NDArray[np.float64]:
+        """The pale picture cut by a block's tokens, (h·w, P, Q, 3); white where merging had to pad."""
+        (h, w), (P, Q), pale = block.size, self.token_size(block), self.pale()
+        whole = np.ones((h * P, w * Q, 3))
+        whole[: len(pale), : len(pale[0])] = pale
+        return whole.reshape(h, P, w, Q, 3).swapaxes(1, 2).reshape(-1, P, Q, 3)
+
+
+def draw_windows(scene: Scene, path: Path) -> None:
+    """Every stage's windows in place, shifted, and shifted as attention sees them: on the rolled and padded map."""
+    stages = [[b for b in scene.blocks if b.stage == stage][:2] for stage in range(1, scene.blocks[-1].stage + 1)]
+    title = f"{scene.name}: the windows of every stage"
+    with _page(path, len(stages), 3, (8.8, (2.5 * scene.ratio + 0.35) * len(stages) + 1.0), title) as (page, axes):
+        for (left, middle, right), blocks in zip(axes, stages):
+            first, second = blocks[0], blocks[-1]
+            _draw_map(left, scene, first, rolled=True)
+            pad = f", padded by {by(first.padding)}" if any(first.padding) else ""
+            _title(left, f"in place: windows of {by(first.window)}{pad}")
+            left.set_ylabel(f"stage {first.stage}: {by(first.size)} tokens", color=INK, fontsize=9)
+            if not any(second.shift):
+                middle.set_axis_off(), right.set_axis_off()
+                covers = "one window covers the map" if second.window == second.size else "windows are one token wide"
+                _title(middle, f"nothing is shifted: {'there is one block' if len(blocks) == 1 else covers}")
+                continue
+            _draw_map(middle, scene, second, rolled=False)
+            _title(middle, f"shifted by {by(second.shift)}")
+            _draw_map(right, scene, second, rolled=True)
+            _title(right, "the same, rolled: whole windows again")
+        entries, note = _regions(scene.blocks)
+        (h, w), (P, Q) = scene.blocks[0].size, scene.patch_size
+        last = np.multiply(scene.blocks[-1].size, scene.token_size(scene.blocks[-1]))
+        entries += [("#ffffff", "beyond the picture")] * bool((last > (h * P, w * Q)).any())
+        _legend(page, entries, f"Same letter: one window, joined from several regions.{note}")
+
+
+def draw_masks(scene: Scene, path: Path) -> None:
+    """Every shifted stage's rolled map with its regions, and the distinct masks of attention in its windows."""
+    blocks = {b.stage: b for b in scene.blocks if any(b.shift)}.values()
+    title = f"{scene.name}: the masks of attention in shifted windows"
+    if not blocks:
+        with _page(path, 1, 1, (7.5, 1.2), title) as (_, axes):
+            axes[0, 0].set_axis_off()
+            _title(axes[0, 0], "no block shifts its windows, so nothing is masked")
+        return
+    kinds, plain = [mask_kinds(block) for block in blocks], replace(scene, picture=None)
+    columns = 1 + max(map(len, kinds))
+    with _page(path, len(blocks), columns, (2.35 * columns, 2.6 * len(blocks) + 1.2), title) as (page, axes):
+        for row, block, masks in zip(axes, blocks, kinds):
+            letters = np.select([kind.windows for kind in masks], list(LETTERS.lower()[: len(masks)]), "")
+            _draw_map(row[0], plain, block, rolled=True, letters=letters)
+            _title(row[0], f"regions, windows of {by(block.window)}")
+            row[0].set_ylabel(f"stage {block.stage}: {by(block.size)} tokens", color=INK, fontsize=9)
+            for ax in row[1 + len(masks) :]:
+                ax.set_axis_off()
+            for ax, kind, letter in zip(row[1:], masks, LETTERS.lower()):
+                count, N = int(kind.windows.sum()), len(kind.mask)
+                colours = np.where(kind.mask[..., None], np.where(kind.padding[:, None], _rgb(MAY_PADDING), _rgb(MAY)),
+                                   _rgb(MAY_NOT))  # fmt: skip
+                ax.imshow(colours, interpolation="nearest", extent=(0.5, N + 0.5, N + 0.5, 0.5))
+                _ticks(ax, (1, N), (1, N))
+                _title(ax, f"{letter}: mask of {count} window{'s' * (count > 1)}")
+            row[1].set_ylabel("the token that looks", color=INK, fontsize=8)
+            row[1].set_xlabel("the token looked at", color=INK, fontsize=8)
+        entries, note = _regions(scene.blocks)
+        entries += [(MAY, "True: may look"), (MAY_NOT, "False: −∞ before the softmax")]
+        entries += [(MAY_PADDING, "True: may look, at padding")] * any(any(block.padding) for block in blocks)
+        words = "The letter in a window says which mask it has; its tokens are numbered row by row."
+        _legend(page, entries, words + note)
+
+
+def draw_bias(scene: Scene, path: Path) -> None:
+    """The relative position bias by offset: a row for every block, a column for every head."""
+    chosen = np.unique(np.linspace(0, len(scene.blocks) - 1, MOST_TABLES).round().astype(int))
+    tables = [(scene.blocks[i], scene.tables[i]) for i in chosen]
+    most = max(len(table) for _, table in tables)
+    columns = min(most, MOST_HEADS)
+    shown = [f"{len(chosen)} of {len(scene.blocks)} blocks"] * (len(chosen) < len(scene.blocks))
+    shown += [f"at most {columns} of {most} heads"] * (columns < most)
+    title = f"{scene.name}: relative position bias" + (f" ({', '.join(shown)})" if shown else "")
+    tall = max(table.shape[1] / max(table.shape[1:]) for _, table in tables)        # of a cell of width 1
+    size = (max(7.5, 0.7 * columns + 2.4), (0.65 * tall + 0.05) * len(tables) + 1.4)
+    with _page(path, len(tables), 1, size, title) as (page, axes):
+        for ax, (block, table) in zip(axes[:, 0], tables):
+            centred = table - table.mean(axis=(1, 2), keepdims=True)
+            largest = np.abs(centred).max()
+            H, W = table.shape[1:]
+            up, left = 0.46 * H / max(H, W), 0.46 * W / max(H, W)
+            for head, values in enumerate(centred[:columns]):
+                ax.imshow(
+                    values, cmap="RdBu_r", vmin=-largest, vmax=max(largest, np.finfo(np.float32).tiny),
+                    interpolation="nearest", extent=(head + 0.5 - left, head + 0.5 + left, up, -up),
+                )  # fmt: skip
+            ax.set(xlim=(0, columns), ylim=(tall / 2, -tall / 2), xticks=[], yticks=[])
+            ax.spines[:].set_visible(False)
+            heads = f"{len(table)} head{'s' * (len(table) > 1)}"
+            words = f"stage {block.stage}, block {block.number}\n{by((H, W))} offsets, {heads}"
+            _write(ax, -0.1, 0, words, ha="right")
+            _write(ax, min(columns, len(table)) + 0.08, 0, f"±{largest:.2g}", ha="left")
+        for head in range(columns):
+            _write(axes[0, 0], head + 0.5, -tall / 2 - 0.12, f"head {head + 1}", ha="center")
+        page.supxlabel(
+            "Rows and columns of a table are Δy and Δx, the query's place less the key's; (0, 0) is in the middle.\n"
+            "Red: looked at more, blue: less. Of each table its mean is taken off, which a softmax does not see;\n"
+            "the colours of a block go from − to + the number at its right.",
+            x=0.01, ha="left", color=INK, fontsize=8,
+        )  # fmt: skip
+
+
+def draw_receptive(scene: Scene, path: Path) -> None:
+    """After every block the pixels that the token can depend on, and the tokens that it looks at in this block."""
+    whole = [bool(reached.all()) for reached in scene.reached]
+    count = min(MOST_BLOCKS, whole.index(True) + 1 if any(whole) else len(whole))
+    title = f"{scene.name}: the pixels that the token in row {scene.token[0]}, column {scene.token[1]} can depend on"
+    if count < len(whole):
+        title += f"\nafter the first {count} of {len(whole)} blocks"
+        title += "; after the others on all of them" if whole[count - 1] else ""
+    columns = min(count, 6)
+    rows = -(-count // columns)
+    size = (max(7.5, 2.0 * columns), (1.75 * scene.ratio + 0.5) * rows + 0.8)
+    with _page(path, rows, columns, size, title) as (page, axes):
+        for ax in axes.flat[count:]:
+            ax.set_axis_off()
+        for ax, block, reached in zip(axes.flat, scene.blocks[:count], scene.reached):
+            _draw_reach(ax, scene, block, reached)
+        _legend(
+            page, [(KINDS[0], "what it can depend on"), (VALIDATION, "the token itself"),
+                   ("#ffffff", "outlined: the tokens that it looks at in this block")],
+        )  # fmt: skip
+
+
+PICTURES = {
+    "windows.png": draw_windows, "masks.png": draw_masks, "bias.png": draw_bias, "receptive.png": draw_receptive,
+}  # fmt: skip
+
+
+def in_words(reached: NDArray[np.bool_], patch_size: tuple[int, int]) -> str:
+    """How far a token reaches, "28×28 px": the box around, which has gaps where padding lets opposite edges meet."""
+    height, width = extent(reached)
+    gaps = ", with gaps" if height * width > reached.sum() else ""
+    return by((height * patch_size[0], width * patch_size[1])) + f" px{gaps}"
+
+
+def _draw_map(
+    ax: Any, scene: Scene, block: BlockWindows, rolled: bool, letters: NDArray[np.str_] | None = None
+) -> None:
+    """A block's map over the picture with its windows; those of several regions in the colours of these.
+
+    rolled: as attention sees it, rolled and padded. letters (nW,): what to write into the windows.
+    """
+    arrange = block.side_by_side if rolled else block.in_place
+    nW, N = block.places.shape
+    joined = np.ptp(block.kinds, axis=1) > 0
+    if letters is None:
+        letters = np.full(nW, "")
+        if joined.sum() <= len(LETTERS):
+            letters[joined] = list(LETTERS[: joined.sum()])
+    of_tokens = np.repeat(np.arange(nW)[:, None], N, axis=1)
+    places, kinds, windows, coloured = map(arrange, (block.places, block.kinds, of_tokens, joined[of_tokens]))
+    absent = places == PADDING
+
+    tiles, (P, Q), (h, w) = scene.tiles(block), scene.token_size(block), places.shape
+    below = np.where(absent[..., None, None, None], _rgb(PADDED), tiles[places])        # (h, w, P, Q, 3)
+    colours = np.array([_rgb(kind) for kind in KINDS])[kinds][:, :, None, None]
+    share = (np.where(absent, SHARE / 2, SHARE) * coloured)[..., None, None, None]
+    shown = (share * colours + (1 - share) * below).swapaxes(1, 2).reshape(h * P, w * Q, 3)
+    ax.imshow(shown, extent=(0, w, h, 0), interpolation="nearest", aspect=P / Q)
+    if max(h, w) <= 64:
+        ax.vlines(range(1, w), 0, h, color=GRID, linewidth=0.25)
+        ax.hlines(range(1, h), 0, w, color=GRID, linewidth=0.25)
+    pieces = len(KINDS) * windows + kinds
+    _outline(ax, windows if rolled else pieces)
+    _ticks(ax, (0, w), (0, h))
+    if nW > MOST_LETTERS:
+        return
+    for piece in np.unique(pieces[(kinds == 0) | (not rolled)]):        # rolled, a window has one letter
+        letter = letters[piece // len(KINDS)]
+        parts, _ = scipy.ndimage.label(pieces == piece) if letter else (np.zeros_like(pieces), 0)
+        for rows, columns in scipy.ndimage.find_objects(parts):
+            height, width = (rows.stop - rows.start) * P, (columns.stop - columns.start) * Q
+            if min(height, width) > THIN * w * Q:
+                middle = (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
+                _write(ax, *middle, letter, ha="center", color="black", size=6)
+
+
+def _draw_reach(ax: Any, scene: Scene, block: BlockWindows, reached: NDArray[np.bool_]) -> None:
+    """The picture with the pixels reached, the token, and the tokens that it looks at."""
+    P, Q = scene.token_size(block)
+    here = follow(scene.token, block.stage)
+    token = np.zeros(block.size, bool)
+    token[here] = True
+    shown = scene.pale()
+    H, W = shown.shape[:2]
+    where = pixels(reached, scene.patch_size)
+    shown[where] = (1 - SHARE) * shown[where] + SHARE * _rgb(KINDS[0])
+    shown[here[0] * P :, here[1] * Q :][:P, :Q] = _rgb(VALIDATION)
+    ax.imshow(shown, extent=(0, W, H, 0), interpolation="nearest")
+    seen = np.pad(block.looked_at(token), 1)
+    _outline(ax, seen, corner=(-Q, -P), token=(Q, P))
+    ax.set(xlim=(-0.01 * W, 1.01 * W), ylim=(1.01 * H, -0.01 * H))
+    _ticks(ax, (0, W), (0, H))
+    how = "shifted" if any(block.shift) else "in place"
+    size = in_words(reached, scene.patch_size)
+    _title(ax, f"stage {block.stage}, block {block.number}, {how}\n{size}, {reached.mean():.1%}")
+
+
+def _outline(ax: Any, pieces: NDArray, corner: tuple[int, int] = (0, 0), token: tuple[int, int] = (1, 1)) -> None:
+    """Lines between neighbours of a map that belong to different pieces.
+
+    corner: (x, y) of the map's upper left. token: (width, height).
+    """
+    (left, top), (dx, dy) = corner, token
+    y, x = np.nonzero(pieces[:, 1:] != pieces[:, :-1])
+    ax.vlines(left + (x + 1) * dx, top + y * dy, top + (y + 1) * dy, color="black", linewidth=0.8)
+    y, x = np.nonzero(pieces[1:] != pieces[:-1])
+    ax.hlines(top + (y + 1) * dy, left + x * dx, left + (x + 1) * dx, color="black", linewidth=0.8)
+
+
+def _ticks(ax: Any, x: tuple[int, int], y: tuple[int, int]) -> None:
+    """Numbers at the ends of both axes alone."""
+    ax.set(xticks=x, yticks=y)
+    ax.tick_params(colors=INK, labelsize=6, length=2, pad=1.5)
+    ax.spines[:].set_color(INK)
+
+
+def _title(ax: Any, words: str) -> None:
+    ax.set_title(words, color=INK, fontsize=8, loc="left")
+
+
+def _write(ax: Any, x: float, y: float, words: str, ha: str, color: str = INK, size: int = 7) -> None:
+    ax.text(x, y, words, ha=ha, va="center", color=color, fontsize=size)
+
+
+def _regions(blocks: Sequence[BlockWindows]) -> tuple[list[tuple[str, str]], str]:
+    """Of rolled maps: their colours with what they say, and what there is to say of padding."""
+    entries, note = [*zip(KINDS, ORIGINS)], ""
+    if any(any(block.padding) for block in blocks):
+        entries.append((PADDED, "padding"))
+    if any(any(block.padding) and any(block.shift) for block in blocks):
+        note = (
+            "\nAs in timm, maps are rolled first and padded then, but regions are counted from the padded edge:"
+            "\nsome of what was carried over counts as 0, and so opposite edges may meet."
+        )
+    return entries, note
+
+
+def _legend(page: Any, entries: Sequence[tuple[str, str]], note: str | None = None) -> None:
+    """Colours and what they say, below everything."""
+    from matplotlib.patches import Patch  # not missing here: it drew the page
+
+    handles = [Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=words) for colour, words in entries]
+    legend = page.legend(
+        handles=handles, loc="outside lower left", ncols=min(len(handles), 4), frameon=False, fontsize=8,
+        labelcolor=INK, title=note, title_fontsize=8, alignment="left",
+    )  # fmt: skip
+    legend.get_title().set_color(INK)
+
+
+@contextlib.contextmanager
+def _page(
+    path: Path, rows: int, columns: int, size: tuple[float, float], title: str
+) -> Iterator[tuple[Any, NDArray[np.object_]]]:
+    """(page, axes) of a `sheet` with a title. Its folder is made at the end, so that nothing is left of a failure."""
+    with sheet(path, rows, columns, size) as axes:
+        page = axes[0, 0].figure
+        page.suptitle(title, x=0.01, ha="left", color=INK, fontsize=10)
+        yield page, axes
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ScratchvitError(
+                f"the folder {path.parent} cannot be made ({error.strerror}): name another one"
+            ) from error
+
+
+def by(size: tuple[int, ...]) -> str:
+    """(7, 7) as "7×7"."""
+    return "×".join(map(str, size))
+
+
+def _rgb(colour: str) -> NDArray[np.float64]:
+    """"#4477aa" as three numbers in 0 … 1."""
+    return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255
