@@ -3,16 +3,19 @@
     python scripts/bench.py                                      # ViT-Ti/16 at 224², batch 32
     python scripts/bench.py --model vit_small_patch16_224 --batch 16 --steps 5
     python scripts/bench.py --model resnet18 --img-size 32 --batch 64
+    python scripts/bench.py --model mvit_v1_b --batch 1 --steps 3       # clips of 16 frames: torchvision's model
+    python scripts/bench.py --model igpt_tiny --batch 4                 # pixels after pixels: Hugging Face's ImageGPT
 
 Both take the same weights, images, labels and AdamW, the same number of threads, and live in one process whose glibc
 was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
 step times stands what the step's matrix products take alone: the floor under any implementation on this BLAS. Peak
-memory is that of a process of its own for each.
+memory is what two steps need beyond the weights, in a process of its own for each.
 """
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import os
 import statistics
@@ -21,6 +24,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -29,7 +33,13 @@ sys.path.insert(0, str(ROOT))
 
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend  # noqa: E402
+from scratchvit.errors import ScratchvitError  # noqa: E402
 from scratchvit.inspect.cost import OpCost, cost  # noqa: E402
+from scratchvit.models import model_config  # noqa: E402
+from scratchvit.models.vit import pair  # noqa: E402
+from scratchvit.training.evaluate import truth  # noqa: E402
+from scratchvit.weights.names import recognise  # noqa: E402
+from scripts.bench_peers import peer_of  # noqa: E402
 
 Step = Callable[[], float]
 LARGE_PRODUCT = 1 << 22         # entries of a factor, beyond which a product does not gain from being larger
@@ -40,28 +50,48 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--img-size", type=int, default=224)
+    parser.add_argument("--img-size", type=int, help="side of the images or frames (default: the model's own)")
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each, after two that are not")
     parser.add_argument("--memory-of", choices=("ours", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if min(args.batch, args.steps) < 1:
+        parser.error("--batch and --steps are at least 1")
     backend.keep_freed_memory()
+    try:
+        measure(args)
+    except ScratchvitError as error:
+        raise SystemExit(str(error)) from None
 
+
+def measure(args: argparse.Namespace) -> None:
+    """Print the table, or with --memory-of the bytes. Raises ScratchvitError for a model or size that there is not."""
+    config = model_config(args.model)
+    options: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(config) if field.name.endswith("_rate")}
+    if args.img_size is not None:
+        options["img_size"] = args.img_size
+    config = dataclasses.replace(config, **options)
+    peer = peer_of(args.model, config)
+    frames = getattr(config, "num_frames", 1)
+    image = (config.in_chans, *((frames,) if frames > 1 else ()), *pair(config.img_size))
     rng = np.random.default_rng(0)
-    x = rng.standard_normal((args.batch, 3, args.img_size, args.img_size), dtype=np.float32)
-    y = rng.integers(0, 1000, args.batch)
-    model = sv.create_model(args.model, img_size=args.img_size, drop_path_rate=0.0)    # both shall do the same
+    x = rng.standard_normal((args.batch, *image), dtype=np.float32)
+    model: Any = sv.create_model(args.model, **options)
+    y = truth(model, x, rng.integers(0, config.num_classes or 1, args.batch))
     if args.memory_of:
-        before = peak_bytes()
-        step = our_step(model, x, y) if args.memory_of == "ours" else torch_step(args, model, x, y)
+        step = our_step(model, x, y) if args.memory_of == "ours" else torch_step(peer(), x, y)
+        before = peak_bytes(anew=True)
         step(), step()
         print(peak_bytes() - before)
         return
 
-    ours, theirs = our_step(model, x, y), torch_step(args, model, x, y)
-    times = alternate(ours, theirs, args.steps)
-    layers = cost(model, x.shape[1:]).layers
-    products = statistics.median(timed(lambda: matrix_products(layers, x.shape[1:], args.batch)) for _ in range(5))
-    report(args, *times, products)
+    theirs = peer()
+    state = {name: value.numpy() for name, value in theirs.state_dict().items()}
+    renamed = recognise(state).rename(state).weights
+    model.load_state_dict(model.state_dict() | renamed)         # but for iGPT's palette, which theirs has no place for
+    times = alternate(our_step(model, x, y), torch_step(theirs, x, y), args.steps)
+    layers = cost(model, image).layers
+    products = statistics.median(timed(lambda: matrix_products(layers, image, args.batch)) for _ in range(5))
+    report(args, image, *times, products)
 
 
 def our_step(model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
@@ -78,17 +108,11 @@ def our_step(model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
     return step
 
 
-def torch_step(args: argparse.Namespace, model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
-    """The same step of timm's model in PyTorch, from the same weights."""
+def torch_step(peer: Any, x: np.ndarray, y: np.ndarray) -> Step:
+    """The same step of a model in PyTorch."""
     import torch
 
-    from tests.peers import import_timm
-
     torch.set_num_threads(backend.cpu_threads())
-    takes_a_size = hasattr(model, "patch_embed")        # a ConvNet of timm's takes any, and no such option
-    sizes = {"img_size": args.img_size} if takes_a_size else {}
-    peer = import_timm().create_model(args.model, drop_path_rate=0.0, **sizes)
-    peer.load_state_dict({name: torch.from_numpy(value) for name, value in model.state_dict().items()})
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
 
@@ -120,14 +144,22 @@ def alternate(ours: Step, theirs: Step, steps: int) -> tuple[list[float], list[f
 
 def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int) -> None:
     """The products of one training step, and nothing else: y = x Wᵀ, dx = dy W, dW = dyᵀ x for every matrix and every
-    convolution; for every head q kᵀ and P v with their two gradients each."""
+    convolution, of images or clips; for every head q kᵀ and P v with their two gradients each.
+
+    A depth-wise convolution counts as one of a single channel with as many kernels: as many multiply-adds.
+    """
     for layer in layers:
         if layer.op == "linear":
             (*tokens, inputs), (outputs, _) = layer.inputs[0], layer.inputs[1]      # (1, N) of an image; (windows, N)
             weight, rows = np.ones((outputs, inputs), np.float32), batch * math.prod(tokens)
             x, dy = np.ones((rows, inputs), np.float32), np.ones((rows, outputs), np.float32)
             x @ weight.T, dy.T @ x, dy @ weight
-        elif layer.op == "conv2d":
+        elif layer.op == "matmul":                          # queries with the relative positions of an axis
+            (_, *matrices), shared = layer.inputs[0], np.ones(layer.inputs[1], np.float32)
+            x = np.ones((batch, *matrices), np.float32)
+            dy = x @ shared
+            dy @ shared.swapaxes(-1, -2), x.swapaxes(-1, -2) @ dy
+        elif layer.op in ("conv2d", "conv3d"):
             outputs, taps = layer.inputs[1][0], math.prod(layer.inputs[1][1:])
             weight, places = np.ones((outputs, taps), np.float32), math.prod(layer.outputs[0][2:])
             is_first = layer.inputs[0][1:] == image         # nobody asks for the gradient of the image
@@ -152,13 +184,20 @@ def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int
             backend.parallel_rows(attend, q, k, v, block_bytes=q[:2].nbytes)
 
 
-def peak_bytes() -> int:
-    """The largest memory that this process has held (Linux; `ru_maxrss` would include the parent's)."""
+def peak_bytes(anew: bool = False) -> int:
+    """The largest memory that this process has held; anew: what it holds now, from where the peak is then counted.
+
+    Linux only. (`ru_maxrss` would include the parent's.)
+    """
+    if anew:
+        Path("/proc/self/clear_refs").write_text("5")
     status = Path("/proc/self/status").read_text()
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def report(args: argparse.Namespace, ours: list[float], theirs: list[float], products: float) -> None:
+def report(
+    args: argparse.Namespace, image: Sequence[int], ours: list[float], theirs: list[float], products: float
+) -> None:
     """Print the table."""
     memory = {
         who: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory-of", who], check=True,
@@ -167,7 +206,7 @@ def report(args: argparse.Namespace, ours: list[float], theirs: list[float], pro
     }  # fmt: skip
     ratios = [a / b for a, b in zip(ours, theirs)]
     threads = f"{backend.cpu_threads()} threads of {os.cpu_count()} cores"
-    print(f"{args.model}, {args.img_size}², batch {args.batch}, {threads}")
+    print(f"{args.model}, {'×'.join(map(str, image[1:]))}, batch {args.batch}, {threads}")
     print(f"{'':24}{'min':>9}{'median':>9}{'max':>9}")
     for name, values, unit in (("scratchvit, step", ours, "s"), ("PyTorch eager, step", theirs, "s"),
                                ("ratio, pair by pair", ratios, "")):  # fmt: skip
