@@ -20,7 +20,7 @@ from scratchvit.weights.export import export
 from scratchvit.weights.fit import resize_distances
 from scratchvit.weights.names import recognise, torchvision
 from scratchvit.weights.preprocess import preprocessing_for
-from tests.model_parity import assert_close, assert_learns, assert_same_model, images, pair, timms
+from tests.model_parity import assert_close, assert_learns, assert_same_model, images, in_float64, pair, timms
 from tests.peers import import_timm, randomise
 from tests.test_mvit import check_gradients, randomised, torchvisions, without_weights
 
@@ -246,9 +246,11 @@ def test_what_timm_cannot_build_is_not_exported(tmp_path):
 
 @pytest.mark.parity
 @pytest.mark.parametrize(
-    ("name", "size"), [("mvitv2_tiny", 224), ("mvitv2_small", 224), ("mvitv2_base", 224), ("mvitv2_tiny", 160)]
+    ("name", "size"),
+    [(name, size) for name in ("mvitv2_tiny", "mvitv2_small", "mvitv2_base") for size in (224, 160)],
 )
 def test_logits_and_gradients_equal_timms(name, size):
+    """Of squares: timm's has no other."""
     model, peer = pair(timms(name, img_size=size), name, img_size=size)
     assert_same_model(model, peer, images(1, 3, size, size), outputs=1e-5, gradients=1e-4, per_layer=True)
 
@@ -317,18 +319,22 @@ def test_clips_equal_torchvisions(monkeypatch, tmp_path):
     peer = randomise(torchvisions(monkeypatch, "mvit_v2_s", spatial_size=(64, 64), temporal_size=4)())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model, _ = model_from_weights(tmp_path / "mvit.pth", "mvit_v2_s", img_size=64, num_frames=4)
-    x = images(2, 3, 4, 64, 64)
-    ours, theirs = model(x), peer(torch.from_numpy(x))
-    assert_close(ours.numpy(), theirs.detach().numpy(), 1e-5, "logits")
+    assert_same_clip_model(torch, model, peer, images(2, 3, 4, 64, 64))
+
+
+def assert_same_clip_model(torch, model, peer, x, logits=1e-5, gradients=1e-4):
+    """Logits, and the gradients of all parameters under our names, as a share of the largest in the layer."""
+    ours, theirs = model.eval()(x), peer(torch.from_numpy(x))
+    assert_close(ours.numpy(), theirs.detach().numpy(), logits, "logits")
     dy = images(*ours.shape, seed=3)
     ours.backward(dy), theirs.backward(torch.from_numpy(dy))
-    gradients = {name: p.grad.numpy() for name, p in peer.named_parameters()}
-    expected = torchvision.MVIT_V2.rename(gradients).weights
+    found = {name: p.grad.numpy() for name, p in peer.named_parameters()}
+    expected = torchvision.MVIT_V2.rename(found).weights
     assert expected.keys() == {name for name, _ in model.named_parameters()}
     for name, parameter in model.named_parameters():
         layer = name.rpartition(".")[0] + "." if "." in name else name
         scale = max(np.abs(g).max() for key, g in expected.items() if key.startswith(layer))
-        assert_close(parameter.grad, expected[name], 1e-4, f"gradient of {name}", scale)
+        assert_close(parameter.grad, expected[name], gradients, f"gradient of {name}", scale)
 
 
 @pytest.mark.parity
@@ -343,12 +349,15 @@ def test_frames_that_are_not_square_equal_torchvisions(monkeypatch, tmp_path):
 
 
 @pytest.mark.parity
-def test_logits_of_a_whole_clip_equal_torchvisions(monkeypatch, tmp_path):
+def test_a_whole_clip_equals_torchvisions(monkeypatch, tmp_path):
+    """Gradients in float64: in float32 that of a pooling, a sum over 25,088 places, is 1.2e-3 off, here or there."""
     torch = pytest.importorskip("torch")
     peer = randomise(torchvisions(monkeypatch, "mvit_v2_s")())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model, _ = model_from_weights(tmp_path / "mvit.pth", "mvit_v2_s")
-    assert_same_outputs(torch, model, peer, images(1, 3, 16, 224, 224))
+    x = images(1, 3, 16, 224, 224)
+    assert_same_outputs(torch, model, peer, x)
+    assert_same_clip_model(torch, in_float64(model), peer.double(), x.astype(np.float64), 1e-8, 1e-7)
 
 
 def assert_same_outputs(torch, model, peer, x):
