@@ -122,6 +122,12 @@ def _kernels(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Workspace:
     return Workspace(laid_out, 2 * laid_out)
 
 
+def _derivative(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Workspace:
+    """GELU's, also where nobody asks for it; and two blocks in each thread, beside which small models are little."""
+    nbytes = arguments["x"].nbytes
+    return Workspace(forward=nbytes + min(nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))
+
+
 def _score_gradients(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Workspace:
     """Those of whole images, in every thread: with many tokens, or many windows, that is no longer little."""
     q = arguments["q"]
@@ -135,5 +141,5 @@ WORKSPACE: dict[str, Callable[[dict[str, Any], tuple[Any, ...]], Workspace]] = {
     "attention": _score_gradients,
     "cross_entropy": lambda arguments, outputs: Workspace(arguments["x"].nbytes, arguments["x"].nbytes * 5 // 4),
     "embedding": lambda arguments, outputs: Workspace(backward=2 * outputs[0].nbytes + 3 * arguments["weight"].nbytes),
-    "gelu": lambda arguments, outputs: Workspace(forward=arguments["x"].nbytes),        # the derivative
+    "gelu": _derivative,
 }
