@@ -18,6 +18,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "figures"
         ("data_growth", {("model", "fraction"): 4}),
         ("augreg_grid", {("model", "regularisation", "augment"): 4}),
         ("distillation", {("model",): 5}),
+        ("throughput_accuracy", {("model",): 9}),
     ],
 )
 def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, tmp_path):
@@ -40,6 +41,54 @@ def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, tmp_path):
     again = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
     assert "epoch 1" not in again.stdout        # no run is made twice
     assert (out / f"{name}.png").exists()
+
+
+def test_throughput_is_measured_once(tmp_path):
+    """What a model may see follows from it, so a figure that goes on must not measure anew."""
+    sys.path.insert(0, str(SCRIPTS))
+    try:
+        import throughput_accuracy as figure
+
+        from scratchvit.errors import ScratchvitError
+    finally:
+        sys.path.remove(str(SCRIPTS))
+    models = figure.configs("digits", None, (28, 28, 1), quick=False)
+    assert models["Swin"].model_args["img_size"] == 28 and models["pixels of 14×14"].model_args["img_size"] == 14
+    measured = iter([{"Swin": 1}, {"Swin": 2}])
+    path = tmp_path / "runs" / "throughput.json"
+    for _ in range(2):
+        assert figure.written_down(path, models, lambda: next(measured)) == {"Swin": 1}
+    with pytest.raises(ScratchvitError, match="measured with other models"):
+        figure.written_down(path, {"Swin": models["Swin"]}, lambda: next(measured))
+
+
+def test_what_attention_costs_is_drawn(tmp_path):
+    """Times are anything; memory is what attention's counts say, and without the matrix it is less."""
+    command = [sys.executable, str(SCRIPTS / "attention_cost.py"), "--quick", "--out", str(tmp_path)]
+    subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    out = tmp_path / "quick"
+    with (out / "attention_cost.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    kept = {(row["model"], row["attention"], int(row["side"])): float(row["attention_MiB"]) for row in rows}
+    assert len(rows) == len(kept) == 3 * 2 * 3 + 3
+    for row in rows:
+        if row["side"] == "128" or (row["model"] == "pixels" and row["side"] == "16"):
+            counted = 4 * int(row["attention_kept"]) / 2**20
+            found = kept[row["model"], row["attention"], int(row["side"])]
+            assert counted <= found < 1.2 * counted + 0.02      # beside the arrays, Python's own objects
+            if row["attention"] == "blocks":
+                assert found < kept[row["model"], "matrix", int(row["side"])] / 2
+                assert float(row["step_MiB"]) < max(float(r["step_MiB"]) for r in rows if r["model"] == row["model"])
+
+    with (out / "attention_cost_exponents.csv").open(newline="") as file:
+        exponents = {
+            (row["model"], row["attention"]): float(row["fitted"])
+            for row in csv.DictReader(file)
+            if row["quantity"] == "attention_MiB"
+        }
+    assert exponents["pixels", "matrix"] > exponents["pixels", "blocks"] + 1
+    with Image.open(out / "attention_cost.png") as picture:
+        assert min(picture.size) > 200
 
 
 def test_runs_with_other_settings_are_not_taken_for_these(tmp_path):
