@@ -250,19 +250,29 @@ def randomised_but_for_its_tables(peer):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize(("theirs", "ours"), [("swin_t", FIRST), ("swin_v2_t", SECOND)])
-def test_torchvisions_files(theirs, ours, tmp_path):
+@pytest.mark.parametrize(
+    ("theirs", "ours", "options"),
+    [("swin_t", FIRST, {}), ("swin_v2_t", SECOND, {}), ("swin_t", FIRST, {"img_size": (224, 448)}),
+     ("swin_v2_t", SECOND, {"img_size": (512, 256)})],
+)  # fmt: skip
+def test_torchvisions_files(theirs, ours, options, tmp_path):
+    """Where windows divide every map. Where not, torchvision pads before it rolls, and timm and we after."""
     models = peers.import_torchvision().models
     import torch
 
     peer = randomised_but_for_its_tables(models.get_model(theirs))
     torch.save(peer.state_dict(), tmp_path / "model.pth")
-    model, _ = model_from_weights(tmp_path / "model.pth", ours)
+    model, _ = model_from_weights(tmp_path / "model.pth", ours, **options)
     assert_same_function(model, peer, images(1, 3, *model.patch_embed.img_size), "torchvision")
 
 
 _SMALL = {"embed_dim": 16, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "num_labels": 5}
+# Not square: with maps larger than windows both ways, since Hugging Face's shifts along both axes or along none.
+_FLAT = {**_SMALL, "depths": [2, 2], "num_heads": [1, 2]}
 HUGGING_FACE = [
+    ("Swin", {"image_size": 224}, FIRST), ("Swin", {**_FLAT, "image_size": (112, 168)}, FIRST),
+    ("Swinv2", {"image_size": 256, "window_size": 8}, SECOND),
+    ("Swinv2", {**_FLAT, "image_size": (192, 128), "window_size": 8}, SECOND),
     ("Swin", {**_SMALL, "image_size": 112}, FIRST), ("Swin", {**_SMALL, "image_size": 112, "qkv_bias": False}, FIRST),
     ("Swinv2", {**_SMALL, "image_size": 128, "window_size": 8, "pretrained_window_sizes": [6, 6, 3]}, SECOND),
     ("Swinv2", {**_SMALL, "image_size": 64, "window_size": 16, "num_channels": 1, "pretrained_window_sizes": [0] * 3},
@@ -287,7 +297,7 @@ def test_hugging_faces_files_say_which_model_they_are(kind, options, name, saved
     model, found = model_from_weights(path)
     assert found == name
     if kind == "Swinv2":
-        sizes = options["pretrained_window_sizes"]
+        sizes = options.get("pretrained_window_sizes", ())
         assert model.config.pretrained_window_sizes == (tuple(sizes) if any(sizes) else ())
     owner = {"Swin": "Hugging Face (Swin)", "Swinv2": "Hugging Face (Swin V2)"}[kind]
     assert_same_function(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size), owner)
