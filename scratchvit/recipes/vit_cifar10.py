@@ -2,11 +2,13 @@
 
 paper     the model: ViT, arXiv 2010.11929; fixed positions and the mean of all tokens: arXiv 2205.01580
 command   OMP_NUM_THREADS=1 scratchvit train --recipe vit_cifar10 --data FOLDER
-machine   one core of an Intel Xeon, 4 minutes an epoch (23 November 2026)
-result    not whole yet: five of the 30 epochs were made, on CIFAR-10 re-encoded as JPEG (a folder of pictures)
+machine   one core of an Intel Xeon, 2 h 23 min, of which half an hour beside other work (23 and 24 November 2026)
+result    test 79.4 % with the weights that were best on the validation images, those of epoch 29
 
-    epoch              1     2     3     4     5
-    validation, %   26.1  41.5  50.6  56.4  59.5
+    epoch              1     2     5    10    15    20    25    29    30
+    validation, %   26.1  41.5  59.5  68.6  74.1  77.3  78.3  78.9  78.9
+
+On CIFAR-10 re-encoded as JPEG, a folder of pictures; of the augmented training images it got 84.5 % right in the end.
 """
 
 from scratchvit.training import TrainConfig

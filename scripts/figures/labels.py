@@ -29,3 +29,20 @@ def label_points(ax: Any, points: Iterable[tuple[float, float, str, str]]) -> No
         ax.annotate(
             text, (x, y), (8, height - middle), textcoords="offset points", va="center", color=colour, fontsize=SIZE
         )
+
+
+def label_in_column(ax: Any, points: Iterable[tuple[float, float, str, str]]) -> None:
+    """Write each (x, y, text, colour) in a column at the right edge, with a thin line to its point: for a crowd."""
+    root = ax.figure.figure
+    root.draw_without_rendering()
+    line = HEIGHT * root.dpi / 72 / ax.bbox.height              # of the axes' height
+    placed: list[tuple[float, tuple[float, float, str, str]]] = []
+    for point in sorted(points, key=lambda point: point[1]):
+        height = ax.transAxes.inverted().transform(ax.transData.transform(point[:2]))[1]
+        placed.append((max(height, placed[-1][0] + line) if placed else height, point))
+    for height, (x, y, text, colour) in placed:
+        ax.annotate(
+            text, (x, y), (1.02, height), textcoords="axes fraction", va="center",
+            color=colour, fontsize=SIZE, annotation_clip=False,
+            arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": colour, "linewidth": 0.5, "alpha": 0.5},
+        )  # fmt: skip

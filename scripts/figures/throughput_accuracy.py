@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 from experiment import COLOURS, RESNET, RESNET_10, VIT, VIT_D64, Run, carry_out, macs, main, parse, write_csv
-from labels import label_points
+from labels import label_in_column
 
 import scratchvit as sv
 from scratchvit import backend
@@ -185,14 +185,14 @@ def draw(rows: list[dict[str, Any]], path: Path) -> None:
             ax.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
             ax.xaxis.set_minor_locator(NullLocator())
             left, right = min(x for x, *_ in labels), max(x for x, *_ in labels)
-            ax.set_xlim(left / (right / left) ** 0.06, right * (right / left) ** 0.28)      # room for words
+            ax.set_xlim(left / (right / left) ** 0.06, right * (right / left) ** 0.06)
             ax.margins(y=0.12)
             ax.set_xlabel(f"images a second, {title}", color=INK)
             ax.set_ylabel("test accuracy, %", color=INK)
             ax.grid(color=GRID, linewidth=0.7)
             ax.spines[["top", "right", "left"]].set_visible(False)
             ax.tick_params(colors=INK, which="both", length=0)
-            label_points(ax, labels)
+            label_in_column(ax, labels)
 
 
 if __name__ == "__main__":
