@@ -1,0 +1,13 @@
+"""Detection as set prediction: boxes, which query answers for which object, and what is learned from that."""
+
+from scratchvit.detection.boxes import (
+    box_area,
+    box_cxcywh_to_xyxy,
+    box_iou,
+    box_xywh_to_xyxy,
+    box_xyxy_to_cxcywh,
+    generalized_box_iou,
+    paired_generalized_box_iou,
+)
+from scratchvit.detection.criterion import SetCriterion
+from scratchvit.detection.matcher import HungarianMatcher

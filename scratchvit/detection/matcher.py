@@ -1,0 +1,200 @@
+"""Which query shall answer for which object: the assignment of least cost (DETR, Carion et al., ECCV 2020, arXiv
+2005.12872, section 3.1).
+
+    paper       here                        shape
+    N, Q        queries                     of an image; most of them find no object, ∅
+    c_i, b_i    labels, boxes               (T,), (T, 4): the objects of all images of the batch, one after another
+    p̂, b̂        softmax(logits), boxes      (L, B, Q, num_classes + 1), (L, B, Q, 4): of every decoder layer
+    σ̂           pairs (query, object)       of each layer and image
+
+    σ̂ = argmin_σ Σ_i L_match(y_i, ŷ_σ(i))                                                          (eq. 1)
+    L_match = -p̂_σ(i)(c_i) + L_box(b_i, b̂_σ(i)),   L_box = λ_L1 |b_i - b̂|₁ + λ_iou (1 - GIoU)      (where c_i ≠ ∅)
+
+The 1 is the same for all pairs and left out. Costs are computed on the device, for all layers and images at once and
+only between an object and the queries of its own image: (L, T, Q). They come to the host in one transfer, the only one
+of a step, where scipy's `linear_sum_assignment` solves eq. 1 exactly for each layer and image.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.optimize import linear_sum_assignment
+
+from scratchvit import ops
+from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.detection.boxes import box_cxcywh_to_xyxy, paired_generalized_box_iou
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import Tensor
+
+Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
+"""(queries (k,), objects (k,)) of an image, with k the smaller of their numbers; sorted by query."""
+
+
+@dataclass(frozen=True)
+class Objects:
+    """What there is to find in a batch, on the host: the objects of all images, one after another."""
+
+    labels: NDArray[np.int64]       # (T,) in 0 … num_classes - 1
+    boxes: NDArray[np.float32]      # (T, 4) cxcywh
+    counts: list[int]               # how many of them are each image's, B numbers
+    names: list[str]                # of the images, for errors
+
+    @property
+    def image(self) -> NDArray[np.int64]:
+        """(T,): the place in the batch of each object's image."""
+        return np.repeat(np.arange(len(self.counts)), self.counts)
+
+    @property
+    def starts(self) -> NDArray[np.int64]:
+        """(B + 1,): where each image's objects begin, and last T."""
+        return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+
+    @classmethod
+    def of(cls, targets: Sequence[Mapping[str, Any]], num_classes: int) -> Objects:
+        """From the targets of a batch, a dict for each image (others of its keys are not looked at):
+
+            "labels"    integers (n,) in 0 … num_classes - 1
+            "boxes"     (n, 4) cxcywh, relative to the image; n may be 0
+            "image_id"  its name in errors, if there
+
+        as NumPy arrays: their numbers are read on the host. Raises ScratchvitError, naming the image, for other things.
+        """
+        names, labels, boxes = [], [], []
+        for place, target in enumerate(targets):
+            names.append(f"image {place} of the batch" + (
+                f" (image_id {target['image_id']})" if "image_id" in target else ""
+            ))  # fmt: skip
+            labels.append(_host_array(names[-1], target, "labels", (), "iu"))
+            boxes.append(_host_array(names[-1], target, "boxes", (4,), "fiu"))
+            _check(names[-1], labels[-1], boxes[-1], num_classes)
+        return cls(
+            np.concatenate([np.zeros(0, np.int64), *labels]), np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
+            [len(each) for each in labels], names,
+        )  # fmt: skip
+
+
+def _host_array(name: str, target: Mapping[str, Any], key: str, item: tuple[int, ...], kinds: str) -> Array:
+    """target[key] as int64 or float32 (n, *item)."""
+    if key not in target:
+        raise ScratchvitError(f"the targets of {name} have no {key!r}, only {sorted(target)}")
+    try:
+        array = np.asarray(target[key])
+    except TypeError:
+        raise ScratchvitError(
+            f"the {key} of {name} are a {type(target[key]).__name__}: leave targets on the host, as NumPy arrays; the "
+            "matcher takes them to the device, for the whole batch at once"
+        ) from None
+    if array.size == 0:
+        array = array.reshape(0, *item)
+    elif array.shape[1:] != item or array.ndim != 1 + len(item) or array.dtype.kind not in kinds:
+        wanted = "integers (n,)" if key == "labels" else "numbers (n, 4)"
+        raise ScratchvitError(f"the {key} of {name} must be {wanted}, not {array.dtype} {array.shape}")
+    return array.astype(np.float32 if item else np.int64, copy=False)
+
+
+def _check(name: str, labels: Array, boxes: Array, num_classes: int) -> None:
+    if len(labels) != len(boxes):
+        raise ScratchvitError(f"{name} has {len(labels)} labels for {len(boxes)} boxes: give one for each")
+    for i in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
+        raise ScratchvitError(
+            f"object {i} of {name} has the label {labels[i]}, which is none of the {num_classes} classes "
+            f"0…{num_classes - 1}: map the file's category ids to these, or set num_classes to match (no-object is "
+            "not to be counted)"
+        )
+    for i in np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)))[:1]:
+        raise ScratchvitError(
+            f"object {i} of {name} has the box {boxes[i].tolist()}: boxes are (cx, cy, width, height), finite, with "
+            "sides of 0 or more; mend it in the file, or leave it out when reading"
+        )
+
+
+@dataclass(frozen=True)
+class HungarianMatcher:
+    """Outputs of a model and the targets of a batch → for each image, the pairs of least cost.
+
+    cost_class, cost_bbox (λ_L1), cost_giou (λ_iou): what the three parts of the cost count; not negative, not all zero.
+
+    Of more objects than queries in an image, as many as there are queries find one, those of least cost. Among
+    assignments of equal cost the choice is scipy's, the same in every run. Nothing here is differentiated.
+    """
+
+    cost_class: float = 1.0
+    cost_bbox: float = 5.0
+    cost_giou: float = 2.0
+
+    def __post_init__(self) -> None:
+        costs = vars(self)
+        if not (all(math.isfinite(cost) and cost >= 0 for cost in costs.values()) and any(costs.values())):
+            given = ", ".join(f"{name}={cost:g}" for name, cost in costs.items())
+            raise ScratchvitError(f"the costs of matching must be finite, not negative, and not all zero: {given}")
+
+    def __call__(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> list[Pairs]:
+        """Match the last decoder layer's outputs.
+
+        outputs: "pred_logits" (B, Q, num_classes + 1), no-object last, and "pred_boxes" (B, Q, 4) cxcywh, Tensors or
+        arrays on the device in use.  targets: B dicts, see `Objects.of`.
+        Returns, for each image, (queries int64 (k,), objects int64 (k,)), sorted by query.
+        """
+        logits, boxes = _plain(outputs["pred_logits"]), _plain(outputs["pred_boxes"])
+        return self.match_layers(logits[None], boxes[None], Objects.of(targets, logits.shape[-1] - 1))[0]
+
+    def match_layers(self, logits: Array, boxes: Array, objects: Objects) -> list[list[Pairs]]:
+        """Match each decoder layer anew: for each of the L layers, for each of the B images, its pairs.
+
+        logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4): plain arrays. One transfer to the host.
+        Raises ScratchvitError when a cost is not finite, naming the image.
+        """
+        if logits.shape[1] != len(objects.counts):
+            raise ScratchvitError(
+                f"the model's outputs are of {logits.shape[1]} images, the targets of {len(objects.counts)}: "
+                "give a target for each image, with empty labels and boxes where there is no object"
+            )
+        cost = asnumpy(self.costs(logits, boxes, objects))
+        if not np.isfinite(cost).all():
+            raise ScratchvitError(_where_not_finite(cost, objects))
+        starts = objects.starts
+        # The transposed view has a row for each query, so the pairs come sorted by query.
+        return [
+            [linear_sum_assignment(of_layer[start:end].T) for start, end in itertools.pairwise(starts)]
+            for of_layer in cost
+        ]
+
+    def costs(self, logits: Array, boxes: Array, objects: Objects) -> Array:
+        """L_match between every object and every query of its image: (L, T, Q), on the device.
+
+        logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4).
+        """
+        xp = array_module(boxes)
+        image, labels = asarray(objects.image), asarray(objects.labels)                                   # (T,)
+        b = asarray(objects.boxes, dtype=boxes.dtype)[:, None]                                            # (T, 1, 4)
+        b_hat = boxes[:, image]                                                                           # (L, T, Q, 4)
+        with np.errstate(all="ignore"):     # what is not finite is told of later, with its image
+            p_hat = ops.softmax(logits, dim=-1).data.swapaxes(2, 3)[:, image, labels]                     # (L, T, Q)
+            l1 = xp.abs(b - b_hat).sum(axis=-1)
+            giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b), box_cxcywh_to_xyxy(b_hat))
+            return self.cost_bbox * l1 - self.cost_class * p_hat - self.cost_giou * giou
+
+
+def _plain(x: Any) -> Array:
+    return x.data if isinstance(x, Tensor) else x
+
+
+def _where_not_finite(cost: NDArray[np.float32], objects: Objects) -> str:
+    """In words; cost (L, T, Q)."""
+    bad = ~np.isfinite(cost)
+    layer, first, _ = np.argwhere(bad)[0]
+    image = objects.image[first]
+    queries = bad[layer, objects.image == image].any(axis=0)
+    where = f"in decoder layer {layer} of 0…{len(cost) - 1}" if len(cost) > 1 else "in the last decoder layer"
+    return (
+        f"{objects.names[image]} cannot be matched: {where}, the predictions of {queries.sum()} of its {len(queries)} "
+        "queries are infinite or NaN; unless the image's own pixels are, the training has diverged: go back to an "
+        "earlier checkpoint with a lower learning rate, a longer warm-up, or a smaller clip_grad (the paper has 0.1)"
+    )

@@ -1,0 +1,297 @@
+"""The Hungarian loss: against its formula written out, by differences, at every edge, and as in transformers."""
+
+import numpy as np
+import pytest
+
+import scratchvit as sv
+from scratchvit import ops
+from scratchvit.backend import asarray, asnumpy
+from scratchvit.detection import HungarianMatcher, SetCriterion
+from scratchvit.detection.matcher import Objects
+from scratchvit.errors import ScratchvitError
+from scratchvit.tensor import Tensor
+from tests import strict_array
+from tests.peers import import_transformers
+from tests.test_matcher import CLASSES, cost_of, random_targets
+
+NAMES = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+
+
+def make_criterion(**changed):
+    return SetCriterion(**{"num_classes": CLASSES, "matcher": HungarianMatcher(), **changed})
+
+
+def random_layers(layers, images, queries, seed, classes=CLASSES, dtype=np.float32):
+    """Arrays logits (L, B, Q, classes + 1) and boxes (L, B, Q, 4)."""
+    rng = np.random.default_rng(seed)
+    logits = 2 * rng.standard_normal((layers, images, queries, classes + 1))
+    return logits.astype(dtype), rng.uniform(0.1, 0.9, (layers, images, queries, 4)).astype(dtype)
+
+
+def as_outputs(logits, boxes):
+    """The dict that a model gives, of Tensors (or what is given) with the layer as the first axis."""
+    layers = [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes)]
+    return {**layers[-1], "aux_outputs": layers[:-1]}
+
+
+def leaves(logits, boxes):
+    return [Tensor(asarray(x), requires_grad=True) for x in (logits, boxes)]
+
+
+def written_out(logits, boxes, targets, pairs, eos_coef=0.1):
+    """Eq. 2 of one layer, query by query, in Python's float."""
+    ce = weights = l1 = giou = wrong = matched = 0.0
+    num_boxes = max(1, sum(len(target["labels"]) for target in targets))
+    for image, (queries, objects) in enumerate(pairs):
+        found = dict(zip(queries.tolist(), objects.tolist()))
+        for query, z in enumerate(logits[image].astype(float)):
+            label = targets[image]["labels"][found[query]] if query in found else CLASSES
+            weight = 1 if query in found else eos_coef
+            ce += weight * (np.log(np.exp(z).sum()) - z[label])
+            weights += weight
+            if query in found:
+                target = targets[image]["boxes"][found[query]].astype(float)
+                box = boxes[image, query]
+                l1 += cost_of(z, box, 0, target, (0, 1, 0)) / num_boxes
+                giou += (1 + cost_of(z, box, 0, target, (0, 0, 1))) / num_boxes
+                matched += 1
+                wrong += z.argmax() != label
+    cardinality = [
+        abs((logits[image].argmax(-1) != CLASSES).sum() - len(target["labels"])) for image, target in enumerate(targets)
+    ]
+    values = ce / weights, l1, giou, np.mean(cardinality)
+    return dict(zip(NAMES, values)), 100 * wrong / max(1, matched)
+
+
+@pytest.mark.parametrize("counts", [(3, 0, 1), (5, 7, 2), (0, 0, 0)], ids=["some", "more than queries", "none"])
+def test_each_loss_of_each_layer_is_that_written_out(device, counts):
+    logits, boxes = random_layers(3, 3, 5, 0)
+    targets = random_targets(counts, 1)
+    losses = make_criterion()(as_outputs(*leaves(logits, boxes)), targets)
+    assert set(losses) == {"class_error", *(name + suffix for name in NAMES for suffix in ("", "_0", "_1"))}
+    for layer, suffix in enumerate(("_0", "_1", "")):
+        of_layer = {"pred_logits": asarray(logits[layer]), "pred_boxes": asarray(boxes[layer])}
+        pairs = HungarianMatcher()(of_layer, targets)
+        expected, class_error = written_out(logits[layer], boxes[layer], targets, pairs)
+        for name, value in expected.items():
+            loss = losses[name + suffix]
+            assert loss.dtype == np.float32 and loss.shape == ()
+            assert float(loss.item()) == pytest.approx(value, rel=1e-5)
+    assert float(losses["class_error"]) == pytest.approx(class_error, rel=1e-5)
+
+
+def test_the_total_is_the_weighted_sum_over_all_layers(device):
+    weights = {"ce": 2, "bbox": 3.5, "giou": 0.25}
+    criterion = make_criterion(weights=weights)
+    losses = criterion(as_outputs(*leaves(*random_layers(4, 2, 6, 0))), random_targets((3, 2), 1))
+    total = criterion.total(losses)
+    by_hand = sum(weights[name.split("_")[1]] * x.item() for name, x in losses.items() if name.startswith("loss_"))
+    assert total.dtype == np.float32 and total.shape == ()
+    assert total.item() == pytest.approx(by_hand, rel=1e-6)
+    assert sum(name.startswith("loss_") for name in losses) == 12
+
+
+def test_a_model_without_auxiliary_outputs_has_one_layers_losses():
+    logits, boxes = leaves(*random_layers(1, 2, 4, 0))
+    losses = make_criterion()({"pred_logits": logits[0], "pred_boxes": boxes[0]}, random_targets((1, 2), 0))
+    assert set(losses) == {*NAMES, "class_error"}
+
+
+def test_each_layer_is_matched_anew():
+    """Layers that give the same set in another order have the same losses."""
+    logits, boxes = random_layers(1, 2, 6, 0)
+    order = np.random.default_rng(3).permutation(6)
+    logits, boxes = (np.concatenate([x, x[:, :, order]]) for x in (logits, boxes))
+    losses = make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((3, 4), 1))
+    for name in NAMES:
+        assert losses[name].item() == pytest.approx(losses[f"{name}_0"].item(), rel=1e-6)
+
+
+def test_gradients(device):
+    targets, criterion = random_targets((3, 0, 6), 1), make_criterion()
+
+    def loss(logits, boxes):
+        return criterion.total(criterion(as_outputs(logits, boxes), targets))
+
+    sv.gradcheck(loss, *random_layers(3, 3, 5, 0, dtype=np.float64))
+
+
+def test_gradients_are_float32_and_reach_only_the_matched_boxes(device):
+    logits, boxes = leaves(*random_layers(2, 2, 5, 0))
+    targets, criterion = random_targets((2, 1), 1), make_criterion()
+    outputs = as_outputs(logits, boxes)
+    criterion.total(criterion(outputs, targets)).backward()
+    assert logits.grad.dtype == boxes.grad.dtype == np.float32
+    assert asnumpy(logits.grad).all()
+    for layer, of_layer in enumerate((outputs["aux_outputs"][0], outputs)):
+        touched = [np.flatnonzero(asnumpy(boxes.grad)[layer, image].any(-1)).tolist() for image in range(2)]
+        assert touched == [queries.tolist() for queries, _ in HungarianMatcher()(of_layer, targets)]
+
+
+def test_a_step_waits_for_the_device_once():
+    sv.use(strict_array.STRICT)
+    try:
+        criterion, outputs = make_criterion(), as_outputs(*leaves(*random_layers(6, 3, 8, 0)))
+        before = strict_array.transfers
+        losses = criterion(outputs, random_targets((3, 0, 9), 1))
+        criterion.total(losses).backward()
+        assert strict_array.transfers - before == 1
+        assert {type(losses[name]) for name in ("class_error", "cardinality_error")} == {strict_array.StrictArray}
+    finally:
+        sv.use("cpu")
+
+
+def test_a_batch_without_any_object_teaches_only_that_there_is_none(device):
+    logits, boxes = leaves(*random_layers(2, 2, 5, 0))
+    criterion = make_criterion()
+    losses = criterion(as_outputs(logits, boxes), random_targets((0, 0), 0))
+    criterion.total(losses).backward()
+    assert losses["loss_bbox"].item() == losses["loss_giou_0"].item() == float(losses["class_error"]) == 0
+    assert not asnumpy(boxes.grad).any()
+    assert (asnumpy(logits.grad)[..., -1] < 0).all() and (asnumpy(logits.grad)[..., :-1] > 0).all()
+
+
+def test_no_object_may_count_nothing_at_all():
+    losses = [
+        make_criterion(eos_coef=0)(as_outputs(*leaves(*random_layers(1, 1, 5, 0))), random_targets((n,), 1))["loss_ce"]
+        for n in (0, 2)
+    ]
+    assert losses[0].item() == 0 and losses[1].item() > 0
+
+
+def test_predicted_boxes_of_no_size_have_finite_losses_and_gradients(device):
+    logits, boxes = random_layers(1, 2, 4, 0)
+    boxes[..., 2:] = 0
+    targets = random_targets((2, 2), 1)
+    targets[0]["boxes"] = boxes[0, 0, :2].copy()        # nor has the object, at the same place
+    logits, boxes = leaves(logits, boxes)
+    criterion = make_criterion()
+    total = criterion.total(criterion(as_outputs(logits, boxes), targets))
+    total.backward()
+    assert np.isfinite(total.item()) and np.isfinite(asnumpy(boxes.grad)).all() and asnumpy(boxes.grad).any()
+
+
+def test_perfect_predictions_lose_nothing(device):
+    targets = random_targets((3, 1), 0)
+    logits, boxes = np.full((1, 2, 4, CLASSES + 1), -30, np.float32), np.full((1, 2, 4, 4), 0.5, np.float32)
+    logits[..., -1] = 30
+    for image, target in enumerate(targets):
+        for i, label in enumerate(target["labels"]):        # in the last queries, from the back
+            logits[0, image, -1 - i, [label, -1]] = 30, -30
+            boxes[0, image, -1 - i] = target["boxes"][i]
+    losses = make_criterion()(as_outputs(*leaves(logits, boxes)), targets)
+    for name in (*NAMES, "class_error"):
+        assert float(losses[name].item()) == pytest.approx(0, abs=1e-6), name
+
+
+def test_processes_that_average_their_losses_of_boxes_have_those_of_the_whole_batch():
+    logits, boxes = random_layers(2, 4, 5, 0)
+    targets, criterion = random_targets((4, 3, 0, 2), 1), make_criterion()
+    whole = criterion(as_outputs(*leaves(logits, boxes)), targets)
+    parts = [
+        criterion(as_outputs(*leaves(logits[:, part], boxes[:, part])), targets[part], num_boxes=9 / 2)
+        for part in (slice(0, 2), slice(2, 4))
+    ]
+    for name in ("loss_bbox", "loss_giou", "loss_bbox_0", "loss_giou_0"):
+        assert (parts[0][name].item() + parts[1][name].item()) / 2 == pytest.approx(whole[name].item(), rel=1e-6)
+
+
+def test_less_than_one_box_counts_one():
+    logits, boxes = random_layers(1, 1, 5, 0)
+    losses = [
+        make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((1,), 1), num_boxes=n)["loss_bbox"].item()
+        for n in (None, 1, 0.25, 0)
+    ]
+    assert losses[0] > 0 and len(set(losses)) == 1
+
+
+def test_queries_that_learn_from_it_find_the_objects(device):
+    """Free numbers in place of a model: after some steps each object has one query, which knows its class and box."""
+    targets = random_targets((3, 0, 2), 4)
+    rng = np.random.default_rng(0)
+    logits = Tensor(rng.standard_normal((3, 6, CLASSES + 1)).astype(np.float32), requires_grad=True)
+    boxes = Tensor(rng.standard_normal((3, 6, 4)).astype(np.float32), requires_grad=True)
+    optimizer, criterion = sv.optim.AdamW([logits, boxes], lr=0.1, weight_decay=0.0), make_criterion()
+    for step in range(150):
+        optimizer.lr = 0.1 * (1 - step / 150)
+        optimizer.zero_grad()
+        losses = criterion({"pred_logits": logits, "pred_boxes": ops.sigmoid(boxes)}, targets)
+        criterion.total(losses).backward()
+        optimizer.step()
+    assert float(losses["cardinality_error"]) == float(losses["class_error"]) == 0
+    assert losses["loss_ce"].item() < 0.05 and losses["loss_giou"].item() < 0.05
+
+
+@pytest.mark.parametrize(("changed", "says"), [
+    ({"num_classes": 0}, "num_classes, of real classes without no-object, is 1 or more, not 0"),
+    ({"weights": {"ce": 1, "bbox": 5}}, "a number, 0 or more, for each of 'ce', 'bbox', 'giou', not"),
+    ({"weights": {"ce": 1, "bbox": 5, "giou": -2}}, "a number, 0 or more"),
+    ({"eos_coef": -0.1}, "eos_coef, the weight of no-object, is 0 or more, not -0.1"),
+    ({"eos_coef": float("nan")}, "eos_coef"),
+])  # fmt: skip
+def test_settings_out_of_range_are_refused(changed, says):
+    with pytest.raises(ScratchvitError, match=says):
+        make_criterion(**changed)
+
+
+def test_a_model_with_other_classes_is_refused():
+    outputs = as_outputs(*leaves(*random_layers(1, 1, 4, 0, classes=5)))
+    with pytest.raises(ScratchvitError, match="6 scores a query; for 3 classes and no-object they must be 4: build"):
+        make_criterion()(outputs, random_targets((1,), 0))
+
+
+# --- transformers ---------------------------------------------------------------------------------------------------
+
+
+def by_transformers(logits, boxes, targets, classes):
+    """(losses by name, matchings, gradients of logits and boxes) of its ImageLoss with its HungarianMatcher."""
+    torch = pytest.importorskip("torch")
+    from transformers.loss.loss_for_object_detection import HungarianMatcher as TheirMatcher
+    from transformers.loss.loss_for_object_detection import ImageLoss
+    logits, boxes = (torch.tensor(x, requires_grad=True) for x in (logits, boxes))
+    matchings = []
+
+    def matcher(outputs, targets):
+        if not any(len(target["boxes"]) for target in targets):     # at which theirs fails
+            none = torch.zeros(0, dtype=torch.int64)
+            matchings.append([(none, none)] * len(targets))
+        else:
+            matchings.append(TheirMatcher(class_cost=1, bbox_cost=5, giou_cost=2)(outputs, targets))
+        return matchings[-1]
+
+    criterion = ImageLoss(matcher, classes, eos_coef=0.1, losses=["labels", "boxes", "cardinality"])
+    layers = [{"logits": l, "pred_boxes": b} for l, b in zip(logits, boxes)]
+    losses = criterion({**layers[-1], "auxiliary_outputs": layers[:-1]}, [
+        {"class_labels": torch.tensor(target["labels"]), "boxes": torch.tensor(target["boxes"])} for target in targets
+    ])  # fmt: skip
+    weights = {"ce": 1, "bbox": 5, "giou": 2}
+    sum(weights[name.split("_")[1]] * x for name, x in losses.items() if name.startswith("loss_")).backward()
+    last, *before = matchings
+    return {name: x.item() for name, x in losses.items()}, [*before, last], (logits.grad, boxes.grad)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize("first_seed", range(0, 100, 20))
+def test_as_in_transformers_for_100_random_sets(device, first_seed):
+    import_transformers()
+    for seed in range(first_seed, first_seed + 20):
+        rng = np.random.default_rng(seed)
+        classes, images, queries, layers = (int(rng.integers(1, n)) for n in (20, 5, 15, 4))
+        counts = rng.integers(0, 2 * queries, images) * rng.integers(0, 2, images)     # half of the images are empty
+        targets = random_targets(counts, seed, classes)
+        logits, boxes = random_layers(layers, images, queries, seed, classes)
+        expected, matchings, gradients = by_transformers(logits, boxes, targets, classes)
+
+        criterion, leaf = make_criterion(num_classes=classes), leaves(logits, boxes)
+        losses = criterion(as_outputs(*leaf), targets)
+        criterion.total(losses).backward()
+        assert set(losses) == {*expected, "class_error"}
+        for name, value in expected.items():
+            assert float(losses[name].item()) == pytest.approx(value, rel=1e-5, abs=1e-7), (seed, name)
+        ours = HungarianMatcher().match_layers(*(x.data for x in leaf), Objects.of(targets, classes))
+        for of_layer, theirs in zip(ours, matchings, strict=True):
+            for pair, their_pair in zip(of_layer, theirs, strict=True):
+                np.testing.assert_array_equal(pair, their_pair)
+        for tensor, gradient in zip(leaf, gradients):
+            gradient = gradient.numpy()
+            np.testing.assert_allclose(asnumpy(tensor.grad), gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())
