@@ -89,6 +89,8 @@ def test_every_op_in_a_row(capsys):
         ("layers.2.blocks.5.mlp.fc1", "layers.2.blocks.5"), ("layers.1.downsample.norm", "layers.1"),
         ("layer2.0.downsample.1", "layer2.0"), ("transformer.h.3.attn", "transformer.h.3"),
         ("patch_embed.backbone.stages.0.blocks.1.conv2", "patch_embed.backbone.stages.0.blocks.1"),
+        ("backbone.0.body.layer3.1.conv2", "backbone.0.body.layer3.1"), ("backbone.0.body.conv1", "backbone.0"),
+        ("transformer.decoder.layers.2.multihead_attn", "transformer.decoder.layers.2"),
     ],
 )  # fmt: skip
 def test_a_layer_ends_with_the_number_of_a_block(path, layer):

@@ -38,6 +38,7 @@ MODELS = {
     "hybrid with stages": ("vit_small_r26_s32_224", {**SMALL, "img_size": 64}),
     "ResNet": ("resnet18", {"num_classes": 5}),
     "ResNet, other stages": ("resnet18", {"num_classes": 5, "layers": (1, 1, 2, 1), "frozen_bn": True}),
+    "ResNet, other widths": ("resnet18", {"num_classes": 5, "layers": (1, 1, 1, 1), "channels": (16, 24, 32, 40)}),
     "BiT": ("resnetv2_50x1_bit", {"num_classes": 5, "in_chans": 1}),
 }
 

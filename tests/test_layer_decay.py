@@ -80,12 +80,15 @@ def test_layers_of_a_model(name, options, layers):
     }
 
 
+LAST = ("head", "fc.", "lm_head", "class_embed.", "bbox_embed.")
+
+
 def test_every_model_tells_its_layers():
     with nn.init.without_weights():
         for name in sv.list_models():
             layers = layers_by_name(sv.create_model(name))
             last = {parameter for parameter, layer in layers.items() if layer == max(layers.values())}
-            assert max(layers.values()) > 4 and all(p.startswith(("head", "fc.", "lm_head")) for p in last), name
+            assert max(layers.values()) > 4 and all(p.startswith(LAST) for p in last), name
 
 
 def test_what_decays_is_the_same_with_and_without_layers():

@@ -75,8 +75,11 @@ def _layers(model: Module, found: Cost, peak: PeakMemory) -> list[Row]:
 
 
 def layer_of(path: str) -> str:
-    """Up to the number of a block: "blocks.0.attn.qkv" is in "blocks.0", "patch_embed.proj" in "patch_embed"."""
-    numbered = re.match(r"(?:[^.]+\.)*?\d+(?:\.blocks\.\d+)?(?=\.|$)", path)
+    """Up to the number of a block: "blocks.0.attn.qkv" is in "blocks.0", "patch_embed.proj" in "patch_embed".
+
+    The blocks of a DETR's backbone come after a number of its own.
+    """
+    numbered = re.match(r"(?:backbone\.0\.body\.)?(?:[^.]+\.)*?\d+(?:\.blocks\.\d+)?(?=\.|$)", path)
     return numbered[0] if numbered else path.partition(".")[0]
 
 

@@ -16,6 +16,7 @@ from scratchvit.cli.options import Parser, add_device
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_classifies
 from scratchvit.tensor import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights.labels import class_names
@@ -123,6 +124,7 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
         raise ScratchvitError(f"{path} says itself which model it is of: leave out --model")
     model: Any
     model, checkpoint = model_from_checkpoint(path)
+    check_classifies(checkpoint.model_name, model.config)
     about, num_classes = checkpoint.data, model.config.num_classes
     if not num_classes:
         raise ScratchvitError(f"{path} is of {checkpoint.model_name}, which tells no classes apart: take a classifier")
@@ -144,6 +146,7 @@ def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifi
     model: Any
     model, name, report = open_model(path, name)
     config = model.config
+    check_classifies(name, config)
     if not config.num_classes:
         raise ScratchvitError(f"{path} has no head to tell classes apart: take weights that were trained to classify")
     if config.in_chans not in MODES:

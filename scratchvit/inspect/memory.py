@@ -87,13 +87,26 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
 
 def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
     """A step but for the optimiser's part, which needs nothing new. What the graph holds in the middle, by module."""
-    labels = np.zeros(len(images), np.int64)
-    if getattr(model, "generative", False):         # iGPT learns the images themselves
-        labels = model.tokens(images)
-    loss = ops.cross_entropy(model(Tensor(images)), labels)
+    if getattr(getattr(model, "config", None), "detects", False):
+        loss = _of_all_boxes(model(Tensor(images)))
+    else:
+        labels = np.zeros(len(images), np.int64)
+        if getattr(model, "generative", False):     # iGPT learns the images themselves
+            labels = model.tokens(images)
+        loss = ops.cross_entropy(model(Tensor(images)), labels)
     kept = dict(+account.by_path)
     loss.backward(account.new(loss.shape, loss.dtype))
     return kept
+
+
+def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
+    """A loss of all classes and boxes of a detector, each of its own object: matching them would need their values."""
+    losses = []
+    for layer in (outputs, *outputs["aux_outputs"]):
+        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
+        losses.append(ops.cross_entropy(logits.transpose(1, 2), np.zeros(boxes.shape[:2], np.int64)))
+        losses.append(ops.l1_loss(boxes, np.zeros(boxes.shape, boxes.dtype)))
+    return sum(losses[1:], losses[0])
 
 
 # --- running without computing ----------------------------------------------------------------------------------------

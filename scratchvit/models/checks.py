@@ -26,6 +26,15 @@ def check_numbers(config: Any) -> None:
         raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
 
 
+def check_classifies(name: str, config: Any) -> None:
+    """Raise ScratchvitError for a detector, where the class of a whole picture is asked for. config: the model's."""
+    if getattr(config, "detects", False):
+        raise ScratchvitError(
+            f"{name} is a detector, it finds boxes and has no one class for a picture: take a classifier here; a "
+            "detector is used from Python as yet, with scratchvit.detection"
+        )
+
+
 def check_out_indices(config: Any) -> None:
     """Raise ScratchvitError unless the out_indices of a ResNet name maps that it has and is to give."""
     indices, stages = config.out_indices, len(config.layers)

@@ -49,6 +49,7 @@ class ResNetConfig:
 
     layers: tuple[int, ...] = (3, 4, 6, 3)  # blocks of each stage
     bottleneck: bool = True         # blocks of 1×1, 3×3, 1×1 convolutions (the last fourfold); False: of two 3×3
+    channels: tuple[int, ...] = (64, 128, 256, 512)     # of the 3×3 convolutions of each stage
     img_size: int | tuple[int, int] = 224   # what it is meant for; the model takes images of any size
     in_chans: int = 3
     num_classes: int = 1000         # 0: no head, the pooled features come out
@@ -170,7 +171,7 @@ class ResNet(nn.Module):
         last_stage = max(config.out_indices) if config.features_only else 4
         stage_stride, dilation = 1 if config.small_stem else 4, 1
         for stage, depth in enumerate(config.layers[:last_stage], start=1):
-            width, stride, before = 64 * 2 ** (stage - 1), 1 if stage == 1 else 2, dilation
+            width, stride, before = config.channels[stage - 1], 1 if stage == 1 else 2, dilation
             if stage_stride * stride > config.output_stride:
                 # To meet, without shrinking the map, what a stride would have let it meet, the kernels of all later
                 # blocks reach twice as far.
@@ -254,6 +255,8 @@ def _check(config: ResNetConfig) -> None:
     check_numbers(config)
     if len(config.layers) != 4 or min(config.layers) < 1:
         raise ScratchvitError(f"layers gives the blocks of four stages, at least one in each, not {config.layers}")
+    if len(config.channels) != 4 or min(config.channels) < 1:
+        raise ScratchvitError(f"channels gives the width of four stages, at least 1 in each, not {config.channels}")
     if config.output_stride not in (8, 16, 32):
         raise ScratchvitError(f"output_stride is 32, 16 or 8, not {config.output_stride}")
     if config.small_stem and config.output_stride != 32:

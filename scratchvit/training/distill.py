@@ -27,6 +27,7 @@ import numpy as np
 from scratchvit import ops
 from scratchvit.backend import Array, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.tensor import Tensor, no_grad
@@ -136,6 +137,7 @@ class Teacher:
             if model is not None:
                 raise ScratchvitError(f"{path} says itself which model it is of: leave the teacher's name out")
             net, checkpoint = model_from_checkpoint(path)
+            check_classifies(checkpoint.model_name, net.config)
             mean, std = checkpoint.data["mean"], checkpoint.data["std"]
             if (known := list(checkpoint.data["classes"])) != classes:
                 raise ScratchvitError(
@@ -144,6 +146,7 @@ class Teacher:
                 )
         else:
             net, name = model_from_weights(path, model, in_chans=channels)
+            check_classifies(name, net.config)
             expected = preprocessing_for(name, path, in_chans=channels).to_timm()
             mean, std = expected["mean"], expected["std"]
         if net.config.num_classes != len(classes):

@@ -26,6 +26,7 @@ from scratchvit.data import (
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
+from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.nn import Module
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
@@ -222,6 +223,7 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optim.Schedule:
 
 def check(config: TrainConfig) -> None:
     """Raise ScratchvitError for a setting out of its range, before anything is loaded."""
+    check_classifies(config.model, model_config(config.model))
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         choices = field.metadata.get("choices")

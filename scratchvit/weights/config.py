@@ -75,7 +75,7 @@ def _checked(found: Described) -> Described:
 
 def _is_like(preset: Any, key: str, value: Any) -> bool:
     def fits(number: Any, smallest: int = 0) -> bool:
-        largest = MOST_BLOCKS if key in ("depth", "depths", "layers") else LARGEST
+        largest = MOST_BLOCKS if key in ("depth", "depths", "layers", "enc_layers", "dec_layers") else LARGEST
         return type(number) in (int, float) and smallest <= number <= largest
 
     match preset:
@@ -117,8 +117,10 @@ def _from_huggingface(config: Mapping[str, Any]) -> Described:
         return _from_huggingface_swin(_SWIN | dict(config), second=kind == "swinv2")
     if kind == "imagegpt":
         return _from_huggingface_imagegpt(_IMAGEGPT | dict(config))
+    if kind == "detr":
+        return _from_huggingface_detr(_DETR | dict(config))
     raise ScratchvitError(
-        f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet, BiT, Swin, Swin V2 and ImageGPT are"
+        f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT and DETR are"
     )
 
 
@@ -140,6 +142,12 @@ _IMAGEGPT = {
     "vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8, "n_inner": None,
     "activation_function": "quick_gelu", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
+}  # fmt: skip
+_DETR = {
+    "num_channels": 3, "num_queries": 100, "d_model": 256, "encoder_layers": 6, "decoder_layers": 6,
+    "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048,
+    "activation_function": "relu", "position_embedding_type": "sine", "dropout": 0.1, "dilation": False,
+    "backbone": "resnet50", "backbone_config": None,
 }  # fmt: skip
 _SWIN = {
     "image_size": 224, "patch_size": 4, "num_channels": 3, "embed_dim": 96, "depths": [2, 2, 6, 2],
@@ -207,6 +215,29 @@ def _from_huggingface_imagegpt(given: Mapping[str, Any]) -> Described:
         "num_heads": given["n_head"],
     }  # fmt: skip
     return _nearest("igpt_*", options)
+
+
+def _from_huggingface_detr(given: Mapping[str, Any]) -> Described:
+    _require(
+        given, activation_function="relu", position_embedding_type="sine",
+        decoder_attention_heads=given["encoder_attention_heads"], decoder_ffn_dim=given["encoder_ffn_dim"],
+    )  # fmt: skip
+    cnn = dict(given["backbone_config"] or {})
+    if cnn.get("model_type") == "resnet":
+        resnet, dilation = _from_huggingface_resnet(_RESNET | cnn).options, False
+    else:                       # timm's, by name
+        name = cnn.get("backbone") or given["backbone"]
+        if name not in list_models("resnet*"):
+            raise ScratchvitError(f"its backbone is {short(str(name))}, of a DETR here it is a ResNet")
+        dilation = bool(given["dilation"]) or cnn.get("output_stride", 32) == 16
+        resnet = {key: getattr(model_config(name), key) for key in ("layers", "bottleneck")}
+    options = {
+        **resnet, "dilation": dilation, "in_chans": given["num_channels"], "num_queries": given["num_queries"],
+        "hidden_dim": given["d_model"], "nheads": given["encoder_attention_heads"], "dropout": given["dropout"],
+        "enc_layers": given["encoder_layers"], "dec_layers": given["decoder_layers"],
+        "dim_feedforward": given["encoder_ffn_dim"],
+    }  # fmt: skip
+    return _nearest("detr_*", options)
 
 
 def _require(given: Mapping[str, Any], **expected: Any) -> None:

@@ -15,7 +15,7 @@ from scratchvit.nn import Module, init
 from scratchvit.weights.config import describe, image_size
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.fit import LoadReport, fit, positions_in
-from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, looks_like
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, classes_in, looks_like
 from scratchvit.weights.names import Renamed, Weights, recognise
 
 
@@ -118,9 +118,12 @@ def _palette_beside(path: Path) -> Weights:
 
 
 def _sizes_of(name: str, weights: Weights) -> dict[str, Any]:
-    """The numbers of classes and input channels and the patch size, which the tensors themselves tell."""
-    head = next((weights[key] for key in HEAD_WEIGHTS if key in weights), None)
-    sizes: dict[str, Any] = {"num_classes": len(head) if head is not None and head.ndim else 0}
+    """The numbers of classes, input channels and object queries and the patch size, which the tensors tell."""
+    head = next((key for key in HEAD_WEIGHTS if key in weights), None)
+    sizes: dict[str, Any] = {"num_classes": classes_in(head, weights[head].shape) if head else 0}
+    queries = weights.get("query_embed.weight")
+    if queries is not None and queries.ndim == 2 and hasattr(model_config(name), "num_queries"):
+        sizes["num_queries"] = len(queries)
     first = next((weights[key] for key in FIRST_KERNELS if key in weights), None)
     if first is not None and first.ndim == 4:
         sizes["in_chans"] = first.shape[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,14 +16,14 @@ from scratchvit.weights.arrays import readable
 from scratchvit.weights.names import Renamed
 
 MOST_NAMED = 1000       # in one list of an error: no model has as many, once blocks are grouped
-HEAD = re.compile(r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score)\.(?:weight|bias)")
-#  of classes, in ViTs, Swins, MViT, ResNets, iGPT
-HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "score.weight")
+HEAD = re.compile(r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed)\.(?:weight|bias)")
+#  of classes, in ViTs, Swins, MViT, ResNets, iGPT, DETR
+HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "score.weight", "class_embed.weight")
 
-# Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets.
+# Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets, DETR.
 FIRST_KERNELS = (
     "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight",
-    "stem.conv.weight", "conv1.weight",
+    "stem.conv.weight", "conv1.weight", "backbone.0.body.conv1.weight",
 )  # fmt: skip
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -74,6 +74,12 @@ def complain(
             f"{': ' + cause if cause else ''}"
             + "".join(f"\n  {what}: {', '.join(names)}" for what, names in lists.items() if names)
         )
+
+
+def classes_in(name: str, shape: Sequence[int]) -> int:
+    """The classes that one of HEAD_WEIGHTS, of that shape, tells apart. A DETR's last row is for no object."""
+    rows = shape[0] if shape else 0
+    return max(rows - 1, 0) if name == "class_embed.weight" else rows
 
 
 def grouped(names: Iterable[str]) -> list[str]:
@@ -188,11 +194,10 @@ def _other_head(found: Misfit) -> str:
             continue
         if name not in found.theirs:
             return "the file has no head: new_head=True (--new-head) leaves the model's as it was drawn"
-        classes, wanted = found.theirs[name][:1], found.ours[name][:1]
-        if classes != wanted:
-            known = classes[0] if classes else 0
+        known, wanted = (classes_in(name, shapes[name]) for shapes in (found.theirs, found.ours))
+        if known != wanted:
             return (
-                f"its head knows {known} classes, the model's {wanted[0]}: create the model with num_classes={known}, "
+                f"its head knows {known} classes, the model's {wanted}: create the model with num_classes={known}, "
                 "or leave its head as it was drawn (new_head=True, --new-head)"
             )
     return ""

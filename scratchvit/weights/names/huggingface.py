@@ -1,8 +1,8 @@
-"""Hugging Face transformers: ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, with and without the head's model around.
+"""Hugging Face transformers: ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, DETR, with and without the head's model.
 
-transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`) and of Swin, but goes on writing files with
-the names of version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state dictionary that
-somebody saved by hand. Both are here.
+transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`), of Swin and of DETR, but goes on writing
+files with the names of version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state
+dictionary that somebody saved by hand. Both are here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import re
 
 import numpy as np
 
+from scratchvit.weights.names.facebook import SEGMENTATION
 from scratchvit.weights.names.layout import COMPUTED, Layout, Weights, merged_at_the_start
 
 _LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
@@ -152,3 +153,37 @@ IMAGE_GPT = Layout(
     names=((r"((?:wte|wpe|h|ln_f)\..+)", r"transformer.\1"),),
     left_out=(r"h\.\d+\.attn\.(?:masked_)?bias",),        # causal masks, in files of version 4
 )
+
+
+_CNN = r"backbone\.(?:conv_encoder\.)?model\."
+_OF_DETR = r"(encoder|decoder)\.layers\.(\d+)\."
+
+DETR = Layout(
+    owner="Hugging Face (DETR)",
+    prefix=r"detr\.model\.|detr\.|model\.",
+    mark=r"query_position_embeddings\.weight",
+    names=(
+        *((_CNN + theirs, f"backbone.0.body.{ours}") for theirs, ours in RESNET.names),     # of their own ResNet,
+        (_CNN + r"(.+)",                                r"backbone.0.body.\1"),             # of timm's
+        (r"input_projection\.(.+)",                     r"input_proj.\1"),
+        (r"query_position_embeddings\.(.+)",            r"query_embed.\1"),
+        (_OF_DETR + r"self_attn\.q_proj\.(.+)",         r"transformer.\1.layers.\2.self_attn.in_proj_\3:0"),
+        (_OF_DETR + r"self_attn\.k_proj\.(.+)",         r"transformer.\1.layers.\2.self_attn.in_proj_\3:1"),
+        (_OF_DETR + r"self_attn\.v_proj\.(.+)",         r"transformer.\1.layers.\2.self_attn.in_proj_\3:2"),
+        (_OF_DETR + r"self_attn\.(?:out|o)_proj\.(.+)", r"transformer.\1.layers.\2.self_attn.out_proj.\3"),
+        (_OF_DETR + r"encoder_attn\.q_proj\.(.+)",      r"transformer.\1.layers.\2.multihead_attn.in_proj_\3:0"),
+        (_OF_DETR + r"encoder_attn\.k_proj\.(.+)",      r"transformer.\1.layers.\2.multihead_attn.in_proj_\3:1"),
+        (_OF_DETR + r"encoder_attn\.v_proj\.(.+)",      r"transformer.\1.layers.\2.multihead_attn.in_proj_\3:2"),
+        (_OF_DETR + r"encoder_attn\.(?:out|o)_proj\.(.+)", r"transformer.\1.layers.\2.multihead_attn.out_proj.\3"),
+        (_OF_DETR + r"(?:mlp\.)?fc([12])\.(.+)",        r"transformer.\1.layers.\2.linear\3.\4"),
+        (_OF_DETR + r"self_attn_layer_norm\.(.+)",      r"transformer.\1.layers.\2.norm1.\3"),
+        (_OF_DETR + r"encoder_attn_layer_norm\.(.+)",   r"transformer.\1.layers.\2.norm2.\3"),
+        (r"encoder\.layers\.(\d+)\.final_layer_norm\.(.+)", r"transformer.encoder.layers.\1.norm2.\2"),
+        (r"decoder\.layers\.(\d+)\.final_layer_norm\.(.+)", r"transformer.decoder.layers.\1.norm3.\2"),
+        (r"decoder\.layernorm\.(.+)",                   r"transformer.decoder.norm.\1"),
+        (r"class_labels_classifier\.(.+)",              r"class_embed.\1"),
+        (r"bbox_predictor\.(.+)",                       r"bbox_embed.\1"),
+    ),
+    left_out=SEGMENTATION,
+    spell=_counted_from_one,
+)  # fmt: skip
