@@ -1,0 +1,166 @@
+"""YOLO's text folders (Redmon's darknet, and what has come after it): one text file a picture.
+
+    images/train/0001.jpg     labels/train/0001.txt     (or train/images/…, train/labels/…; val is also called valid)
+    data.yaml with names, or classes.txt with a name a line
+
+A line of a text file is one object: class cx cy w h, the box in 0 … 1 of the picture. A picture without a text file, or
+with an empty one, has no objects: that is how this format says so.
+
+Of data.yaml only `names` is read, in the forms in which tools write it ([a, b], {0: a}, and one a line), by a few lines
+here: a YAML reader would be a dependency for one list. The paths that it may have are of another computer more often
+than not, and are not looked at.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from scratchvit.data.folder import SUFFIXES
+from scratchvit.detection.annotations import AnnotatedPictures
+from scratchvit.detection.reading import PART_NAMES, AnnotationList, Faults, picture_size, read_lines
+from scratchvit.errors import ScratchvitError
+
+Names = dict[int, str]      # class in the text files → name
+
+
+def part_folders(root: Path, part: str) -> tuple[Path, Path] | None:
+    """The folders of pictures and of text files of "train", "val" or "test"; None where there are none."""
+    for name in PART_NAMES[part]:
+        for pictures, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
+            if (root / pictures.format(name)).is_dir():
+                return root / pictures.format(name), root / labels.format(name)
+    return None
+
+
+def read_yolo(root: Path, part: str, names: Names, *, skip_bad: bool = False) -> AnnotatedPictures:
+    """The pictures of "train", "val" or "test", sorted by name. Image ids are 1, 2, …; category ids those of the files.
+
+    names       of the classes; see `read_names`
+    skip_bad    leave out bad entries, and pictures that do not decode
+
+    Raises ScratchvitError for a bad entry, a text file without a picture among them, and always without text files.
+    """
+    folders = part_folders(root, part)
+    if folders is None or not folders[1].is_dir():
+        raise ScratchvitError(f"{root}: has no folders images/{part} and labels/{part}.")
+    pictures = sorted(
+        path for path in folders[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
+    )
+    texts = {path.stem: path for path in sorted(folders[1].glob("*.txt")) if path.name != "classes.txt"}
+    if not texts:
+        raise ScratchvitError(f"{folders[1]}: has no text files, so nothing is known about {folders[0]}.")
+    faults = Faults(skip_bad)
+    for stem in sorted(texts.keys() - {path.stem for path in pictures}):
+        faults.bad(f"{texts[stem]}: there is no picture {folders[0] / stem}.jpg")
+    labels = {number: label for label, number in enumerate(names)}
+
+    paths, objects = [], []
+    bare = 0
+    for path in pictures:
+        try:
+            size = picture_size(path)
+        except ScratchvitError as error:
+            faults.undecodable(error)
+            continue
+        found = AnnotationList()
+        if path.stem in texts:
+            try:
+                lines = texts[path.stem].read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                faults.bad(f"{texts[path.stem]}: cannot be read ({error})", then="to leave such pictures out")
+                continue
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    _add(line.strip(), found, labels, size, f"{texts[path.stem]}: line {number}", faults)
+        bare += path.stem not in texts
+        paths.append(path)
+        objects.append(found.annotations(len(paths), path.name, size))
+    if bare:
+        faults.notes.append(f"{folders[0]}: {bare} of {len(paths)} pictures have no text file, so no objects.")
+    dataset = AnnotatedPictures(
+        str(folders[0]), paths, objects, [*names.values()], [*names], faults.notes, faults.skipped
+    )
+    return dataset.without_bad() if skip_bad else dataset
+
+
+def _add(
+    line: str, found: AnnotationList, labels: dict[int, int], size: tuple[int, int], where: str, faults: Faults
+) -> None:
+    height, width = size
+    where += f": {line[:60]!r}"
+    try:
+        category, cx, cy, w, h = map(float, line.split())
+    except ValueError:
+        faults.bad(f"{where} is not the five numbers class cx cy w h")
+        return
+    if category not in labels:
+        faults.bad(f"{where} has the unknown class {category:g}; known are {', '.join(map(str, labels))}")
+    elif max(abs(cx), abs(cy), abs(w), abs(h)) > 2:
+        faults.bad(f"{where} is not in 0 … 1 of the picture; pixels must be divided by its size")
+    else:
+        corners = (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
+        box = faults.box(corners, size, where)
+        if box:
+            found.add(box, labels[int(category)])
+
+
+def read_names(root: Path) -> Names:
+    """The classes of classes.txt, or of data.yaml (or the only other .yaml). Raises ScratchvitError without them."""
+    listing = root / "classes.txt"
+    if listing.is_file():
+        names = dict(enumerate(read_lines(listing)))
+    else:
+        files = sorted({*root.glob("*.yaml"), *root.glob("*.yml")})
+        listing = root / "data.yaml" if len(files) != 1 else files[0]
+        if not listing.is_file():
+            raise ScratchvitError(f"{root}: has neither classes.txt, with the name of a class a line, nor data.yaml.")
+        names = parse_names(listing.read_text(encoding="utf-8")) or {}
+    if not names:
+        raise ScratchvitError(
+            f"{listing}: no names of classes were found in it; write them into {root / 'classes.txt'}, one a line."
+        )
+    return dict(sorted(names.items()))
+
+
+def parse_names(text: str) -> Names | None:
+    """What data.yaml says under `names`, or None where it is not in one of the forms named above."""
+    lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text.splitlines()]
+    start = next((place for place, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
+    if start is None:
+        return None
+    first = lines[start].split(":", 1)[1].strip()
+    if first:       # [a, b] or {0: a, 1: b}, perhaps over several lines
+        whole = " ".join([first, *lines[start + 1 :]])
+        end = whole.find("]" if whole[0] == "[" else "}")
+        if whole[0] not in "[{" or end < 0:
+            return None
+        entries = _split(whole[1:end])
+        return _numbered(entries) if whole[0] == "{" else dict(enumerate(map(_unquoted, entries)))
+    block = []
+    for line in lines[start + 1 :]:
+        if line and not line[0].isspace() and line[0] != "-":
+            break
+        if line:
+            block.append(line.strip())
+    if all(line.startswith("- ") for line in block):
+        return dict(enumerate(_unquoted(line[2:]) for line in block))
+    return _numbered(block)
+
+
+def _split(text: str) -> list[str]:
+    """At the commas that are not within quotes; a comma after the last adds nothing."""
+    return [part for part in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,'"])+""", text) if part.strip()]
+
+
+def _numbered(entries: list[str]) -> Names | None:
+    """Of `0: name` each."""
+    pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(.+)", entry) for entry in entries]
+    if not all(pairs):
+        return None
+    return {int(pair[1]): _unquoted(pair[2]) for pair in pairs if pair}
+
+
+def _unquoted(name: str) -> str:
+    name = name.strip()
+    return name[1:-1] if len(name) > 1 and name[0] == name[-1] and name[0] in "'\"" else name

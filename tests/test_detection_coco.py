@@ -1,0 +1,239 @@
+"""COCO's JSON: what is read, how ids are mapped there and back, and what is said of every bad entry."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from scratchvit.detection.coco import read_coco
+from scratchvit.detection.transforms import View
+from scratchvit.errors import ScratchvitError
+from tests.detection_samples import coco, write_coco
+
+
+def read(path, **options):
+    return read_coco(path, [path.parent, path.parents[1] / path.stem.removeprefix("instances_")], **options)
+
+
+def read_with(tmp_path, *, skip_bad=False, annotations=(), images=(), **changes):
+    """The sample with a first annotation and image changed by these keys, or lists appended to."""
+    content = coco()
+    content["annotations"][0] |= changes
+    path = write_coco(tmp_path, content=content)
+    content["annotations"] += annotations       # what is appended has no picture written for it
+    content["images"] += images
+    path.write_text(json.dumps(content))
+    return read(path, skip_bad=skip_bad)
+
+
+def test_boxes_labels_and_sizes(tmp_path):
+    data = read(write_coco(tmp_path))
+    assert (len(data), data.classes, data.category_ids) == (2, ("ant", "cat"), (3, 7))
+    one = data.annotations(1)
+    assert (one.image_id, one.file_name, one.size) == (11, "1.png", (30, 40))
+    assert one.boxes.dtype == np.float64
+    assert one.boxes.tolist() == [[4, 6, 14, 18], [20.5, 3, 40, 11]]
+    assert one.labels.dtype == np.int64
+    assert one.labels.tolist() == [1, 0]
+    assert one.areas.tolist() == [5.5, 5.5]
+    assert (data.picture(0).mode, data.picture(0).size) == ("RGB", (40, 30))
+
+
+def test_a_target_is_what_the_model_is_to_find(tmp_path):
+    target = read(write_coco(tmp_path)).target(0)
+    assert target.keys() == {"labels", "boxes", "image_id", "orig_size", "size"}
+    assert target["boxes"].dtype == np.float32
+    pixels = target["boxes"] * np.float32([40, 30, 40, 30])
+    np.testing.assert_allclose(pixels, [[9, 12, 10, 12], [30.25, 7, 19.5, 8]], rtol=1e-6)
+    assert (target["image_id"], target["orig_size"], target["size"]) == (10, (30, 40), (30, 40))
+
+
+def test_what_a_view_does_not_show_is_not_in_its_target(tmp_path):
+    one = read(write_coco(tmp_path)).annotations(0)
+    target = one.target(View.whole(one.size).cropped(0, 15, 20, 25))        # cuts off the first box
+    assert target["labels"].tolist() == [0]
+    np.testing.assert_allclose(target["boxes"], [[15.25 / 25, 7 / 20, 19.5 / 25, 8 / 20]], rtol=1e-6)
+    assert (target["orig_size"], target["size"]) == ((30, 40), (20, 25))
+
+
+def test_the_ground_truth_is_the_file_again(tmp_path):
+    content = coco()
+    content["annotations"][1]["iscrowd"] = 1
+    content["images"].append({"id": 50, "file_name": "none.png", "width": 40, "height": 30})
+    truth = read(write_coco(tmp_path, content=content)).ground_truth()
+    assert truth["images"] == content["images"]
+    assert truth["categories"] == sorted(content["categories"], key=lambda entry: entry["id"])
+    assert [entry.pop("id") for entry in truth["annotations"]] == [1, 2, 3, 4]      # 0 would be no match to pycocotools
+    assert truth["annotations"] == [{k: v for k, v in entry.items() if k != "id"} for entry in content["annotations"]]
+
+
+def test_crowds_are_for_evaluation_only(tmp_path):
+    data = read_with(tmp_path, iscrowd=1)
+    assert data.annotations(0).crowd.tolist() == [True, False]
+    assert data.target(0)["labels"].tolist() == [0]
+
+
+def test_a_picture_without_boxes_is_kept(tmp_path):
+    data = read(write_coco(tmp_path, content=coco(annotations=[])))
+    assert len(data) == 2
+    assert data.target(1)["boxes"].shape == (0, 4)
+    assert data.target(1)["labels"].shape == (0,)
+    assert data.ground_truth()["annotations"] == []
+
+
+def test_the_size_comes_from_the_picture_where_the_file_has_none(tmp_path):
+    content = coco()
+    path = write_coco(tmp_path, content=content)
+    exif = Image.Exif()
+    exif[0x0112] = 6        # lying on its side
+    Image.new("RGB", (40, 30)).save(tmp_path / "train" / "0.png", exif=exif)
+    content["images"] = [{"id": 10, "file_name": "0.png"}]
+    content["annotations"] = []
+    path.write_text(json.dumps(content))
+    data = read(path)
+    assert data.size(0) == (40, 30)
+    assert data.picture(0).size == (30, 40)
+
+
+@pytest.mark.parametrize("missing", [{"area": None}, {"area": "large"}, {"area": float("nan")}])
+def test_an_area_that_is_none_is_the_box_s(tmp_path, missing):
+    assert read_with(tmp_path, **missing).annotations(0).areas.tolist() == [120, 5.5]
+
+
+@pytest.mark.parametrize(
+    ("bbox", "said"),
+    [([4, 6, 0, 12], "no width or no height"), ([4, 6, 10, 0], "no width or no height"), (None, "has no box"),
+     ([], "has no box")],
+)  # fmt: skip
+def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, bbox, said):
+    data = read_with(tmp_path, bbox=bbox)
+    (note,) = data.notes
+    assert "instances_train.json: annotations[0] (id 100), 0.png" in note
+    assert said in note
+    assert data.skipped == ()
+    assert data.annotations(0).labels.tolist() == [0]
+
+
+def test_a_pixel_outside_is_rounding(tmp_path):
+    data = read_with(tmp_path, bbox=[-0.9, -1, 41.9, 31.9])
+    assert data.skipped == data.notes == ()
+    assert data.ground_truth()["annotations"][0]["bbox"] == pytest.approx([-0.9, -1, 41.9, 31.9])     # as it was
+    assert data.target(0)["boxes"][0].tolist() == [0.5, 0.5, 1, 1]
+
+
+BAD_ENTRIES = [
+    ({"bbox": [4, 6, -10, 12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has its sides reversed"),
+    ({"bbox": [4, 6, 10, -12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has its sides reversed"),
+    ({"bbox": [41, 6, 10, 12]}, r"annotations\[0\] .* lies outside its picture of 40 × 30"),
+    ({"bbox": [4, -20, 10, 12]}, r"annotations\[0\] .* lies outside its picture"),
+    ({"bbox": [4, 6, 10]}, r"annotations\[0\] .*: bbox is \[4, 6, 10\], expected four numbers"),
+    ({"bbox": ["4", 6, 10, 12]}, r"annotations\[0\] .*: bbox is \['4', 6, 10, 12\], expected four numbers"),
+    ({"bbox": [10**400, 6, 10, 12]}, r"annotations\[0\] .*: bbox is .*, expected four numbers"),
+    ({"bbox": [float("nan"), 6, 10, 12]}, r"annotations\[0\] .*: bbox .* not finite"),
+    ({"bbox": [4, 6, float("inf"), 12]}, r"annotations\[0\] .*: bbox .* not finite"),
+    ({"category_id": 4}, r"annotations\[0\] \(id 100\): there is no category with the id 4"),
+    ({"category_id": "7"}, r"annotations\[0\] \(id 100\): there is no category with the id '7'"),
+    ({"image_id": 12}, r"annotations\[0\] \(id 100\): there is no image with the id 12"),
+    ({"image_id": [10]}, r"annotations\[0\] \(id 100\): there is no image with the id \[10\]"),
+    ({"id": 101}, r"annotations\[1\] \(id 101\) has the id of annotations\[0\]"),
+    ({"annotations": [None]}, r"annotations\[4\] is None, expected an object"),
+    ({"images": [{"id": 10, "file_name": "1.png"}]}, r"images\[2\] \(1.png\) has the id 10 of 0.png"),
+    ({"images": [{"id": 12, "file_name": "gone.png"}]}, r"images\[2\]: there is no picture .*train/gone.png"),
+    ({"images": [{"id": "12", "file_name": "1.png"}]}, r"images\[2\] is \{'id': '12', .*, expected a whole number id"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("fault", "said"), BAD_ENTRIES)
+def test_a_bad_entry_is_named_or_left_out_and_counted(tmp_path, fault, said):
+    with pytest.raises(ScratchvitError, match=rf"instances_train.json: {said}.*--skip-bad"):
+        read_with(tmp_path, **fault)
+    data = read_with(tmp_path, skip_bad=True, **fault)
+    assert len(data.skipped) == 1
+    assert "instances_train.json: " in data.skipped[0]
+    assert len(data) == 2
+    assert len(data.ground_truth()["annotations"]) == 4 - (not {"annotations", "images"} & fault.keys())
+
+
+def test_a_box_that_reaches_outside_is_clipped_when_bad_entries_are_passed_over(tmp_path):
+    with pytest.raises(ScratchvitError, match=r"annotations\[0\] .* reaches 1\.5 pixels outside .* clipped"):
+        read_with(tmp_path, bbox=[-1.5, 6, 10, 12])
+    data = read_with(tmp_path, bbox=[-1.5, 6, 10, 12], skip_bad=True)
+    assert data.annotations(0).boxes[0].tolist() == [0, 6, 8.5, 18]
+    assert len(data.skipped) == 1
+
+
+def test_annotations_of_a_picture_left_out_go_with_it(tmp_path):
+    content = coco()
+    path = write_coco(tmp_path, content=content)
+    (tmp_path / "train" / "1.png").unlink()
+    data = read(path, skip_bad=True)
+    assert [data.annotations(0).image_id, len(data), len(data.skipped)] == [10, 1, 1]
+    assert {entry["image_id"] for entry in data.ground_truth()["annotations"]} == {10}
+
+
+def test_pictures_that_do_not_decode_or_have_another_size(tmp_path):
+    path = write_coco(tmp_path, content=coco(count=3))
+    (tmp_path / "train" / "0.png").write_bytes(b"no picture")
+    Image.new("RGB", (30, 40)).save(tmp_path / "train" / "2.png")
+    data = read(path)       # nothing is decoded before it is asked for
+    with pytest.raises(ScratchvitError, match=r"train/0\.png: this picture does not decode"):
+        data.picture(0)
+    with pytest.raises(ScratchvitError, match=r"2\.png: this picture is 30 × 40 .*instances_train\.json says 40 × 30"):
+        data.picture(2)
+    good = read(path, skip_bad=True)
+    assert [good.annotations(i).image_id for i in range(len(good))] == [11]
+    assert len(good.skipped) == 2
+
+
+def test_not_one_picture_left(tmp_path):
+    path = write_coco(tmp_path)
+    for i in range(2):
+        (tmp_path / "train" / f"{i}.png").write_bytes(b"")
+    with pytest.raises(ScratchvitError, match="not one picture is left to use"):
+        read(path, skip_bad=True)
+
+
+WHOLE = json.dumps(coco())
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "is empty"),
+        (" \n", "is empty"),
+        (WHOLE[: len(WHOLE) // 2], "no JSON, perhaps cut short"),
+        (b"\xff\xfe\x00", "no JSON"),
+        ("[" * 100_000, "no JSON"),
+        ("[]", "is a list, like a file of results"),
+        ("3", "without a list 'images'"),
+        (json.dumps(coco(annotations=None)), "without a list 'annotations'"),
+        (json.dumps(coco(categories=[])), "has no categories"),
+        (json.dumps(coco(images=[])), "lists no pictures"),
+        (json.dumps(coco(categories=[{"id": 1}])), r"categories\[0\] is \{'id': 1\}; expected"),
+        (json.dumps(coco(categories=[{"id": 1, "name": name} for name in "ab"])), r"categories\[1\] \(b\) has the id"),
+    ],
+)
+@pytest.mark.parametrize("skip_bad", [False, True])
+def test_a_file_that_cannot_be_used_at_all(tmp_path, text, said, skip_bad):
+    path = write_coco(tmp_path)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(ScratchvitError, match=rf"instances_train\.json: .*{said}"):
+        read(path, skip_bad=skip_bad)
+
+
+def test_a_file_that_is_not_there(tmp_path):
+    with pytest.raises(ScratchvitError, match=r"gone\.json: .* cannot be read"):
+        read_coco(tmp_path / "gone.json", [tmp_path])
+
+
+def test_pictures_in_none_of_the_folders(tmp_path):
+    with pytest.raises(ScratchvitError, match=r"none of the pictures .*0\.png, 1\.png.* is in .*elsewhere"):
+        read_coco(write_coco(tmp_path), [tmp_path / "elsewhere"])
+
+
+def test_another_part_has_the_same_categories(tmp_path):
+    path = write_coco(tmp_path)
+    assert len(read(path, categories={3: "ant", 7: "cat"})) == 2
+    with pytest.raises(ScratchvitError, match="only in one of them: 7 cat, 7 dog"):
+        read(path, categories={3: "ant", 7: "dog"})

@@ -1,0 +1,172 @@
+"""Pascal VOC's XML: what is read, that no XML can do harm, and what is said of every bad entry."""
+
+import pytest
+from PIL import Image
+
+from scratchvit.detection.voc import parse_xml, read_voc
+from scratchvit.errors import ScratchvitError
+from tests.data_samples import write_picture
+from tests.detection_samples import voc_object, voc_xml, write_voc
+
+GOOD = voc_xml(voc_object())
+
+
+def test_boxes_are_pixels_counted_from_one(tmp_path):
+    two = voc_xml(voc_object("dog", (1, 1, 40, 30)), voc_object("cat", (5, 7, 5.5, 18)))
+    root = write_voc(tmp_path, a=two, b=voc_xml())
+    data = read_voc(root, "train")
+    assert (len(data), data.classes, data.category_ids) == (2, ("cat", "dog"), (1, 2))
+    one = data.annotations(0)
+    assert (one.image_id, one.file_name, one.size) == (1, "a.jpg", (30, 40))
+    assert one.boxes.tolist() == [[0, 0, 40, 30], [4, 6, 5.5, 18]]
+    assert one.labels.tolist() == [1, 0]
+    assert data.annotations(1).boxes.shape == (0, 4)
+    assert data.ground_truth()["annotations"][0] == {
+        "id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 40, 30], "area": 1200, "iscrowd": 0,
+    }  # fmt: skip
+
+
+def test_difficult_objects_are_not_trained_on(tmp_path):
+    root = write_voc(tmp_path, a=voc_xml(voc_object(difficult=1), voc_object("dog")))
+    data = read_voc(root, "train")
+    assert data.target(0)["labels"].tolist() == [1]
+    assert [entry["iscrowd"] for entry in data.ground_truth()["annotations"]] == [1, 0]
+
+
+def test_classes_are_those_given_or_those_of_the_part(tmp_path):
+    root = write_voc(tmp_path, a=voc_xml(voc_object("dog")))
+    assert read_voc(root, "train").classes == ("dog",)
+    assert read_voc(root, "train", classes=["eel", "dog"]).annotations(0).labels.tolist() == [1]
+    write_voc(root, "val", b=voc_xml())
+    with pytest.raises(ScratchvitError, match=r"val\.txt: not one of its pictures has an object with a name"):
+        read_voc(root, "val")
+
+
+def test_only_the_object_s_own_box_counts(tmp_path):
+    part = "<part><name>head</name><bndbox><xmin>2</xmin><ymin>2</ymin><xmax>3</xmax><ymax>3</ymax></bndbox></part>"
+    xml = voc_xml(voc_object().replace("<bndbox>", f"{part}<bndbox>"))
+    data = read_voc(write_voc(tmp_path, a=xml), "train")
+    assert data.classes == ("cat",)
+    assert data.annotations(0).boxes.tolist() == [[4, 6, 14, 18]]
+
+
+@pytest.mark.parametrize("xml", [voc_xml(voc_object(), size=(0, 0)), f"<annotation>{voc_object()}</annotation>"])
+def test_a_size_that_is_not_given_is_the_picture_s(tmp_path, xml):
+    assert read_voc(write_voc(tmp_path, a=xml), "train").size(0) == (30, 40)
+
+
+def test_a_picture_with_another_suffix(tmp_path):
+    root = write_voc(tmp_path, a=GOOD)
+    (root / "JPEGImages" / "a.jpg").unlink()
+    write_picture(root / "JPEGImages" / "a.PNG", (40, 30))
+    assert read_voc(root, "train").picture(0).size == (40, 30)
+
+
+@pytest.mark.parametrize("box", [(5, 7, 5, 7), (5, 7, 5, 18), (5, 7, 14, 7)])
+def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, box):
+    data = read_voc(write_voc(tmp_path, a=voc_xml(voc_object(), voc_object("cat", box))), "train")
+    (note,) = data.notes
+    assert "a.xml: object 2 (cat): bndbox 5, 7" in note
+    assert "no width or no height" in note
+    assert len(data.annotations(0).labels) == 1
+    assert data.skipped == ()
+
+
+def test_an_object_without_a_box_is_reported(tmp_path):
+    xml = voc_xml(voc_object(), "<object><name>cat</name></object>")
+    assert "object 2 (cat): has no box" in read_voc(write_voc(tmp_path, a=xml), "train").notes[0]
+
+
+BAD_OBJECTS = [
+    (voc_object(box=(14, 7, 5, 18)), r"object 2 \(cat\): bndbox 14, 7, 5, 18 has its sides reversed"),
+    (voc_object(box=(5, 18, 14, 7)), r"object 2 \(cat\): bndbox .* has its sides reversed"),
+    (voc_object(box=(45, 7, 54, 18)), r"object 2 \(cat\): bndbox .* lies outside its picture of 40 × 30"),
+    (voc_object(box=(5, 7, "fourteen", 18)), r"object 2 \(cat\): bndbox 5, 7, fourteen, 18 is not the four numbers"),
+    (voc_object(box=(5, "", 14, 18)), r"object 2 \(cat\): bndbox 5, , 14, 18 is not the four numbers"),
+    (voc_object(box=(5, 7, "nan", 18)), r"object 2 \(cat\): bndbox .* not finite"),
+    (voc_object("cow"), r"object 2: unknown class 'cow'; known are cat"),
+    (voc_object(""), r"object 2: unknown class ''; known are cat"),
+]
+
+
+@pytest.mark.parametrize(("bad", "said"), BAD_OBJECTS)
+def test_a_bad_object_is_named_or_left_out_and_counted(tmp_path, bad, said):
+    root = write_voc(tmp_path, a=voc_xml(voc_object(), bad))
+    with pytest.raises(ScratchvitError, match=rf"Annotations/a\.xml: {said}.*--skip-bad"):
+        read_voc(root, "train", classes=["cat"])
+    data = read_voc(root, "train", classes=["cat"], skip_bad=True)
+    assert len(data.skipped) == 1
+    assert "a.xml: object 2" in data.skipped[0]
+    assert data.annotations(0).boxes.tolist() == [[4, 6, 14, 18]]
+
+
+def test_a_box_that_reaches_outside_is_clipped_when_bad_entries_are_passed_over(tmp_path):
+    root = write_voc(tmp_path, a=voc_xml(voc_object(box=(5, 7, 60, 18))))
+    with pytest.raises(ScratchvitError, match=r"a\.xml: object 1 \(cat\): .* reaches 20 pixels outside .* clipped"):
+        read_voc(root, "train")
+    assert read_voc(root, "train", skip_bad=True).annotations(0).boxes.tolist() == [[4, 6, 40, 18]]
+
+
+LAUGHS = '<!DOCTYPE a [<!ENTITY l "lol"><!ENTITY m "&l;&l;&l;&l;">]><annotation>&m;</annotation>'
+STEALS = '<!DOCTYPE a [<!ENTITY f SYSTEM "file:///etc/hostname">]><annotation>&f;</annotation>'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "it is empty"),
+        (GOOD[: len(GOOD) // 2], "cannot be used: .*column"),
+        ("{}", "cannot be used"),
+        (LAUGHS, "it has a DTD"),
+        (STEALS, "it has a DTD"),
+        ("<annotation>&undeclared;</annotation>", "undefined entity"),
+    ],
+)
+def test_an_xml_file_that_cannot_be_used(tmp_path, text, said):
+    root = write_voc(tmp_path, a=text, b=GOOD)
+    with pytest.raises(ScratchvitError, match=rf"Annotations/a\.xml: .*{said}.*--skip-bad"):
+        read_voc(root, "train")
+    data = read_voc(root, "train", skip_bad=True)
+    assert [data.annotations(0).file_name, len(data), len(data.skipped)] == ["b.jpg", 1, 1]
+
+
+def test_a_dtd_is_refused_in_any_encoding():
+    with pytest.raises(ValueError, match="DTD"):
+        parse_xml(LAUGHS.encode("utf-16"))
+    assert parse_xml(GOOD.encode("utf-16")).findtext("object/name") == "cat"
+
+
+def test_files_that_are_missing_or_listed_twice(tmp_path):
+    root = write_voc(tmp_path, a=GOOD, b=GOOD, c=GOOD)
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\n\nb\na\nc\n")
+    with pytest.raises(ScratchvitError, match=r"train\.txt: entry 3 \(a\) is there twice"):
+        read_voc(root, "train")
+    (root / "JPEGImages" / "b.jpg").unlink()
+    (root / "Annotations" / "c.xml").unlink()
+    data = read_voc(root, "train", skip_bad=True)
+    assert [len(data), len(data.skipped)] == [1, 3]
+    (root / "ImageSets" / "Main" / "train.txt").write_text("b\n")
+    with pytest.raises(ScratchvitError, match=r"b\.xml: there is no picture .*JPEGImages/b\.jpg"):
+        read_voc(root, "train")
+    (root / "ImageSets" / "Main" / "train.txt").write_text("c\n")
+    with pytest.raises(ScratchvitError, match=r"entry 1: .*c\.xml cannot be read"):
+        read_voc(root, "train")
+
+
+@pytest.mark.parametrize(("content", "said"), [(b"\n", "is empty"), (b"\xff\xfe", "cannot be read")])
+def test_a_list_that_cannot_be_used(tmp_path, content, said):
+    root = write_voc(tmp_path, a=GOOD)
+    (root / "ImageSets" / "Main" / "train.txt").write_bytes(content)
+    with pytest.raises(ScratchvitError, match=rf"Main/train\.txt: this list .*{said}"):
+        read_voc(root, "train", skip_bad=True)
+
+
+def test_pictures_that_do_not_decode(tmp_path):
+    root = write_voc(tmp_path, a=GOOD, b=f"<annotation>{voc_object()}</annotation>", c=GOOD, d=GOOD)
+    for name in "ab":       # the size of b is asked of the picture
+        (root / "JPEGImages" / f"{name}.jpg").write_bytes(b"no picture")
+    Image.new("RGB", (30, 40)).save(root / "JPEGImages" / "c.jpg")
+    with pytest.raises(ScratchvitError, match=r"b\.jpg: this picture does not decode"):
+        read_voc(root, "train")
+    data = read_voc(root, "train", skip_bad=True)
+    assert [data.annotations(0).file_name, len(data), len(data.skipped)] == ["d.jpg", 1, 3]
