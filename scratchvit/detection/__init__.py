@@ -1,5 +1,6 @@
 """Detection as set prediction: boxes, which query answers for which object, and what is learned from that."""
 
+from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.boxes import (
     box_area,
     box_cxcywh_to_xyxy,
@@ -11,3 +12,5 @@ from scratchvit.detection.boxes import (
 )
 from scratchvit.detection.criterion import SetCriterion
 from scratchvit.detection.matcher import HungarianMatcher
+from scratchvit.detection.postprocess import postprocess
+from scratchvit.detection.source import load_detection
