@@ -206,12 +206,7 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
     What `backward` returns is new, or is `dy`, or a view of `dy`; never an array that was saved, since the engine may
     add to it in place.
     """
-    one, many = ("Array", Array, "Array | None", Array | None), ("Sequence[Array]", Sequence[Array])
-    array_slots = [
-        (position, name, parameter.annotation in many, parameter.kind is parameter.VAR_POSITIONAL)
-        for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items())
-        if parameter.annotation in (*one, *many)
-    ]
+    array_slots = differentiable_parameters(function)
     if not array_slots:
         raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
 
@@ -241,6 +236,16 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
 
     OPS[function.__name__] = apply
     return apply
+
+
+def differentiable_parameters(function: Callable[..., Any]) -> list[tuple[int, str, bool, bool]]:
+    """(position, name, is it a sequence of arrays, does it take all that is left) of an op's function, in order."""
+    one, many = ("Array", Array, "Array | None", Array | None), ("Sequence[Array]", Sequence[Array])
+    return [
+        (position, name, parameter.annotation in many, parameter.kind is parameter.VAR_POSITIONAL)
+        for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items())
+        if parameter.annotation in (*one, *many)
+    ]
 
 
 def _edge_to(x: Any) -> Any:

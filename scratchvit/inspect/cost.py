@@ -99,6 +99,7 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
 
 
 def configured_shape(model: Module) -> Shape:
+    """(C, H, W) of the images, or (C, T, H, W) of the clips, that the model's configuration is for."""
     config = getattr(model, "config", None)
     if config is None:
         raise ScratchvitError(

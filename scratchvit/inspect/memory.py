@@ -26,13 +26,13 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.backend import Array, is_array
+from scratchvit.backend import is_array
 from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, layout
 from scratchvit.inspect.cost import configured_shape, follow, signature_of, standing_in
 from scratchvit.inspect.saved import PASSING_ON, SAVED, VIEWS, WORKSPACE, no_workspace, nothing
 from scratchvit.inspect.shapes import blank
 from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.tensor import Tensor, differentiable_parameters, no_grad
 
 MOMENTS = 2     # of AdamW: arrays like the weights
 
@@ -191,15 +191,12 @@ class Account:
 
 def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
     """The inputs that may get a gradient, in the order of their edges (see `op`)."""
-    for name, parameter in signature_of(function).parameters.items():
+    for _, name, is_sequence, takes_rest in differentiable_parameters(function):
         value = arguments.get(name)
-        if parameter.annotation in ("Array", Array, "Array | None", Array | None):
-            if parameter.kind is parameter.VAR_POSITIONAL:
-                yield from value or ()
-            else:
-                yield value
-        elif parameter.annotation in ("Sequence[Array]", Sequence[Array]):
+        if is_sequence or takes_rest:
             yield from value or ()
+        else:
+            yield value
 
 
 def _first(arguments: dict[str, Any]) -> Blank | None:

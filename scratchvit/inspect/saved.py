@@ -22,6 +22,7 @@ Saved = list[Any]
 
 
 def nothing(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Saved:
+    """For an op whose backward needs shapes alone."""
     return []
 
 
@@ -112,6 +113,7 @@ class Workspace:
 
 
 def no_workspace(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Workspace:
+    """For an op that works in what it gives, or in the cache."""
     return Workspace()
 
 
