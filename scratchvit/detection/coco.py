@@ -10,7 +10,6 @@ are kept, since a detector must also learn to find nothing.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, TypeGuard
 
 from scratchvit.detection.annotations import AnnotatedPictures
-from scratchvit.detection.reading import AnnotationList, Faults, picture_size
+from scratchvit.detection.reading import AnnotationList, Faults, picture_size, read_json
 from scratchvit.errors import ScratchvitError
 
 Categories = dict[int, str]     # id → name, in order of id
@@ -43,7 +42,7 @@ def read_coco(
 
     Raises ScratchvitError for a bad entry, and always for a file that is no JSON of this kind.
     """
-    content = _read_json(path)
+    content = _lists(path)
     own = _categories(path, content["categories"])
     if categories is not None and own != categories:
         differing = sorted({*own.items()} ^ {*categories.items()})
@@ -63,19 +62,9 @@ def read_coco(
     return dataset.without_bad() if skip_bad else dataset
 
 
-def _read_json(path: Path) -> dict[str, list[Any]]:
+def _lists(path: Path) -> dict[str, list[Any]]:
     """The file's three lists."""
-    try:
-        text = path.read_bytes()
-        if not text.strip():
-            raise ScratchvitError(f"{path}: this annotation file is empty; fetch or export it again.")
-        content = json.loads(text)
-    except OSError as error:
-        raise ScratchvitError(f"{path}: this annotation file cannot be read ({error.strerror}).") from error
-    except (ValueError, RecursionError) as error:      # UnicodeDecodeError is a ValueError too
-        raise ScratchvitError(
-            f"{path}: this annotation file is no JSON, perhaps cut short ({error}); fetch or export it again."
-        ) from error
+    content = read_json(path, "annotation file", "export")
     for key in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             kind = "a list, like a file of results" if isinstance(content, list) else f"without a list {key!r}"

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit.detection.reading import read_json
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import write_atomically
 
@@ -234,18 +235,7 @@ def _content(given: Any, what: str) -> tuple[str, Any]:
     """Its name in error messages, and what it holds."""
     if not isinstance(given, str | Path):
         return f"the {what}", given
-    try:
-        text = Path(given).read_bytes()
-    except OSError as error:
-        raise ScratchvitError(f"{given}: this file of {what} cannot be read ({error.strerror}).") from error
-    if not text.strip():
-        raise ScratchvitError(f"{given}: this file of {what} is empty; fetch or write it again.")
-    try:
-        return str(given), json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ScratchvitError(
-            f"{given}: this file of {what} is no JSON, perhaps cut short ({error}); fetch or write it again."
-        ) from error
+    return str(given), read_json(Path(given), f"file of {what}", "write")
 
 
 def _check_keys(where: str, entry: Any, keys: tuple[str, ...]) -> None:

@@ -13,10 +13,12 @@ that does not decode or has another size than its annotations say.
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -100,6 +102,25 @@ class Faults:
             )
             return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
         return x0, y0, x1, y1
+
+
+def read_json(path: Path, what: str, again: str) -> Any:
+    """What a file of JSON holds.
+
+    what, again: of the sentence if it is none: "this {what} is empty; fetch or {again} it again." Raises
+    ScratchvitError for a file that cannot be read, is empty or is no JSON.
+    """
+    try:
+        text = path.read_bytes()
+        if not text.strip():
+            raise ScratchvitError(f"{path}: this {what} is empty; fetch or {again} it again.")
+        return json.loads(text)
+    except OSError as error:
+        raise ScratchvitError(f"{path}: this {what} cannot be read ({error.strerror}).") from error
+    except (ValueError, RecursionError) as error:      # UnicodeDecodeError is a ValueError too
+        raise ScratchvitError(
+            f"{path}: this {what} is no JSON, perhaps cut short ({error}); fetch or {again} it again."
+        ) from error
 
 
 def picture_size(path: Path) -> tuple[int, int]:
