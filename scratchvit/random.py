@@ -68,6 +68,10 @@ class Generator:
 
         return chosen_at
 
+    def numpy(self) -> np.random.Generator:
+        """The next draw as a generator of NumPy's, for numbers that are wanted on the host."""
+        return np.random.default_rng(self._keys())
+
     def _keys(self) -> tuple[int, int]:
         for record in _records:
             record.setdefault(self, self.draws)

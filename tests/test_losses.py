@@ -25,6 +25,8 @@ other = Tensor(np.zeros((4, 3), np.float32))
     (lambda: ops.mse_loss(x, other), r"mse_loss: target has shape \(4, 3\), x has shape \(3, 4\)"),
     (lambda: ops.smooth_l1_loss(x, x, beta=-1), "beta must be 0 or more"),
     (lambda: ops.binary_cross_entropy(x, x), "binary_cross_entropy_with_logits"),
+    (lambda: ops.sigmoid_focal_loss(x, [[0, 1]]), r"focal_loss: target has shape \(1, 2\), x has shape \(3, 4\)"),
+    (lambda: ops.sigmoid_focal_loss(x, x, reduction="avg"), "'none', 'mean', 'sum', not 'avg'"),
 ])
 def test_errors_name_what_was_given(call, says) -> None:
     with pytest.raises(ValueError, match=says):
@@ -50,6 +52,15 @@ def test_large_and_infinite_scores_give_finite_losses() -> None:
     np.testing.assert_array_equal(
         ops.binary_cross_entropy_with_logits(logits, np.array([1.0, 1.0]), reduction="none").numpy(), [0, 1e4]
     )
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0])
+def test_focal_loss_of_large_scores_is_finite_and_nothing_where_they_are_right(gamma) -> None:
+    scores = Tensor(np.array([1e4, -1e4, 1e4, -1e4], np.float32), requires_grad=True)
+    loss = ops.sigmoid_focal_loss(scores, np.array([1.0, 1.0, 0.0, 0.0]), gamma=gamma)
+    loss.sum().backward()
+    np.testing.assert_allclose(loss.numpy(), [0, 0.25e4, 0.75e4, 0])
+    np.testing.assert_allclose(scores.grad, [0, -0.25, 0.75, 0])
 
 
 def test_probabilities_of_zero_and_one_cost_at_most_a_hundred() -> None:

@@ -76,7 +76,7 @@ def _scores(arguments: dict[str, Any]) -> tuple[int, int, bool]:
 
 
 SAVED: dict[str, Callable[[dict[str, Any], tuple[Any, ...]], Saved]] = {
-    **dict.fromkeys(("abs", "clip", "erf", "log", "pow"), _inputs("x")),
+    **dict.fromkeys(("abs", "clip", "cos", "erf", "log", "pow", "sin"), _inputs("x")),
     **dict.fromkeys(("exp", "relu", "sigmoid", "softmax", "log_softmax", "sqrt", "tanh"), _output),
     **dict.fromkeys(("mul", "matmul", "maximum", "minimum"), _inputs("x", "y")),
     **dict.fromkeys(("max", "min"), lambda arguments, outputs: [arguments["x"], *outputs]),
@@ -84,6 +84,7 @@ SAVED: dict[str, Callable[[dict[str, Any], tuple[Any, ...]], Saved]] = {
     **dict.fromkeys(("batch_norm", "group_norm"), _channel_norm),
     **dict.fromkeys(("max_pool2d", "max_pool3d"), lambda arguments, outputs: [outputs[0].size]),
     **dict.fromkeys(("cross_entropy", "gelu", "var", "mse_loss", "l1_loss", "smooth_l1_loss"), _one_like_x),
+    "sigmoid_focal_loss": _one_like_x,
     "attention": _attention,
     "div": lambda arguments, outputs: [*outputs, *_inputs("y")(arguments, outputs)],
     "dropout": lambda arguments, outputs: [arguments["x"].size],
@@ -91,6 +92,7 @@ SAVED: dict[str, Callable[[dict[str, Any], tuple[Any, ...]], Saved]] = {
     "einsum": lambda arguments, outputs: list(arguments["operands"]),
     "layer_norm": _norm,
     "linear": lambda arguments, outputs: [_rows(arguments["x"]), arguments["weight"]],
+    "prelu": lambda arguments, outputs: [arguments["x"].nbytes, arguments["weight"]],
     "silu": lambda arguments, outputs: [arguments["x"], arguments["x"].nbytes],
     "weight_standardization": lambda arguments, outputs: [arguments["weight"]],
     "where": lambda arguments, outputs: [arguments["condition"].size],

@@ -103,6 +103,7 @@ def _cross_entropy(function: Any, x: Any, target: Any, reduction: str = "mean", 
 
 _LIKE_X = (
     "neg", "abs", "pow", "clip", "exp", "log", "sqrt", "tanh", "sigmoid", "silu", "erf", "relu", "gelu",
+    "sin", "cos", "prelu",
     "softmax", "log_softmax", "dropout", "drop_path", "layer_norm", "group_norm", "batch_norm", "frozen_batch_norm",
     "roll",
 )

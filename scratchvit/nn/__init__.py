@@ -15,5 +15,6 @@ from scratchvit.nn.layers import (
     LayerNorm,
     Linear,
     Mlp,
+    PReLU,
 )
 from scratchvit.nn.module import Buffer, Module, ModuleList, Parameter, Sequential, evaluating

@@ -192,6 +192,16 @@ class Embedding(Module):
         return "{} × {}".format(*self.weight.shape)
 
 
+class PReLU(Module):
+    """max(x, 0) + weight · min(x, 0), with one learned slope, weight (1,), which begins at 0.25 (arXiv 1502.01852)."""
+
+    def __init__(self) -> None:
+        self.weight = Parameter(np.full(1, 0.25, np.float32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ops.prelu(x, self.weight)
+
+
 class Dropout(Module):
     """Set entries to zero with probability p while training."""
 

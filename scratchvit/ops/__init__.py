@@ -7,6 +7,7 @@ from scratchvit.ops.elementwise import (
     abs,
     add,
     clip,
+    cos,
     div,
     erf,
     exp,
@@ -17,9 +18,11 @@ from scratchvit.ops.elementwise import (
     mul,
     neg,
     pow,
+    prelu,
     relu,
     sigmoid,
     silu,
+    sin,
     sqrt,
     sub,
     tanh,
@@ -33,6 +36,7 @@ from scratchvit.ops.loss import (
     kl_div,
     l1_loss,
     mse_loss,
+    sigmoid_focal_loss,
     smooth_l1_loss,
 )
 from scratchvit.ops.norm import batch_norm, frozen_batch_norm, group_norm, layer_norm, weight_standardization

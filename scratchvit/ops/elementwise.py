@@ -176,6 +176,20 @@ def sqrt(x: Array):
 
 
 @op
+def sin(x: Array):
+    """dx = dy cos x."""
+    xp = array_module(x)
+    return xp.sin(x), lambda dy: dy * xp.cos(x)
+
+
+@op
+def cos(x: Array):
+    """dx = -dy sin x."""
+    xp = array_module(x)
+    return xp.cos(x), lambda dy: -dy * xp.sin(x)
+
+
+@op
 def tanh(x: Array):
     """tanh x:  dx = dy (1 - tanh² x)."""
     y = array_module(x).tanh(x)
@@ -215,6 +229,23 @@ def relu(x: Array):
     """max(x, 0), with gradient 0 at 0."""
     y = array_module(x).maximum(x, 0)
     return y, lambda dy: dy * (y > 0)
+
+
+@op
+def prelu(x: Array, weight: Array):
+    """x where positive, weight · x where not (He et al., arXiv 1502.01852, eq. 1), with one learned slope, weight (1,).
+
+    dx = dy · (1 or weight),  dweight = Σ dy min(x, 0).
+    """
+    if weight.shape != (1,):
+        raise ValueError(f"prelu: one slope for all numbers has the shape (1,), weight has {weight.shape}")
+    xp = array_module(x)
+    negative = xp.minimum(x, 0)
+
+    def backward(dy: Array):
+        return xp.where(negative < 0, weight, 1) * dy, (dy * negative).sum().reshape(1)
+
+    return xp.maximum(x, 0) + weight * negative, backward
 
 
 @op

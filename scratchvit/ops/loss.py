@@ -214,6 +214,28 @@ def binary_cross_entropy_with_logits(
 
 
 @op
+def sigmoid_focal_loss(x: Array, target: Any, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none"):
+    """Cross-entropy in which what is right already counts little (Lin et al., arXiv 1708.02002, eq. 5), entry by entry.
+
+    x: logits. target: 0 or 1, of x's shape. alpha: what a 1 counts, and 1 - alpha a 0; below 0: both 1.
+    With s = x where target is 1, -x where 0, and p = 1 / (1 + e⁻ˢ) the probability of what is right:
+
+        y = -α (1 - p)ᵞ log p,    dx = ±dy α (1 - p)ᵞ (γ p log p + p - 1)                       (appendix B)
+    """
+    _check_options("sigmoid_focal_loss", reduction, ("none", "mean", "sum"))
+    xp = array_module(x)
+    target = _like("sigmoid_focal_loss", x, target)
+    sign = 2 * target - 1
+    s = x * sign
+    p, log_p = logistic(s), xp.minimum(s, 0) - xp.log1p(xp.exp(-xp.abs(s)))
+    weight = (1 - p) ** gamma
+    if alpha >= 0:
+        weight *= 1 - alpha + (2 * alpha - 1) * target
+    slope = sign * weight * (gamma * p * log_p + p - 1)
+    return _reduce(-weight * log_p, reduction), lambda dy: _to_each(dy, slope, reduction) * slope
+
+
+@op
 def l1_loss(x: Array, target: Array, reduction: str = "mean"):
     """|x - t|:  dx = dy sign(x - t),  dt = -dx."""
     xp = array_module(x)

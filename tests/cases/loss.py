@@ -5,6 +5,7 @@ import warnings
 import numpy as np
 
 from scratchvit import ops
+from tests.peers import import_torchvision
 
 from .case import Case, apart
 
@@ -54,8 +55,19 @@ def _log_probabilities_and_target(rng: np.random.Generator) -> list[np.ndarray]:
     return [np.log(rng.dirichlet(np.ones(4), 3)), rng.dirichlet(np.ones(4), 3)]
 
 
+def _focal(note, target, **options):
+    """Against torchvision's, whose Python needs none of its compiled operators."""
+    def theirs(torch, x):
+        focal_loss = import_torchvision().ops.sigmoid_focal_loss
+        return focal_loss(x, torch.as_tensor(target, dtype=x.dtype), **options)
+
+    shape = np.shape(target)
+    return Case("sigmoid_focal_loss", (shape,), lambda x: ops.sigmoid_focal_loss(x, target, **options), theirs, note)
+
+
 _reductions = ("mean", "sum", "none")
 _entry_weight = np.linspace(0.5, 2, 12).reshape(3, 4)
+_present = np.array([[1, 0, 0, 1], [0, 0, 1, 0], [1, 1, 0, 0]])
 
 CASES = [
     *(_cross_entropy(r, _labels, reduction=r) for r in _reductions),
@@ -84,4 +96,8 @@ CASES = [
     *(_row("smooth_l1_loss", r, apart((3, 4), (3, 4)), reduction=r) for r in _reductions),
     _row("smooth_l1_loss", "beta", apart((3, 4), (3, 4)), beta=0.31),
     _row("smooth_l1_loss", "beta 0", apart((3, 4), (3, 4)), beta=0.0),
+    *(_focal(r, _present, reduction=r) for r in _reductions),
+    _focal("unweighted", _present, alpha=-1),
+    _focal("options", _present, alpha=0.6, gamma=1.5, reduction="sum"),
+    _focal("cross-entropy", _present, alpha=-1, gamma=0, reduction="sum"),
 ]
