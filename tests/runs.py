@@ -10,7 +10,7 @@ import sys
 import numpy as np
 
 from scratchvit.training import TrainConfig, load_checkpoint
-from scratchvit.training.loop import Trainer
+from scratchvit.training.classification import Trainer
 
 CONFIG = TrainConfig(
     data="digits",
@@ -59,16 +59,16 @@ def run_in_a_process(folder, config, resume=False, prelude=""):
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def stop_at(monkeypatch, step, number=signal.SIGINT):
-    """Send this process a signal after so many steps."""
-    make_step = Trainer._step
+def stop_at(monkeypatch, step, number=signal.SIGINT, trainer=Trainer):
+    """Send this process a signal after so many steps of a trainer of that kind."""
+    make_step = trainer._step
 
     def step_and_stop(self, *batch):
         make_step(self, *batch)
         if self.step == step:
             os.kill(os.getpid(), number)
 
-    monkeypatch.setattr(Trainer, "_step", step_and_stop)
+    monkeypatch.setattr(trainer, "_step", step_and_stop)
 
 
 def files_of(folder):

@@ -13,7 +13,7 @@ from scratchvit.data import folder as folders
 from scratchvit.data import load
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import load_checkpoint, read_config, train
-from scratchvit.training.loop import Trainer
+from scratchvit.training.classification import Trainer
 from scratchvit.training.setup import TrainingData
 from tests.data_samples import random_images
 from tests.runs import EVERYTHING, assert_same_run

@@ -12,9 +12,9 @@ from scratchvit.inspect import cost
 from scratchvit.models.igpt import even_palette, nearest_colors
 from scratchvit.models.igpt_sample import sample
 from scratchvit.training import TrainConfig, load_checkpoint, train
+from scratchvit.training.classification import prepare
 from scratchvit.training.evaluate import evaluate, truth
 from scratchvit.training.interrupt import Interrupted
-from scratchvit.training.loop import prepare
 from tests.model_parity import assert_learns, images
 from tests.runs import assert_same_run, stop_at
 from tests.strict_array import no_transfers
@@ -305,7 +305,7 @@ def test_bits_per_pixel_fall_below_the_histograms(tmp_path):
 def test_the_best_epoch_is_the_one_of_the_least_loss(tmp_path):
     trainer = prepare(RUN, tmp_path / "run")
     sure, careful = ({"val_loss": loss, "val_accuracy": share} for loss, share in ((2.0, 0.9), (1.9, 0.1)))
-    assert trainer._merit(careful) > trainer._merit(sure)
+    assert trainer.merit(careful) > trainer.merit(sure)
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):

@@ -10,8 +10,8 @@ import scratchvit as sv
 from scratchvit import Tensor, nn, ops, optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import Interrupted, load_checkpoint, save_checkpoint, train
+from scratchvit.training.classification import Trainer
 from scratchvit.training.diagnose import first_non_finite
-from scratchvit.training.loop import Trainer
 from scratchvit.training.step import LearningStep, NotFinite
 from tests import strict_array
 from tests.runs import CONFIG, EVERYTHING, assert_same_run, stop_at

@@ -7,8 +7,8 @@ import scratchvit as sv
 from scratchvit.backend import asnumpy
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.training import train
+from scratchvit.training.classification import prepare
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
-from scratchvit.training.loop import prepare
 from scratchvit.training.objective import Objective
 from tests.runs import CONFIG, EVERYTHING, assert_same_run
 

@@ -6,7 +6,7 @@ import signal
 import pytest
 
 from scratchvit.training import Interrupted, read_config, train
-from scratchvit.training.loop import Trainer
+from scratchvit.training.classification import Trainer
 from tests.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
 
 

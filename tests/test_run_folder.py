@@ -205,7 +205,7 @@ loop.save_checkpoint = save_and_fill
 
 FOR_EVER = """
 import time
-from scratchvit.training.loop import Trainer
+from scratchvit.training.classification import Trainer
 def train_for_ever(self):
     print("running", flush=True)
     time.sleep(600)

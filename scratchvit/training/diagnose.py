@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from scratchvit.backend import Array, array_module
@@ -16,11 +17,11 @@ def is_finite(array: Array) -> bool:
     return bool(array_module(array).isfinite(array).all())
 
 
-def first_non_finite(model: Module, images: Array) -> str:
+def first_non_finite(model: Module, images: Array, inputs: Mapping[str, Any] = MappingProxyType({})) -> str:
     """The first place, on the way through the model, where an entry is infinite or NaN, in words.
 
     The images, or a parameter, if they are so already; otherwise the batch is run once more, in the model's present
-    mode.
+    mode. inputs: what the model is called with beside the images.
     """
     if not is_finite(images):
         return "the images of the batch are not finite"
@@ -28,7 +29,7 @@ def first_non_finite(model: Module, images: Array) -> str:
         if not is_finite(parameter.data):
             return f"the parameter {name} is already not finite"
     with no_grad(), _watched(model) as places:
-        model(Tensor(images))
+        model(Tensor(images), **inputs)
     return places[0] if places else "every layer's output is finite, only the loss is not"
 
 

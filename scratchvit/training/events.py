@@ -16,7 +16,7 @@ from typing import Any
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import write_atomically
 
-# Those of one group are drawn beside each other.
+# Those of one group are drawn beside each other. Other figures of training and validation are named alike: `_tags`.
 TAGS = {
     "train_loss": "train/loss", "train_accuracy": "train/accuracy",
     "val_loss": "val/loss", "val_accuracy": "val/accuracy",
@@ -47,7 +47,7 @@ class EventFile:
                 writer.write(event_pb2.Event(wall_time=_time_of(history, 0), step=0, **what).SerializeToString())
         for place in range(self._written, len(history)):
             row = history[place]
-            values = [summary_pb2.Summary.Value(tag=tag, simple_value=row[name]) for name, tag in TAGS.items()]
+            values = [summary_pb2.Summary.Value(tag=tag, simple_value=row[name]) for name, tag in _tags(row).items()]
             event = event_pb2.Event(
                 wall_time=_time_of(history, place), step=row["step"], summary=summary_pb2.Summary(value=values)
             )
@@ -74,6 +74,22 @@ class EventFile:
             raise ScratchvitError(
                 f"{self._path or self.folder} could not be written ({error.strerror}): make room; nothing else is lost"
             ) from error
+
+
+def _tags(row: Mapping[str, Any]) -> dict[str, str]:
+    """{column: tag} of the figures that are drawn: "train_loss_ce" is train/loss_ce, "AP50" is val/AP50."""
+    tags = {}
+    for name, value in row.items():
+        group, _, figure = name.partition("_")
+        if value is None:       # a figure that these data do not have
+            continue
+        if name in TAGS:
+            tags[name] = TAGS[name]
+        elif group in ("train", "val"):
+            tags[name] = f"{group}/{figure}"
+        elif name.startswith("AP"):
+            tags[name] = f"val/{name}"
+    return tags
 
 
 def _number(path: Path) -> int:

@@ -8,17 +8,17 @@ import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import write_atomically
-from scratchvit.training.config import TrainConfig
+from scratchvit.training.config import RunConfig, TrainConfig
 from scratchvit.training.lock import FolderLock
 
-COLUMNS = (
-    "epoch", "step", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "images_per_second", "seconds",
-    "skipped",
-)  # fmt: skip
+ConfigT = TypeVar("ConfigT", bound=RunConfig)
+
+# The command of scratchvit that a run was begun with; in config.json beside the settings. Older versions had one.
+_COMMAND, _FIRST_COMMAND = "command", TrainConfig.command
 
 # What may differ when a run goes on: how long it is, where its files are, and who reads them.
 _MAY_CHANGE = {"epochs", "data_dir", "download", "workers"}
@@ -33,7 +33,7 @@ class RunFolder:
         self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
         self._lock = FolderLock(self.path)
 
-    def claim(self, config: TrainConfig, resume: bool) -> None:
+    def claim(self, config: RunConfig, resume: bool) -> None:
         """Keep other runs out of a folder that is there. Nothing is made yet, so that settings may still be refused.
 
         Raises ScratchvitError if a run is going on in it; to resume, if it holds none with these settings; otherwise,
@@ -60,11 +60,11 @@ class RunFolder:
         """Raise ScratchvitError if the folder holds a run already."""
         if self.config.exists() or self.last.exists():
             raise ScratchvitError(
-                f"{self.path} already holds a run: go on with it, scratchvit train --resume {self.path}, "
+                f"{self.path} already holds a run: go on with it, {_resuming(self.path)}, "
                 "or name another folder"
             )
 
-    def begin(self, config: TrainConfig) -> None:
+    def begin(self, config: RunConfig) -> None:
         """Make the folder and note the settings. Raises ScratchvitError if it cannot be made, or is another run's."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -74,11 +74,12 @@ class RunFolder:
             ) from error
         if self._lock.acquire():        # a folder that was not there to be claimed
             self.require_unused()       # another run may have been quicker, and may have ended
-        _write_text(self.config, json.dumps(dataclasses.asdict(config), indent=2) + "\n")
+        settings = {_COMMAND: config.command, **dataclasses.asdict(config)}
+        _write_text(self.config, json.dumps(settings, indent=2) + "\n")
 
-    def require_same(self, config: TrainConfig) -> None:
+    def require_same(self, config: RunConfig) -> None:
         """Raise ScratchvitError if the folder holds no run, or one with other settings."""
-        before = read_config(self.path)
+        before = read_config(self.path, type(config))
         config = config.as_read_back()
         changed = [
             f"{field.name} ({getattr(before, field.name)!r} → {getattr(config, field.name)!r})"
@@ -96,21 +97,59 @@ class RunFolder:
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
         """All rows anew: so a run that was killed and resumed has each epoch once."""
         text = io.StringIO()
-        writer = csv.DictWriter(text, COLUMNS, restval=0, lineterminator="\n")       # older rows have no "skipped"
+        rows = [row | {"skipped": row.get("skipped", 0)} for row in history]        # older ones do not have it
+        columns = dict.fromkeys(name for row in rows for name in row)
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
         writer.writeheader()
-        writer.writerows(history)
+        writer.writerows(rows)
         _write_text(self.metrics, text.getvalue())
 
 
-def read_config(run_dir: Path) -> TrainConfig:
-    """The settings of the run in a folder. Raises ScratchvitError if there is none, or not of this version."""
+def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # type: ignore[assignment]
+    """The settings of the run in a folder, which is to be of that kind.
+
+    Raises ScratchvitError if there is none, if it is of another kind, or not of this version.
+    """
     path = Path(run_dir) / "config.json"
+    command, settings = _read(path)
+    if command != kind.command:
+        raise ScratchvitError(
+            f"{run_dir} holds a run of `scratchvit {command}`, not of `scratchvit {kind.command}`: go on with it, "
+            f"scratchvit {command} --resume {run_dir}, or name another folder"
+        )
     try:
-        return TrainConfig(**json.loads(path.read_text("utf-8")))
+        return kind(**settings)
+    except TypeError as error:
+        raise _damaged(path, error) from error
+
+
+def command_of(run_dir: str | Path) -> str:
+    """Which command of scratchvit began the run in a folder: "train", "detect-train". Raises as `read_config` does."""
+    return _read(Path(run_dir) / "config.json")[0]
+
+
+def _read(path: Path) -> tuple[str, dict[str, Any]]:
+    """(command, settings) of a config.json."""
+    try:
+        settings = dict(json.loads(path.read_text("utf-8")))
     except OSError as error:
-        raise ScratchvitError(f"{run_dir} holds no run: there is no readable {path.name} in it") from error
+        raise ScratchvitError(f"{path.parent} holds no run: there is no readable {path.name} in it") from error
     except (ValueError, TypeError) as error:
-        raise ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})") from error
+        raise _damaged(path, error) from error
+    return str(settings.pop(_COMMAND, _FIRST_COMMAND)), settings
+
+
+def _damaged(path: Path, error: Exception) -> ScratchvitError:
+    return ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})")
+
+
+def _resuming(run_dir: Path) -> str:
+    """The command that goes on with the run there; the usual one if nothing says which."""
+    try:
+        command = command_of(run_dir)
+    except ScratchvitError:
+        command = _FIRST_COMMAND
+    return f"scratchvit {command} --resume {run_dir}"
 
 
 def _write_text(path: Path, text: str) -> None:

@@ -1,8 +1,8 @@
-"""The training loop.
+"""The training loop, whatever is learned.
 
     for epoch in …:
-        for images, labels in loader:
-            loss = objective(model, images, labels)     # cross-entropy, unless pictures are mixed or a teacher helps
+        for images, … in loader:
+            loss = objective(model, images, …)          # what differs from task to task: task.py
             loss.backward(); clip; optimizer.step(); ema.update()       # see step.py
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
@@ -17,9 +17,8 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from tqdm import tqdm
@@ -31,71 +30,39 @@ from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training import setup
 from scratchvit.training.checkpoint import Checkpoint, current_versions, load_checkpoint, load_into, save_checkpoint
-from scratchvit.training.config import TrainConfig
+from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
-from scratchvit.training.evaluate import Meter, Predictions, evaluate, predict, truth
 from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
-from scratchvit.training.objective import Objective
-from scratchvit.training.step import LearningStep, NotFinite
+from scratchvit.training.step import LearningStep, NoLoss, NotFinite
+from scratchvit.training.task import Course, ResultT, Row, Task
 from scratchvit.weights import LoadReport, load_weights
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
 WAITING = 0.05                          # share of an epoch spent waiting for pictures, beyond which a line says so
 
-
 class _NoBatch(Exception):
     """What a loader raised is its cause. On its way to `run` it undoes what must be undone before saving."""
 
 
-@dataclass(frozen=True)
-class Result:
-    """What a run came to. Accuracies are shares, 0 … 1; the test split was evaluated once, with the best weights."""
-
-    run_dir: Path
-    checkpoint: Path            # of the best weights
-    test_loss: float
-    test_accuracy: float
-    val_loss: float             # of the best epoch
-    val_accuracy: float
-    best_epoch: int             # from 1
-    epochs: int
-    seconds: float              # of training and validation, all sessions together
-    images_per_second: float    # of training, on average
-    skipped: int                # steps left out, since their numbers were not finite
-    parameters: int
-    test_predictions: Predictions = field(repr=False, compare=False)
+LoopT = TypeVar("LoopT", bound="TrainingLoop[Any]")
 
 
-def train(
-    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
-) -> Result:
-    """Train a model, or go on with the run in `run_dir`; `log` gets one line per epoch.
-
-    Raises ScratchvitError for settings that make no sense, a folder that holds another run or in which one is going on,
-    data, a loss or a gradient that is not finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when
-    the run has been saved.
-    """
-    trainer = prepare(config, run_dir, resume, log)
-    with trainer.folder:
-        return trainer.run()
-
-
-def prepare(
-    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
-) -> Trainer:
-    """The first half of `train`: everything loaded and built, the folder made, ready to `run()`.
+def prepare_run(
+    make: Callable[[Any, RunFolder, Callable[[str], None]], LoopT], config: RunConfig, run_dir: str | Path,
+    resume: bool, log: Callable[[str], None],
+) -> LoopT:  # fmt: skip
+    """A run, `make(config, folder, log)`, with everything loaded and built and the folder made, ready to `run()`.
 
     Until `folder.release()`, which `with trainer.folder` calls, no other run can write there.
     """
-    setup.check(config)
     folder = RunFolder(Path(run_dir))
     try:
         folder.claim(config, resume)
         backend.use(config.device)
         backend.keep_freed_memory()
-        trainer = Trainer(config, folder, log)
+        trainer = make(config, folder, log)
         if folder.last.exists():    # stopped before the first save, a run begins anew
             trainer.go_on()
         folder.begin(config)        # only now, so that settings that do not work change nothing
@@ -107,27 +74,30 @@ def prepare(
     return trainer
 
 
-class Trainer:
-    """A run: model, optimiser and data, and where it stands."""
+class TrainingLoop(Task[ResultT]):
+    """A run: model, optimiser and data, and where it stands. What is learned, a subclass says by the methods of `Task`.
 
-    def __init__(self, config: TrainConfig, folder: RunFolder, log: Callable[[str], None] = tqdm.write):
+    `classification.Trainer` and `detection.trainer.DetectionTrainer` are such.
+    """
+
+    def __init__(self, config: RunConfig, folder: RunFolder, log: Callable[[str], None] = tqdm.write):
         self.config, self.folder, self.log = config, folder, log
         # A run that goes on has weights of its own, and needs the file that it began with no more.
         goes_on = folder.last.exists()
-        self.data = setup.load_data(config, config.init and (folder.last if goes_on else config.init))
+        self.data = self.load_data(config.init and (folder.last if goes_on else config.init))
         self.loader = self.data.train_loader(config)
         self.about, self.fingerprint = self.data.about(), self.data.fingerprint()
-        self.model_args = setup.model_args(config, self.about)
+        self.model_args = self.make_model_args()
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
         if not goes_on:
-            setup.show_data(self.model, self.data, config.seed)
+            self.show_data()
         self.loaded: LoadReport | None = None           # what came of `init`
         if config.init and not goes_on:
             self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
-        self.objective = Objective(config, self.model, self.about)
-        self.optimizer = setup.make_optimizer(config, self.model)
+        self.objective = self.make_objective()
+        self.optimizer = self.make_optimizer()
         self.schedule = setup.make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.learn = LearningStep(config, self.model, self.optimizer, self.ema)
@@ -136,15 +106,15 @@ class Trainer:
 
         self.step = 0                                   # steps made
         self.epoch_seconds = 0.0                        # spent in this epoch
-        self.meter = Meter()                            # of this epoch
-        self.history: list[dict[str, Any]] = []         # the rows of metrics.csv
+        self.meter = self.make_meter()                  # of this epoch
+        self.history: list[Row] = []                    # the rows of metrics.csv
 
-    def run(self) -> Result:
+    def run(self) -> ResultT:
         """Train to the end, then evaluate the best weights on the test split."""
         # A loss that is not finite is found and explained below; NumPy's warnings would only come first.
         with np.errstate(all="ignore"), self.watch:
             try:
-                self.ask_the_teacher()
+                self.before_training()
                 while len(self.history) < self.config.epochs:
                     self._train_epoch()
                     self._finish_epoch()
@@ -156,23 +126,6 @@ class Trainer:
             finally:
                 self.loader.close()
 
-    def ask_the_teacher(self) -> None:
-        """Once for every picture, if it looks the same in every epoch."""
-        if self.objective.teacher is None or setup.augments(self.config) or len(self.history) == self.config.epochs:
-            return
-        split = self.data.splits.train
-        with tqdm(total=len(split), desc="the teacher's answers", unit="img", leave=False) as bar:
-
-            def watched() -> Iterator[Any]:
-                for images, labels in self.data.eval_loader(split, self.config.batch_size):
-                    self.watch.check()
-                    yield images, labels
-                    bar.update(len(labels))
-
-            self.objective.ask_once(watched())
-
-    # --- one epoch ---
-
     def _train_epoch(self) -> None:
         """The steps of this epoch that are still to be made."""
         epoch = len(self.history)
@@ -183,39 +136,42 @@ class Trainer:
         total, done = self.loader.epoch_size, self.loader.state_dict()["batch"] * self.config.batch_size
         with tqdm(total=total, initial=done, desc=description, unit="img", leave=False) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
-            for images, labels in self._batches(self.loader):
+            for images, *rest in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
                 look = is_last or (self.step + 1) % READ_EVERY[self.config.device] == 0
-                self._step(images, labels, look)
+                self._step(images, rest, look)
                 if look:
-                    bar.set_postfix(loss=f"{self.meter.loss:.4f}", acc=f"{self.meter.accuracy:.1%}", refresh=False)
-                bar.update(len(labels))
+                    bar.set_postfix(self.shown(self.meter), refresh=False)
+                bar.update(len(images))
                 self.epoch_seconds = before + time.perf_counter() - begun
                 if self.config.save_every and self.step % self.config.save_every == 0:
                     self.save()
                 self.watch.check()
 
-    def _batches(self, loader: Loader) -> Iterator[Any]:
+    def batches(self, loader: Loader) -> Iterator[Any]:
         """The loader's. If a picture cannot be read, or a worker dies, the run is to be saved first."""
         try:
             yield from loader
         except ScratchvitError as error:
             raise _NoBatch from error
 
-    def _step(self, images: np.ndarray, labels: np.ndarray, look: bool) -> None:
+    def _step(self, images: np.ndarray, rest: list[Any], look: bool) -> None:
         if self.config.non_finite == "stop" and not math.isfinite(images.sum()):
             wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-            raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
+            raise self.diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
         self.learn.begin()
-        target = truth(self.model, images, labels)
-        loss, logits = self.objective(self.model, images, target, self.loader.indices, self.step)
         try:
-            if self.learn(loss, images, self.schedule.at(self.step), look):
-                self.meter.add(loss, logits, target)
+            try:
+                loss, noted = self.compute(images, *rest)
+            except NoLoss as error:
+                self.learn.leave_out(error, images, self.inputs(*rest))
+            else:
+                if self.learn(loss, images, self.schedule.at(self.step), look, self.inputs(*rest)):
+                    self.meter.add(*noted)
         except NotFinite as error:
             every = 1 if self.learn.may_leave_out else READ_EVERY[self.config.device]
             begun = "" if every == 1 else f" (at one of the last {every} steps)"
-            raise self._diverged(f"{error}{begun}") from None
+            raise self.diverged(f"{error}{begun}") from None
         self.step += 1
 
     def _finish_epoch(self) -> None:
@@ -225,89 +181,73 @@ class Trainer:
         waiting = self.loader.waited / self.epoch_seconds
         if not train.images:
             scale = f", though its loss is by now scaled by {self.learn.scaler.factor:g}" if self.learn.scaler else ""
-            raise self._diverged(f"every step of the epoch had to be left out{scale}")
+            raise self.diverged(f"every step of the epoch had to be left out{scale}")
         val = self._evaluate_val()
         row = {
             "epoch": len(self.history) + 1,
             "step": self.step,
             "lr": self.schedule.at(self.step - 1),
-            "train_loss": train.loss,
-            "train_accuracy": train.accuracy,
-            "val_loss": val.loss,
-            "val_accuracy": val.accuracy,
+            **self.train_columns(train),
+            **val,
             "images_per_second": self.loader.epoch_size / self.epoch_seconds,
             "seconds": self.epoch_seconds + time.perf_counter() - begun,
             "skipped": skipped,
         }
-        if not math.isfinite(val.loss):
-            raise self._diverged("the loss on the validation images is not finite")
-        is_best = all(self._merit(row) > self._merit(earlier) for earlier in self.history)
+        if not math.isfinite(row["val_loss"]):
+            raise self.diverged("the loss on the validation images is not finite")
+        is_best = all(self.merit(row) > self.merit(earlier) for earlier in self.history)
         self.history.append(row)
-        self.meter, self.epoch_seconds, self.learn.skipped = Meter(), 0.0, 0
+        self.meter, self.epoch_seconds, self.learn.skipped = self.make_meter(), 0.0, 0
         if is_best:
             self._save(self.folder.best, with_optimizer=False)
         self.save()
         self.folder.write_metrics(self.history)
         self.events.write(self.history)
         self.log(
-            f"epoch {row['epoch']}/{self.config.epochs}  train loss {train.loss:.4f}, accuracy {train.accuracy:.2%}  "
-            f"val loss {val.loss:.4f}, accuracy {val.accuracy:.2%}{' (best)' if is_best else ''}  "
+            f"epoch {row['epoch']}/{self.config.epochs}  {self.line(row, ' (best)' if is_best else '')}  "
             f"{row['images_per_second']:,.0f} images/s{f'  steps left out: {skipped}' if skipped else ''}"
             f"{self._advice(waiting)}"
         )
-
-    def _merit(self, row: dict[str, Any]) -> tuple[float, ...]:
-        """What the best epoch has most of: accuracy. Few images give many ties, which the loss breaks.
-
-        A model of pixels is to give them probability; how often its likeliest colour is right says less.
-        """
-        generative = getattr(self.model, "generative", False)
-        return (-row["val_loss"],) if generative else (row["val_accuracy"], -row["val_loss"])
 
     def _advice(self, waiting: float) -> str:
         if waiting <= WAITING:
             return ""
         return f"  {waiting:.0%} of the time waiting for pictures: try --workers {self.config.workers + 1}"
 
-    def _evaluate_val(self) -> Meter:
-        batches = self._batches(self.data.eval_loader(self.data.splits.val, self.config.batch_size))
+    def _evaluate_val(self) -> Row:
         if self.ema is None:
-            return evaluate(self.model, batches, self.watch.check)
+            return self.evaluate_val()
         with self.ema.applied():
-            return evaluate(self.model, batches, self.watch.check)
+            return self.evaluate_val()
 
-    def _test(self) -> Result:
+    def _test(self) -> ResultT:
         best = load_checkpoint(self.folder.best)
         load_into(self.model, best.ema or best.model, self.folder.best)
-        batches = self._batches(self.data.eval_loader(self.data.splits.test, self.config.batch_size))
-        test = predict(self.model, batches, self.watch.check)
         row = self.history[best.progress["epoch"] - 1]
-        seconds = sum(row["seconds"] for row in self.history)
-        return Result(
+        course = Course(
             run_dir=self.folder.path,
             checkpoint=self.folder.best,
-            test_loss=test.meter.loss,
-            test_accuracy=test.meter.accuracy,
-            val_loss=row["val_loss"],
-            val_accuracy=row["val_accuracy"],
             best_epoch=row["epoch"],
             epochs=len(self.history),
-            seconds=seconds,
+            seconds=sum(row["seconds"] for row in self.history),
             images_per_second=sum(r["images_per_second"] for r in self.history) / len(self.history),
             skipped=sum(r.get("skipped", 0) for r in self.history),     # rows of older versions do not have it
             parameters=self.model.num_parameters(),
-            test_predictions=test,
         )
+        return self.test(row, course)
 
     # --- stopping ---
+
+    @property
+    def _resume_command(self) -> str:
+        return f"scratchvit {self.config.command} --resume {self.folder.path}"
 
     def _interrupted(self) -> Interrupted:
         """Save, and say how to go on."""
         assert self.watch.received is not None
         self._save_place()
         return Interrupted(
-            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; "
-            f"go on with: scratchvit train --resume {self.folder.path}",
+            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; go on with: {self._resume_command}",
             self.watch.received,
         )
 
@@ -316,14 +256,15 @@ class Trainer:
         self._save_place()
         return ScratchvitError(
             f"{error} The run is saved at step {self.step} of {self.schedule.total_steps}; with its pictures as they "
-            f"were, go on with: scratchvit train --resume {self.folder.path}"
+            f"were, go on with: {self._resume_command}"
         )
 
     def _save_place(self) -> None:
         if len(self.history) < self.config.epochs:      # otherwise only the test is left, and all is saved
             self.save()
 
-    def _diverged(self, what: str) -> ScratchvitError:
+    def diverged(self, what: str) -> ScratchvitError:
+        """What to raise when numbers are not finite."""
         last = self.folder.last
         kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
         skip = ', and non_finite "skip" leaves single steps out' if self.config.non_finite == "stop" else ""
@@ -342,8 +283,7 @@ class Trainer:
         weights = self.model.state_dict()
         wrong = next((name for name, array in weights.items() if not is_finite(array)), None)
         if wrong:
-            raise self._diverged(f"the weight {wrong} is not finite")
-        meter = self.meter.read()
+            raise self.diverged(f"the weight {wrong} is not finite")
         checkpoint = Checkpoint(
             config=dataclasses.asdict(self.config),
             model_name=self.config.model,
@@ -354,7 +294,7 @@ class Trainer:
                 "step": self.step,
                 "loader": self.loader.state_dict(),
                 "generator": self.generator.state_dict(),
-                "meter": dataclasses.asdict(meter),
+                "meter": dataclasses.asdict(self.meter.read()),
                 "epoch_seconds": self.epoch_seconds,
                 "learn": self.learn.state_dict(),
                 "history": self.history,
@@ -383,7 +323,7 @@ class Trainer:
         progress = saved.progress
         self.loader.load_state_dict(progress["loader"])
         self.generator.load_state_dict(progress["generator"])
-        self.meter = Meter(**progress["meter"])
+        self.meter = self.make_meter(**progress["meter"])
         self.step, self.epoch_seconds = progress["step"], progress["epoch_seconds"]
         self.history = progress["history"]
         if "learn" in progress:     # older versions left no step out

@@ -1,9 +1,10 @@
-"""From a TrainConfig to the things that a run is made of."""
+"""From a configuration to the things that a run is made of: those of every run, and those of a classifier's."""
 
 from __future__ import annotations
 
 import dataclasses
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.nn import Module
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
-from scratchvit.training.config import TrainConfig
+from scratchvit.training.config import RunConfig, TrainConfig
 from scratchvit.weights.preprocess import preprocessing_for
 
 # What the augreg paper's dropout and stochastic depth are in a ViT: dropout after every dense layer but those of q, k
@@ -119,21 +120,24 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
-        mean, std = data.channel_stats(splits.train) if init is None else _normalisation(config.model, init, splits)
+        theirs = init and normalisation(config.model, init, splits.train.image_shape[2])
+        mean, std = theirs or data.channel_stats(splits.train)
     # A channel that never changes carries nothing; any deviation will do.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
 
 
-def _normalisation(model: str, init: str | Path, splits: Splits) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and deviation of each channel, as the weights in `init` expect them."""
-    channels = splits.train.image_shape[2]
+def normalisation(
+    model: str, init: str | Path, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and deviation of each channel, as the weights in `init` expect them.
+
+    None of a run whose pictures were in grey and are now in colour, or the other way round.
+    """
     if not is_checkpoint(init):
         expected = preprocessing_for(model, init, in_chans=channels).to_timm()      # of pixels in 0 … 1
         return tuple(expected["mean"]), tuple(expected["std"])
     about = load_checkpoint(init).data
-    if len(about["mean"]) != channels:      # of pictures in grey or in colour, now it is the other
-        return data.channel_stats(splits.train)
-    return tuple(about["mean"]), tuple(about["std"])
+    return (tuple(about["mean"]), tuple(about["std"])) if len(about["mean"]) == channels else None
 
 
 def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +206,11 @@ def augments(config: TrainConfig) -> bool:
 
 def make_optimizer(config: TrainConfig, model: Module) -> optim.Optimizer:
     """The optimiser, with decay on matrices only."""
-    groups = optim.param_groups(model, config.weight_decay, config.layer_decay)
+    return optimizer_of(config, optim.param_groups(model, config.weight_decay, config.layer_decay))
+
+
+def optimizer_of(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Optimizer:
+    """The optimiser of parameters in groups, as `optim.param_groups` makes them."""
     if config.optimizer == "adamw":
         return optim.AdamW(groups, config.lr)
     if config.optimizer == "adam":
@@ -210,7 +218,7 @@ def make_optimizer(config: TrainConfig, model: Module) -> optim.Optimizer:
     return optim.SGD(groups, config.lr, momentum=config.momentum)
 
 
-def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optim.Schedule:
+def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
     """The learning rate over all steps. The warm-up takes at most half of them, so that short trials need no other."""
     return optim.Schedule(
         config.schedule,
@@ -224,21 +232,9 @@ def make_schedule(config: TrainConfig, steps_per_epoch: int) -> optim.Schedule:
 def check(config: TrainConfig) -> None:
     """Raise ScratchvitError for a setting out of its range, before anything is loaded."""
     check_classifies(config.model, model_config(config.model))
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        choices = field.metadata.get("choices")
-        if choices and value not in choices:
-            raise ScratchvitError(f"{field.name} is one of {', '.join(choices)}, not {value!r}")
-        if type(field.default) in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
-    at_least = {"epochs": 1, "batch_size": 1, "save_every": 0, "seed": 0, "crop_padding": 0}
-    at_least |= dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
-    at_least |= dict.fromkeys(("mixup", "cutmix", "epoch_images", "loss_scale", "workers"), 0)
-    for name, smallest in at_least.items():
-        if not getattr(config, name) >= smallest:       # so that NaN is refused too
-            raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
-    if config.new_head and not config.init:
-        raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
+    check_run(config)
+    check_least(config, dict.fromkeys(("epoch_images", "crop_padding", "mixup", "cutmix"), 0))
+    check_shares(config, ("label_smoothing", "regularisation", "color_jitter"))
     if config.teacher_model and not config.teacher:
         raise ScratchvitError("teacher_model names the model of a teacher's file: name the file with teacher")
     if not config.distill_temperature > 0:
@@ -249,6 +245,34 @@ def check(config: TrainConfig) -> None:
         raise ScratchvitError(f"distill_weight must lie in [0, 1], not {config.distill_weight}")
     if not 0 < config.train_fraction <= 1:
         raise ScratchvitError(f"train_fraction must lie in (0, 1], not {config.train_fraction}")
-    for name in ("label_smoothing", "ema_decay", "regularisation", "color_jitter"):
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise ScratchvitError for a number that is none, a choice that there is not, and what every run has."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ScratchvitError(f"{field.name} is one of {', '.join(choices)}, not {value!r}")
+        if type(field.default) in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
+    at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
+    at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
+    check_least(config, {"epochs": 1, "batch_size": 1} | at_least)
+    check_shares(config, ("ema_decay",))
+    if config.new_head and not config.init:
+        raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
+
+
+def check_least(config: RunConfig, at_least: Mapping[str, float]) -> None:
+    """Raise ScratchvitError for a field below its smallest value."""
+    for name, smallest in at_least.items():
+        if not getattr(config, name) >= smallest:       # so that NaN is refused too
+            raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+
+
+def check_shares(config: RunConfig, names: Sequence[str]) -> None:
+    """Raise ScratchvitError for a field that is not in [0, 1)."""
+    for name in names:
         if not 0 <= getattr(config, name) < 1:
             raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")

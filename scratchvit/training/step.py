@@ -11,14 +11,15 @@ non_finite  what a loss or gradient that is infinite or NaN does: "stop" ends th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any
 
 from scratchvit import optim
 from scratchvit.backend import Array, array_module
 from scratchvit.nn import Module
 from scratchvit.tensor import Tensor
-from scratchvit.training.config import TrainConfig
+from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient, is_finite
 
 # Steps left out in a row, for which no loss scaling is to blame, after which a run would not recover.
@@ -29,10 +30,14 @@ class NotFinite(Exception):
     """The run must end: the text says what is not finite, and where."""
 
 
+class NoLoss(Exception):
+    """The forward of a step came to numbers of which no loss can be computed: the text says which are not finite."""
+
+
 class LearningStep:
     """Makes the steps of a run, and counts those left out."""
 
-    def __init__(self, config: TrainConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None):
+    def __init__(self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
         self.scaler = optim.LossScaler(config.loss_scale) if config.loss_scale else None
         self.may_leave_out = config.non_finite == "skip" or self.scaler is not None
@@ -47,11 +52,14 @@ class LearningStep:
         if self.may_leave_out:
             self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
 
-    def __call__(self, loss: Tensor, images: Array, lr: float, look: bool) -> bool:
+    def __call__(
+        self, loss: Tensor, images: Array, lr: float, look: bool, inputs: Mapping[str, Any] = MappingProxyType({})
+    ) -> bool:
         """Make the step, and return whether it was made.
 
         look: read now whether all was finite, for which a GPU must be waited for; where steps may be left out, each is
-        looked at. Raises NotFinite where the run must end; nothing has been changed by this step then.
+        looked at. images, inputs: what the model was called with, to find where it began. Raises NotFinite where the
+        run must end; nothing has been changed by this step then.
         """
         parameters = list(self.model.parameters())
         (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -63,7 +71,8 @@ class LearningStep:
         if look or self.may_leave_out:
             finite, self._finite = bool(self._finite), True
             if not finite:
-                self._leave_out(loss, images)
+                scaled_too_far = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
+                self._leave_out(scaled_too_far, lambda: self._where(loss, images, inputs))
             if self.scaler:
                 self.scaler.update(finite)
             if not finite:
@@ -77,23 +86,26 @@ class LearningStep:
         self._in_a_row = 0
         return True
 
-    def _leave_out(self, loss: Tensor, images: Array) -> None:
+    def leave_out(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
+        """Instead of the step, where there is no loss. Raises NotFinite as a step does."""
+        self._leave_out(False, lambda: f"{why}; {first_non_finite(self.model, images, inputs)}")
+
+    def _leave_out(self, scaled_too_far: bool, where: Callable[[], str]) -> None:
         """Undo what the forward did, or raise NotFinite."""
-        scaled_too_far = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
         if not scaled_too_far:
             self._in_a_row += 1
             if self.config.non_finite == "stop":
-                raise NotFinite(self._where(loss, images))
+                raise NotFinite(where())
             if self._in_a_row == MAX_SKIPPED:
-                raise NotFinite(f"{MAX_SKIPPED} steps in a row had to be left out, at last {self._where(loss, images)}")
+                raise NotFinite(f"{MAX_SKIPPED} steps in a row had to be left out, at last {where()}")
         for name, buffer in self.model.named_buffers():
             buffer.data[...] = self._buffers[name]
         self.skipped += 1
 
-    def _where(self, loss: Tensor, images: Array) -> str:
+    def _where(self, loss: Tensor, images: Array, inputs: Mapping[str, Any]) -> str:
         if is_finite(loss.data):
             return f"the loss is finite but its gradient is not; {first_non_finite_gradient(self.model)}"
-        return f"the loss is not finite; {first_non_finite(self.model, images)}"
+        return f"the loss is not finite; {first_non_finite(self.model, images, inputs)}"
 
     def state_dict(self) -> dict[str, Any]:
         """Counts and the scaler's state: plain numbers."""
