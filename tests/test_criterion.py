@@ -7,6 +7,7 @@ import scratchvit as sv
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
+from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
@@ -243,11 +244,18 @@ def test_a_model_with_other_classes_is_refused():
 # --- transformers ---------------------------------------------------------------------------------------------------
 
 
-def by_transformers(logits, boxes, targets, classes):
-    """(losses by name, matchings, gradients of logits and boxes) of its ImageLoss with its HungarianMatcher."""
+def by_transformers(logits, boxes, targets, classes, focal):
+    """(losses by name, matchings, gradients of logits and boxes) of its ImageLoss with its HungarianMatcher.
+
+    focal: of those that Deformable DETR and DAB-DETR are trained with.
+    """
     torch = pytest.importorskip("torch")
-    from transformers.loss.loss_for_object_detection import HungarianMatcher as TheirMatcher
-    from transformers.loss.loss_for_object_detection import ImageLoss
+    from transformers.loss import loss_deformable_detr, loss_for_object_detection
+    losses, class_weight = ["labels", "boxes", "cardinality"], 2 if focal else 1
+    if focal:
+        their_matcher = loss_deformable_detr.DeformableDetrHungarianMatcher(class_weight, bbox_cost=5, giou_cost=2)
+    else:
+        their_matcher = loss_for_object_detection.HungarianMatcher(class_weight, bbox_cost=5, giou_cost=2)
     logits, boxes = (torch.tensor(x, requires_grad=True) for x in (logits, boxes))
     matchings = []
 
@@ -256,39 +264,45 @@ def by_transformers(logits, boxes, targets, classes):
             none = torch.zeros(0, dtype=torch.int64)
             matchings.append([(none, none)] * len(targets))
         else:
-            matchings.append(TheirMatcher(class_cost=1, bbox_cost=5, giou_cost=2)(outputs, targets))
+            matchings.append(their_matcher(outputs, targets))
         return matchings[-1]
 
-    criterion = ImageLoss(matcher, classes, eos_coef=0.1, losses=["labels", "boxes", "cardinality"])
+    if focal:
+        criterion = loss_deformable_detr.DeformableDetrImageLoss(matcher, classes, focal_alpha=0.25, losses=losses)
+    else:
+        criterion = loss_for_object_detection.ImageLoss(matcher, classes, eos_coef=0.1, losses=losses)
     layers = [{"logits": l, "pred_boxes": b} for l, b in zip(logits, boxes)]
     losses = criterion({**layers[-1], "auxiliary_outputs": layers[:-1]}, [
         {"class_labels": torch.tensor(target["labels"]), "boxes": torch.tensor(target["boxes"])} for target in targets
     ])  # fmt: skip
-    weights = {"ce": 1, "bbox": 5, "giou": 2}
+    weights = {"ce": class_weight, "bbox": 5, "giou": 2}
     sum(weights[name.split("_")[1]] * x for name, x in losses.items() if name.startswith("loss_")).backward()
     last, *before = matchings
     return {name: x.item() for name, x in losses.items()}, [*before, last], (logits.grad, boxes.grad)
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("focal", [False, True], ids=["softmax", "focal"])
 @pytest.mark.parametrize("first_seed", range(0, 100, 20))
-def test_as_in_transformers_for_100_random_sets(device, first_seed):
+def test_as_in_transformers_for_100_random_sets(device, first_seed, focal):
     import_transformers()
+    matcher = HungarianMatcher(cost_class=2, focal=True) if focal else HungarianMatcher()
+    make = FocalCriterion if focal else SetCriterion
     for seed in range(first_seed, first_seed + 20):
         rng = np.random.default_rng(seed)
         classes, images, queries, layers = (int(rng.integers(1, n)) for n in (20, 5, 15, 4))
         counts = rng.integers(0, 2 * queries, images) * rng.integers(0, 2, images)     # half of the images are empty
         targets = random_targets(counts, seed, classes)
-        logits, boxes = random_layers(layers, images, queries, seed, classes)
-        expected, matchings, gradients = by_transformers(logits, boxes, targets, classes)
+        logits, boxes = random_layers(layers, images, queries, seed, classes - focal)
+        expected, matchings, gradients = by_transformers(logits, boxes, targets, classes, focal)
 
-        criterion, leaf = make_criterion(num_classes=classes), leaves(logits, boxes)
+        criterion, leaf = make(classes, matcher), leaves(logits, boxes)
         losses = criterion(as_outputs(*leaf), targets)
         criterion.total(losses).backward()
         assert set(losses) == {*expected, "class_error"}
         for name, value in expected.items():
             assert float(losses[name].item()) == pytest.approx(value, rel=1e-5, abs=1e-7), (seed, name)
-        ours = HungarianMatcher().match_layers(*(x.data for x in leaf), Objects.of(targets, classes))
+        ours = matcher.match_layers(*(x.data for x in leaf), Objects.of(targets, classes))
         for of_layer, theirs in zip(ours, matchings, strict=True):
             for pair, their_pair in zip(of_layer, theirs, strict=True):
                 np.testing.assert_array_equal(pair, their_pair)

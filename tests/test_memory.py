@@ -37,6 +37,7 @@ FAMILIES = {
     "mvitv2_tiny": {"img_size": 96, "depths": (1, 2)},
     "mvit_v2_s": {"img_size": 64, "num_frames": 8, "depths": (1, 2)},
     "detr_tiny": {"img_size": 96, "enc_layers": 2},
+    "dab_detr_tiny": {},
 }  # fmt: skip
 
 

@@ -32,6 +32,8 @@ from scratchvit.tensor import Tensor
 
 WEIGHTS = {"ce": 1.0, "bbox": 5.0, "giou": 2.0}     # 1, λ_L1, λ_iou of the paper, appendix A.4
 
+FOCAL_WEIGHTS = {**WEIGHTS, "ce": 2.0}
+
 
 class SetCriterion:
     """Outputs of a model and the targets of a batch → its losses by name.
@@ -56,6 +58,7 @@ class SetCriterion:
         if not (math.isfinite(eos_coef) and eos_coef >= 0):
             raise ScratchvitError(f"eos_coef, the weight of no-object, is 0 or more, not {eos_coef}")
         self.num_classes, self.matcher, self.weights, self.eos_coef = num_classes, matcher, dict(weights), eos_coef
+        self.num_logits, self.and_none = num_classes + 1, " and no-object"
 
     def __call__(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_boxes: float | None = None
@@ -63,7 +66,9 @@ class SetCriterion:
         """The losses of every decoder layer, not yet weighted.
 
         outputs: "pred_logits" (B, Q, num_classes + 1) and "pred_boxes" (B, Q, 4) cxcywh, Tensors; perhaps
-        "aux_outputs", a list of such dicts, for the decoder layers before.
+        "aux_outputs", a list of such dicts, for the decoder layers before. What models give in training alone is judged
+        too: "group_outputs", as one set with the mean of their losses (Group DETR); "denoising", with the prefix dn_;
+        "proposals", those of the encoder, with the prefix enc_.
         targets: for each of the B images a dict with "labels" int64 (n,), "boxes" float32 (n, 4) cxcywh and perhaps
         "image_id", as NumPy arrays; n may be 0, or more than Q.
         num_boxes: what the losses of boxes are divided by, if not by the number of objects in `targets`. Where several
@@ -83,44 +88,86 @@ class SetCriterion:
         Beside the matcher's transfer nothing waits for the device. Raises ScratchvitError for outputs or targets that
         do not fit, and for predictions that are not finite where there are objects to match.
         """
-        layers = [*outputs.get("aux_outputs", ()), outputs]
-        logits = ops.stack([layer["pred_logits"] for layer in layers])                      # (L, B, Q, num_classes + 1)
-        boxes = ops.stack([layer["pred_boxes"] for layer in layers])                        # (L, B, Q, 4)
-        if logits.shape[-1] != self.num_classes + 1:
-            raise ScratchvitError(
-                f"pred_logits have {logits.shape[-1]} scores a query; for {self.num_classes} classes and no-object "
-                f"they must be {self.num_classes + 1}: build the model and the criterion with the same num_classes"
-            )
         objects = Objects.of(targets, self.num_classes)
-        pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
-        places, which = _all_pairs(pairs, objects, logits.shape[2])
         num_boxes = max(1.0, len(objects.labels) if num_boxes is None else num_boxes)
+        groups = [outputs, *outputs.get("group_outputs", ())]
+        layers = [layer for group in groups for layer in [*group.get("aux_outputs", ()), group]]
+        depth = len(layers) // len(groups)
+        of_layers, classes = self.set_losses(layers, objects, num_boxes)                    # (groups · L,) each
+        of_layers = {name: loss.reshape(len(groups), depth).mean(0) for name, loss in of_layers.items()}     # (L,)
+        logits = [layer["pred_logits"].data for layer in layers[:depth]]                    # of the first group
+        of_layers["cardinality_error"] = _cardinality_error([self.says_object(each) for each in logits], objects)
+        if "denoising" in outputs:
+            of_layers |= self.denoising_losses(outputs["denoising"], objects, num_boxes)
 
-        classes = np.full(logits.shape[:3], self.num_classes)
-        classes.reshape(-1)[places] = objects.labels[which]
-        likeliest = logits.data.argmax(axis=-1)                                             # (L, B, Q)
-        by_layer = {                                                                        # (L,) each
-            "loss_ce": self.class_loss(logits, classes),
-            **self.box_losses(boxes, objects.boxes[which], places, num_boxes),
-            "cardinality_error": _cardinality_error(likeliest, self.num_classes, objects),
-        }
-        suffixes = ["", *(f"_{layer}" for layer in range(len(layers) - 1))]
+        suffixes = ["", *(f"_{layer}" for layer in range(depth - 1))]
         losses: dict[str, Any] = {}
-        for name, values in by_layer.items():
+        for name, values in of_layers.items():
             *before, last = values
             losses.update({name + suffix: value for suffix, value in zip(suffixes, [last, *before])})
-        losses["class_error"] = _class_error(likeliest[-1], classes[-1], self.num_classes)
+        if "proposals" in outputs:
+            of_encoder, _ = self.set_losses([outputs["proposals"]], objects, num_boxes)
+            losses |= {f"enc_{name}": loss[0] for name, loss in of_encoder.items()}
+        losses["class_error"] = _class_error(logits[-1].argmax(axis=-1), classes[depth - 1], self.num_classes)
         return losses
+
+    def set_losses(
+        self, layers: Sequence[Mapping[str, Tensor]], objects: Objects, num_boxes: float
+    ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
+        """Match and judge each of L layers by itself: {name: its losses (L,)}, and the matched classes (L, B, Q)."""
+        logits = ops.stack([layer["pred_logits"] for layer in layers])                      # (L, B, Q, num_logits)
+        boxes = ops.stack([layer["pred_boxes"] for layer in layers])                        # (L, B, Q, 4)
+        if logits.shape[-1] != self.num_logits:
+            raise ScratchvitError(
+                f"pred_logits have {logits.shape[-1]} scores a query; for {self.num_classes} classes{self.and_none} "
+                f"they must be {self.num_logits}: build the model and the criterion with the same num_classes"
+            )
+        pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
+        places, which = _all_pairs(pairs, objects, logits.shape[2])
+        classes = np.full(logits.shape[:3], self.num_classes)
+        classes.reshape(-1)[places] = objects.labels[which]
+        box_losses = self.box_losses(boxes, objects.boxes[which], places, num_boxes)
+        return {"loss_ce": self.class_loss(logits, classes, num_boxes), **box_losses}, classes
 
     def total(self, losses: Mapping[str, Any]) -> Tensor:
         """The number that training makes small: the weighted sum over the losses and decoder layers, a Tensor ()."""
         terms = []
         for kind, weight in self.weights.items():
-            of_layers = [value for name, value in losses.items() if name.startswith(f"loss_{kind}")]
+            of_layers = [value for name, value in losses.items() if f"loss_{kind}" in name]
             terms.append(sum(of_layers[1:], start=of_layers[0]) * weight)
         return sum(terms[1:], start=terms[0])
 
-    def class_loss(self, logits: Tensor, classes: NDArray[np.int64]) -> Tensor:
+    def denoising_losses(
+        self, outputs: Mapping[str, Any], objects: Objects, num_boxes: float
+    ) -> dict[str, Tensor]:
+        """The same losses of noised objects, each of which has its own object to restore (DN-DETR, §4.2): (L,) each.
+
+        outputs: "pred_logits" (B, M, num_logits), "pred_boxes" (B, M, 4), "aux_outputs", and "objects", int64 (B, M) on
+        the host: which object of its image each is a copy of, -1 for what only fills up and is not looked at. Divided
+        by the number of copies, too, so that they count as much as the others however many they are.
+        """
+        layers = [*outputs["aux_outputs"], outputs]
+        image, place = np.nonzero(outputs["objects"] >= 0)                                  # (K,): the copies
+        which = objects.starts[image] + outputs["objects"][image, place]                    # of which object
+        logits, boxes = (
+            ops.stack([layer[name] for layer in layers])[:, asarray(image), asarray(place)][:, None]
+            for name in ("pred_logits", "pred_boxes")
+        )                                                                                   # (L, 1, K, C or 4)
+        L, K = len(layers), len(which)
+        num_boxes *= max(1.0, K / max(1, len(objects.labels)))
+        classes = np.broadcast_to(objects.labels[which], (L, 1, K))
+        places, matched = np.arange(L * K), np.tile(objects.boxes[which], (L, 1))
+        losses = {
+            "loss_ce": self.class_loss(logits, classes, num_boxes),
+            **self.box_losses(boxes, matched, places, num_boxes),
+        }
+        return {f"dn_{name}": loss for name, loss in losses.items()}
+
+    def says_object(self, logits: Array) -> Array:
+        """logits (…, num_classes + 1) → whether a query says that it holds an object, bool (…)."""
+        return logits.argmax(axis=-1) != self.num_classes
+
+    def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
         """logits (L, B, Q, num_classes + 1), classes (L, B, Q) → the weighted mean of -log p̂(c) of each layer (L,)."""
         weight = np.append(np.ones(self.num_classes), self.eos_coef)
         log_p = ops.cross_entropy(
@@ -144,6 +191,25 @@ class SetCriterion:
         return {"loss_bbox": l1.sum((1, 2)) / num_boxes, "loss_giou": (1 - giou).sum(1) / num_boxes}
 
 
+class FocalCriterion(SetCriterion):
+    """The same for sigmoids: each class is there or not, none of them is no-object (Lin et al., arXiv 1708.02002).
+
+    pred_logits are (B, Q, num_classes); "loss_ce" is the focal loss, Σ over all queries and classes, / num_boxes, which
+    counts twice as in Deformable DETR's code (arXiv 2010.04159). The matcher is one with focal=True.
+    """
+
+    def __init__(self, num_classes: int, matcher: HungarianMatcher, weights: Mapping[str, float] = FOCAL_WEIGHTS):
+        super().__init__(num_classes, matcher, weights)
+        self.num_logits, self.and_none = num_classes, " told by sigmoids"
+
+    def says_object(self, logits: Array) -> Array:
+        return (logits > 0).any(axis=-1)
+
+    def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
+        there = asarray(classes[..., None] == np.arange(self.num_classes), dtype=logits.dtype)  # (L, B, Q, num_classes)
+        return ops.sigmoid_focal_loss(logits, there).sum((1, 2, 3)) / num_boxes
+
+
 def _all_pairs(
     pairs: Sequence[Sequence[Pairs]], objects: Objects, queries: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -156,10 +222,10 @@ def _all_pairs(
     return np.concatenate(places), np.concatenate(which)
 
 
-def _cardinality_error(likeliest: Array, no_object: int, objects: Objects) -> Array:
-    """likeliest classes (L, B, Q) → | objects found - objects there |, mean over the images (L,)."""
-    xp = array_module(likeliest)
-    found = (likeliest != no_object).sum(axis=-1)                                           # (L, B)
+def _cardinality_error(says_object: Sequence[Array], objects: Objects) -> Array:
+    """Of each layer, bool (B, Q) → | objects found - objects there |, mean over the images (L,)."""
+    xp = array_module(says_object[0])
+    found = xp.stack([each.sum(axis=-1) for each in says_object])                           # (L, B)
     return xp.abs(found - asarray(np.array(objects.counts))).mean(axis=-1).astype(np.float32)
 
 

@@ -37,6 +37,10 @@ Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(queries (k,), objects (k,)) of an image, with k the smaller of their numbers; sorted by query."""
 
 
+class NonFiniteCosts(ScratchvitError):
+    """Predictions that are infinite or NaN, and so belong to no object."""
+
+
 @dataclass(frozen=True)
 class Objects:
     """What there is to find in a batch, on the host: the objects of all images, one after another."""
@@ -120,6 +124,8 @@ class HungarianMatcher:
     """Outputs of a model and the targets of a batch → for each image, the pairs of least cost.
 
     cost_class, cost_bbox (λ_L1), cost_giou (λ_iou): what the three parts of the cost count; not negative, not all zero.
+    focal: logits (…, num_classes) of sigmoids, without no-object; the cost of a class is what the focal loss of a query
+    changes by when it takes the object (Deformable DETR's code, arXiv 2010.04159), where cost_class is 2.
 
     Of more objects than queries in an image, as many as there are queries find one, those of least cost. Among
     assignments of equal cost the choice is scipy's, the same in every run. Nothing here is differentiated.
@@ -128,9 +134,10 @@ class HungarianMatcher:
     cost_class: float = 1.0
     cost_bbox: float = 5.0
     cost_giou: float = 2.0
+    focal: bool = False
 
     def __post_init__(self) -> None:
-        costs = vars(self)
+        costs = {name: value for name, value in vars(self).items() if name.startswith("cost_")}
         if not (all(math.isfinite(cost) and cost >= 0 for cost in costs.values()) and any(costs.values())):
             given = ", ".join(f"{name}={cost:g}" for name, cost in costs.items())
             raise ScratchvitError(f"the costs of matching must be finite, not negative, and not all zero: {given}")
@@ -143,13 +150,13 @@ class HungarianMatcher:
         Returns, for each image, (queries int64 (k,), objects int64 (k,)), sorted by query.
         """
         logits, boxes = _plain(outputs["pred_logits"]), _plain(outputs["pred_boxes"])
-        return self.match_layers(logits[None], boxes[None], Objects.of(targets, logits.shape[-1] - 1))[0]
+        return self.match_layers(logits[None], boxes[None], Objects.of(targets, logits.shape[-1] - (not self.focal)))[0]
 
     def match_layers(self, logits: Array, boxes: Array, objects: Objects) -> list[list[Pairs]]:
         """Match each decoder layer anew: for each of the L layers, for each of the B images, its pairs.
 
         logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4): plain arrays. One transfer to the host.
-        Raises ScratchvitError when a cost is not finite, naming the image.
+        Raises NonFiniteCosts when a cost is not finite, naming the image.
         """
         if logits.shape[1] != len(objects.counts):
             raise ScratchvitError(
@@ -158,7 +165,7 @@ class HungarianMatcher:
             )
         cost = asnumpy(self.costs(logits, boxes, objects))
         if not np.isfinite(cost).all():
-            raise ScratchvitError(_where_not_finite(cost, objects))
+            raise NonFiniteCosts(_where_not_finite(cost, objects))
         starts = objects.starts
         # The transposed view has a row for each query, so the pairs come sorted by query.
         return [
@@ -176,10 +183,17 @@ class HungarianMatcher:
         b = asarray(objects.boxes, dtype=boxes.dtype)[:, None]                                            # (T, 1, 4)
         b_hat = boxes[:, image]                                                                           # (L, T, Q, 4)
         with np.errstate(all="ignore"):     # what is not finite is told of later, with its image
-            p_hat = ops.softmax(logits, dim=-1).data.swapaxes(2, 3)[:, image, labels]                     # (L, T, Q)
+            class_cost = self.class_costs(logits).swapaxes(2, 3)[:, image, labels]                        # (L, T, Q)
             l1 = xp.abs(b - b_hat).sum(axis=-1)
             giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b), box_cxcywh_to_xyxy(b_hat))
-            return self.cost_bbox * l1 - self.cost_class * p_hat - self.cost_giou * giou
+            return self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
+
+    def class_costs(self, logits: Array) -> Array:
+        """What it costs to say each class, -p̂(c): of the shape of logits (…, classes)."""
+        if not self.focal:
+            return -ops.softmax(logits, dim=-1).data
+        present, absent = (ops.sigmoid_focal_loss(logits, array_module(logits).full_like(logits, t)) for t in (1, 0))
+        return present.data - absent.data
 
 
 def _plain(x: Any) -> Array:

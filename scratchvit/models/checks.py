@@ -30,8 +30,18 @@ def check_classifies(name: str, config: Any) -> None:
     """Raise ScratchvitError for a detector, where the class of a whole picture is asked for. config: the model's."""
     if getattr(config, "detects", False):
         raise ScratchvitError(
-            f"{name} is a detector, it finds boxes and has no one class for a picture: take a classifier here; a "
-            "detector is used from Python as yet, with scratchvit.detection"
+            f"{name} is a detector, it finds boxes and has no one class for a picture: take a classifier here; for a "
+            "detector there are `scratchvit detect-train`, `scratchvit detect-eval` and `scratchvit detect`"
+        )
+
+
+def check_detects(name: str, config: Any) -> None:
+    """Raise ScratchvitError for a model that finds no boxes, where these are asked for. config: the model's."""
+    if not getattr(config, "detects", False):
+        raise ScratchvitError(
+            f"{name} is no detector, it tells the class of a whole picture and finds no boxes: take a detector here "
+            "(`scratchvit models \"*detr*\"`); for a classifier there are `scratchvit train`, `scratchvit eval` and "
+            "`scratchvit predict`"
         )
 
 

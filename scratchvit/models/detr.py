@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -42,6 +43,7 @@ from scratchvit import backend, nn, ops
 from scratchvit.backend import Array, array_module, asarray, is_array
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_numbers
+from scratchvit.models.detr_queries import NoisedObjects, noised_objects, split_outputs, who_sees_whom
 from scratchvit.models.detr_transformer import Transformer
 from scratchvit.models.registry import register
 from scratchvit.models.resnet import ResNet, ResNetConfig
@@ -75,11 +77,18 @@ class DETRConfig:
     normalize_before: bool = False  # whether norms stand before attention and MLP, as in a ViT, or after the sum
     aux_loss: bool = True           # whether all decoder layers give boxes, not the last alone
 
+    # Not of the paper: each lets it converge sooner (focal: arXiv 1708.02002; the others: detr_queries.py).
+    focal: bool = False             # classes told by sigmoids, and learned by focal loss, instead of a softmax with ∅
+    query_groups: int = 1           # K of Group DETR: sets of queries in training, of which the first is used later
+    denoising: int = 0              # of DN-DETR: copies of the true objects, with noise, to be restored in training
+    box_noise: float = 0.4          # of DN-DETR: by what share of its size a box is moved and resized at most
+    label_noise: float = 0.2        # of DN-DETR: share of the classes that are drawn anew
 
-# Not of the paper: for training from scratch on pictures of about 128×128, with a map of stride 8.
+
+# Not of the paper: for training from scratch on pictures of about 96×96, with a map of stride 8.
 TINY = DETRConfig(
-    img_size=128, layers=(2, 2, 2, 2), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
-    frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=3, dec_layers=3, dim_feedforward=512,
+    img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
+    frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
 )  # fmt: skip
 
 #                                    conv2_x … conv5_x                                     Table 1: AP   GFLOPs
@@ -92,6 +101,11 @@ PRESETS = {
     "detr_resnet101":     DETRConfig(layers=(3, 4, 23, 3)),                                 # 43.5      152
     "detr_resnet101_dc5": DETRConfig(layers=(3, 4, 23, 3), dilation=True),                  # 44.9      253
 }  # fmt: skip
+
+
+Answer: TypeAlias = dict[str, Tensor]
+
+RARE = -math.log((1 - 0.01) / 0.01)     # where logits begin with focal: at a probability of 0.01 (1708.02002, §4.1)
 
 
 class Backbone(nn.Module):
@@ -142,22 +156,44 @@ def visible_features(mask: Any, images: tuple[int, ...], features: tuple[int, ..
     return asarray(visible)
 
 
-def sine_positions(visible: Array, dim: int, dtype: Any) -> Array:
-    """Where each feature is in its image (§A.4): visible bool (B, H, W) → (B, HW, dim).
+def places(visible: Array, dtype: Any) -> tuple[Array, Array]:
+    """Where each feature is in its image: visible bool (B, H, W) → y and x (B, H, W).
 
-    The first half of the numbers is of y, the second of x. Both go from 0 to 2π across the image, whatever its size,
-    padding left out; so each is asked at dim / 4 frequencies, from 1 to almost 1/10,000, for its sine and cosine.
+    y counts 1, 2, 3, … up to the height of the image without its padding, x likewise.
     """
     xp = array_module(visible)
-    B, H, W = visible.shape
-    y, x = xp.cumsum(visible, axis=1, dtype=dtype), xp.cumsum(visible, axis=2, dtype=dtype)     # 1, 2, 3, …
-    y, x = y / (y[:, -1:] + 1e-6) * (2 * math.pi), x / (x[:, :, -1:] + 1e-6) * (2 * math.pi)
-    omega = 10_000.0 ** (-xp.arange(dim // 4, dtype=dtype) / (dim // 4))
-    waves = []
-    for place in (y, x):
-        angles = place[..., None] * omega                                               # (B, H, W, dim / 4)
-        waves.append(xp.stack([xp.sin(angles), xp.cos(angles)], axis=-1))               # in turn: (…, dim / 4, 2)
-    return xp.concatenate(waves, axis=-2).reshape(B, H * W, dim)
+    y, x = xp.cumsum(visible, axis=1, dtype=dtype), xp.cumsum(visible, axis=2, dtype=dtype)
+    return y, x
+
+
+def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10_000) -> Array:
+    """What tells where each feature is (§A.4): visible bool (B, H, W) → (B, HW, dim).
+
+    The first half of the numbers is of y, the second of x. Both go from 0 to 1 across the image, whatever its size; see
+    `sine_embedding`.
+    """
+    y, x = places(visible, dtype)
+    parts = Tensor(y / (y[:, -1:] + 1e-6)), Tensor(x / (x[:, :, -1:] + 1e-6))
+    waves = [sine_embedding(part, dim // 2, temperature) for part in parts]                     # (B, H, W, dim / 2)
+    return ops.concatenate(waves, -1).reshape(len(visible), -1, dim).data
+
+
+def sine_embedding(place: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
+    """Numbers in 0 … 1 (…) → (…, dim): sines and cosines, in turn, at dim / 2 frequencies.
+
+    The first goes round once from 0 to 1, the last almost 1/temperature of that.
+    """
+    xp = array_module(place.data)
+    omega = 2 * math.pi * temperature ** (-xp.arange(dim // 2, dtype=place.dtype) / (dim // 2))
+    angles = place[..., None] * omega                                                           # (…, dim / 2)
+    return ops.stack([ops.sin(angles), ops.cos(angles)], -1).reshape(*place.shape, dim)
+
+
+def box_embedding(boxes: Tensor, dim: int) -> Tensor:
+    """cxcywh in 0 … 1 (B, M, 4) → (B, M, 2 dim): of y, x, width and height, dim / 2 numbers each."""
+    x, y, width, height = boxes.split(1, -1)
+    waves = sine_embedding(ops.concatenate([y, x, width, height], -1), dim // 2)                # (B, M, 4, dim / 2)
+    return waves.reshape(*boxes.shape[:-1], 2 * dim)
 
 
 class MLP(nn.Module):
@@ -175,18 +211,40 @@ class MLP(nn.Module):
         return x
 
 
+def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
+    """Weights and biases uniform by the layer's inputs, as PyTorch's own."""
+    assert layer.bias is not None
+    bound = init.fans(layer.weight.shape)[0] ** -0.5
+    layer.weight.assign(init.uniform(layer.weight.shape, rng, bound))
+    layer.bias.assign(init.uniform(layer.bias.shape, rng, bound))
+
+
+class Memory(NamedTuple):
+    """What the encoder makes of images, for the decoder to ask."""
+
+    features: Tensor            # (B, HW, D)
+    pos: Tensor                 # (B or 1, HW, D)
+    visible: Array              # bool (B or 1, H, W), False on padding
+    keys: Array | None          # the same as attention wants it, (B, 1, 1, HW); None where there is no padding
+
+
 class DETR(nn.Module):
     """images (B, C, H, W), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}.
 
-    mask: bool (B, H, W), True where an image is padding; None: nowhere.
+    mask: bool (B, H, W), True where an image is padding; None: nowhere. targets: what there is to find in each image
+    (see detection/matcher.py), of which only a model with denoising, while it trains, makes use.
     pred_logits (B, N, num_classes + 1), no object being the last; pred_boxes (B, N, 4), centre x and y, width and
     height, in 0 … 1 of the image without its padding; aux_outputs: a dictionary of the two for every decoder layer but
-    the last, the first layer's first (none with aux_loss=False).
+    the last, the first layer's first (none with aux_loss=False). With focal, pred_logits are (B, N, num_classes).
+    While they train, models with query_groups or denoising give more: see `detr_queries.split_outputs`.
 
     Attentions are called in this order (see `ops.record_attention`): (B, heads, HW, HW) of every encoder layer, then
     of every decoder layer (B, heads, N, N) and (B, heads, N, HW).
     Raises ScratchvitError when sizes do not fit together, or images or mask do not fit the model.
     """
+
+    transformer: Any
+    temperature = 10_000.0      # of the features' positions
 
     def __init__(self, config: DETRConfig, seed: int = 0):
         _check(config)
@@ -195,52 +253,103 @@ class DETR(nn.Module):
         # The authors' backbone.1 computes positions, and has no weights.
         self.backbone = nn.ModuleList([Backbone(config, seed)])
         self.input_proj = nn.Conv2d(self.backbone[0].num_channels, D, 1)
+        self.class_embed = nn.Linear(D, config.num_classes + (not config.focal))
+        self.bbox_embed = MLP(D, D, 4, depth=3)
+        if config.denoising:
+            self.label_enc = nn.Embedding(config.num_classes + 1, D - 1)    # the last: unknown, for all other queries
+        self.add_transformer()
+
+        self.generator = Generator(seed)        # of noise
+        self.init_weights(np.random.default_rng(seed))
+        self.set_generator(self.generator)
+
+    def add_transformer(self) -> None:
+        """The Transformer, and where its queries look."""
+        config, D = self.config, self.config.hidden_dim
         self.transformer = Transformer(
             D, config.nheads, config.enc_layers, config.dec_layers, config.dim_feedforward, config.dropout,
             config.normalize_before,
         )  # fmt: skip
-        self.query_embed = nn.Embedding(config.num_queries, D)
-        self.class_embed = nn.Linear(D, config.num_classes + 1)
-        self.bbox_embed = MLP(D, D, 4, depth=3)
+        self.query_embed = nn.Embedding(config.num_queries * config.query_groups, D)
+        if config.denoising:
+            self.place_enc = MLP(2 * D, D, D, depth=2)      # of a noised object, which has a place of its own
 
-        self.init_weights(np.random.default_rng(seed))
-        self.set_generator(Generator(seed))
-
-    def forward_encoder(self, x: Tensor | Array, mask: Any = None) -> tuple[Tensor, Tensor, Array | None]:
-        """images → (memory (B, HW, D), positions (B or 1, HW, D), which keys are visible (B, 1, 1, HW) or None)."""
+    def forward_encoder(self, x: Tensor | Array, mask: Any = None) -> Memory:
         features, visible = self.backbone[0](x, mask)               # (B, C, H, W), (B, H, W)
         B, _, H, W = features.shape
-        everywhere = backend.current().xp.ones((1, H, W), bool)
-        D, dtype = self.config.hidden_dim, self.query_embed.weight.dtype
-        pos = Tensor(sine_positions(everywhere if visible is None else visible, D, dtype))
-        src = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, HW, D)
         keys = None if visible is None else visible.reshape(B, 1, 1, H * W)
-        return self.transformer.encoder(src, pos, keys), pos, keys
+        if visible is None:
+            visible = backend.current().xp.ones((1, H, W), bool)
+        pos = Tensor(sine_positions(visible, self.config.hidden_dim, self.class_embed.weight.dtype, self.temperature))
+        src = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, HW, D)
+        return Memory(self.transformer.encoder(src, pos, keys), pos, visible, keys)
 
-    def forward_heads(self, x: Tensor) -> dict[str, Tensor]:
-        """What a decoder layer gives (B, N, D) → {"pred_logits" (B, N, classes + 1), "pred_boxes" (B, N, 4)}."""
-        return {"pred_logits": self.class_embed(x), "pred_boxes": self.bbox_embed(x).sigmoid()}
+    def forward(
+        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        memory = self.forward_encoder(x, mask)
+        noised = self.forward_noise(targets)
+        N, groups = self.config.num_queries, self.config.query_groups if self.training else 1
+        content = self.forward_content(len(memory.features), N * groups, noised)
+        layers, others = self.forward_decoder(content, noised, memory, who_sees_whom(noised, N, groups))
+        return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
 
-    def forward(self, x: Tensor | Array, mask: Any = None) -> dict[str, Any]:
-        memory, pos, keys = self.forward_encoder(x, mask)
-        queries = self.query_embed.weight                           # (N, D)
-        nothing_yet = Tensor(backend.current().xp.zeros((len(memory), *queries.shape), queries.dtype))
-        states = self.transformer.decoder(nothing_yet, queries, memory, pos, keys)
-        outputs = [self.forward_heads(state) for state in (states if self.config.aux_loss else states[-1:])]
-        return {**outputs[-1], "aux_outputs": outputs[:-1]}
+    def forward_decoder(
+        self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None
+    ) -> tuple[list[Answer], dict[str, Answer]]:
+        """content (B, Q, D) → {"pred_logits" (B, Q, classes), "pred_boxes" (B, Q, 4)} of every decoder layer.
+
+        And what else a model has to say by name; this one has nothing.
+        """
+        known = 0 if noised is None else noised.objects.shape[1]
+        queries = self.query_embed.weight[: content.shape[1] - known]                               # (N or K·N, D)
+        if noised is not None:
+            at = self.place_enc(box_embedding(Tensor(asarray(noised.boxes)), self.config.hidden_dim))       # (B, M, D)
+            queries = ops.concatenate([at, queries.expand((len(content), *queries.shape))], 1)      # (B, Q, D)
+        states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys, sees)
+        answers = [{"pred_logits": self.class_embed(x), "pred_boxes": self.bbox_embed(x).sigmoid()} for x in states]
+        return answers, {}
+
+    def forward_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
+        """The denoising queries of a batch, if there are to be any."""
+        if not (self.config.denoising and self.training and targets is not None):
+            return None
+        config = self.config
+        return noised_objects(
+            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise, self.generator.numpy()
+        )
+
+    def forward_content(self, batch: int, queries: int, noised: NoisedObjects | None) -> Tensor:
+        """What the decoder begins with, (B, Q, D): zeros; with denoising a class, or unknown, and which of the two."""
+        D, dtype = self.config.hidden_dim, self.class_embed.weight.dtype
+        if not self.config.denoising:
+            return Tensor(backend.current().xp.zeros((batch, queries, D), dtype))
+        unknown = np.full((batch, queries), self.config.num_classes)
+        labels = unknown if noised is None else np.concatenate([noised.labels, unknown], axis=1)    # (B, Q)
+        known = asarray((labels != self.config.num_classes)[..., None], dtype=dtype)
+        return ops.concatenate([self.label_enc(labels), known], -1)
 
     def init_weights(self, rng: np.random.Generator) -> None:
         """Heads and projection as PyTorch's layers, queries normal, the Transformer. (The backbone draws its own.)"""
         for layer in (self.input_proj, self.class_embed, *self.bbox_embed.layers):
-            bound = init.fans(layer.weight.shape)[0] ** -0.5
-            layer.weight.assign(init.uniform(layer.weight.shape, rng, bound))
-            layer.bias.assign(init.uniform(layer.bias.shape, rng, bound))
+            init_linear(layer, rng)
+        if self.config.focal:
+            assert self.class_embed.bias is not None
+            self.class_embed.bias.assign(RARE)
+        if self.config.denoising:
+            self.label_enc.weight.assign(init.normal(self.label_enc.weight.shape, rng, 1.0))
+        self.init_transformer(rng)
+
+    def init_transformer(self, rng: np.random.Generator) -> None:
         self.query_embed.weight.assign(init.normal(self.query_embed.weight.shape, rng, 1.0))
         self.transformer.init_weights(rng)
+        if self.config.denoising:
+            for layer in self.place_enc.layers:
+                init_linear(layer, rng)
 
     def no_weight_decay(self) -> set[str]:
         """Parameters that are not matrices of a layer: decay has no business with them."""
-        return {"query_embed.weight"}
+        return {"query_embed.weight", "label_enc.weight"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
         """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
@@ -248,7 +357,7 @@ class DETR(nn.Module):
         layers: list[tuple[str, ...]] = [tuple(f"backbone.0.body.{name}" for name in names) for names in body]
         layers.append(("input_proj",))
         layers += [(f"transformer.encoder.layers.{i}",) for i in range(self.config.enc_layers)]
-        layers[-1] += ("transformer.encoder.norm", "query_embed")
+        layers[-1] += ("transformer.encoder.norm", "query_embed", "label_enc", "place_enc")
         layers += [(f"transformer.decoder.layers.{i}",) for i in range(self.config.dec_layers)]
         layers[-1] += ("transformer.decoder.norm",)
         return [*layers, ("class_embed", "bbox_embed")]
@@ -257,11 +366,17 @@ class DETR(nn.Module):
 def _check(config: DETRConfig) -> None:
     """Raise ScratchvitError for options that do not fit together."""
     check_numbers(config)
-    for name in ("num_classes", "num_queries", "hidden_dim", "nheads", "dec_layers", "dim_feedforward"):
+    for name in (
+        "num_classes", "num_queries", "hidden_dim", "nheads", "dec_layers", "dim_feedforward", "query_groups"
+    ):  # fmt: skip
         if getattr(config, name) < 1:
             raise ScratchvitError(f"{name} is at least 1, not {getattr(config, name)}")
-    if config.enc_layers < 0:
-        raise ScratchvitError(f"enc_layers is 0, for none, or more, not {config.enc_layers}")
+    for name in ("enc_layers", "denoising"):
+        if getattr(config, name) < 0:
+            raise ScratchvitError(f"{name} is 0, for none, or more, not {getattr(config, name)}")
+    for name in ("box_noise", "label_noise"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise ScratchvitError(f"{name} is a share, 0 … 1, not {getattr(config, name)}")
     if not 0 <= config.dropout < 1:
         raise ScratchvitError(f"dropout is a probability, from 0 up to but not 1, not {config.dropout}")
     if config.hidden_dim % 4:

@@ -71,6 +71,7 @@ class Layer(nn.Module):
     def __init__(self, dim: int, dim_feedforward: int, dropout: float, normalize_before: bool):
         self.linear1 = nn.Linear(dim, dim_feedforward)
         self.linear2 = nn.Linear(dim_feedforward, dim)
+        self.activation: Callable[[Tensor], Tensor] = ops.relu
         self.dropout = nn.Dropout(dropout)
         self.normalize_before = normalize_before
 
@@ -82,7 +83,7 @@ class Layer(nn.Module):
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """Two layers on each vector alone: (B, N, D) → (B, N, F) → (B, N, D)."""
-        return self.linear2(self.dropout(ops.relu(self.linear1(x))))
+        return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class EncoderLayer(Layer):
@@ -104,9 +105,10 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
-    """Objects agree who takes what, then look at the image. x (B, N, D), query_pos (N, D) → (B, N, D).
+    """Objects agree who takes what, then look at the image. x (B, N, D), query_pos (N, D) or (B, N, D) → (B, N, D).
 
     memory (B, HW, D): the encoder's features; placed_memory: the same + pos, for all layers alike.
+    sees: bool (N, N) or (B, 1, N, N), True where an object may look at another; None: everywhere.
     """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, normalize_before: bool):
@@ -118,11 +120,12 @@ class DecoderLayer(Layer):
         self.norm3 = nn.LayerNorm(dim, EPS)
 
     def forward(
-        self, x: Tensor, query_pos: Tensor, memory: Tensor, placed_memory: Tensor, visible: Array | None
-    ) -> Tensor:
+        self, x: Tensor, query_pos: Tensor, memory: Tensor, placed_memory: Tensor, visible: Array | None,
+        sees: Array | None = None,
+    ) -> Tensor:  # fmt: skip
         def look_at_each_other(x: Tensor) -> Tensor:
             placed = x + query_pos
-            return self.self_attn(placed, placed, x)
+            return self.self_attn(placed, placed, x, sees)
 
         def look_at_the_image(x: Tensor) -> Tensor:
             return self.multihead_attn(x + query_pos, placed_memory, memory, visible)
@@ -165,11 +168,12 @@ class Decoder(nn.Module):
         self.norm = nn.LayerNorm(dim, EPS)      # one for all layers
 
     def forward(
-        self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None
-    ) -> list[Tensor]:
+        self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
+        sees: Array | None = None,
+    ) -> list[Tensor]:  # fmt: skip
         placed_memory, given_out = memory + pos, []
         for layer in self.layers:
-            x = layer(x, query_pos, memory, placed_memory, visible)
+            x = layer(x, query_pos, memory, placed_memory, visible, sees)
             given_out.append(self.norm(x))
         return given_out
 

@@ -119,8 +119,11 @@ def _from_huggingface(config: Mapping[str, Any]) -> Described:
         return _from_huggingface_imagegpt(_IMAGEGPT | dict(config))
     if kind == "detr":
         return _from_huggingface_detr(_DETR | dict(config))
+    if kind == "dab-detr":
+        return _from_huggingface_dab_detr(_DAB_DETR | dict(config))
     raise ScratchvitError(
-        f"Hugging Face's {kind!r} is no model here; ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT and DETR are"
+        f"Hugging Face's {kind!r} is no model here; "
+        "ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, DETR and DAB-DETR are"
     )
 
 
@@ -148,6 +151,11 @@ _DETR = {
     "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048,
     "activation_function": "relu", "position_embedding_type": "sine", "dropout": 0.1, "dilation": False,
     "backbone": "resnet50", "backbone_config": None,
+}  # fmt: skip
+_DAB_DETR = _DETR | {
+    "num_queries": 300, "hidden_size": 256, "activation_function": "prelu", "temperature_height": 20,
+    "temperature_width": 20, "sine_position_embedding_scale": None, "keep_query_pos": False, "num_patterns": 0,
+    "normalize_before": False,
 }  # fmt: skip
 _SWIN = {
     "image_size": 224, "patch_size": 4, "num_channels": 3, "embed_dim": 96, "depths": [2, 2, 6, 2],
@@ -218,9 +226,22 @@ def _from_huggingface_imagegpt(given: Mapping[str, Any]) -> Described:
 
 
 def _from_huggingface_detr(given: Mapping[str, Any]) -> Described:
+    _require(given, activation_function="relu")
+    return _nearest("detr_*", _options_of_detr(given))
+
+
+def _from_huggingface_dab_detr(given: Mapping[str, Any]) -> Described:
     _require(
-        given, activation_function="relu", position_embedding_type="sine",
-        decoder_attention_heads=given["encoder_attention_heads"], decoder_ffn_dim=given["encoder_ffn_dim"],
+        given, activation_function="prelu", temperature_height=20, temperature_width=20,
+        sine_position_embedding_scale=None, keep_query_pos=False, num_patterns=0, normalize_before=False,
+    )  # fmt: skip
+    return _nearest("dab_detr_*", _options_of_detr({**given, "d_model": given["hidden_size"]}))
+
+
+def _options_of_detr(given: Mapping[str, Any]) -> dict[str, Any]:
+    _require(
+        given, position_embedding_type="sine", decoder_attention_heads=given["encoder_attention_heads"],
+        decoder_ffn_dim=given["encoder_ffn_dim"],
     )  # fmt: skip
     cnn = dict(given["backbone_config"] or {})
     if cnn.get("model_type") == "resnet":
@@ -231,13 +252,12 @@ def _from_huggingface_detr(given: Mapping[str, Any]) -> Described:
             raise ScratchvitError(f"its backbone is {short(str(name))}, of a DETR here it is a ResNet")
         dilation = bool(given["dilation"]) or cnn.get("output_stride", 32) == 16
         resnet = {key: getattr(model_config(name), key) for key in ("layers", "bottleneck")}
-    options = {
+    return {
         **resnet, "dilation": dilation, "in_chans": given["num_channels"], "num_queries": given["num_queries"],
         "hidden_dim": given["d_model"], "nheads": given["encoder_attention_heads"], "dropout": given["dropout"],
         "enc_layers": given["encoder_layers"], "dec_layers": given["decoder_layers"],
         "dim_feedforward": given["encoder_ffn_dim"],
     }  # fmt: skip
-    return _nearest("detr_*", options)
 
 
 def _require(given: Mapping[str, Any], **expected: Any) -> None:

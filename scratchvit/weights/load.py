@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -66,7 +67,7 @@ def open_model(path: str | Path, name: str | None = None, **overrides: Any) -> L
             )
         name = found.name
     described = dict(found.options) if found and found.name == name else {}
-    options = described | _sizes_of(name, renamed.weights) | overrides
+    options = described | _sizes_of(vars(model_config(name)) | described | overrides, renamed.weights) | overrides
     model: Any = _without_weights(path, name, options)
     if "img_size" not in overrides and (img_size := _img_size_of(renamed.weights, model, path)):
         model = _without_weights(path, name, options | {"img_size": img_size})
@@ -117,18 +118,22 @@ def _palette_beside(path: Path) -> Weights:
         raise ScratchvitError(f"{file}: its clusters are no table of colours ({error})") from error
 
 
-def _sizes_of(name: str, weights: Weights) -> dict[str, Any]:
-    """The numbers of classes, input channels and object queries and the patch size, which the tensors tell."""
+def _sizes_of(options: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
+    """The numbers of classes, input channels and object queries and the patch size, which the tensors tell.
+
+    options: of the model, without these.
+    """
     head = next((key for key in HEAD_WEIGHTS if key in weights), None)
-    sizes: dict[str, Any] = {"num_classes": classes_in(head, weights[head].shape) if head else 0}
-    queries = weights.get("query_embed.weight")
-    if queries is not None and queries.ndim == 2 and hasattr(model_config(name), "num_queries"):
-        sizes["num_queries"] = len(queries)
+    focal = options.get("focal", False)
+    sizes: dict[str, Any] = {"num_classes": classes_in(head, weights[head].shape, focal) if head else 0}
+    queries = weights.get("query_embed.weight", weights.get("refpoint_embed.weight"))
+    if queries is not None and queries.ndim == 2 and "num_queries" in options:
+        sizes["num_queries"] = len(queries) // max(1, options["query_groups"])
     first = next((weights[key] for key in FIRST_KERNELS if key in weights), None)
     if first is not None and first.ndim == 4:
         sizes["in_chans"] = first.shape[1]
     patches = weights.get("patch_embed.proj.weight")
-    if patches is not None and patches.ndim == 4 and patches.size and hasattr(model_config(name), "patch_size"):
+    if patches is not None and patches.ndim == 4 and patches.size and "patch_size" in options:
         P, Q = patches.shape[2:]
         sizes["patch_size"] = P if P == Q else (P, Q)
     return sizes

@@ -76,10 +76,13 @@ def complain(
         )
 
 
-def classes_in(name: str, shape: Sequence[int]) -> int:
-    """The classes that one of HEAD_WEIGHTS, of that shape, tells apart. A DETR's last row is for no object."""
+def classes_in(name: str, shape: Sequence[int], focal: bool) -> int:
+    """The classes that one of HEAD_WEIGHTS, of that shape, tells apart.
+
+    A DETR's last row is for no object, unless it tells classes by sigmoids (focal), as a DAB-DETR does.
+    """
     rows = shape[0] if shape else 0
-    return max(rows - 1, 0) if name == "class_embed.weight" else rows
+    return max(rows - 1, 0) if name == "class_embed.weight" and not focal else rows
 
 
 def grouped(names: Iterable[str]) -> list[str]:
@@ -194,7 +197,9 @@ def _other_head(found: Misfit) -> str:
             continue
         if name not in found.theirs:
             return "the file has no head: new_head=True (--new-head) leaves the model's as it was drawn"
-        known, wanted = (classes_in(name, shapes[name]) for shapes in (found.theirs, found.ours))
+        known, wanted = (
+            classes_in(name, shapes[name], "refpoint_embed.weight" in shapes) for shapes in (found.theirs, found.ours)
+        )
         if known != wanted:
             return (
                 f"its head knows {known} classes, the model's {wanted}: create the model with num_classes={known}, "

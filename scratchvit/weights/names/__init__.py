@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from scratchvit.weights.names import facebook, google, huggingface, microsoft, own, torchvision
+from scratchvit.weights.names import facebook, google, huggingface, idea, microsoft, own, torchvision
 from scratchvit.weights.names.layout import COMPUTED, Layout, Renamed, Weights
 
 TIMM = Layout(
@@ -18,8 +18,8 @@ TIMM = Layout(
 
 LAYOUTS = (
     own.CHECKPOINT, google.VIT, google.BIT, huggingface.VIT, huggingface.RESNET, huggingface.BIT, huggingface.SWIN_V2,
-    huggingface.SWIN, huggingface.IMAGE_GPT, huggingface.DETR, torchvision.VIT, torchvision.SWIN, torchvision.MVIT,
-    torchvision.MVIT_V2, microsoft.SWIN, facebook.DETR, TIMM,
+    huggingface.SWIN, huggingface.IMAGE_GPT, huggingface.DETR, huggingface.DAB_DETR, torchvision.VIT, torchvision.SWIN,
+    torchvision.MVIT, torchvision.MVIT_V2, microsoft.SWIN, facebook.DETR, idea.DAB_DETR, TIMM,
 )  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face transformers: ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, DETR, with and without the head's model.
+"""Hugging Face transformers: ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, DETR, DAB-DETR, with and without a head.
 
 transformers 5 renamed the insides of its ViTs (`layers.0.attention.q_proj`), of Swin and of DETR, but goes on writing
 files with the names of version 4 (`encoder.layer.0.attention.attention.query`). The new ones are found in a state
@@ -12,6 +12,7 @@ import re
 import numpy as np
 
 from scratchvit.weights.names.facebook import SEGMENTATION
+from scratchvit.weights.names.idea import one_box_head
 from scratchvit.weights.names.layout import COMPUTED, Layout, Weights, merged_at_the_start
 
 _LAYER = r"(?:encoder\.layer|layers)\.(\d+)\."
@@ -155,7 +156,7 @@ IMAGE_GPT = Layout(
 )
 
 
-_CNN = r"backbone\.(?:conv_encoder\.)?model\."
+_CNN = r"backbone\.(?:conv_encoder\.)?model\.(?:_backbone\.)?"
 _OF_DETR = r"(encoder|decoder)\.layers\.(\d+)\."
 
 DETR = Layout(
@@ -185,5 +186,36 @@ DETR = Layout(
         (r"bbox_predictor\.(.+)",                       r"bbox_embed.\1"),
     ),
     left_out=SEGMENTATION,
+    spell=_counted_from_one,
+)  # fmt: skip
+
+_ENCODER, _DECODER = r"encoder\.layers\.(\d+)\.", r"decoder\.layers\.(\d+)\."
+_SELF, _CROSS = _DECODER + r"self_attn\.self_attn", _DECODER + r"cross_attn\.cross_attn"
+
+DAB_DETR = Layout(
+    owner="Hugging Face (DAB-DETR)",
+    prefix=r"model\.",
+    mark=r"query_refpoint_embeddings\.weight",
+    names=(
+        (r"query_refpoint_embeddings\.(.+)",            r"refpoint_embed.\1"),
+        (_ENCODER + r"activation_fn\.(.+)",             r"transformer.encoder.layers.\1.activation.\2"),
+        (r"encoder\.(query_scale\..+)",                r"transformer.encoder.\1"),
+        (_SELF + r"_(q|k)(?:uery|ey)_(content|pos)_proj\.(.+)",
+                                                        r"transformer.decoder.layers.\1.sa_\2\3_proj.\4"),
+        (_SELF + r"_value_proj\.(.+)",                  r"transformer.decoder.layers.\1.sa_v_proj.\2"),
+        (_SELF + r"\.output_proj\.(.+)",                r"transformer.decoder.layers.\1.self_attn.out_proj.\2"),
+        (_SELF + r"_layer_norm\.(.+)",                  r"transformer.decoder.layers.\1.norm1.\2"),
+        (_CROSS + r"_(q|k)(?:uery|ey)_(content|pos|pos_sine)_proj\.(.+)",
+                                                        r"transformer.decoder.layers.\1.ca_\2\3_proj.\4"),
+        (_CROSS + r"_value_proj\.(.+)",                 r"transformer.decoder.layers.\1.ca_v_proj.\2"),
+        (_CROSS + r"\.output_proj\.(.+)",               r"transformer.decoder.layers.\1.cross_attn.out_proj.\2"),
+        (_CROSS + r"_layer_norm\.(.+)",                 r"transformer.decoder.layers.\1.norm2.\2"),
+        (_DECODER + r"mlp\.final_layer_norm\.(.+)",     r"transformer.decoder.layers.\1.norm3.\2"),
+        (_DECODER + r"mlp\.activation_fn\.(.+)",        r"transformer.decoder.layers.\1.activation.\2"),
+        (r"decoder\.((?:query_scale|ref_point_head|ref_anchor_head)\..+)", r"transformer.decoder.\1"),
+        (r"decoder\.(bbox_embed\..+)",                  r"\1"),
+        *DETR.names,
+    ),
+    prepare=one_box_head,
     spell=_counted_from_one,
 )  # fmt: skip

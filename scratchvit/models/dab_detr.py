@@ -1,0 +1,343 @@
+"""DAB-DETR: object queries that are boxes (Liu et al., ICLR 2022, arXiv 2201.12329).
+
+DETR's object queries are learned vectors of which nobody can say where they look, and it takes hundreds of epochs until
+they look somewhere. What changes: a query is a box, its *anchor* A_q = (x, y, w, h).
+
+- Its position is where it looks: PE(x, y) of the anchor and PE of every feature are made in the same way, so that
+  their product is large where the two are near each other, from the first step on (§4.3, eq. 2 and 3).
+- Content and position are set side by side in cross-attention, instead of added, so that the product of one with the
+  other does not disturb (Conditional DETR, arXiv 2108.06152).
+- Wide boxes look wide: the product over x is multiplied by w_ref / w, that over y by h_ref / h, with w_ref, h_ref read
+  from the content (§4.4, eq. 6).
+- Every decoder layer moves the anchor, by what the box head says, and the next begins there (§4.2).
+
+    paper       here                            shape
+    A_q         anchors, boxes                  (B, N, 4): centre x, y, width, height, in 0 … 1
+    P_q         query_pos                       (B, N, D): what self-attention adds, ref_point_head(PE(A_q)), eq. 1
+    PE(x, y)    query_sine                      (B, N, D): of the anchor's centre
+    MLP(csq)    query_scale                     (B, N, D): the content's say in where to look
+    w_ref, h_ref    ref_anchor_head             (B, N, 2)
+    C_q         x                               (B, N, D): content, zero in the beginning
+
+With two_stage the anchors are no parameters: every feature of the encoder says which object it sees, and the best of
+their boxes are where the decoder begins (Deformable DETR, arXiv 2010.04159). From scratch this matters most: the
+backbone is taught at every place of the image, not only where queries happen to look.
+
+Names of parameters and sizes are those of the authors' code, which has PReLU in the MLPs, scales the positions in the
+encoder by its features too, and tells where a feature is with frequencies down to 1/20 only. Classes are told by
+sigmoids and learned by focal loss there.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from scratchvit import nn, ops
+from scratchvit.backend import Array, array_module, asarray
+from scratchvit.errors import ScratchvitError
+from scratchvit.models.detr import DETR, MLP, Answer, DETRConfig, Memory, box_embedding, init_linear, places
+from scratchvit.models.detr_queries import NoisedObjects
+from scratchvit.models.detr_transformer import EPS, EncoderLayer, Layer, MultiheadAttention
+from scratchvit.models.registry import register
+from scratchvit.nn import init
+from scratchvit.tensor import Tensor
+
+
+@dataclass(frozen=True)
+class DABDETRConfig(DETRConfig):
+    """The sizes of a DAB-DETR."""
+
+    num_queries: int = 300
+    focal: bool = True              # classes told by sigmoids, and learned by focal loss, instead of a softmax with ∅
+    two_stage: bool = False         # of Deformable DETR: anchors are the encoder's best boxes, not learned ones
+
+
+# Not of the paper: of the sizes of detr_tiny.
+TINY = DABDETRConfig(
+    img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
+    frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
+)  # fmt: skip
+
+#                                                                             Table 2: AP, 50 epochs
+PRESETS = {
+    "dab_detr_tiny":          TINY,
+    "dab_detr_resnet50":      DABDETRConfig(),                                          # 42.2
+    "dab_detr_resnet50_dc5":  DABDETRConfig(dilation=True),                             # 44.5
+    "dab_detr_resnet101":     DABDETRConfig(layers=(3, 4, 23, 3)),                      # 43.5
+    "dab_detr_resnet101_dc5": DABDETRConfig(layers=(3, 4, 23, 3), dilation=True),       # 45.8
+}  # fmt: skip
+
+
+class Attention(nn.Module):
+    """Heads of softmax(q kᵀ / √d) v. q (B, N, E), k (B, L, E) and v (B, L, D), projected before → (B, N, D)."""
+
+    def __init__(self, dim: int, num_heads: int, dropout: float):
+        self.num_heads = num_heads
+        self.out_proj = nn.Linear(dim, dim)
+        self.attn_drop = nn.Dropout(dropout)
+
+    def forward(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None) -> Tensor:
+        x = ops.attention(
+            *(self.split(x) for x in (q, k, v)), mask=visible,
+            dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
+        )  # fmt: skip
+        return self.out_proj(x.transpose(1, 2).reshape(*q.shape[:2], -1))
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, N, E) → (B, heads, N, E / heads)."""
+        return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
+
+    def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
+        """Two of (B, N, D) → (B, N, 2D), such that every head has its part of both."""
+        parts = [each.reshape(*each.shape[:2], self.num_heads, -1) for each in (x, y)]
+        return ops.concatenate(parts, -1).reshape(*x.shape[:2], -1)
+
+
+class DecoderLayer(Layer):
+    """Queries agree who takes what, then look at the image near their anchors. x (B, N, D) → (B, N, D)."""
+
+    def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, is_first: bool):
+        self.sa_qcontent_proj, self.sa_qpos_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.sa_kcontent_proj, self.sa_kpos_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.sa_v_proj = nn.Linear(dim, dim)
+        self.self_attn = Attention(dim, num_heads, dropout)
+        self.ca_qcontent_proj, self.ca_kcontent_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.ca_qpos_proj = nn.Linear(dim, dim) if is_first else None
+        self.ca_kpos_proj, self.ca_qpos_sine_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
+        self.ca_v_proj = nn.Linear(dim, dim)
+        self.cross_attn = Attention(dim, num_heads, dropout)
+        super().__init__(dim, dim_feedforward, dropout, normalize_before=False)
+        self.activation = nn.PReLU()
+        self.norm1, self.norm2, self.norm3 = (nn.LayerNorm(dim, EPS) for _ in range(3))
+
+    def forward(
+        self, x: Tensor, query_pos: Tensor, query_sine: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
+        sees: Array | None,
+    ) -> Tensor:  # fmt: skip
+        def look_at_each_other(x: Tensor) -> Tensor:
+            q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)                 # eq. 1
+            k = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_pos)
+            return self.self_attn(q, k, self.sa_v_proj(x), sees)
+
+        def look_at_the_image(x: Tensor) -> Tensor:
+            q, k, k_pos = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory), self.ca_kpos_proj(pos)
+            if self.ca_qpos_proj is not None:       # the first layer, which has no content to speak of, adds them too
+                q, k = q + self.ca_qpos_proj(query_pos), k + k_pos
+            attend = self.cross_attn
+            q = attend.side_by_side(q, self.ca_qpos_sine_proj(query_sine))              # eq. 3
+            k = attend.side_by_side(k, k_pos.expand(k.shape))
+            return attend(q, k, self.ca_v_proj(memory), visible)
+
+        x = self.residual(x, self.norm1, look_at_each_other)
+        x = self.residual(x, self.norm2, look_at_the_image)
+        return self.residual(x, self.norm3, self.feed_forward)
+
+
+class Encoder(nn.Module):
+    """DETR's, with positions scaled by the features. x (B, HW, D), pos (B or 1, HW, D) → memory (B, HW, D)."""
+
+    def __init__(self, config: DABDETRConfig):
+        D = config.hidden_dim
+        self.layers = nn.ModuleList(
+            EncoderLayer(D, config.nheads, config.dim_feedforward, config.dropout, normalize_before=False)
+            for _ in range(config.enc_layers)
+        )
+        for layer in self.layers:
+            layer.activation = nn.PReLU()
+        self.query_scale = MLP(D, D, D, depth=2)
+
+    def forward(self, x: Tensor, pos: Tensor, visible: Array | None) -> Tensor:
+        for layer in self.layers:
+            x = layer(x, pos * self.query_scale(x), visible)
+        return x
+
+
+class Decoder(nn.Module):
+    """Content and anchors → for every layer what it gives, normalised (B, N, D), and the anchors that it had (B, N, 4).
+
+    box_head: the model's bbox_embed, by which what a layer gives moves its anchor.
+    """
+
+    def __init__(self, config: DABDETRConfig):
+        D = config.hidden_dim
+        self.layers = nn.ModuleList(
+            DecoderLayer(D, config.nheads, config.dim_feedforward, config.dropout, is_first=i == 0)
+            for i in range(config.dec_layers)
+        )
+        self.norm = nn.LayerNorm(D, EPS)
+        self.query_scale = MLP(D, D, D, depth=2)
+        self.ref_point_head = MLP(2 * D, D, D, depth=2)
+        self.ref_anchor_head = MLP(D, D, 2, depth=2)
+
+    def forward(
+        self, x: Tensor, anchors: Tensor, memory: Tensor, pos: Tensor, visible: Array | None, sees: Array | None,
+        box_head: MLP,
+    ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+        given_out, D = [], x.shape[-1]
+        boxes = anchors                                                                 # (B, N, 4)
+        for number, layer in enumerate(self.layers):
+            waves = box_embedding(boxes, D)                                             # (B, N, 2D): of y, x, w, h
+            query_sine = waves[..., :D]                                                 # PE(x, y)
+            if number:      # eq. 2; before the first layer content has nothing to say
+                query_sine = query_sine * self.query_scale(x)
+            size = self.ref_anchor_head(x).sigmoid()                                    # (B, N, 2): w_ref, h_ref
+            wide, high = (size / boxes[..., 2:]).split(1, -1)
+            y_waves, x_waves = query_sine.split(D // 2, -1)
+            query_sine = ops.concatenate([y_waves * high, x_waves * wide], -1)          # eq. 6
+            x = layer(x, self.ref_point_head(waves), query_sine, memory, pos, visible, sees)
+            given_out.append((self.norm(x), anchors))
+            if number + 1 < len(self.layers):
+                anchors = moved(boxes, box_head(x))
+                boxes = anchors.detach()    # where the next layer looks is no matter of this one's
+        return given_out
+
+
+def moved(boxes: Tensor, by: Tensor) -> Tensor:
+    """Boxes in 0 … 1, moved by numbers that are added before the sigmoid (§4.2)."""
+    return (unsigmoid(boxes) + by).sigmoid()
+
+
+def unsigmoid(x: Tensor) -> Tensor:
+    """The x of which it is the sigmoid, from -11.5 to 11.5."""
+    return ops.log(x.clip(1e-5) / (1 - x).clip(1e-5))
+
+
+class Transformer(nn.Module):
+    """Encoder and decoder of the same width, heads, MLPs and dropout."""
+
+    def __init__(self, config: DABDETRConfig):
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+
+    def init_weights(self, rng: np.random.Generator) -> None:
+        """Matrices by their width (Glorot & Bengio 2010), biases as in PyTorch's layers, of attention's output zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                init_linear(module, rng)
+        for module in self.modules():
+            if isinstance(module, Attention | MultiheadAttention):
+                assert module.out_proj.bias is not None
+                module.out_proj.bias.assign(0)
+        for parameter in self.parameters():
+            if parameter.ndim > 1:
+                parameter.assign(init.xavier_uniform(parameter.shape, rng))
+
+
+class Proposals(nn.Module):
+    """The encoder's own answer: every feature says which object is there, and where (arXiv 2010.04159, §4.2, §A.4).
+
+    Its box begins as four features wide and high around the feature. memory → {"pred_logits" (B, HW, classes),
+    "pred_boxes" (B, HW, 4)}, which is learned as the answer of a decoder layer. (That it tells the classes, not only
+    that there is something, is DINO's, arXiv 2203.03605.) On padding there is nothing.
+    """
+
+    def __init__(self, config: DABDETRConfig):
+        D = config.hidden_dim
+        self.enc_output, self.enc_output_norm = nn.Linear(D, D), nn.LayerNorm(D, EPS)
+        self.class_embed = nn.Linear(D, config.num_classes + (not config.focal))
+        self.bbox_embed = MLP(D, D, 4, depth=3)
+        self.num_classes = config.num_classes
+
+    def forward(self, memory: Memory) -> Answer:
+        x = self.enc_output_norm(self.enc_output(memory.features))
+        logits, xp = self.class_embed(x), array_module(memory.visible)
+        if memory.keys is not None:
+            nothing = xp.where(xp.arange(logits.shape[-1]) < self.num_classes, -100, 0).astype(logits.dtype)
+            logits = ops.where(memory.visible.reshape(len(x), -1, 1), logits, nothing)
+        row, column = places(memory.visible, x.dtype)
+        height, width = (each.max(axis=(1, 2), keepdims=True) for each in (row, column))        # (B or 1, 1, 1)
+        sides = (xp.broadcast_to(xp.minimum(4 / side, 1), row.shape) for side in (width, height))
+        begun = xp.stack([(column - 0.5) / width, (row - 0.5) / height, *sides], axis=-1)       # (B or 1, H, W, 4)
+        boxes = moved(Tensor(begun.reshape(len(begun), -1, 4)), self.bbox_embed(x))             # (B, HW, 4)
+        return {"pred_logits": logits, "pred_boxes": boxes}
+
+    def best(self, answer: Answer, count: int) -> Tensor:
+        """The boxes of the features that are surest of an object (B, count, 4), from which nothing is learned."""
+        logits, boxes = answer["pred_logits"].data, answer["pred_boxes"].data
+        if count > boxes.shape[1]:
+            raise ScratchvitError(
+                f"two_stage takes the best {count} of an image's features, num_queries of them, and this has but "
+                f"{boxes.shape[1]}: use larger images, a map of smaller stride (dilation), or fewer queries"
+            )
+        xp = array_module(logits)
+        object_, none = logits[..., : self.num_classes], logits[..., self.num_classes :]        # the latter 1, or 0
+        chosen = xp.argsort(none.sum(axis=-1) - object_.max(axis=-1), axis=1)[:, :count]        # (B, count)
+        return Tensor(boxes[xp.arange(len(boxes))[:, None], chosen])
+
+
+class DABDETR(DETR):
+    """images (B, C, H, W), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}, all as of `DETR`.
+
+    With two_stage also "proposals", {"pred_logits" (B, HW, classes), "pred_boxes" (B, HW, 4)}: the encoder's answer.
+    """
+
+    config: DABDETRConfig
+    transformer: Transformer        # another than DETR's
+    temperature = 20.0              # of the features' positions
+
+    def add_transformer(self) -> None:
+        config = self.config
+        if config.normalize_before:
+            raise ScratchvitError("DAB-DETR has its norms after every sum: normalize_before=True is for DETR alone")
+        if config.two_stage and config.query_groups > 1:
+            raise ScratchvitError(
+                "two_stage gives all groups the same anchors: leave query_groups at 1, or two_stage out"
+            )
+        self.transformer = Transformer(config)
+        if config.two_stage:
+            self.proposals = Proposals(config)
+        else:
+            self.refpoint_embed = nn.Embedding(config.num_queries * config.query_groups, 4)
+
+    def forward_decoder(
+        self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None
+    ) -> tuple[list[Answer], dict[str, Answer]]:
+        known = 0 if noised is None else noised.objects.shape[1]
+        B, queries = len(content), content.shape[1] - known                                         # N or K·N
+        others = {}
+        if self.config.two_stage:
+            others["proposals"] = self.proposals(memory)
+            anchors = self.proposals.best(others["proposals"], queries)                             # (B, N, 4)
+        else:
+            anchors = self.refpoint_embed.weight[:queries].sigmoid().expand((B, queries, 4))
+        if noised is not None:
+            anchors = ops.concatenate([Tensor(asarray(noised.boxes)), anchors], 1)                  # (B, Q, 4)
+        states = self.transformer.decoder(
+            content, anchors, memory.features, memory.pos, memory.keys, sees, self.bbox_embed
+        )
+        answers = [
+            {"pred_logits": self.class_embed(x), "pred_boxes": moved(begun, self.bbox_embed(x))} for x, begun in states
+        ]
+        return answers, others
+
+    def init_transformer(self, rng: np.random.Generator) -> None:
+        """Anchors normal before the sigmoid; the box heads begin by leaving them where they are."""
+        self.transformer.init_weights(rng)
+        box_heads = [self.bbox_embed]
+        if self.config.two_stage:
+            self.proposals.class_embed.load_state_dict(self.class_embed.state_dict())
+            for layer in (self.proposals.enc_output, *self.proposals.bbox_embed.layers):
+                init_linear(layer, rng)
+            box_heads.append(self.proposals.bbox_embed)
+        else:
+            self.refpoint_embed.weight.assign(init.normal(self.refpoint_embed.weight.shape, rng, 1.0))
+        for head in box_heads:
+            head.layers[-1].weight.assign(0)
+            head.layers[-1].bias.assign(0)
+
+    def layer_names(self) -> list[tuple[str, ...]]:
+        """DETR's, with what this Transformer has besides."""
+        *before, heads = super().layer_names()
+        shared = ("query_scale", "ref_point_head", "ref_anchor_head")
+        before[-1] += tuple(f"transformer.decoder.{name}" for name in shared)
+        before[-1 - self.config.dec_layers] += ("transformer.encoder.query_scale", "refpoint_embed", "proposals")
+        return [*before, heads]
+
+    def no_weight_decay(self) -> set[str]:
+        """Parameters that are not matrices of a layer: decay has no business with them."""
+        return {"refpoint_embed.weight", "label_enc.weight"}
+
+
+register(DABDETR, PRESETS, paper="DAB-DETR, arXiv 2201.12329")
