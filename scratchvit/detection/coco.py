@@ -62,10 +62,26 @@ def read_coco(
     return dataset.without_bad() if skip_bad else dataset
 
 
-def _lists(path: Path) -> dict[str, list[Any]]:
-    """The file's three lists."""
+def read_image_ids(path: Path) -> tuple[dict[str, int], Categories]:
+    """({file_name: image id}, categories) of a file that need not have annotations, as COCO's of its test pictures.
+
+    Raises ScratchvitError for a file that is no JSON of this kind, and for a bad entry.
+    """
+    content = _lists(path, ("images", "categories"))
+    ids = {}
+    for place, entry in enumerate(content["images"]):
+        if not _is_picture(entry):
+            raise ScratchvitError(
+                f"{path}: images[{place}] is {_shown(entry)}, expected a whole number id and a file_name."
+            )
+        ids[entry["file_name"]] = entry["id"]
+    return ids, _categories(path, content["categories"])
+
+
+def _lists(path: Path, keys: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, list[Any]]:
+    """The file's lists, which it must have."""
     content = read_json(path, "annotation file", "export")
-    for key in ("images", "annotations", "categories"):
+    for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
             kind = "a list, like a file of results" if isinstance(content, list) else f"without a list {key!r}"
             raise ScratchvitError(

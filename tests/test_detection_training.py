@@ -1,0 +1,332 @@
+"""Training a detector: it learns, goes on bit for bit, begins with other weights, and says what is wrong."""
+
+import csv
+import json
+import os
+import signal
+
+import numpy as np
+import pytest
+
+from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
+from scratchvit.detection.trainer import DetectionTrainer, prepare_detector, train_detector
+from scratchvit.errors import ScratchvitError
+from scratchvit.training import Interrupted, RunFolder, TrainConfig, load_checkpoint, read_config, train
+from scratchvit.training.folder import command_of
+from tests import detection_runs, runs, strict_array
+from tests.detection_runs import CONFIG, EVERYTHING, SIZES, quiet
+from tests.detection_samples import coco, write_coco
+from tests.runs import assert_same_run, stop_at
+
+HEADS = ("class_embed", "label_enc")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def small_scenes():
+    with detection_runs.small_scenes():
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """A run of two epochs that nobody changes: its folder, result and lines."""
+    folder, lines = tmp_path_factory.mktemp("finished") / "run", []
+    return folder, train_detector(CONFIG, folder, log=lines.append), lines
+
+
+def rows_of(folder):
+    with (folder / "metrics.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+# --- what a run does ---
+
+
+def test_one_batch_is_learned_by_heart(tmp_path):
+    """In 200 steps, so that backbone, encoder, decoder, heads, matching, losses and evaluation all do their part."""
+    config = CONFIG.replace(overfit_one_batch=True, epochs=4, schedule="constant")
+    result = train_detector(config, tmp_path / "run", log=quiet)
+    assert result.test.AP50 >= 0.9 and result.test.AP >= 0.5 and result.val_AP == result.test.AP
+    last = rows_of(tmp_path / "run")[-1]
+    assert last["step"] == "200" and float(last["train_loss"]) < 4
+
+
+def test_what_a_run_leaves(finished):
+    folder, result, lines = finished
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "metrics.csv", "last.safetensors", "best.safetensors", "predictions"} <= names
+    assert sorted(path.name for path in (folder / "predictions").iterdir()) == ["epoch_001.png", "epoch_002.png"]
+    assert (result.epochs, result.skipped, len(lines)) == (2, 0, 2) and result.parameters > 50_000
+    assert len(result.test.classes) == 10 and result.test.AP is not None
+    saved = load_checkpoint(folder)
+    assert saved.data["classes"] == list("0123456789") and saved.data["category_ids"] == [*range(1, 11)]
+    assert (saved.data["short_side"], saved.data["longest"]) == (0, 0)
+    assert saved.model_args["num_classes"] == 10
+    assert read_config(folder, DetectConfig) == CONFIG.as_read_back()
+
+
+def test_every_loss_of_every_decoder_layer_has_its_column(finished):
+    folder, result, lines = finished
+    rows = rows_of(folder)
+    for part in ("train", "val"):
+        for name in ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error"):
+            assert np.isfinite([float(rows[0][f"{part}_{name}{suffix}"]) for suffix in ("", "_0")]).all()
+        for row in rows:        # the total is the weighted sum of all of them
+            terms = [
+                weight * float(row[f"{part}_loss_{kind}{suffix}"])
+                for kind, weight in (("ce", 1), ("bbox", 5), ("giou", 2)) for suffix in ("", "_0")
+            ]  # fmt: skip
+            assert float(row[f"{part}_loss"]) == pytest.approx(sum(terms), rel=1e-4)
+    assert {"train_class_error", "val_class_error", "AP", "AP50", "AP75", "lr", "images_per_second", "seconds",
+            "skipped"} <= rows[0].keys()  # fmt: skip
+    assert result.val_loss == float(rows[result.best_epoch - 1]["val_loss"])
+    layers = [float(loss) for loss in lines[0].split("by layer: ")[1].split(")")[0].split()]
+    assert len(layers) == 2 and sum(layers) == pytest.approx(float(rows[0]["train_loss"]), abs=2e-3)
+
+
+@pytest.mark.parity
+def test_tensorboard_shows_what_a_detector_learns(finished):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    tags = set(EventAccumulator(str(finished[0] / "tensorboard")).Reload().Tags()["scalars"])
+    assert {"train/loss", "train/loss_giou_0", "val/loss", "val/AP50", "run/lr"} <= tags
+
+
+def test_denoising_and_groups_are_trained_with(tmp_path):
+    config = CONFIG.replace(model_args={**SIZES, "denoising": 1, "query_groups": 2, "focal": True}, epochs=1)
+    train_detector(config, tmp_path / "run", log=quiet)
+    row = rows_of(tmp_path / "run")[0]
+    assert float(row["train_dn_loss_bbox_0"]) > 0 and "val_dn_loss_bbox" not in row
+
+
+# --- going on ---
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory):
+    """The run that nobody disturbs."""
+    folder = tmp_path_factory.mktemp("straight") / "run"
+    return folder, train_detector(EVERYTHING, folder, log=quiet)
+
+
+@pytest.mark.parametrize("step", [1, 3, 5, 9])      # within an epoch, at its end, and before the last validation
+def test_interrupted_and_resumed(straight, step, tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        stop_at(patched, step, trainer=DetectionTrainer)
+        with pytest.raises(Interrupted, match=f"saved at step {step} of 9.*scratchvit detect-train --resume"):
+            train_detector(EVERYTHING, tmp_path / "run", log=quiet)
+    result = train_detector(read_config(tmp_path / "run", DetectConfig), tmp_path / "run", resume=True, log=quiet)
+    assert_same_run(tmp_path / "run", straight[0])
+    assert (result.test, result.test_loss) == (straight[1].test, straight[1].test_loss)
+
+
+def test_stopped_during_validation(straight, tmp_path, monkeypatch):
+    """The averaged weights are in the model then: they must not be saved in place of its own."""
+    validate = DetectionTrainer._evaluate
+
+    def interrupted(self, dataset):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return validate(self, dataset)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(DetectionTrainer, "_evaluate", interrupted)
+        with pytest.raises(Interrupted):
+            train_detector(EVERYTHING, tmp_path / "run", log=quiet)
+    train_detector(EVERYTHING, tmp_path / "run", resume=True, log=quiet)
+    assert_same_run(tmp_path / "run", straight[0])
+
+
+def test_other_boxes_are_no_reason_to_go_on(tmp_path):
+    root = tmp_path / "data"
+    content = coco()
+    for part in ("train", "val"):
+        write_coco(root, part, content)
+    config = CONFIG.replace(data=str(root), epochs=1)
+    train_detector(config, tmp_path / "run", log=quiet)
+    content["annotations"][0]["bbox"] = [4, 6, 11, 12]
+    write_coco(root, "train", content)
+    with pytest.raises(ScratchvitError, match=r"these are not the pictures that the run in .* began with"):
+        train_detector(config.replace(epochs=2), tmp_path / "run", resume=True)
+
+
+def test_a_run_is_resumed_by_the_command_that_began_it(finished, tmp_path):
+    folder = finished[0]
+    assert command_of(folder) == "detect-train"
+    with pytest.raises(
+        ScratchvitError,
+        match=r"holds a run of `scratchvit detect-train`, not of `scratchvit train`: go on with it, "
+        r"scratchvit detect-train --resume .*run, or name another folder",
+    ):
+        train(TrainConfig(), folder, resume=True)
+    with pytest.raises(ScratchvitError, match=r"already holds a run: .*, scratchvit detect-train --resume"):
+        train(TrainConfig(), folder)
+    train(runs.CONFIG.replace(epochs=1), tmp_path / "run", log=quiet)
+    for older in (False, True):         # versions without detection left no mark
+        if older:
+            settings = json.loads((tmp_path / "run" / "config.json").read_text())
+            assert settings.pop("command") == "train"
+            (tmp_path / "run" / "config.json").write_text(json.dumps(settings))
+        with pytest.raises(ScratchvitError, match=r"a run of `scratchvit train`, not of `scratchvit detect-train`"):
+            train_detector(CONFIG, tmp_path / "run", resume=True)
+        assert read_config(tmp_path / "run") == runs.CONFIG.replace(epochs=1)
+
+
+# --- beginning with other weights ---
+
+
+def test_a_new_head_for_other_classes(finished, tmp_path):
+    folder = finished[0]
+    for part in ("train", "val"):
+        write_coco(tmp_path / "data", part)
+    config = CONFIG.replace(data=str(tmp_path / "data"), init=str(folder), epochs=1)
+    with pytest.raises(ScratchvitError, match="class_embed"):
+        prepare_detector(config, tmp_path / "run")
+    trainer = prepare_detector(config.replace(new_head=True), tmp_path / "run", log=quiet)
+    with trainer.folder:
+        best = load_checkpoint(folder)
+        weights = trainer.model.state_dict()
+        assert weights["class_embed.weight"].shape == (3, 32) and trainer.about["category_ids"] == [3, 7]
+        for name, weight in best.model.items():
+            if not name.startswith(HEADS):
+                assert np.array_equal(weights[name], weight), name
+        assert trainer.about["mean"] == best.data["mean"]       # pixels as the weights are used to
+        assert trainer.loaded is not None
+        assert trainer.run().epochs == 1
+
+
+def weights_after(config, folder):
+    """{name: weight} before the first step and at the end of a run."""
+    trainer = prepare_detector(config, folder, log=quiet)
+    with trainer.folder:
+        before = trainer.model.state_dict()
+        trainer.run()
+    return before, load_checkpoint(folder / "last.safetensors").model
+
+
+def test_a_frozen_stem_stays_as_it_is(finished, tmp_path):
+    before, after = weights_after(CONFIG.replace(init=str(finished[0]), freeze_stem=True, epochs=1), tmp_path / "run")
+    stem = [f"backbone.0.body.{name}." for name in ("conv1", "bn1", "layer1")]
+    for name in after:
+        moves = not name.startswith(tuple(stem)) or "running" in name or "num_batches" in name
+        assert np.array_equal(before[name], after[name]) != moves, name
+
+
+def test_the_backbone_has_a_learning_rate_of_its_own(tmp_path):
+    """The first step of Adam is lr long, whatever the gradient; with a share of 0 the backbone stands still."""
+    config = CONFIG.replace(optimizer="adam", weight_decay=0.0, clip_grad=0.0, schedule="constant", warmup_epochs=0.0)
+    steps = {}
+    for share in (0.0, 0.1, 1.0):
+        trainer = DetectionTrainer(config.replace(lr_backbone=share), RunFolder(tmp_path / str(share)))
+        before = trainer.model.state_dict()
+        images, *rest = next(iter(trainer.loader))
+        trainer.model.train()
+        trainer._step(images, rest, look=True)
+        after = trainer.model.state_dict()
+        steps[share] = {
+            part: np.median(np.abs(after[name] - before[name]))
+            for part, name in (("backbone", "backbone.0.body.conv1.weight"), ("head", "class_embed.weight"))
+        }
+    assert steps[0.0]["backbone"] == 0
+    assert steps[0.1]["backbone"] == pytest.approx(1e-4, rel=0.01)
+    assert steps[1.0]["backbone"] == pytest.approx(1e-3, rel=0.01)
+    assert [step["head"] for step in steps.values()] == pytest.approx([1e-3] * 3, rel=0.01)
+
+
+# --- numbers that are not finite ---
+
+
+def spoil(monkeypatch, *steps):
+    """Make the pictures of these steps (from 1) such that a prediction is NaN: the matcher has nothing to go by."""
+    make_step = DetectionTrainer._step
+
+    def spoiled(self, images, *rest):
+        if self.step + 1 in steps:
+            images = images.copy()
+            images[-1, 0, 2, 2] = np.nan
+        make_step(self, images, *rest)
+
+    monkeypatch.setattr(DetectionTrainer, "_step", spoiled)
+
+
+def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
+    states = []
+    make_step = DetectionTrainer._step
+
+    def watched(self, *batch):
+        before = self.model.state_dict(), self.optimizer.state_dict()
+        make_step(self, *batch)
+        after = self.model.state_dict(), self.optimizer.state_dict()
+        states.append(all(
+            one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
+            for one, two in zip(before, after)
+        ))  # fmt: skip
+
+    monkeypatch.setattr(DetectionTrainer, "_step", watched)
+    spoil(monkeypatch, 2)
+    lines = []
+    result = train_detector(CONFIG.replace(non_finite="skip"), tmp_path / "run", log=lines.append)
+    assert states == [False, True, False, False, False, False]
+    assert result.skipped == 1 and "steps left out: 1" in lines[0] and "left out" not in lines[1]
+    assert all(np.isfinite(array).all() for array in load_checkpoint(tmp_path / "run").model.values())
+    assert np.isfinite(float(rows_of(tmp_path / "run")[0]["train_loss"]))
+
+
+def test_predictions_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
+    make_step = DetectionTrainer._step
+
+    def spoiled(self, *batch):
+        if self.step == 4:
+            self.model.transformer.decoder.layers[1].linear1.weight.data[...] = 3e38    # finite, its products are not
+        make_step(self, *batch)
+
+    monkeypatch.setattr(DetectionTrainer, "_step", spoiled)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 5 \(epoch 2\): the predictions are not finite; the first layer whose output is not finite is "
+        r"transformer\.decoder\.layers\.1\.linear1 \(Linear\); the last good checkpoint is .*last\.safetensors\. ",
+    ):
+        train_detector(CONFIG, tmp_path / "run", log=quiet)
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 3
+
+
+def test_a_model_that_never_recovers_stops(tmp_path, monkeypatch):
+    spoil(monkeypatch, *range(2, 20))
+    with pytest.raises(ScratchvitError, match=r"10 steps in a row had to be left out, at last the predictions are not"):
+        train_detector(CONFIG.replace(non_finite="skip", batch_size=1, epochs=1), tmp_path / "run", log=quiet)
+
+
+def test_a_validation_that_is_not_finite_is_told(tmp_path, monkeypatch):
+    def diverge(self):
+        self.model.class_embed.bias.data[...] = np.inf
+        return validate(self)
+
+    validate = DetectionTrainer.evaluate_val
+    monkeypatch.setattr(DetectionTrainer, "evaluate_val", diverge)
+    with pytest.raises(ScratchvitError, match=r"the predictions for scenes val are not finite; nothing was saved yet"):
+        train_detector(CONFIG, tmp_path / "run", log=quiet)
+
+
+def test_the_matcher_says_it_with_an_error_of_its_own():
+    outputs = {"pred_logits": np.full((1, 2, 3), np.nan, np.float32), "pred_boxes": np.full((1, 2, 4), 0.5, np.float32)}
+    targets = [{"labels": np.array([0]), "boxes": np.full((1, 4), 0.5)}]
+    with pytest.raises(NonFiniteCosts, match="image 0 of the batch cannot be matched"):
+        HungarianMatcher()(outputs, targets)
+    with pytest.raises(ScratchvitError) as other:
+        HungarianMatcher()(outputs, [])
+    assert not isinstance(other.value, NonFiniteCosts)
+
+
+# --- what is asked of a device ---
+
+
+def test_a_step_waits_for_the_device_once(device, tmp_path):
+    """For the matcher; numbers for meters and logs are read when somebody looks."""
+    trainer = DetectionTrainer(CONFIG, RunFolder(tmp_path / "run"))
+    images, *rest = next(iter(trainer.loader))
+    trainer.model.train()
+    before = strict_array.transfers
+    trainer._step(images, rest, look=False)
+    assert strict_array.transfers - before == (1 if device == "strict" else 0)
+    assert np.isfinite(trainer.meter.read().loss)
