@@ -23,6 +23,9 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit inspect MODEL|CHECKPOINT           a Swin's windows, shifts, masks, biases and receptive growth, drawn
   scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
   scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
+  scratchvit detect-train                       a DETR on scenes of handwritten digits; --data FOLDER: on your boxes
+  scratchvit detect-eval --checkpoint FILE      COCO's average precision, and class by class
+  scratchvit detect a.jpg --checkpoint FILE     boxes drawn into pictures, listed, and as JSON
   scratchvit report runs/NAME                   a run on one page, to open in a browser
   scratchvit complete CHECKPOINT                a sheet of pictures, as an iGPT goes on from their upper halves
   scratchvit probe CHECKPOINT                   which layer of an iGPT tells classes apart best?
@@ -63,6 +66,9 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "inspect": ("inspect", "inspect"),
         "export": ("export", "export"),
         "show-augment": ("show_augment", "show_augment"),
+        "detect-train": ("detect_train", "detect_train"),
+        "detect-eval": ("detect_eval", "detect_eval"),
+        "detect": ("detect", "detect"),
         "report": ("report", "report"),
         "complete": ("complete", "complete"),
         "probe": ("probe", "probe"),

@@ -10,6 +10,7 @@ from scratchvit import backend
 from scratchvit.cli.options import Parser
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.checks import check_classifies
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.weights.export import export as write
 from scratchvit.weights.labels import class_names
@@ -41,6 +42,7 @@ def export(argv: Sequence[str]) -> int:
     if given.checkpoint is not None:
         model, checkpoint = model_from_checkpoint(given.checkpoint)
         name, about = checkpoint.model_name, checkpoint.data
+        check_classifies(name, model.config)
         height, width, channels = about["image_shape"]
         if channels not in MODES:
             raise ScratchvitError(f"its pictures have {channels} channels: timm's transforms know 3 (RGB) and 1 (grey)")

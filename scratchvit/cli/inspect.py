@@ -13,12 +13,24 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scratchvit import backend
+from scratchvit.cli.files import printable
 from scratchvit.cli.options import Parser, size, table
 from scratchvit.data.images import open_image
+from scratchvit.detection.trained import open_detector
 from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention
+from scratchvit.inspect.detection_pictures import (
+    POINTS,
+    THRESHOLD,
+    Seen,
+    draw_cross_attention,
+    draw_encoder_attention,
+)
+from scratchvit.inspect.figures import make_folder
 from scratchvit.inspect.window_pictures import PICTURES, Scene, by, in_words
 from scratchvit.inspect.windows import bias_table, follow, reach_after_every_block, window_blocks
 from scratchvit.models import create_model, list_models
+from scratchvit.models.detr import DETR
 from scratchvit.models.swin import SwinTransformer
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights.load import load_weights, open_model
@@ -35,9 +47,14 @@ def inspect(argv: Sequence[str]) -> int:
         "  masks.png      the masks of attention in shifted windows, and the regions that they come from\n"
         "  bias.png       the relative position bias of every block and head\n"
         "  receptive.png  which pixels a token can depend on, block by block\n\n"
+        "Of a DETR that has learned something, what it finds in a picture, and two pictures (`scratchvit report` has\n"
+        "more, of its run's data):\n\n"
+        "  cross_attention.png    where the decoder looks for each detection\n"
+        "  encoder_attention.png  what the encoder relates a point of the picture to, layer by layer\n\n"
         "  scratchvit inspect swin_tiny_patch4_window7_224\n"
         "  scratchvit inspect runs/digits-swin_tiny_patch4_window7_224-1 --image cat.jpg --token 0,3\n"
-        "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors --img-size 320x192",
+        "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors --img-size 320x192\n"
+        "  scratchvit inspect runs/scenes-detr_tiny-1 --image cat.jpg --point 0.4,0.6 --point 0.9,0.5",
     )
     parser.add_argument(
         "model", metavar="CHECKPOINT|MODEL",
@@ -49,10 +66,16 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument("--img-size", type=size, metavar="SIZE", help="384, or 384x288 (default: the model's own)")
     parser.add_argument("--patch-size", type=size, metavar="SIZE", help="in pixels (default: the model's own)")
     parser.add_argument("--window-size", type=size, metavar="SIZE", help="in tokens (default: the model's own)")
-    parser.add_argument("--image", type=Path, metavar="PICTURE", help="drawn below the maps (default: plain paper)")
+    parser.add_argument(
+        "--image", type=Path, metavar="PICTURE", help="drawn below the maps (default: plain paper), or what a DETR sees"
+    )
     parser.add_argument(
         "--token", type=_token, metavar="Y,X",
         help="row and column, from 0, of the token to follow, in the first stage's map (default: its middle)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--point", type=_point, action="append", metavar="X,Y", dest="points",
+        help="of a DETR's picture, from 0,0 at its upper left to 1,1; also several times (default: where objects are)",
     )  # fmt: skip
     parser.add_argument(
         "--out", type=Path, default=Path("inspect"), metavar="FOLDER", help="it is made (default: inspect)"
@@ -66,7 +89,7 @@ def inspect(argv: Sequence[str]) -> int:
     if draw is None:
         raise ScratchvitError(
             f"{name} is a {type(model).__name__}, of which nothing is drawn yet: take a Swin or Swin V2 "
-            '(`scratchvit models "swin*"`), whose windows, masks, biases and receptive growth are'
+            '(`scratchvit models "swin*"`), whose windows, masks, biases and receptive growth are, or a DETR'
         )
     for line in loaded:
         print(line)
@@ -136,8 +159,44 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     return paths
 
 
+def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
+    """The pictures of a DETR; what it finds in the picture is printed as a table."""
+    source = given.weights or Path(given.model)
+    if not source.exists():
+        raise ScratchvitError(f"{name}: a DETR that has learned nothing looks nowhere; name a run, or --weights")
+    if given.image is None:
+        raise ScratchvitError(f"{name} looks at a picture: name one with --image")
+    detector = open_detector(source, given.model if given.weights else None)
+    picture, image = as_seen(detector, open_image(given.image))
+    (found,) = detector.in_pictures([Image.fromarray(picture)])
+
+    height, width = picture.shape[:2]
+    best = np.argsort(-found["scores"], kind="stable")
+    best = best[: max(1, int((found["scores"] >= THRESHOLD).sum()))].tolist()
+    print(f"picture as the model sees it: {height}×{width} pixels; found with a score of {THRESHOLD}, or the best:\n")
+    rows = [("query", "class", "score", "left", "top", "right", "bottom")]
+    for query in best:
+        edges = (f"{edge:.1f}" for edge in found["boxes"][query])
+        said = printable(detector.classes[found["labels"][query]])
+        rows.append((str(query), said, f"{found['scores'][query]:.3f}", *edges))    # type: ignore[arg-type]
+    print(f"{table(rows)}\n")
+
+    make_folder(given.out)
+    paths = [given.out / "cross_attention.png"]
+    looks = Seen(picture, found, cross_attention(model, image).mean(axis=0))
+    draw_cross_attention([looks], detector.classes, paths[0], threshold=THRESHOLD)
+    if model.config.enc_layers:
+        boxes = found["boxes"][best[:POINTS]] / [width, height, width, height]
+        middles = ((boxes[:, :2] + boxes[:, 2:]) / 2).clip(0, 1).tolist()
+        points = given.points or [(x, y) for x, y in middles]
+        maps = np.stack([encoder_attention(model, image, point).mean(axis=1) for point in points])
+        paths.append(given.out / "encoder_attention.png")
+        draw_encoder_attention(picture, points, maps, paths[-1])
+    return paths
+
+
 # What draws a family's pictures, prints what is in them, and tells where they are.
-FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {SwinTransformer: _windows}
+FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {SwinTransformer: _windows, DETR: _detections}
 
 
 def _token(text: str) -> tuple[int, int]:
@@ -146,3 +205,14 @@ def _token(text: str) -> tuple[int, int]:
         raise ArgumentTypeError(f"a token is written 14,3 (row, column), not {text!r}")
     y, x = map(int, text.split(","))
     return y, x
+
+
+def _point(text: str) -> tuple[float, float]:
+    """`0.4,0.6`: x and y, both from 0 to 1."""
+    try:
+        x, y = map(float, text.split(","))
+    except ValueError:
+        raise ArgumentTypeError(f"a point is written 0.4,0.6 (x, y), not {text!r}") from None
+    if not (0 <= x <= 1 and 0 <= y <= 1):
+        raise ArgumentTypeError(f"the point {text} is outside: x and y go from 0, left and top, to 1")
+    return x, y

@@ -126,5 +126,5 @@ def table(rows: Sequence[Sequence[Any]]) -> str:
     lines = []
     for first, *rest in rows:
         cells = [f"{first:<{widths[0]}}", *(f"{cell!s:>{width}}" for cell, width in zip(rest, widths[1:]))]
-        lines.append("  ".join(cells))
+        lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)

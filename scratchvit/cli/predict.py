@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
+from scratchvit.cli.files import picture_files, printable
 from scratchvit.cli.options import Parser, add_device
-from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies
@@ -67,16 +67,16 @@ def predict(argv: Sequence[str]) -> int:
     if given.top_k < 1:
         parser.error(f"--top-k {given.top_k}: show at least one class")
 
-    images = [path for named in given.images for path in _pictures(named)]
+    images = [path for named in given.images for path in picture_files(named)]
     backend.use(given.device)
     # What cannot be read is left to the reader of weights, which says why.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     asked = source(given.checkpoint, given.model, given.labels)
-    print(f"model          {asked.name} from {_shown(given.checkpoint)}")
+    print(f"model          {asked.name} from {printable(given.checkpoint)}")
     for line in asked.loading:
         print(f"               {line}")
-    print(f"preprocessing  {_shown(asked.preprocessing)}")
-    print(f"classes        {len(asked.classes):,}, {_shown(asked.classes_from)}\n")
+    print(f"preprocessing  {printable(asked.preprocessing)}")
+    print(f"classes        {len(asked.classes):,}, {printable(asked.classes_from)}\n")
 
     bad = 0
     for start in range(0, len(images), BATCH):
@@ -90,32 +90,14 @@ def predict(argv: Sequence[str]) -> int:
                 bad += 1
                 print(f"left out: {error}", file=sys.stderr)
         for path, probabilities in _ask(asked, read):
-            print(_shown(path))
+            print(printable(path))
             for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
-                print(f"  {probabilities[label]:8.2%}  {_shown(asked.classes[label])}")
+                print(f"  {probabilities[label]:8.2%}  {printable(asked.classes[label])}")
     if bad == len(images):
         raise ScratchvitError("not one of the pictures decodes")
     if bad:
         print(f"{bad} of {len(images)} pictures left out")
     return 0
-
-
-def _pictures(path: Path) -> list[Path]:
-    """The picture itself, or all those that lie in a folder."""
-    if not path.is_dir():
-        return [path]
-    try:
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
-    except OSError as error:
-        raise ScratchvitError(f"{path}: the folder cannot be read ({error.strerror})") from error
-    if not found:
-        raise ScratchvitError(f"{path}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
-    return found
-
-
-def _shown(text: object) -> str:
-    """A name out of a file, or of one, for the terminal: what it cannot print or would obey is escaped."""
-    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import dataclasses
 import io
@@ -12,22 +13,23 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.cli.options import Parser, add_device
+from scratchvit.detection.config import DetectConfig
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.report import open_run, write_report
 from scratchvit.recipes import list_recipes, load_recipe
-from scratchvit.training import TrainConfig
+from scratchvit.training.config import RunConfig
+from scratchvit.training.folder import command_of
 
 
 def report(argv: Sequence[str]) -> int:
     """Write the report of a run into its folder."""
-    from scratchvit.cli.train import parse  # which imports this module
-
     parser = Parser(
         prog="scratchvit report",
         description="Write a run's report.html anew: how it learned, what it confuses, its surest mistakes, where it\n"
         "looks, its augmentation and settings, on one page that opens without a server. The run may have ended, been\n"
         "stopped, or still be going.\n\n"
-        "  scratchvit report runs/digits-vit_tiny_patch16_224-1",
+        "  scratchvit report runs/digits-vit_tiny_patch16_224-1\n"
+        "  scratchvit report runs/scenes-detr_tiny-1",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
     parser.add_argument("--data", help="its images, if they are elsewhere now")
@@ -37,30 +39,52 @@ def report(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(argv)
 
     backend.use(given.device)
-    run = open_run(given.run, given.data, given.data_dir)
     out = given.out or given.run / "report.html"
-    write_report(dataclasses.replace(run, commands=commands(run.config, run.path, parse)), out)
+    write = _of_detector if command_of(given.run) == DetectConfig.command else _of_classifier
+    write(given, out)
     print(out)
     return 0
 
 
-Parse = Callable[[Sequence[str]], tuple[TrainConfig, Path, bool]]
+# What trains is imported where it is needed: it imports this module.
 
 
-def commands(config: TrainConfig, folder: Path, parse: Parse) -> dict[str, str]:
-    """What a report tells to type: {what it does: command line}. parse: that of `scratchvit train`."""
+def _of_classifier(given: argparse.Namespace, out: Path) -> None:
+    from scratchvit.cli.train import parse
+
+    run = open_run(given.run, given.data, given.data_dir)
+    write_report(dataclasses.replace(run, commands=commands(run.config, run.path, parse)), out)
+
+
+def _of_detector(given: argparse.Namespace, out: Path) -> None:
+    from scratchvit.cli.detect_train import parse
+    from scratchvit.inspect.detection_report import open_detection_run, write_detection_report
+
+    if given.data_dir is not None:
+        raise ScratchvitError(f"{given.run} is a detector's run, whose pictures are in one folder: name it with --data")
+    run = open_detection_run(given.run, given.data)
+    write_detection_report(dataclasses.replace(run, commands=commands(run.config, run.path, parse)), out)
+
+
+Parse = Callable[[Sequence[str]], tuple[RunConfig, Path, bool]]
+
+
+def commands(config: RunConfig, folder: Path, parse: Parse) -> dict[str, str]:
+    """What a report tells to type: {what it does: command line}. parse: that of the command which began the run."""
+    resume = ["scratchvit", config.command, "--resume", str(folder)]
     told = {
-        "Go on with it, also for longer (--epochs):": shlex.join(["scratchvit", "train", "--resume", str(folder)]),
+        "Go on with it, also for longer (--epochs):": shlex.join(resume),
         "Write this page anew:": shlex.join(["scratchvit", "report", str(folder)]),
     }
     again = command_for(config, parse)
     return ({"Run it again:": again} if again else {}) | told
 
 
-def command_for(config: TrainConfig, parse: Parse) -> str | None:
+def command_for(config: RunConfig, parse: Parse) -> str | None:
     """A command line that `parse` reads as this configuration; None for one that only Python can ask for."""
     wanted = config.as_read_back()
-    recipes = [name for name in list_recipes() if load_recipe(name).model == config.model]
+    kind = type(config)
+    recipes = [name for name in list_recipes(kind) if load_recipe(name, kind).model == config.model]
     # A model that is not named has the sizes of the data's recipe, one that is named those of its paper.
     for begin in ([], ["--model", config.model], *(["--recipe", name] for name in recipes)):
         words = ["--data", config.data, *begin]
@@ -68,7 +92,7 @@ def command_for(config: TrainConfig, parse: Parse) -> str | None:
             base, _, _ = parse(words)
             words += [*_options(vars(config), vars(base)), *_options(config.model_args, base.model_args)]
             if parse(words)[0].as_read_back() == wanted:
-                return shlex.join(["scratchvit", "train", *words])
+                return shlex.join(["scratchvit", config.command, *words])
     return None
 
 

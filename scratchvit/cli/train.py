@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import argparse
 import io
-import itertools
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,10 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit import backend
 from scratchvit.backend import asnumpy
-from scratchvit.cli.options import Parser, add_fields
+from scratchvit.cli.options import Parser
 from scratchvit.cli.report import commands
+from scratchvit.cli.training import TrainingCommand, differing, files_and_commands, place, steps, told
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
 from scratchvit.data.palette import histogram_bits
@@ -23,12 +21,10 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.inspect.report import Run, write_report
-from scratchvit.models import model_config
 from scratchvit.models.igpt import IGPT
-from scratchvit.recipes import list_recipes, load_recipe, recipe_for
-from scratchvit.training import TrainConfig, read_config
+from scratchvit.recipes import recipe_for
+from scratchvit.training import Result, TrainConfig, Trainer, prepare
 from scratchvit.training.checkpoint import write_atomically
-from scratchvit.training.loop import Result, Trainer, prepare
 from scratchvit.training.setup import coarse_patches
 
 ATTENTION_PICTURES = 10     # the first of each of the first classes
@@ -65,6 +61,10 @@ GROUPS = {
 }  # fmt: skip
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
+COMMAND = TrainingCommand(
+    TrainConfig, DESCRIPTION, GROUPS, FROM_THE_DATA, SIZES_OF_THE_DATA,
+    shown={"img_size": "the data's own; a folder's: 224"},
+)  # fmt: skip
 
 
 def train(argv: Sequence[str]) -> int:
@@ -89,61 +89,10 @@ def train(argv: Sequence[str]) -> int:
 
 def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
     """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
-    base = _base(argv)
-    model_defaults = model_config(base.model, **base.model_args)
-    model_fields = [name for name in vars(model_defaults) if name not in FROM_THE_DATA]
-    shown = vars(model_defaults) | {"img_size": base.model_args.get("img_size", "the data's own; a folder's: 224")}
-    grouped = {name for names in GROUPS.values() for name in (*names, "model_args")}
-
-    parser = Parser(prog="scratchvit train", usage="scratchvit train [options]", description=DESCRIPTION)
-    parser.add_argument("--recipe", metavar="NAME", choices=list_recipes(), default=argparse.SUPPRESS, help=(
-        f"what stands where no option says otherwise: {', '.join(list_recipes())}"
-    ))  # fmt: skip
-    for title, names in GROUPS.items():
-        group = parser.add_argument_group(title)
-        add_fields(group, TrainConfig, names, vars(base))
-        if title == "model":
-            add_fields(group, type(model_defaults), model_fields, shown, prefix="model.")
-    run = parser.add_argument_group("run")
-    add_fields(run, TrainConfig, [name for name in vars(base) if name not in grouped], vars(base))
-    run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
-    run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; --epochs may grow")
-
-    given = vars(parser.parse_strictly(argv))
-    out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
-    if resume and out:
-        parser.error("--resume goes on in the run's own folder: leave out --out")
-    if resume and recipe:
-        parser.error("--resume goes on with the run's own settings: leave out --recipe")
-    model_args = {name: given.pop(f"model.{name}") for name in model_fields if f"model.{name}" in given}
-    if isinstance(model_args.get("img_size"), tuple):
-        parser.error("--img-size: pictures are brought to squares, so give one number")
-    config = base.replace(**given, model_args={**base.model_args, **model_args})
-    return config, Path(resume or out or _new_run_folder(config)), bool(resume)
-
-
-def _base(argv: Sequence[str]) -> TrainConfig:
-    """What stands where no option says otherwise: the run to be resumed, --recipe, or that for --data and --model."""
-    first = Parser(prog="scratchvit train", add_help=False)
-    first.add_argument("--recipe")
-    first.add_argument("--data", default="digits")
-    first.add_argument("--model")
-    first.add_argument("--resume")
-    chosen = first.parse_known_args(argv)[0]
-    if chosen.resume:
-        return read_config(Path(chosen.resume))
-    recipe = load_recipe(chosen.recipe) if chosen.recipe else recipe_for(chosen.data)
-    if chosen.model is None:
-        return recipe
-    same_family = type(model_config(chosen.model)) is type(model_config(recipe.model))
-    sizes = SIZES_OF_THE_DATA if same_family else {"img_size"}
-    kept = {name: value for name, value in recipe.model_args.items() if name in sizes}
-    return recipe.replace(model=chosen.model, model_args=kept)
-
-
-def _new_run_folder(config: TrainConfig) -> Path:
-    name = f"{Path(config.data).resolve().name}-{config.model}"
-    return next(path for n in itertools.count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
+    config, folder, resume = COMMAND.parse(argv)
+    if isinstance(config.model_args.get("img_size"), tuple):
+        Parser(prog=COMMAND.prog).error("--img-size: pictures are brought to squares, so give one number")
+    return config, folder, resume
 
 
 def _begins(trainer: Trainer) -> str:
@@ -162,30 +111,21 @@ def _begins(trainer: Trainer) -> str:
         ("begins", f"with {config.init}" if trainer.loaded else ""),
         *(("", line) for line in str(trainer.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
-        ("steps", f"{config.epochs} epochs of {len(trainer.loader)}, {config.batch_size} images each; "
-                  f"{config.optimizer}, lr {config.lr:g}, {config.schedule}"),
-        ("regime", ", ".join(_regime(config))),
+        ("steps", steps(config, len(trainer.loader))),
+        ("regime", differing(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
-        ("device", f"{config.device}" + (f", {backend.cpu_threads()} threads" if config.device == "cpu" else "")),
+        ("device", place(config)),
         ("folder", str(trainer.folder.path)),
     ]  # fmt: skip
-    return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
+    return told(rows)
 
 
 def _sizes_of_the_recipe(config: TrainConfig) -> bool:
     """Whether images are cut as in the recipe for these data, which was measured."""
-    measured = recipe_for(config.data).model_args
+    measured = recipe_for(config.data, TrainConfig).model_args
     return "patch_size" in measured and all(
         config.model_args.get(name) == measured.get(name) for name in SIZES_OF_THE_DATA
     )
-
-
-def _regime(config: TrainConfig) -> list[str]:
-    """What is done to pictures and weights, beyond the plain loss."""
-    names = [name for title in ("regularisation", "augmentation") for name in GROUPS[title]]
-    plain = TrainConfig()
-    chosen = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
-    return [name if value is True else f"{name} {value}" for name, value in chosen.items()]
 
 
 def _bits_per_pixel(trainer: Trainer, result: Result) -> str:
@@ -233,15 +173,6 @@ def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
 def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
     """Where everything is, and what to try next."""
     folder = trainer.folder
-    files = {
-        folder.best.name: "the weights that did best on the validation pictures",
-        folder.last.name: "all that --resume goes on from",
-        folder.metrics.name: "loss and accuracy of every epoch",
-        folder.config.name: "every setting",
-        **pictures,
-    }
-    if trainer.events.folder.exists():
-        files[trainer.events.folder.name] = f"loss and accuracy again: tensorboard --logdir {folder.path.parent}"
     sample = folder.path / "sample.png"
     generative = getattr(trainer.model, "generative", False)
     commands = [
@@ -251,9 +182,4 @@ def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
         "scratchvit train --data fashion-mnist --download",
         "scratchvit train --help",
     ]
-    return "\n".join([
-        f"\n{folder.path} holds",
-        *(f"  {name:<18}{what}" for name, what in files.items()),
-        "\ntry next",
-        *(f"  {command}" for command in commands if command),
-    ])  # fmt: skip
+    return files_and_commands(folder, "loss and accuracy", pictures, commands)

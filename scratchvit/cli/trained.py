@@ -6,6 +6,8 @@ import dataclasses
 
 from scratchvit import data
 from scratchvit.data import Splits
+from scratchvit.models import model_config
+from scratchvit.models.checks import check_classifies
 from scratchvit.training.checkpoint import Checkpoint
 
 
@@ -15,7 +17,9 @@ def splits_of(
     """The splits of a checkpoint's own training, or other data (`name`) at its image size.
 
     skip_bad: leave out pictures that do not decode; of the checkpoint's own data, as its training did.
+    Raises ScratchvitError for a detector's checkpoint, and as `data.load` does.
     """
+    check_classifies(checkpoint.model_name, model_config(checkpoint.model_name))
     config = checkpoint.config
     splits = data.load(
         name or config["data"],

@@ -1,0 +1,214 @@
+"""`scratchvit detect`: what a detector finds in pictures, drawn, listed, and as COCO's results."""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from scratchvit import backend
+from scratchvit.cli.detectors import add_detector, print_detector
+from scratchvit.cli.files import check_can_be_written, picture_files, printable
+from scratchvit.cli.options import Parser, add_device, number, table
+from scratchvit.data.images import open_image
+from scratchvit.detection.coco import read_image_ids
+from scratchvit.detection.evaluation import write_results
+from scratchvit.detection.pictures import draw_boxes
+from scratchvit.detection.trained import (
+    MANY_TOKENS,
+    Detector,
+    Found,
+    matching_categories,
+    open_detector,
+    results_in,
+)
+from scratchvit.errors import ScratchvitError
+
+READABLE = 512      # pixels of the longer side below which a picture is enlarged, for names to be read on it
+
+
+class Picture(NamedTuple):
+    """A picture file of the command line: the id that results call it by, and where it is drawn."""
+
+    path: Path
+    image_id: int
+    drawn: Path
+
+
+def detect(argv: Sequence[str]) -> int:
+    """Boxes, classes and scores of what is in picture files."""
+    given = _parse(argv)
+    paths = [path for named in given.images for path in picture_files(named)]
+    backend.use(given.device)
+    detector = open_detector(given.checkpoint, given.model, given.labels)
+    if given.short_side is not None:
+        detector = detector.at(given.short_side)
+    image_ids, categories = _ids(given.annotations, paths, detector)
+    pictures = [Picture(*each) for each in zip(paths, image_ids, _drawn_as(paths, given.out), strict=True)]
+    _make(given.out)
+    print_detector(detector, given.checkpoint)
+
+    results: list[dict[str, Any]] = []
+    read = objects = 0
+    for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
+        entries = results_in([found], [picture.image_id], categories)
+        results += [
+            {**entry, "file_name": str(picture.path)} for entry in entries if entry["score"] >= given.threshold
+        ]
+        side = max(READABLE, *image.size)
+        _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
+        read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
+        print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn in {printable(picture.drawn)}")
+        print(_told(found, detector.classes, given.threshold), flush=True)
+    if not read:
+        raise ScratchvitError("not one of the pictures decodes")
+    print(f"{objects} objects in {read} pictures, of a score of at least {given.threshold:g}")
+    if given.json:
+        write_results(given.json, results)
+        print(f"wrote {given.json}: {len(results)} boxes" + _left_out(objects - len(results), given.annotations))
+    if read < len(pictures):
+        print(f"{len(pictures) - read} of {len(pictures)} pictures left out")
+    return 0
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = Parser(
+        prog="scratchvit detect",
+        description="What is in pictures, and where? Boxes with classes and scores: drawn, as a table, and as JSON.\n\n"
+        "  scratchvit detect street.jpg --checkpoint runs/photos-detr_resnet18-1/best.safetensors\n"
+        "  scratchvit detect holidays --checkpoint detr/model.safetensors --json found.json    with its config.json\n"
+        "  scratchvit detect test2017 --checkpoint FILE --annotations image_info_test2017.json \\\n"
+        "      --threshold 0 --json results.json                              results to be evaluated, or submitted\n\n"
+        "The JSON is COCO's results: a list of {image_id, category_id, bbox: [left, top, width, height], score}.\n"
+        "Images are numbered from 1 in the order in which they are named, or as --annotations says; their file_name\n"
+        "stands beside it. Category ids are those of the annotations that the detector was trained on.",
+    )
+    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
+    add_detector(parser)
+    parser.add_argument(
+        "--threshold", type=number, default=0.5, metavar="SCORE",
+        help="the lowest score that is drawn and written, 0 … 1; for evaluation: 0 (default: 0.5)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("detected"), metavar="DIR",
+        help="folder for the pictures with boxes, NAME-boxes.png; it is made (default: detected)",
+    )  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as COCO's results")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE",
+        help="a COCO file that lists the pictures by their names: take image and category ids from it",
+    )  # fmt: skip
+    parser.add_argument(
+        "--short-side", type=int, metavar="PIXELS",
+        help="bring the shorter side of pictures to that: objects are best about as large as in training "
+        "(default: as in training, or as the weights' preprocessor_config.json says)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--batch-size", type=int, default=1, metavar="SIZE",
+        help="pictures at a time, padded to the largest of them: for a GPU (default: 1)",
+    )  # fmt: skip
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
+    add_device(parser)
+    given = parser.parse_strictly(argv)
+    if not 0 <= given.threshold <= 1:
+        parser.error(f"--threshold {given.threshold:g}: scores are from 0 to 1")
+    if given.batch_size < 1:
+        parser.error(f"--batch-size {given.batch_size}: at least one picture at a time")
+    if given.short_side is not None and given.short_side < 1:
+        parser.error(f"--short-side {given.short_side}: at least one pixel")
+    check_can_be_written(given.json)
+    return given
+
+
+def _left_out(boxes: int, annotations: Path | None) -> str:
+    return f"; {boxes} are of classes that {annotations} does not have" if boxes else ""
+
+
+def _ids(annotations: Path | None, paths: Sequence[Path], detector: Detector) -> tuple[list[int], list[int | None]]:
+    """What results call each picture, and each class of the detector. Raises ScratchvitError for one not listed."""
+    if annotations is None:
+        return list(range(1, len(paths) + 1)), [*detector.category_ids]
+    listed, categories = read_image_ids(annotations)
+    by_name: dict[str, list[str]] = {}      # file_name may have folders before it
+    for file_name in listed:
+        by_name.setdefault(Path(file_name).name, []).append(file_name)
+    ids = []
+    for path in paths:
+        ends = f"/{path.absolute().as_posix()}"
+        fitting = [name for name in by_name.get(path.name, ()) if ends.endswith(f"/{name}")]
+        if not fitting:
+            raise ScratchvitError(f"{annotations} lists no picture {path}: name only those that it lists")
+        ids.append(listed[max(fitting, key=len)])
+    return ids, matching_categories([*categories.values()], [*categories], detector, str(annotations))
+
+
+def _drawn_as(paths: Sequence[Path], folder: Path) -> list[Path]:
+    """A file in the folder for each picture; none is a picture that was named, and none is there twice."""
+
+    def key(path: Path) -> str:
+        return str(path.resolve()).casefold()       # some file systems take A.png for a.png
+
+    taken = {key(path) for path in paths}
+    drawn = []
+    for path in paths:
+        endings = itertools.chain([""], (f"-{n}" for n in itertools.count(2)))
+        names = (folder / f"{path.stem}-boxes{ending}.png" for ending in endings)
+        free = next(name for name in names if key(name) not in taken)
+        taken.add(key(free))
+        drawn.append(free)
+    return drawn
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScratchvitError(f"{folder}: this folder cannot be made ({error.strerror}); choose another") from error
+
+
+def _save(picture: Image.Image, path: Path) -> None:
+    try:
+        picture.save(path)
+    except OSError as error:
+        raise ScratchvitError(f"{path} could not be written ({error}): make room or choose another folder") from error
+
+
+def _find(
+    detector: Detector, pictures: Sequence[Picture], batch_size: int, skip_bad: bool
+) -> Iterator[tuple[Picture, Image.Image, Found]]:
+    """What is found in each picture, in their order; with skip_bad those left out are named on stderr."""
+    warned = False
+    for start in range(0, len(pictures), batch_size):
+        read = []
+        for picture in pictures[start : start + batch_size]:
+            try:
+                read.append((picture, open_image(picture.path)))
+            except ScratchvitError as error:
+                if not skip_bad:
+                    raise
+                print(f"left out: {error}", file=sys.stderr)
+        most = max((detector.tokens((image.height, image.width)) for _, image in read), default=0)
+        if most > MANY_TOKENS and not warned:
+            print(f"this takes long: {most:,} tokens are many, a smaller --short-side makes fewer", file=sys.stderr)
+            warned = True
+        if read:
+            for (picture, image), found in zip(read, detector.in_pictures([image for _, image in read])):
+                yield picture, image, found
+
+
+def _told(found: Found, classes: Sequence[str], threshold: float) -> str:
+    """A table of the objects, best first; of none, how near it came."""
+    order = np.argsort(-found["scores"], kind="stable")
+    names, scores, boxes = [printable(classes[label]) for label in found["labels"]], found["scores"], found["boxes"]
+    chosen = [i for i in order if scores[i] >= threshold]
+    if not chosen:
+        return f"  nothing; the best is {names[order[0]]} with {scores[order[0]]:.2f}\n"
+    rows = [(names[i], f"{scores[i]:.2f}", *(f"{edge:.0f}" for edge in boxes[i])) for i in chosen]
+    text = table([("class", "score", "left", "top", "right", "bottom"), *rows])
+    return "".join(f"  {line}\n" for line in text.splitlines())

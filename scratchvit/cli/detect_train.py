@@ -1,0 +1,216 @@
+"""`scratchvit detect-train`: options → DetectConfig → the loop → COCO's figures, a report, and what to do next."""
+
+from __future__ import annotations
+
+import io
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from scratchvit.cli.detectors import SENTENCES, print_figures
+from scratchvit.cli.files import printable
+from scratchvit.cli.report import commands
+from scratchvit.cli.training import TrainingCommand, differing, files_and_commands, place, steps, told
+from scratchvit.detection.annotations import DetectionDataset
+from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.trained import MANY_TOKENS, encoder_tokens, open_detector
+from scratchvit.detection.trainer import DetectionResult, DetectionTrainer, prepare_detector
+from scratchvit.detection.transforms import View
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.detection_report import DetectionRun, write_detection_report
+from scratchvit.training.checkpoint import write_atomically
+
+NAMES = 10              # classes that are named, beyond which only their number is told
+
+DESCRIPTION = """\
+Train a detector: a DETR, which finds objects of several classes in a picture and a box for each. Without options: a
+small one on scenes made of scikit-learn's handwritten digits.
+
+  scratchvit detect-train
+  scratchvit detect-train --overfit-one-batch                      # can everything learn at all?
+  scratchvit detect-train --data street                            # COCO, VOC or YOLO, found out by itself
+  scratchvit detect-train --data street --init detr/model.safetensors --model detr_resnet50 --new-head
+  scratchvit detect-train --resume runs/scenes-detr_tiny-1         # goes on bit for bit
+
+A folder is one of
+  COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
+         or train/_annotations.coco.json, …
+  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …
+  YOLO   images/train, labels/train, … and data.yaml or classes.txt
+Without a val or test part some of train are drawn. Bad entries (a box outside its picture, an unknown category, a
+missing picture, …) are named before anything begins; --skip-bad goes on without them.
+
+The values of a recipe (scratchvit/recipes/detect_*.py) are the defaults below. The options of the model depend on the
+model: `scratchvit detect-train --model NAME --help` shows those of NAME, and `scratchvit models "*detr*"` the names.
+"""
+
+# The options in the order of the help. A field of DetectConfig that is not here stands with the run.
+GROUPS = {
+    "data": ("data", "val_fraction", "epoch_images", "skip_bad", "overfit_one_batch"),
+    "model": ("model", "init", "new_head", "freeze_stem"),
+    "pictures": ("short_side", "longest", "multi_scale", "flip", "color_jitter"),
+    "optimisation": (
+        "epochs", "batch_size", "optimizer", "lr", "lr_backbone", "min_lr", "momentum", "weight_decay", "clip_grad",
+        "schedule", "warmup_epochs", "ema_decay", "layer_decay", "non_finite", "loss_scale",
+    ),
+    "matching and loss": (
+        "cost_class", "cost_bbox", "cost_giou", "weight_ce", "weight_bbox", "weight_giou", "eos_coef",
+    ),
+}  # fmt: skip
+# No options of the model: the data decide, and img_size is only what its cost is told for.
+FROM_THE_DATA = {"in_chans", "num_classes", "img_size"}
+COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, FROM_THE_DATA)
+
+
+def detect_train(argv: Sequence[str]) -> int:
+    """Train, evaluate on the test pictures, and say where everything is."""
+    config, folder, resume = parse(argv)
+    trainer = prepare_detector(config, folder, resume)
+    with trainer.folder:        # until the report is written
+        print(_begins(trainer), flush=True)
+        result = trainer.run()
+        judged = "that batch" if config.overfit_one_batch else "test pictures"
+        print(
+            f"\n{judged}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
+            f"{result.seconds:.0f} s at {result.images_per_second:,.1f} images/s"
+        )
+        print_figures(result.test)
+        if result.skipped:
+            print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
+        print(_ends(trainer, _draw(trainer, result)))
+    return 0
+
+
+def parse(argv: Sequence[str]) -> tuple[DetectConfig, Path, bool]:
+    """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
+    return COMMAND.parse(argv)
+
+
+# --- what is going to be trained on what ----------------------------------------------------------------------------
+
+
+def _begins(trainer: DetectionTrainer) -> str:
+    config, splits = trainer.config, trainer.data.splits
+    model = _model(trainer)
+    parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
+    classes = [printable(name) for name in splits.train.classes]
+    named = f": {', '.join(classes)}" if len(classes) <= NAMES else ""
+    rows = [
+        ("data", f"{config.data}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}"),
+        ("boxes", ", ".join(f"{_boxes(part)} {name}" for name, part in parts.items())),
+        ("classes", f"{len(classes)}{named}"),
+        *(("", printable(note)) for note in splits.notes[:SENTENCES]),
+        ("", _and_more(splits.notes)),
+        ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
+        *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),
+        ("", _and_more(splits.skipped)),
+        ("pictures", _pictures(trainer)),
+        ("model", f"{config.model}: {model.num_parameters():,} parameters, {model.config.num_queries} object queries"),
+        *(("warning", sentence) for sentence in _warnings(trainer)),
+        ("begins", f"with {config.init}" if trainer.loaded else ""),
+        *(("", line) for line in str(trainer.loaded or "").splitlines()),
+        ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("steps", steps(config, len(trainer.loader))),
+        ("regime", differing(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
+        ("device", place(config)),
+        ("folder", str(trainer.folder.path)),
+    ]  # fmt: skip
+    return told(rows)
+
+
+def _and_more(sentences: Sequence[str]) -> str:
+    return f"… and {len(sentences) - SENTENCES} more" if len(sentences) > SENTENCES else ""
+
+
+def _boxes(dataset: DetectionDataset) -> str:
+    """How many there are to find; those of scenes that never end are not counted."""
+    if dataset.endless:
+        return "ever new ones in"
+    return f"{sum(int((~dataset.annotations(index).crowd).sum()) for index in range(len(dataset))):,}"
+
+
+def _pictures(trainer: DetectionTrainer) -> str:
+    """How they are shown, and how large a map the model makes of the largest."""
+    (height, width), tokens = _largest(trainer)
+    return f"{trainer.data.sizes}; the largest {height}×{width}, of which the encoder makes {tokens:,} tokens"
+
+
+def _largest(trainer: DetectionTrainer) -> tuple[tuple[int, int], int]:
+    """The size of the largest training picture as evaluation shows it, and of how many features its map is.
+
+    Training does not show it larger.
+    """
+    train, rng = trainer.data.splits.train, np.random.default_rng(0)
+    shown = (trainer.data.sizes(View.whole(train.size(index)), rng).size for index in range(len(train)))
+    size = max(shown, key=lambda size: size[0] * size[1])
+    return size, encoder_tokens(_model(trainer).config, size)
+
+
+def _model(trainer: DetectionTrainer) -> Any:
+    return trainer.model
+
+
+def _warnings(trainer: DetectionTrainer) -> list[str]:
+    """What would make a run hopeless or endless, though nothing forbids it."""
+    config, train = trainer.config, trainer.data.splits.train
+    model = _model(trainer)
+    sentences = []
+    if model.config.frozen_bn and not config.init:
+        sentences.append(
+            "frozen_bn keeps the batch norms of a backbone that was never trained, so that it hardly learns: "
+            "--no-frozen-bn, or name trained weights with --init"
+        )
+    if not train.endless:
+        most = max(int((~train.annotations(index).crowd).sum()) for index in range(len(train)))
+        if most > model.config.num_queries:
+            sentences.append(
+                f"a picture has {most} objects, the model can find {model.config.num_queries} in any: "
+                f"--num-queries {2 * most}"
+            )
+    if (tokens := _largest(trainer)[1]) > MANY_TOKENS:
+        sentences.append(
+            f"{tokens:,} tokens are many, time and memory of attention grow with their square: a smaller --short-side"
+        )
+    return sentences
+
+
+# --- what came of it ------------------------------------------------------------------------------------------------
+
+
+def _draw(trainer: DetectionTrainer, result: DetectionResult) -> dict[str, str]:
+    """Write the report and a test picture to try `detect` on: {file: what it shows}."""
+    folder, splits = trainer.folder, trainer.data.splits
+    drawn = {}
+    try:
+        run = DetectionRun(
+            folder.path, trainer.config, trainer.history, splits, open_detector(folder.best), result.test,
+            result.best_epoch, commands=commands(trainer.config, folder.path, parse),
+        )  # fmt: skip
+        write_detection_report(run, folder.path / "report.html")
+        drawn["report.html"] = "all about it on one page: open it in a browser"
+        png = io.BytesIO()
+        splits.test.picture(0).save(png, format="png")
+        write_atomically(folder.path / "sample.png", png.getvalue())
+        drawn["sample.png"] = "a test picture"
+    except ScratchvitError as error:
+        print(f"no pictures: {error}")
+    if (folder.path / "predictions").exists():
+        drawn["predictions"] = "what was found in some validation pictures, epoch by epoch"
+    return drawn
+
+
+def _ends(trainer: DetectionTrainer, drawn: dict[str, str]) -> str:
+    """Where everything is, and what to try next."""
+    folder = trainer.folder
+    best, sample = str(folder.best), str(folder.path / "sample.png")
+    asked = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
+    if trainer.config.overfit_one_batch:        # which no split is
+        asked += [["detect-train", "--data", trainer.config.data]]
+    else:
+        asked += [["detect-eval", "--checkpoint", best]]
+        asked += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]
+    lines = [shlex.join(["scratchvit", *words]) for words in (*asked, ["detect-train", "--help"])]
+    return files_and_commands(folder, "losses and AP", drawn, lines)
