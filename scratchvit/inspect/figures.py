@@ -26,7 +26,8 @@ TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # told apart by col
 GRID = "#dddddd"
 
 # What is drawn over the epochs: columns of metrics.csv, their colours and names.
-CURVES = {
+Lines = Sequence[tuple[str, str, str]]
+CURVES: Mapping[str, Lines] = {
     "loss": (("train_loss", TRAIN, "training"), ("val_loss", VALIDATION, "validation")),
     "accuracy": (("train_accuracy", TRAIN, "training"), ("val_accuracy", VALIDATION, "validation")),
     "learning rate": (("lr", INK, "learning rate"),),
@@ -35,10 +36,14 @@ _NO_MATPLOTLIB = 'pictures are drawn with Matplotlib: pip install "scratchvit[de
 
 
 def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv. Raises ScratchvitError for a file that is missing or damaged."""
+    """The rows of a run's metrics.csv, NaN where a cell is empty.
+
+    Raises ScratchvitError for a file that is missing or damaged.
+    """
     try:
         with Path(metrics_csv).open(newline="") as file:
-            return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
+            rows = list(csv.DictReader(file))
+        return [{name: float(value if value != "" else "nan") for name, value in row.items()} for row in rows]
     except OSError as error:
         raise ScratchvitError(f"{metrics_csv} cannot be read ({error.strerror}): name the folder of a run") from error
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
@@ -53,30 +58,30 @@ def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
     rows = read_metrics(metrics_csv)
     with sheet(path, 1, 2, size=(9, 3.4)) as axes:
         for ax, what in zip(axes[0], ("loss", "accuracy")):
-            _plot(ax, rows, what)
+            _plot(ax, rows, CURVES[what])
             ax.set_title(what, loc="left", color=INK)
             ax.set_xlabel("epoch", color=INK)
         axes[0, 0].legend(frameon=False)
 
 
-def curve_svg(rows: Sequence[Mapping[str, float]], what: str) -> str:
-    """One of CURVES over the rows of metrics.csv, as the text of an SVG file whose words are text.
+def curve_svg(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
+    """Lines over the rows of metrics.csv, as the text of an SVG file whose words are text; `what` is shown by them.
 
     Raises ScratchvitError when Matplotlib is missing.
     """
     figure = _figure((4.2, 2.5))
     from matplotlib import rc_context
 
-    _plot(figure.subplots(), rows, what)
+    _plot(figure.subplots(), rows, lines)
     svg = io.StringIO()
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": what}):
         figure.savefig(svg, format="svg", transparent=True)
     return svg.getvalue()
 
 
-def _plot(ax: Any, rows: Sequence[Mapping[str, float]], what: str) -> None:
+def _plot(ax: Any, rows: Sequence[Mapping[str, float]], lines: Lines) -> None:
     epochs = [row["epoch"] for row in rows]
-    for column, colour, name in CURVES[what]:
+    for column, colour, name in lines:
         values = [row[column] for row in rows]
         ax.plot(epochs, values, color=colour, linewidth=1.8, label=name)
         ax.plot(epochs[-1:], values[-1:], "o", color=colour, markersize=4)
@@ -179,6 +184,14 @@ def _overlay(ax: Any, heat: np.ndarray, shape: tuple[int, ...]) -> None:
     ax.imshow(
         heat, cmap="inferno", alpha=0.65, interpolation="bicubic", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
     )
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder for pictures, if it is not there. Raises ScratchvitError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ScratchvitError(f"the folder {folder} cannot be made ({error.strerror}): name another one") from error
 
 
 @contextlib.contextmanager

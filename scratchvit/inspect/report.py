@@ -9,12 +9,8 @@ for the test images are looked at once, at the end. Where Matplotlib is missing,
 from __future__ import annotations
 
 import dataclasses
-import datetime
-import html
-import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element
@@ -27,17 +23,28 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.augmentations import draw_batches
 from scratchvit.inspect.figures import (
     CURVES,
-    curve_svg,
     first_of_each_class,
     last_and_rollout,
     overlay,
     read_metrics,
     shows_attention,
 )
-from scratchvit.inspect.report_parts import data_uri, element, inline_svg, picture, table, to_html
-from scratchvit.models import model_config
+from scratchvit.inspect.report_parts import (
+    configuration,
+    curves,
+    data_uri,
+    duration,
+    element,
+    footer,
+    header,
+    numbers,
+    picture,
+    section,
+    table,
+    write_page,
+)
 from scratchvit.nn import Module
-from scratchvit.training.checkpoint import current_versions, model_from_checkpoint, write_atomically
+from scratchvit.training.checkpoint import current_versions, model_from_checkpoint
 from scratchvit.training.config import TrainConfig
 from scratchvit.training.evaluate import Predictions, class_scores, predict
 from scratchvit.training.folder import RunFolder, read_config
@@ -92,7 +99,7 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
     Raises ScratchvitError for a folder without a run, damaged files, and images that are not those of the run.
     """
     folder = RunFolder(Path(path))
-    config = written = read_config(folder.path)
+    config = written = read_config(folder.path, TrainConfig)
     if data is not None or data_dir is not None:
         config = config.replace(data=data or config.data, data_dir=data_dir or config.data_dir)
     if not folder.best.exists():
@@ -110,33 +117,18 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
 
 def write_report(run: Run, path: str | Path) -> None:
     """Write the report of a run into an HTML file. Raises ScratchvitError when that cannot be written."""
+    config = run.config
     sections = [
         _header(run),
-        _section("Curves", run.history, lambda: _curves(run)),
-        _section("Confusion matrix", run.has_answers, lambda: _confusion(run)),
-        _section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
-        _section("Where the model looks", shows_attention(run.model), lambda: _attention(run)),
-        _section("Augmentation", True, lambda: _augmentation(run)),
-        _section("Configuration", True, lambda: _configuration(run)),
-        _footer(run),
+        section("Curves", run.history, lambda: _curves(run)),
+        section("Confusion matrix", run.has_answers, lambda: _confusion(run)),
+        section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
+        section("Where the model looks", shows_attention(run.model), lambda: _attention(run)),
+        section("Augmentation", True, lambda: _augmentation(run)),
+        section("Configuration", True, lambda: configuration(config, getattr(run.model, "config", None), run.commands)),
+        footer(run.path, run.versions),
     ]
-    template = string.Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
-    page = template.substitute(
-        title=html.escape(f"{run.config.model} on {run.split.name}"),
-        body=to_html(section for section in sections if section is not None),
-    )
-    write_atomically(Path(path), page.encode("utf-8", "replace"))      # a file name may hold what no text can
-
-
-def _section(title: str, present: Any, build: Callable[[], Sequence[Element]]) -> Element | None:
-    """A heading with what is built under it; or, where that cannot be had, with the sentence that says why."""
-    if not present:
-        return None
-    try:
-        content = build()
-    except ScratchvitError as error:
-        content = [element("p", str(error), class_="faint")]
-    return element("section", element("h2", title), *content)
+    write_page(path, f"{config.model} on {run.split.name}", sections)
 
 
 def _header(run: Run) -> Element:
@@ -157,56 +149,26 @@ def _header(run: Run) -> Element:
             (f"{part} accuracy", f"{run.predictions.meter.accuracy:.2%}"),
             (f"{part} loss", f"{run.predictions.meter.loss:.4f}"),
             ("best epoch", f"{run.best_epoch} of {config.epochs}"),
-            ("time", _duration(seconds)),
+            ("time", duration(seconds)),
             ("images a second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
             ("parameters", f"{run.model.num_parameters():,}"),
         ]
         if hasattr(run.model, "num_tokens"):
             facts.append(("tokens", f"{run.model.num_tokens:,}"))
     facts += [("training images", f"{len(run.data.splits.train):,}"), ("device", config.device)]
-    tiles = [
-        element("div", element("dt", name), element("dd", value), class_="first" if i == 0 and made else None)
-        for i, (name, value) in enumerate(facts)
-    ]
-    return element(
-        "header", element("h1", f"{config.model} on {run.split.name}"), element("p", lead, class_="faint"),
-        element("dl", *tiles, class_="tiles"),
-    )  # fmt: skip
+    return header(f"{config.model} on {run.split.name}", lead, facts, stress=bool(made))
 
 
 def _count(run: Run) -> str:
     return f"{len(run.split):,} {'test' if run.finished else 'validation'} images"
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
-
-
 def _curves(run: Run) -> list[Element]:
-    columns = ("epoch", *(column for curves in CURVES.values() for column, _, _ in curves), "images_per_second")
-    rows = [[f"{row['epoch']:.0f}", *(f"{row[name]:.4g}" for name in columns[1:])] for row in run.history]
-    numbers = element(
-        "details", element("summary", "the numbers"), table([name.replace("_", " ") for name in columns], rows)
-    )
-    try:
-        plots = [
-            element("figure", element("figcaption", what), inline_svg(curve_svg(run.history, what), _last(run, what)))
-            for what in CURVES
-        ]
-    except ScratchvitError as error:
-        return [element("p", str(error), class_="faint"), numbers]
+    columns = ("epoch", *(column for lines in CURVES.values() for column, _, _ in lines), "images_per_second")
     key = element(
         "p", element("span", "training", class_="key train"), element("span", "validation", class_="key validation")
     )
-    return [key, element("div", *plots, class_="curves"), numbers]
-
-
-def _last(run: Run, what: str) -> str:
-    """A curve in words, for those who do not see it."""
-    ends = ", ".join(f"{name} {run.history[-1][column]:.4g}" for column, _, name in CURVES[what])
-    return f"{what} over {len(run.history)} epochs, at the end: {ends}"
+    return [*curves(run.history, CURVES, key), numbers(run.history, columns)]
 
 
 def _confusion(run: Run) -> list[Element]:
@@ -333,37 +295,3 @@ def _shares(shares: np.ndarray, names: Sequence[str], smoothed: float) -> str:
     """A soft target in words: the classes of which there is more than what smoothing gives to all."""
     mixed = [c for c in np.argsort(-shares, kind="stable")[:2] if shares[c] - smoothed >= 0.005]
     return ", ".join(f"{shares[c]:.0%} {names[c]}" for c in mixed)
-
-
-def _configuration(run: Run) -> list[Element]:
-    config, model = run.config, getattr(run.model, "config", None)
-    sizes = vars(model or model_config(config.model, **config.model_args))
-    fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(config) if f.name != "model_args"}
-    parts: list[Element] = []
-    for what, command in run.commands.items():
-        parts += [element("p", what, class_="faint"), element("pre", command)]
-    return [
-        *parts,
-        element("p", "● differs from the default.", class_="faint"),
-        _settings({name: getattr(config, name) for name in fields}, vars(TrainConfig()), fields),
-        element("h3", f"The model, {config.model}"),
-        element("p", "● differs from the paper's.", class_="faint"),
-        _settings(sizes, vars(model_config(config.model)), {}),
-    ]
-
-
-def _settings(values: Mapping[str, Any], defaults: Mapping[str, Any], about: Mapping[str, str]) -> Element:
-    rows = [
-        element(
-            "tr", element("th", name), element("td", str(value)), element("td", about[name]) if about else None,
-            class_="changed" if value != defaults[name] else None,
-        )
-        for name, value in values.items()
-    ]  # fmt: skip
-    return element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")
-
-
-def _footer(run: Run) -> Element:
-    versions = ", ".join(f"{name} {version}" for name, version in run.versions.items())
-    written = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
-    return element("footer", f"{run.path.resolve().name}, trained with {versions}; report of {written}.")

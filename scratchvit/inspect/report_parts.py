@@ -1,11 +1,19 @@
-"""What a page is made of: elements whose text escapes itself, pictures and plots inside the page, tables."""
+"""What the report of a run is made of, whatever was trained: elements whose text escapes itself, pictures and plots
+inside the page, tables; its head and foot, its settings, its curves; and how it is written.
+"""
 
 from __future__ import annotations
 
 import base64
+import dataclasses
+import datetime
+import html
 import io
 import re
-from collections.abc import Iterable, Sequence
+import string
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import resources
+from pathlib import Path
 from typing import Any
 from xml.etree.ElementTree import Element, fromstring, tostring
 
@@ -13,7 +21,10 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data.images import to_picture
-from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, Lines, curve_svg
+from scratchvit.models import model_config
+from scratchvit.training.checkpoint import write_atomically
 
 PIXELS_UP_TO = 64       # sides of pictures that are shown pixel by pixel; of larger ones, a thumbnail
 THUMBNAIL = 192
@@ -97,3 +108,102 @@ def inline_svg(svg: str, description: str) -> Element:
         root.attrib.pop(name, None)
     root.attrib.update({"role": "img", "aria-label": description})
     return root
+
+
+# --- parts of every report ------------------------------------------------------------------------------------------
+
+
+def write_page(path: str | Path, title: str, sections: Iterable[Element | None]) -> None:
+    """Fill report.html in. A section that is None is left out. Raises ScratchvitError when it cannot be written."""
+    template = string.Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
+    page = template.substitute(
+        title=html.escape(title), body=to_html(section for section in sections if section is not None)
+    )
+    write_atomically(Path(path), page.encode("utf-8", "replace"))      # a file name may hold what no text can
+
+
+def section(title: str, present: Any, build: Callable[[], Sequence[Element]]) -> Element | None:
+    """A heading with what is built under it; or, where that cannot be had, with the sentence that says why."""
+    if not present:
+        return None
+    try:
+        content = build()
+    except ScratchvitError as error:
+        content = [element("p", str(error), class_="faint")]
+    return element("section", element("h2", title), *content)
+
+
+def header(title: str, lead: str, facts: Sequence[tuple[str, str]], stress: bool) -> Element:
+    """The top of the page, with (name, value) as tiles; stress: whether the first is what it is all about."""
+    tiles = [
+        element("div", element("dt", name), element("dd", value), class_="first" if i == 0 and stress else None)
+        for i, (name, value) in enumerate(facts)
+    ]
+    lines = element("h1", title), element("p", lead, class_="faint"), element("dl", *tiles, class_="tiles")
+    return element("header", *lines)
+
+
+def footer(folder: Path, versions: Mapping[str, str]) -> Element:
+    trained = ", ".join(f"{name} {version}" for name, version in versions.items())
+    written = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
+    return element("footer", f"{folder.resolve().name}, trained with {trained}; report of {written}.")
+
+
+def duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+
+
+def curves(rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], key: Element) -> list[Element]:
+    """Plots side by side below the key of their colours; or why there are none."""
+    try:
+        figures = [
+            element("figure", element("figcaption", what), inline_svg(curve_svg(rows, what, lines),
+                                                                      _last(rows, what, lines)))
+            for what, lines in plots.items()
+        ]  # fmt: skip
+    except ScratchvitError as error:
+        return [element("p", str(error), class_="faint")]
+    return [key, element("div", *figures, class_="curves")]
+
+
+def _last(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
+    """A curve in words, for those who do not see it."""
+    ends = ", ".join(f"{name} {rows[-1][column]:.4g}" for column, _, name in lines)
+    return f"{what} over {len(rows)} epochs, at the end: {ends}"
+
+
+def numbers(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Element:
+    """Columns of metrics.csv as a table to be unfolded; the first is the epoch."""
+    cells = [[f"{row['epoch']:.0f}", *(f"{row[name]:.4g}" for name in columns[1:])] for row in rows]
+    head = [name.replace("_", " ") for name in columns]
+    return element("details", element("summary", "the numbers"), table(head, cells))
+
+
+def configuration(config: Any, model: Any, commands: Mapping[str, str]) -> list[Element]:
+    """What to type, all settings of a run and, by the model's configuration, all sizes of its model."""
+    sizes = vars(model or model_config(config.model, **config.model_args))
+    fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(config) if f.name != "model_args"}
+    parts: list[Element] = []
+    for what, command in commands.items():
+        parts += [element("p", what, class_="faint"), element("pre", command)]
+    return [
+        *parts,
+        element("p", "● differs from the default.", class_="faint"),
+        _settings({name: getattr(config, name) for name in fields}, vars(type(config)()), fields),
+        element("h3", f"The model, {config.model}"),
+        element("p", "● differs from the paper's.", class_="faint"),
+        _settings(sizes, vars(model_config(config.model)), {}),
+    ]
+
+
+def _settings(values: Mapping[str, Any], defaults: Mapping[str, Any], about: Mapping[str, str]) -> Element:
+    rows = [
+        element(
+            "tr", element("th", name), element("td", str(value)), element("td", about[name]) if about else None,
+            class_="changed" if value != defaults[name] else None,
+        )
+        for name, value in values.items()
+    ]  # fmt: skip
+    return element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")

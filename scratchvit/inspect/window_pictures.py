@@ -12,8 +12,7 @@ import numpy as np
 import scipy.ndimage
 from numpy.typing import NDArray
 
-from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, sheet
+from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, make_folder, sheet
 from scratchvit.inspect.windows import PADDING, BlockWindows, extent, follow, mask_kinds, pixels
 
 # P. Tol's "light" colours, made to be written upon, told apart by colour-blind eyes too.
@@ -331,12 +330,7 @@ def _page(
         page = axes[0, 0].figure
         page.suptitle(title, x=0.01, ha="left", color=INK, fontsize=10)
         yield page, axes
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ScratchvitError(
-                f"the folder {path.parent} cannot be made ({error.strerror}): name another one"
-            ) from error
+        make_folder(path.parent)
 
 
 def by(size: tuple[int, ...]) -> str:

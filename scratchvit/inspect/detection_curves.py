@@ -1,0 +1,89 @@
+"""How a detector learned, for its report: losses, each decoder layer's, and average precision over the epochs.
+
+Sections (§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 2005.12872.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+
+from scratchvit.inspect.figures import TRAIN, VALIDATION, Lines
+from scratchvit.inspect.report_parts import curves, element, numbers
+
+LOSSES = {"ce": "class", "bbox": "box, L1", "giou": "box, GIoU"}
+PRECISIONS = (("AP", "#228833", "AP"), ("AP50", "#ccbb44", "AP50"), ("AP75", "#aa3377", "AP75"))
+LAYERS = ("#98cae1", "#6ea6cd", "#fdb366", "#f67e4b", "#dd3d2d", "#a50026")     # of the decoder, first to last
+
+
+def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
+    """Plots with what to look for in them, and the numbers, of the rows of metrics.csv; at least one."""
+    # A row of an epoch that was not evaluated, or where there is nothing to find, has no figure.
+    rows = [{name: _number(value) for name, value in row.items()} for row in history]
+    columns = [name for name in rows[-1] if all(name in row for row in rows)]
+    losses, precisions, layers = _plots(columns)
+    key = [("training", TRAIN), ("validation", VALIDATION)]
+    stuck = (
+        "AP counts only boxes that overlap an object by half or more, so that for the first epochs it is zero in every "
+        "DETR, while the losses of the boxes (L1, GIoU) must fall from the start. What is learned first is to say “no "
+        "object”, which is right for most queries though it counts little (§3.1: a tenth). If the losses of the boxes "
+        "do not fall either, try another learning rate, and whether one batch can be learned by heart "
+        "(--overfit-one-batch); if they do, go on: the paper trains for 300 to 500 epochs (§4)."
+    )
+    parts = [element("p", stuck)]
+    if precisions:
+        parts += curves(rows, precisions, _key([(name, colour) for _, colour, name in PRECISIONS]))
+    parts += curves(rows, losses, _key(key))
+    if layers:
+        lines = next(iter(layers.values()))
+        by_layer = (
+            "Every decoder layer answers, is matched and is judged by itself (§3.2). The later ones should do better, "
+            "most of all the second than the first, which cannot know what other queries take (§4.2, Fig. 4)."
+        )
+        parts += [element("h3", "Losses by decoder layer"), element("p", by_layer)]
+        parts += curves(rows, layers, _key([(name, colour) for _, colour, name in lines]))
+    return [*parts, numbers(rows, ["epoch", *(name for name in columns if name != "epoch")])]
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None or value == "" else float(value)
+
+
+def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
+    """What is drawn of the columns that there are: losses in training and validation, AP, and losses by layer."""
+    both = (("train_", TRAIN, "training"), ("val_", VALIDATION, "validation"))
+    wanted = {"loss": "loss"} | {title: f"loss_{kind}" for kind, title in LOSSES.items()}
+    wanted |= {f"denoising: {title}": f"dn_loss_{kind}" for kind, title in LOSSES.items()}
+    wanted |= {"class error, %": "class_error", "objects too many or too few": "cardinality_error"}
+    losses: dict[str, Lines] = {
+        title: [(part + name, colour, of) for part, colour, of in both if part + name in columns]
+        for title, name in wanted.items()
+    }
+    precisions: dict[str, Lines] = {"average precision": [line for line in PRECISIONS if line[0] in columns]}
+    layers = {title: _by_layer(columns, f"loss_{kind}") for kind, title in LOSSES.items()}
+    for plots in (losses, precisions, layers):
+        yield {title: lines for title, lines in plots.items() if lines}
+
+
+def _by_layer(columns: Sequence[str], name: str) -> Lines:
+    """Of a loss, a line for each decoder layer: those before the last have its name and _0, _1, …"""
+    part = "val_" if f"val_{name}_0" in columns else "train_"
+    earlier = sum(re.fullmatch(rf"{part}{name}_\d+", column) is not None for column in columns)
+    if not earlier:
+        return []
+    names = [*(f"{part}{name}_{layer}" for layer in range(earlier)), part + name]
+    colours = np.linspace(0, len(LAYERS) - 1, len(names)).round().astype(int)
+    return [(column, LAYERS[colour], f"layer {i + 1}") for i, (column, colour) in enumerate(zip(names, colours))]
+
+
+def _key(entries: Sequence[tuple[str, str]]) -> Element:
+    named = {TRAIN: "key train", VALIDATION: "key validation"}
+    return element("p", *(
+        element("span", name, class_=named.get(colour, "key"), style=None if colour in named else f"color: {colour}")
+        for name, colour in entries
+    ))  # fmt: skip

@@ -1,0 +1,343 @@
+"""The report of a detector's run: one HTML file that needs nothing else, as `inspect/report.py` has it for classifiers.
+
+    write_detection_report(open_detection_run("runs/scenes-detr_tiny-1"), "report.html")
+
+Beside every picture stands how to read it, and what a bad one means: why does AP stay at zero, why is an object found
+twice? Sections (§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 2005.12872.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import io
+import itertools
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree.ElementTree import Element
+
+import numpy as np
+from PIL import Image
+
+from scratchvit.detection import pictures
+from scratchvit.detection.annotations import Annotations, DetectionDataset, DetectionSplits
+from scratchvit.detection.batches import DetectionLoader, pad
+from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
+from scratchvit.detection.setup import load_data, make_criterion
+from scratchvit.detection.trained import Detector, open_detector
+from scratchvit.errors import ScratchvitError
+from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention, matching, query_boxes
+from scratchvit.inspect.detection_curves import detection_curves
+from scratchvit.inspect.detection_pictures import (
+    POINTS,
+    THRESHOLD,
+    Seen,
+    draw_cross_attention,
+    draw_encoder_attention,
+    draw_matching,
+    draw_query_boxes,
+)
+from scratchvit.inspect.figures import read_metrics
+from scratchvit.inspect.report_parts import (
+    configuration,
+    data_uri,
+    duration,
+    element,
+    footer,
+    header,
+    section,
+    table,
+    write_page,
+)
+from scratchvit.training.checkpoint import current_versions
+from scratchvit.training.folder import RunFolder, read_config
+
+PREDICTIONS, LOOKED_INTO, MATCHED = 8, 3, 2     # pictures
+QUERIES_ASKED = 200     # pictures for which every query's boxes are drawn
+
+
+@dataclass(frozen=True)
+class DetectionRun:
+    """What the report tells of. Before the first epoch has ended there is no detector, and nothing that it found."""
+
+    path: Path                                      # the run's folder
+    config: DetectConfig
+    history: Sequence[Mapping[str, Any]]            # the rows of metrics.csv
+    splits: DetectionSplits
+    detector: Detector | None = None                # with its best weights
+    figures: CocoFigures | None = None              # of `split`, by these weights
+    best_epoch: int = 0                             # from 1
+    versions: Mapping[str, str] = field(default_factory=current_versions)
+    commands: Mapping[str, str] = field(default_factory=dict)       # {what it does: command line}
+
+    @property
+    def finished(self) -> bool:
+        return len(self.history) >= self.config.epochs
+
+    @property
+    def part(self) -> str:
+        return "test" if self.finished else "validation"
+
+    @property
+    def split(self) -> DetectionDataset:
+        """What it is judged by: the test pictures are looked at once, at the end."""
+        return self.splits.test if self.finished else self.splits.val
+
+
+@dataclass(frozen=True)
+class _Example:
+    """A picture as it is and as the model sees it, uint8 (H, W, 3) and float32 (3, H, W), with its target."""
+
+    original: Image.Image
+    annotations: Annotations
+    picture: np.ndarray
+    image: np.ndarray
+    target: dict[str, Any]
+
+
+def open_detection_run(path: str | Path, data: str | None = None) -> DetectionRun:
+    """The run in a folder, ended, stopped or still going, with what its best weights so far find.
+
+    data: where its pictures are now, if they were moved.
+    Raises ScratchvitError for a folder without a detector's run, damaged files, and pictures that are not the run's.
+    """
+    folder = RunFolder(Path(path))
+    written = read_config(folder.path, DetectConfig)
+    config = written.replace(data=data) if data is not None else written
+    if not folder.best.exists():
+        return DetectionRun(folder.path, written, [], load_data(config, config.init).splits)
+    detector = open_detector(folder.best)
+    splits = load_data(config, folder.best).splits
+    if splits.train.classes != detector.classes:
+        raise ScratchvitError(f"{config.data}: these classes are not those of the run in {path}; name its --data")
+    assert detector.checkpoint is not None
+    progress, versions = detector.checkpoint.progress, detector.checkpoint.versions
+    history = read_metrics(folder.metrics) if folder.metrics.exists() else progress["history"]
+    run = DetectionRun(
+        folder.path, written, history, splits, detector, best_epoch=progress["epoch"], versions=versions
+    )
+    results = results_of(*detector.in_dataset(run.split, config.batch_size), detector.category_ids)
+    return dataclasses.replace(run, figures=evaluate_boxes(run.split.ground_truth(), results))
+
+
+def write_detection_report(run: DetectionRun, path: str | Path) -> None:
+    """Write the report of a detector's run. Raises ScratchvitError when the file cannot be written.
+
+    What cannot be drawn, for want of Matplotlib or since the model has diverged, is a sentence in its place.
+    """
+    detector = run.detector
+    count = min(PREDICTIONS, len(run.split)) if detector else 0
+
+    @functools.cache
+    def examples() -> list[_Example]:
+        assert detector is not None
+        return [_example(run.split, index, detector) for index in range(count)]
+
+    def about(build: Callable[[DetectionRun, Detector, Sequence[_Example]], list[Element]]) -> list[Element]:
+        assert detector is not None
+        return build(run, detector, examples())
+
+    sections = [
+        _header(run),
+        section("Curves", run.history, lambda: detection_curves(run.history)),
+        section("How good the boxes are", run.figures, lambda: _figures(run)),
+        section("What it finds", detector, lambda: about(_predictions)),
+        section("Where each detection looks", detector, lambda: about(_cross_attention)),
+        section("What belongs together", _depth(detector), lambda: about(_encoder_attention)),
+        section("What each query asks for", detector, lambda: about(_query_boxes)),
+        section("Who takes which object", detector, lambda: about(_matching)),
+        section("Data", run.splits.notes or run.splits.skipped, lambda: _data(run)),
+        section("Configuration", True, lambda: configuration(
+            run.config, detector.model.config if detector else None, run.commands
+        )),
+        footer(run.path, run.versions),
+    ]  # fmt: skip
+    write_page(path, _title(run), sections)
+
+
+def _depth(detector: Detector | None) -> int:
+    return detector.model.config.enc_layers if detector else 0
+
+
+def _example(split: DetectionDataset, index: int, detector: Detector) -> _Example:
+    original, annotations = split.example(index)
+    return _Example(original, annotations, *as_seen(detector, original), split.target(index))
+
+
+def _title(run: DetectionRun) -> str:
+    return f"{run.config.model} on {run.split.name}"
+
+
+def _header(run: DetectionRun) -> Element:
+    made, epochs = len(run.history), run.config.epochs
+    if not made or run.detector is None:
+        lead = "No epoch of this run has ended yet."
+    elif run.finished:
+        lead = f"The weights of epoch {run.best_epoch}, the best on the validation pictures, on the {_count(run)}."
+    else:
+        lead = (
+            f"The run has made {made} of {epochs} epochs. Until its end it is judged by the {_count(run)}; the test "
+            "pictures are looked at once, then."
+        )
+    facts = []
+    if run.figures is not None:
+        facts += [(f"{run.part} {name}", _shown(getattr(run.figures, name))) for name in ("AP", "AP50", "AP75")]
+    if made:
+        facts += [
+            ("best epoch", f"{run.best_epoch} of {epochs}"),
+            ("time", duration(sum(row["seconds"] for row in run.history))),
+            ("images a second", f"{sum(row['images_per_second'] for row in run.history) / made:,.1f}"),
+        ]
+    if run.detector is not None:
+        model = run.detector.model
+        facts += [("parameters", f"{model.num_parameters():,}"), ("object queries", f"{model.config.num_queries}")]
+    facts += [("training pictures", f"{len(run.splits.train):,}"), ("device", run.config.device)]
+    return header(_title(run), lead, facts, stress=run.figures is not None)
+
+
+def _count(run: DetectionRun) -> str:
+    return f"{len(run.split):,} {run.part} pictures"
+
+
+def _shown(figure: float | None) -> str:
+    return "–" if figure is None else f"{figure:.3f}"
+
+
+# --- the run --------------------------------------------------------------------------------------------------------
+
+
+def _figures(run: DetectionRun) -> list[Element]:
+    assert run.figures is not None
+    head, *rows = run.figures.rows()
+    class_head, *classes = run.figures.class_rows()
+    lead = (
+        f"COCO's figures on the {_count(run)}. AP50 asks for half an overlap, AP75 for three quarters, AP is the mean "
+        "from 0.50 to 0.95; AR is the share of objects found, with so many boxes a picture. AR high and AP low: the "
+        "boxes are there, their classes or scores are not. AP50 high and AP75 low: objects are found, and their boxes "
+        "are loose. Small objects (under 32² pixels) are where DETR is weak (§4.1); more pixels help."
+    )
+    return [element("p", lead), element("div", table(head, rows), table(class_head, classes), class_="beside")]
+
+
+def _data(run: DetectionRun) -> list[Element]:
+    skipped = run.splits.skipped
+    parts = [element("p", note) for note in run.splits.notes]
+    if skipped:
+        entries = element("ul", *(element("li", sentence) for sentence in skipped))
+        parts.append(element("details", element("summary", f"{len(skipped)} bad entries were left out"), entries))
+    return parts
+
+
+# --- inside its model -----------------------------------------------------------------------------------------------
+
+
+def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
+    drawn = [
+        pictures.draw_boxes(
+            one.original, run.split.classes, found, one.annotations, threshold=THRESHOLD, side=320
+        )
+        for one in examples for found in detector.in_pictures([one.original])
+    ]  # fmt: skip
+    lead = (
+        f"The first {len(drawn)} of the {_count(run)}. Solid: found, with a score of at least {THRESHOLD}; dashed: "
+        "what is there. Two boxes on one object: nothing strikes them out afterwards, queries must agree who takes it, "
+        "by looking at each other in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. 4), and one "
+        "that has not trained for long does not yet. No box at all: no query is sure enough, see the best score."
+    )
+    return [element("p", lead), _wide(pictures.sheet(drawn), "objects found in pictures", "jpeg")]
+
+
+def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
+    seen = []
+    for one in examples[:LOOKED_INTO]:
+        (found,) = detector.in_pictures([Image.fromarray(one.picture)])
+        seen.append(Seen(one.picture, found, cross_attention(detector.model, one.image).mean(axis=0)))
+    words = (
+        "The attention of the decoder's last layer over the picture, mean over heads, for the detections that score "
+        "best (Fig. 6). A trained decoder looks at the ends of an object, which say where its box ends (§4.2). The "
+        "same map for every query, or an even one: the queries do not tell places apart yet, and their boxes are "
+        "guesses from what is usual in the data. An object that is found twice has two queries looking at it."
+    )
+    return [element("p", words), _drawn(
+        functools.partial(draw_cross_attention, seen, run.split.classes),
+        "what each detection looks at",
+    )]  # fmt: skip
+
+
+def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
+    one = max(examples, key=lambda example: min(POINTS, len(example.target["boxes"])))      # the first that has enough
+    points = [(float(x), float(y)) for x, y in one.target["boxes"][:POINTS, :2].clip(0, 1)] or [(0.5, 0.5)]
+    maps = np.stack([encoder_attention(detector.model, one.image, point).mean(axis=1) for point in points])
+    words = (
+        "What the feature at the middle of an object looks at, in every layer of the encoder, mean over heads "
+        "(Fig. 3). A trained encoder tells objects apart before the decoder is asked: the last maps are bright on the "
+        "object itself (§4.2). Bright on all objects alike, or on nothing: the decoder has to part them alone."
+    )
+    draw = functools.partial(draw_encoder_attention, one.picture, points, maps)
+    return [element("p", words), _drawn(draw, "what a point of the picture looks at, layer by layer")]
+
+
+def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
+    loader = DetectionLoader(
+        run.split, run.config.batch_size, detector.normalize, steps=detector.step, stretch=1
+    )
+    with closing(iter(loader)) as batches:  # type: ignore[type-var]
+        asked = query_boxes(
+            detector.model, itertools.islice(batches, -(-QUERIES_ASKED // run.config.batch_size))
+        )
+    idle = int((asked.used(THRESHOLD) == 0).sum())
+    count = asked.scores.shape[1]
+    asks = (
+        "Trained queries ask for different places and sizes (§4.3). All dots in one place: the boxes do not depend on "
+        "the picture yet."
+    )
+    if getattr(detector.model.config, "two_stage", False):
+        asks = (
+            "With two_stage a query has no place of its own: the first begins at the encoder's best box, wherever that "
+            "is, the second at its second best, so the first ones find most."
+        )
+    words = (
+        f"A square for each query, those used most first; a dot for each of its boxes in {len(asked.boxes):,} "
+        f"{run.part} pictures, at its middle, pale where it scores below {THRESHOLD} (Fig. 7). {asks} "
+        f"{idle} of the {count} queries never find anything here; some may, for there are to be far more queries than "
+        "objects (§3.1), but a picture with more objects than queries must miss some."
+    )
+    return [element("p", words), _drawn(functools.partial(draw_query_boxes, asked),
+                                        "where the boxes of each query fall", "png")]  # fmt: skip
+
+
+def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
+    matcher = make_criterion(run.config, detector.model).matcher
+    chosen = examples[:MATCHED]
+    batch = (*pad([one.image for one in chosen]), [one.target for one in chosen])
+    matchings = matching(detector.model, matcher, batch)
+    least = "" if matcher.focal else f" An answer without fault costs −{matcher.cost_class + matcher.cost_giou:g}."
+    words = (
+        "As in a step of training, every object (dashed) is given to one query (solid), so that the sum of all costs "
+        f"is least (§3.1, eq. 1). The cost has three parts, weighted here.{least} Where the second best query costs "
+        "about as much, the object may go to that one in the next epoch, and neither learns it well: that makes DETR "
+        "slow at first, and is what denoising queries are against (DN-DETR, arXiv 2203.01305). In a trained model "
+        "the second best is far off, for nothing is to be found twice."
+    )
+    draw = functools.partial(draw_matching, [one.picture for one in chosen], matchings, run.split.classes)
+    return [element("p", words), _drawn(draw, "which query takes which object, and at what cost")]
+
+
+def _drawn(draw: Callable[[Path], None], description: str, format: str = "jpeg") -> Element:
+    """What a function draws into a file, as an element of the page."""
+    with tempfile.TemporaryDirectory() as folder:
+        draw(file := Path(folder) / "drawn.png")
+        return _wide(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"), description, format)
+
+
+def _wide(image: Image.Image, description: str, format: str) -> Element:
+    """A picture that is as wide as the page, but not wider than it was drawn."""
+    width, height = image.size
+    return element(
+        "img", src=data_uri(image, format), alt=description, width=width, height=height, style=f"max-width: {width}px"
+    )
