@@ -25,6 +25,7 @@ SECONDS = 0.4       # for each of the two figures of the speed line
 OPTIONAL = [
     ("scikit-learn", "demo", "the digits that `scratchvit train` starts with"),
     ("matplotlib", "demo", "pictures of curves and attention"),
+    ("pycocotools", "coco", "AP, for `scratchvit detect-train` and `detect-eval`"),
     ("pooch", "download", "--download"),
     ("hypothesis", "test", "the tests"),
     ("torch", "parity", "tests against PyTorch"),
