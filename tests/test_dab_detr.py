@@ -70,7 +70,7 @@ def test_boxes_begin_at_the_anchors_whatever_the_picture():
 
 
 def test_every_layer_begins_where_the_one_before_ended(device):
-    """A box head that adds b before the sigmoid: after layer i boxes are where i·b has moved the anchors (§4.2)."""
+    """A box head that adds b before the sigmoid: after layer i boxes are where i·b has moved the anchors (§4.3)."""
     model = small()
     step = np.array([0.3, -0.2, 0.5, 0.1], np.float32)
     model.bbox_embed.layers[-1].bias.assign(step)
@@ -211,16 +211,35 @@ def test_sigmoid_heads_of_detr_are_counted_without_no_object(tmp_path):
 
 
 def test_what_is_found_by_sigmoids(device):
-    """Each class by itself, so that their probabilities need not sum to one, and the last is one as the others."""
-    probabilities = np.array([[[0.9, 0.2, 0.8], [0.1, 0.05, 0.02]]], np.float32)
+    """The best pairs of a query and a class: probabilities need not sum to one, and the last class is as the others.
+
+    A query that holds two classes leaves no room for the one that holds none; as many are found as there are queries.
+    """
+    probabilities = np.array(
+        [[[0.9, 0.2, 0.8], [0.1, 0.05, 0.02]], [[0.1, 0.2, 0.3], [0.25, 0.15, 0.7]]], np.float32
+    )
+    boxes = np.array([[0.5, 0.5, 1, 1], [0.25, 0.5, 0.5, 0.2]], np.float32)
     outputs = {
         "pred_logits": sv.Tensor(sv.backend.asarray(np.log(probabilities / (1 - probabilities)))),
-        "pred_boxes": sv.Tensor(sv.backend.asarray(np.array([[[0.5, 0.5, 1, 1], [0.25, 0.5, 0.5, 0.2]]], np.float32))),
+        "pred_boxes": sv.Tensor(sv.backend.asarray(np.stack([boxes, boxes]))),
     }
-    [found] = postprocess(outputs, [(100, 200)], focal=True)
-    assert_close(found["scores"], np.array([0.9, 0.1], np.float32), 1e-6, "scores")
-    assert found["labels"].tolist() == [0, 0] and found["scores"].dtype == np.float32
-    np.testing.assert_allclose(found["boxes"], [[0, 0, 200, 100], [0, 40, 100, 60]], atol=1e-4)
+    first, second = postprocess(outputs, [(100, 200), (10, 20)], focal=True)
+    for found, scores, labels, queries in ((first, [0.9, 0.8], [0, 2], [0, 0]), (second, [0.7, 0.3], [2, 2], [1, 0])):
+        assert_close(found["scores"], np.array(scores, np.float32), 1e-6, "scores")
+        assert found["labels"].tolist() == labels and found["queries"].tolist() == queries
+        assert [type(x) for x in found.values()] == [np.ndarray] * 4
+        assert [x.dtype for x in found.values()] == [np.float32, np.int64, np.float32, np.int64]
+    np.testing.assert_allclose(first["boxes"], [[0, 0, 200, 100], [0, 0, 200, 100]], atol=1e-4)
+    np.testing.assert_allclose(second["boxes"], [[0, 4, 10, 6], [0, 0, 20, 10]], atol=1e-4)
+
+
+def test_what_is_no_number_is_not_lost_among_the_best():
+    """So that results_of can tell that a model has diverged."""
+    logits = np.zeros((1, 3, 4), np.float32)
+    logits[0, 1, 2] = np.nan
+    outputs = {"pred_logits": sv.Tensor(logits), "pred_boxes": sv.Tensor(np.full((1, 3, 4), 0.5, np.float32))}
+    [found] = postprocess(outputs, [(8, 8)], focal=True)
+    assert np.isnan(found["scores"]).sum() == 1
 
 
 # --- against transformers -------------------------------------------------------------------------------------------
@@ -265,6 +284,27 @@ def test_hugging_faces_files_load_by_their_configuration(saved_by, tmp_path):
         ours, theirs = model(x), peer(torch.from_numpy(x))
     assert_close(ours["pred_logits"].numpy(), theirs.logits.numpy(), 1e-4, "logits")
     assert_close(ours["pred_boxes"].numpy(), theirs.pred_boxes.numpy(), 1e-4, "boxes")
+
+
+@pytest.mark.parity
+def test_what_is_found_equals_conditional_detrs():
+    """Its image processor is DAB-DETR's, too."""
+    transformers = peers.import_transformers()
+    import torch
+    from transformers.models.dab_detr.modeling_dab_detr import DabDetrObjectDetectionOutput
+
+    rng = np.random.default_rng(0)
+    logits, boxes = rng.standard_normal((2, 9, 6), dtype=np.float32) * 3, rng.random((2, 9, 4), dtype=np.float32)
+    sizes = [(480, 640), (333, 77)]
+    theirs = transformers.ConditionalDetrImageProcessor().post_process_object_detection(
+        DabDetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes)),
+        threshold=0.0, target_sizes=sizes, top_k=9,
+    )  # fmt: skip
+    ours = postprocess({"pred_logits": sv.Tensor(logits), "pred_boxes": sv.Tensor(boxes)}, sizes, focal=True)
+    for found, expected in zip(ours, theirs, strict=True):
+        assert found["labels"].tolist() == expected["labels"].tolist()
+        for what in ("scores", "boxes"):
+            np.testing.assert_allclose(found[what], expected[what].numpy(), rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("kept", ["bbox_predictor", "model.decoder.bbox_embed"])

@@ -106,3 +106,21 @@ def test_runs_with_other_settings_are_not_taken_for_these(tmp_path):
     assert experiment.carry_out([run], tmp_path) == rows
     with pytest.raises(ScratchvitError, match="other settings"):
         experiment.carry_out([experiment.Run(run.config.replace(lr=0.5), run.columns)], tmp_path)
+
+
+def test_options_of_detr_are_compared(tmp_path):
+    folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
+    command = [sys.executable, str(SCRIPTS / "detr_options.py"), "--quick", *folders]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run(command, check=True, capture_output=True, env=environment)
+    out = tmp_path / "out" / "quick"
+    with (out / "detr_options_scenes.csv").open(newline="") as file:
+        rows = {row["option"]: row for row in csv.DictReader(file)}
+    assert len(rows) == 7 and all(0 <= float(row["AP50"]) <= 1 for row in rows.values())
+    # Each option changes the model in its own way: what it has to learn with is another.
+    focal, plain, denoising = (int(rows[name]["parameters"]) for name in ("focal loss", "DETR", "denoising"))
+    assert focal < plain < denoising
+    with Image.open(out / "detr_options_scenes.png") as picture:
+        assert min(picture.size) > 200
+    again = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
+    assert "epoch 1" not in again.stdout        # no run is made twice

@@ -18,19 +18,17 @@ from scratchvit.detection.annotations import DetectionSplits
 from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.evaluation import evaluate_boxes, results_of
-from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.scenes import load_scenes
-from scratchvit.detection.trained import Detector, Sizes
+from scratchvit.detection.trained import Detector, Sizes, map_size, open_detector
 from scratchvit.detection.trainer import train_detector
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect import detection_report
+from scratchvit.inspect import detection_pictures, detection_report
 from scratchvit.inspect.detection import (
     QueryBoxes,
     as_seen,
     cross_attention,
     encoder_attention,
     feature_at,
-    map_size,
     matching,
     query_boxes,
     visible_size,
@@ -47,6 +45,7 @@ from scratchvit.inspect.report_parts import element
 from scratchvit.models.detr import visible_features
 from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
+from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 
 from .browser import contrast, look_at
 from .test_report import EVIL, SCRIPT, Page, assert_self_contained
@@ -172,12 +171,7 @@ def test_the_map_has_the_size_of_the_features_whatever_the_stride(options, size)
     with evaluating(model):
         H, W = model.backbone[0](x[None])[0].shape[2:]
     assert cross_attention(model, x).shape == (2, 6, H, W)
-    assert map_size(H * W, size) == (H, W)
-
-
-def test_a_map_of_no_stride_is_refused():
-    with pytest.raises(ScratchvitError, match=r"7 features are no map of an image of 64×64 pixels"):
-        map_size(7, (64, 64))
+    assert map_size(model.config, size) == (H, W)
 
 
 def test_where_a_point_is():
@@ -236,10 +230,12 @@ def test_query_boxes_are_the_answers_image_by_image(name, device):
         x = NORMALIZE(np.asarray(scenes.picture(index))[None])
         with evaluating(model):
             outputs = model(sv.backend.asarray(x))
-        (found,) = postprocess(outputs, [(1, 1)], focal=model.config.focal)
+        logits = outputs["pred_logits"].numpy()[0].astype(float)                # (6, classes), and perhaps no object
+        odds = np.exp(logits)
+        shares = odds / (1 + odds) if model.config.focal else (odds / odds.sum(axis=1, keepdims=True))[:, :-1]
         np.testing.assert_allclose(asked.boxes[index], outputs["pred_boxes"].numpy()[0], atol=1e-5)
-        np.testing.assert_allclose(asked.scores[index], found["scores"], atol=1e-5)
-        np.testing.assert_array_equal(asked.labels[index], found["labels"])
+        np.testing.assert_allclose(asked.scores[index], shares.max(axis=1), atol=1e-5)
+        np.testing.assert_array_equal(asked.labels[index], shares.argmax(axis=1))
     np.testing.assert_array_equal(asked.used(0.0), 1)
     threshold = float(np.median(asked.scores))
     expected = [sum(score >= threshold for score in scores) / 5 for scores in asked.scores.T]
@@ -317,11 +313,12 @@ def assert_drawn(path, least=(200, 100)):
     assert len(np.unique(pixels, axis=0)) > 20
 
 
-def made_up_seen(scores, shape=(40, 60, 3)):
+def made_up_seen(scores, shape=(40, 60, 3), queries=None):
     rng = np.random.default_rng(0)
     count = len(scores)
+    queries = np.arange(count) if queries is None else np.array(queries)
     corners = np.sort(rng.uniform(0, 40, (count, 2, 2)), axis=1).reshape(count, 4)
-    found = {"scores": np.array(scores), "labels": np.arange(count) % 2, "boxes": corners}
+    found = {"scores": np.array(scores), "labels": np.arange(count) % 2, "boxes": corners, "queries": queries}
     return Seen(rng.integers(0, 255, shape, np.uint8), found, rng.random((count, 5, 8), np.float32))
 
 
@@ -352,6 +349,16 @@ def test_detections_and_their_attention_are_drawn_best_first(tmp_path, monkeypat
         "nothing scores 0.50", "query 1: bee, 0.30", "query 2: ant, 0.20", "1 detection", "query 0: ant, 0.50",
     ]  # fmt: skip
     assert_drawn(path)
+
+
+def test_a_detection_is_drawn_with_the_attention_of_its_query(tmp_path, monkeypatch):
+    """Of sigmoids the rows are in the order of their scores, and a query may have several of them."""
+    seen, shown = made_up_seen([0.9, 0.8, 0.7], queries=[2, 0, 2]), []
+    own = detection_pictures.overlay
+    monkeypatch.setattr(detection_pictures, "overlay", lambda *args: shown.append(args[1]) or own(*args))
+    said = titles(monkeypatch, lambda: draw_cross_attention([seen], ("ant", "bee"), tmp_path / "cross.png"))
+    assert said == ["3 detections", "query 2: ant, 0.90", "query 0: bee, 0.80", "query 2: ant, 0.70"]
+    assert all(map(np.array_equal, shown, seen.attention[[2, 0, 2]])) and len(shown) == 3
 
 
 def test_encoder_maps_are_drawn_layer_by_layer(tmp_path, monkeypatch):
@@ -604,11 +611,35 @@ def test_the_command_draws_what_a_detector_sees(trained, photo, tmp_path, capsys
     assert (out / "encoder_attention.png").read_bytes() != first
 
 
+def test_the_command_tells_whose_answers_it_draws(photo, tmp_path, capsys):
+    """Of sigmoids: the best pairs of a query and a class, of which two may be one query's."""
+    model, path = small("dab_detr_tiny"), tmp_path / "dab.safetensors"
+    state = model.state_dict()
+    state["class_embed.bias"][:] = 20       # all are found, in the order in which the queries differ
+    about = {
+        "name": "digits", "classes": list("0123456789"), "category_ids": list(range(10)), "mean": [0.5] * 3,
+        "std": [0.25] * 3, "short_side": 0, "longest": 0,
+    }  # fmt: skip
+    config = dataclasses.asdict(DetectConfig())
+    save_checkpoint(path, Checkpoint(config, "dab_detr_tiny", SMALL, about, {}, state))
+    (found,) = open_detector(path).in_pictures([Image.open(photo)])
+    assert found["queries"].tolist() != list(range(6))
+    code, said, err = inspect(capsys, path, "--image", photo, "--out", tmp_path / "out")
+    assert code == 0, err
+    rows = [line.split() for line in said[said.index("query  class") :].splitlines()[1:]]
+    rows = [row for row in rows if len(row) == 7 and row[0].isdecimal()]
+    assert [(int(row[0]), int(row[1])) for row in rows] == list(zip(found["queries"], found["labels"]))
+
+
 def test_what_the_command_cannot_do_is_one_sentence(trained, photo, capsys):
     code, _, err = inspect(capsys, trained[0])
     assert code == 1 and "name one with --image" in err
     code, _, err = inspect(capsys, "detr_tiny", "--image", photo)
     assert code == 1 and "learned nothing" in err
+    code, _, err = inspect(capsys, trained[0], "--image", photo, "--token", "0,1")
+    assert code == 1 and "no windows, of which --token would follow one: name places with --point" in err
+    code, _, err = inspect(capsys, "swin_tiny_patch4_window7_224", "--point", "0,1")
+    assert code == 1 and "no DETR, of which --point names a place: name a token with --token" in err
     for point in ("1.1,0", "a,b", "0.5", "nan,0", "1,2,3"):
         code, _, err = inspect(capsys, trained[0], "--image", photo, "--point", point)
         assert code == 2 and "--point" in err and "point" in err

@@ -10,7 +10,7 @@ from scratchvit.detection.boxes import (
     generalized_box_iou,
     paired_generalized_box_iou,
 )
-from scratchvit.detection.criterion import SetCriterion
+from scratchvit.detection.criterion import FocalCriterion, SetCriterion
 from scratchvit.detection.matcher import HungarianMatcher
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.source import load_detection

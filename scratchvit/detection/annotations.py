@@ -178,7 +178,7 @@ class AnnotatedPictures(DetectionDataset):
             try:
                 self.picture(index)
             except ScratchvitError as error:
-                return str(error)
+                return f"{without_advice(error)}."
             return None
 
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
@@ -189,6 +189,12 @@ class AnnotatedPictures(DetectionDataset):
             self.name, [self.paths[i] for i in good], [self._annotations[i] for i in good], self.classes,
             self.category_ids, self.notes, (*self.skipped, *found),
         )  # fmt: skip
+
+
+def without_advice(error: ScratchvitError) -> str:
+    """What is wrong with a picture, of which the error says in its last clause that --skip-bad would leave it out."""
+    what, _, then = str(error).rpartition("; ")
+    return what if "--skip-bad" in then else str(error).removesuffix(".")
 
 
 @dataclass(frozen=True)

@@ -38,11 +38,11 @@ class DetectConfig(RunConfig):
     warmup_epochs: float = option(1.0, "epochs in which the learning rate rises to lr, at most half of them")
 
     cost_class: float | None = option(
-        None, "what the class counts when queries are matched with objects; by default 1, of focal models 2"
+        None, "what the class counts when queries are matched with objects; none: 1, of focal models 2"
     )
     cost_bbox: float = option(5.0, "what the L1 distance of boxes counts there")
     cost_giou: float = option(2.0, "what the generalised IoU of boxes counts there")
-    weight_ce: float | None = option(None, "what the class counts in the loss; by default 1, of focal models 2")
+    weight_ce: float | None = option(None, "what the class counts in the loss; none: 1, of focal models 2")
     weight_bbox: float = option(5.0, "what the L1 distance of boxes counts there")
     weight_giou: float = option(2.0, "what the generalised IoU of boxes counts there")
-    eos_coef: float = option(0.1, "what a query that is to find nothing counts in the loss of classes")
+    eos_coef: float = option(0.1, "what a query that is to find nothing counts in the loss of classes; unused if focal")

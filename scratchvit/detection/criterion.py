@@ -140,7 +140,7 @@ class SetCriterion:
     def denoising_losses(
         self, outputs: Mapping[str, Any], objects: Objects, num_boxes: float
     ) -> dict[str, Tensor]:
-        """The same losses of noised objects, each of which has its own object to restore (DN-DETR, §4.2): (L,) each.
+        """The same losses of noised objects, each of which has its own object to restore (DN-DETR, §4.3): (L,) each.
 
         outputs: "pred_logits" (B, M, num_logits), "pred_boxes" (B, M, 4), "aux_outputs", and "objects", int64 (B, M) on
         the host: which object of its image each is a copy of, -1 for what only fills up and is not looked at. Divided

@@ -21,7 +21,7 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 BLACK, WHITE, INK = "#000000", "#ffffff", "#555555"
 CAPTION = "solid: found, with its score        dashed: what is there"
 
-Found = Mapping[str, np.ndarray]    # of `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4)
+Found = Mapping[str, np.ndarray]    # of `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4), "queries" (n,)
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Edges = tuple[int, int, int, int]   # the first and the last pixel inside: left, top, right, bottom
 

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data.images import open_image
-from scratchvit.detection.annotations import Annotations
+from scratchvit.detection.annotations import Annotations, without_advice
 from scratchvit.errors import ScratchvitError
 
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
@@ -71,7 +71,7 @@ class Faults:
         """For what reading a picture raises, which says itself what to do."""
         if not self.skip_bad:
             raise error
-        self.skipped.append(str(error))
+        self.skipped.append(f"{without_advice(error)}.")
 
     def box(self, numbers: Sequence[float], size: tuple[int, int], where: str) -> Box | None:
         """(x0, y0, x1, y1) as a box of a picture of that size (H, W), or None if that is no box.

@@ -129,7 +129,9 @@ def _completed(train: AnnotatedPictures, val: _Part, test: _Part, val_fraction: 
         order = np.random.default_rng(seed).permutation(len(train))
         count = max(1, round(fraction * len(train)))
         if count >= len(train):
-            raise ScratchvitError(f"{train.name}: too few pictures, {len(train)}, to draw some of them for {part}.")
+            raise ScratchvitError(
+                f"{train.name}: too few pictures, {len(train)}, to draw some of them for {part}; bring a {part} part."
+            )
         held, rest = np.sort(order[:count]), np.sort(order[count:])
         drawn.append(f"{part}: {count} pictures drawn from {train.name} with seed {seed}.")
         held_out, train = train.subset(held), train.subset(rest)

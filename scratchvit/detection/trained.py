@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -131,8 +132,13 @@ class Detector:
 
 def encoder_tokens(config: Any, size: tuple[int, int]) -> int:
     """Features in the map that a DETR's encoder sees of an image (H, W). config: the model's."""
+    return math.prod(map_size(config, size))
+
+
+def map_size(config: Any, size: tuple[int, int]) -> tuple[int, int]:
+    """(H, W) of that map."""
     stride = 2 ** (config.stages + 1) // (2 if config.dilation else 1)
-    return -(-size[0] // stride) * -(-size[1] // stride)
+    return -(-size[0] // stride), -(-size[1] // stride)     # each halving rounds up
 
 
 def open_detector(path: str | Path, name: str | None = None, labels: str | Path | None = None) -> Detector:

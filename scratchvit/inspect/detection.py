@@ -27,22 +27,17 @@ from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection.batches import DetectionBatch
 from scratchvit.detection.matcher import HungarianMatcher, Objects
-from scratchvit.detection.postprocess import postprocess
-from scratchvit.detection.trained import Detector
-from scratchvit.detection.transforms import View
+from scratchvit.detection.postprocess import class_probabilities
+from scratchvit.detection.trained import Detector, map_size
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import Module, evaluating
 
 Maps = NDArray[np.float32]
 
-STRIDES = (8, 16, 32)       # of DETR's backbones: 3 or 4 stages, dilated or not
-
 
 def as_seen(detector: Detector, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """An RGB picture as a detector sees it: at its size, uint8 (H, W, 3), and normalised, float32 (3, H, W)."""
-    rng = np.random.default_rng(0)      # for a step that draws nothing
-    view = detector.step(View.whole((picture.height, picture.width)), rng)
-    pixels = np.asarray(view.of_picture(picture))
+    pixels = np.asarray(detector.view((picture.height, picture.width)).of_picture(picture))
     return pixels, detector.normalize(pixels[None])[0]
 
 
@@ -103,18 +98,6 @@ def visible_size(image: tuple[int, ...], mask: NDArray[np.bool_] | None) -> tupl
     return int((~mask).any(axis=1).sum()), int((~mask).any(axis=0).sum())
 
 
-def map_size(features: int, image: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of the map that so many features of an image (H0, W0) make. Raises ScratchvitError when none does."""
-    for stride in STRIDES:
-        height, width = (-(-length // stride) for length in image)      # each halving rounds up
-        if height * width == features:
-            return height, width
-    raise ScratchvitError(
-        f"{features} features are no map of an image of {image[0]}×{image[1]} pixels: with a stride of "
-        f"{', '.join(map(str, STRIDES[:-1]))} or {STRIDES[-1]} there would be others"
-    )
-
-
 def _recorded(
     model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None
 ) -> tuple[list[Maps], tuple[int, int]]:
@@ -123,7 +106,8 @@ def _recorded(
         model(asarray(image[None]), mask=None if mask is None else mask[None])
     maps = [asnumpy(probabilities)[0] for probabilities in recorded]
     _require_finite(model, maps[-1])
-    return maps, map_size(maps[-1].shape[-1], image.shape[1:])
+    height, width = image.shape[1:]
+    return maps, map_size(_config_of(model), (height, width))
 
 
 def _require_finite(model: Module, answers: NDArray[np.float32]) -> None:
@@ -167,17 +151,19 @@ def query_boxes(model: Module, loader: Iterable[DetectionBatch]) -> QueryBoxes:
     Raises ScratchvitError when it has no batch, or the model is no detector or has diverged.
     """
     focal = _config_of(model).focal
-    boxes, found = [], []
+    boxes, scores, labels = [], [], []
     with evaluating(model), np.errstate(all="ignore"):
         for images, mask, _ in loader:
             outputs = model(asarray(images), mask=mask if mask.any() else None)
             boxes.append(asnumpy(outputs["pred_boxes"].data))
-            found += postprocess(outputs, [(1, 1)] * len(images), focal=focal)
+            probabilities = class_probabilities(asnumpy(outputs["pred_logits"].data), focal)        # (B, N, classes)
+            scores.append(probabilities.max(axis=-1))
+            labels.append(probabilities.argmax(axis=-1))
     if not boxes:
         raise ScratchvitError("there is not one image to ask the queries about: give a loader that has some")
-    scores, labels = (np.stack([of_image[key] for of_image in found]) for key in ("scores", "labels"))
-    _require_finite(model, scores)
-    return QueryBoxes(np.concatenate(boxes), scores, labels)
+    asked = QueryBoxes(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels))
+    _require_finite(model, asked.scores)
+    return asked
 
 
 @dataclass(frozen=True)

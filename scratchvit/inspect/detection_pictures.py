@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.detection.pictures import COLOURS, Found
 from scratchvit.inspect.detection import Matching, QueryBoxes
 from scratchvit.inspect.figures import GRID, INK, VALIDATION, overlay, sheet
@@ -29,7 +30,7 @@ PARTS = {"bbox": "L1", "giou": "GIoU"}      # of the matcher's cost, as the pape
 class Seen:
     """A picture with what was found in it.
 
-    found        of every query, boxes in pixels: as `postprocess` gives it, with the picture's size
+    found        as `postprocess` gives it, with the picture's size: boxes in pixels, and whose answer each is
     attention    (N, H, W): of every query over the picture, as the mean over axis 0 of `cross_attention`
     """
 
@@ -51,18 +52,18 @@ def draw_cross_attention(
         for row, one in zip(axes, seen):
             for ax in row:
                 ax.set_axis_off()
-            scores, boxes = one.found["scores"], one.found["boxes"]
+            scores, boxes, queries = (one.found[key] for key in ("scores", "boxes", "queries"))
             best = np.argsort(-scores, kind="stable")
             count = int((scores >= threshold).sum())
             chosen = best[: min(count, most) or min(2, most)].tolist()
             _show(row[0], one.picture)
             words = f"{count} detections" if count != 1 else "1 detection"
             _title(row[0], words if count else f"nothing scores {threshold:.2f}", INK if count else VALIDATION)
-            for ax, query, colour in zip(row[1:], chosen, _colours(len(chosen))):
-                _box(row[0], boxes[query], colour)
-                _show(ax, one.picture, one.attention[query])
-                _box(ax, boxes[query], colour)
-                words = f"query {query}: {classes[one.found['labels'][query]]}, {scores[query]:.2f}"
+            for ax, place, colour in zip(row[1:], chosen, _colours(len(chosen))):
+                _box(row[0], boxes[place], colour)
+                _show(ax, one.picture, one.attention[queries[place]])
+                _box(ax, boxes[place], colour)
+                words = f"query {queries[place]}: {classes[one.found['labels'][place]]}, {scores[place]:.2f}"
                 _title(ax, words, INK if count else VALIDATION)
 
 
@@ -137,11 +138,11 @@ def draw_matching(
             scale = np.tile(picture.shape[1::-1], 2)
             colours = _colours(len(matching.labels))
             for place, (query, colour) in enumerate(zip(matching.queries.tolist(), colours)):
-                there = _corners(matching.objects[place] * scale)
+                there = box_cxcywh_to_xyxy(matching.objects[place] * scale)
                 _box(left, there, colour, dashed=True)
                 if query < 0:
                     continue
-                answer = _corners(matching.boxes[query] * scale)
+                answer = box_cxcywh_to_xyxy(matching.boxes[query] * scale)
                 _box(left, answer, colour)
                 ends = np.stack([there.reshape(2, 2).mean(0), answer.reshape(2, 2).mean(0)]).clip(0, scale[:2])
                 left.plot(*ends.T, "-o", color=colour, linewidth=1.2, markersize=2.5)
@@ -197,11 +198,6 @@ def _box(ax: Any, box: NDArray[np.float32], colour: str, dashed: bool = False) -
     style = "--" if dashed else "-"
     for line, width in (("white", 2.6), (colour, 1.4)):     # seen on any ground
         ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=line, lw=width, ls=style))
-
-
-def _corners(box: NDArray[np.float32]) -> NDArray[np.float32]:
-    """(cx, cy, w, h) → (left, top, right, bottom)."""
-    return np.concatenate([box[:2] - box[2:] / 2, box[:2] + box[2:] / 2])
 
 
 def _number(cost: float) -> str:

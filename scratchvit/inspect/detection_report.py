@@ -261,7 +261,8 @@ def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_
         "The attention of the decoder's last layer over the picture, mean over heads, for the detections that score "
         "best (Fig. 6). A trained decoder looks at the ends of an object, which say where its box ends (§4.2). The "
         "same map for every query, or an even one: the queries do not tell places apart yet, and their boxes are "
-        "guesses from what is usual in the data. An object that is found twice has two queries looking at it."
+        "guesses from what is usual in the data. An object that is found twice has two queries looking at it"
+        + (", or one that tells two classes." if detector.model.config.focal else ".")
     )
     return [element("p", words), _drawn(
         functools.partial(draw_cross_attention, seen, run.split.classes),

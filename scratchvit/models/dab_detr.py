@@ -4,18 +4,18 @@ DETR's object queries are learned vectors of which nobody can say where they loo
 they look somewhere. What changes: a query is a box, its *anchor* A_q = (x, y, w, h).
 
 - Its position is where it looks: PE(x, y) of the anchor and PE of every feature are made in the same way, so that
-  their product is large where the two are near each other, from the first step on (§4.3, eq. 2 and 3).
+  their product is large where the two are near each other, from the first step on (§4.2, eq. 4).
 - Content and position are set side by side in cross-attention, instead of added, so that the product of one with the
   other does not disturb (Conditional DETR, arXiv 2108.06152).
 - Wide boxes look wide: the product over x is multiplied by w_ref / w, that over y by h_ref / h, with w_ref, h_ref read
-  from the content (§4.4, eq. 6).
-- Every decoder layer moves the anchor, by what the box head says, and the next begins there (§4.2).
+  from the content (§4.4, eq. 6 and 7).
+- Every decoder layer moves the anchor, by what the box head says, and the next begins there (§4.3).
 
     paper       here                            shape
     A_q         anchors, boxes                  (B, N, 4): centre x, y, width, height, in 0 … 1
     P_q         query_pos                       (B, N, D): what self-attention adds, ref_point_head(PE(A_q)), eq. 1
     PE(x, y)    query_sine                      (B, N, D): of the anchor's centre
-    MLP(csq)    query_scale                     (B, N, D): the content's say in where to look
+    MLP(csq)    query_scale                     (B, N, D): the content's say in where to look, eq. 4
     w_ref, h_ref    ref_anchor_head             (B, N, 2)
     C_q         x                               (B, N, D): content, zero in the beginning
 
@@ -24,8 +24,8 @@ their boxes are where the decoder begins (Deformable DETR, arXiv 2010.04159). Fr
 backbone is taught at every place of the image, not only where queries happen to look.
 
 Names of parameters and sizes are those of the authors' code, which has PReLU in the MLPs, scales the positions in the
-encoder by its features too, and tells where a feature is with frequencies down to 1/20 only. Classes are told by
-sigmoids and learned by focal loss there.
+encoder by its features too, and tells where a feature is with frequencies down to 1/20 only (§4.5; where an anchor is,
+down to DETR's 1/10,000). Classes are told by sigmoids and learned by focal loss there.
 """
 
 from __future__ import annotations
@@ -117,7 +117,7 @@ class DecoderLayer(Layer):
         sees: Array | None,
     ) -> Tensor:  # fmt: skip
         def look_at_each_other(x: Tensor) -> Tensor:
-            q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)                 # eq. 1
+            q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)                 # eq. 3
             k = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_pos)
             return self.self_attn(q, k, self.sa_v_proj(x), sees)
 
@@ -126,7 +126,7 @@ class DecoderLayer(Layer):
             if self.ca_qpos_proj is not None:       # the first layer, which has no content to speak of, adds them too
                 q, k = q + self.ca_qpos_proj(query_pos), k + k_pos
             attend = self.cross_attn
-            q = attend.side_by_side(q, self.ca_qpos_sine_proj(query_sine))              # eq. 3
+            q = attend.side_by_side(q, self.ca_qpos_sine_proj(query_sine))              # eq. 4
             k = attend.side_by_side(k, k_pos.expand(k.shape))
             return attend(q, k, self.ca_v_proj(memory), visible)
 
@@ -180,13 +180,14 @@ class Decoder(nn.Module):
         for number, layer in enumerate(self.layers):
             waves = box_embedding(boxes, D)                                             # (B, N, 2D): of y, x, w, h
             query_sine = waves[..., :D]                                                 # PE(x, y)
-            if number:      # eq. 2; before the first layer content has nothing to say
+            if number:      # eq. 4; before the first layer content has nothing to say
                 query_sine = query_sine * self.query_scale(x)
-            size = self.ref_anchor_head(x).sigmoid()                                    # (B, N, 2): w_ref, h_ref
+            size = self.ref_anchor_head(x).sigmoid()                                    # (B, N, 2), eq. 7
             wide, high = (size / boxes[..., 2:]).split(1, -1)
             y_waves, x_waves = query_sine.split(D // 2, -1)
             query_sine = ops.concatenate([y_waves * high, x_waves * wide], -1)          # eq. 6
-            x = layer(x, self.ref_point_head(waves), query_sine, memory, pos, visible, sees)
+            query_pos = self.ref_point_head(waves)                                      # eq. 1
+            x = layer(x, query_pos, query_sine, memory, pos, visible, sees)
             given_out.append((self.norm(x), anchors))
             if number + 1 < len(self.layers):
                 anchors = moved(boxes, box_head(x))
@@ -195,7 +196,7 @@ class Decoder(nn.Module):
 
 
 def moved(boxes: Tensor, by: Tensor) -> Tensor:
-    """Boxes in 0 … 1, moved by numbers that are added before the sigmoid (§4.2)."""
+    """Boxes in 0 … 1, moved by numbers that are added before the sigmoid (§4.3)."""
     return (unsigmoid(boxes) + by).sigmoid()
 
 
@@ -225,12 +226,15 @@ class Transformer(nn.Module):
                 parameter.assign(init.xavier_uniform(parameter.shape, rng))
 
 
+WIDEST = 0.9        # of the encoder's boxes in the beginning: at 1 the sigmoid is flat, and nothing would be learned
+
+
 class Proposals(nn.Module):
     """The encoder's own answer: every feature says which object is there, and where (arXiv 2010.04159, §4.2, §A.4).
 
-    Its box begins as four features wide and high around the feature. memory → {"pred_logits" (B, HW, classes),
-    "pred_boxes" (B, HW, 4)}, which is learned as the answer of a decoder layer. (That it tells the classes, not only
-    that there is something, is DINO's, arXiv 2203.03605.) On padding there is nothing.
+    Its box begins as four features wide and high around the feature (there: a twentieth of the image). memory →
+    {"pred_logits" (B, HW, classes), "pred_boxes" (B, HW, 4)}, which is learned as the answer of a decoder layer. It
+    tells the classes, as in DINO (arXiv 2203.03605), not only that there is something. On padding there is nothing.
     """
 
     def __init__(self, config: DABDETRConfig):
@@ -248,7 +252,7 @@ class Proposals(nn.Module):
             logits = ops.where(memory.visible.reshape(len(x), -1, 1), logits, nothing)
         row, column = places(memory.visible, x.dtype)
         height, width = (each.max(axis=(1, 2), keepdims=True) for each in (row, column))        # (B or 1, 1, 1)
-        sides = (xp.broadcast_to(xp.minimum(4 / side, 1), row.shape) for side in (width, height))
+        sides = (xp.broadcast_to(xp.minimum(4 / side, WIDEST), row.shape) for side in (width, height))
         begun = xp.stack([(column - 0.5) / width, (row - 0.5) / height, *sides], axis=-1)       # (B or 1, H, W, 4)
         boxes = moved(Tensor(begun.reshape(len(begun), -1, 4)), self.bbox_embed(x))             # (B, HW, 4)
         return {"pred_logits": logits, "pred_boxes": boxes}

@@ -27,6 +27,10 @@ DC5: the last stage of the ResNet dilates its kernels instead of halving the map
 says which ResNet it is (layers, bottleneck, channels, stages: its class there), and for `num_classes`: here the number
 of real classes. The authors also keep conv1 and layer1 of a pretrained backbone as they are and let the rest of it
 learn ten times slower, which is left to the training.
+
+Five options are not the paper's, and without them this is its model. `focal` tells classes by sigmoids, without ∅. The
+others give training more queries, and are told in detr_queries.py: `query_groups`; `denoising`, of which `box_noise`
+and `label_noise` say how much. (Queries that are boxes are another model: dab_detr.py.)
 """
 
 from __future__ import annotations
@@ -274,6 +278,16 @@ class DETR(nn.Module):
         if config.denoising:
             self.place_enc = MLP(2 * D, D, D, depth=2)      # of a noised object, which has a place of its own
 
+    def forward(
+        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
+    ) -> dict[str, Any]:
+        memory = self.forward_encoder(x, mask)
+        noised = self.forward_noise(targets)
+        N, groups = self.config.num_queries, self.config.query_groups if self.training else 1
+        content = self.forward_content(len(memory.features), N * groups, noised)
+        layers, others = self.forward_decoder(content, noised, memory, who_sees_whom(noised, N, groups))
+        return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
+
     def forward_encoder(self, x: Tensor | Array, mask: Any = None) -> Memory:
         features, visible = self.backbone[0](x, mask)               # (B, C, H, W), (B, H, W)
         B, _, H, W = features.shape
@@ -284,15 +298,24 @@ class DETR(nn.Module):
         src = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, HW, D)
         return Memory(self.transformer.encoder(src, pos, keys), pos, visible, keys)
 
-    def forward(
-        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
-    ) -> dict[str, Any]:
-        memory = self.forward_encoder(x, mask)
-        noised = self.forward_noise(targets)
-        N, groups = self.config.num_queries, self.config.query_groups if self.training else 1
-        content = self.forward_content(len(memory.features), N * groups, noised)
-        layers, others = self.forward_decoder(content, noised, memory, who_sees_whom(noised, N, groups))
-        return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
+    def forward_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
+        """The denoising queries of a batch, if there are to be any."""
+        if not (self.config.denoising and self.training and targets is not None):
+            return None
+        config = self.config
+        return noised_objects(
+            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise, self.generator.numpy()
+        )
+
+    def forward_content(self, batch: int, queries: int, noised: NoisedObjects | None) -> Tensor:
+        """What the decoder begins with, (B, Q, D): zeros; in DN-DETR (§4.5) a class, or unknown, and which of these."""
+        D, dtype = self.config.hidden_dim, self.class_embed.weight.dtype
+        if not self.config.denoising:
+            return Tensor(backend.current().xp.zeros((batch, queries, D), dtype))
+        unknown = np.full((batch, queries), self.config.num_classes)
+        labels = unknown if noised is None else np.concatenate([noised.labels, unknown], axis=1)    # (B, Q)
+        known = asarray((labels != self.config.num_classes)[..., None], dtype=dtype)
+        return ops.concatenate([self.label_enc(labels), known], -1)
 
     def forward_decoder(
         self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None
@@ -309,25 +332,6 @@ class DETR(nn.Module):
         states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys, sees)
         answers = [{"pred_logits": self.class_embed(x), "pred_boxes": self.bbox_embed(x).sigmoid()} for x in states]
         return answers, {}
-
-    def forward_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
-        """The denoising queries of a batch, if there are to be any."""
-        if not (self.config.denoising and self.training and targets is not None):
-            return None
-        config = self.config
-        return noised_objects(
-            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise, self.generator.numpy()
-        )
-
-    def forward_content(self, batch: int, queries: int, noised: NoisedObjects | None) -> Tensor:
-        """What the decoder begins with, (B, Q, D): zeros; with denoising a class, or unknown, and which of the two."""
-        D, dtype = self.config.hidden_dim, self.class_embed.weight.dtype
-        if not self.config.denoising:
-            return Tensor(backend.current().xp.zeros((batch, queries, D), dtype))
-        unknown = np.full((batch, queries), self.config.num_classes)
-        labels = unknown if noised is None else np.concatenate([noised.labels, unknown], axis=1)    # (B, Q)
-        known = asarray((labels != self.config.num_classes)[..., None], dtype=dtype)
-        return ops.concatenate([self.label_enc(labels), known], -1)
 
     def init_weights(self, rng: np.random.Generator) -> None:
         """Heads and projection as PyTorch's layers, queries normal, the Transformer. (The backbone draws its own.)"""

@@ -1,4 +1,4 @@
-"""Queries that only training has: what makes a DETR converge in a tenth of the epochs or less, and costs nothing later.
+"""Queries that only training has: with them a DETR converges in fewer epochs, and later they cost nothing.
 
 In DETR one query of an image learns from an object, in the first epochs each time another one. Two remedies give the
 same decoder, with the same weights, more to do on the features that it has anyhow:
@@ -13,8 +13,8 @@ same decoder, with the same weights, more to do on the features that it has anyh
     decoder's queries    [ noised objects, a copy after the other | queries of group 0 | group 1 | … ]       Q in all
                            M = copies · most objects in an image      N                    N
 
-Nobody may look at what would tell: in the decoder's self-attention a set of queries sees itself alone (eq. 7 of
-DN-DETR), but for the noised objects, which see group 0 too. Images with fewer objects than the batch's most are filled
+Nobody may look at what would tell: in the decoder's self-attention a set of queries sees itself alone (DN-DETR, §4.4,
+eq. 7), but for the noised objects, which see group 0 too. Images with fewer objects than the batch's most are filled
 up with queries that nobody sees and nothing is learned from.
 """
 
@@ -53,7 +53,7 @@ def noised_objects(
     targets: Sequence[Mapping[str, Any]], copies: int, num_classes: int, box_noise: float, label_noise: float,
     rng: np.random.Generator,
 ) -> NoisedObjects:  # fmt: skip
-    """True objects with noise (DN-DETR §4.2).
+    """True objects with noise (DN-DETR §4.3).
 
     targets: for each image "labels" int (n,) and "boxes" (n, 4) cxcywh. box_noise: λ, by which a centre moves at most,
     in halves of the box's width and height, so that it stays inside, and by which sides grow or shrink at most.

@@ -5,7 +5,7 @@ It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes:
 - *Where* is told apart from *what*, in every layer anew. Positions P are added to what asks and to what is asked, never
   to what is fetched, so that the values stay features alone:
 
-      Q = T_q (X_q + P_q),   K = T_k (X_kv + P_kv),   V = T_v X_kv                              eq. 6 of §A.1
+      Q = T_q (X_q + P_q),   K = T_k (X_kv + P_kv),   V = T_v X_kv                              eq. 7 of §A.1
 
 - The decoder's words are no words. It begins with N zeros, and what tells the N apart are learned positions, the
   *object queries*: P_q of the decoder. All N are decoded at once, each may look at every other, none is masked. (In
@@ -54,11 +54,11 @@ class MultiheadAttention(nn.Module):
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Array | None = None) -> Tensor:
         B, N, D = query.shape
         weights, biases = self.in_proj_weight.split(D), self.in_proj_bias.split(D)
-        q, k, v = (                                                 # each (B, heads, N or L, d'), eq. 6
+        q, k, v = (                                                 # each (B, heads, N or L, d'), eq. 7
             ops.linear(x, weight, bias).reshape(B, x.shape[1], self.num_heads, D // self.num_heads).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases)
         )
-        x = ops.attention(                                          # softmax(q kᵀ / √d') v, eq. 7
+        x = ops.attention(                                          # softmax(q kᵀ / √d') v, eq. 8
             q, k, v, mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
@@ -76,7 +76,7 @@ class Layer(nn.Module):
         self.normalize_before = normalize_before
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """norm(x + branch(x)), eq. 5; with normalize_before, as in a ViT, x + branch(norm(x))."""
+        """norm(x + branch(x)), eq. 6; with normalize_before, as in a ViT, x + branch(norm(x))."""
         if self.normalize_before:
             return x + self.dropout(branch(norm(x)))
         return norm(x + self.dropout(branch(x)))

@@ -134,7 +134,9 @@ def _read_index(path: Path, use_ema: bool) -> dict[str, np.ndarray]:
         if path.stat().st_size > LARGEST_INDEX:
             raise ValueError(f"{path.stat().st_size} bytes")
         places = json.loads(path.read_bytes())["weight_map"]
-    except (OSError, ValueError, RecursionError, KeyError) as error:
+    except KeyError as error:
+        raise ScratchvitError(f'{wrong}, which has a "weight_map"; name the weights themselves.') from error
+    except (OSError, ValueError, RecursionError) as error:
         raise ScratchvitError(f'{wrong}, which has a "weight_map" ({short(str(error))}); {CUT}.') from error
     if not isinstance(places, dict) or not all(isinstance(file, str) for file in places.values()):
         raise ScratchvitError(f"{wrong}: its weight_map does not map names to files; {DAMAGED}.")

@@ -7,6 +7,7 @@
     patch kernels       the kernel that answers to an enlarged patch as the old one did to the patch (FlexiViT)
     input channels      summed to one, or repeated and scaled so that the sum stays
     heads               as they are, or left as the model drew them, never cut
+    query groups        of a DETR's run that had more than the model, the first
 
 Everything else must have the model's shape. Nothing here changes the model: `fit` gives the state that it is to load,
 or raises with all that does not fit.
@@ -55,13 +56,15 @@ class LoadReport:
 
 
 def fit(
-    model: Module, renamed: Renamed, new_head: bool = False, img_size: tuple[int, int] | None = None
-) -> tuple[Weights, LoadReport]:
+    model: Module, renamed: Renamed, new_head: bool = False, img_size: tuple[int, int] | None = None,
+    query_groups: int = 1,
+) -> tuple[Weights, LoadReport]:  # fmt: skip
     """(the whole state for `model.load_state_dict`, what was done).
 
     new_head: the model's heads stay as they are, whatever the file has.
     img_size: (height, width) of the pictures that the file's model takes, where that is known: it says whether 36
     positions are 6×6 or 4×9. Otherwise a table as long as the model's has its grid, and any other is square.
+    query_groups: of the file's model, if it is a DETR.
     Raises ScratchvitError, with all that is missing, unexpected and mis-shaped, if the weights are not this model's.
     """
     own: dict[str, Any] = dict(model.named_parameters()) | dict(model.named_buffers())
@@ -91,6 +94,7 @@ def fit(
     _fit_offsets(model, weights, report)
     _fit_separable(model, weights, report, img_size)
     _fit_distances(own, weights, report)
+    _fit_queries(model, weights, report, query_groups)
     complain(model, own, weights, renamed, as_drawn=report.as_drawn)
     state = {name: weights[name] if name in weights else own[name].numpy() for name in own}
     return state, report
@@ -296,6 +300,17 @@ def resize_distances(table: np.ndarray, length: int) -> np.ndarray:
     """A table (n, D) of what lies along one axis → (length, D), each entry between its two nearest, as timm does it."""
     matrix = resize_matrix(len(table), length, None, "bilinear", False, False)          # (length, n)
     return (matrix @ table.astype(np.float64)).astype(np.float32)
+
+
+def _fit_queries(model: Any, weights: Weights, report: LoadReport, groups: int) -> None:
+    """A DETR's queries, `groups` sets of them in a row, each trained to do without the others: those the model has."""
+    config = getattr(model, "config", None)
+    queries, kept = getattr(config, "num_queries", 0), getattr(config, "query_groups", groups)
+    for name in ("query_embed.weight", "refpoint_embed.weight"):
+        table = weights.get(name)
+        if kept < groups and table is not None and table.ndim == 2 and len(table) == groups * queries:
+            weights[name] = table[: kept * queries]
+            report.adapted.append(f"{name}: the first {kept} of {groups} query groups")
 
 
 def _by(size: tuple[int, ...]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import safetensors
 
 from scratchvit.backend import asarray
 from scratchvit.errors import ScratchvitError
@@ -100,9 +102,19 @@ def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False)
     if hasattr(model, "palette") and "palette" not in renamed.weights:
         renamed.weights |= _palette_beside(path)
     try:
-        return fit(model, renamed, new_head, image_size(path))
+        return fit(model, renamed, new_head, image_size(path), _query_groups(path))
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
+
+
+def _query_groups(path: Path) -> int:
+    """Of a DETR, as the checkpoint of a run tells; 1 of any other file."""
+    path = path / "best.safetensors" if path.is_dir() else path
+    try:
+        with safetensors.safe_open(path, framework="np") as file:
+            return int(json.loads(file.metadata()["scratchvit"])["model_args"]["query_groups"])
+    except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError):
+        return 1
 
 
 def _palette_beside(path: Path) -> Weights:

@@ -16,8 +16,10 @@ from scratchvit.weights.arrays import readable
 from scratchvit.weights.names import Renamed
 
 MOST_NAMED = 1000       # in one list of an error: no model has as many, once blocks are grouped
-HEAD = re.compile(r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed)\.(?:weight|bias)")
-#  of classes, in ViTs, Swins, MViT, ResNets, iGPT, DETR
+HEAD = re.compile(
+    r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed|proposals\.class_embed|label_enc)\.(?:weight|bias)"
+)
+#  of classes, in ViTs, Swins, MViT, ResNets, iGPT, DETR with two stages and denoising
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "score.weight", "class_embed.weight")
 
 # Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets, DETR.
@@ -141,11 +143,15 @@ def _other_names(found: Misfit) -> str:
     return f"{none} the model's; the file has {some}{', …' if len(found.file) > 3 else ''}"
 
 
+_DAB = "transformer.decoder.ref_point_head.layers.0.weight"      # which every DAB-DETR has, and no other model
+
 #  a tensor that only some models have, what it is, and which those are
 _KINDS = (
     ("dist_token", "a distillation token", "deit_…_distilled_… has one, vit_… and deit_… have none"),
     ("cls_token", "a class token", "create the model with class_token={}"),
     ("blocks.0.attn.qkv.bias", "biases of q, k and v", "create the model with qkv_bias={}"),
+    (_DAB, "anchors as queries", "dab_detr_… has them, detr_… has none"),
+    ("proposals.enc_output.weight", "proposals of the encoder", "create the model with two_stage={}"),
 )
 
 
@@ -183,6 +189,36 @@ def _other_size(found: Misfit) -> str:
 _STAGE = re.compile(r"(?:patch_embed\.backbone\.)?(?:layer\d|stages\.\d|layers\.\d)\.(?!.*num_batches_tracked)")
 
 
+def _other_detector(found: Misfit) -> str:
+    """Of two DETRs: the options in which they differ."""
+
+    def sizes(shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
+        def rows(name: str) -> int:
+            return next(iter(shapes.get(name, ())), 0)
+
+        def layers(part: str) -> int:
+            return len({name.split(".")[3] for name in shapes if name.startswith(f"transformer.{part}.layers.")})
+
+        return {
+            "queries": rows("query_embed.weight") or rows("refpoint_embed.weight"),
+            "hidden_dim": rows("input_proj.weight"),
+            "enc_layers": layers("encoder"),
+            "dec_layers": layers("decoder"),
+            "dim_feedforward": rows("transformer.decoder.layers.0.linear1.weight"),
+            "channels": tuple(filter(None, (rows(f"backbone.0.body.layer{n}.0.conv2.weight") for n in range(1, 5)))),
+        }
+
+    if not all("transformer.decoder.norm.weight" in shapes for shapes in (found.theirs, found.ours)):
+        return ""
+    theirs, ours = sizes(found.theirs), sizes(found.ours)
+    differ = [name for name in theirs if theirs[name] != ours[name]]
+    if not differ:
+        return ""
+    like = looks_like(found.file)
+    has, lacks = (", ".join(f"{name} {each[name]}" for name in differ) for each in (theirs, ours))
+    return f"this file {f'looks like {like}' if like else 'is of another size'}: it has {has}, the model has {lacks}"
+
+
 def _other_positions(found: Misfit) -> str:
     if "pos_embed" in found.theirs and "pos_embed" not in found.ours:
         return 'the file has learned positions, the model computes its own: create it with pos_embed="learn"'
@@ -198,7 +234,7 @@ def _other_head(found: Misfit) -> str:
         if name not in found.theirs:
             return "the file has no head: new_head=True (--new-head) leaves the model's as it was drawn"
         known, wanted = (
-            classes_in(name, shapes[name], "refpoint_embed.weight" in shapes) for shapes in (found.theirs, found.ours)
+            classes_in(name, shapes[name], _DAB in shapes) for shapes in (found.theirs, found.ours)
         )
         if known != wanted:
             return (
@@ -209,5 +245,5 @@ def _other_head(found: Misfit) -> str:
 
 
 _CAUSES: tuple[Callable[[Misfit], str], ...] = (
-    _other_names, _other_kind, _other_size, _other_positions, _other_head,
+    _other_names, _other_kind, _other_size, _other_detector, _other_positions, _other_head,
 )  # fmt: skip
