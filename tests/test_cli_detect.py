@@ -174,6 +174,7 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     assert main(["detect", *words, "--skip-bad", "--json", "found.json"]) == 0
     told = capsys.readouterr()
     assert "2 of 3 pictures left out" in told.out and "absent.png: no such picture" in told.err
+    assert "--skip-bad" not in told.err     # which was just done
     assert {entry["image_id"] for entry in written("found.json")} == {3}
     assert main(["detect", *words[:2], "--checkpoint", str(path), "--skip-bad"]) == 1
     assert "not one of the pictures decodes" in capsys.readouterr().err

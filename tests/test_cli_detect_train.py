@@ -26,8 +26,9 @@ from tests.detection_samples import coco, write_coco
 from tests.detector_samples import BAD, refused, write_animals, write_weights, written
 
 TINY = [
-    "--layers=1,1,1,1", "--channels=8,8,8,8", "--hidden-dim=16", "--nheads=2", "--enc-layers=1", "--dec-layers=2",
-    "--dim-feedforward=16", "--num-queries=3", "--epochs=1", "--batch-size=4", "--short-side=0", "--no-multi-scale",
+    "--model=detr_tiny", "--layers=1,1,1,1", "--channels=8,8,8,8", "--hidden-dim=16", "--nheads=2", "--enc-layers=1",
+    "--dec-layers=2", "--dim-feedforward=16", "--num-queries=3", "--epochs=1", "--batch-size=4", "--short-side=0",
+    "--no-multi-scale",
 ]  # fmt: skip
 
 
@@ -135,7 +136,7 @@ def test_recipes_of_detectors_say_their_command(name):
     recipe = load_recipe(name, DetectConfig)
     assert isinstance(recipe, DetectConfig) and recipe.model_args.keys() <= vars(model_config(recipe.model)).keys()
     text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text()
-    command = re.search(r"command +scratchvit detect-train *(.*)", text)[1]
+    command = re.search(r"command +(?:OMP_NUM_THREADS=1 )?scratchvit detect-train *(.*)", text)[1]
     assert detect_train.parse(shlex.split(command))[0] == recipe
     assert name not in list_recipes()
     with pytest.raises(sv.ScratchvitError, match="there is no recipe"):
@@ -178,6 +179,17 @@ def test_what_makes_a_run_hopeless_is_told_before_it_begins(tmp_path, capsys, no
     assert "warning   frozen_bn keeps the batch norms of a backbone that was never trained" in out
     assert "warning   a picture has 8 objects, the model can find 3 in any: --num-queries 16" in out
     assert "warning   7,500 tokens are many" in out and "the largest 600×800" in out
+    assert "has no object" not in out
+
+
+def test_pictures_without_any_object_are_warned_of(tmp_path, capsys, no_report):
+    for part in ("train", "val"):
+        write_coco(tmp_path / "bare", part, coco(2, annotations=[]))
+    assert main(["detect-train", "--data", str(tmp_path / "bare"), *TINY]) == 0
+    out = capsys.readouterr().out
+    assert "warning   not one training picture has an object" in out
+    assert "warning   val has no object" in out
+    assert "AP –" in out
 
 
 def test_weights_to_begin_with_and_a_new_head(run, tmp_path, capsys, no_report):

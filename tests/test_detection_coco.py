@@ -184,6 +184,8 @@ def test_pictures_that_do_not_decode_or_have_another_size(tmp_path):
     good = read(path, skip_bad=True)
     assert [good.annotations(i).image_id for i in range(len(good))] == [11]
     assert len(good.skipped) == 2
+    assert all("0.png" in said or "2.png" in said for said in good.skipped)
+    assert not any("--skip-bad" in said for said in good.skipped)      # which was just done
 
 
 def test_not_one_picture_left(tmp_path):

@@ -127,7 +127,7 @@ def test_what_is_none_of_these(tmp_path):
         load_detection(tmp_path)
     with pytest.raises(ScratchvitError, match="val_fraction=1"):
         load_detection(tmp_path, val_fraction=1)
-    with pytest.raises(ScratchvitError, match="too few pictures, 1, to draw"):
+    with pytest.raises(ScratchvitError, match="too few pictures, 1, to draw some of them for test; bring a test part"):
         load_detection(write_three("voc", tmp_path, (1, 0, 0)))
 
 

@@ -196,6 +196,45 @@ def test_a_new_head_for_other_classes(finished, tmp_path):
         assert trainer.run().epochs == 1
 
 
+@pytest.mark.parametrize("options", [{"denoising": 1}, {"two_stage": True}], ids=str)
+def test_a_new_head_is_all_that_knows_the_classes(options, tmp_path):
+    """Also the classes of noised objects, and those that the encoder tells."""
+    config = CONFIG.replace(model="dab_detr_tiny", model_args=SIZES | options, epochs=1)
+    train_detector(config, tmp_path / "first", log=quiet)
+    for part in ("train", "val"):
+        write_coco(tmp_path / "data", part)
+    config = config.replace(data=str(tmp_path / "data"), init=str(tmp_path / "first"), new_head=True)
+    trainer = prepare_detector(config, tmp_path / "run", log=quiet)
+    with trainer.folder:
+        best, weights = load_checkpoint(tmp_path / "first").model, trainer.model.state_dict()
+    anew = {name for name, weight in best.items() if not np.array_equal(weight, weights[name])}
+    knows_classes = ("class_embed.", "label_enc.", "proposals.class_embed.")
+    assert anew <= {name for name in best if name.startswith(knows_classes)}
+    assert {name for name in anew if name.endswith("weight")} == {
+        name for name in best if name.startswith(knows_classes) and name.endswith("weight")
+    }
+
+
+@pytest.mark.parametrize(("model", "table"), [("detr_tiny", "query_embed"), ("dab_detr_tiny", "refpoint_embed")])
+def test_of_a_run_with_query_groups_the_first_is_enough(model, table, tmp_path):
+    config = CONFIG.replace(model=model, model_args=SIZES | {"query_groups": 3}, epochs=1)
+    train_detector(config, tmp_path / "first", log=quiet)
+    best, table = load_checkpoint(tmp_path / "first").model, f"{table}.weight"
+    alone = config.replace(model_args=SIZES, init=str(tmp_path / "first"))
+    for groups in (1, 2):
+        changed = alone.replace(model_args=SIZES | {"query_groups": groups})
+        trainer = prepare_detector(changed, tmp_path / str(groups), log=quiet)
+        with trainer.folder:
+            weights = trainer.model.state_dict()
+        assert trainer.loaded.adapted == [f"{table}: the first {groups} of 3 query groups"]
+        assert np.array_equal(weights[table], best[table][: 10 * groups])
+        assert all(np.array_equal(value, weights[name]) for name, value in best.items() if name != table)
+    # 30 queries that are no groups are not cut.
+    train_detector(config.replace(model_args=SIZES | {"num_queries": 30}), tmp_path / "more", log=quiet)
+    with pytest.raises(ScratchvitError, match=table):
+        prepare_detector(alone.replace(init=str(tmp_path / "more")), tmp_path / "refused")
+
+
 def weights_after(config, folder):
     """{name: weight} before the first step and at the end of a run."""
     trainer = prepare_detector(config, folder, log=quiet)

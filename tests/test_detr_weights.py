@@ -164,8 +164,9 @@ def test_postprocess_by_hand(device):
     assert first["labels"].tolist() == [0, 1] and second["labels"].tolist() == [1, 0]
     np.testing.assert_allclose(first["boxes"], [[0, 0, 200, 100], [0, 40, 100, 60]], rtol=1e-6, atol=1e-5)
     np.testing.assert_allclose(second["boxes"], [[-2, -1, 6, 3], [20, 10, 20, 10]], rtol=1e-6, atol=1e-5)
-    assert [type(x) for x in first.values()] == [np.ndarray] * 3
-    assert [x.dtype for x in first.values()] == [np.float32, np.int64, np.float32]
+    assert first["queries"].tolist() == second["queries"].tolist() == [0, 1]
+    assert [type(x) for x in first.values()] == [np.ndarray] * 4
+    assert [x.dtype for x in first.values()] == [np.float32, np.int64, np.float32, np.int64]
     for sizes in ([(100, 200)], [(1, 2, 3)] * 2, [5, 6]):
         with pytest.raises(sv.ScratchvitError, match="2 images need a"):
             postprocess(outputs, sizes)

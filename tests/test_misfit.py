@@ -1,5 +1,6 @@
 """What an error says of names that somebody chose to do harm, and of a model of another family."""
 
+import re
 import tracemalloc
 
 import numpy as np
@@ -96,3 +97,27 @@ def test_any_names_and_shapes_are_refused_with_a_sentence(mark, shapes, new_head
     weights = {name: np.zeros(shape, np.float32) for name, shape in ({mark: (1, 1, 16)} | shapes).items()}
     with pytest.raises(ScratchvitError):
         fit(MODEL, recognise(weights).rename(weights), new_head)
+
+
+DETR = {
+    "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "hidden_dim": 16, "nheads": 2, "enc_layers": 1, "dec_layers": 1,
+    "dim_feedforward": 16, "num_queries": 3, "num_classes": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("theirs", "change", "ours", "other", "said"), [
+    ("dab_detr_tiny", {}, "dab_detr_tiny", {"hidden_dim": 32, "dec_layers": 2},
+     "of another size: it has hidden_dim 16, dec_layers 1, the model has hidden_dim 32, dec_layers 2"),
+    ("detr_tiny", {"channels": (8, 4, 8, 8)}, "detr_tiny", {"stages": 4},
+     "it has channels (8, 4, 8), the model has channels (8, 8, 8, 8)"),
+    ("detr_tiny", {}, "detr_tiny", {"num_queries": 9, "num_classes": 4}, "it has queries 3, the model has queries 9"),
+    ("dab_detr_tiny", {}, "detr_tiny", {}, "the file has anchors as queries, the model has none: dab_detr_"),
+    ("dab_detr_tiny", {}, "dab_detr_tiny", {"two_stage": True}, "proposals of the encoder, .* with two_stage=False"),
+    ("dab_detr_tiny", {"two_stage": True}, "dab_detr_tiny", {"two_stage": True, "num_classes": 5},
+     "its head knows 2 classes, the model's 5"),
+])  # fmt: skip
+def test_how_two_detectors_differ(tmp_path, theirs, change, ours, other, said):
+    np.savez(tmp_path / "weights.npz", **sv.create_model(theirs, **DETR | change).state_dict())
+    with pytest.raises(ScratchvitError) as caught:
+        sv.load_weights(sv.create_model(ours, **DETR | other), tmp_path / "weights.npz")
+    assert re.search(said if ".*" in said else re.escape(said), str(caught.value).splitlines()[0])

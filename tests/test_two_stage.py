@@ -108,8 +108,17 @@ def test_noised_objects_are_asked_beside_the_best_boxes():
     assert_close(asnumpy(outputs["pred_boxes"].data), asnumpy(plain["pred_boxes"].data), 1e-5, "boxes")
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_an_image_has_no_more_queries_than_features(training):
+    """As of a sliver, or of the smallest size of multi_scale: 2 features here, for 4 queries."""
+    model = two_stage(denoising=1).train(training)
+    targets = random_targets((3,), 0, CLASSES)
+    outputs = model(images(1, 3, 8, 16), targets=targets)
+    assert outputs["pred_boxes"].shape == (1, 2, 4)
+    criterion = FocalCriterion(CLASSES, HungarianMatcher(2, focal=True))
+    assert np.isfinite(criterion.total(criterion(outputs, targets)).item())     # an object goes without
+
+
 def test_what_does_not_fit_is_refused():
     with pytest.raises(sv.ScratchvitError, match="two_stage gives all groups the same anchors"):
         two_stage(query_groups=2)
-    with pytest.raises(sv.ScratchvitError, match=r"takes the best 4 of an image's features.*has but 2"):
-        two_stage()(images(1, 3, 8, 16))

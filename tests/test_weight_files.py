@@ -304,6 +304,12 @@ def test_an_index_that_is_damaged(tmp_path, content):
         read_weights(write(tmp_path, content, "model.safetensors.index.json"))
 
 
+@pytest.mark.parametrize("content", [b"{}", b'{"images": []}'])
+def test_json_that_is_no_index(tmp_path, content):
+    with pytest.raises(ScratchvitError, match=r'which has a "weight_map"; name the weights themselves\.$'):
+        read_weights(write(tmp_path, content, "model.safetensors.index.json"))
+
+
 def test_a_safetensors_header_as_long_as_a_brace_is_no_index(tmp_path):
     content = safetensors_of(WEIGHT)
     header = content[8 : 8 + content[0]].ljust(ord("{"))

@@ -17,6 +17,7 @@ from scratchvit.cli.detectors import add_detector, print_detector
 from scratchvit.cli.files import check_can_be_written, picture_files, printable
 from scratchvit.cli.options import Parser, add_device, number, table
 from scratchvit.data.images import open_image
+from scratchvit.detection.annotations import without_advice
 from scratchvit.detection.coco import read_image_ids
 from scratchvit.detection.evaluation import write_results
 from scratchvit.detection.pictures import draw_boxes
@@ -192,7 +193,7 @@ def _find(
             except ScratchvitError as error:
                 if not skip_bad:
                     raise
-                print(f"left out: {error}", file=sys.stderr)
+                print(f"left out: {without_advice(error)}", file=sys.stderr)
         most = max((detector.tokens((image.height, image.width)) for _, image in read), default=0)
         if most > MANY_TOKENS and not warned:
             print(f"this takes long: {most:,} tokens are many, a smaller --short-side makes fewer", file=sys.stderr)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import shlex
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from scratchvit.detection.trainer import DetectionResult, DetectionTrainer, prep
 from scratchvit.detection.transforms import View
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.detection_report import DetectionRun, write_detection_report
+from scratchvit.models.checks import check_detects
 from scratchvit.training.checkpoint import write_atomically
 
 NAMES = 10              # classes that are named, beyond which only their number is told
@@ -32,8 +33,8 @@ small one on scenes made of scikit-learn's handwritten digits.
   scratchvit detect-train
   scratchvit detect-train --overfit-one-batch                      # can everything learn at all?
   scratchvit detect-train --data street                            # COCO, VOC or YOLO, found out by itself
-  scratchvit detect-train --data street --init detr/model.safetensors --model detr_resnet50 --new-head
-  scratchvit detect-train --resume runs/scenes-detr_tiny-1         # goes on bit for bit
+  scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
+  scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # goes on bit for bit
 
 A folder is one of
   COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
@@ -62,7 +63,7 @@ GROUPS = {
 }  # fmt: skip
 # No options of the model: the data decide, and img_size is only what its cost is told for.
 FROM_THE_DATA = {"in_chans", "num_classes", "img_size"}
-COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, FROM_THE_DATA)
+COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM_THE_DATA)
 
 
 def detect_train(argv: Sequence[str]) -> int:
@@ -127,9 +128,12 @@ def _and_more(sentences: Sequence[str]) -> str:
 
 def _boxes(dataset: DetectionDataset) -> str:
     """How many there are to find; those of scenes that never end are not counted."""
-    if dataset.endless:
-        return "ever new ones in"
-    return f"{sum(int((~dataset.annotations(index).crowd).sum()) for index in range(len(dataset))):,}"
+    return "ever new ones in" if dataset.endless else f"{sum(_objects(dataset)):,}"
+
+
+def _objects(dataset: DetectionDataset) -> Iterator[int]:
+    """How many there are to find in each picture."""
+    return (int((~dataset.annotations(index).crowd).sum()) for index in range(len(dataset)))
 
 
 def _pictures(trainer: DetectionTrainer) -> str:
@@ -155,7 +159,7 @@ def _model(trainer: DetectionTrainer) -> Any:
 
 def _warnings(trainer: DetectionTrainer) -> list[str]:
     """What would make a run hopeless or endless, though nothing forbids it."""
-    config, train = trainer.config, trainer.data.splits.train
+    config, train, val = trainer.config, trainer.data.splits.train, trainer.data.splits.val
     model = _model(trainer)
     sentences = []
     if model.config.frozen_bn and not config.init:
@@ -164,12 +168,16 @@ def _warnings(trainer: DetectionTrainer) -> list[str]:
             "--no-frozen-bn, or name trained weights with --init"
         )
     if not train.endless:
-        most = max(int((~train.annotations(index).crowd).sum()) for index in range(len(train)))
+        most = max(_objects(train))
+        if not most:
+            sentences.append("not one training picture has an object, so there is nothing to learn but that")
         if most > model.config.num_queries:
             sentences.append(
                 f"a picture has {most} objects, the model can find {model.config.num_queries} in any: "
                 f"--num-queries {2 * most}"
             )
+    if not any(_objects(val)):
+        sentences.append("val has no object, so it has no AP: the best epoch will be that of the lowest loss on it")
     if (tokens := _largest(trainer)[1]) > MANY_TOKENS:
         sentences.append(
             f"{tokens:,} tokens are many, time and memory of attention grow with their square: a smaller --short-side"

@@ -58,7 +58,8 @@ def inspect(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "model", metavar="CHECKPOINT|MODEL",
-        help="of `scratchvit train`: a file, or the run's folder; or a name that `scratchvit models` lists",
+        help="of `scratchvit train` or `detect-train`: a file, or the run's folder; or a name that `scratchvit models` "
+        "lists",
     )  # fmt: skip
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="anybody's, for a MODEL (default: as drawn before training)"
@@ -125,6 +126,8 @@ def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[An
 
 def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     """The pictures of a Swin; what each block does is printed as a table."""
+    if given.points:
+        raise ScratchvitError(f"{name} is no DETR, of which --point names a place: name a token with --token Y,X")
     blocks, (H, W) = window_blocks(model), model.patch_embed.img_size
     h, w = blocks[0].size
     token = (h // 2, w // 2) if given.token is None else given.token
@@ -161,6 +164,8 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
 
 def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     """The pictures of a DETR; what it finds in the picture is printed as a table."""
+    if given.token is not None:
+        raise ScratchvitError(f"{name} has no windows, of which --token would follow one: name places with --point X,Y")
     source = given.weights or Path(given.model)
     if not source.exists():
         raise ScratchvitError(f"{name}: a DETR that has learned nothing looks nowhere; name a run, or --weights")
@@ -175,10 +180,11 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     best = best[: max(1, int((found["scores"] >= THRESHOLD).sum()))].tolist()
     print(f"picture as the model sees it: {height}×{width} pixels; found with a score of {THRESHOLD}, or the best:\n")
     rows = [("query", "class", "score", "left", "top", "right", "bottom")]
-    for query in best:
-        edges = (f"{edge:.1f}" for edge in found["boxes"][query])
-        said = printable(detector.classes[found["labels"][query]])
-        rows.append((str(query), said, f"{found['scores'][query]:.3f}", *edges))    # type: ignore[arg-type]
+    for place in best:
+        edges = (f"{edge:.1f}" for edge in found["boxes"][place])
+        said = printable(detector.classes[found["labels"][place]])
+        query, score = str(found["queries"][place]), f"{found['scores'][place]:.3f}"
+        rows.append((query, said, score, *edges))    # type: ignore[arg-type]
     print(f"{table(rows)}\n")
 
     make_folder(given.out)

@@ -21,6 +21,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.inspect.report import Run, write_report
+from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
 from scratchvit.recipes import recipe_for
 from scratchvit.training import Result, TrainConfig, Trainer, prepare
@@ -62,7 +63,7 @@ GROUPS = {
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
 COMMAND = TrainingCommand(
-    TrainConfig, DESCRIPTION, GROUPS, FROM_THE_DATA, SIZES_OF_THE_DATA,
+    TrainConfig, DESCRIPTION, GROUPS, check_classifies, FROM_THE_DATA, SIZES_OF_THE_DATA,
     shown={"img_size": "the data's own; a folder's: 224"},
 )  # fmt: skip
 

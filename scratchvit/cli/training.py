@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import argparse
 import itertools
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
 from scratchvit.cli.options import Parser, add_fields
@@ -28,6 +28,7 @@ class TrainingCommand(Generic[ConfigT]):
     description     of the help
     groups          {title: fields of the configuration}, in the order of the help; a field that is not there stands
                     with the run. The group "model" has the options of the model too
+    suits           raises ScratchvitError for a model (its name, its configuration) that is not for this command
     from_the_data   fields of the model that are no options, since the data decide
     data_sizes      fields of the model of which a recipe's values hold for other models of its family too; of them
                     img_size for all models
@@ -37,6 +38,7 @@ class TrainingCommand(Generic[ConfigT]):
     kind: type[ConfigT]
     description: str
     groups: Mapping[str, Sequence[str]]
+    suits: Callable[[str, Any], None]
     from_the_data: Collection[str]
     data_sizes: Collection[str] = ()
     shown: Mapping[str, str] = field(default_factory=dict)
@@ -92,7 +94,9 @@ class TrainingCommand(Generic[ConfigT]):
         recipe = load_recipe(chosen.recipe, self.kind) if chosen.recipe else recipe_for(chosen.data, self.kind)
         if chosen.model is None:
             return recipe
-        same_family = type(model_config(chosen.model)) is type(model_config(recipe.model))
+        defaults = model_config(chosen.model)
+        self.suits(chosen.model, defaults)      # before it fails on the recipe's sizes
+        same_family = type(defaults) is type(model_config(recipe.model))
         kept = {
             name: value for name, value in recipe.model_args.items()
             if name in self.data_sizes and (same_family or name == "img_size")

@@ -161,7 +161,8 @@ def query_boxes(model: Module, loader: Iterable[DetectionBatch]) -> QueryBoxes:
             labels.append(probabilities.argmax(axis=-1))
     if not boxes:
         raise ScratchvitError("there is not one image to ask the queries about: give a loader that has some")
-    asked = QueryBoxes(np.concatenate(boxes), np.concatenate(scores), np.concatenate(labels))
+    least = min(each.shape[1] for each in scores)       # with two_stage a small image has fewer queries
+    asked = QueryBoxes(*(np.concatenate([each[:, :least] for each in part]) for part in (boxes, scores, labels)))
     _require_finite(model, asked.scores)
     return asked
 

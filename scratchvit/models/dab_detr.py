@@ -260,11 +260,6 @@ class Proposals(nn.Module):
     def best(self, answer: Answer, count: int) -> Tensor:
         """The boxes of the features that are surest of an object (B, count, 4), from which nothing is learned."""
         logits, boxes = answer["pred_logits"].data, answer["pred_boxes"].data
-        if count > boxes.shape[1]:
-            raise ScratchvitError(
-                f"two_stage takes the best {count} of an image's features, num_queries of them, and this has but "
-                f"{boxes.shape[1]}: use larger images, a map of smaller stride (dilation), or fewer queries"
-            )
         xp = array_module(logits)
         object_, none = logits[..., : self.num_classes], logits[..., self.num_classes :]        # the latter 1, or 0
         chosen = xp.argsort(none.sum(axis=-1) - object_.max(axis=-1), axis=1)[:, :count]        # (B, count)
@@ -294,6 +289,11 @@ class DABDETR(DETR):
             self.proposals = Proposals(config)
         else:
             self.refpoint_embed = nn.Embedding(config.num_queries * config.query_groups, 4)
+
+    def queries_for(self, memory: Memory) -> int:
+        """N, of each group; with two_stage no more than there are features, since each query begins at another."""
+        N = self.config.num_queries
+        return min(N, memory.features.shape[1]) if self.config.two_stage else N
 
     def forward_decoder(
         self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None

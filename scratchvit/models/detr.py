@@ -283,10 +283,14 @@ class DETR(nn.Module):
     ) -> dict[str, Any]:
         memory = self.forward_encoder(x, mask)
         noised = self.forward_noise(targets)
-        N, groups = self.config.num_queries, self.config.query_groups if self.training else 1
+        N, groups = self.queries_for(memory), self.config.query_groups if self.training else 1
         content = self.forward_content(len(memory.features), N * groups, noised)
         layers, others = self.forward_decoder(content, noised, memory, who_sees_whom(noised, N, groups))
         return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
+
+    def queries_for(self, memory: Memory) -> int:
+        """N, of each group."""
+        return self.config.num_queries
 
     def forward_encoder(self, x: Tensor | Array, mask: Any = None) -> Memory:
         features, visible = self.backbone[0](x, mask)               # (B, C, H, W), (B, H, W)

@@ -15,7 +15,7 @@ models have the same sizes, begin from nothing, and differ in one thing from the
     OMP_NUM_THREADS=1 python scripts/figures/detr_options.py --data BCCD        # a folder: the folder's recipe
     python scripts/figures/detr_options.py --quick                              # scenes, half a minute
 
-writes docs/figures/detr_options_DATA.csv and .png: AP50 on val over the epochs, and the test figures of the best one.
+writes docs/figures/detr_options_DATA.csv and .png: AP50 and box losses on val, and the test figures of each best epoch.
 """
 
 from __future__ import annotations
@@ -102,18 +102,18 @@ def figure() -> None:
 
 
 def draw(curves: dict[str, list[dict[str, float]]], path: Path) -> None:
-    """AP50 on the validation images over the epochs."""
-    with sheet(path, 1, 1, size=(7, 4.4)) as axes:
-        ax = axes[0][0]
-        for (name, rows), colour in zip(curves.items(), [INK, *COLOURS]):
-            epochs, values = [row["epoch"] for row in rows], [100 * row["AP50"] for row in rows]
-            ax.plot(epochs, values, "o-", color=colour, markersize=3, label=f"{name}, {values[-1]:.1f}")
-        ax.set_xlabel("epoch", color=INK)
-        ax.set_ylabel("AP50 on val, %", color=INK)
-        ax.grid(color=GRID, linewidth=0.7)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.tick_params(colors=INK, length=0)
-        ax.legend(frameon=False, labelcolor=INK)
+    """AP50, and the GIoU loss of the last layer's matched boxes, on the validation images over the epochs."""
+    with sheet(path, 1, 2, size=(12, 4.4)) as axes:
+        for ax, column, title in zip(axes[0], ("AP50", "val_loss_giou"), ("AP50 on val", "1 - GIoU of matched boxes")):
+            for (name, rows), colour in zip(curves.items(), [INK, *COLOURS]):
+                epochs, values = [row["epoch"] for row in rows], [row[column] for row in rows]
+                ax.plot(epochs, values, "o-", color=colour, markersize=3, label=f"{name}, {values[-1]:.3f}")
+            ax.set_xlabel("epoch", color=INK)
+            ax.set_ylabel(title, color=INK)
+            ax.grid(color=GRID, linewidth=0.7)
+            ax.spines[["top", "right", "left"]].set_visible(False)
+            ax.tick_params(colors=INK, length=0)
+            ax.legend(frameon=False, labelcolor=INK, fontsize=8)
 
 
 if __name__ == "__main__":
