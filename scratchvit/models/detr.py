@@ -74,8 +74,8 @@ class DETRConfig:
     num_queries: int = 100          # N: the most objects that can be found in an image
     hidden_dim: int = 256           # d: the numbers in a token
     nheads: int = 8                 # M: heads of every attention
-    enc_layers: int = 6
-    dec_layers: int = 6
+    enc_layers: int = 6             # layers of the encoder
+    dec_layers: int = 6             # layers of the decoder
     dim_feedforward: int = 2048     # the MLPs' hidden layer
     dropout: float = 0.1            # of attention probabilities, in the MLPs, and before every residual sum
     normalize_before: bool = False  # whether norms stand before attention and MLP, as in a ViT, or after the sum

@@ -11,7 +11,7 @@ models have the same sizes, begin from nothing, and differ in one thing from the
     two stages          anchors; they are the encoder's best boxes, Deformable DETR, arXiv 2010.04159
     recipe              two stages, denoising and focal loss: what `scratchvit detect-train` does
 
-    OMP_NUM_THREADS=1 python scripts/figures/detr_options.py                    # scenes: 7 runs, about 35 minutes
+    OMP_NUM_THREADS=1 python scripts/figures/detr_options.py                    # scenes: 7 runs, less than an hour
     OMP_NUM_THREADS=1 python scripts/figures/detr_options.py --data BCCD        # a folder: the folder's recipe
     python scripts/figures/detr_options.py --quick                              # scenes, half a minute
 
