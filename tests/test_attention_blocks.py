@@ -128,4 +128,4 @@ def test_memory_does_not_hold_a_matrix():
         return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024       # MiB
 
     assert grown(True) < 32         # a matrix of 4096² float32 has 64 MiB, and there are two
-    assert grown(False) > 128
+    assert grown(False) > 100       # less what the process had free already
