@@ -171,6 +171,9 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     words = ["bad.png", "absent.png", "a.png", "--checkpoint", str(path)]
     error, code = refused(capsys, "detect", *words)
     assert "bad.png: this picture does not decode" in error and code == 1
+    error, code = refused(capsys, "detect", "a.png", *words, "--json", "before.json")
+    assert "before.json has what was found in the 1 pictures before" in error and code == 1
+    assert {entry["image_id"] for entry in written("before.json")} == {1}
     assert main(["detect", *words, "--skip-bad", "--json", "found.json"]) == 0
     told = capsys.readouterr()
     assert "2 of 3 pictures left out" in told.out and "absent.png: no such picture" in told.err

@@ -57,16 +57,22 @@ def detect(argv: Sequence[str]) -> int:
 
     results: list[dict[str, Any]] = []
     read = objects = 0
-    for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
-        entries = results_in([found], [picture.image_id], categories)
-        results += [
-            {**entry, "file_name": str(picture.path)} for entry in entries if entry["score"] >= given.threshold
-        ]
-        side = max(READABLE, *image.size)
-        _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
-        read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
-        print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn in {printable(picture.drawn)}")
-        print(_told(found, detector.classes, given.threshold), flush=True)
+    try:
+        for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
+            entries = results_in([found], [picture.image_id], categories)
+            results += [
+                {**entry, "file_name": str(picture.path)} for entry in entries if entry["score"] >= given.threshold
+            ]
+            side = max(READABLE, *image.size)
+            _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
+            read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
+            print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn in {printable(picture.drawn)}")
+            print(_told(found, detector.classes, given.threshold), flush=True)
+    except ScratchvitError as error:
+        if not (given.json and read):
+            raise
+        write_results(given.json, results)
+        raise ScratchvitError(f"{error} ({given.json} has what was found in the {read} pictures before)") from error
     if not read:
         raise ScratchvitError("not one of the pictures decodes")
     print(f"{objects} objects in {read} pictures, of a score of at least {given.threshold:g}")
