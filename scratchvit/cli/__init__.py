@@ -20,7 +20,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit predict a.jpg b.png --checkpoint FILE
   scratchvit models "vit_*"                     names, sizes, and what they cost
   scratchvit cost MODEL --img-size 384          layer by layer: parameters, multiply-adds, attention, memory
-  scratchvit inspect MODEL|CHECKPOINT           a Swin's windows, shifts, masks, biases and receptive growth, drawn
+  scratchvit inspect MODEL|CHECKPOINT           a Swin's windows, masks and biases, or where a DETR looks
   scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
   scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
   scratchvit detect-train                       a DETR on scenes of handwritten digits; --data FOLDER: on your boxes

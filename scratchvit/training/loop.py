@@ -42,6 +42,7 @@ from scratchvit.weights import LoadReport, load_weights
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
 WAITING = 0.05                          # share of an epoch spent waiting for pictures, beyond which a line says so
 
+
 class _NoBatch(Exception):
     """What a loader raised is its cause. On its way to `run` it undoes what must be undone before saving."""
 
