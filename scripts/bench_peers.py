@@ -16,7 +16,7 @@ def peer_of(name: str, config: Any) -> Callable[[], Any]:
 
     Raises ScratchvitError if nobody has it, or not of that size.
     """
-    from tests.peers import import_timm, import_torchvision
+    from tests.support.peers import import_timm, import_torchvision
 
     timm, video = import_timm(), import_torchvision().models.video
     if timm.is_model(name):
@@ -53,7 +53,7 @@ def _image_gpt(config: Any) -> Any:
     """Hugging Face's, given images instead of colours: it then looks up the nearest ones itself, as ours does."""
     import torch
 
-    from tests.peers import import_transformers
+    from tests.support.peers import import_transformers
 
     transformers = import_transformers()
     K, (H, W) = config.num_colors, pair(config.img_size)

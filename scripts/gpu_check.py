@@ -176,7 +176,7 @@ def torch_step_ms(device: str, name: str, images: np.ndarray, labels: np.ndarray
     """The same step in PyTorch. Raises ImportError where torch or timm is missing."""
     import torch
 
-    from tests.peers import import_timm
+    from tests.support.peers import import_timm
 
     place = "cuda" if device == "gpu" else "cpu"
     model = import_timm().create_model(name).to(place)

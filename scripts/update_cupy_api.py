@@ -1,6 +1,6 @@
 """Write down what CuPy offers, so that the tests' stand-in for the GPU can be as strict on machines without CuPy.
 
-    python scripts/update_cupy_api.py            # rewrites tests/cupy_api.json from the installed CuPy
+    python scripts/update_cupy_api.py            # rewrites tests/support/cupy_api.json from the installed CuPy
 
 CuPy imports without a GPU. Names and parameters come from it by `inspect`; its compiled methods have no signature, but
 the first line of their docstring states one.
@@ -22,7 +22,7 @@ import cupy.linalg
 import cupyx.scipy.special
 import numpy as np
 
-API_FILE = Path(__file__).parent.parent / "tests" / "cupy_api.json"
+API_FILE = Path(__file__).parent.parent / "tests" / "support" / "cupy_api.json"
 
 
 def api() -> dict[str, Any]:

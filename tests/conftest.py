@@ -7,8 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 import scratchvit as sv
-
-from .strict_array import STRICT
+from tests.support.strict_array import STRICT
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

@@ -13,9 +13,9 @@ from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCro
 from scratchvit.data.images import to_picture
 from scratchvit.data.randaugment import RandAugment
 from scratchvit.errors import ScratchvitError
-from tests.augment_samples import alike, generator, likely, pictures
-from tests.data_samples import random_dataset, random_images, write_picture
-from tests.peers import import_timm, import_torchvision
+from tests.support.augment_samples import alike, generator, likely, pictures
+from tests.support.data_samples import random_dataset, random_images, write_picture
+from tests.support.peers import import_timm, import_torchvision
 
 TRANSFORMS = [
     RandAugment(2, 15), RandomResizedCrop((9, 12)), ColorJitter(0.4, 0.4, 0.4, 0.1),

@@ -11,8 +11,8 @@ import pytest
 from scratchvit.data.augment import RandomErasing
 from scratchvit.data.images import to_picture
 from scratchvit.data.randaugment import OPERATIONS, apply_operation
-from tests.augment_samples import generator, pictures
-from tests.peers import import_timm, import_torchvision
+from tests.support.augment_samples import generator, pictures
+from tests.support.peers import import_timm, import_torchvision
 
 pytestmark = pytest.mark.parity
 

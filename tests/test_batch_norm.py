@@ -5,7 +5,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from tests import model_parity
+from tests.support import model_parity
 
 # Small; planes of several blocks; images of several blocks; small planes in several blocks; no plane at all.
 SHAPES = [(3, 4, 5, 7), (2, 6, 200, 200), (6, 64, 40, 40), (70, 64, 8, 8), (16, 40, 1, 1)]

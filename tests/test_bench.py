@@ -9,7 +9,7 @@ import pytest
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.cost import OpCost
-from tests.peers import import_timm
+from tests.support.peers import import_timm
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 import bench

@@ -7,8 +7,8 @@ import scratchvit as sv
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import boxes as B
 from scratchvit.tensor import Tensor
-from tests.peers import import_torchvision, import_transformers
-from tests.strict_array import STRICT, no_transfers
+from tests.support.peers import import_torchvision, import_transformers
+from tests.support.strict_array import STRICT, no_transfers
 
 CONVERSIONS = (B.box_cxcywh_to_xyxy, B.box_xyxy_to_cxcywh, B.box_xywh_to_xyxy)
 PAIRWISE = (B.generalized_box_iou, lambda a, b: B.box_iou(a, b)[0], lambda a, b: B.box_iou(a, b)[1])

@@ -20,8 +20,7 @@ from scratchvit.cli import main, train
 from scratchvit.models import list_models, model_config
 from scratchvit.recipes import recipe_for
 from scratchvit.training import TrainConfig
-
-from .data_samples import write_image_folder, write_picture
+from tests.support.data_samples import write_image_folder, write_picture
 
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",

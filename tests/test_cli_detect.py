@@ -15,9 +15,9 @@ from scratchvit.data.images import open_image
 from scratchvit.detection.pictures import COLOURS
 from scratchvit.detection.trained import open_detector
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
-from tests.data_samples import write_picture
-from tests.detection_samples import SIZE
-from tests.detector_samples import (
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import SIZE
+from tests.support.detector_samples import (
     BOX,
     detector,
     refused,
@@ -27,7 +27,7 @@ from tests.detector_samples import (
     write_weights,
     written,
 )
-from tests.peers import import_timm, randomise
+from tests.support.peers import import_timm, randomise
 from tests.test_detection_evaluation import by_pycocotools
 
 

@@ -7,11 +7,20 @@ import pytest
 
 from scratchvit.cli import main
 from scratchvit.detection.source import load_detection
-from tests.data_samples import write_picture
-from tests.detection_samples import SIZE, coco, write_coco, write_voc
-from tests.detection_samples import voc_object as an_object
-from tests.detection_samples import voc_xml as xml
-from tests.detector_samples import BAD, BOX, detector, refused, write_animals, write_checkpoint, write_trained, written
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import SIZE, coco, write_coco, write_voc
+from tests.support.detection_samples import voc_object as an_object
+from tests.support.detection_samples import voc_xml as xml
+from tests.support.detector_samples import (
+    BAD,
+    BOX,
+    detector,
+    refused,
+    write_animals,
+    write_checkpoint,
+    write_trained,
+    written,
+)
 from tests.test_detection_evaluation import by_pycocotools, random_files
 
 

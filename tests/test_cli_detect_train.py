@@ -21,9 +21,9 @@ from scratchvit.detection.trainer import DetectionTrainer
 from scratchvit.models import model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training.folder import read_config
-from tests.data_samples import write_picture
-from tests.detection_samples import coco, write_coco
-from tests.detector_samples import BAD, refused, write_animals, write_weights, written
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import coco, write_coco
+from tests.support.detector_samples import BAD, refused, write_animals, write_weights, written
 
 TINY = [
     "--model=detr_tiny", "--layers=1,1,1,1", "--channels=8,8,8,8", "--hidden-dim=16", "--nheads=2", "--enc-layers=1",

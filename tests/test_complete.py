@@ -11,7 +11,7 @@ from scratchvit.inspect.completions import complete
 from scratchvit.inspect.probe import Features, features, linear_probe, softmax_regression
 from scratchvit.training import train
 from scratchvit.training.checkpoint import model_from_checkpoint
-from tests.runs import CONFIG
+from tests.support.runs import CONFIG
 
 PIXELS = CONFIG.replace(
     model="igpt_tiny", model_args={"num_colors": 17, "embed_dim": 16, "depth": 2, "num_heads": 2}, epochs=1,

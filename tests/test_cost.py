@@ -13,7 +13,7 @@ from scratchvit.inspect.cost import readable_bytes, tracing
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.tensor import Tensor, no_grad, replace_ops
 from tests.cases import CASES
-from tests.peers import import_timm
+from tests.support.peers import import_timm
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 

@@ -11,8 +11,8 @@ from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
-from tests import strict_array
-from tests.peers import import_transformers
+from tests.support import strict_array
+from tests.support.peers import import_transformers
 from tests.test_matcher import CLASSES, cost_of, random_targets
 
 NAMES = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")

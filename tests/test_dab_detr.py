@@ -12,8 +12,8 @@ from scratchvit.nn import init
 from scratchvit.ops import record_attention
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import huggingface, idea, recognise
-from tests import peers
-from tests.model_parity import assert_close, images, in_float64
+from tests.support import peers
+from tests.support.model_parity import assert_close, images, in_float64
 from tests.test_detr import answers, padding, values
 
 SMALL = {
@@ -54,7 +54,7 @@ def test_both_devices_give_the_same(device):
     x, mask = images(2, 3, 64, 96), padding((64, 96), (40, 50))
     expected = values(with_a_box_head(small()), x, mask)
     if device == "strict":
-        from tests.strict_array import STRICT
+        from tests.support.strict_array import STRICT
 
         sv.use(STRICT)
     for ours, cpus in zip(values(with_a_box_head(small()), x, mask), expected):

@@ -12,7 +12,7 @@ import pytest
 from scratchvit.data import cifar, idx, load
 from scratchvit.data.sources import Remote, fetch
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import pack, write_cifar, write_mnist
+from tests.support.data_samples import pack, write_cifar, write_mnist
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):

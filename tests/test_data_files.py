@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from scratchvit.data import idx, load, read_idx
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import SHARED, idx_bytes, pack, random_images, write_cifar, write_mnist
+from tests.support.data_samples import SHARED, idx_bytes, pack, random_images, write_cifar, write_mnist
 
 
 @pytest.fixture(autouse=True)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from scratchvit.data import ImageFolder, Loader, Normalize, load, load_image
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import SHARED, write_image_folder, write_picture
+from tests.support.data_samples import SHARED, write_image_folder, write_picture
 
 
 def save(path, array):

@@ -9,7 +9,7 @@ import pytest
 
 from scratchvit.data import ArrayDataset, Compose, Loader, Normalize, RandomCrop, RandomHorizontalFlip
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import random_dataset
+from tests.support.data_samples import random_dataset
 
 PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
 AUGMENTED = Compose(RandomCrop(2), RandomHorizontalFlip(), PLAIN)

@@ -15,8 +15,8 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.training import load_checkpoint, read_config, train
 from scratchvit.training.classification import Trainer
 from scratchvit.training.setup import TrainingData
-from tests.data_samples import random_images
-from tests.runs import EVERYTHING, assert_same_run
+from tests.support.data_samples import random_images
+from tests.support.runs import EVERYTHING, assert_same_run
 
 PER_CLASS = 20      # of train: 40 pictures, 10 steps an epoch
 

@@ -10,7 +10,7 @@ from hypothesis.extra.numpy import arrays
 
 from scratchvit.data import ArrayDataset, Resized, load, stratified_split
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import random_dataset, random_images
+from tests.support.data_samples import random_dataset, random_images
 
 
 @given(

@@ -5,7 +5,7 @@ import pytest
 
 from scratchvit.data import ArrayDataset, Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import random_dataset, random_images
+from tests.support.data_samples import random_dataset, random_images
 
 SHAPES = [(6, 8, 8, 3), (5, 7, 10, 1), (1, 1, 1, 3)]
 

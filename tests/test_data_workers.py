@@ -25,7 +25,7 @@ from scratchvit.data import (
     RandomResizedCrop,
 )
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import random_dataset, write_image_folder
+from tests.support.data_samples import random_dataset, write_image_folder
 
 PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
 HEAVY = Compose(

@@ -5,7 +5,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.models.deit import DISTILLED_PRESETS, PRESETS
-from tests.model_parity import SMOOTH, assert_same_model, images, pair, timms
+from tests.support.model_parity import SMOOTH, assert_same_model, images, pair, timms
 
 NAME = "deit_tiny_distilled_patch16_224"
 NAMES = [*PRESETS, *DISTILLED_PRESETS]

@@ -9,7 +9,7 @@ from PIL import Image
 from scratchvit.detection.coco import read_coco
 from scratchvit.detection.transforms import View
 from scratchvit.errors import ScratchvitError
-from tests.detection_samples import coco, write_coco
+from tests.support.detection_samples import coco, write_coco
 
 
 def read(path, **options):

@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from scratchvit.detection.coco import read_coco
 from scratchvit.detection.evaluation import STATS, evaluate_boxes, results_of, write_results
 from scratchvit.errors import ScratchvitError
-from tests.detection_samples import coco, write_coco
+from tests.support.detection_samples import coco, write_coco
 
 ONE = pytest.approx(1, abs=1e-12)       # pycocotools divides by the number of detections and the least float beside 1
 

@@ -9,7 +9,7 @@ from scratchvit.data import ArrayDataset, Splits
 from scratchvit.detection import scenes
 from scratchvit.detection.scenes import load_scenes
 from scratchvit.errors import ScratchvitError
-from tests.detection_samples import tight_box
+from tests.support.detection_samples import tight_box
 
 
 @pytest.fixture(scope="module")

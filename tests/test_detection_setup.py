@@ -12,9 +12,9 @@ from scratchvit.detection.scenes import load_scenes
 from scratchvit.detection.trainer import LossMeter, train_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
-from tests import detection_runs
-from tests.detection_runs import CONFIG, SIZES
-from tests.detection_samples import coco, write_coco
+from tests.support import detection_runs
+from tests.support.detection_runs import CONFIG, SIZES
+from tests.support.detection_samples import coco, write_coco
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -7,8 +7,8 @@ import pytest
 
 from scratchvit.detection.source import load_detection
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import SHARED
-from tests.detection_samples import coco, voc_object, voc_xml, write_coco, write_voc, write_yolo
+from tests.support.data_samples import SHARED
+from tests.support.detection_samples import coco, voc_object, voc_xml, write_coco, write_voc, write_yolo
 
 XML = voc_xml(voc_object())
 LINE = "1 .5 .5 .2 .2\n"

@@ -14,10 +14,10 @@ from scratchvit.detection.trainer import DetectionTrainer, prepare_detector, tra
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import Interrupted, RunFolder, TrainConfig, load_checkpoint, read_config, train
 from scratchvit.training.folder import command_of
-from tests import detection_runs, runs, strict_array
-from tests.detection_runs import CONFIG, EVERYTHING, SIZES, quiet
-from tests.detection_samples import coco, write_coco
-from tests.runs import assert_same_run, stop_at
+from tests.support import detection_runs, runs, strict_array
+from tests.support.detection_runs import CONFIG, EVERYTHING, SIZES, quiet
+from tests.support.detection_samples import coco, write_coco
+from tests.support.runs import assert_same_run, stop_at
 
 HEADS = ("class_embed", "label_enc")
 

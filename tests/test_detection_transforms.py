@@ -15,7 +15,7 @@ from scratchvit.detection.transforms import (
     detr_steps,
 )
 from scratchvit.errors import ScratchvitError
-from tests.detection_samples import mask_of, tight_box
+from tests.support.detection_samples import mask_of, tight_box
 
 HEIGHT, WIDTH = 90, 120
 

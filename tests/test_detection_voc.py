@@ -5,8 +5,8 @@ from PIL import Image
 
 from scratchvit.detection.voc import parse_xml, read_voc
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import write_picture
-from tests.detection_samples import voc_object, voc_xml, write_voc
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import voc_object, voc_xml, write_voc
 
 GOOD = voc_xml(voc_object())
 

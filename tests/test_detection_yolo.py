@@ -5,8 +5,8 @@ import pytest
 
 from scratchvit.detection.yolo import parse_names, read_names, read_yolo
 from scratchvit.errors import ScratchvitError
-from tests.data_samples import write_picture
-from tests.detection_samples import write_yolo
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import write_yolo
 
 NAMES = {0: "ant", 4: "cat"}
 GOOD = "4 .25 .5 .2 .4\n"

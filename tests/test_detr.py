@@ -12,8 +12,8 @@ from scratchvit.models.detr import sine_positions, visible_features
 from scratchvit.models.detr_transformer import MultiheadAttention
 from scratchvit.nn import init
 from scratchvit.ops import record_attention
-from tests.model_parity import FLOAT32, FLOAT64, assert_close, assert_same_model, give, images, in_float64, pair
-from tests.strict_array import no_transfers
+from tests.support.model_parity import FLOAT32, FLOAT64, assert_close, assert_same_model, give, images, in_float64, pair
+from tests.support.strict_array import no_transfers
 
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "hidden_dim": 32, "nheads": 4, "enc_layers": 2,
@@ -67,7 +67,7 @@ def test_both_devices_give_the_same(device):
     if device == "cpu":
         assert all(np.array_equal(a, b) for a, b in zip(values(small(), x, mask), expected))
         return
-    from tests.strict_array import STRICT
+    from tests.support.strict_array import STRICT
 
     sv.use(STRICT)
     for ours, cpus in zip(values(small(), x, mask), expected):
@@ -325,7 +325,7 @@ def test_commands_for_classifiers_refuse_a_detector(tmp_path, capsys):
 def test_values_and_gradients_equal_pytorchs(name, options, train):
     """Of every decoder layer, with padding; the authors' names load here, and ours there, strictly."""
     torch = pytest.importorskip("torch")
-    from tests.detr_in_torch import DETR
+    from tests.support.detr_in_torch import DETR
 
     options = {"num_classes": 4, "dropout": 0.0, **options}
     model, peer = pair(lambda: DETR(sv.models.model_config(name, **options)), name, **options)

@@ -8,8 +8,8 @@ from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, who_sees_whom
-from tests.model_parity import assert_close, images
-from tests.strict_array import no_transfers
+from tests.support.model_parity import assert_close, images
+from tests.support.strict_array import no_transfers
 from tests.test_criterion import as_outputs, leaves, random_layers
 from tests.test_detr import answers
 from tests.test_matcher import cost_of, random_targets
@@ -293,7 +293,7 @@ def test_two_runs_from_the_same_state_meet_the_same_noise(name):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_nothing_waits_for_the_device(name):
-    from tests.strict_array import STRICT
+    from tests.support.strict_array import STRICT
 
     sv.use(STRICT)
     try:

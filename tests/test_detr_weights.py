@@ -10,8 +10,8 @@ from scratchvit.detection.postprocess import postprocess
 from scratchvit.nn import init
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import facebook, huggingface, recognise
-from tests import peers
-from tests.model_parity import assert_close, images, in_float64
+from tests.support import peers
+from tests.support.model_parity import assert_close, images, in_float64
 
 SMALL = {"layers": (1, 1, 1, 1), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
          "dim_feedforward": 48, "num_queries": 6, "num_classes": 5}  # fmt: skip

@@ -13,8 +13,8 @@ from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.weights.export import export
 from scratchvit.weights.preprocess import Preprocessing
-from tests import strict_array
-from tests.peers import import_timm
+from tests.support import strict_array
+from tests.support.peers import import_timm
 
 B, C = 6, 7
 

@@ -14,8 +14,8 @@ from scratchvit.data import RandomCrop, RandomHorizontalFlip
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import OPERATIONS, RandAugment, apply_operation
-from tests.augment_samples import alike, generator, independent, likely, uniform
-from tests.data_samples import random_images
+from tests.support.augment_samples import alike, generator, independent, likely, uniform
+from tests.support.data_samples import random_images
 
 N = 20_000
 H, W = 3600, 4000       # so large that a side's rounding does not show

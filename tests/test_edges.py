@@ -95,7 +95,7 @@ def test_a_tensor_does_not_become_an_array_unasked():
 
 
 def test_data_stays_on_its_device():
-    from .strict_array import STRICT, StrictArray
+    from tests.support.strict_array import STRICT, StrictArray
 
     x = sv.Tensor([1.0])
     sv.use(STRICT)

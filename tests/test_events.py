@@ -9,7 +9,7 @@ import pytest
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import train
 from scratchvit.training.events import TAGS, EventFile
-from tests.runs import CONFIG
+from tests.support.runs import CONFIG
 
 ROWS = [
     {"epoch": n, "step": 5 * n, "lr": 0.1 / n, "train_loss": 2.0 / n, "train_accuracy": 0.1 * n, "val_loss": 3.0 / n,

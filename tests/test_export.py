@@ -16,8 +16,8 @@ from scratchvit.training.checkpoint import load_checkpoint, write_atomically
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.export import _FAMILIES, _NOT_IN_TIMM, export
 from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
-from tests import peers
-from tests.runs import CONFIG
+from tests.support import peers
+from tests.support.runs import CONFIG
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 SMALL = {"depth": 2, "num_classes": 5}

@@ -10,7 +10,7 @@ import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.training import load_checkpoint, train
 from scratchvit.training.classification import prepare
-from tests.runs import CONFIG, assert_same_run
+from tests.support.runs import CONFIG, assert_same_run
 
 SIZES = {**CONFIG.model_args, "img_size": 8, "in_chans": 1}
 

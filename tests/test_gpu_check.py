@@ -11,8 +11,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import backend
-
-from .strict_array import STRICT
+from tests.support.strict_array import STRICT
 
 SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 

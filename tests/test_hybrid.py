@@ -8,8 +8,8 @@ import pytest
 import scratchvit as sv
 from scratchvit.inspect.attention import attention_maps
 from scratchvit.models.hybrid import PRESETS
-from tests.model_parity import assert_learns, assert_same_cnn, assert_same_model, images, pair, timms
-from tests.peers import import_timm
+from tests.support.model_parity import assert_learns, assert_same_cnn, assert_same_model, images, pair, timms
+from tests.support.peers import import_timm
 
 NAME = "vit_base_r50_s16_224"
 TINY = {"img_size": 32, "layers": (1, 1), "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}

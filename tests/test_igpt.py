@@ -15,9 +15,9 @@ from scratchvit.training import TrainConfig, load_checkpoint, train
 from scratchvit.training.classification import prepare
 from scratchvit.training.evaluate import evaluate, truth
 from scratchvit.training.interrupt import Interrupted
-from tests.model_parity import assert_learns, images
-from tests.runs import assert_same_run, stop_at
-from tests.strict_array import no_transfers
+from tests.support.model_parity import assert_learns, images
+from tests.support.runs import assert_same_run, stop_at
+from tests.support.strict_array import no_transfers
 
 SIZES = {"img_size": (4, 5), "in_chans": 3, "num_colors": 7, "embed_dim": 16, "depth": 3, "num_heads": 2}
 N, K = 20, 7

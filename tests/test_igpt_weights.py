@@ -7,8 +7,8 @@ import scratchvit as sv
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import load_weights, model_from_weights
 from scratchvit.weights.names import recognise
-from tests import peers
-from tests.model_parity import assert_close
+from tests.support import peers
+from tests.support.model_parity import assert_close
 
 K = 7
 

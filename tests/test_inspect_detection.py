@@ -46,8 +46,8 @@ from scratchvit.models.detr import visible_features
 from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
+from tests.support.browser import contrast, look_at
 
-from .browser import contrast, look_at
 from .test_report import EVIL, SCRIPT, Page, assert_self_contained
 
 SMALL = {

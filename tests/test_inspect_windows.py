@@ -21,9 +21,9 @@ from scratchvit.inspect.windows import (
     window_blocks,
 )
 from scratchvit.training import train
-from tests.model_parity import in_float64
-from tests.runs import CONFIG
-from tests.window_blocks import axis_groups, randomised
+from tests.support.model_parity import in_float64
+from tests.support.runs import CONFIG
+from tests.support.window_blocks import axis_groups, randomised
 
 NAMES = {"V1": "swin_tiny_patch4_window7_224", "V2": "swinv2_tiny_window8_256"}
 TINY = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4,

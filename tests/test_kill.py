@@ -10,7 +10,7 @@ import time
 from collections import Counter
 
 from scratchvit.training import load_checkpoint, read_config
-from tests.runs import assert_same_run
+from tests.support.runs import assert_same_run
 
 KILLS = 20
 EPOCHS, STEPS_PER_EPOCH = 8, 5

@@ -8,7 +8,7 @@ from scratchvit import nn, optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.optim.groups import layers_by_name
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
-from tests.peers import import_timm
+from tests.support.peers import import_timm
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
 DECAY, WEIGHT_DECAY = 0.75, 0.05

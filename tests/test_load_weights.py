@@ -11,7 +11,7 @@ import scratchvit as sv
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.fit import adapt_channels, fit, resize_patches, resize_positions
 from scratchvit.weights.names import recognise
-from tests import peers
+from tests.support import peers
 
 NAME = "vit_tiny_patch16_224"
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}

@@ -12,7 +12,7 @@ from scratchvit.detection import HungarianMatcher
 from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
-from tests import strict_array
+from tests.support import strict_array
 
 CLASSES = 3
 

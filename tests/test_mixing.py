@@ -8,8 +8,8 @@ from scratchvit import ops
 from scratchvit.backend import array_module, asarray, asnumpy
 from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
-from tests import strict_array
-from tests.peers import import_timm
+from tests.support import strict_array
+from tests.support.peers import import_timm
 
 MODES = ("batch", "pair", "elem")
 SETTINGS = [

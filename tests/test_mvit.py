@@ -11,8 +11,8 @@ from scratchvit.models.mvit import MViTConfig, PoolingAttention, Scale, max_pool
 from scratchvit.tensor import Tensor
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.fit import resize_distances, resize_positions
-from tests.model_parity import assert_learns, assert_same_model, images, in_float64, pair
-from tests.peers import import_torchvision, randomise
+from tests.support.model_parity import assert_learns, assert_same_model, images, in_float64, pair
+from tests.support.peers import import_torchvision, randomise
 
 TINY = {"img_size": 16, "num_frames": 4, "embed_dim": 8, "depths": (1, 2), "num_classes": 5}
 IMAGE = {"img_size": 16, "embed_dim": 8, "depths": (1, 2), "num_classes": 5}

@@ -20,8 +20,8 @@ from scratchvit.weights.export import export
 from scratchvit.weights.fit import resize_distances
 from scratchvit.weights.names import recognise, torchvision
 from scratchvit.weights.preprocess import preprocessing_for
-from tests.model_parity import assert_close, assert_learns, assert_same_model, images, in_float64, pair, timms
-from tests.peers import import_timm, randomise
+from tests.support.model_parity import assert_close, assert_learns, assert_same_model, images, in_float64, pair, timms
+from tests.support.peers import import_timm, randomise
 from tests.test_mvit import check_gradients, randomised, torchvisions, without_weights
 
 TINY = {"img_size": 32, "embed_dim": 8, "depths": (1, 2), "num_classes": 5, "drop_rate": 0.0}

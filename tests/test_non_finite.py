@@ -13,8 +13,8 @@ from scratchvit.training import Interrupted, load_checkpoint, save_checkpoint, t
 from scratchvit.training.classification import Trainer
 from scratchvit.training.diagnose import first_non_finite
 from scratchvit.training.step import LearningStep, NotFinite
-from tests import strict_array
-from tests.runs import CONFIG, EVERYTHING, assert_same_run, stop_at
+from tests.support import strict_array
+from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, stop_at
 
 RESNET = CONFIG.replace(model="resnet18", model_args={"layers": (1, 1, 1, 1)}, epoch_images=90)
 

@@ -10,7 +10,7 @@ from scratchvit.training import train
 from scratchvit.training.classification import prepare
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.training.objective import Objective
-from tests.runs import CONFIG, EVERYTHING, assert_same_run
+from tests.support.runs import CONFIG, EVERYTHING, assert_same_run
 
 DISTILLED = CONFIG.replace(model="deit_tiny_distilled_patch16_224")
 

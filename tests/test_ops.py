@@ -16,10 +16,10 @@ import scratchvit as sv
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.tensor import OPS, Tensor, _edge_to, _run_backward
+from tests.support.strict_array import STRICT, no_transfers
 
 from .cases import CASES
 from .cases.case import Case
-from .strict_array import STRICT, no_transfers
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 by_dtype = pytest.mark.parametrize("dtype", [np.float32, np.float64], ids=["float32", "float64"])

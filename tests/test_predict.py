@@ -15,9 +15,8 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.weights.labels import class_names, read_labels
-
-from .data_samples import write_picture
-from .peers import import_timm
+from tests.support.data_samples import write_picture
+from tests.support.peers import import_timm
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
 ANIMALS = ["ant", "bee", "cat", "dog"]

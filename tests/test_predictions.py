@@ -8,8 +8,7 @@ from scratchvit.data import ArrayDataset, Loader, Normalize
 from scratchvit.models import create_model
 from scratchvit.training import Meter, Predictions, evaluate, predict
 from scratchvit.training.evaluate import class_scores
-
-from .data_samples import random_images
+from tests.support.data_samples import random_images
 
 
 def test_predictions_are_the_answers_in_order_and_measured_as_by_evaluate(device):

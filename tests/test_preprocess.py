@@ -13,8 +13,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 from scratchvit.weights import preprocess
 from scratchvit.weights.preprocess import CLIP, HALF, IMAGENET, Preprocessing, preprocessing_for
-
-from .peers import import_timm
+from tests.support.peers import import_timm
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "rescale": 1.0}     # the pixels themselves come out
 

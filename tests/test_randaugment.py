@@ -6,9 +6,9 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from scratchvit.data import randaugment
 from scratchvit.data.randaugment import LEVELS, OPERATIONS, RandAugment, apply_operation
-from tests.augment_samples import by_pillow, generator, likely, pictures
-from tests.data_samples import random_images
-from tests.peers import import_timm
+from tests.support.augment_samples import by_pillow, generator, likely, pictures
+from tests.support.data_samples import random_images
+from tests.support.peers import import_timm
 
 SHAPES = [(4, 32, 32, 3), (3, 20, 45, 3), (3, 28, 28, 1), (2, 1, 1, 3)]
 POSITIVE, NEGATIVE = [[1.0, 0.5, 0.5]], [[0.0, 0.5, 0.5]]       # chance for one picture: sign, place

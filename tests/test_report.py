@@ -23,9 +23,8 @@ from scratchvit.models import create_model
 from scratchvit.recipes import list_recipes, load_recipe
 from scratchvit.training import Meter, Predictions, TrainConfig
 from scratchvit.training.setup import TrainingData
-
-from .browser import contrast, look_at
-from .data_samples import random_images, write_picture
+from tests.support.browser import contrast, look_at
+from tests.support.data_samples import random_images, write_picture
 
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",

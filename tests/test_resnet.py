@@ -6,7 +6,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.models.resnet import BasicBlock, Bottleneck
-from tests.model_parity import (
+from tests.support.model_parity import (
     FLOAT64,
     assert_learns,
     assert_same_cnn,
@@ -18,7 +18,7 @@ from tests.model_parity import (
     pair,
     timms,
 )
-from tests.peers import import_timm, import_torchvision
+from tests.support.peers import import_timm, import_torchvision
 
 PARAMETERS = {  # timm's and torchvision's counts
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,

@@ -8,7 +8,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.models.resnet_v2 import PRESETS, StdConv2d
-from tests.model_parity import (
+from tests.support.model_parity import (
     assert_close,
     assert_learns,
     assert_same_cnn,
@@ -18,7 +18,7 @@ from tests.model_parity import (
     pair,
     timms,
 )
-from tests.peers import import_timm
+from tests.support.peers import import_timm
 
 NAME = "resnetv2_50x1_bit"
 TINY = {"layers": (1, 2), "channels": (128, 256), "num_classes": 5}

@@ -7,7 +7,7 @@ import pytest
 
 from scratchvit.training import Interrupted, read_config, train
 from scratchvit.training.classification import Trainer
-from tests.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
+from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
 
 
 @pytest.fixture(scope="module")

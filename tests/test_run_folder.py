@@ -14,7 +14,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.training import RunFolder, load_checkpoint, prepare, read_config, train
 from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.lock import FolderLock
-from tests.runs import CONFIG, assert_same_run, files_of, run_in_a_process, start_a_process
+from tests.support.runs import CONFIG, assert_same_run, files_of, run_in_a_process, start_a_process
 
 SHORT = CONFIG.replace(epochs=2)
 

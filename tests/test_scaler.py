@@ -9,7 +9,7 @@ from scratchvit import Tensor, nn, ops, optim
 from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import op
-from tests import strict_array
+from tests.support import strict_array
 
 SHAPES = [(1,), (7, 5), (40, 1000)]
 

@@ -10,9 +10,8 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.tensor import _owner
-
-from . import strict_array
-from .strict_array import API, STRICT, StrictArray, no_transfers, to_host, xp
+from tests.support import strict_array
+from tests.support.strict_array import API, STRICT, StrictArray, no_transfers, to_host, xp
 
 
 def make(*shape: int, dtype: type = np.float32) -> StrictArray:

@@ -18,9 +18,9 @@ from scratchvit.models.windows import (
     window_reverse,
 )
 from scratchvit.optim.groups import layers_by_name
-from tests.model_parity import SMOOTH, assert_learns, assert_same_model, images, pair, timms
+from tests.support.model_parity import SMOOTH, assert_learns, assert_same_model, images, pair, timms
+from tests.support.window_blocks import assert_gradients, dense_block, randomised, steps_of
 from tests.test_layer_decay import settings_by_name
-from tests.window_blocks import assert_gradients, dense_block, randomised, steps_of
 
 NAME = "swin_tiny_patch4_window7_224"
 TINY = {

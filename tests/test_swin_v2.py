@@ -10,8 +10,8 @@ from scratchvit import nn
 from scratchvit.inspect.cost import cost
 from scratchvit.models.swin_v2 import Block, SwinV2Config, WindowAttention, inverse_length, log_spaced_offsets
 from scratchvit.optim.groups import layers_by_name
-from tests.model_parity import assert_learns, assert_same_model, images, pair, timms
-from tests.window_blocks import assert_gradients, dense_block, randomised
+from tests.support.model_parity import assert_learns, assert_same_model, images, pair, timms
+from tests.support.window_blocks import assert_gradients, dense_block, randomised
 
 NAME = "swinv2_tiny_window8_256"
 TINY = {
@@ -86,7 +86,7 @@ def test_sizes_that_do_not_fit_are_refused(options, text):
     ("size", "window"), [((6, 6), (3, 3)), ((8, 6), (4, 3)), ((4, 9), (4, 3)), ((5, 7), (3, 3)), ((2, 3), (1, 1))]
 )
 def test_a_block_equals_dense_attention_with_a_mask(device, size, window, shifted):
-    """Over all tokens of the map and its padding at once; see tests/window_blocks.py."""
+    """Over all tokens of the map and its padding at once; see tests/support/window_blocks.py."""
     config = SwinV2Config(embed_dim=8, num_heads=(2,), depths=(2,), window_size=window)
     block = randomised(Block(config, 0, size, shifted, 0.0))
     x = images(2, *size, 8)

@@ -14,9 +14,9 @@ from scratchvit.weights.export import export
 from scratchvit.weights.fit import resize_offsets
 from scratchvit.weights.names import TIMM, huggingface, microsoft, recognise, torchvision
 from scratchvit.weights.preprocess import preprocessing_for
-from tests import peers
-from tests.model_parity import assert_close, images
-from tests.window_blocks import randomised
+from tests.support import peers
+from tests.support.model_parity import assert_close, images
+from tests.support.window_blocks import randomised
 
 FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 TINY = {

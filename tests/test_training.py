@@ -27,9 +27,8 @@ from scratchvit.training import (
 )
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.training.setup import load_data
-from tests.runs import CONFIG
-
-from .data_samples import write_image_folder, write_picture
+from tests.support.data_samples import write_image_folder, write_picture
+from tests.support.runs import CONFIG
 
 
 @pytest.fixture(scope="module")

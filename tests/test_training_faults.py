@@ -14,7 +14,7 @@ from scratchvit.models import create_model
 from scratchvit.training import load_checkpoint, model_from_checkpoint, train
 from scratchvit.training.checkpoint import _checksum, load_into
 from scratchvit.training.classification import Trainer
-from tests.runs import CONFIG, assert_same_run, files_of, run_in_a_process
+from tests.support.runs import CONFIG, assert_same_run, files_of, run_in_a_process
 
 SHORT = CONFIG.replace(epochs=2)
 

@@ -7,8 +7,7 @@ import numpy as np
 import scratchvit as sv
 from scratchvit import optim
 from scratchvit.random import Generator
-
-from .strict_array import no_transfers
+from tests.support.strict_array import no_transfers
 
 STEPS = 4
 
@@ -49,7 +48,7 @@ def test_a_step_computes_the_same_on_every_device(device):
 
 
 def test_a_step_never_waits_for_the_device():
-    from .strict_array import STRICT
+    from tests.support.strict_array import STRICT
 
     sv.use(STRICT)
     try:

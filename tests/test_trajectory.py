@@ -6,8 +6,8 @@ import pytest
 from scratchvit import Tensor, ops, optim
 from scratchvit.data import Loader, Normalize, load
 from scratchvit.models import create_model
-from tests.data_samples import SHARED
-from tests.peers import import_timm
+from tests.support.data_samples import SHARED
+from tests.support.peers import import_timm
 
 pytestmark = [
     pytest.mark.parity,

@@ -7,7 +7,7 @@ import scratchvit as sv
 from scratchvit.backend import asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
-from tests.model_parity import assert_close, images
+from tests.support.model_parity import assert_close, images
 from tests.test_detr_queries import CLASSES, N, random_head, small
 from tests.test_matcher import random_targets
 

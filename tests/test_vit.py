@@ -7,7 +7,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.models.vit import sincos_positions
-from tests.model_parity import SMOOTH, assert_same_model, images, pair, timms
+from tests.support.model_parity import SMOOTH, assert_same_model, images, pair, timms
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
 NAME = "vit_tiny_patch16_224"

@@ -11,7 +11,7 @@ import pytest
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import wrappers
 from scratchvit.weights.files import read_weights
-from tests.weight_samples import (
+from tests.support.weight_samples import (
     Build,
     Call,
     Global,

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import unpickler, zip_files
 from scratchvit.weights.files import read_weights
-from tests.weight_samples import (
+from tests.support.weight_samples import (
     CONTENT,
     WEIGHT,
     Build,

@@ -11,7 +11,7 @@ import pytest
 
 from scratchvit.weights import unpickler
 from scratchvit.weights.files import read_weights
-from tests.weight_samples import (
+from tests.support.weight_samples import (
     CONTENT,
     WEIGHT,
     Build,

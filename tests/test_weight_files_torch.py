@@ -10,7 +10,7 @@ import pytest
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import DTYPES
 from scratchvit.weights.files import read_weights
-from tests.peers import import_timm
+from tests.support.peers import import_timm
 
 pytestmark = pytest.mark.parity
 

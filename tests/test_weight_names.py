@@ -7,7 +7,7 @@ import scratchvit as sv
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import TIMM, google, huggingface, own, recognise, torchvision
-from tests import peers
+from tests.support import peers
 
 
 def images(size=224, channels=3):

@@ -6,7 +6,7 @@ import pytest
 import scratchvit as sv
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.files import read_weights
-from tests import peers
+from tests.support import peers
 
 
 def google_vit(D, heads, depth, patch, grid, classes, stages=None, big_vision=False, stacked=False, prefix=""):

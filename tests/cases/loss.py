@@ -5,7 +5,7 @@ import warnings
 import numpy as np
 
 from scratchvit import ops
-from tests.peers import import_torchvision
+from tests.support.peers import import_torchvision
 
 from .case import Case, apart
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from tests.peers import import_torchvision
+from tests.support.peers import import_torchvision
 
 torchvision = import_torchvision()
 

@@ -11,7 +11,7 @@ import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.detection.config import DetectConfig
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
-from tests.detection_samples import coco, write_coco
+from tests.support.detection_samples import coco, write_coco
 
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "hidden_dim": 16, "nheads": 2, "enc_layers": 1, "dec_layers": 1,

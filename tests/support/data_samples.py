@@ -10,7 +10,7 @@ from PIL import Image
 
 from scratchvit.data import ArrayDataset
 
-SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
+SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def random_images(count, height=8, width=8, channels=3, seed=0):

@@ -7,7 +7,7 @@ import scipy.special
 
 import scratchvit as sv
 from scratchvit.models.windows import shifted_regions
-from tests.model_parity import in_float64
+from tests.support.model_parity import in_float64
 
 
 def randomised(module, seed=0):

@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 
-from tests.data_samples import write_picture
+from tests.support.data_samples import write_picture
 
 SIZE = (40, 30)     # of every picture: width, height
 

@@ -8,7 +8,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn
-from tests.peers import import_timm, randomise
+from tests.support.peers import import_timm, randomise
 
 FLOAT32 = {"outputs": 1e-4, "gradients": 1e-3, "statistics": 1e-5}      # as a share of the largest entry
 SMOOTH = {"outputs": 1e-5, "gradients": 2e-5}                           # float32 too, without ReLUs

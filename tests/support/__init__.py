@@ -1,0 +1,1 @@
+"""What several test modules share: samples, peers to compare with, small runs, and how numbers are compared."""
