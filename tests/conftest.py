@@ -1,13 +1,37 @@
-"""Which device the tests run on: the CPU and the strict stand-in for a GPU, or with `pytest --device gpu` the GPU."""
+"""Options of the suite, what is true before every test and must be true after it, and what is said at the end.
+
+    pytest                      the quick part, in a worker process per core; `-n 0`: in this process
+    pytest -m slow              training to an accuracy, figures, kills, memory at full size
+    pytest -m parity            the comparison with PyTorch, torchvision, timm, transformers and CuPy
+    pytest --margins            which comparisons came closest to their error bounds (support/margins.py)
+    pytest --seed 3             every generator of the suite moved (support/seeds.py)
+    pytest --device strict      the device tests on the strict stand-in for a GPU only; or cpu, or gpu
+"""
 
 from __future__ import annotations
 
+import os
+
+# One thread of BLAS for each worker process, before NumPy is imported: workers beside each other keep all cores busy.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import tempfile
+from collections import Counter
 from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 import scratchvit as sv
+from tests.support import leftovers, margins, seeds
 from tests.support.strict_array import STRICT
+
+LEFT_OUT = {
+    "slow": "slow tests (training, figures, kills, memory: pytest -m slow)",
+    "parity": "comparisons with PyTorch, timm and CuPy (pytest -m parity)",
+}
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -15,15 +39,28 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--device", choices=("cpu", "strict", "gpu"),
         help="run the device tests there only (default: on cpu and on strict, the stand-in for a GPU)",
     )
+    parser.addoption("--seed", type=int, default=0, metavar="N", help="move every random generator of the suite")
+    parser.addoption(
+        "--margins", nargs="?", type=int, const=20, default=0, metavar="HOW_MANY",
+        help="print the comparisons that came closest to their error bounds (20 unless told)",
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ[seeds.VARIABLE] = str(config.getoption("--seed"))
+    seeds.install()
     if config.getoption("--device") == "gpu":
         try:
             sv.use("gpu")
         except sv.ScratchvitError as error:
             raise pytest.UsageError(f"--device gpu: {error}") from None
     sv.use("cpu")
+
+
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
+    """No worker processes for a few chosen tests, which start faster without, nor for the one GPU."""
+    chosen = config.args != config.getini("testpaths") or config.option.keyword
+    return 0 if chosen or config.getoption("--device") == "gpu" else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
@@ -40,9 +77,67 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     sv.use("cpu")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _own_folder_for_temporary_files(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """Where a forgotten temporary file is seen, and is not one of another process."""
+    folder = tmp_path_factory.mktemp("temporary")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", str(folder))
+        patch.setattr(tempfile, "tempdir", str(folder))
+        yield folder
+
+
 @pytest.fixture(autouse=True)
-def _every_test_leaves_the_cpu_in_use() -> Iterator[None]:
+def _every_test_begins_alike_and_leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Random numbers that depend on the test alone; afterwards, device, flags, files and random states as before."""
+    seeds.begin(request.node.nodeid)
+    margins.records.clear()
+    before = leftovers.state()
     yield
-    left = sv.device()
+    for quotient, what in margins.records:
+        request.node.user_properties.append(("margin", (quotient, what)))
+    found = leftovers.differences(before, leftovers.state())
     sv.use("cpu")       # so that one offender does not fail the tests after it
-    assert left == "cpu", f"the test left the device {left!r} in use"
+    assert not found, "the test left something behind: " + "; ".join(found)
+
+
+# --- what is said at the end ----------------------------------------------------------------------------------------
+
+_deselected: Counter[str] = Counter()
+_margins: list[tuple[float, str, str]] = []
+
+
+def pytest_deselected(items: list[pytest.Item]) -> None:
+    _deselected.update(name for item in items for name in LEFT_OUT if item.get_closest_marker(name))
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.when == "teardown":
+        _margins.extend((*value, report.nodeid) for name, value in report.user_properties if name == "margin")
+
+
+def pytest_terminal_summary(terminalreporter: Any) -> None:
+    wanted = terminalreporter.config.getoption("--margins")
+    if not wanted:
+        return
+    terminalreporter.section(f"measured / allowed, the largest of {len(_margins)} comparisons")
+    for quotient, what, test in sorted(_margins, reverse=True)[:wanted]:
+        terminalreporter.line(f"{quotient:6.3f}  {test}  {what}")
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)     # so that this is the very last line
+def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
+    is_worker = hasattr(session.config, "workeroutput")
+    if is_worker:
+        session.config.workeroutput["deselected"] = dict(_deselected)
+    result = yield
+    if _deselected and not is_worker:
+        left = ", ".join(f"{count:,} {LEFT_OUT[name]}" for name, count in sorted(_deselected.items()))
+        session.config.pluginmanager.get_plugin("terminalreporter").write_line(f"left out: {left}")
+    return result
+
+
+def pytest_testnodedown(node: Any) -> None:
+    """Every worker of pytest-xdist has left out the same tests; the last one's count is as good as any."""
+    _deselected.clear()
+    _deselected.update(node.workeroutput.get("deselected", {}))

@@ -11,6 +11,7 @@ from scratchvit import ops
 from scratchvit.backend import asarray
 from scratchvit.ops import attention_blocks
 from scratchvit.random import Generator
+from tests.support.seeds import seeded
 
 Q, K, V = (2, 3, 7, 4), (2, 3, 9, 4), (2, 3, 9, 5)
 BIASES = (None, (2, 3, 7, 9), (1, 3, 7, 9), (3, 1, 9), (7, 9), (2, 1, 1, 9), (1,))
@@ -25,7 +26,7 @@ def small_blocks(monkeypatch):
 
 def both(dtype, bias_shape=None, mask_shape=None, dropout=0.0, **kwargs):
     """Value and gradients, with the matrix and without."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     arrays = [asarray(rng.standard_normal(shape).astype(dtype)) for shape in (Q, K, V)]
     if bias_shape is not None:
         arrays.append(asarray(rng.standard_normal(bias_shape).astype(dtype)))
@@ -69,7 +70,7 @@ def test_scores_that_would_overflow():
 
 
 def test_a_query_that_may_look_nowhere_gets_zeros_and_gives_none():
-    rng = np.random.default_rng(1)
+    rng = seeded(1)
     q, k, v = (sv.Tensor(rng.standard_normal(s).astype(np.float32), requires_grad=True) for s in (Q, K, V))
     mask = np.ones((7, 9), bool)
     mask[2] = False

@@ -8,6 +8,7 @@ from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import boxes as B
 from scratchvit.tensor import Tensor
 from tests.support.peers import import_torchvision, import_transformers
+from tests.support.seeds import seeded
 from tests.support.strict_array import STRICT, no_transfers
 
 CONVERSIONS = (B.box_cxcywh_to_xyxy, B.box_xyxy_to_cxcywh, B.box_xywh_to_xyxy)
@@ -16,7 +17,7 @@ PAIRWISE = (B.generalized_box_iou, lambda a, b: B.box_iou(a, b)[0], lambda a, b:
 
 def random_boxes(n, seed, dtype=np.float32):
     """(n, 4) as xyxy, some of them within 0 … 1, sides from 0.05 to 0.6."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     left_top = rng.uniform(0, 0.8, (n, 2))
     return np.concatenate([left_top, left_top + rng.uniform(0.05, 0.6, (n, 2))], axis=1).astype(dtype)
 
@@ -93,7 +94,7 @@ def test_two_degenerate_boxes_give_a_number_with_a_gradient_that_is_one(device, 
 
 def test_against_counted_pixels():
     """Boxes of whole pixels: areas, unions and the box around can be counted."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     corners = np.sort(rng.integers(0, 9, (40, 2, 2)), axis=1)       # some have no width or height
     boxes = corners.reshape(-1, 4)
     masks = np.zeros((40, 9, 9), bool)
@@ -202,7 +203,7 @@ def test_as_in_torchvision_and_transformers(seed):
     a[4:8], a[8:12] = b[4:8], b[8:12] + np.array([0, 0, 0, 0.125], np.float32)
     x, y = Tensor(a[:20], requires_grad=True), Tensor(b, requires_grad=True)
     s, t = torch.tensor(a[:20], requires_grad=True), torch.tensor(b, requires_grad=True)
-    cotangent = np.random.default_rng(seed).standard_normal(20).astype(np.float32)
+    cotangent = seeded(seed).standard_normal(20).astype(np.float32)
     B.paired_generalized_box_iou(x, y).backward(cotangent)
     torch.diag(theirs.generalized_box_iou(s, t)).backward(torch.tensor(cotangent))
     for ours, peers in ((x.grad, s.grad), (y.grad, t.grad)):

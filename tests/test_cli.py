@@ -21,6 +21,7 @@ from scratchvit.models import list_models, model_config
 from scratchvit.recipes import recipe_for
 from scratchvit.training import TrainConfig
 from tests.support.data_samples import write_image_folder, write_picture
+from tests.support.seeds import seeded
 
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
@@ -246,7 +247,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(capsys):
 
 @pytest.fixture
 def photos(tmp_path):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for part, count in (("train", 12), ("test", 4)):
         for c, name in enumerate(("cat", "dog")):
             (tmp_path / "photos" / part / name).mkdir(parents=True)

@@ -28,6 +28,7 @@ from tests.support.detector_samples import (
     written,
 )
 from tests.support.peers import import_timm, randomise
+from tests.support.seeds import moved, seeded
 from tests.test_detection_evaluation import by_pycocotools
 
 
@@ -49,7 +50,7 @@ def trained(tmp_path, animals):
 def photos(folder):
     """Pictures of every kind: JPEG that lies on its side, grey, with alpha, a palette, 16 bits."""
     folder.mkdir()
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     pixels = rng.integers(0, 256, (30, 40, 4), np.uint8)
     upright = Image.Exif()
     upright[0x0112] = 6                                 # to be turned by 90°
@@ -245,7 +246,7 @@ def test_a_folder_of_hugging_face_finds_what_transformers_finds(tmp_path):
     torch = pytest.importorskip("torch")
     import_timm()       # before transformers: see there
     transformers = pytest.importorskip("transformers")
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     backbone = transformers.ResNetConfig(
         hidden_sizes=[64, 128, 256, 512], depths=[2, 2, 2, 2], layer_type="basic", out_features=["stage4"]
     )

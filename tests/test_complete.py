@@ -12,6 +12,7 @@ from scratchvit.inspect.probe import Features, features, linear_probe, softmax_r
 from scratchvit.training import train
 from scratchvit.training.checkpoint import model_from_checkpoint
 from tests.support.runs import CONFIG
+from tests.support.seeds import seeded
 
 PIXELS = CONFIG.replace(
     model="igpt_tiny", model_args={"num_colors": 17, "embed_dim": 16, "depth": 2, "num_heads": 2}, epochs=1,
@@ -44,14 +45,14 @@ def said(capsys, *argv):
 def test_the_given_rows_stay_and_the_others_are_drawn(device, run):
     model, _ = model_from_checkpoint(run)
     pictures = sv.data.load("digits").test.images(np.arange(3))
-    drawn = complete(model, pictures, 5, np.random.default_rng(0))
+    drawn = complete(model, pictures, 5, seeded(0))
     assert drawn.shape == (3, 5, 8, 8, 1) and drawn.dtype == np.uint8
     assert (drawn[:, :, :4] == pictures[:, None, :4]).all()
     assert all((drawn[i, j, 4:] != drawn[i, 0, 4:]).any() for i in range(3) for j in range(1, 5))
     assert set(np.unique(drawn)) <= set(np.rint(np.arange(17) * (255 / 16)))       # no other greys
-    whole = complete(model, pictures, 1, np.random.default_rng(0), rows=8)
+    whole = complete(model, pictures, 1, seeded(0), rows=8)
     assert (whole[:, 0] == pictures).all()
-    alike = complete(model, pictures, 2, np.random.default_rng(0), temperature=0)
+    alike = complete(model, pictures, 2, seeded(0), temperature=0)
     assert (alike[:, 0] == alike[:, 1]).all()
 
 
@@ -132,7 +133,7 @@ def test_predict_has_no_classes_to_tell(run, tmp_path, capsys):
 
 
 def test_a_softmax_regression_ends_where_its_gradient_does():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     x, labels, decay = rng.standard_normal((300, 5)), rng.integers(0, 3, 300), 0.01
     weight, bias = softmax_regression(x, labels, 3, decay)
     p = np.exp(x @ weight + bias)
@@ -141,7 +142,7 @@ def test_a_softmax_regression_ends_where_its_gradient_does():
 
 
 def test_a_probe_tells_the_layer_that_knows_the_classes():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     parts = []
     for count in (200, 80, 80):
         labels = rng.integers(0, 3, count)

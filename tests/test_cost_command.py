@@ -12,6 +12,7 @@ from scratchvit.inspect import cost, peak_memory
 from scratchvit.inspect.cost import readable_bytes
 from scratchvit.models import create_model
 from scratchvit.nn import init
+from tests.support.seeds import seeded
 
 TINY = ["--img-size", "16", "--patch-size", "4", "--embed-dim", "32", "--depth", "3", "--num-heads", "2"]
 
@@ -100,7 +101,7 @@ def test_a_layer_ends_with_the_number_of_a_block(path, layer):
 def test_the_model_stays_as_it_was():
     """Weights, running statistics, gradients, mode, the device in use, and the engine."""
     model = create_model("resnet18", img_size=32, layers=(1, 1, 1, 1), num_classes=5).eval()
-    images = np.random.default_rng(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
+    images = seeded(0).standard_normal((2, 3, 32, 32), dtype=np.float32)
     sv.ops.cross_entropy(model(images), np.array([1, 2])).backward()
     state, gradients = model.state_dict(), [p.grad for p in model.parameters()]
     answers, device = model(images).numpy(), sv.device()

@@ -13,6 +13,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 from tests.support import strict_array
 from tests.support.peers import import_transformers
+from tests.support.seeds import seeded
 from tests.test_matcher import CLASSES, cost_of, random_targets
 
 NAMES = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
@@ -24,7 +25,7 @@ def make_criterion(**changed):
 
 def random_layers(layers, images, queries, seed, classes=CLASSES, dtype=np.float32):
     """Arrays logits (L, B, Q, classes + 1) and boxes (L, B, Q, 4)."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     logits = 2 * rng.standard_normal((layers, images, queries, classes + 1))
     return logits.astype(dtype), rng.uniform(0.1, 0.9, (layers, images, queries, 4)).astype(dtype)
 
@@ -101,7 +102,7 @@ def test_a_model_without_auxiliary_outputs_has_one_layers_losses():
 def test_each_layer_is_matched_anew():
     """Layers that give the same set in another order have the same losses."""
     logits, boxes = random_layers(1, 2, 6, 0)
-    order = np.random.default_rng(3).permutation(6)
+    order = seeded(3).permutation(6)
     logits, boxes = (np.concatenate([x, x[:, :, order]]) for x in (logits, boxes))
     losses = make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((3, 4), 1))
     for name in NAMES:
@@ -209,7 +210,7 @@ def test_less_than_one_box_counts_one():
 def test_queries_that_learn_from_it_find_the_objects(device):
     """Free numbers in place of a model: after some steps each object has one query, which knows its class and box."""
     targets = random_targets((3, 0, 2), 4)
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     logits = Tensor(rng.standard_normal((3, 6, CLASSES + 1)).astype(np.float32), requires_grad=True)
     boxes = Tensor(rng.standard_normal((3, 6, 4)).astype(np.float32), requires_grad=True)
     optimizer, criterion = sv.optim.AdamW([logits, boxes], lr=0.1, weight_decay=0.0), make_criterion()
@@ -289,7 +290,7 @@ def test_as_in_transformers_for_100_random_sets(device, first_seed, focal):
     matcher = HungarianMatcher(cost_class=2, focal=True) if focal else HungarianMatcher()
     make = FocalCriterion if focal else SetCriterion
     for seed in range(first_seed, first_seed + 20):
-        rng = np.random.default_rng(seed)
+        rng = seeded(seed)
         classes, images, queries, layers = (int(rng.integers(1, n)) for n in (20, 5, 15, 4))
         counts = rng.integers(0, 2 * queries, images) * rng.integers(0, 2, images)     # half of the images are empty
         targets = random_targets(counts, seed, classes)

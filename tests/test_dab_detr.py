@@ -14,6 +14,7 @@ from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import huggingface, idea, recognise
 from tests.support import peers
 from tests.support.model_parity import assert_close, images, in_float64
+from tests.support.seeds import seeded
 from tests.test_detr import answers, padding, values
 
 SMALL = {
@@ -29,7 +30,7 @@ def small(seed=0, **options):
 def with_a_box_head(model, seed=0):
     """The same, with a box head that moves boxes: in the beginning it leaves them where they are."""
     last = model.bbox_embed.layers[-1]
-    last.weight.assign(np.random.default_rng(seed).standard_normal(last.weight.shape, dtype=np.float32) * 0.1)
+    last.weight.assign(seeded(seed).standard_normal(last.weight.shape, dtype=np.float32) * 0.1)
     return model
 
 
@@ -293,7 +294,7 @@ def test_what_is_found_equals_conditional_detrs():
     import torch
     from transformers.models.dab_detr.modeling_dab_detr import DabDetrObjectDetectionOutput
 
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     logits, boxes = rng.standard_normal((2, 9, 6), dtype=np.float32) * 3, rng.random((2, 9, 4), dtype=np.float32)
     sizes = [(480, 640), (333, 77)]
     theirs = transformers.ConditionalDetrImageProcessor().post_process_object_detection(
@@ -365,7 +366,7 @@ def test_outputs_and_gradients_equal_hugging_faces(monkeypatch):
         ours, theirs = both(x.astype(np.float64))
     finally:
         torch.set_default_dtype(torch.float32)
-    rng = np.random.default_rng(3)
+    rng = seeded(3)
     for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
         assert_close(a.numpy(), b.detach().numpy(), 1e-7, f"output {number} in float64")    # positions are float32
     cotangents = [rng.standard_normal(y.shape) for y in ours]

@@ -6,12 +6,13 @@ import pytest
 from scratchvit.data import ArrayDataset, Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset, random_images
+from tests.support.seeds import seeded
 
 SHAPES = [(6, 8, 8, 3), (5, 7, 10, 1), (1, 1, 1, 3)]
 
 
 def generator():
-    return np.random.default_rng(11)
+    return seeded(11)
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -1,5 +1,7 @@
 """The recipe of the scenes learns: a version of less than a minute of one core, of which a lower bar is asked."""
 
+import pytest
+
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.trainer import train_detector
 from scratchvit.recipes import load_recipe
@@ -12,6 +14,7 @@ SMALLER = {
 }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_small_detr_learns_digits_in_a_minute(tmp_path):
     """One pass over 3,800 scenes. Classes are what takes longest, so they count more than in the recipe."""
     recipe = load_recipe("detect_scenes", DetectConfig)

@@ -10,6 +10,7 @@ from scratchvit.detection import scenes
 from scratchvit.detection.scenes import load_scenes
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import tight_box
+from tests.support.seeds import seeded
 
 
 @pytest.fixture(scope="module")
@@ -126,7 +127,7 @@ def test_the_ground_truth_names_classes_and_scenes(splits):
 
 
 def test_every_digit_has_ink_at_any_size(splits):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for part in (splits.train, splits.val, splits.test):
         for written in part._written[::7]:
             ink = scenes._draw(written, 9.0, rng)

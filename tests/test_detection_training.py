@@ -43,6 +43,7 @@ def rows_of(folder):
 # --- what a run does ---
 
 
+@pytest.mark.slow
 def test_one_batch_is_learned_by_heart(tmp_path):
     """In 200 steps, so that backbone, encoder, decoder, heads, matching, losses and evaluation all do their part."""
     config = CONFIG.replace(overfit_one_batch=True, epochs=4, schedule="constant")

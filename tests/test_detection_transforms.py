@@ -16,6 +16,7 @@ from scratchvit.detection.transforms import (
 )
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import mask_of, tight_box
+from tests.support.seeds import seeded
 
 HEIGHT, WIDTH = 90, 120
 
@@ -35,7 +36,7 @@ def in_pixels(view, boxes):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_flips_and_crops_against_masks_cut_and_turned(seed):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     boxes = random_boxes(rng)
     view = View.whole((HEIGHT, WIDTH))
     masks = np.stack([mask_of(box, HEIGHT, WIDTH) for box in boxes])
@@ -58,7 +59,7 @@ def test_flips_and_crops_against_masks_cut_and_turned(seed):
 
 @pytest.mark.parametrize("seed", range(30))
 def test_boxes_are_where_the_image_has_them_after_any_steps(seed):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     boxes = random_boxes(rng)
     view = detr_steps(100)(View.whole((HEIGHT, WIDTH)), rng)
     found, kept = in_pixels(view, boxes)
@@ -81,7 +82,7 @@ def test_a_crop_after_resizing_is_one_box_of_the_picture():
 
 
 def test_any_crop_of_any_size_stays_within_the_picture():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for _ in range(300):
         size = tuple(rng.integers(1, 700, 2).tolist())
         view = View.whole(size)
@@ -122,17 +123,17 @@ def test_no_boxes():
     [((480, 640), (300, 400)), ((640, 480), (400, 300)), ((100, 1000), (50, 500)), ((7, 7), (300, 300))],
 )
 def test_the_short_side_is_chosen_and_the_long_side_bounded(size, expected):
-    assert RandomResize([300], 500)(View.whole(size), np.random.default_rng(0)).size == expected
+    assert RandomResize([300], 500)(View.whole(size), seeded(0)).size == expected
 
 
 def test_every_short_side_is_drawn():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     drawn = [RandomResize([30, 40, 50])(View.whole((10, 20)), rng).size for _ in range(300)]
     assert {size: drawn.count(size) > 70 for size in drawn} == {(30, 60): True, (40, 80): True, (50, 100): True}
 
 
 def test_a_crop_has_every_size_and_place():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     views = [RandomSizeCrop(4, 6)(View.whole((8, 5)), rng) for _ in range(500)]
     assert {view.size for view in views} == {(height, width) for height in (4, 5, 6) for width in (4, 5)}
     assert {view.box[1] for view in views if view.size[0] == 4} == {0, 1, 2, 3, 4}
@@ -140,7 +141,7 @@ def test_a_crop_has_every_size_and_place():
 
 
 def test_the_paper_s_sizes():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     views = [detr_steps(800, 1333)(View.whole((600, 600)), rng) for _ in range(600)]
     assert {min(view.size) for view in views} == set(range(480, 801, 32))
     assert all(max(view.size) <= 1333 for view in views)
@@ -156,11 +157,11 @@ def test_the_paper_s_sizes():
 def test_what_is_drawn_depends_on_the_generator_alone():
     step, view = detr_steps(100), View.whole((90, 120))
     first, second = ([step(view, rng) for _ in range(20)] for rng in map(np.random.default_rng, (5, 5)))
-    assert first == second != [step(view, np.random.default_rng(6)) for _ in range(20)]
+    assert first == second != [step(view, seeded(6)) for _ in range(20)]
 
 
 def test_one_of_two():
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     select = RandomSelect(RandomResize([10]), Steps(RandomResize([20]), RandomHorizontalFlip(1)), p=0.25)
     views = [select(View.whole((40, 40)), rng) for _ in range(400)]
     assert set(views) == {View((0, 0, 40, 40), (10, 10)), View((0, 0, 40, 40), (20, 20), mirrored=True)}

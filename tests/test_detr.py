@@ -13,6 +13,7 @@ from scratchvit.models.detr_transformer import MultiheadAttention
 from scratchvit.nn import init
 from scratchvit.ops import record_attention
 from tests.support.model_parity import FLOAT32, FLOAT64, assert_close, assert_same_model, give, images, in_float64, pair
+from tests.support.seeds import seeded
 from tests.support.strict_array import no_transfers
 
 SMALL = {
@@ -89,7 +90,7 @@ def test_maps_have_the_strides_that_are_promised():
 def test_an_auxiliary_output_is_what_a_decoder_that_ends_there_gives():
     """So every layer is asked by the same heads and behind the same norm, and what goes on is not normalised twice."""
     model, x, mask = small(seed=1), images(2, 3, 64, 64), padding((64, 64), (40, 64), size=(64, 64))
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     model.transformer.decoder.norm.weight.assign(rng.uniform(0.5, 2, 32))
     given = values(model, x, mask)
     for depth in (1, 2, 3):

@@ -15,24 +15,25 @@ from scratchvit.weights.export import export
 from scratchvit.weights.preprocess import Preprocessing
 from tests.support import strict_array
 from tests.support.peers import import_timm
+from tests.support.seeds import seeded
 
 B, C = 6, 7
 
 
 def numbers(*shape, seed=0, scale=2.0):
-    return scale * np.random.default_rng(seed).standard_normal(shape)
+    return scale * seeded(seed).standard_normal(shape)
 
 
 def soft_target(seed=0):
     """What MixUp makes: two classes share each row."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     one_hot = np.eye(C)[rng.integers(0, C, B)]
     return 0.3 * one_hot + 0.7 * one_hot[::-1]
 
 
-LABELS = np.random.default_rng(1).integers(0, C, B)
+LABELS = seeded(1).integers(0, C, B)
 MIXED = Mix(num_classes=C, mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", label_smoothing=0.1)(
-    np.zeros((B, 1, 8, 8), np.float32), LABELS, np.random.default_rng(2)
+    np.zeros((B, 1, 8, 8), np.float32), LABELS, seeded(2)
 )[1]
 TARGETS = {"labels": LABELS, "soft targets": soft_target(), "mixed and smoothed": MIXED}
 
@@ -235,7 +236,7 @@ STUDENT = {"name": "photos", "classes": CLASSES, "image_shape": [16, 16, 3]} | {
 
 
 def pictures(count=4, size=16, channels=3):
-    return np.random.default_rng(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
+    return seeded(0).integers(0, 256, (count, size, size, channels), dtype=np.uint8)
 
 
 def as_the_student_sees(images):

@@ -18,6 +18,7 @@ from scratchvit.weights.export import _FAMILIES, _NOT_IN_TIMM, export
 from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 from tests.support import peers
 from tests.support.runs import CONFIG
+from tests.support.seeds import seeded
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
 SMALL = {"depth": 2, "num_classes": 5}
@@ -47,7 +48,7 @@ def built(case):
     """A model with no tensor that is all zeros or ones, and images for it."""
     name, options = MODELS[case]
     model = sv.create_model(name, **options)
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     state = {}
     for key, value in model.state_dict().items():
         noise = (0.1 if value.ndim < 2 else 0.02) * rng.standard_normal(value.shape).astype(np.float32)

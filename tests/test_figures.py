@@ -12,6 +12,7 @@ from PIL import Image
 SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "figures"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "kinds"),
     [
@@ -62,6 +63,7 @@ def test_throughput_is_measured_once(tmp_path):
         figure.written_down(path, {"Swin": models["Swin"]}, lambda: next(measured))
 
 
+@pytest.mark.slow
 def test_what_attention_costs_is_drawn(tmp_path):
     """Times are anything; memory is what attention's counts say, and without the matrix it is less."""
     command = [sys.executable, str(SCRIPTS / "attention_cost.py"), "--quick", "--out", str(tmp_path)]
@@ -108,6 +110,7 @@ def test_runs_with_other_settings_are_not_taken_for_these(tmp_path):
         experiment.carry_out([experiment.Run(run.config.replace(lr=0.5), run.columns)], tmp_path)
 
 
+@pytest.mark.slow
 def test_options_of_detr_are_compared(tmp_path):
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
     command = [sys.executable, str(SCRIPTS / "detr_options.py"), "--quick", *folders]

@@ -15,6 +15,7 @@ from scratchvit.data import Loader, Normalize, load
 from scratchvit.training import TrainConfig, setup
 from scratchvit.training.step import LearningStep
 from tests.support.peers import import_timm, randomise
+from tests.support.seeds import seeded
 
 pytestmark = pytest.mark.parity
 
@@ -276,7 +277,7 @@ def test_averages_are_timms_and_pytorchs(decay):
     timms = utils.ModelEmaV3(theirs, decay=decay, exclude_buffers=True)
     pytorchs = averages.AveragedModel(theirs, multi_avg_fn=averages.get_ema_multi_avg_fn(decay), use_buffers=False)
     pytorchs.update_parameters(theirs)      # the first only copies
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for _ in range(STEPS):
         for name, tensor in (*ours.named_parameters(), *ours.named_buffers()):
             value = rng.standard_normal(tensor.shape).astype(tensor.data.dtype)
@@ -296,7 +297,7 @@ def test_averages_are_timms_and_pytorchs(decay):
 def test_clipping_is_pytorchs(dtype):
     """Gradients of 100 steps, from far below the largest norm to far above, nothing and not-a-number among them."""
     torch = pytest.importorskip("torch")
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     shapes = [(3,), (70, 80), (4, 1, 5)]
     for step in range(STEPS):
         size = 0.0 if step == 50 else np.inf if step == 51 else 10 ** rng.uniform(-4, 2)

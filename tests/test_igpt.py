@@ -17,6 +17,7 @@ from scratchvit.training.evaluate import evaluate, truth
 from scratchvit.training.interrupt import Interrupted
 from tests.support.model_parity import assert_learns, images
 from tests.support.runs import assert_same_run, stop_at
+from tests.support.seeds import seeded
 from tests.support.strict_array import no_transfers
 
 SIZES = {"img_size": (4, 5), "in_chans": 3, "num_colors": 7, "embed_dim": 16, "depth": 3, "num_heads": 2}
@@ -26,7 +27,7 @@ N, K = 20, 7
 def igpt(seed=0, **options):
     """A small iGPT, every matrix of which has effect: fresh ones have a head of zeros."""
     model = sv.create_model("igpt_tiny", **{**SIZES, **options})
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     for parameter in model.parameters():
         noise = rng.standard_normal(parameter.shape, dtype=np.float32)
         parameter.assign(noise / len(parameter) ** 0.5 if parameter.ndim == 2 else 1 + 0.1 * noise)
@@ -34,7 +35,7 @@ def igpt(seed=0, **options):
 
 
 def some_tokens(count=2, seed=0, n=N):
-    return np.random.default_rng(seed).integers(0, K, (count, n))
+    return seeded(seed).integers(0, K, (count, n))
 
 
 # --- sizes ---
@@ -80,7 +81,7 @@ def test_the_pixel_transformer_is_a_vit_of_patches_of_one_pixel():
 
 
 def test_a_pixel_gets_its_nearest_color(device):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     palette, pixels = rng.standard_normal((7, 3), np.float32), rng.standard_normal((2, 500, 3), np.float32)
     expected = ((pixels[:, :, None] - palette) ** 2).sum(-1).argmin(-1)
     found = nearest_colors(asarray(pixels), asarray(palette))
@@ -200,8 +201,8 @@ def test_a_sample_follows_its_seed_and_waits_for_nothing(device):
     model = igpt()
     given = asarray(some_tokens(4, n=6))
     with no_transfers():
-        first = sample(model, given, rng=np.random.default_rng(1))
-    again, other = (asnumpy(sample(model, given, rng=np.random.default_rng(seed))) for seed in (1, 2))
+        first = sample(model, given, rng=seeded(1))
+    again, other = (asnumpy(sample(model, given, rng=seeded(seed))) for seed in (1, 2))
     first = asnumpy(first)
     np.testing.assert_array_equal(first, again)
     assert (first[:, :6] == asnumpy(given)).all() and (first != other).any() and 0 <= first.min() <= first.max() < K
@@ -216,7 +217,7 @@ def test_colors_are_drawn_as_often_as_the_model_says():
         kept = np.sort(logits)[-(top_k or K)]
         p = np.where(logits >= kept, np.exp(logits / temperature), 0)
         p /= p.sum()
-        drawn = sample(model, nothing, temperature, top_k, np.random.default_rng(0))[:, 0]
+        drawn = sample(model, nothing, temperature, top_k, seeded(0))[:, 0]
         shares = np.bincount(drawn, minlength=K) / count
         assert (np.abs(shares - p) <= 4.5 * np.sqrt(p * (1 - p) / count)).all()
         assert p.max() < 0.9 and (shares > 0).sum() == (p > 0).sum()

@@ -9,6 +9,7 @@ from scratchvit.weights import load_weights, model_from_weights
 from scratchvit.weights.names import recognise
 from tests.support import peers
 from tests.support.model_parity import assert_close
+from tests.support.seeds import seeded
 
 K = 7
 
@@ -32,7 +33,7 @@ def assert_same_igpt(model, peer):
     assert model.load_state_dict({name: value.numpy() for name, value in peer.state_dict().items()}) == ([], [])
     back = {name: torch.from_numpy(value) for name, value in model.state_dict().items() if name != "palette"}
     peer.load_state_dict(back, strict=True)
-    tokens = np.random.default_rng(0).integers(0, K, (2, 25))
+    tokens = seeded(0).integers(0, K, (2, 25))
     pictures = model.palette.numpy()[tokens].reshape(2, 5, 5, 3).transpose(0, 3, 1, 2)
     shifted = np.concatenate([np.full((2, 1), K), tokens[:, :-1]], axis=1)
     expected = peer(torch.from_numpy(shifted)).logits
@@ -40,7 +41,7 @@ def assert_same_igpt(model, peer):
     if model.generative:
         found = found.transpose(1, 2)
     assert_close(found.numpy(), expected.detach().numpy(), 1e-5, "logits")
-    weights = np.random.default_rng(3).standard_normal(found.shape, dtype=np.float32)
+    weights = seeded(3).standard_normal(found.shape, dtype=np.float32)
     (found * weights).sum().backward()
     (expected * torch.from_numpy(weights)).sum().backward()
     gradients = {name: parameter.grad.numpy() for name, parameter in peer.named_parameters()}
@@ -75,7 +76,7 @@ def test_hugging_faces_files_load_by_name(kind, classes, tmp_path):
     report = load_weights(again, tmp_path / "model.safetensors")
     assert report.owner == "Hugging Face (ImageGPT)" and report.as_drawn == ["palette"]
 
-    clusters = np.random.default_rng(0).uniform(-1, 1, (K, 3)).astype(np.float32)
+    clusters = seeded(0).uniform(-1, 1, (K, 3)).astype(np.float32)
     peers.import_transformers().ImageGPTImageProcessorPil(clusters=clusters).save_pretrained(tmp_path)
     report = load_weights(again, tmp_path / "model.safetensors")
     assert report.as_drawn == []

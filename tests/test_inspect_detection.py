@@ -47,6 +47,7 @@ from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from tests.support.browser import contrast, look_at
+from tests.support.seeds import seeded
 
 from .test_report import EVIL, SCRIPT, Page, assert_self_contained
 
@@ -61,14 +62,14 @@ KINDS = ("detr_tiny", "dab_detr_tiny")
 def small(name="detr_tiny", seed=0, **options):
     """A detector whose parameters are all other than 0, as after training."""
     model = sv.create_model(name, seed=seed, **{**SMALL, **options})
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     for parameter in model.parameters():
         parameter.assign(parameter.numpy() + 0.1 * rng.standard_normal(parameter.shape, dtype=np.float32))
     return model
 
 
 def image(height=64, width=96, seed=0):
-    return np.random.default_rng(seed).standard_normal((3, height, width), dtype=np.float32)
+    return seeded(seed).standard_normal((3, height, width), dtype=np.float32)
 
 
 def padding(shown, size=(64, 96)):
@@ -181,7 +182,7 @@ def test_where_a_point_is():
     assert feature_at((0.5, 0.26), size, whole) == (2, 6)               # x is across
     assert feature_at((1, 1), size, whole, padding((40, 50))) == (4, 6)     # the last pixels: 39 / 8, 49 / 8
     assert visible_size(whole, padding((40, 50))) == (40, 50) and visible_size(whole, None) == whole
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for shown in itertools.product((1, 8, 9, 63, 64), (1, 7, 50, 96)):
         mask = padding(shown)
         visible = visible_features(mask[None], (1, 3, *whole), (1, 16, *size))[0]
@@ -249,7 +250,7 @@ def test_query_boxes_are_the_answers_image_by_image(name, device):
 
 def batch(counts, seed=0):
     """Padded images with random objects."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     mask = np.stack([padding((64 - 8 * i, 96), (64, 96)) for i in range(len(counts))])
     targets = [
         {"labels": rng.integers(0, 10, n), "boxes": rng.uniform(0.2, 0.8, (n, 4)).astype(np.float32)} for n in counts
@@ -314,7 +315,7 @@ def assert_drawn(path, least=(200, 100)):
 
 
 def made_up_seen(scores, shape=(40, 60, 3), queries=None):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     count = len(scores)
     queries = np.arange(count) if queries is None else np.array(queries)
     corners = np.sort(rng.uniform(0, 40, (count, 2, 2)), axis=1).reshape(count, 4)
@@ -362,7 +363,7 @@ def test_a_detection_is_drawn_with_the_attention_of_its_query(tmp_path, monkeypa
 
 
 def test_encoder_maps_are_drawn_layer_by_layer(tmp_path, monkeypatch):
-    path, maps = tmp_path / "encoder.png", np.random.default_rng(0).random((2, 3, 5, 8), np.float32)
+    path, maps = tmp_path / "encoder.png", seeded(0).random((2, 3, 5, 8), np.float32)
     picture = made_up_seen([0.5]).picture
     said = titles(monkeypatch, lambda: draw_encoder_attention(picture, [(0.1, 0.2), (1, 1)], maps, path))
     layers = ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
@@ -372,7 +373,7 @@ def test_encoder_maps_are_drawn_layer_by_layer(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(("images", "queries"), [(1, 1), (30, 7), (3000, 25)])
 def test_query_boxes_are_drawn_those_most_used_first(images, queries, tmp_path, monkeypatch):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     scores = np.linspace(0, 1, images * queries, dtype=np.float32).reshape(queries, images).T
     boxes = rng.random((images, queries, 4), np.float32)
     asked = QueryBoxes(boxes, scores, np.zeros((images, queries), int))

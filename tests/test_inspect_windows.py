@@ -23,6 +23,7 @@ from scratchvit.inspect.windows import (
 from scratchvit.training import train
 from tests.support.model_parity import in_float64
 from tests.support.runs import CONFIG
+from tests.support.seeds import seeded
 from tests.support.window_blocks import axis_groups, randomised
 
 NAMES = {"V1": "swin_tiny_patch4_window7_224", "V2": "swinv2_tiny_window8_256"}
@@ -48,7 +49,7 @@ def small(version, **options):
 
 def gradients(model, token):
     """After every block, where the gradient of the token that is followed is not zero: bool (H, W), one by one."""
-    rng = np.random.default_rng(1)
+    rng = seeded(1)
     shape = (1, model.config.in_chans, *model.patch_embed.img_size)
     image = rng.standard_normal(shape)
     number = 0

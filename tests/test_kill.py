@@ -9,6 +9,8 @@ import sys
 import time
 from collections import Counter
 
+import pytest
+
 from scratchvit.training import load_checkpoint, read_config
 from tests.support.runs import assert_same_run
 
@@ -112,6 +114,7 @@ def assert_readable(run):
     assert rows in (history, history[:-1])      # the checkpoint is written first
 
 
+@pytest.mark.slow
 def test_killed_twenty_times(tmp_path):
     straight, run = tmp_path / "straight", tmp_path / "run"
     finish(start(*OPTIONS, "--out", straight))

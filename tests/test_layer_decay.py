@@ -9,6 +9,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.optim.groups import layers_by_name
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from tests.support.peers import import_timm
+from tests.support.seeds import seeded
 
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "num_classes": 5}
 DECAY, WEIGHT_DECAY = 0.75, 0.05
@@ -131,7 +132,7 @@ def test_what_cannot_be_grouped_is_refused(make, says):
 
 
 def give_gradients(model, step):
-    rng = np.random.default_rng((1, step))
+    rng = seeded((1, step))
     for parameter in model.parameters():
         parameter.grad = sv.backend.asarray(rng.standard_normal(parameter.shape, dtype=np.float32))
 

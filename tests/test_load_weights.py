@@ -12,6 +12,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.fit import adapt_channels, fit, resize_patches, resize_positions
 from scratchvit.weights.names import recognise
 from tests.support import peers
+from tests.support.seeds import seeded
 
 NAME = "vit_tiny_patch16_224"
 TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 24, "depth": 2, "num_heads": 2, "num_classes": 5}
@@ -148,7 +149,7 @@ def test_a_patch_embedding_that_was_saved_as_a_matrix(saved):
 
 
 def test_channels_keep_their_sum():
-    kernel = np.random.default_rng(0).standard_normal((4, 3, 2, 2), dtype=np.float32)
+    kernel = seeded(0).standard_normal((4, 3, 2, 2), dtype=np.float32)
     grey = adapt_channels(kernel, 1)
     assert np.allclose(grey[:, 0], kernel.sum(axis=1))
     six = adapt_channels(kernel, 6)
@@ -181,7 +182,7 @@ def test_an_enlarged_patch_gets_the_same_answer():
     """FlexiViT's condition: ŵ answers to the enlarged patch as w did to the patch."""
     from scratchvit.ops import interpolate
 
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     kernel, patch = rng.standard_normal((5, 3, 4, 4)), rng.standard_normal((1, 3, 4, 4))
     larger = interpolate(sv.Tensor(patch), (8, 6), mode="bicubic", antialias=True).numpy()
     resized = resize_patches(kernel, (8, 6))
@@ -342,7 +343,7 @@ def test_positions_are_resized_as_timm_does(before, after, prefix):
     import torch
     from timm.layers import resample_abs_pos_embed
 
-    table = np.random.default_rng(0).standard_normal((1, prefix + before[0] * before[1], 32), dtype=np.float32)
+    table = seeded(0).standard_normal((1, prefix + before[0] * before[1], 32), dtype=np.float32)
     theirs = resample_abs_pos_embed(torch.from_numpy(table), after, before, num_prefix_tokens=prefix).numpy()
     assert np.abs(resize_positions(table, before, after, prefix) - theirs).max() < 1e-5
 
@@ -356,7 +357,7 @@ def test_patch_kernels_are_resized_as_timm_does(before, after):
     import torch
     from timm.layers import resample_patch_embed
 
-    kernel = np.random.default_rng(0).standard_normal((8, 3, *before), dtype=np.float32)
+    kernel = seeded(0).standard_normal((8, 3, *before), dtype=np.float32)
     theirs = resample_patch_embed(torch.from_numpy(kernel), after).numpy()
     assert np.abs(resize_patches(kernel, after) - theirs).max() < 1e-5 * np.abs(theirs).max()
 
@@ -368,7 +369,7 @@ def test_channels_are_adapted_as_timm_does(channels):
     import torch
     from timm.models import adapt_input_conv
 
-    kernel = np.random.default_rng(0).standard_normal((8, 3, 5, 5), dtype=np.float32)
+    kernel = seeded(0).standard_normal((8, 3, 5, 5), dtype=np.float32)
     theirs = adapt_input_conv(channels, torch.from_numpy(kernel)).numpy()
     assert np.abs(adapt_channels(kernel, channels) - theirs).max() < 1e-6
 

@@ -7,8 +7,9 @@ import pytest
 
 from scratchvit import ops
 from scratchvit.tensor import Tensor
+from tests.support.seeds import seeded
 
-x = Tensor(np.random.default_rng(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
+x = Tensor(seeded(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
 other = Tensor(np.zeros((4, 3), np.float32))
 
 

@@ -13,12 +13,13 @@ from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 from tests.support import strict_array
+from tests.support.seeds import seeded
 
 CLASSES = 3
 
 
 def random_outputs(images, queries, seed, classes=CLASSES):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     return {
         "pred_logits": Tensor(rng.standard_normal((images, queries, classes + 1), dtype=np.float32)),
         "pred_boxes": Tensor(rng.uniform(0.1, 0.9, (images, queries, 4)).astype(np.float32)),
@@ -26,7 +27,7 @@ def random_outputs(images, queries, seed, classes=CLASSES):
 
 
 def random_targets(counts, seed, classes=CLASSES):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     return [
         {
             "labels": rng.integers(0, classes, n), "boxes": rng.uniform(0.1, 0.9, (n, 4)).astype(np.float32),

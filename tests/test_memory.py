@@ -20,6 +20,7 @@ from scratchvit.inspect.saved import SAVED, nothing
 from scratchvit.models import create_model
 from scratchvit.tensor import Tensor, no_grad, replace_ops
 from tests.cases import CASES
+from tests.support.seeds import seeded
 
 # One small model of every family: enough tokens that arrays outweigh what is not counted.
 FAMILIES = {
@@ -51,7 +52,7 @@ def measured(name, batch_size, **options):
     tracemalloc.start()
     try:
         model = create_model(name, **options)
-        images = np.random.default_rng(0).standard_normal((batch_size, *configured_shape(model)), dtype=np.float32)
+        images = seeded(0).standard_normal((batch_size, *configured_shape(model)), dtype=np.float32)
         labels = model.tokens(images) if getattr(model, "generative", False) else np.zeros(batch_size, np.int64)
 
         def loss():
@@ -174,6 +175,7 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read as on Linux")
 def test_4096_pixels_train_within_2_gib():
     """A step in a process of its own, Python and all. The matrices of 21 layers of 8 heads alone would be 10.5 GiB."""

@@ -10,6 +10,7 @@ from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
 from tests.support import strict_array
 from tests.support.peers import import_timm
+from tests.support.seeds import seeded
 
 MODES = ("batch", "pair", "elem")
 SETTINGS = [
@@ -21,13 +22,13 @@ SETTINGS = [
 
 
 def batch(size, classes=5, shape=(3, 9, 12), seed=0):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     return rng.standard_normal((size, *shape), dtype=np.float32), rng.integers(0, classes, size)
 
 
 def mixed(mix, images, labels, seed=0):
     """On the device in use, and back."""
-    x, targets = mix(asarray(images), asarray(labels), np.random.default_rng(seed))
+    x, targets = mix(asarray(images), asarray(labels), seeded(seed))
     return asnumpy(x), asnumpy(targets)
 
 
@@ -35,7 +36,7 @@ class Recorded:
     """A generator that keeps what it gave, in timm's precision, to be given again under the names of np.random."""
 
     def __init__(self, seed):
-        self._rng = np.random.default_rng(seed)
+        self._rng = seeded(seed)
 
     def random(self, n):
         numbers = self._rng.random(n)
@@ -185,7 +186,7 @@ def test_nothing_is_read_back_and_the_images_stay(device):
     x, y = asarray(images), asarray(labels)
     mix = Mix(num_classes=5, mixup_alpha=0.8, cutmix_alpha=1.0, mode="elem", prob=0.5)
     with strict_array.no_transfers():
-        out, targets = mix(x, y, np.random.default_rng(0))
+        out, targets = mix(x, y, seeded(0))
         loss = ops.cross_entropy(out.sum(axis=(2, 3)) @ array_module(x).ones((3, 5), dtype=np.float32), targets)
     assert np.isfinite(loss.item()) and not np.array_equal(asnumpy(out), images)
     np.testing.assert_array_equal(asnumpy(x), images)
@@ -207,7 +208,7 @@ def own_shares(**settings):
     """λ of each of N pictures of 64×64, as their targets tell it."""
     mix = Mix(num_classes=2, mode="elem", **settings)
     images, labels = np.zeros((N, 1, 64, 64), np.float32), np.arange(N) >= N // 2     # a picture's mirror is the other
-    _, targets = mix(images, labels.astype(int), np.random.default_rng(0))
+    _, targets = mix(images, labels.astype(int), seeded(0))
     return np.where(labels, targets[:, 1], targets[:, 0])
 
 
@@ -233,7 +234,7 @@ def test_boxes_fall_everywhere_alike():
     """A corner is in a box of sides s with probability (s/2)², the middle with s²: with density 2s, 1/8 and 1/2."""
     mix = Mix(num_classes=2, mode="elem", cutmix_alpha=1.0)
     images = np.broadcast_to((np.arange(N) < N // 2)[:, None, None, None], (N, 1, 16, 64)).astype(np.float32)
-    x, _ = mix(images, np.zeros(N, int), np.random.default_rng(0))
+    x, _ = mix(images, np.zeros(N, int), seeded(0))
     often = (x != images).mean(axis=(0, 1))         # (16, 64)
     np.testing.assert_allclose(often[::15, ::63], 1 / 8, atol=0.02)
     np.testing.assert_allclose(often[7:9, 31:33], 1 / 2, atol=0.05)     # sides are rounded down
@@ -245,7 +246,7 @@ def test_as_often_as_asked():
 
     mix = Mix(num_classes=2, mode="elem", mixup_alpha=1.0, cutmix_alpha=1.0, switch_prob=0.2)
     images = np.concatenate([np.zeros((N // 2, 1, 16, 16)), np.ones((N // 2, 1, 16, 16))]).astype(np.float32)
-    x, _ = mix(images, np.zeros(N, int), np.random.default_rng(0))
+    x, _ = mix(images, np.zeros(N, int), seeded(0))
     is_cut = ((x == 0) | (x == 1)).all(axis=(1, 2, 3))
     assert scipy.stats.binomtest(int(is_cut.sum()), N, 0.2).pvalue > 0.01
 
@@ -255,7 +256,7 @@ def test_labels_of_no_class_are_refused(label):
     images, labels = batch(4)
     labels[2] = label
     with pytest.raises(ScratchvitError, match=rf"labels .*{label}.* are not all among the 5 classes 0…4"):
-        Mix(num_classes=5, mixup_alpha=1.0)(images, labels, np.random.default_rng(0))
+        Mix(num_classes=5, mixup_alpha=1.0)(images, labels, seeded(0))
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from scratchvit.weights import model_from_weights
 from scratchvit.weights.fit import resize_distances, resize_positions
 from tests.support.model_parity import assert_learns, assert_same_model, images, in_float64, pair
 from tests.support.peers import import_torchvision, randomise
+from tests.support.seeds import seeded
 
 TINY = {"img_size": 16, "num_frames": 4, "embed_dim": 8, "depths": (1, 2), "num_classes": 5}
 IMAGE = {"img_size": 16, "embed_dim": 8, "depths": (1, 2), "num_classes": 5}
@@ -145,7 +146,7 @@ def pool_by_loops(x, size, stride, pool, layer):
 
 def randomised(module, seed=0):
     """The module in float64 with random numbers everywhere."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     for parameter in module.parameters():
         parameter.assign(rng.standard_normal(parameter.shape))
     return in_float64(module)
@@ -153,7 +154,7 @@ def randomised(module, seed=0):
 
 def test_pooling_attention_by_loops():
     attention = randomised(PoolingAttention(MViTConfig(), ATTENTION))
-    x = np.random.default_rng(1).standard_normal((1, 1 + 24, 8))
+    x = seeded(1).standard_normal((1, 1 + 24, 8))
     qkv = x[0] @ attention.qkv.weight.numpy().T + attention.qkv.bias.numpy()
     heads = []
     for head in range(2):
@@ -188,7 +189,7 @@ def check_gradients(module, x):
 
 def test_finite_differences_of_pooling_attention(device):
     attention = randomised(PoolingAttention(MViTConfig(), ATTENTION))
-    check_gradients(attention, np.random.default_rng(1).standard_normal((2, 1 + 24, 8)))
+    check_gradients(attention, seeded(1).standard_normal((2, 1 + 24, 8)))
 
 
 def test_positions_are_of_the_place_and_of_the_time():

@@ -22,6 +22,7 @@ from scratchvit.weights.names import recognise, torchvision
 from scratchvit.weights.preprocess import preprocessing_for
 from tests.support.model_parity import assert_close, assert_learns, assert_same_model, images, in_float64, pair, timms
 from tests.support.peers import import_timm, randomise
+from tests.support.seeds import seeded
 from tests.test_mvit import check_gradients, randomised, torchvisions, without_weights
 
 TINY = {"img_size": 32, "embed_dim": 8, "depths": (1, 2), "num_classes": 5, "drop_rate": 0.0}
@@ -97,7 +98,7 @@ def test_offsets_are_counted_in_the_finer_grid(n, k):
 )
 def test_scores_are_those_of_a_table_of_all_pairs(device, size, keys):
     """Query by query and key by key, R of their offset along each axis looked up and added."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     B, h, d, N = 2, 3, 5, int(np.prod(size))
     q = rng.standard_normal((B, h, N, d))
     tables = [rng.standard_normal((2 * max(n, k) - 1, d)) for n, k in zip(size, keys)]
@@ -137,7 +138,7 @@ def test_attention_is_softmax_of_products_and_a_matrix_of_relative_positions(sca
     config = MViTv2Config(**options)
     attention = randomised(RelativeAttention(config, scale))
     prefix, N = int(config.use_cls_token), int(np.prod(scale.size))
-    x = np.random.default_rng(1).standard_normal((2, prefix + N, 6))
+    x = seeded(1).standard_normal((2, prefix + N, 6))
     qkv = (x @ attention.qkv.weight.numpy().T + attention.qkv.bias.numpy()).reshape(2, prefix + N, 3, 2, 4)
     tables = [getattr(attention, name).numpy() for name in ("rel_pos_t", "rel_pos_h", "rel_pos_w")[-len(scale.size) :]]
     outputs = np.zeros((2, prefix + int(np.prod(scale.q_size)), 8))
@@ -167,7 +168,7 @@ def test_attention_is_softmax_of_products_and_a_matrix_of_relative_positions(sca
 def test_finite_differences_of_attention(device, scale, options):
     attention = randomised(RelativeAttention(MViTv2Config(**options), scale))
     N = int("use_cls_token" in options) + int(np.prod(scale.size))
-    check_gradients(attention, np.random.default_rng(1).standard_normal((2, N, 6)))
+    check_gradients(attention, seeded(1).standard_normal((2, N, 6)))
 
 
 # --- bad input ---
@@ -303,7 +304,7 @@ def test_an_exported_model_is_timms(tmp_path):
 
 
 def randomised_model(model):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for parameter in model.parameters():
         parameter.assign(parameter.numpy() + 0.1 * rng.standard_normal(parameter.shape))
     return model.eval()

@@ -6,6 +6,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn
 from scratchvit.nn import init
+from tests.support.seeds import seeded
 
 
 class Net(nn.Module):
@@ -84,7 +85,7 @@ def test_one_generator_serves_the_whole_model():
 
 
 def test_layers_on_every_device(device):
-    x = sv.Tensor(np.random.default_rng(0).standard_normal((2, 4, 6, 6)).astype(np.float32))
+    x = sv.Tensor(seeded(0).standard_normal((2, 4, 6, 6)).astype(np.float32))
     layers = nn.Sequential(
         nn.Conv2d(4, 8, 3, padding=1, groups=2), nn.BatchNorm2d(8), nn.GroupNorm(2, 8), nn.Dropout(0.1), nn.Identity()
     )
@@ -109,13 +110,13 @@ def test_layers_on_every_device(device):
     ],
 )
 def test_initial_deviations(draw, std):
-    values = draw((128, 64, 3, 3), np.random.default_rng(0))
+    values = draw((128, 64, 3, 3), seeded(0))
     assert values.dtype == np.float32
     assert values.std() == pytest.approx(std, rel=0.01) and abs(values.mean()) < std / 50
 
 
 def test_truncation_draws_again():
-    values = init.trunc_normal((100_000,), np.random.default_rng(0), std=1.0, limit=1.0)
+    values = init.trunc_normal((100_000,), seeded(0), std=1.0, limit=1.0)
     assert abs(values).max() <= 1 and (abs(values) == 1).sum() < 5
 
 

@@ -16,6 +16,7 @@ import scratchvit as sv
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.tensor import OPS, Tensor, _edge_to, _run_backward
+from tests.support.seeds import seeded
 from tests.support.strict_array import STRICT, no_transfers
 
 from .cases import CASES
@@ -52,7 +53,7 @@ def run(
 
 def cotangents(outputs: Any) -> list[np.ndarray]:
     """A read-only random cotangent for every output."""
-    rng = np.random.default_rng(1)
+    rng = seeded(1)
     result = []
     for y in outputs:
         dtype = str(y.dtype).removeprefix("torch.")
@@ -149,9 +150,9 @@ def test_gradients_wanted_one_at_a_time_equal_those_wanted_together(case: Case) 
 
 
 def test_repeated_indices_add_up_without_losing_digits(device: str) -> None:
-    index = np.random.default_rng(0).integers(0, 500, 20_000)
+    index = seeded(0).integers(0, 500, 20_000)
     weight = Tensor(np.zeros((500, 1), np.float32), requires_grad=True)
-    cotangent = np.random.default_rng(1).random((20_000, 1)).astype(np.float32)
+    cotangent = seeded(1).random((20_000, 1)).astype(np.float32)
     ops.embedding(index, weight).backward(cotangent)
     exact = np.bincount(index, weights=cotangent[:, 0].astype(np.float64))
     np.testing.assert_allclose(asnumpy(weight.grad)[:, 0], exact, rtol=1e-6)
@@ -185,7 +186,7 @@ shapes = hnp.array_shapes(max_dims=4, max_side=4)
 
 
 def normal(*shape: int, seed: int = 0) -> np.ndarray:
-    return np.asarray(np.random.default_rng(seed).standard_normal(shape))
+    return np.asarray(seeded(seed).standard_normal(shape))
 
 
 def check(ours: Callable[..., Any], numpys: Callable[..., Any], *arrays: np.ndarray) -> None:

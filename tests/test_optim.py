@@ -7,6 +7,7 @@ import pytest
 
 from scratchvit import Tensor, backend, nn, ops, optim
 from scratchvit.errors import ScratchvitError
+from tests.support.seeds import seeded
 
 # One entry, below and above the size at which arrays are joined, and more than one block.
 SHAPES = [(1,), (7, 5), (64, 64), (40, 1000)]
@@ -14,12 +15,12 @@ TOLERANCE = {np.float32: 2e-6, np.float64: 1e-13}
 
 
 def parameters(dtype=np.float32, seed=0):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     return [nn.Parameter(rng.standard_normal(shape).astype(dtype)) for shape in SHAPES]
 
 
 def give_gradients(params, step):
-    rng = np.random.default_rng((1, step))
+    rng = seeded((1, step))
     for p in params:
         p.grad = rng.standard_normal(p.shape).astype(p.dtype)
 
@@ -112,7 +113,7 @@ def by_the_papers(name, theta, gradients, lr, decay, options):
     ],
 )
 def test_steps_by_the_papers_formulas(device, name, options, decay):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     for shape in SHAPES:
         start, gradients = rng.standard_normal(shape), rng.standard_normal((5, *shape))
         parameter = nn.Parameter(start.copy())
@@ -186,7 +187,7 @@ class Small(nn.Module):
 
 
 def test_decay_only_on_matrices():
-    model = Small(np.random.default_rng(0))
+    model = Small(seeded(0))
     decayed, kept = optim.param_groups(model, 0.3)
     assert decayed["weight_decay"] == 0.3 and decayed["params"] == [model.fc.weight]
     assert kept["weight_decay"] == 0.0 and len(kept["params"]) == 4
@@ -246,7 +247,7 @@ def test_rates_worked_out_by_hand():
 
 
 def test_averages_are_applied_for_a_while():
-    model = Small(np.random.default_rng(0))
+    model = Small(seeded(0))
     average = optim.EMA(model, 0.75)
     first = model.fc.weight.numpy().copy()
     model.fc.weight.assign(first + 4)
@@ -268,10 +269,10 @@ def test_averages_are_applied_for_a_while():
 
 def test_an_average_forgets_by_its_decay(device):
     """After n updates: decayⁿ of the first weights, and (1 - decay) decayᵏ of those of k updates ago."""
-    model = Small(np.random.default_rng(0))
+    model = Small(seeded(0))
     decay, shape = 0.75, model.fc.weight.shape
     average = optim.EMA(model, decay)
-    weights = [model.fc.weight.numpy().copy(), *np.random.default_rng(1).standard_normal((6, *shape), np.float32)]
+    weights = [model.fc.weight.numpy().copy(), *seeded(1).standard_normal((6, *shape), np.float32)]
     for step, weight in enumerate(weights[1:]):
         model.fc.weight.assign(weight)
         model.norm.running_mean.data += step
@@ -297,7 +298,7 @@ def test_a_step_moves_a_quadratic_to_its_minimum():
 
 def test_training_steps_are_the_same_on_every_device(device):
     def weights_after_steps():
-        rng = np.random.default_rng(0)
+        rng = seeded(0)
         model = nn.Sequential(nn.Linear(6, 900, rng=rng), nn.LayerNorm(900), nn.Linear(900, 3, rng=rng))
         optimizers = [
             optim.AdamW(optim.param_groups(model, 0.1), 0.01),

@@ -7,6 +7,7 @@ from scratchvit.data import ArrayDataset, load
 from scratchvit.data.palette import decode, encode, fit_palette, histogram_bits
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.igpt import even_palette
+from tests.support.seeds import seeded
 
 
 def pictures(*images):
@@ -17,7 +18,7 @@ def pictures(*images):
 
 def noise(count=40, size=(6, 5), channels=3, seed=0):
     """Pictures whose colours lie about a few centres."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     centres = rng.integers(20, 236, (5, channels))
     pixels = centres[rng.integers(0, 5, (count, *size))] + rng.normal(0, 12, (count, *size, channels))
     return pictures(*pixels.clip(0, 255))

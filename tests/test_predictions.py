@@ -9,6 +9,7 @@ from scratchvit.models import create_model
 from scratchvit.training import Meter, Predictions, evaluate, predict
 from scratchvit.training.evaluate import class_scores
 from tests.support.data_samples import random_images
+from tests.support.seeds import seeded
 
 
 def test_predictions_are_the_answers_in_order_and_measured_as_by_evaluate(device):
@@ -47,7 +48,7 @@ def test_confusion_scores_and_mistakes_by_hand():
 
 def test_scores_equal_scikit_learns():
     metrics = pytest.importorskip("sklearn.metrics")
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     labels, predicted = rng.integers(0, 6, (2, 200))
     said = Predictions(Meter(), labels, predicted, np.ones(200, np.float32))
     np.testing.assert_array_equal(said.confusion(6), metrics.confusion_matrix(labels, predicted))

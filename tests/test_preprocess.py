@@ -14,13 +14,14 @@ from scratchvit.models import list_models, model_config
 from scratchvit.weights import preprocess
 from scratchvit.weights.preprocess import CLIP, HALF, IMAGENET, Preprocessing, preprocessing_for
 from tests.support.peers import import_timm
+from tests.support.seeds import seeded
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "rescale": 1.0}     # the pixels themselves come out
 
 
 def picture(height, width, seed=0, mode="RGB"):
     """Noise over a gradient: every pixel tells where it was."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     ramp = np.linspace(0, 80, height)[:, None] + np.linspace(0, 75, width)
     bands = [rng.integers(0, 100, (height, width)) + ramp for _ in Image.new(mode, (1, 1)).getbands()]
     return Image.merge(mode, [Image.fromarray(band.astype(np.uint8)) for band in bands])

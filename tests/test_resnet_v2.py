@@ -19,6 +19,7 @@ from tests.support.model_parity import (
     timms,
 )
 from tests.support.peers import import_timm
+from tests.support.seeds import seeded
 
 NAME = "resnetv2_50x1_bit"
 TINY = {"layers": (1, 2), "channels": (128, 256), "num_classes": 5}
@@ -71,7 +72,7 @@ def test_same_padding_is_what_it_is_defined_as(device, size, kernel, stride):
 
 @pytest.mark.parametrize(("kernel", "stride"), [((3, 3), 2), ((7, 2), 3), ((2, 2), 2), ((1, 1), 2)], ids=str)
 def test_gradients_with_same_padding(kernel, stride):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     x, weight = rng.permutation(2 * 2 * 7 * 6).reshape(2, 2, 7, 6) / 10.0, rng.standard_normal((3, 2, *kernel))
     sv.gradcheck(lambda x, weight: sv.ops.conv2d(x, weight, stride=stride, padding="same"), x, weight)
     sv.gradcheck(lambda x: sv.ops.max_pool2d(x, kernel, stride=stride, padding="same"), x)

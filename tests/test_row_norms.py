@@ -5,6 +5,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import backend, ops
+from tests.support.seeds import seeded
 
 # Each in several blocks on the CPU; of the group norms one has long planes, one short, one none.
 SHAPES = {
@@ -19,7 +20,7 @@ GROUPS, EPS = 32, 1e-6
 
 def inputs(name, shape, mean=0.0):
     """x, weight and bias (for weight_standardization x alone), and dy."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     x, dy = (rng.standard_normal(shape, np.float32) for _ in range(2))
     features = {"layer_norm": shape[-1], "group_norm": shape[1]}.get(name)
     affine = [] if features is None else [rng.standard_normal(features, np.float32) for _ in range(2)]

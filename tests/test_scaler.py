@@ -10,12 +10,13 @@ from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import op
 from tests.support import strict_array
+from tests.support.seeds import seeded
 
 SHAPES = [(1,), (7, 5), (40, 1000)]
 
 
 def parameters(seed=0):
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     return [nn.Parameter(rng.standard_normal(shape).astype(np.float32)) for shape in SHAPES]
 
 
@@ -38,7 +39,7 @@ def test_a_hundred_steps_as_pytorchs_gradscaler(start, interval):
     reference = torch.optim.AdamW(theirs, lr=0.01, weight_decay=0.1)
     scaler = optim.LossScaler(start, growth_interval=interval)
     their_scaler = torch.amp.GradScaler("cpu", init_scale=start, growth_interval=interval)
-    rng = np.random.default_rng(1)
+    rng = seeded(1)
     skipped = 0
     for step in range(100):
         gradients = [(1e9 * rng.standard_normal(p.shape)).astype(np.float32) for p in ours]
@@ -68,7 +69,7 @@ def test_a_hundred_steps_as_pytorchs_gradscaler(start, interval):
 
 def test_it_saves_what_float16_loses(device):
     """Two layers in float16 under weights in float32: a gradient of 2e-9 is 0 there, unless it is scaled."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     x, first, second = (rng.uniform(0.5, 1, shape).astype(np.float32) for shape in ((4, 8), (8, 6), (6, 3)))
 
     def gradients(dtype, scaler=None):

@@ -14,6 +14,7 @@ import scratchvit as sv
 from scratchvit import ops, random
 from scratchvit.backend import Array, asnumpy
 from scratchvit.tensor import OPS, Tensor, is_recording, op
+from tests.support.seeds import seeded
 
 LONG = 100_000
 
@@ -27,7 +28,7 @@ def _own_ops_are_taken_out_again() -> Iterator[None]:
 
 
 def leaf(*shape: int, seed: int = 0, dtype: type = np.float32) -> Tensor:
-    return Tensor(np.random.default_rng(seed).standard_normal(shape).astype(dtype), requires_grad=True)
+    return Tensor(seeded(seed).standard_normal(shape).astype(dtype), requires_grad=True)
 
 
 def grad(t: Tensor) -> np.ndarray:

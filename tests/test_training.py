@@ -29,6 +29,7 @@ from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.training.setup import load_data
 from tests.support.data_samples import write_image_folder, write_picture
 from tests.support.runs import CONFIG
+from tests.support.seeds import seeded
 
 
 @pytest.fixture(scope="module")
@@ -110,7 +111,7 @@ def test_settings_that_make_no_sense_leave_no_folder(change, text, tmp_path):
 
 
 def test_a_checkpoint_keeps_everything(tmp_path):
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     saved = Checkpoint(
         config=dataclasses.asdict(TrainConfig()),
         model_name="m",
@@ -135,7 +136,7 @@ def test_a_checkpoint_keeps_everything(tmp_path):
 def test_a_meter_weighs_images_alike():
     from scratchvit import Tensor
 
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     logits, labels = rng.standard_normal((10, 3), dtype=np.float32), rng.integers(0, 3, 10)
     meter = Meter()
     for part in (slice(0, 7), slice(7, 10)):

@@ -7,6 +7,7 @@ import numpy as np
 import scratchvit as sv
 from scratchvit import optim
 from scratchvit.random import Generator
+from tests.support.seeds import seeded
 from tests.support.strict_array import no_transfers
 
 STEPS = 4
@@ -14,7 +15,7 @@ STEPS = 4
 
 def train(steps: int, guard: contextlib.AbstractContextManager) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses and final weights of a small ViT with everything that draws, decays, clips or averages."""
-    rng = np.random.default_rng(0)
+    rng = seeded(0)
     model = sv.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=32, depth=2,
         num_heads=2, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1,

@@ -8,6 +8,7 @@ from scratchvit.data import Loader, Normalize, load
 from scratchvit.models import create_model
 from tests.support.data_samples import SHARED
 from tests.support.peers import import_timm
+from tests.support.seeds import moved
 
 pytestmark = [
     pytest.mark.parity,
@@ -24,7 +25,7 @@ DECAY, LR = 0.05, 1e-3
 def pair():
     """timm's model and ours with its weights."""
     timm, torch = import_timm(), pytest.importorskip("torch")
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     theirs = timm.models.vision_transformer.VisionTransformer(**SIZES)
     ours = create_model("vit_tiny_patch16_224", **SIZES)
     ours.load_state_dict({name: value.numpy() for name, value in theirs.state_dict().items()})

@@ -8,6 +8,7 @@ from scratchvit.backend import asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
 from tests.support.model_parity import assert_close, images
+from tests.support.seeds import seeded
 from tests.test_detr_queries import CLASSES, N, random_head, small
 from tests.test_matcher import random_targets
 
@@ -19,7 +20,7 @@ def two_stage(**options):
     model = small("dab_detr_tiny", two_stage=True, **options)
     random_head(model.proposals, seed=1)
     weight = model.proposals.class_embed.weight
-    weight.assign(np.random.default_rng(2).standard_normal(weight.shape, dtype=np.float32))
+    weight.assign(seeded(2).standard_normal(weight.shape, dtype=np.float32))
     return model
 
 

@@ -11,6 +11,7 @@ import pytest
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import wrappers
 from scratchvit.weights.files import read_weights
+from tests.support.seeds import seeded
 from tests.support.weight_samples import (
     Build,
     Call,
@@ -29,7 +30,7 @@ from tests.support.weight_samples import (
     zip_bytes,
 )
 
-RNG = np.random.default_rng(0)
+RNG = seeded(0)
 ARRAYS = {
     "patch_embed.proj.weight": RNG.standard_normal((4, 3, 2, 2)).astype(np.float32),
     "blocks.0.attn.qkv.weight": RNG.standard_normal((6, 2)),

@@ -11,6 +11,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import DTYPES
 from scratchvit.weights.files import read_weights
 from tests.support.peers import import_timm
+from tests.support.seeds import moved
 
 pytestmark = pytest.mark.parity
 
@@ -58,7 +59,7 @@ def test_every_kind_of_tensor(tmp_path, torch, zipped, protocol):
 
 @pytest.mark.parametrize("zipped", [True, False])
 def test_a_training_checkpoint(tmp_path, torch, zipped):
-    torch.manual_seed(0)
+    torch.manual_seed(moved(0))
     nn = torch.nn
     model = nn.Sequential(nn.Conv2d(3, 4, 2), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(36, 2))
     optimizer = torch.optim.AdamW(model.parameters())

@@ -8,11 +8,12 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import TIMM, google, huggingface, own, recognise, torchvision
 from tests.support import peers
+from tests.support.seeds import seeded
 
 
 def images(size=224, channels=3):
     size = (size, size) if isinstance(size, int) else size
-    return np.random.default_rng(0).standard_normal((1, channels, *size), dtype=np.float32)
+    return seeded(0).standard_normal((1, channels, *size), dtype=np.float32)
 
 
 def assert_same_logits(model, peer, x):

@@ -7,11 +7,12 @@ import scratchvit as sv
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.files import read_weights
 from tests.support import peers
+from tests.support.seeds import seeded
 
 
 def google_vit(D, heads, depth, patch, grid, classes, stages=None, big_vision=False, stacked=False, prefix=""):
     """Random arrays in the layout of Google's ViTs; stages: blocks of a hybrid's CNN, () for its stem alone."""
-    rng, arrays, d = np.random.default_rng(0), {}, D // heads
+    rng, arrays, d = seeded(0), {}, D // heads
     mha, mlp, norm2 = ("_0", "_0", "_1") if big_vision else ("_1", "_3", "_2")
 
     def add(name, *shape):
@@ -61,7 +62,7 @@ def google_vit(D, heads, depth, patch, grid, classes, stages=None, big_vision=Fa
 
 def google_bit(layers, width, classes):
     """Random arrays in the layout of Google's BiT-ResNetV2."""
-    rng, arrays = np.random.default_rng(0), {}
+    rng, arrays = seeded(0), {}
 
     def add(name, *shape):
         arrays["resnet/" + name] = rng.standard_normal(shape, dtype=np.float32)

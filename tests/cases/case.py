@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from tests.support.seeds import seeded
+
 
 @dataclass(frozen=True)
 class Case:
@@ -32,7 +34,7 @@ class Case:
 
     def make(self, seed: int = 0) -> list[np.ndarray]:
         """The inputs as float64 arrays."""
-        rng = np.random.default_rng(seed)
+        rng = seeded(seed)
         if callable(self.inputs):
             return self.inputs(rng)
         return [rng.standard_normal(shape) for shape in self.inputs]

@@ -6,6 +6,7 @@ import numpy as np
 
 from scratchvit import ops
 from tests.support.peers import import_torchvision
+from tests.support.seeds import seeded
 
 from .case import Case, apart
 
@@ -13,8 +14,8 @@ _labels = np.array([2, 0, 4, 2])
 _some_ignored = np.array([2, -100, 4, 0])
 _pixel_labels = np.array([[[0, 2, 1], [1, 1, 2]], [[2, 0, 255], [255, 0, 1]]])
 _weight = np.array([0.5, 2.0, 1.0, 0.25, 1.5])
-_soft = np.random.default_rng(7).dirichlet(np.ones(5), 4)
-_soft_pixels = np.moveaxis(np.random.default_rng(8).dirichlet(np.ones(3), (2, 2, 2)), -1, 1)
+_soft = seeded(7).dirichlet(np.ones(5), 4)
+_soft_pixels = np.moveaxis(seeded(8).dirichlet(np.ones(3), (2, 2, 2)), -1, 1)
 
 
 def _cross_entropy(note, target, shape=(4, 5), **options):

@@ -4,10 +4,11 @@ import numpy as np
 from scipy import stats
 
 from scratchvit.data.images import to_picture
+from tests.support.seeds import seeded
 
 
 def generator(seed=11):
-    return np.random.default_rng(seed)
+    return seeded(seed)
 
 
 def pictures(count, height, width, channels):

@@ -9,12 +9,13 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data import ArrayDataset
+from tests.support.seeds import seeded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
 
 
 def random_images(count, height=8, width=8, channels=3, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (count, height, width, channels), np.uint8)
+    return seeded(seed).integers(0, 256, (count, height, width, channels), np.uint8)
 
 
 def random_dataset(count=50, classes=5, **shape):

@@ -9,6 +9,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn
 from tests.support.peers import import_timm, randomise
+from tests.support.seeds import seeded
 
 FLOAT32 = {"outputs": 1e-4, "gradients": 1e-3, "statistics": 1e-5}      # as a share of the largest entry
 SMOOTH = {"outputs": 1e-5, "gradients": 2e-5}                           # float32 too, without ReLUs
@@ -16,7 +17,7 @@ FLOAT64 = {"outputs": 1e-8, "gradients": 1e-7, "statistics": 1e-9}
 
 
 def images(*shape, seed=0):
-    return np.random.default_rng(seed).standard_normal(shape, dtype=np.float32)
+    return seeded(seed).standard_normal(shape, dtype=np.float32)
 
 
 def assert_learns(model, x, y, lr=0.02):
@@ -130,7 +131,7 @@ def assert_same_model(model, peer, x, train=False, outputs=1e-4, gradients=1e-3,
             assert_close(state[name], buffer.numpy(), statistics, f"{name}, train={train}")
     if gradients is None:
         return
-    rng = np.random.default_rng(3)
+    rng = seeded(3)
     cotangents = [rng.standard_normal(y.shape).astype(x.dtype) for y in ours]
     sum((y * v).sum() for y, v in zip(ours, cotangents)).backward()
     sum((y * torch.from_numpy(v)).sum() for y, v in zip(theirs, cotangents)).backward()

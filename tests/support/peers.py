@@ -5,6 +5,8 @@ import warnings
 
 import pytest
 
+from tests.support.seeds import moved
+
 
 @functools.cache
 def import_timm():
@@ -45,7 +47,7 @@ def randomise(peer, seed=0):
     Freshly made models have many zeros and ones, behind which two exchanged tensors would go unnoticed.
     """
     torch = pytest.importorskip("torch")
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(moved(seed))
     with torch.no_grad():
         for name, tensor in peer.state_dict().items():
             noise = torch.randn(tensor.shape, generator=generator)

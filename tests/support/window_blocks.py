@@ -8,11 +8,12 @@ import scipy.special
 import scratchvit as sv
 from scratchvit.models.windows import shifted_regions
 from tests.support.model_parity import in_float64
+from tests.support.seeds import seeded
 
 
 def randomised(module, seed=0):
     """The module with parameters that leave none without effect, in evaluation mode."""
-    rng = np.random.default_rng(seed)
+    rng = seeded(seed)
     for name, parameter in module.named_parameters():
         noise = 0.5 * rng.standard_normal(parameter.shape, dtype=np.float32)
         parameter.assign(noise + (1 if "norm" in name and name.endswith("weight") else 0))
@@ -105,7 +106,7 @@ def on_device(x):
 def assert_gradients(module, x):
     """Gradients of the input and of all parameters, along random directions, are those of central differences."""
     in_float64(module)
-    rng = np.random.default_rng(5)
+    rng = seeded(5)
     x = sv.Tensor(x.astype(np.float64), requires_grad=True)
     cotangent = on_device(rng.standard_normal(x.shape))
 
