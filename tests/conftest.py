@@ -94,8 +94,8 @@ def _every_test_begins_alike_and_leaves_nothing_behind(request: pytest.FixtureRe
     margins.records.clear()
     before = leftovers.state()
     yield
-    for quotient, what in margins.records:
-        request.node.user_properties.append(("margin", (quotient, what)))
+    if margins.records:
+        request.node.user_properties.append(("margin", (*max(margins.records), len(margins.records))))
     found = leftovers.differences(before, leftovers.state())
     sv.use("cpu")       # so that one offender does not fail the tests after it
     assert not found, "the test left something behind: " + "; ".join(found)
@@ -104,7 +104,7 @@ def _every_test_begins_alike_and_leaves_nothing_behind(request: pytest.FixtureRe
 # --- what is said at the end ----------------------------------------------------------------------------------------
 
 _deselected: Counter[str] = Counter()
-_margins: list[tuple[float, str, str]] = []
+_margins: list[tuple[float, str, int, str]] = []       # of a test: the largest quotient, of what, of how many, the test
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
@@ -120,9 +120,10 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
     wanted = terminalreporter.config.getoption("--margins")
     if not wanted:
         return
-    terminalreporter.section(f"measured / allowed, the largest of {len(_margins)} comparisons")
-    for quotient, what, test in sorted(_margins, reverse=True)[:wanted]:
-        terminalreporter.line(f"{quotient:6.3f}  {test}  {what}")
+    compared = sum(count for *_, count, _ in _margins)
+    terminalreporter.section(f"measured / allowed in {compared:,} comparisons of {len(_margins):,} tests")
+    for quotient, what, _, test in sorted(_margins, reverse=True)[:wanted]:
+        terminalreporter.line(f"{quotient:6.3f}  {test}  {what}".rstrip())
 
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)     # so that this is the very last line

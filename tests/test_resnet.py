@@ -7,7 +7,6 @@ import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.models.resnet import BasicBlock, Bottleneck
 from tests.support.model_parity import (
-    FLOAT64,
     assert_learns,
     assert_same_cnn,
     assert_same_model,
@@ -190,10 +189,10 @@ def test_values_and_gradients_equal_timms_at_224(name):
     """Where gradients of evaluation take another way than those of training, the smaller images have shown it."""
     model, peer = pair(timms(name), name)
     x = images(1, 3, 224, 224)
-    assert_same_model(model, peer, x, train=True, gradients=None)
-    assert_same_model(model, peer, x, train=False, gradients=None)
+    assert_same_model(model, peer, x, train=True, gradients=False)
+    assert_same_model(model, peer, x, train=False, gradients=False)
     give(in_float64(model), peer.double())
-    assert_same_model(model, peer, x, train=True, **FLOAT64)
+    assert_same_model(model, peer, x, train=True)
 
 
 @pytest.mark.parity
@@ -205,7 +204,7 @@ def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
     """
     model, peer = open_relus(*pair(timms(name), name))
     for train in (True, False):
-        assert_same_model(model, peer, images(2, 3, 64, 96), train, per_layer=True)
+        assert_same_model(model, peer, images(2, 3, 64, 96), train)
 
 
 @pytest.mark.parity

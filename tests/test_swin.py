@@ -18,7 +18,7 @@ from scratchvit.models.windows import (
     window_reverse,
 )
 from scratchvit.optim.groups import layers_by_name
-from tests.support.model_parity import SMOOTH, assert_learns, assert_same_model, images, pair, timms
+from tests.support.model_parity import assert_learns, assert_same_model, images, pair, timms
 from tests.support.window_blocks import assert_gradients, dense_block, randomised, steps_of
 from tests.test_layer_decay import settings_by_name
 
@@ -251,7 +251,7 @@ def test_attention_entries_grow_with_the_number_of_tokens():
 )  # fmt: skip
 def test_logits_and_gradients_equal_timms(name, options):
     model, peer = pair(timms(name, **options), name, **options)
-    assert_same_model(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size), **SMOOTH)
+    assert_same_model(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size))
 
 
 @pytest.mark.parity

@@ -18,7 +18,6 @@ TINY = {
     "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 3,
     "num_classes": 5,
 }  # fmt: skip
-V2 = {"outputs": 1e-5, "gradients": 1e-3}       # τ's is a sum over all pairs of tokens that nearly cancels
 
 
 @pytest.mark.parametrize(
@@ -220,4 +219,4 @@ def test_attention_entries_grow_with_the_area_of_the_window():
 )  # fmt: skip
 def test_logits_and_gradients_equal_timms(name, options):
     model, peer = pair(timms(name, **options), name, **options)
-    assert_same_model(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size), **V2)
+    assert_same_model(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size))

@@ -42,7 +42,9 @@ def state() -> dict[str, Any]:
         "sys.path": list(sys.path),
         "handlers of signals": [signal.getsignal(number) for number in SIGNALS],
         "files in the working directory": sorted(path.name for path in Path().iterdir()),
-        "files in the folder for temporary files": sorted(path.name for path in Path(tempfile.gettempdir()).iterdir()),
+        "files in the folder for temporary files": sorted(
+            path.name for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("torchinductor")
+        ),
         "threads that are not daemons": sorted(t.name for t in threading.enumerate() if _is_a_tests(t)),
     }
     if pyplot := sys.modules.get("matplotlib.pyplot"):

@@ -157,9 +157,7 @@ def _in_float64(compute: Callable[[], Any], rng: np.random.Generator | None) -> 
                 kwargs[name] = operand(kwargs[name])
             else:
                 dtypes.append(None)
-        others = {position for position, *_ in slots}
-        args = [x if i in others else _perturbed(x, None) for i, x in enumerate(args)]
-        value, backward = function(*args, **{key: _perturbed(x, None) for key, x in kwargs.items()})
+        value, backward = function(*args, **kwargs)
         return value, _backward_like(backward, dtypes, noise)
 
     with replace_ops(call):

@@ -1,0 +1,248 @@
+"""Run the suite as other processors, threads, seeds, orders and versions would, and write the table of it.
+
+    python scripts/test_matrix.py                               # everything: an hour or more on two cores
+    python scripts/test_matrix.py --only "kernel|seed" --marker parity
+    python scripts/test_matrix.py --out docs/testing/matrix.md  # the table that is committed
+
+A row is one run of pytest, with the newest versions of all dependencies or the lowest that pyproject.toml promises, on
+one of the Pythons that this machine has. OPENBLAS_CORETYPE makes OpenBLAS take the kernels of another processor,
+NPY_DISABLE_CPU_FEATURES makes NumPy take those of an older one. The largest margin of a row is the largest
+measured / allowed of its comparisons (tests/support/margins.py). A row with a margin above 0.5 or a failed test is red,
+and the exit status is 1. The table is written anew after every row, so that a run that is cut short leaves its part;
+`--resume` runs the rows that are missing in the JSON file beside the table. Needs uv (`pip install uv`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from datetime import date
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+LARGEST = 0.5
+PYTHONS = ("3.11", "3.12", "3.13", "3.14")
+KERNELS = ("Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
+NEEDS = {"Sandybridge": "avx", "Haswell": "avx2", "Zen": "avx2", "SkylakeX": "avx512f"}     # of the processor
+OLDER_NUMPY = "X86_V3 X86_V4"               # NumPy's names for AVX2 and for AVX-512 and what belongs to them
+
+
+@dataclass(frozen=True)
+class Row:
+    """One run: its name, Python and versions ("newest", "lowest"), what is in the environment, options of pytest."""
+
+    name: str
+    python: str = "3.11"
+    versions: str = "newest"
+    variables: dict[str, str] = field(default_factory=dict)
+    options: tuple[str, ...] = ()
+
+
+@dataclass
+class Result:
+    """What came of a row."""
+
+    name: str
+    marker: str
+    commit: str
+    day: str
+    versions: str
+    kernel: str
+    command: str
+    summary: str
+    margin: float | None
+    closest: str
+    seconds: float
+    green: bool
+
+
+def rows() -> list[Row]:
+    """The table of issue 22, parts 1 to 3, as far as this machine can run it."""
+    flags = processor_flags()
+    kernels = [name for name in KERNELS if NEEDS.get(name, "") in flags]
+    return [
+        Row("as it is"),
+        *(Row(f"kernel {name}", variables={"OPENBLAS_CORETYPE": name}) for name in kernels),
+        Row("kernel of NumPy without AVX2", variables={"NPY_DISABLE_CPU_FEATURES": OLDER_NUMPY}),
+        Row("two threads in each process", variables={"OMP_NUM_THREADS": "2"}),
+        *(Row(f"seed {n}", options=("--seed", str(n))) for n in range(1, 6)),
+        *(Row(f"random order {n}", options=("--random-order-bucket=global", f"--random-order-seed={n}"))
+          for n in range(1, 6)),
+        Row("one process", options=("-n", "0")),
+        Row("lowest versions", "3.11", "lowest"),
+        *(Row(f"Python {python}", python) for python in PYTHONS[1:]),
+    ]  # fmt: skip
+
+
+def processor_flags() -> str:
+    """What the processor says it can do, on Linux; nothing elsewhere."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.exists() else []
+    return next((line for line in lines if line.startswith("flags")), "")
+
+
+# --- environments ---------------------------------------------------------------------------------------------------
+
+
+def environment(row: Row, folder: Path, parity: bool) -> Path | None:
+    """The interpreter of the row's environment, made if it is not there; None where this machine lacks that Python."""
+    place = folder / f"{row.python}-{row.versions}{'-parity' * parity}"
+    python = place / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+    if (place / "complete").exists():
+        return python
+    found = interpreter(row.python)
+    if found is None:
+        return None
+    uv = [sys.executable, "-m", "uv"]
+    subprocess.run([*uv, "venv", "-q", "--clear", "--python", found, place], check=True)
+    install = [*uv, "pip", "install", "-q", "--python", python]
+    if row.versions == "lowest":
+        pinned = subprocess.run(
+            [*uv, "pip", "compile", "-q", "--extra", "test", "--resolution", "lowest-direct", "--python", python,
+             ROOT / "pyproject.toml"],
+            check=True, capture_output=True, text=True,
+        ).stdout  # fmt: skip
+        (place / "pinned.txt").write_text(pinned)
+        subprocess.run([*install, "-r", place / "pinned.txt"], check=True)
+        subprocess.run([*install, "--no-deps", "-e", ROOT], check=True)
+    else:
+        if parity:      # pip takes a build for CPUs where the machine offers one; uv does not
+            subprocess.run([*install, "pip"], check=True)
+            subprocess.run([python, "-m", "pip", "install", "-q", "torch==2.13.0"], check=True)
+        subprocess.run([*install, "-e", f"{ROOT}[test{',parity' * parity}]"], check=True)
+    subprocess.run([*install, "pytest-random-order"], check=True)
+    (place / "complete").touch()
+    return python
+
+
+def interpreter(version: str) -> Path | None:
+    """A Python of this version: on the PATH, or among those of pyenv; its shims exist also where no version is set."""
+    name = f"python{version}"
+    folders = [*map(Path, os.get_exec_path()), *sorted((Path.home() / ".pyenv" / "versions").glob(f"{version}.*/bin"))]
+    for path in (folder / name for folder in folders):
+        if path.exists() and subprocess.run([path, "--version"], capture_output=True).returncode == 0:
+            return path
+    return None
+
+
+ABOUT = """
+import platform, numpy, scipy, threadpoolctl
+pool = [p for p in threadpoolctl.threadpool_info() if p["user_api"] == "blas"]
+print(f"Python {platform.python_version()}, NumPy {numpy.__version__}, SciPy {scipy.__version__}")
+print(pool[0]["architecture"] if pool else "")
+"""
+
+
+# --- runs -----------------------------------------------------------------------------------------------------------
+
+
+def run(row: Row, python: Path, marker: str, log: Path) -> Result:
+    """Run pytest for a row, and read what it printed."""
+    options = ["-p", "no:cacheprovider", "--margins", "1", *(["-m", marker] if marker else []), *row.options]
+    variables = {**os.environ, **row.variables}
+    about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
+    versions, kernel = about.splitlines()
+    start = time.perf_counter()
+    with log.open("w") as file:
+        status = subprocess.run(
+            [python, "-m", "pytest", *options], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
+        ).returncode
+    text = log.read_text()
+    summary = re.findall(r"^=* ?((?:\d+ \w+, )*\d+ \w+) in [\d.]+s.*$", text, re.MULTILINE)
+    closest = re.search(r"^=+ measured / allowed in .*\n *([\d.a-z]+)  (\S.*)", text, re.MULTILINE)
+    margin = float(closest[1]) if closest else None
+    return Result(
+        name=row.name, marker=marker or "quick", commit=commit(), day=date.today().isoformat(), versions=versions,
+        kernel=kernel, summary=summary[-1] if summary else f"no summary: see {log.name}", margin=margin,
+        closest=closest[2] if closest else "", seconds=time.perf_counter() - start,
+        green=status == 0 and (margin or 0) <= LARGEST,
+        command=" ".join([*(f'{k}="{v}"' for k, v in row.variables.items()), "pytest", *row.options]),
+    )  # fmt: skip
+
+
+def commit() -> str:
+    """The short hash of what is checked out."""
+    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
+    return found.stdout.strip() or "no commit"
+
+
+# --- the table ------------------------------------------------------------------------------------------------------
+
+HEAD = """# The suite on other processors, seeds, orders and versions
+
+Written by `python scripts/test_matrix.py`. A row is a run of pytest; its largest margin is the largest measured ÷ allowed
+of its comparisons with an error bound ([margins.py](../../tests/support/margins.py)); above {largest}, the row is
+red.{machine}
+
+| | run | part | what came out | largest margin | of | BLAS kernel | versions | s | day, commit |
+|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
+def table(results: list[Result]) -> str:
+    """Markdown of all rows."""
+
+    def line(r: Result) -> str:
+        cells = (
+            "ok" if r.green else "**red**", f"{r.name}<br>`{r.command}`", r.marker, r.summary,
+            "" if r.margin is None else f"{r.margin:.3f}", r.closest.replace("|", "/"), r.kernel, r.versions,
+            f"{r.seconds:.0f}", f"{r.day}, {r.commit}",
+        )  # fmt: skip
+        return f"| {' | '.join(cells)} |\n"
+
+    return HEAD.format(largest=LARGEST, machine=machine()) + "".join(map(line, results))
+
+
+def machine() -> str:
+    """A sentence about the processor, where the system tells it."""
+    path = Path("/proc/cpuinfo")
+    if not path.exists():
+        return ""
+    names = re.findall(r"^model name\s*: (.*)$", path.read_text(), re.MULTILINE)
+    return f" Run on {len(names)} cores of: {names[0]}." if names else ""
+
+
+def main() -> None:
+    """Run the rows that are asked for."""
+    parser = argparse.ArgumentParser(description="Run the suite as other machines, seeds, orders and versions would.")
+    parser.add_argument("--only", default="", help="a regular expression that a row's name must contain")
+    parser.add_argument("--marker", default="", help="pytest's -m (default: the quick part), such as parity")
+    parser.add_argument("--environments", type=Path, default=ROOT / "build" / "environments", help="where to keep them")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "matrix.md", help="the table; JSON goes beside it")
+    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--list", action="store_true", help="name the rows and stop")
+    options = parser.parse_args()
+    chosen = [row for row in rows() if re.search(options.only, row.name)]
+    if options.list:
+        print("\n".join(row.name for row in chosen))
+        return
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    options.environments.mkdir(parents=True, exist_ok=True)
+    record = options.out.with_suffix(".json")
+    results = [Result(**row) for row in json.loads(record.read_text())] if options.resume and record.exists() else []
+    done = {(r.name, r.marker) for r in results}
+    for row in chosen:
+        if (row.name, options.marker or "quick") in done:
+            continue
+        python = environment(row, options.environments.resolve(), "parity" in options.marker)
+        if python is None:
+            print(f"{row.name}: this machine has no Python {row.python}")
+            continue
+        log = options.environments / f"{row.name.replace(' ', '-')}.log"
+        result = run(row, python, options.marker, log)
+        print(f"{'ok ' if result.green else 'RED'} {row.name}: {result.summary}, margin {result.margin}, "
+              f"{result.seconds:.0f} s", flush=True)
+        results.append(result)
+        record.write_text(json.dumps([asdict(r) for r in results], indent=1))
+        options.out.write_text(table(results))
+    sys.exit(any(not r.green for r in results))
+
+
+if __name__ == "__main__":
+    main()
