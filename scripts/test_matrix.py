@@ -176,8 +176,8 @@ def commit() -> str:
 
 HEAD = """# The suite on other processors, seeds, orders and versions
 
-Written by `python scripts/test_matrix.py`. A row is a run of pytest; its largest margin is the largest measured ÷ allowed
-of its comparisons with an error bound ([margins.py](../../tests/support/margins.py)); above {largest}, the row is
+Written by `python scripts/test_matrix.py`. A row is a run of pytest; its largest margin is the largest measured ÷
+allowed of its comparisons with an error bound ([margins.py](../../tests/support/margins.py)); above {largest}, it is
 red.{machine}
 
 | | run | part | what came out | largest margin | of | BLAS kernel | versions | s | day, commit |
@@ -238,6 +238,8 @@ def main() -> None:
         result = run(row, python, options.marker, log)
         print(f"{'ok ' if result.green else 'RED'} {row.name}: {result.summary}, margin {result.margin}, "
               f"{result.seconds:.0f} s", flush=True)
+        if not result.green:
+            print("\n".join(log.read_text().splitlines()[-60:]))
         results.append(result)
         record.write_text(json.dumps([asdict(r) for r in results], indent=1))
         options.out.write_text(table(results))
