@@ -144,7 +144,7 @@ print(pool[0]["architecture"] if pool else "")
 
 def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     """Run pytest for a row, and read what it printed."""
-    options = ["-p", "no:cacheprovider", "--margins", "1", *(["-m", marker] if marker else []), *row.options]
+    options = ["-p", "no:cacheprovider", "--margins", *(["-m", marker] if marker else []), *row.options]
     variables = {**os.environ, **row.variables}
     about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
     versions, kernel = about.splitlines()

@@ -40,10 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the device tests there only (default: on cpu and on strict, the stand-in for a GPU)",
     )
     parser.addoption("--seed", type=int, default=0, metavar="N", help="move every random generator of the suite")
-    parser.addoption(
-        "--margins", nargs="?", type=int, const=20, default=0, metavar="HOW_MANY",
-        help="print the comparisons that came closest to their error bounds (20 unless told)",
-    )
+    parser.addoption("--margins", action="store_true", help="print the comparisons that came closest to their error bounds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -117,12 +114,11 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: Any) -> None:
-    wanted = terminalreporter.config.getoption("--margins")
-    if not wanted:
+    if not terminalreporter.config.getoption("--margins"):
         return
     compared = sum(count for *_, count, _ in _margins)
     terminalreporter.section(f"measured / allowed in {compared:,} comparisons of {len(_margins):,} tests")
-    for quotient, what, _, test in sorted(_margins, reverse=True)[:wanted]:
+    for quotient, what, _, test in sorted(_margins, reverse=True)[:20]:
         terminalreporter.line(f"{quotient:6.3f}  {test}  {what}".rstrip())
 
 
