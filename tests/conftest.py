@@ -40,7 +40,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         help="run the device tests there only (default: on cpu and on strict, the stand-in for a GPU)",
     )
     parser.addoption("--seed", type=int, default=0, metavar="N", help="move every random generator of the suite")
-    parser.addoption("--margins", action="store_true", help="print the comparisons that came closest to their error bounds")
+    parser.addoption("--margins", action="store_true", help="print which comparisons came closest to their bounds")
 
 
 def pytest_configure(config: pytest.Config) -> None:
