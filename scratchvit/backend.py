@@ -166,8 +166,11 @@ PARALLEL_BYTES = 1 << 20    # below this, handing rows to threads costs more tha
 @functools.cache
 def cpu_threads() -> int:
     """Threads for work on the CPU: as many as BLAS was told to use (OMP_NUM_THREADS), at most the cores."""
-    blas = max((pool["num_threads"] for pool in _blas().info()), default=1)
-    return max(1, min(blas, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    told = [pool["num_threads"] for pool in _blas().info()]
+    if not told and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        told = [int(number)]        # threadpoolctl does not know Accelerate, which NumPy uses on macOS
+    return max(1, min(max(told, default=cores), cores))
 
 
 @functools.cache

@@ -61,7 +61,7 @@ def detect(argv: Sequence[str]) -> int:
         for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
             entries = results_in([found], [picture.image_id], categories)
             results += [
-                {**entry, "file_name": str(picture.path)} for entry in entries if entry["score"] >= given.threshold
+                {**entry, "file_name": picture.path.as_posix()} for entry in entries if entry["score"] >= given.threshold
             ]
             side = max(READABLE, *image.size)
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
