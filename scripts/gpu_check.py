@@ -90,7 +90,7 @@ def run_tests(device: str) -> Row:
     command = [sys.executable, "-m", "pytest", "--device", device, "-m", "not parity"]
     try:
         done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, encoding="utf-8", errors="replace", timeout=TESTS_SECONDS
+            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TESTS_SECONDS
         )
     except subprocess.TimeoutExpired:
         return {"ok": False, "result": f"not finished after {TESTS_SECONDS} s"}

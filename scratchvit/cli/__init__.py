@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """A pipe or a file in a code page of Windows or in the C locale has no ² and no → : print them as \\xb2, \\u2192."""
+    """In a code page of Windows, or in the C locale, there is no → for a pipe or a file: print it as \\u2192."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
