@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
     report = {**versions(device), "seconds": round(time.perf_counter() - start, 1), "parts": rows}
     write_atomically(options.out, (json.dumps(report, indent=2) + "\n").encode())
-    print(f"\n{report['gpu'] or 'no GPU'}, commit {report['commit'][:12]}, {report['seconds']} s; more in {options.out}")
+    print(f"\n{report['gpu'] or 'no GPU'}, commit {report['commit'][:12]}, {report['seconds']} s: {options.out}")
     for row in rows:
         verdict = {True: "passed", False: "FAILED", None: "not run"}[row["ok"]]
         print(f"  {row['part']:<10} {verdict:<8} {row['result']}")

@@ -70,7 +70,7 @@ def test_a_run_leaves_its_files_and_says_what_it_is(run):
     assert "the largest 30×40, of which the encoder makes 20 tokens" in out         # a map of stride 8
     assert "3 object queries" in out and "epoch 1/1  train loss" in out and "warning" not in out
     assert json.loads((folder / "config.json").read_text())["model_args"]["hidden_dim"] == 16
-    assert "<html" in (folder / "report.html").read_text()
+    assert "<html" in (folder / "report.html").read_text("utf-8")
 
 
 def test_it_ends_with_what_detect_eval_says_and_with_commands_that_work(run, capsys):
@@ -105,7 +105,7 @@ def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path,
     command = command_for(config, detect_train.parse)
     assert command is not None and command.startswith("scratchvit detect-train --data ")
     assert detect_train.parse(words_of(command)[2:])[0].as_read_back() == config.as_read_back()
-    page = Path("again.html").read_text()
+    page = Path("again.html").read_text("utf-8")
     assert "--hidden-dim 16" in page and f"scratchvit detect-train --resume {folder}" in page
     error, code = refused(capsys, "report", folder, "--data-dir", "x")
     assert "name it with --data" in error and code == 1
@@ -135,7 +135,7 @@ def test_without_options_it_is_the_recipe_of_the_scenes():
 def test_recipes_of_detectors_say_their_command(name):
     recipe = load_recipe(name, DetectConfig)
     assert isinstance(recipe, DetectConfig) and recipe.model_args.keys() <= vars(model_config(recipe.model)).keys()
-    text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text()
+    text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text("utf-8")
     command = re.search(r"command +(?:OMP_NUM_THREADS=1 )?scratchvit detect-train *(.*)", text)[1]
     assert detect_train.parse(words_of(command))[0] == recipe
     assert name not in list_recipes()
