@@ -163,11 +163,18 @@ BLOCK_BYTES = 1 << 20       # 1 MiB: small enough for the cache, large enough th
 PARALLEL_BYTES = 1 << 20    # below this, handing rows to threads costs more than it saves
 
 
+def cpu_cores() -> int:
+    """Cores that this process may use, as far as the system tells."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @functools.cache
 def cpu_threads() -> int:
     """Threads for work on the CPU: as many as BLAS was told to use (OMP_NUM_THREADS), at most the cores."""
-    blas = max((pool["num_threads"] for pool in _blas().info()), default=1)
-    return max(1, min(blas, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+    told = [pool["num_threads"] for pool in _blas().info()]
+    if not told and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        told = [int(number)]        # threadpoolctl does not know Accelerate, which NumPy uses on macOS
+    return max(1, min(max(told, default=cpu_cores()), cpu_cores()))
 
 
 @functools.cache

@@ -190,8 +190,8 @@ def peak_bytes(anew: bool = False) -> int:
     Linux only. (`ru_maxrss` would include the parent's.)
     """
     if anew:
-        Path("/proc/self/clear_refs").write_text("5")
-    status = Path("/proc/self/status").read_text()
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    status = Path("/proc/self/status").read_text("ascii")
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 

@@ -13,7 +13,6 @@ repeats. Waiting counts from the second batch of an epoch on; the first one nobo
 from __future__ import annotations
 
 import argparse
-import os
 import statistics
 import sys
 import time
@@ -60,7 +59,7 @@ def main() -> None:
     height, width, channels = data.splits.train.image_shape
     print(
         f"{config.data}: {height}×{width}×{channels}, batches of {args.batch}, a model of {backend.cpu_threads()} "
-        f"thread(s), {len(os.sched_getaffinity(0))} core(s); median (least … most) of {args.repeats} repeats"
+        f"thread(s), {backend.cpu_cores()} core(s); median (least … most) of {args.repeats} repeats"
     )
     heads = ("workers", "loader alone, pictures/s", *(f"{name}: pictures/s, waiting" for name in MODELS))
     print("  ".join(heads), flush=True)

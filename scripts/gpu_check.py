@@ -77,7 +77,7 @@ def main(argv: list[str] | None = None) -> int:
 
     report = {**versions(device), "seconds": round(time.perf_counter() - start, 1), "parts": rows}
     write_atomically(options.out, (json.dumps(report, indent=2) + "\n").encode())
-    print(f"\n{report['gpu'] or 'no GPU'}, commit {report['commit'][:12]}, {report['seconds']} s → {options.out}")
+    print(f"\n{report['gpu'] or 'no GPU'}, commit {report['commit'][:12]}, {report['seconds']} s: {options.out}")
     for row in rows:
         verdict = {True: "passed", False: "FAILED", None: "not run"}[row["ok"]]
         print(f"  {row['part']:<10} {verdict:<8} {row['result']}")
@@ -110,7 +110,7 @@ def compare_steps(reference: backend.Backend, other: backend.Backend, steps: int
     difference = float(np.max(np.abs(actual[:steps] - expected[:steps]) / np.abs(expected[:steps])))
     return {
         "ok": difference < TOLERANCE and bool(expected[steps - 1] < expected[0]),
-        "result": f"{steps} steps, loss {expected[0]:.3f} → {expected[steps - 1]:.3f}, "
+        "result": f"{steps} steps, loss {expected[0]:.3f} to {expected[steps - 1]:.3f}, "
         f"largest relative difference {difference:.1e} (limit {TOLERANCE:.0e})",
         "difference": difference,
         "losses": [expected.tolist(), actual.tolist()],

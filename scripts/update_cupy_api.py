@@ -97,5 +97,5 @@ def text() -> str:
 
 
 if __name__ == "__main__":
-    API_FILE.write_text(text())
+    API_FILE.write_text(text(), encoding="utf-8", newline="\n")
     print(f"{API_FILE}: CuPy {cupy.__version__}")

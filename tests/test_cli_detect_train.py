@@ -5,7 +5,6 @@ import dataclasses
 import io
 import json
 import re
-import shlex
 import shutil
 import sys
 from pathlib import Path
@@ -24,6 +23,7 @@ from scratchvit.training.folder import read_config
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import coco, write_coco
 from tests.support.detector_samples import BAD, refused, write_animals, write_weights, written
+from tests.support.platforms import words_of
 
 TINY = [
     "--model=detr_tiny", "--layers=1,1,1,1", "--channels=8,8,8,8", "--hidden-dim=16", "--nheads=2", "--enc-layers=1",
@@ -70,12 +70,12 @@ def test_a_run_leaves_its_files_and_says_what_it_is(run):
     assert "the largest 30×40, of which the encoder makes 20 tokens" in out         # a map of stride 8
     assert "3 object queries" in out and "epoch 1/1  train loss" in out and "warning" not in out
     assert json.loads((folder / "config.json").read_text())["model_args"]["hidden_dim"] == 16
-    assert "<html" in (folder / "report.html").read_text()
+    assert "<html" in (folder / "report.html").read_text("utf-8")
 
 
 def test_it_ends_with_what_detect_eval_says_and_with_commands_that_work(run, capsys):
     folder, out = run
-    suggested = [shlex.split(line) for line in out.split("try next")[1].strip().splitlines()]
+    suggested = [words_of(line) for line in out.split("try next")[1].strip().splitlines()]
     assert [words[1] for words in suggested] == ["detect", "detect-eval", "detect-eval", "detect-train"]
     assert main(suggested[1][1:]) == 0
     figures = out[out.index("         all") : out.index("holds") - len(str(folder)) - 3].strip()
@@ -104,8 +104,8 @@ def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path,
     config = read_config(folder, DetectConfig)
     command = command_for(config, detect_train.parse)
     assert command is not None and command.startswith("scratchvit detect-train --data ")
-    assert detect_train.parse(shlex.split(command)[2:])[0].as_read_back() == config.as_read_back()
-    page = Path("again.html").read_text()
+    assert detect_train.parse(words_of(command)[2:])[0].as_read_back() == config.as_read_back()
+    page = Path("again.html").read_text("utf-8")
     assert "--hidden-dim 16" in page and f"scratchvit detect-train --resume {folder}" in page
     error, code = refused(capsys, "report", folder, "--data-dir", "x")
     assert "name it with --data" in error and code == 1
@@ -135,9 +135,9 @@ def test_without_options_it_is_the_recipe_of_the_scenes():
 def test_recipes_of_detectors_say_their_command(name):
     recipe = load_recipe(name, DetectConfig)
     assert isinstance(recipe, DetectConfig) and recipe.model_args.keys() <= vars(model_config(recipe.model)).keys()
-    text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text()
+    text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text("utf-8")
     command = re.search(r"command +(?:OMP_NUM_THREADS=1 )?scratchvit detect-train *(.*)", text)[1]
-    assert detect_train.parse(shlex.split(command))[0] == recipe
+    assert detect_train.parse(words_of(command))[0] == recipe
     assert name not in list_recipes()
     with pytest.raises(sv.ScratchvitError, match="there is no recipe"):
         load_recipe(name)

@@ -110,7 +110,7 @@ def test_a_run_from_the_command_line_tells_its_bits_and_draws(tmp_path, capsys):
     assert code == 0 and "bits per pixel, of 17 colours; 2.428 for who knows only" in text
     assert f"scratchvit complete {tmp_path / 'run'}" in text and "scratchvit predict" not in text
     assert (tmp_path / "run" / "complete.png").exists()
-    page = (tmp_path / "run" / "report.html").read_text()
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
     assert "Curves" in page and "Confusion matrix" not in page
     code, text, _ = said(capsys, "report", tmp_path / "run")
     assert code == 0

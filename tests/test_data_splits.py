@@ -113,7 +113,7 @@ def test_digits_without_scikit_learn(monkeypatch):
         ({"name_or_path": "digits", "val_fraction": 1.0}, "val_fraction=1.0"),
         ({"name_or_path": "digits", "seed": -1}, "seed=-1"),
         ({"name_or_path": "digits", "img_size": 0}, "img_size=0"),
-        ({"name_or_path": "mnist", "data_dir": "/no/such/folder"}, "/no/such/folder: no such folder"),
+        ({"name_or_path": "mnist", "data_dir": "/no/such/folder"}, r"[/\\]no[/\\]such[/\\]folder: no such folder"),
     ],
 )
 def test_load_refuses_with_a_sentence(arguments, message):

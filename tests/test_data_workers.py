@@ -26,6 +26,7 @@ from scratchvit.data import (
 )
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset, write_image_folder
+from tests.support.platforms import WINDOWS, is_running
 
 PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
 HEAVY = Compose(
@@ -102,13 +103,6 @@ def pids(loader):
     return [process.pid for process in loader._processes._processes]
 
 
-def exists(pid):
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
-    return False
-
-
 # The same batches
 
 
@@ -181,16 +175,16 @@ def test_workers_live_over_epochs_and_end_with_the_loader():
     list(loader)
     before = pids(loader)
     list(loader)
-    assert pids(loader) == before and all(map(exists, before))
+    assert pids(loader) == before and all(map(is_running, before))
     loader.close()
     loader.close()
-    assert not any(map(exists, before))
+    assert not any(map(is_running, before))
     list(loader)
     again = pids(loader)
-    assert all(map(exists, again))
+    assert all(map(is_running, again))
     del loader
     gc.collect()
-    assert not any(map(exists, again))
+    assert not any(map(is_running, again))
 
 
 def test_leaving_the_loop_ends_them():
@@ -199,16 +193,17 @@ def test_leaving_the_loop_ends_them():
         started = pids(loader)
         break
     gc.collect()
-    assert not any(map(exists, started))
+    assert not any(map(is_running, started))
     assert_same(loader, make(0))
     with pytest.raises(ZeroDivisionError):
         for _ in loader:
             started = pids(loader)
             1 / 0  # noqa: B018
     gc.collect()
-    assert not any(map(exists, started))
+    assert not any(map(is_running, started))
 
 
+@pytest.mark.skipif(WINDOWS, reason="Windows does not send signals, it ends the process")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_are_the_parents(number):
     with contextlib.closing(make(1)) as loader:
@@ -231,9 +226,9 @@ def run_script(tmp_path, text):
 
 def wait_for_the_end(processes, seconds=30):
     end = time.monotonic() + seconds
-    while any(map(exists, processes)) and time.monotonic() < end:
+    while any(map(is_running, processes)) and time.monotonic() < end:
         time.sleep(0.05)
-    return not any(map(exists, processes))
+    return not any(map(is_running, processes))
 
 
 @pytest.mark.parametrize("transform", ["PLAIN", "take_a_while"])      # killed when they wait, and when they work
@@ -247,7 +242,7 @@ time.sleep(60)
 """
     with run_script(tmp_path, script) as parent:
         started = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(started) == 2 and all(map(exists, started))
+        assert len(started) == 2 and all(map(is_running, started))
         parent.kill()
     assert wait_for_the_end(started)
 
@@ -282,7 +277,7 @@ def test_an_exception_arrives_as_it_was():
     assert handed == 6 and loader.state_dict()["batch"] == 6
     assert str(caught.value) == "picture 49"
     assert "in fail_on_the_last_batch" in caught.value.__notes__[0]
-    assert not any(map(exists, started))
+    assert not any(map(is_running, started))
 
 
 def test_an_exception_that_cannot_travel():
@@ -293,7 +288,7 @@ def test_an_exception_that_cannot_travel():
 def test_a_picture_that_does_not_decode_is_named(tmp_path):
     folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
     folder.paths[7].write_bytes(b"rotten")
-    with pytest.raises(ScratchvitError, match=r"ant/07\.png: this picture does not decode"):
+    with pytest.raises(ScratchvitError, match=r"ant[/\\]07\.png: this picture does not decode"):
         list(Loader(folder, 4, PLAIN, workers=2))
 
 
@@ -308,10 +303,11 @@ def test_a_worker_that_is_killed_is_a_sentence_and_the_next_epoch_has_a_new_one(
     loader = make(2, HEAVY)
     list(loader)
     first, second = pids(loader)
-    os.kill(second, signal.SIGKILL)
-    with pytest.raises(ScratchvitError, match=rf"2 of 2 \(pid {second}\) .* was killed by SIGKILL; if memory"):
+    how = "ended with exit status 1" if WINDOWS else "was killed by SIGKILL"
+    loader._processes._processes[1].kill()
+    with pytest.raises(ScratchvitError, match=rf"2 of 2 \(pid {second}\) .* {how}; if memory"):
         list(loader)
-    assert not exists(first)
+    assert not is_running(first)
     loader.load_state_dict({"epoch": 1, "batch": 0, "seed": 3})
     reference = make(0, HEAVY)
     list(reference)
@@ -342,5 +338,5 @@ def test_a_worker_that_cannot_start_is_a_sentence(monkeypatch):
     with pytest.raises(ScratchvitError, match="workers=-1"):
         make(-1)
     monkeypatch.setattr(sys, "executable", "/no/python")
-    with pytest.raises(ScratchvitError, match=r"could not be started \(No such file.*workers=0"):
+    with pytest.raises(ScratchvitError, match=r"could not be started \(.* file.*workers=0"):
         list(make(2))

@@ -2,7 +2,6 @@
 
 import csv
 import json
-import os
 import signal
 
 import numpy as np
@@ -128,7 +127,7 @@ def test_stopped_during_validation(straight, tmp_path, monkeypatch):
     validate = DetectionTrainer._evaluate
 
     def interrupted(self, dataset):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return validate(self, dataset)
 
     with monkeypatch.context() as patched:

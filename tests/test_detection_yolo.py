@@ -1,5 +1,7 @@
 """YOLO's text folders: what is read, the forms of data.yaml, and what is said of every bad entry."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -38,14 +40,14 @@ def test_no_text_file_means_no_objects(tmp_path):
     data = read_yolo(write_yolo(tmp_path, a=GOOD, b=None, c="", d=None), "train", NAMES)
     assert [len(data.target(i)["labels"]) for i in range(4)] == [1, 0, 0, 0]
     (note,) = data.notes
-    assert "images/train: 2 of 4 pictures have no text file" in note
+    assert f"{Path('images', 'train')}: 2 of 4 pictures have no text file" in note
 
 
 @pytest.mark.parametrize("line", ["0 .5 .5 0 .1", "0 .5 .5 .1 0", "0 .5 .5 0 0"])
 def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, line):
     data = read_yolo(write_yolo(tmp_path, a=f"{GOOD}{line}\n"), "train", NAMES)
     (note,) = data.notes
-    assert f"labels/train/a.txt: line 2: '{line}' has no width or no height" in note
+    assert f"{Path('labels', 'train', 'a.txt')}: line 2: '{line}' has no width or no height" in note
     assert data.target(0)["labels"].tolist() == [1]
     assert data.skipped == ()
 
@@ -66,7 +68,7 @@ BAD_LINES = [
 @pytest.mark.parametrize(("line", "said"), BAD_LINES)
 def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, line, said):
     root = write_yolo(tmp_path, a=f"{GOOD}{line}\n")
-    with pytest.raises(ScratchvitError, match=rf"labels/train/a\.txt: line 2: '{line}' .*{said}.*--skip-bad"):
+    with pytest.raises(ScratchvitError, match=rf"labels[/\\]train[/\\]a\.txt: line 2: '{line}' .*{said}.*--skip-bad"):
         read_yolo(root, "train", NAMES)
     data = read_yolo(root, "train", NAMES, skip_bad=True)
     assert len(data.skipped) == 1
@@ -84,7 +86,8 @@ def test_a_box_that_reaches_outside_is_clipped_when_bad_entries_are_passed_over(
 def test_files_that_are_missing_or_damaged(tmp_path):
     root = write_yolo(tmp_path, a=GOOD, b=GOOD, c=GOOD, d=GOOD)
     (root / "images" / "train" / "b.png").unlink()
-    with pytest.raises(ScratchvitError, match=r"labels/train/b\.txt: there is no picture .*images/train/b\.jpg"):
+    said = r"labels[/\\]train[/\\]b\.txt: there is no picture .*images[/\\]train[/\\]b\.jpg"
+    with pytest.raises(ScratchvitError, match=said):
         read_yolo(root, "train", NAMES)
     (root / "images" / "train" / "c.png").write_bytes(b"no picture")
     (root / "labels" / "train" / "d.txt").write_bytes(b"\xff\xfe")
@@ -102,7 +105,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 def test_folders_that_are_missing_or_without_text_files(tmp_path):
     with pytest.raises(ScratchvitError, match="has no folders images/val and labels/val"):
         read_yolo(write_yolo(tmp_path, a=GOOD), "val", NAMES)
-    with pytest.raises(ScratchvitError, match=r"labels/train: has no text files"):
+    with pytest.raises(ScratchvitError, match=r"labels[/\\]train: has no text files"):
         read_yolo(write_yolo(tmp_path / "bare", a=None), "train", NAMES)
 
 

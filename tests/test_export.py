@@ -105,7 +105,7 @@ def test_what_timm_cannot_build_is_refused_before_anything_is_written(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     name, model, _ = built("sizes")
-    with pytest.raises(ScratchvitError, match=r"file/out cannot be made"):
+    with pytest.raises(ScratchvitError, match=r"file[/\\]out cannot be made"):
         export(model, name, tmp_path / "file" / "out", IMAGES)
 
 

@@ -3,7 +3,6 @@
 import csv
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ from collections import Counter
 import pytest
 
 from scratchvit.training import load_checkpoint, read_config
+from tests.support.platforms import KILLED
 from tests.support.runs import assert_same_run
 
 KILLS = 20
@@ -130,9 +130,9 @@ def test_killed_twenty_times(tmp_path):
             begun = (run / "config.json").exists()
             process = start("--resume", run) if begun else start(*OPTIONS, "--out", run)
             wait_for(moment, Watch(process, run), chance)
-            process.send_signal(signal.SIGKILL)
+            process.kill()
             error = process.communicate()[1]
-            if process.returncode == -signal.SIGKILL:
+            if process.returncode == KILLED:
                 break
             assert process.returncode == 0, error       # too late: it had just come to its end
         else:

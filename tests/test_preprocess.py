@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import re
 
 import numpy as np
 import pytest
@@ -259,7 +260,7 @@ def test_files_beside_the_weights_come_first(tmp_path):
 @pytest.mark.parametrize("content", ["{cut", "[1]", "\x00", "[" * 100_000, {"pretrained_cfg": [3]}])
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
     write(tmp_path / "config.json", content)
-    with pytest.raises(ScratchvitError, match=str(tmp_path / "config.json")):
+    with pytest.raises(ScratchvitError, match=re.escape(str(tmp_path / "config.json"))):
         preprocessing_for("resnet50", tmp_path)
 
 
@@ -269,7 +270,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
 ])  # fmt: skip
 def test_a_configuration_that_makes_no_sense_is_named(tmp_path, cfg):
     write(tmp_path / "config.json", {"architecture": "resnet50", **cfg})
-    with pytest.raises(ScratchvitError, match=str(tmp_path / "config.json")):
+    with pytest.raises(ScratchvitError, match=re.escape(str(tmp_path / "config.json"))):
         preprocessing_for("resnet50", tmp_path)
 
 
@@ -281,7 +282,7 @@ def test_a_configuration_that_makes_no_sense_is_named(tmp_path, cfg):
 ])  # fmt: skip
 def test_a_processor_that_makes_no_sense_is_named(tmp_path, config):
     write(tmp_path / "preprocessor_config.json", config)
-    with pytest.raises(ScratchvitError, match=str(tmp_path / "preprocessor_config.json")):
+    with pytest.raises(ScratchvitError, match=re.escape(str(tmp_path / "preprocessor_config.json"))):
         preprocessing_for("resnet50", tmp_path / "model.bin")
 
 

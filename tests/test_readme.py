@@ -22,7 +22,7 @@ def no_new_ops():
 
 
 def python_blocks():
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    return re.findall(r"^```python\n(.*?)^```", README.read_text("utf-8"), re.MULTILINE | re.DOTALL)
 
 
 def test_the_op_of_the_readme_is_right_and_its_wrong_backward_is_caught(no_new_ops, capsys):

@@ -1,12 +1,12 @@
 """N + M epochs are N, stop, resume, M: bit for bit, wherever and however the run was stopped."""
 
-import os
 import signal
 
 import pytest
 
 from scratchvit.training import Interrupted, read_config, train
 from scratchvit.training.classification import Trainer
+from tests.support.platforms import KILLED_BY_9
 from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
 
 
@@ -33,7 +33,7 @@ def test_stopped_during_validation(straight, tmp_path, monkeypatch):
     forward = Trainer._evaluate_val
 
     def interrupted(self):
-        os.kill(os.getpid(), signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
         return forward(self)
 
     with monkeypatch.context() as patched:
@@ -57,7 +57,7 @@ def test_sgd_with_momentum(tmp_path, monkeypatch):
 
 
 KILL = """
-import os, signal
+import os
 import {module} as module
 function = module.{name}
 calls = 0
@@ -65,7 +65,7 @@ def killing(*args, **kwargs):
     global calls
     calls += 1
     if calls == {call}:
-        os.kill(os.getpid(), signal.SIGKILL)
+        os.kill(os.getpid(), 9)
     return function(*args, **kwargs)
 module.{name} = killing
 """
@@ -84,7 +84,7 @@ LOOP, CHECKPOINT = "scratchvit.training.loop", "scratchvit.training.checkpoint"
 def test_killed_and_resumed(straight, module, name, call, tmp_path):
     prelude = KILL.format(module=module, name=name, call=call)
     killed = run_in_a_process(tmp_path / "run", EVERYTHING, prelude=prelude)
-    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert killed.returncode == KILLED_BY_9, killed.stderr
     train(EVERYTHING, tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", straight[0])
     text = (tmp_path / "run" / "metrics.csv").read_text().splitlines()

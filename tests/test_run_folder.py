@@ -3,7 +3,6 @@
 import errno
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
@@ -51,6 +50,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
 
 def test_a_file_that_may_not_grow(tmp_path):
     """A real refusal by the system in the middle of a checkpoint, at the second save."""
+    pytest.importorskip("resource", reason="Windows sets a process no limits")
     run = tmp_path / "run"
     limit = """
 from scratchvit.training import loop
@@ -73,7 +73,7 @@ loop.save_checkpoint = save_and_limit
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be made \(Not a directory\)"):
+    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be made \("):
         train(SHORT, tmp_path / "file" / "run")
 
 
@@ -204,10 +204,10 @@ loop.save_checkpoint = save_and_fill
 # --- two runs in one folder ---
 
 FOR_EVER = """
-import time
+import os, time
 from scratchvit.training.classification import Trainer
 def train_for_ever(self):
-    print("running", flush=True)
+    print(os.getpid(), flush=True)
     time.sleep(600)
 Trainer._train_epoch = train_for_ever
 """
@@ -217,15 +217,15 @@ def test_two_runs_in_one_folder(tmp_path):
     run = tmp_path / "run"
     with start_a_process(run, SHORT, prelude=FOR_EVER) as first:
         try:
-            assert first.stdout.readline() == "running\n"
+            pid = int(first.stdout.readline())
             before = files_of(run)
-            held = rf"run is in use by a run that is still going \(process {first.pid} on {socket.gethostname()}\): "
+            held = rf"run is in use by a run that is still going \(process {pid} on {socket.gethostname()}\): "
             for resume in (False, True):
                 with pytest.raises(ScratchvitError, match=held):
                     train(SHORT, run, resume=resume)
             assert files_of(run) == before
         finally:
-            first.send_signal(signal.SIGKILL)
+            first.kill()
     assert (run / ".lock").exists()         # nobody was left to remove it
     train(SHORT, run, resume=True)
     assert not (run / ".lock").exists()
@@ -281,9 +281,10 @@ def test_a_lock_goes_with_what_held_it(tmp_path):
 
 
 def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    pytest.importorskip("fcntl")
     monkeypatch.setattr("fcntl.flock", refuse(errno.EOPNOTSUPP))
     train(SHORT.replace(epochs=1), tmp_path / "run")
-    monkeypatch.setattr("scratchvit.training.lock.fcntl", None)      # as on Windows
+    monkeypatch.setattr("scratchvit.training.lock.fcntl", None)     # a system with neither kind
     train(SHORT, tmp_path / "run", resume=True)
 
 

@@ -1,6 +1,5 @@
 """What goes wrong in a run gets a sentence, and nothing that was saved is lost."""
 
-import os
 import shutil
 import signal
 
@@ -136,14 +135,14 @@ def test_resuming_from_a_damaged_checkpoint(finished, tmp_path):
 
 def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     prelude = """
-import os, signal
+import signal
 from scratchvit.training import loop
 clip = loop.optim.clip_grad_norm
 calls = []
 def interrupted(*args):
     calls.append(1)
     if len(calls) == 3:
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return clip(*args)
 loop.optim.clip_grad_norm = interrupted
 """
@@ -158,13 +157,13 @@ def test_ctrl_c_while_the_teacher_is_asked(finished, tmp_path):
     """Its answers to all pictures are asked for before the first step, which may take long."""
     config = SHORT.replace(teacher=str(finished))
     prelude = """
-import os, signal
+import signal
 from scratchvit.training.distill import Teacher
 answer = Teacher.__call__
 def interrupted(self, images):
     if not hasattr(self, "asked"):
         self.asked = True
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
     return answer(self, images)
 Teacher.__call__ = interrupted
 """
@@ -182,8 +181,8 @@ Teacher.__call__ = interrupted
 
 def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
     def twice(self):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     monkeypatch.setattr(Trainer, "_train_epoch", twice)
     before = signal.getsignal(signal.SIGINT)        # ignored, if the tests run in the background

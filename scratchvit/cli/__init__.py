@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import errno
 import importlib
+import io
 import sys
 from collections.abc import Callable, Sequence
 
@@ -38,6 +40,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 1 for bad input, 2 for bad usage, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    _escape_what_cannot_be_encoded()
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if argv else 2
@@ -52,8 +55,27 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:         # `scratchvit models | head`
         sys.stderr.close()
         return 0
+    except OSError as error:        # the same on Windows, which has no error of its own for it
+        if error.errno != errno.EINVAL or not _output_is_closed():
+            raise
+        sys.stderr.close()
+        return 0
     except SystemExit as stop:      # argparse, after --help or a usage error
         return int(stop.code or 0)
+
+
+def _escape_what_cannot_be_encoded() -> None:
+    """In a code page of Windows, or in the C locale, there is no → for a pipe or a file: print it as \\u2192."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+def _output_is_closed() -> bool:
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return False
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:

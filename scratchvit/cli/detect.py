@@ -60,9 +60,8 @@ def detect(argv: Sequence[str]) -> int:
     try:
         for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
             entries = results_in([found], [picture.image_id], categories)
-            results += [
-                {**entry, "file_name": str(picture.path)} for entry in entries if entry["score"] >= given.threshold
-            ]
+            name = picture.path.as_posix()
+            results += [{**entry, "file_name": name} for entry in entries if entry["score"] >= given.threshold]
             side = max(READABLE, *image.size)
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())

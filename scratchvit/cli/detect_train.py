@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import numpy as np
 
 from scratchvit.cli.detectors import SENTENCES, print_figures
 from scratchvit.cli.files import printable
+from scratchvit.cli.options import command_line
 from scratchvit.cli.report import commands
 from scratchvit.cli.training import TrainingCommand, differing, files_and_commands, place, steps, told
 from scratchvit.detection.annotations import DetectionDataset
@@ -220,5 +220,5 @@ def _ends(trainer: DetectionTrainer, drawn: dict[str, str]) -> str:
     else:
         asked += [["detect-eval", "--checkpoint", best]]
         asked += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]
-    lines = [shlex.join(["scratchvit", *words]) for words in (*asked, ["detect-train", "--help"])]
+    lines = [command_line(["scratchvit", *words]) for words in (*asked, ["detect-train", "--help"])]
     return files_and_commands(folder, "losses and AP", drawn, lines)

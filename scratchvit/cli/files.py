@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.folder import SUFFIXES, by_name
 from scratchvit.errors import ScratchvitError
 
 
@@ -13,7 +13,7 @@ def picture_files(path: Path) -> list[Path]:
     if not path.is_dir():
         return [path]
     try:
-        found = sorted(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+        found = by_name(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
     except OSError as error:
         raise ScratchvitError(f"{path}: the folder cannot be read ({error.strerror})") from error
     if not found:

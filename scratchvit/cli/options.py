@@ -7,7 +7,10 @@ import dataclasses
 import difflib
 import inspect
 import math
+import os
 import re
+import shlex
+import subprocess
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
@@ -118,6 +121,11 @@ def add_device(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--device", choices=("cpu", "gpu"), default=default_device(), help=f"(default: {default_device()})"
     )
+
+
+def command_line(words: Sequence[str], windows: bool = os.name == "nt") -> str:
+    """A command that can be typed: Windows' shells know only double quotes."""
+    return subprocess.list2cmdline(words) if windows else shlex.join(words)
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:

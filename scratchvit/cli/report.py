@@ -6,13 +6,12 @@ import argparse
 import contextlib
 import dataclasses
 import io
-import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser, add_device
+from scratchvit.cli.options import Parser, add_device, command_line
 from scratchvit.detection.config import DetectConfig
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.report import open_run, write_report
@@ -73,8 +72,8 @@ def commands(config: RunConfig, folder: Path, parse: Parse) -> dict[str, str]:
     """What a report tells to type: {what it does: command line}. parse: that of the command which began the run."""
     resume = ["scratchvit", config.command, "--resume", str(folder)]
     told = {
-        "Go on with it, also for longer (--epochs):": shlex.join(resume),
-        "Write this page anew:": shlex.join(["scratchvit", "report", str(folder)]),
+        "Go on with it, also for longer (--epochs):": command_line(resume),
+        "Write this page anew:": command_line(["scratchvit", "report", str(folder)]),
     }
     again = command_for(config, parse)
     return ({"Run it again:": again} if again else {}) | told
@@ -92,7 +91,7 @@ def command_for(config: RunConfig, parse: Parse) -> str | None:
             base, _, _ = parse(words)
             words += [*_options(vars(config), vars(base)), *_options(config.model_args, base.model_args)]
             if parse(words)[0].as_read_back() == wanted:
-                return shlex.join(["scratchvit", config.command, *words])
+                return command_line(["scratchvit", config.command, *words])
     return None
 
 

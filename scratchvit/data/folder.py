@@ -1,6 +1,6 @@
 """The user's own pictures: ROOT/train/<class>/*.jpg, and ROOT/test, ROOT/val likewise where they exist."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -15,6 +15,11 @@ from scratchvit.errors import ScratchvitError
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 CACHE_BYTES = 512 << 20  # decoded pictures are kept when all of them fit
 TEST_FRACTION = 0.2  # of train, when there is no test folder
+
+
+def by_name(paths: Iterable[Path]) -> list[Path]:
+    """What lies in a folder, in the order of the names, which is the same everywhere: Windows' paths ignore case."""
+    return sorted(paths, key=lambda path: path.name)
 
 
 class ImageFolder:
@@ -41,13 +46,13 @@ class ImageFolder:
 
         Raises ScratchvitError when there is no class folder, or one without pictures.
         """
-        class_folders = sorted(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        class_folders = by_name(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not class_folders:
             raise ScratchvitError(f"{folder}: has no class folders; expected {folder}/<class>/*.jpg.")
         paths: list[Path] = []
         labels: list[int] = []
         for label, class_folder in enumerate(class_folders):
-            pictures = sorted(
+            pictures = by_name(
                 path
                 for path in class_folder.iterdir()
                 if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()

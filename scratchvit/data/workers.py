@@ -16,6 +16,7 @@ Batches come back through the pipes. Both ends together that takes 6 µs for a p
 from __future__ import annotations
 
 import contextlib
+import errno
 import mmap
 import os
 import pickle
@@ -132,7 +133,9 @@ def _start_process(memory: int | None) -> _Process:
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads,
             pass_fds=() if memory is None else (memory,),
-            process_group=None if os.name == "nt" else 0,       # Ctrl-C at the terminal is the parent's
+            # Ctrl-C at the terminal is the parent's. Windows has its own kind of groups, and only a constant for it.
+            process_group=None if os.name == "nt" else 0,
+            creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )  # fmt: skip
     except OSError as error:
         raise ScratchvitError(
@@ -175,8 +178,11 @@ def work(memory: int | None) -> None:
             except Exception as error:
                 answer = None, _portable(error)
             _send(answers, answer)
-    except (EOFError, BrokenPipeError):
-        os._exit(0)     # without a last word about a pipe that nobody reads
+    except (EOFError, OSError) as error:
+        # Without a last word about a pipe that nobody reads, of which Windows says that the argument is invalid.
+        if isinstance(error, EOFError | BrokenPipeError) or error.errno == errno.EINVAL:
+            os._exit(0)
+        raise
 
 
 def _portable(error: Exception) -> Exception:

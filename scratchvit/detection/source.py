@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchvit.data.folder import TEST_FRACTION
+from scratchvit.data.folder import TEST_FRACTION, by_name
 from scratchvit.detection.annotations import AnnotatedPictures, DetectionSplits
 from scratchvit.detection.coco import read_coco
 from scratchvit.detection.reading import PART_NAMES, read_lines
@@ -82,7 +82,7 @@ def _json_of(root: Path, names: tuple[str, ...]) -> Path | None:
         for path in exact:
             if path.is_file():
                 return path
-    files = sorted((root / "annotations").glob("*.json"))
+    files = by_name((root / "annotations").glob("*.json"))
     found = [path for path in files if names[0] in path.name.replace("trainval", "train")]      # trainval is no val
     instances = [path for path in found if path.name.startswith("instances")]
     if len(instances or found) > 1:
@@ -94,7 +94,7 @@ def _json_of(root: Path, names: tuple[str, ...]) -> Path | None:
 
 
 def _voc(root: Path, skip_bad: bool) -> tuple[AnnotatedPictures, _Part, _Part] | None:
-    listed = [at for at in (root, *sorted(root.iterdir())) if (at / "ImageSets" / "Main" / "train.txt").is_file()]
+    listed = [at for at in (root, *by_name(root.iterdir())) if (at / "ImageSets" / "Main" / "train.txt").is_file()]
     if not listed:
         return None
     at = listed[0]

@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.folder import SUFFIXES, by_name
 from scratchvit.detection.annotations import AnnotatedPictures
 from scratchvit.detection.reading import PART_NAMES, AnnotationList, Faults, picture_size, read_lines
 from scratchvit.errors import ScratchvitError
@@ -44,10 +44,10 @@ def read_yolo(root: Path, part: str, names: Names, *, skip_bad: bool = False) ->
     folders = part_folders(root, part)
     if folders is None or not folders[1].is_dir():
         raise ScratchvitError(f"{root}: has no folders images/{part} and labels/{part}.")
-    pictures = sorted(
+    pictures = by_name(
         path for path in folders[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
     )
-    texts = {path.stem: path for path in sorted(folders[1].glob("*.txt")) if path.name != "classes.txt"}
+    texts = {path.stem: path for path in by_name(folders[1].glob("*.txt")) if path.name != "classes.txt"}
     if not texts:
         raise ScratchvitError(f"{folders[1]}: has no text files, so nothing is known about {folders[0]}.")
     faults = Faults(skip_bad)

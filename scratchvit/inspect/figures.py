@@ -41,7 +41,7 @@ def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
     Raises ScratchvitError for a file that is missing or damaged.
     """
     try:
-        with Path(metrics_csv).open(newline="") as file:
+        with Path(metrics_csv).open(encoding="utf-8", newline="") as file:
             rows = list(csv.DictReader(file))
         return [{name: float(value if value != "" else "nan") for name, value in row.items()} for row in rows]
     except OSError as error:

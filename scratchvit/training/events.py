@@ -7,6 +7,7 @@ far and takes the files of earlier sessions away: so an epoch stands there once,
 
 from __future__ import annotations
 
+import contextlib
 import io
 import time
 from collections.abc import Mapping, Sequence
@@ -69,7 +70,8 @@ class EventFile:
             write_atomically(path, content)
             self._path = path
             for replaced in earlier:
-                replaced.unlink()
+                with contextlib.suppress(PermissionError):      # on Windows, while TensorBoard has it open
+                    replaced.unlink()
         except OSError as error:
             raise ScratchvitError(
                 f"{self._path or self.folder} could not be written ({error.strerror}): make room; nothing else is lost"

@@ -12,15 +12,22 @@ from scratchvit.errors import ScratchvitError
 
 try:
     import fcntl
-except ImportError:     # Windows: nothing is locked there, and two runs in one folder are not noticed
+except ImportError:     # Windows
     fcntl = None  # type: ignore[assignment]
+try:
+    import msvcrt
+except ImportError:     # every other system
+    msvcrt = None  # type: ignore[assignment]
+
+# What Windows locks nobody else can read: a byte far beyond the text that says who holds the folder.
+_LOCKED_BYTE = 1 << 30
 
 
 class FolderLock:
-    """The right to write into a folder: flock(2) on a file `.lock` in it, which says who holds it.
+    """The right to write into a folder: a lock on a file `.lock` in it, which says who holds it.
 
-    The lock is on the open file, so the file of a process that was killed locks nobody out: the next one takes it over.
-    On file systems without flock, the folder is used unlocked.
+    The lock (flock(2), or on Windows one of the C runtime's) is on the open file, so the file of a process that was
+    killed locks nobody out: the next one takes it over. On file systems without locks, the folder is used unlocked.
     """
 
     def __init__(self, folder: Path):
@@ -57,14 +64,24 @@ class FolderLock:
 
     def release(self) -> None:
         """Give the folder back, without a trace."""
-        if self._close is not None:
-            with contextlib.suppress(OSError):
-                self.path.unlink()      # while it is still ours
+        if self._close is None:
+            return
+        if fcntl is not None:
+            self._remove()      # while it is still ours
             self._close()
-            self._close = None
+        else:                   # Windows removes no open file: not ours, and not that of a run that has it by now
+            self._close()
+            self._remove()
+        self._close = None
+
+    def _remove(self) -> None:
+        with contextlib.suppress(OSError):
+            self.path.unlink()
 
     def _has_the_name(self, file: int) -> bool:
-        """Whether the open file is the one that is in the folder now."""
+        """Whether the open file is the one that is in the folder now. On Windows it cannot have been removed."""
+        if fcntl is None:
+            return True
         try:
             return os.path.samestat(os.fstat(file), self.path.stat())
         except FileNotFoundError:
@@ -72,13 +89,30 @@ class FolderLock:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file, or return False if another holds it."""
+    """Lock an open file, or return False if another holds it. True too where the file system knows no locks."""
     if fcntl is not None:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        except OSError:         # this file system knows no locks
-            pass
+        lock, held = _flock, BlockingIOError
+    elif msvcrt is not None:
+        lock, held = _lock_a_byte, PermissionError
+    else:
+        return True
+    try:
+        lock(file)
+    except held:
+        return False
+    except OSError:
+        pass
     return True
+
+
+def _flock(file: int) -> None:
+    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def _lock_a_byte(file: int) -> None:
+    os.lseek(file, _LOCKED_BYTE, os.SEEK_SET)
+    try:
+        msvcrt.locking(file, msvcrt.LK_NBLCK, 1)  # type: ignore[attr-defined]
+    finally:
+        os.lseek(file, 0, os.SEEK_SET)
 

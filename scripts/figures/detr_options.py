@@ -77,7 +77,7 @@ def carried_out(name: str, config: DetectConfig, folder: Path) -> tuple[dict[str
         write_atomically(done, json.dumps({**figures, **rest}, indent=2).encode())
     elif read_config(folder, DetectConfig) != config.as_read_back():
         raise ScratchvitError(f"{folder} was made with other settings: name another --runs, or remove it")
-    return {"option": name, **json.loads(done.read_text())}, read_metrics(folder / "metrics.csv")
+    return {"option": name, **json.loads(done.read_text("utf-8"))}, read_metrics(folder / "metrics.csv")
 
 
 def figure() -> None:

@@ -100,13 +100,13 @@ def _carry_out(run: Run, folder: Path) -> dict[str, Any]:
         result = train(run.config, folder, resume=(folder / "config.json").exists())
         values = {name: getattr(result, name) for name in RESULTS}
         write_atomically(done, json.dumps(values, indent=2).encode())
-    return {**run.columns, **json.loads(done.read_text())}
+    return {**run.columns, **json.loads(done.read_text("utf-8"))}
 
 
 def write_csv(rows: Sequence[dict[str, Any]], path: Path) -> None:
     """Rows with the same columns; accuracies as shares, 0 … 1."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("w", newline="") as file:
+    with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, rows[0].keys(), lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: round(v, 4) if isinstance(v, float) else v for name, v in row.items()} for row in rows)

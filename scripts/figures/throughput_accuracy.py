@@ -134,7 +134,7 @@ def written_down(path: Path, models: dict[str, TrainConfig], measure: Callable[[
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, json.dumps({"models": settings, "throughput": measure()}, indent=2).encode())
-    found = json.loads(path.read_text())
+    found = json.loads(path.read_text("utf-8"))
     if found["models"] != settings:
         raise ScratchvitError(f"{path} was measured with other models: name another --runs, or remove it")
     return found["throughput"]

@@ -66,14 +66,14 @@ def stop_at(monkeypatch, step, number=signal.SIGINT, trainer=Trainer):
     def step_and_stop(self, *batch):
         make_step(self, *batch)
         if self.step == step:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)      # os.kill would end a process of Windows
 
     monkeypatch.setattr(trainer, "_step", step_and_stop)
 
 
 def files_of(folder):
     """{path: content} of all files in a folder, those that begin with a dot too."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def assert_same_run(folder, other):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import itertools
 import json
 import pickle
 import struct
@@ -187,8 +188,12 @@ WEIGHT = np.arange(6, dtype=np.float32)
 CONTENT = {"0": WEIGHT.tobytes()}
 
 
-def write(tmp_path: Path, content: bytes, name: str = "weights.bin") -> Path:
-    path = tmp_path / name
+_numbers = itertools.count()
+
+
+def write(tmp_path: Path, content: bytes, name: str | None = None) -> Path:
+    """Without a name, a new file each time: Windows cuts none that an array, or an error's traceback, keeps mapped."""
+    path = tmp_path / (name or f"weights{next(_numbers)}.bin")
     path.write_bytes(content)
     return path
 
