@@ -1,6 +1,7 @@
 """DAB-DETR: against transformers', whose files load here; its authors' names; what anchors promise."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_a_box_at_the_border_is_moved_and_has_a_gradient(device):
     boxes = moved(ends, sv.Tensor(sv.backend.asarray(np.full(4, 2, np.float32))))
     boxes.sum().backward()
     assert np.isfinite(sv.backend.asnumpy(ends.grad)).all()
-    assert_close(boxes.numpy()[2], 1 / (1 + np.exp(-2)), ulps(1, 1), "from the middle")
+    assert_close(boxes.numpy()[2], 1 / (1 + np.exp(-2)), ulps(1, 2), "from the middle")
 
 
 def test_a_layers_boxes_teach_the_layer_before_but_where_it_looks_does_not():
@@ -377,11 +378,13 @@ def test_outputs_and_gradients_equal_hugging_faces(monkeypatch):
     gradients = huggingface.DAB_DETR.rename(peers_gradients(peer, given, cotangents)).weights
 
     def module(name):
-        """The first self-attention is idle, as all that it can see is zeros: beside its values, noise."""
-        first = "transformer.decoder.layers.0.sa_"
-        return first + "v_proj" if name.startswith((first + "q", first + "k")) else module_of(name)
+        """Where attention is nearly certain, gradients of queries and keys are small differences of large numbers, as a
+        softmax's backward subtracts a mean. They are judged beside those of the values.
+        """
+        found = re.match(r"(.*\.(sa|ca)_)[qk]", name)
+        return found[1] + "v_proj" if found else module_of(name)
 
     agree(
         lambda: everything(model, x, mask, cotangents, module),
-        {"answers": given, "gradients": by_module(gradients, module)}, "in float64:", dtype=np.float64, samples=1,
+        {"answers": given, "gradients": by_module(gradients, module)}, "in float64:", dtype=np.float64,
     )  # fmt: skip
