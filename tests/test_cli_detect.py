@@ -27,6 +27,7 @@ from tests.support.detector_samples import (
     write_weights,
     written,
 )
+from tests.support.margins import assert_close, rounding, ulps
 from tests.support.peers import import_timm, randomise
 from tests.support.seeds import moved, seeded
 from tests.test_detection_evaluation import by_pycocotools
@@ -84,10 +85,10 @@ def test_pictures_of_all_kinds_are_drawn_and_listed(trained, tmp_path, capsys, b
     assert [entry["image_id"] for entry in results] == [number for number in range(1, 7) for _ in range(3)]
     for entry in results:
         assert entry["file_name"] == str(folder / order[entry["image_id"] - 1]) and entry["category_id"] == 7
-        assert entry["score"] == pytest.approx(0.9, abs=1e-6)
+        assert_close(entry["score"], 0.9, ulps(1, 4))
         width, height = (30, 40) if entry["file_name"].endswith("side.jpg") else (40, 30)
         expected = np.array([4 / 40, 6 / 30, 10 / 40, 12 / 30]) * (width, height, width, height)
-        np.testing.assert_allclose(entry["bbox"], expected, atol=1e-4)      # pixels of the picture as it is seen
+        assert_close(entry["bbox"], expected, ulps(40, 4))      # pixels of the picture as it is seen
 
 
 def test_coco_takes_its_json(animals, trained, capsys):
@@ -154,7 +155,7 @@ def test_boxes_are_the_same_on_every_device_and_with_padding(trained, device):
     for picture, found in zip(pictures, asked.in_pictures(pictures)):       # padded to 60 × 80
         assert all(type(values) is np.ndarray for values in found.values())
         left, top, width, height = box * np.tile(np.divide(picture.size, (40, 30)), 2)
-        np.testing.assert_allclose(found["boxes"], [[left, top, left + width, top + height]] * 3, atol=1e-4)
+        assert_close(found["boxes"], [[left, top, left + width, top + height]] * 3, ulps(max(picture.size), 4))
 
 
 def test_nothing_found_is_told_with_the_best(trained, tmp_path, capsys):
@@ -205,7 +206,8 @@ def test_pictures_are_prepared_as_the_file_beside_weights_says(tmp_path, content
     asked.in_pictures([Image.new("RGB", (40, 30), (255, 255, 255))])
     ((images, mask),) = seen
     assert images.shape == (1, 3, *sides) and mask is None      # nothing is padded
-    np.testing.assert_allclose(images[:, 0], (1 - mean) / std, rtol=1e-5)
+    expected = np.full_like(images[:, 0], (1 - mean) / std)
+    assert_close(images[:, 0], expected, ulps(expected, 4), "white")        # 255 times a scale, less a shift
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
@@ -270,11 +272,17 @@ def test_a_folder_of_hugging_face_finds_what_transformers_finds(tmp_path):
     assert main(["detect", *words]) == 0
     found = written("found.json")
     assert [entry["category_id"] for entry in found] == expected["labels"].tolist()
-    np.testing.assert_allclose([entry["score"] for entry in found], expected["scores"], atol=1e-4)
+    ours = open_detector(tmp_path / "detr")
+
+    def scores_and_boxes():
+        (found,) = ours.in_pictures([open_image(tmp_path / "a.png")])
+        return {"scores": found["scores"], "boxes": found["boxes"]}
+
+    bounds = rounding(scores_and_boxes)
+    assert_close([entry["score"] for entry in found], expected["scores"], bounds["scores"], "scores")
     left, top, right, bottom = expected["boxes"].numpy().T
-    np.testing.assert_allclose(
-        [entry["bbox"] for entry in found], np.stack([left, top, right - left, bottom - top], 1), atol=1e-2
-    )
+    sides = np.stack([left, top, right - left, bottom - top], 1)
+    assert_close([entry["bbox"] for entry in found], sides, 2 * bounds["boxes"], "boxes")       # differences of two
 
 
 # --- what is refused ---

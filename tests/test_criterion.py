@@ -1,5 +1,7 @@
 """The Hungarian loss: against its formula written out, by differences, at every edge, and as in transformers."""
 
+import functools
+
 import numpy as np
 import pytest
 
@@ -12,6 +14,7 @@ from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 from tests.support import strict_array
+from tests.support.margins import agree, assert_close, rounding
 from tests.support.peers import import_transformers
 from tests.support.seeds import seeded
 from tests.test_matcher import CLASSES, cost_of, random_targets
@@ -71,15 +74,14 @@ def test_each_loss_of_each_layer_is_that_written_out(device, counts):
     targets = random_targets(counts, 1)
     losses = make_criterion()(as_outputs(*leaves(logits, boxes)), targets)
     assert set(losses) == {"class_error", *(name + suffix for name in NAMES for suffix in ("", "_0", "_1"))}
+    assert all(loss.dtype == np.float32 and loss.shape == () for loss in losses.values())
+    expected = {}
     for layer, suffix in enumerate(("_0", "_1", "")):
         of_layer = {"pred_logits": asarray(logits[layer]), "pred_boxes": asarray(boxes[layer])}
         pairs = HungarianMatcher()(of_layer, targets)
-        expected, class_error = written_out(logits[layer], boxes[layer], targets, pairs)
-        for name, value in expected.items():
-            loss = losses[name + suffix]
-            assert loss.dtype == np.float32 and loss.shape == ()
-            assert float(loss.item()) == pytest.approx(value, rel=1e-5)
-    assert float(losses["class_error"]) == pytest.approx(class_error, rel=1e-5)
+        of_this_layer, expected["class_error"] = written_out(logits[layer], boxes[layer], targets, pairs)
+        expected |= {name + suffix: value for name, value in of_this_layer.items()}
+    agree(lambda: make_criterion()(as_outputs(*leaves(logits, boxes)), targets), expected)
 
 
 def test_the_total_is_the_weighted_sum_over_all_layers(device):
@@ -89,7 +91,7 @@ def test_the_total_is_the_weighted_sum_over_all_layers(device):
     total = criterion.total(losses)
     by_hand = sum(weights[name.split("_")[1]] * x.item() for name, x in losses.items() if name.startswith("loss_"))
     assert total.dtype == np.float32 and total.shape == ()
-    assert total.item() == pytest.approx(by_hand, rel=1e-6)
+    agree(lambda: criterion.total(losses), by_hand, "the total")
     assert sum(name.startswith("loss_") for name in losses) == 12
 
 
@@ -104,18 +106,27 @@ def test_each_layer_is_matched_anew():
     logits, boxes = random_layers(1, 2, 6, 0)
     order = seeded(3).permutation(6)
     logits, boxes = (np.concatenate([x, x[:, :, order]]) for x in (logits, boxes))
-    losses = make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((3, 4), 1))
+
+    def compute():
+        return make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((3, 4), 1))
+
+    losses, bounds = compute(), rounding(compute)
     for name in NAMES:
-        assert losses[name].item() == pytest.approx(losses[f"{name}_0"].item(), rel=1e-6)
+        assert_close(losses[name], losses[f"{name}_0"], bounds[name], name)
 
 
 def test_gradients(device):
     targets, criterion = random_targets((3, 0, 6), 1), make_criterion()
+    logits, boxes = random_layers(3, 3, 5, 0, dtype=np.float64)
+    # No number or border of a box is near one of an object's: there is a kink.
+    boxes = np.round(128 * boxes) / 128
+    for target in targets:
+        target["boxes"] = np.round(128 * target["boxes"]) / 128 + np.float32(1 / 512)
 
     def loss(logits, boxes):
         return criterion.total(criterion(as_outputs(logits, boxes), targets))
 
-    sv.gradcheck(loss, *random_layers(3, 3, 5, 0, dtype=np.float64))
+    sv.gradcheck(loss, logits, boxes)
 
 
 def test_gradients_are_float32_and_reach_only_the_matched_boxes(device):
@@ -181,21 +192,24 @@ def test_perfect_predictions_lose_nothing(device):
         for i, label in enumerate(target["labels"]):        # in the last queries, from the back
             logits[0, image, -1 - i, [label, -1]] = 30, -30
             boxes[0, image, -1 - i] = target["boxes"][i]
-    losses = make_criterion()(as_outputs(*leaves(logits, boxes)), targets)
-    for name in (*NAMES, "class_error"):
-        assert float(losses[name].item()) == pytest.approx(0, abs=1e-6), name
+    nothing = dict.fromkeys((*NAMES, "class_error"), 0.0)
+    agree(lambda: make_criterion()(as_outputs(*leaves(logits, boxes)), targets), nothing)
 
 
 def test_processes_that_average_their_losses_of_boxes_have_those_of_the_whole_batch():
     logits, boxes = random_layers(2, 4, 5, 0)
     targets, criterion = random_targets((4, 3, 0, 2), 1), make_criterion()
-    whole = criterion(as_outputs(*leaves(logits, boxes)), targets)
+
+    def of_the_whole():
+        return criterion(as_outputs(*leaves(logits, boxes)), targets)
+
+    whole, bounds = of_the_whole(), rounding(of_the_whole)
     parts = [
         criterion(as_outputs(*leaves(logits[:, part], boxes[:, part])), targets[part], num_boxes=9 / 2)
         for part in (slice(0, 2), slice(2, 4))
     ]
     for name in ("loss_bbox", "loss_giou", "loss_bbox_0", "loss_giou_0"):
-        assert (parts[0][name].item() + parts[1][name].item()) / 2 == pytest.approx(whole[name].item(), rel=1e-6)
+        assert_close((parts[0][name].item() + parts[1][name].item()) / 2, whole[name], bounds[name], name)
 
 
 def test_less_than_one_box_counts_one():
@@ -282,6 +296,15 @@ def by_transformers(logits, boxes, targets, classes, focal):
     return {name: x.item() for name, x in losses.items()}, [*before, last], (logits.grad, boxes.grad)
 
 
+def losses_and_gradients(criterion, logits, boxes, targets):
+    """What `by_transformers` gives, of ours; it has no class_error."""
+    logits.grad = boxes.grad = None
+    losses = criterion(as_outputs(logits, boxes), targets)
+    criterion.total(losses).backward()
+    del losses["class_error"]
+    return {**losses, "gradient": (logits.grad, boxes.grad)}
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize("focal", [False, True], ids=["softmax", "focal"])
 @pytest.mark.parametrize("first_seed", range(0, 100, 20))
@@ -298,15 +321,9 @@ def test_as_in_transformers_for_100_random_sets(device, first_seed, focal):
         expected, matchings, gradients = by_transformers(logits, boxes, targets, classes, focal)
 
         criterion, leaf = make(classes, matcher), leaves(logits, boxes)
-        losses = criterion(as_outputs(*leaf), targets)
-        criterion.total(losses).backward()
-        assert set(losses) == {*expected, "class_error"}
-        for name, value in expected.items():
-            assert float(losses[name].item()) == pytest.approx(value, rel=1e-5, abs=1e-7), (seed, name)
+        compute = functools.partial(losses_and_gradients, criterion, *leaf, targets)
+        agree(compute, {**expected, "gradient": gradients}, f"seed {seed}")
         ours = matcher.match_layers(*(x.data for x in leaf), Objects.of(targets, classes))
         for of_layer, theirs in zip(ours, matchings, strict=True):
             for pair, their_pair in zip(of_layer, theirs, strict=True):
                 np.testing.assert_array_equal(pair, their_pair)
-        for tensor, gradient in zip(leaf, gradients):
-            gradient = gradient.numpy()
-            np.testing.assert_allclose(asnumpy(tensor.grad), gradient, rtol=1e-4, atol=1e-4 * np.abs(gradient).max())

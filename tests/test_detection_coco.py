@@ -10,6 +10,7 @@ from scratchvit.detection.coco import read_coco
 from scratchvit.detection.transforms import View
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import coco, write_coco
+from tests.support.margins import assert_close, ulps
 
 
 def read(path, **options):
@@ -45,7 +46,7 @@ def test_a_target_is_what_the_model_is_to_find(tmp_path):
     assert target.keys() == {"labels", "boxes", "image_id", "orig_size", "size"}
     assert target["boxes"].dtype == np.float32
     pixels = target["boxes"] * np.float32([40, 30, 40, 30])
-    np.testing.assert_allclose(pixels, [[9, 12, 10, 12], [30.25, 7, 19.5, 8]], rtol=1e-6)
+    assert_close(pixels, [[9, 12, 10, 12], [30.25, 7, 19.5, 8]], ulps(40, 1))
     assert (target["image_id"], target["orig_size"], target["size"]) == (10, (30, 40), (30, 40))
 
 
@@ -53,7 +54,7 @@ def test_what_a_view_does_not_show_is_not_in_its_target(tmp_path):
     one = read(write_coco(tmp_path)).annotations(0)
     target = one.target(View.whole(one.size).cropped(0, 15, 20, 25))        # cuts off the first box
     assert target["labels"].tolist() == [0]
-    np.testing.assert_allclose(target["boxes"], [[15.25 / 25, 7 / 20, 19.5 / 25, 8 / 20]], rtol=1e-6)
+    assert_close(target["boxes"], [[15.25 / 25, 7 / 20, 19.5 / 25, 8 / 20]], ulps(1, 1))
     assert (target["orig_size"], target["size"]) == ((30, 40), (20, 25))
 
 
@@ -118,7 +119,7 @@ def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, bbox, said):
 def test_a_pixel_outside_is_rounding(tmp_path):
     data = read_with(tmp_path, bbox=[-0.9, -1, 41.9, 31.9])
     assert data.skipped == data.notes == ()
-    assert data.ground_truth()["annotations"][0]["bbox"] == pytest.approx([-0.9, -1, 41.9, 31.9])     # as it was
+    assert data.ground_truth()["annotations"][0]["bbox"] == [-0.9, -1, 41.9, 31.9]         # as it was
     assert data.target(0)["boxes"][0].tolist() == [0.5, 0.5, 1, 1]
 
 

@@ -16,6 +16,7 @@ from scratchvit.detection.transforms import (
 )
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import mask_of, tight_box
+from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
 
 HEIGHT, WIDTH = 90, 120
@@ -51,7 +52,7 @@ def test_flips_and_crops_against_masks_cut_and_turned(seed):
     found, kept = in_pixels(view, boxes)
     assert kept.tolist() == masks.any(axis=(1, 2)).tolist()
     expected = [tight_box(mask) for mask in masks[kept]]
-    np.testing.assert_allclose(found, np.reshape(expected, (-1, 4)), atol=1e-4)
+    assert_close(found, np.reshape(expected, (-1, 4)), ulps(WIDTH, 4))
     for box, mask in zip(boxes, masks):
         image = view.of_picture(Image.fromarray(mask_of(box, HEIGHT, WIDTH)))
         assert np.array_equal(np.asarray(image), mask)
@@ -108,7 +109,7 @@ def test_boxes_that_are_cut_away_are_dropped_but_small_ones_are_kept():
     found, kept = View.whole((30, 40)).cropped(0, 10, 30, 30).of_boxes(np.array(cut + others))
     assert kept.tolist() == [False, False, True, True, False, True]
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found[0], [0.75 / 30, 5 / 30, 1.5 / 30, 10 / 30], rtol=1e-6)
+    assert_close(found[0], [0.75 / 30, 5 / 30, 1.5 / 30, 10 / 30], ulps(10 / 30, 1))
     assert found[2].tolist() == [0.5, 0.5, 1, 1]
 
 

@@ -1,5 +1,8 @@
 """Denoising and group queries: what they are, who sees whom, that nobody can cheat, and what is learned from them."""
 
+import functools
+import itertools
+
 import numpy as np
 import pytest
 
@@ -8,7 +11,8 @@ from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, who_sees_whom
-from tests.support.model_parity import assert_close, images
+from tests.support.margins import agree, ulps
+from tests.support.model_parity import images
 from tests.support.seeds import seeded
 from tests.support.strict_array import no_transfers
 from tests.test_criterion import as_outputs, leaves, random_layers
@@ -59,7 +63,7 @@ def test_every_copy_is_of_an_object_and_the_rest_fills_up():
     for image, target in enumerate(targets):        # without noise they are the objects themselves
         real = noised.objects[image] >= 0
         np.testing.assert_array_equal(noised.labels[image, real], np.tile(target["labels"], 2))
-        np.testing.assert_allclose(noised.boxes[image, real], np.tile(target["boxes"], (2, 1)), rtol=1e-6)
+        np.testing.assert_array_equal(noised.boxes[image, real], np.tile(target["boxes"], (2, 1)))
 
 
 @pytest.mark.parametrize("noise", [0.1, 0.4, 1.0])
@@ -71,13 +75,14 @@ def test_boxes_move_and_grow_as_far_as_is_promised(noise):
     noised = noised_objects(targets, 200, CLASSES, noise, 0.0, rng)
     boxes = noised.boxes.reshape(200, 50, 4)
     shares = (boxes[..., :2] - true[:, :2]) / (true[:, 2:] / 2), boxes[..., 2:] / true[:, 2:] - 1
+    rounded = ulps(1, 2) / 0.05                     # of places in 0 … 1, in halves of a side, at least 0.05
     for share in shares:                            # nothing is at a border here, but for sides that vanish
         share = share.reshape(-1, 2)
-        assert np.abs(share).max() <= noise * 1.0001 + (SMALLEST_SIDE / 0.1 if noise == 1 else 0)
+        assert np.abs(share).max() <= noise + rounded + (SMALLEST_SIDE / 0.1 if noise == 1 else 0)
         for axis in (0, 1):                         # a uniform distribution, by its quantiles
             np.testing.assert_allclose(
                 np.quantile(share[:, axis], (0.05, 0.25, 0.5, 0.75, 0.95)),
-                noise * np.array([-0.9, -0.5, 0, 0.5, 0.9]), atol=0.03 * noise,
+                noise * np.array([-0.9, -0.5, 0, 0.5, 0.9]), atol=0.05 * noise,
             )  # fmt: skip
     independent = np.corrcoef([part for share in shares for part in share.reshape(-1, 2).T])
     assert np.abs(independent - np.eye(4)).max() < 0.05
@@ -190,14 +195,14 @@ def test_images_do_not_see_each_others_objects_and_nobody_sees_what_fills_up(nam
     few, many = random_targets((1,), 0, CLASSES), random_targets((3, 3), 1, CLASSES)
 
     def noised_part(targets):
-        """Of the first image's first copy of its first object, in the last layer."""
+        """Of the first image's first copy of its first object, in every layer."""
         noised = noised_objects(targets, 2, CLASSES, 0.0, 0.0, seeded(0))
         model.forward_noise = lambda _: noised
         with sv.no_grad():
             return [y[0, 0] for y in as_numbers(model(x[: len(targets)], targets=targets)["denoising"])]
 
-    for ours, alone in zip(noised_part([few[0], many[1]]), noised_part(few)):      # two that fill up, or none
-        assert_close(ours, alone, 1e-5, "beside an image with more objects")
+    # Two that fill up, or none.
+    agree(lambda: noised_part([few[0], many[1]]), noised_part(few), "beside an image with more objects")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -234,19 +239,17 @@ def test_a_group_answers_as_a_model_of_its_queries_alone(name, device):
     table = next(key for key in ("query_embed.weight", "refpoint_embed.weight") if key in state)
     for group, ours in enumerate([outputs, *outputs["group_outputs"]]):
         alone.load_state_dict(state | {table: state[table][group * N : (group + 1) * N]})
-        for a, b in zip(as_numbers(ours), as_numbers(alone.eval()(x)), strict=True):
-            assert_close(a, b, 2e-5, f"group {group}")
+        agree(lambda: as_numbers(alone.eval()(x)), as_numbers(ours), f"group {group}")
 
 
 @pytest.mark.parametrize("name", MODELS)
 def test_in_use_there_is_the_first_group_alone(name, device):
     model, x = random_head(small(name, query_groups=3, denoising=2)), images(2, 3, 64, 64)
-    trained = model.train()(x, targets=random_targets((1, 2), 0, CLASSES))
-    used = model.eval()(x, targets=random_targets((1, 2), 0, CLASSES))
+    targets = random_targets((1, 2), 0, CLASSES)
+    trained, used = model.train()(x, targets=targets), model.eval()(x, targets=targets)
     assert list(used) == ["pred_logits", "pred_boxes", "aux_outputs"]
     assert set(trained) - set(used) == {"group_outputs", "denoising"} and len(trained["group_outputs"]) == 2
-    for a, b in zip(as_numbers(trained), as_numbers(used)):
-        assert_close(a, b, 2e-5, "in use")
+    agree(lambda: as_numbers(model(x)), as_numbers(trained), "in use")
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -336,24 +339,34 @@ CRITERIA = {
 def test_losses_of_groups_are_the_mean_over_groups(kind, device):
     criterion, targets = CRITERIA[kind](), random_targets((2, 0, 5), 3, CLASSES)
     groups = [leaves(*random_layers(3, 3, N, seed, CLASSES - (kind == "focal"))) for seed in range(3)]
-    first, *others = (as_outputs(*group) for group in groups)
-    together = criterion({**first, "group_outputs": others}, targets)
-    each = [criterion(outputs, targets) for outputs in (first, *others)]
+
+    def compute():
+        """The losses, and the gradients of each group."""
+        for leaf in itertools.chain(*groups):
+            leaf.grad = None
+        first, *others = (as_outputs(*group) for group in groups)
+        losses = criterion({**first, "group_outputs": others}, targets)
+        criterion.total(losses).backward()
+        return {**losses, "gradients": [[leaf.grad for leaf in group] for group in groups]}
+
+    together = compute()
+    del together["gradients"]
+    each = [criterion(as_outputs(*group), targets) for group in groups]
     assert together.keys() == each[0].keys()
+    expected = {}
     for name, value in together.items():
         if name.startswith("loss"):
-            expected = np.mean([float(losses[name].item()) for losses in each])
-            assert float(value.item()) == pytest.approx(expected, rel=1e-5), name
+            expected[name] = np.mean([float(losses[name].item()) for losses in each])
         else:                                       # counts are of the group that is used
             assert float(value) == float(each[0][name]), name
-    criterion.total(together).backward()
-    gradients = [[asnumpy(leaf.grad) for leaf in group] for group in groups]
-    for group, (logits, boxes) in zip(groups, gradients):
+            expected[name] = value
+    expected["gradients"] = []                      # a third of those that each group has alone
+    for group in groups:
         for leaf in group:
             leaf.grad = None
         criterion.total(criterion(as_outputs(*group), targets)).backward()
-        for leaf, gradient in zip(group, (logits, boxes)):
-            assert_close(gradient, asnumpy(leaf.grad) / 3, 1e-5, "a third of its gradient alone")
+        expected["gradients"].append([asnumpy(leaf.grad) / 3 for leaf in group])
+    agree(compute, expected)
 
 
 def by_hand(kind, logits, boxes, targets, objects, num_boxes):
@@ -388,17 +401,22 @@ def test_denoising_losses_by_hand(kind, num_boxes, device):
     logits, boxes = random_layers(2, 3, noised.objects.shape[1], 1, classes)
     leaf = leaves(logits, boxes)
     plain = criterion(outputs, targets, num_boxes)
-    losses = criterion({**outputs, "denoising": {**as_outputs(*leaf), "objects": noised.objects}}, targets, num_boxes)
+
+    def compute():
+        denoising = {**as_outputs(*leaf), "objects": noised.objects}
+        return criterion({**outputs, "denoising": denoising}, targets, num_boxes)
+
+    losses = compute()
     names = {f"dn_loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in ("", "_0")}
     assert set(losses) == set(plain) | names
     assert all(float(losses[name].item()) == float(plain[name].item()) for name in plain)       # matched as before
+    expected = {}
     for layer, suffix in enumerate(("_0", "")):
-        expected = by_hand(kind, logits[layer], boxes[layer], targets, noised.objects, num_boxes or 5)
-        for name, value in zip(("ce", "bbox", "giou"), expected):
-            assert float(losses[f"dn_loss_{name}{suffix}"].item()) == pytest.approx(value, rel=1e-5), name
-    total = float(criterion.total(losses).item()) - float(criterion.total(plain).item())
-    by_name = sum(criterion.weights[name.split("_")[2]] * float(losses[name].item()) for name in names)
-    assert total == pytest.approx(by_name, rel=1e-4)
+        values = by_hand(kind, logits[layer], boxes[layer], targets, noised.objects, num_boxes or 5)
+        expected |= {f"dn_loss_{name}{suffix}": value for name, value in zip(("ce", "bbox", "giou"), values)}
+    agree(lambda: {name: loss for name, loss in compute().items() if name in names}, expected)
+    by_name = sum(criterion.weights[name.split("_")[2]] * losses[name].item() for name in names)
+    agree(lambda: criterion.total(losses), criterion.total(plain).item() + by_name, "the total")
     criterion.total(losses).backward()
     for tensor in leaf:
         gradient = np.abs(asnumpy(tensor.grad)).sum(-1)
@@ -407,17 +425,17 @@ def test_denoising_losses_by_hand(kind, num_boxes, device):
 
 def test_more_copies_count_as_much_as_one(device):
     """Each copy says the same: whether one or four of them, the losses are the same."""
-    targets = random_targets((2, 3), 0, CLASSES)
+    targets, objects = random_targets((2, 3), 0, CLASSES), np.array([[0, 1, -1], [0, 1, 2]])
     for kind, make in CRITERIA.items():
         logits, boxes = random_layers(1, 2, 3, 1, CLASSES - (kind == "focal"))
         outputs = as_outputs(*leaves(*random_layers(1, 2, N, 0, CLASSES - (kind == "focal"))))
-        objects = np.array([[0, 1, -1], [0, 1, 2]])
-        found = []
-        for copies in (1, 4):
-            noised = as_outputs(*leaves(*(np.tile(x, (1, 1, copies, 1)) for x in (logits, boxes))))
-            found.append(make()({**outputs, "denoising": {**noised, "objects": np.tile(objects, copies)}}, targets))
-        for name in ("dn_loss_ce", "dn_loss_bbox", "dn_loss_giou"):
-            assert float(found[0][name].item()) == pytest.approx(float(found[1][name].item()), rel=1e-5)
+
+        def of_copies(copies, make=make, outputs=outputs, given=(logits, boxes)):
+            noised = as_outputs(*leaves(*(np.tile(x, (1, 1, copies, 1)) for x in given)))
+            losses = make()({**outputs, "denoising": {**noised, "objects": np.tile(objects, copies)}}, targets)
+            return {name: losses[name] for name in ("dn_loss_ce", "dn_loss_bbox", "dn_loss_giou")}
+
+        agree(functools.partial(of_copies, 4), of_copies(1), kind)
 
 
 @pytest.mark.parametrize("name", MODELS)

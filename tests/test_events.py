@@ -4,6 +4,7 @@ import csv
 import itertools
 import sys
 
+import numpy as np
 import pytest
 
 from scratchvit.errors import ScratchvitError
@@ -28,7 +29,7 @@ def scalars(folder):
 
 
 def expected(rows):
-    return {tag: [(int(row["step"]), pytest.approx(float(row[name]))) for row in rows] for name, tag in TAGS.items()}
+    return {tag: [(int(row["step"]), np.float32(row[name])) for row in rows] for name, tag in TAGS.items()}
 
 
 @pytest.mark.parity

@@ -47,6 +47,7 @@ from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from tests.support.browser import contrast, look_at
+from tests.support.margins import agree, assert_close, ulps
 from tests.support.seeds import seeded
 
 from .test_report import EVIL, SCRIPT, Page, assert_self_contained
@@ -120,7 +121,7 @@ def test_cross_attention_equals_what_the_weights_say(shown):
     expected = by_hand(layer.multihead_attn, z + queries, placed, visible)
     found = cross_attention(model, x, mask, layer=0)
     assert found.shape == (2, 6, 8, 12)
-    np.testing.assert_allclose(found.reshape(2, 6, -1), expected, atol=1e-6)
+    agree(lambda: cross_attention(model, x, mask, layer=0).reshape(2, 6, -1), expected, "attention")
 
 
 @pytest.mark.parametrize("shown", [None, (40, 50)])
@@ -136,7 +137,8 @@ def test_encoder_attention_equals_what_the_weights_say(shown):
     row, column = (1, 8) if shown is None else (1, 4)       # 0.2 · 64 / 8, 0.7 · 96 / 8; 0.2 · 40 / 8, 0.7 · 50 / 8
     found = encoder_attention(model, x, point, mask)
     assert found.shape == (2, 2, 8, 12)
-    np.testing.assert_allclose(found[0].reshape(2, -1), expected[:, row * 12 + column], atol=1e-6)
+    of_point = expected[:, row * 12 + column]
+    agree(lambda: encoder_attention(model, x, point, mask)[0].reshape(2, -1), of_point, "attention")
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -161,7 +163,7 @@ def test_maps_are_those_recorded_and_see_no_padding(name, shown, device):
         visible = sv.backend.asnumpy(visible_features(mask[None], (1, 3, 64, 96), (1, 16, 8, 12)))[0]
         assert 0 < visible.sum() < visible.size
     for maps in (every[-1], seen):
-        np.testing.assert_allclose(maps.sum(axis=(2, 3)), 1, rtol=1e-5)
+        assert_close(maps.sum(axis=(2, 3)), np.ones(maps.shape[:2]), ulps(1, 8), "a sum of probabilities")
         assert (maps[..., ~visible] == 0).all() and (maps[..., visible] > 0).all()
 
 
@@ -225,8 +227,13 @@ def test_what_cannot_be_looked_into_is_one_sentence():
 @pytest.mark.parametrize("name", KINDS)
 def test_query_boxes_are_the_answers_image_by_image(name, device):
     model, scenes = small(name), load_scenes(48, val=5).val
-    asked = query_boxes(model.train(), DetectionLoader(scenes, 2, NORMALIZE, stretch=1))
+
+    def ask():
+        return query_boxes(model.train(), DetectionLoader(scenes, 2, NORMALIZE, stretch=1))
+
+    asked = ask()
     assert model.training and asked.boxes.shape == (5, 6, 4)
+    expected_boxes, expected_scores = [], []
     for index in range(5):
         x = NORMALIZE(np.asarray(scenes.picture(index))[None])
         with evaluating(model):
@@ -234,13 +241,14 @@ def test_query_boxes_are_the_answers_image_by_image(name, device):
         logits = outputs["pred_logits"].numpy()[0].astype(float)                # (6, classes), and perhaps no object
         odds = np.exp(logits)
         shares = odds / (1 + odds) if model.config.focal else (odds / odds.sum(axis=1, keepdims=True))[:, :-1]
-        np.testing.assert_allclose(asked.boxes[index], outputs["pred_boxes"].numpy()[0], atol=1e-5)
-        np.testing.assert_allclose(asked.scores[index], shares.max(axis=1), atol=1e-5)
+        expected_boxes.append(outputs["pred_boxes"].numpy()[0])
+        expected_scores.append(shares.max(axis=1))
         np.testing.assert_array_equal(asked.labels[index], shares.argmax(axis=1))
+    agree(lambda: [ask().boxes, ask().scores], [np.array(expected_boxes), np.array(expected_scores)])
     np.testing.assert_array_equal(asked.used(0.0), 1)
     threshold = float(np.median(asked.scores))
     expected = [sum(score >= threshold for score in scores) / 5 for scores in asked.scores.T]
-    np.testing.assert_allclose(asked.used(threshold), expected)
+    np.testing.assert_allclose(asked.used(threshold), expected, rtol=1e-14)
     with pytest.raises(ScratchvitError, match="not one image"):
         query_boxes(model, [])
 
@@ -276,11 +284,12 @@ def test_matching_is_the_matchers_and_of_least_cost(name, device):
         np.testing.assert_array_equal(one.boxes, boxes)
         np.testing.assert_array_equal(one.queries[objects], queries)
         assert one.costs.shape == (n, 5) and list(one.parts) == ["class", "bbox", "giou"]
-        np.testing.assert_allclose(sum(one.parts.values()), one.costs, atol=1e-5)
-        l1 = np.abs(one.objects[:, None] - boxes).sum(axis=-1)
-        np.testing.assert_allclose(one.parts["bbox"], 4 * l1, rtol=1e-5)
-        least = min(sum(one.costs[range(n), chosen]) for chosen in itertools.permutations(range(5), n))
-        np.testing.assert_allclose(one.costs[range(n), one.queries].sum(), least, rtol=1e-5)
+        assert_close(sum(one.parts.values()), one.costs, ulps(list(one.parts.values()), 2), "sum of the parts")
+        l1 = np.abs(one.objects[:, None].astype(float) - boxes).sum(axis=-1)
+        assert_close(one.parts["bbox"], 4 * l1, ulps(4 * l1, 4), "four differences and their sum")
+        exact = one.costs.astype(float)
+        least = min(exact[range(n), chosen].sum() for chosen in itertools.permutations(range(5), n))
+        assert_close(exact[range(n), one.queries].sum(), least, ulps(exact, n, np.float64), "the least cost")
         others, costs = one.second_best()
         for i, taken in enumerate(one.queries):
             rest = {query: cost for query, cost in enumerate(one.costs[i]) if query != taken}
@@ -300,7 +309,7 @@ def test_matching_of_more_objects_than_queries():
 def test_a_part_that_counts_nothing_is_zero():
     (one,) = matching(small(), HungarianMatcher(0, 5, 0), batch((3,)))
     assert not one.parts["class"].any() and not one.parts["giou"].any()
-    np.testing.assert_allclose(one.parts["bbox"], one.costs)
+    np.testing.assert_array_equal(one.parts["bbox"], one.costs)
 
 
 # --- pictures -------------------------------------------------------------------------------------------------------

@@ -172,7 +172,8 @@ def _perturbed(x: Any, rng: np.random.Generator | None) -> Any:
     if rng is None or x.size == 0:
         return x
     u = rng.random(x.shape, dtype=np.float32).astype(np.float64)
-    return x * asarray(1 + EPSILON[np.float32] * (2 * u - 1), np.float64)
+    factors = 1 + EPSILON[np.float32] * (2 * u - 1)
+    return x * (factors if isinstance(x, np.ndarray) else asarray(factors))     # a mask may be on the host
 
 
 def _backward_like(
