@@ -11,7 +11,7 @@ from scratchvit.backend import asarray
 from scratchvit.ops import attention_blocks
 from scratchvit.random import Generator
 from tests.support.processes import alone, peak_bytes
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 Q, K, V = (2, 3, 7, 4), (2, 3, 9, 4), (2, 3, 9, 5)
 BIASES = (None, (2, 3, 7, 9), (1, 3, 7, 9), (3, 1, 9), (7, 9), (2, 1, 1, 9), (1,))
@@ -34,7 +34,7 @@ def both(dtype, bias_shape=None, mask_shape=None, dropout=0.0, **kwargs):
     dy = asarray(rng.standard_normal((2, 3, 7, 5)).astype(dtype))
     for blocks in (False, True):
         inputs = [sv.Tensor(array, requires_grad=True) for array in arrays]
-        y = ops.attention(*inputs, mask=mask, dropout=dropout, generator=Generator(3), blocks=blocks, **kwargs)
+        y = ops.attention(*inputs, mask=mask, dropout=dropout, generator=Generator(moved(3)), blocks=blocks, **kwargs)
         y.backward(dy)
         yield [y.numpy(), *(sv.backend.asnumpy(x.grad) for x in inputs)]
 

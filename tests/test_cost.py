@@ -14,7 +14,7 @@ from scratchvit.tensor import Tensor, no_grad, replace_ops
 from tests.cases import CASES
 from tests.support.peers import import_timm
 from tests.support.processes import alone, peak_bytes
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 by_case = pytest.mark.parametrize("case", CASES, ids=str)
 
@@ -258,7 +258,7 @@ def test_the_model_is_left_as_it_was():
 def test_dropout_counts_as_in_evaluation_and_draws_nothing():
     model = create_model("vit_tiny_patch16_224", **TINY, drop_rate=0.5, attn_drop_rate=0.5, drop_path_rate=0.5)
     images = np.zeros((2, 3, 16, 16), np.float32)
-    generator = sv.random.Generator(3)
+    generator = sv.random.Generator(moved(3))
     model.set_generator(generator)
     state = generator.state_dict()
     with tracing(model) as layers:

@@ -12,7 +12,7 @@ from scratchvit import nn, ops
 from scratchvit.backend import asarray, cpu_threads, parallel_rows
 from scratchvit.random import Generator
 from tests.support.processes import alone
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 
 def leaf(values, dtype=np.float32):
@@ -120,7 +120,7 @@ def test_checkpoint_draws_again_what_ops_without_a_generator_drew():
 
 
 def test_checkpoints_inside_checkpoints_draw_again():
-    one, two = Generator(1), Generator(2)
+    one, two = Generator(moved(1)), Generator(moved(2))
 
     def inner(x):
         return ops.dropout(x, 0.5, generator=one) if x.shape[0] == 64 else x

@@ -15,7 +15,7 @@ from scratchvit import ops, random
 from scratchvit.backend import Array, asnumpy
 from scratchvit.tensor import OPS, Tensor, is_recording, op
 from tests.support.processes import alone
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 LONG = 100_000
 
@@ -377,7 +377,7 @@ def block(generator: random.Generator, weight: Tensor, x: Tensor) -> Tensor:
 
 
 def network(x: Tensor, weight: Tensor, checkpointed: str) -> tuple[Tensor, random.Generator]:
-    generator = random.Generator(3)
+    generator = random.Generator(moved(3))
 
     def layer(x: Tensor) -> Tensor:
         return block(generator, weight, x)

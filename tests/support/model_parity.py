@@ -9,7 +9,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn
 from tests.support.peers import import_timm, randomise
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 FLOAT32 = {"outputs": 1e-4, "gradients": 1e-3, "statistics": 1e-5}      # as a share of the largest entry
 SMOOTH = {"outputs": 1e-5, "gradients": 2e-5}                           # float32 too, without ReLUs
@@ -25,7 +25,7 @@ def assert_learns(model, x, y, lr=0.02):
     optimizer = sv.optim.SGD(model.parameters(), lr=lr)
     losses = []
     for _ in range(3):
-        model.set_generator(sv.random.Generator(3))             # the same masks, so that losses can be compared
+        model.set_generator(sv.random.Generator(moved(3)))             # the same masks, so that losses can be compared
         optimizer.zero_grad()
         logits = model(x)
         assert logits.shape == (len(x), model.config.num_classes) and logits.dtype == np.float32
