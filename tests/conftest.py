@@ -25,6 +25,7 @@ from typing import Any
 import pytest
 
 import scratchvit as sv
+from scratchvit import backend
 from tests.support import leftovers, margins, seeds
 from tests.support.strict_array import STRICT
 
@@ -46,6 +47,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[seeds.VARIABLE] = str(config.getoption("--seed"))
     seeds.install()
+    # Training asks for it, and it holds for the whole process: this one would never give memory back.
+    backend.keep_freed_memory = lambda: False
     if config.getoption("--device") == "gpu":
         try:
             sv.use("gpu")

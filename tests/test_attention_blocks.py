@@ -1,6 +1,5 @@
 """Attention that takes keys a block at a time equals attention with its whole matrix."""
 
-import subprocess
 import sys
 
 import numpy as np
@@ -11,7 +10,8 @@ from scratchvit import ops
 from scratchvit.backend import asarray
 from scratchvit.ops import attention_blocks
 from scratchvit.random import Generator
-from tests.support.seeds import seeded
+from tests.support.processes import alone, peak_bytes
+from tests.support.seeds import moved, seeded
 
 Q, K, V = (2, 3, 7, 4), (2, 3, 9, 4), (2, 3, 9, 5)
 BIASES = (None, (2, 3, 7, 9), (1, 3, 7, 9), (3, 1, 9), (7, 9), (2, 1, 1, 9), (1,))
@@ -34,7 +34,7 @@ def both(dtype, bias_shape=None, mask_shape=None, dropout=0.0, **kwargs):
     dy = asarray(rng.standard_normal((2, 3, 7, 5)).astype(dtype))
     for blocks in (False, True):
         inputs = [sv.Tensor(array, requires_grad=True) for array in arrays]
-        y = ops.attention(*inputs, mask=mask, dropout=dropout, generator=Generator(3), blocks=blocks, **kwargs)
+        y = ops.attention(*inputs, mask=mask, dropout=dropout, generator=Generator(moved(3)), blocks=blocks, **kwargs)
         y.backward(dy)
         yield [y.numpy(), *(sv.backend.asnumpy(x.grad) for x in inputs)]
 
@@ -109,24 +109,13 @@ def test_it_is_chosen_by_size_and_not_while_probabilities_are_recorded(monkeypat
         ops.attention(small, small, small, blocks=True)
 
 
-MEMORY = """
-import resource, sys
-import scratchvit as sv
-import numpy as np
-
-rng = np.random.default_rng(0)
-q, k, v = (sv.Tensor(rng.standard_normal((1, 2, 4096, 16), dtype=np.float32), requires_grad=True) for _ in range(3))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-sv.ops.attention(q, k, v, blocks=sys.argv[1] == "True").sum().backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
+def peak_of_a_step(blocks):
+    rng = seeded(0)
+    q, k, v = (sv.Tensor(rng.standard_normal((1, 2, 4096, 16), dtype=np.float32), requires_grad=True) for _ in range(3))
+    return peak_bytes(lambda: ops.attention(q, k, v, blocks=blocks).sum().backward())
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="peak memory is counted in KiB on Linux")
 def test_memory_does_not_hold_a_matrix():
-    def grown(blocks):
-        command = [sys.executable, "-c", MEMORY, str(blocks)]
-        return int(subprocess.run(command, check=True, capture_output=True, text=True).stdout) / 1024       # MiB
-
-    assert grown(True) < 32         # a matrix of 4096² float32 has 64 MiB, and there are two
-    assert grown(False) > 100       # less what the process had free already
+    matrices = 2 * 4096**2 * 4          # of two heads
+    assert alone(peak_of_a_step, True) < matrices / 4
+    assert alone(peak_of_a_step, False) > matrices

@@ -1,8 +1,6 @@
 """The benchmark of training steps: both sides take the same, and what cannot be compared is said in a sentence."""
 
 import argparse
-import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,11 +8,9 @@ import pytest
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.cost import OpCost
 from tests.support.peers import import_timm
+from tests.support.scripts import import_script
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
-import bench
-
-sys.path.pop(0)
+bench = import_script("bench.py")
 
 
 def arguments(model, size, batch=1):

@@ -27,6 +27,7 @@ from scratchvit.data import (
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset, write_image_folder
 from tests.support.platforms import WINDOWS, is_running
+from tests.support.processes import SECONDS, alone
 
 PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
 HEAVY = Compose(
@@ -136,13 +137,17 @@ def test_pictures_travel_also_where_memory_cannot_be_shared(monkeypatch):
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory cannot be shared here")
 def test_workers_share_the_pictures():
-    open_files = entries("/proc/self/fd")
+    sharing, before, after = alone(open_files_around_two_workers)
+    assert sharing == [True, True] and after == before
+
+
+def open_files_around_two_workers():
+    before = entries("/proc/self/fd")
     loader = make(2)
     next(batches := iter(loader))
-    for pid in pids(loader):
-        assert "scratchvit-pictures" in Path(f"/proc/{pid}/maps").read_text()
+    sharing = ["scratchvit-pictures" in Path(f"/proc/{pid}/maps").read_text() for pid in pids(loader)]
     batches.close()
-    assert entries("/proc/self/fd") == open_files
+    return sharing, before, entries("/proc/self/fd")
 
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells a process's threads so")
@@ -224,8 +229,8 @@ def run_script(tmp_path, text):
     return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
 
 
-def wait_for_the_end(processes, seconds=30):
-    end = time.monotonic() + seconds
+def wait_for_the_end(processes):
+    end = time.monotonic() + SECONDS
     while any(map(is_running, processes)) and time.monotonic() < end:
         time.sleep(0.05)
     return not any(map(is_running, processes))
@@ -238,7 +243,7 @@ loader = make(2, {transform})
 batches = iter(loader)
 next(batches)
 print(*pids(loader), flush=True)
-time.sleep(60)
+time.sleep(600)
 """
     with run_script(tmp_path, script) as parent:
         started = [int(pid) for pid in parent.stdout.readline().split()]
@@ -260,8 +265,8 @@ sys.stderr = open(os.devnull, "w")
     with run_script(tmp_path, script) as parent:
         started = [int(pid) for pid in parent.stdout.readline().split()]
         assert len(started) == 2
-        assert parent.wait(60) == (3 if end else 0)
-    assert wait_for_the_end(started, 5)
+        assert parent.wait(SECONDS) == (3 if end else 0)
+    assert wait_for_the_end(started)
 
 
 # What goes wrong

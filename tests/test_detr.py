@@ -15,7 +15,7 @@ from scratchvit.nn import init
 from scratchvit.ops import record_attention
 from tests.support.margins import agree, assert_close, rounding, ulps
 from tests.support.model_parity import give, images, in_float64, pair
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 from tests.support.strict_array import no_transfers
 
 SMALL = {
@@ -238,7 +238,7 @@ def test_a_frozen_norm_stays_and_the_rest_learns():
     optimizer = sv.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.0)
     losses = []
     for _ in range(3):
-        model.set_generator(sv.random.Generator(3))
+        model.set_generator(sv.random.Generator(moved(3)))
         optimizer.zero_grad()
         outputs = answers(model.train()(x, mask=mask))
         loss = sum((y * y).mean() for y in outputs)
@@ -262,7 +262,7 @@ def test_dropout_drops_in_training_alone():
     model, x = small(frozen_bn=True, dropout=0.1), images(1, 3, 64, 64)
 
     def boxes(train, seed):
-        model.train(train).set_generator(sv.random.Generator(seed))
+        model.train(train).set_generator(sv.random.Generator(moved(seed)))
         return model(x)["pred_boxes"].numpy()
 
     assert np.array_equal(boxes(True, 1), boxes(True, 1)) and not np.array_equal(boxes(True, 1), boxes(True, 2))

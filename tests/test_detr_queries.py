@@ -13,7 +13,7 @@ from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, who_sees_whom
 from tests.support.margins import agree, ulps
 from tests.support.model_parity import images
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 from tests.support.strict_array import no_transfers
 from tests.test_criterion import as_outputs, leaves, random_layers
 from tests.test_detr import answers
@@ -162,7 +162,7 @@ def test_group_0_does_not_change_by_a_bit_when_others_do(name, device):
     x = images(2, 3, 64, 64)
 
     def run(targets, changed=()):
-        model.set_generator(sv.random.Generator(7))
+        model.set_generator(sv.random.Generator(moved(7)))
         weight = queries_of(model).weight
         before = weight.numpy().copy()
         other = before.copy()
@@ -279,7 +279,7 @@ def test_two_runs_from_the_same_state_meet_the_same_noise(name):
     """The noise is drawn by the model's generator, whose state a checkpoint holds."""
     targets, x = random_targets((2, 3), 0, CLASSES), images(2, 3, 64, 64)
     model = small(name, denoising=2).train()
-    generator = sv.random.Generator(5)
+    generator = sv.random.Generator(moved(5))
     model.set_generator(generator)
 
     def step():
@@ -444,7 +444,7 @@ def test_training_with_both_learns(name, device):
     x, targets = images(2, 3, 64, 64), random_targets((2, 1), 0, CLASSES)
     criterion, optimizer, totals = criterion_for(model), sv.optim.AdamW(model.parameters(), lr=2e-3), []
     for _ in range(6):
-        model.set_generator(sv.random.Generator(1))
+        model.set_generator(sv.random.Generator(moved(1)))
         optimizer.zero_grad()
         total = criterion.total(criterion(model(x, targets=targets), targets))
         total.backward()

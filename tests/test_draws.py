@@ -1,6 +1,6 @@
 """What augmentation and mixing draw, counted against the distributions that their docstrings promise.
 
-Seeds are fixed; a distribution is refused where chance alone would be this far off once in a thousand times.
+A distribution is refused where chance alone would be this far off once in a million times.
 """
 
 import math
@@ -14,7 +14,7 @@ from scratchvit.data import RandomCrop, RandomHorizontalFlip
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import OPERATIONS, RandAugment, apply_operation
-from tests.support.augment_samples import alike, generator, independent, likely, uniform
+from tests.support.augment_samples import CHANCE, alike, generator, independent, likely, uniform
 from tests.support.data_samples import random_images
 
 N = 20_000
@@ -102,7 +102,7 @@ def test_erased_boxes_are_filled_with_normal_noise(mode):
         assert (middle[..., 0] == middle[..., 1]).all()
         middle = middle[..., :1]
     samples = middle.reshape(5000, -1).T
-    assert all(stats.kstest(sample, "norm").pvalue > 1e-3 for sample in samples) and independent(*samples)
+    assert all(stats.kstest(sample, "norm").pvalue > CHANCE for sample in samples) and independent(*samples)
 
 
 def first_that_fits(draw, size, scale, ratio, least):
@@ -130,7 +130,8 @@ def test_boxes_of_which_many_do_not_fit(size):
             boxes = boxes[(boxes != central).any(axis=1)]
             expected = [box for box in expected if box and box != tuple(central)]
         expected = np.array([box for box in expected if box])
-        assert stats.chi2_contingency([[len(boxes), N - len(boxes)], [len(expected), N - len(expected)]]).pvalue > 1e-3
+        counts = [[len(found), N - len(found)] for found in (boxes, expected)]
+        assert stats.chi2_contingency(counts).pvalue > CHANCE
         for column in range(4):
             assert alike(boxes[:, column], expected[:, column])
         assert alike(boxes[:, 2] * boxes[:, 3], expected[:, 2] * expected[:, 3])
@@ -193,12 +194,12 @@ def test_operations_and_signs_as_they_show_in_the_pixels():
 def test_mixup_draws_lambda_from_beta_in_every_mode(mode, alpha):
     """λ is what a white picture becomes; of a pair, whose λ is the same, only that one is looked at."""
     mix, rng = Mix(num_classes=2, mixup_alpha=alpha, mode=mode), generator()
-    size, times = (2, 2000) if mode == "batch" else (4000, 1)
+    size, times = (2, 6000) if mode == "batch" else (12_000, 1)
     batches = [mix(halves(size, 1), np.zeros(size, int), rng)[0][size // 2 :].ravel() for _ in range(times)]
     lam = np.concatenate(batches).astype(float)
-    assert len(lam) == 2000
-    assert stats.kstest(lam, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
-    assert stats.kstest(lam, stats.beta(1.4 * alpha, 1.4 * alpha).cdf).pvalue < 1e-3      # it can tell
+    assert len(lam) == 6000
+    assert stats.kstest(lam, stats.beta(alpha, alpha).cdf).pvalue > CHANCE
+    assert stats.kstest(lam, stats.beta(1.4 * alpha, 1.4 * alpha).cdf).pvalue < CHANCE      # it can tell
     assert independent(lam[1:], lam[:-1])
 
 
@@ -211,8 +212,9 @@ def test_cutmix_boxes_are_drawn_from_beta_and_lie_anywhere(alpha):
     """
     count, side = 4000, 100
     mix, rng = Mix(num_classes=2, cutmix_alpha=alpha, mode="elem"), generator(1)
-    images = halves(count, side)
-    cut = (mix(images, np.zeros(count, int), generator())[0] != images)[:, 0]           # (count, side, side)
+    images, draws = halves(500, side), generator()
+    mixed = (mix(images, np.zeros(len(images), int), draws)[0] for _ in range(count // len(images)))
+    cut = np.concatenate([(batch != images)[:, 0] for batch in mixed])                  # (count, side, side)
     across = np.stack([cut.any(axis=2), cut.any(axis=1)])                               # rows, columns
     first, length = across.argmax(axis=2), across.sum(axis=2)                           # (2, count)
     whole = ((first > 0) & (first + length < side)).all(axis=0)
@@ -222,7 +224,7 @@ def test_cutmix_boxes_are_drawn_from_beta_and_lie_anywhere(alpha):
     s = np.linspace(1 / side, 1, 20_001)[:-1]
     cdf = np.cumsum(stats.beta(alpha, alpha).pdf(1 - s * s) * 2 * s * (1 - s) ** 2)
     drawn = (width + rng.random(len(x))) / side         # a side is rounded down
-    assert stats.kstest(drawn, lambda value: np.interp(value, s, cdf / cdf[-1])).pvalue > 1e-3
+    assert stats.kstest(drawn, lambda value: np.interp(value, s, cdf / cdf[-1])).pvalue > CHANCE
     places = [(place - 1 + rng.random(len(x))) / (side - width - 1) for place in (y, x)]
     assert uniform(places[0]) and uniform(places[1]) and independent(*places, drawn)
 

@@ -11,7 +11,8 @@ import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.backend import asarray, cpu_threads, parallel_rows
 from scratchvit.random import Generator
-from tests.support.seeds import seeded
+from tests.support.processes import alone
+from tests.support.seeds import moved, seeded
 
 
 def leaf(values, dtype=np.float32):
@@ -119,7 +120,7 @@ def test_checkpoint_draws_again_what_ops_without_a_generator_drew():
 
 
 def test_checkpoints_inside_checkpoints_draw_again():
-    one, two = Generator(1), Generator(2)
+    one, two = Generator(moved(1)), Generator(moved(2))
 
     def inner(x):
         return ops.dropout(x, 0.5, generator=one) if x.shape[0] == 64 else x
@@ -142,17 +143,25 @@ def test_recording_inside_recording():
     assert (len(outside), len(inside)) == (2, 1)
 
 
-def test_two_threads_leave_blas_as_it_was():
-    if cpu_threads() == 1:
-        pytest.skip("BLAS has one thread here anyway")
-    before = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+def blas_threads():
+    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+
+
+def blas_threads_before_and_after_two_users():
+    before = blas_threads()
     x = np.ones((4000, 400), np.float32)
     users = [threading.Thread(target=lambda: [parallel_rows(np.negative, x) for _ in range(20)]) for _ in range(2)]
     for user in users:
         user.start()
     for user in users:
         user.join()
-    after = [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
+    return cpu_threads(), before, blas_threads()
+
+
+def test_two_threads_leave_blas_as_it_was():
+    threads, before, after = alone(blas_threads_before_and_after_two_users, OMP_NUM_THREADS="2")
+    if threads == 1:
+        pytest.skip("BLAS has one thread on this machine anyway")
     assert after == before
 
 

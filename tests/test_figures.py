@@ -4,12 +4,13 @@ import csv
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from PIL import Image
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "figures"
+from scratchvit.errors import ScratchvitError
+from scratchvit.training import TrainConfig
+from tests.support.scripts import SCRIPTS, import_script
 
 
 @pytest.mark.slow
@@ -24,7 +25,7 @@ SCRIPTS = Path(__file__).resolve().parent.parent / "scripts" / "figures"
 )
 def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, tmp_path):
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    command = [sys.executable, str(SCRIPTS / f"{name}.py"), "--quick", *folders]
+    command = [sys.executable, str(SCRIPTS / "figures" / f"{name}.py"), "--quick", *folders]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
 
@@ -46,13 +47,7 @@ def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, tmp_path):
 
 def test_throughput_is_measured_once(tmp_path):
     """What a model may see follows from it, so a figure that goes on must not measure anew."""
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import throughput_accuracy as figure
-
-        from scratchvit.errors import ScratchvitError
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    figure = import_script("figures/throughput_accuracy.py")
     models = figure.configs("digits", None, (28, 28, 1), quick=False)
     assert models["Swin"].model_args["img_size"] == 28 and models["pixels of 14×14"].model_args["img_size"] == 14
     measured = iter([{"Swin": 1}, {"Swin": 2}])
@@ -66,7 +61,7 @@ def test_throughput_is_measured_once(tmp_path):
 @pytest.mark.slow
 def test_what_attention_costs_is_drawn(tmp_path):
     """Times are anything; memory is what attention's counts say, and without the matrix it is less."""
-    command = [sys.executable, str(SCRIPTS / "attention_cost.py"), "--quick", "--out", str(tmp_path)]
+    command = [sys.executable, str(SCRIPTS / "figures" / "attention_cost.py"), "--quick", "--out", str(tmp_path)]
     subprocess.run(command, check=True, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     out = tmp_path / "quick"
     with (out / "attention_cost.csv").open(newline="") as file:
@@ -94,14 +89,7 @@ def test_what_attention_costs_is_drawn(tmp_path):
 
 
 def test_runs_with_other_settings_are_not_taken_for_these(tmp_path):
-    sys.path.insert(0, str(SCRIPTS))
-    try:
-        import experiment
-
-        from scratchvit.errors import ScratchvitError
-        from scratchvit.training import TrainConfig
-    finally:
-        sys.path.remove(str(SCRIPTS))
+    experiment = import_script("figures/experiment.py")
     sizes = {"img_size": 8, "patch_size": 2, "embed_dim": 8, "depth": 1, "num_heads": 1}
     run = experiment.Run(TrainConfig(model_args=sizes, epochs=1, epoch_images=64), {"model": "tiny", "seed": 0})
     rows = experiment.carry_out([run], tmp_path)
@@ -113,7 +101,7 @@ def test_runs_with_other_settings_are_not_taken_for_these(tmp_path):
 @pytest.mark.slow
 def test_options_of_detr_are_compared(tmp_path):
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    command = [sys.executable, str(SCRIPTS / "detr_options.py"), "--quick", *folders]
+    command = [sys.executable, str(SCRIPTS / "figures" / "detr_options.py"), "--quick", *folders]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run(command, check=True, capture_output=True, env=environment)
     out = tmp_path / "out" / "quick"

@@ -1,27 +1,21 @@
 """scripts/gpu_check.py as far as a machine without a GPU goes."""
 
-import importlib.util
 import json
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 
 import scratchvit as sv
 from scratchvit import backend
+from tests.support.scripts import SCRIPTS, import_script
 from tests.support.strict_array import STRICT
-
-SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
 
 @pytest.fixture
 def gpu_check():
-    spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    yield module
+    yield import_script("gpu_check.py")
     sv.use("cpu")
 
 
@@ -106,5 +100,6 @@ def test_its_bounds_stay_under_nine_minutes(gpu_check):
 
 
 def test_it_runs_as_a_script_from_anywhere(tmp_path):
-    done = subprocess.run([sys.executable, SCRIPT, "--help"], cwd=tmp_path, capture_output=True, text=True)
+    command = [sys.executable, SCRIPTS / "gpu_check.py", "--help"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0 and "--device" in done.stdout

@@ -20,6 +20,7 @@ from scratchvit.inspect.saved import SAVED, nothing
 from scratchvit.models import create_model
 from scratchvit.tensor import Tensor, no_grad, replace_ops
 from tests.cases import CASES
+from tests.support.processes import alone
 from tests.support.seeds import seeded
 
 # One small model of every family: enough tokens that arrays outweigh what is not counted.
@@ -47,52 +48,49 @@ def without_weights(name, **options):
         return create_model(name, **options)
 
 
-def measured(name, batch_size, **options):
+def measured(name, batch_size):
     """(training, inference) in bytes: the peaks of the second step, weights and moments included."""
     tracemalloc.start()
-    try:
-        model = create_model(name, **options)
-        images = seeded(0).standard_normal((batch_size, *configured_shape(model)), dtype=np.float32)
-        labels = model.tokens(images) if getattr(model, "generative", False) else np.zeros(batch_size, np.int64)
+    model = create_model(name, **FAMILIES[name])
+    images = seeded(0).standard_normal((batch_size, *configured_shape(model)), dtype=np.float32)
+    labels = model.tokens(images) if getattr(model, "generative", False) else np.zeros(batch_size, np.int64)
 
-        def loss():
-            answers = model(images)
-            if not isinstance(answers, dict):
-                return ops.cross_entropy(answers, labels)
-            layers = [answers, *answers["aux_outputs"]]             # a detector's: of all classes and boxes
-            return sum(ops.cross_entropy(
-                layer["pred_logits"].transpose(1, 2), np.zeros(layer["pred_boxes"].shape[:2], np.int64)
-            ) + abs(layer["pred_boxes"]).mean() for layer in layers)  # fmt: skip
+    def loss():
+        answers = model(images)
+        if not isinstance(answers, dict):
+            return ops.cross_entropy(answers, labels)
+        layers = [answers, *answers["aux_outputs"]]             # a detector's: of all classes and boxes
+        return sum(ops.cross_entropy(
+            layer["pred_logits"].transpose(1, 2), np.zeros(layer["pred_boxes"].shape[:2], np.int64)
+        ) + abs(layer["pred_boxes"]).mean() for layer in layers)  # fmt: skip
 
-        optimizer = sv.optim.AdamW(model.parameters(), lr=1e-4)
+    optimizer = sv.optim.AdamW(model.parameters(), lr=1e-4)
 
-        def forward():
-            with no_grad():
-                model.eval()(images)
+    def forward():
+        with no_grad():
+            model.eval()(images)
 
-        def step():
-            optimizer.zero_grad()
-            model.train()
-            loss().backward()
-            optimizer.step()
+    def step():
+        optimizer.zero_grad()
+        model.train()
+        loss().backward()
+        optimizer.step()
 
-        peaks = []
-        for run in (forward, step):
-            run()               # what is made once is made: caches, moments
-            gc.collect()
-            tracemalloc.reset_peak()
-            run()
-            peaks.append(tracemalloc.get_traced_memory()[1])
-        return peaks[1], peaks[0]
-    finally:
-        tracemalloc.stop()
+    peaks = []
+    for run in (forward, step):
+        run()               # what is made once is made: caches, moments
+        gc.collect()
+        tracemalloc.reset_peak()
+        run()
+        peaks.append(tracemalloc.get_traced_memory()[1])
+    return peaks[1], peaks[0]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_predicted_peaks_agree_with_measured_ones(name):
     """Within 15 %, in training and in inference, of what NumPy tells tracemalloc that it allocates."""
     predicted = peak_memory(without_weights(name, **FAMILIES[name]), batch_size=3)
-    training, inference = measured(name, 3, **FAMILIES[name])
+    training, inference = alone(measured, name, 3)
     ratios = predicted.training / training, predicted.inference / inference
     print(f"{name}: training {ratios[0] - 1:+.1%}, inference {ratios[1] - 1:+.1%} of what was measured")
     assert predicted.training == pytest.approx(training, rel=0.15)

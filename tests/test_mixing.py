@@ -9,6 +9,7 @@ from scratchvit.backend import array_module, asarray, asnumpy
 from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
 from tests.support import strict_array
+from tests.support.augment_samples import CHANCE
 from tests.support.peers import import_timm
 from tests.support.seeds import seeded
 
@@ -215,8 +216,8 @@ def own_shares(**settings):
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 1.0])
 def test_mixup_draws_from_beta(alpha):
     shares = own_shares(mixup_alpha=alpha)
-    assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > 0.01
-    assert scipy.stats.kstest(shares, scipy.stats.beta(1.5 * alpha, 1.5 * alpha).cdf).pvalue < 1e-6
+    assert scipy.stats.kstest(shares, scipy.stats.beta(alpha, alpha).cdf).pvalue > CHANCE
+    assert scipy.stats.kstest(shares, scipy.stats.beta(1.5 * alpha, 1.5 * alpha).cdf).pvalue < CHANCE
 
 
 def test_cutmix_boxes_have_their_place_anywhere():
@@ -225,7 +226,7 @@ def test_cutmix_boxes_have_their_place_anywhere():
     s = np.linspace(0, 1, 100_001)
     left = 1 - np.trapezoid(2 * s * (s - s * s / 4) ** 2, s)
     shares = own_shares(cutmix_alpha=1.0)
-    error = 3 * shares.std() / np.sqrt(N)
+    error = 5 * shares.std() / np.sqrt(N)
     # A side is rounded down, half a pixel of 64 on average, which leaves a picture up to 0.012 more.
     assert left - error < shares.mean() < left + 0.012 + error
 
@@ -236,19 +237,19 @@ def test_boxes_fall_everywhere_alike():
     images = np.broadcast_to((np.arange(N) < N // 2)[:, None, None, None], (N, 1, 16, 64)).astype(np.float32)
     x, _ = mix(images, np.zeros(N, int), seeded(0))
     often = (x != images).mean(axis=(0, 1))         # (16, 64)
-    np.testing.assert_allclose(often[::15, ::63], 1 / 8, atol=0.02)
+    np.testing.assert_allclose(often[::15, ::63], 1 / 8, atol=0.03)     # five standard deviations
     np.testing.assert_allclose(often[7:9, 31:33], 1 / 2, atol=0.05)     # sides are rounded down
 
 
 def test_as_often_as_asked():
     untouched = own_shares(mixup_alpha=1.0, prob=0.3) == 1
-    assert scipy.stats.binomtest(int(untouched.sum()), N, 0.7).pvalue > 0.01
+    assert scipy.stats.binomtest(int(untouched.sum()), N, 0.7).pvalue > CHANCE
 
     mix = Mix(num_classes=2, mode="elem", mixup_alpha=1.0, cutmix_alpha=1.0, switch_prob=0.2)
     images = np.concatenate([np.zeros((N // 2, 1, 16, 16)), np.ones((N // 2, 1, 16, 16))]).astype(np.float32)
     x, _ = mix(images, np.zeros(N, int), seeded(0))
     is_cut = ((x == 0) | (x == 1)).all(axis=(1, 2, 3))
-    assert scipy.stats.binomtest(int(is_cut.sum()), N, 0.2).pvalue > 0.01
+    assert scipy.stats.binomtest(int(is_cut.sum()), N, 0.2).pvalue > CHANCE
 
 
 @pytest.mark.parametrize("label", [-1, 5])

@@ -7,7 +7,7 @@ import numpy as np
 import scratchvit as sv
 from scratchvit import optim
 from scratchvit.random import Generator
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 from tests.support.strict_array import no_transfers
 
 STEPS = 4
@@ -20,7 +20,7 @@ def train(steps: int, guard: contextlib.AbstractContextManager) -> tuple[list[fl
         "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=32, depth=2,
         num_heads=2, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1,
     )  # fmt: skip
-    model.set_generator(Generator(3))
+    model.set_generator(Generator(moved(3)))
     optimizer = optim.AdamW(optim.param_groups(model, 0.05), lr=1e-3)
     ema = optim.EMA(model, 0.9)
     images = sv.Tensor(rng.standard_normal((8, 1, 16, 16), dtype=np.float32))

@@ -6,6 +6,7 @@ import numpy as np
 
 from scratchvit import ops
 from scratchvit.random import Generator
+from tests.support.seeds import moved
 
 from .case import Case
 
@@ -26,7 +27,7 @@ def _attention(note, *extra_inputs, theirs=_sdpa, **kwargs):
 
 
 def _kept(probability, shape):
-    return Generator(7).bernoulli(probability, shape)
+    return Generator(moved(7)).bernoulli(probability, shape)
 
 
 def _packed(attention):
@@ -50,12 +51,12 @@ CASES = [
     _attention("mask per image and bias", (1, 2, 3, 5), mask=np.stack([_mask, _mask[::-1]])[:, None]),
     Case("attention", ((2, 5, 24),), _packed(ops.attention),
          lambda torch, x: _packed(torch.nn.functional.scaled_dot_product_attention)(x), "packed projection"),
-    Case("attention", _qkv, lambda q, k, v: ops.attention(q, k, v, dropout=0.4, generator=Generator(7)),
+    Case("attention", _qkv, lambda q, k, v: ops.attention(q, k, v, dropout=0.4, generator=Generator(moved(7))),
          lambda torch, q, k, v: (torch.softmax(q @ k.mT / 2, -1) * torch.as_tensor(_kept(0.6, (2, 2, 3, 5))) / 0.6) @ v,
          "dropout"),
-    Case("dropout", ((3, 5),), lambda x: ops.dropout(x, 0.4, generator=Generator(7)),
+    Case("dropout", ((3, 5),), lambda x: ops.dropout(x, 0.4, generator=Generator(moved(7))),
          lambda torch, x: x * torch.as_tensor(_kept(0.6, (3, 5))) / 0.6),
     Case("dropout", ((3, 5),), lambda x: ops.dropout(x, 0.4, training=False), lambda torch, x: x * 1, "evaluation"),
-    Case("drop_path", ((6, 2, 3),), lambda x: ops.drop_path(x, 0.4, generator=Generator(7)),
+    Case("drop_path", ((6, 2, 3),), lambda x: ops.drop_path(x, 0.4, generator=Generator(moved(7))),
          lambda torch, x: x * torch.as_tensor(_kept(0.6, (6, 1, 1))) / 0.6),
 ]

@@ -5,12 +5,15 @@
 
 from __future__ import annotations
 
+import gc
+import importlib
 import os
 import random
 import signal
 import sys
 import tempfile
 import threading
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -20,19 +23,28 @@ import scratchvit as sv
 from scratchvit import tensor
 from scratchvit.nn import init
 
-# Written by libraries on their first import, and by pytest while a test runs.
+attention = importlib.import_module("scratchvit.ops.attention")         # the name itself is the function's
+
+MODULES = "modules"
+# Written by libraries when they are first used, and by pytest while a test runs.
 NOT_OURS = ("PYTEST_", "COVERAGE", "KMP_", "TORCH", "TRITON", "OMP_", "TF_", "GRPC_", "HF_", "CUPY_")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
+CHANGED_BY_IMPORTS = {"environment variables", "Python's global random state", "NumPy's global random state"}
+"""What a library may change when it is imported: Rich, which scikit-learn imports, draws a random number."""
 
 
 def state() -> dict[str, Any]:
     """{what: how it is now}."""
     found = {
+        MODULES: tuple(sys.modules),
         "the device in use": sv.device(),
         "whether ops record": tensor.is_recording(),
         "whether initial weights are drawn": init.is_drawing(),
         "a stand-in for ops": tensor._stand_in,
         "records of random draws": len(sv.random._records),
+        "records of attention": len(attention._recordings),
+        "whether memory is traced": tracemalloc.is_tracing(),
+        "whether garbage is collected": gc.isenabled(),
         "the working directory": Path.cwd(),
         "environment variables": {k: v for k, v in os.environ.items() if not k.startswith(NOT_OURS)},
         "NumPy's error handling": np.geterr(),
@@ -59,11 +71,15 @@ def state() -> dict[str, Any]:
 
 def differences(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """A line for everything that was there before and is not as it was."""
-    return [
-        f"{what}: {before[what]!r:.300} became {after[what]!r:.300}"
-        for what in before
-        if what in after and not _same(before[what], after[what])
-    ]
+    changed = [what for what in before if what in after and what != MODULES and not _same(before[what], after[what])]
+    if CHANGED_BY_IMPORTS.intersection(changed) and _libraries(after) - _libraries(before):
+        changed = [what for what in changed if what not in CHANGED_BY_IMPORTS]
+    return [f"{what}: {before[what]!r:.300} became {after[what]!r:.300}" for what in changed]
+
+
+def _libraries(state: dict[str, Any]) -> set[str]:
+    """The packages of others that were imported then."""
+    return {name.partition(".")[0] for name in state[MODULES]} - sys.stdlib_module_names - {"scratchvit", "tests"}
 
 
 def _same(one: Any, other: Any) -> bool:
@@ -74,4 +90,4 @@ def _same(one: Any, other: Any) -> bool:
 
 def _is_a_tests(thread: threading.Thread) -> bool:
     """Not the pool of the package, which is made once and kept, nor pytest-xdist's own."""
-    return not thread.daemon and not thread.name.startswith(("scratchvit", "MainThread", "execnet"))
+    return not thread.daemon and not thread.name.startswith(("scratchvit_", "MainThread", "execnet"))

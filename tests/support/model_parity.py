@@ -12,7 +12,7 @@ import scratchvit as sv
 from scratchvit import nn
 from tests.support.margins import agree
 from tests.support.peers import import_timm, randomise
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 
 
 def images(*shape, seed=0):
@@ -24,7 +24,7 @@ def assert_learns(model, x, y, lr=0.02):
     optimizer = sv.optim.SGD(model.parameters(), lr=lr)
     losses = []
     for _ in range(3):
-        model.set_generator(sv.random.Generator(3))             # the same masks, so that losses can be compared
+        model.set_generator(sv.random.Generator(moved(3)))             # the same masks, so that losses can be compared
         optimizer.zero_grad()
         logits = model(x)
         assert logits.shape == (len(x), model.config.num_classes) and logits.dtype == np.float32
