@@ -10,6 +10,7 @@ import contextlib
 import contextvars
 import ctypes
 import functools
+import importlib
 import math
 import os
 import threading
@@ -19,7 +20,6 @@ from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-import scipy.special
 import threadpoolctl
 
 from scratchvit.errors import ScratchvitError
@@ -40,7 +40,17 @@ class Backend:
     synchronize: Callable[[], None] = lambda: None
 
 
-CPU = Backend("cpu", np, scipy.special, np.ndarray, np.asarray)
+class _ImportedWhenUsed:
+    """A module that takes as long to import as all of this package, for a function that few programs call."""
+
+    def __init__(self, module: str):
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._module), name)
+
+
+CPU = Backend("cpu", np, _ImportedWhenUsed("scipy.special"), np.ndarray, np.asarray)
 
 # NumPy hands out scalars where CuPy keeps 0-d arrays: to the code here they are arrays too.
 _by_array_type: dict[type, Backend] = {np.ndarray: CPU, np.float32: CPU, np.float64: CPU}

@@ -1,5 +1,6 @@
 """What a data set must be, and how it is divided."""
 
+import random
 import zlib
 
 import numpy as np
@@ -8,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from scratchvit.data import ArrayDataset, Resized, load, stratified_split
+from scratchvit.data import ArrayDataset, Resized, digits, load, stratified_split
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset, random_images
 
@@ -96,6 +97,16 @@ def test_digits_have_one_fixed_split():
     other = load("digits", val_fraction=0.5, seed=9, img_size=16)
     assert np.array_equal(other.test.labels, splits.test.labels)
     assert other.val.images([0]).shape == (1, 16, 16, 1)
+
+
+def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch):
+    straight = load("digits").test
+    monkeypatch.setattr(digits, "FILE", "moved/digits.csv.gz")
+    state = random.getstate()
+    asked = load("digits").test
+    random.setstate(state)      # of which joblib draws when scikit-learn imports it
+    assert np.array_equal(asked.images(range(360)), straight.images(range(360)))
+    assert np.array_equal(asked.labels, straight.labels) and asked.labels.dtype == straight.labels.dtype
 
 
 def test_digits_without_scikit_learn(monkeypatch):

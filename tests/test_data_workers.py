@@ -13,96 +13,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchvit.data import (
-    Compose,
-    ImageFolder,
-    Loader,
-    Normalize,
-    RandAugment,
-    RandomCrop,
-    RandomErasing,
-    RandomHorizontalFlip,
-    RandomResizedCrop,
-)
+from scratchvit.data import ImageFolder, Loader
 from scratchvit.errors import ScratchvitError
-from tests.support.data_samples import random_dataset, write_image_folder
+from tests.support.data_samples import write_image_folder
 from tests.support.platforms import WINDOWS, is_running
 from tests.support.processes import SECONDS, alone
-
-PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
-HEAVY = Compose(
-    RandomResizedCrop(12), RandomCrop(2), RandomHorizontalFlip(), RandAugment(2, 15), PLAIN, RandomErasing(mode="pixel")
-)  # fmt: skip
-
-
-# Transforms that do what they should not. They stand here, and not in a test, because a worker must find them.
-
-
-class OddError(Exception):
-    def __init__(self, one, two):
-        super().__init__(f"{one} and {two}")
-
-
-def fail_on_the_last_batch(images, rng):
-    if len(images) == 2:
-        raise LookupError("picture 49")
-    return images
-
-
-def fail_oddly(images, rng):
-    raise OddError("this", "that")
-
-
-def exit_on_the_last_batch(images, rng):
-    if len(images) == 2:
-        os._exit(7)
-    return images
-
-
-def say_something(images, rng):
-    print("a transform speaks")
-    return images
-
-
-def tell_about_the_process(images, rng):
-    return np.array([os.getpid(), entries("/proc/self/task"), int(os.environ["OPENBLAS_NUM_THREADS"])])
-
-
-def take_a_while(images, rng):
-    time.sleep(0.3)
-    return images
-
-
-def leave_a_mark(folder, images, rng):
-    (folder / str(rng.integers(1 << 60))).touch()
-    return images
-
-
-def take(images, rng):
-    return images
-
-
-def make(workers, transform=PLAIN, batch_size=8, prefetch=2):
-    """50 pictures in batches of 8: 7 batches, the last of 2."""
-    return Loader(
-        random_dataset(50), batch_size, transform, shuffle=True, seed=3, prefetch=prefetch, workers=workers
-    )
-
-
-def entries(folder):
-    return sum(1 for _ in Path(folder).iterdir())
-
-
-def assert_same(batches, others):
-    batches, others = list(batches), list(others)
-    assert len(batches) == len(others)
-    for (x, y), (u, v) in zip(batches, others):
-        assert x.dtype == u.dtype and np.array_equal(x, u) and np.array_equal(y, v)
-
-
-def pids(loader):
-    return [process.pid for process in loader._processes._processes]
-
+from tests.support.worker_samples import (
+    HEAVY,
+    PLAIN,
+    assert_same,
+    entries,
+    exit_on_the_last_batch,
+    fail_oddly,
+    fail_on_the_last_batch,
+    leave_a_mark,
+    make,
+    pids,
+    say_something,
+    take,
+    tell_about_the_process,
+)
 
 # The same batches
 
@@ -125,25 +55,25 @@ def test_workers_change_nothing(workers):
 def test_pictures_of_a_folder(tmp_path):
     folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
     for dataset, transform in ((folder, PLAIN), (folder.originals(), HEAVY)):
-        with contextlib.closing(Loader(dataset, 6, transform, workers=2)) as loader:
+        with contextlib.closing(Loader(dataset, 6, transform, workers=1)) as loader:
             assert_same(loader, Loader(dataset, 6, transform))
 
 
 def test_pictures_travel_also_where_memory_cannot_be_shared(monkeypatch):
     monkeypatch.delattr(os, "memfd_create", raising=False)
-    with contextlib.closing(make(2, HEAVY)) as loader:
+    with contextlib.closing(make(1, HEAVY)) as loader:
         assert_same(loader, make(0, HEAVY))
 
 
 @pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="memory cannot be shared here")
 def test_workers_share_the_pictures():
-    sharing, before, after = alone(open_files_around_two_workers)
-    assert sharing == [True, True] and after == before
+    sharing, before, after = alone(open_files_around_a_worker)
+    assert sharing == [True] and after == before
 
 
-def open_files_around_two_workers():
+def open_files_around_a_worker():
     before = entries("/proc/self/fd")
-    loader = make(2)
+    loader = make(1)
     next(batches := iter(loader))
     sharing = ["scratchvit-pictures" in Path(f"/proc/{pid}/maps").read_text() for pid in pids(loader)]
     batches.close()
@@ -176,7 +106,7 @@ def test_what_a_transform_prints_does_not_get_among_the_batches(capfd):
 
 
 def test_workers_live_over_epochs_and_end_with_the_loader():
-    loader = make(2)
+    loader = make(1)
     list(loader)
     before = pids(loader)
     list(loader)
@@ -193,7 +123,7 @@ def test_workers_live_over_epochs_and_end_with_the_loader():
 
 
 def test_leaving_the_loop_ends_them():
-    loader = make(2)
+    loader = make(1)
     for _ in loader:
         started = pids(loader)
         break
@@ -221,10 +151,17 @@ def test_signals_are_the_parents(number):
         assert pids(loader) == before
 
 
+SCRIPT = """
+import os, sys, time
+from scratchvit.errors import ScratchvitError
+from tests.support.worker_samples import *
+"""
+
+
 def run_script(tmp_path, text):
     """A user's own script, without `if __name__ == "__main__"`."""
     script = tmp_path / "script.py"
-    script.write_text("from tests.test_data_workers import *\n" + text)
+    script.write_text(SCRIPT + text)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     return subprocess.Popen([sys.executable, script], env=environment, stdout=subprocess.PIPE, text=True)
 
@@ -239,7 +176,7 @@ def wait_for_the_end(processes):
 @pytest.mark.parametrize("transform", ["PLAIN", "take_a_while"])      # killed when they wait, and when they work
 def test_no_worker_outlives_a_killed_parent(tmp_path, transform):
     script = f"""
-loader = make(2, {transform})
+loader = make(1, {transform})
 batches = iter(loader)
 next(batches)
 print(*pids(loader), flush=True)
@@ -247,7 +184,7 @@ time.sleep(600)
 """
     with run_script(tmp_path, script) as parent:
         started = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(started) == 2 and all(map(is_running, started))
+        assert len(started) == 1 and all(map(is_running, started))
         parent.kill()
     assert wait_for_the_end(started)
 
@@ -255,7 +192,7 @@ time.sleep(600)
 @pytest.mark.parametrize("end", ["", "sys.exit(3)"])
 def test_a_script_ends_in_the_middle_of_an_epoch(tmp_path, end):
     script = f"""
-loader = make(2, take_a_while)
+loader = make(1, take_a_while)
 batches = iter(loader)
 next(batches)
 print(*pids(loader), flush=True)
@@ -264,7 +201,7 @@ sys.stderr = open(os.devnull, "w")
 """
     with run_script(tmp_path, script) as parent:
         started = [int(pid) for pid in parent.stdout.readline().split()]
-        assert len(started) == 2
+        assert len(started) == 1
         assert parent.wait(SECONDS) == (3 if end else 0)
     assert wait_for_the_end(started)
 
@@ -294,7 +231,7 @@ def test_a_picture_that_does_not_decode_is_named(tmp_path):
     folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
     folder.paths[7].write_bytes(b"rotten")
     with pytest.raises(ScratchvitError, match=r"ant[/\\]07\.png: this picture does not decode"):
-        list(Loader(folder, 4, PLAIN, workers=2))
+        list(Loader(folder, 4, PLAIN, workers=1))
 
 
 def test_a_worker_that_dies_is_a_sentence():

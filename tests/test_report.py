@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import io
 import re
+import shutil
 import sys
+from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
@@ -283,18 +285,27 @@ def test_the_command_writes_the_same_report(trained, tmp_path, capsys):
     assert first == again
 
 
-def test_training_looks_at_the_test_images_once(tmp_path, monkeypatch):
-    seen = []
-    images = ArrayDataset.images
-    monkeypatch.setattr(ArrayDataset, "images", lambda self, i: seen.append((len(self), len(i))) or images(self, i))
-    assert main(["train", *TINY, "--out", str(tmp_path / "run")]) == 0
-    tested = sum(count for split, count in seen if split == 360)
-    assert 360 < tested < 420           # once, and a few to be drawn
+@pytest.fixture(scope="module")
+def of_digits(tmp_path_factory):
+    """A finished run on the digits, and how many images were looked at, {length of a split: count}."""
+    folder, seen, images = tmp_path_factory.mktemp("digits") / "run", Counter(), ArrayDataset.images
+
+    def count(self, indices):
+        seen[len(self)] += len(indices)
+        return images(self, indices)
+
+    with pytest.MonkeyPatch.context() as patched, contextlib.redirect_stdout(io.StringIO()):
+        patched.setattr(ArrayDataset, "images", count)
+        assert main(["train", *TINY, "--out", str(folder)]) == 0
+    return folder, seen
 
 
-def test_a_run_that_goes_on_is_judged_by_the_validation_images(tmp_path, monkeypatch):
-    folder = tmp_path / "run"
-    assert main(["train", *TINY, "--out", str(folder)]) == 0
+def test_training_looks_at_the_test_images_once(of_digits):
+    assert 360 < of_digits[1][360] < 420        # once, and a few to be drawn
+
+
+def test_a_run_that_goes_on_is_judged_by_the_validation_images(of_digits, tmp_path):
+    folder = shutil.copytree(of_digits[0], tmp_path / "run")
     config = folder / "config.json"
     config.write_text(config.read_text().replace('"epochs": 2', '"epochs": 5'))
     run = open_run(folder)
@@ -306,9 +317,8 @@ def test_a_run_that_goes_on_is_judged_by_the_validation_images(tmp_path, monkeyp
     assert "validation accuracy" in page.text and "test accuracy" not in page.text
 
 
-def test_a_run_before_its_first_epoch(tmp_path):
-    folder = tmp_path / "run"
-    assert main(["train", *TINY, "--out", str(folder)]) == 0
+def test_a_run_before_its_first_epoch(of_digits, tmp_path):
+    folder = shutil.copytree(of_digits[0], tmp_path / "run")
     for name in ("best.safetensors", "metrics.csv", "last.safetensors", "report.html"):
         (folder / name).unlink()
     assert main(["report", str(folder)]) == 0

@@ -25,7 +25,6 @@ from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.optimize import linear_sum_assignment
 
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
@@ -158,6 +157,8 @@ class HungarianMatcher:
         logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4): plain arrays. One transfer to the host.
         Raises NonFiniteCosts when a cost is not finite, naming the image.
         """
+        from scipy.optimize import linear_sum_assignment  # slow to import
+
         if logits.shape[1] != len(objects.counts):
             raise ScratchvitError(
                 f"the model's outputs are of {logits.shape[1]} images, the targets of {len(objects.counts)}: "

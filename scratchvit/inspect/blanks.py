@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import scipy.special
 from numpy.lib.stride_tricks import as_strided
 
 from scratchvit import backend
@@ -67,7 +66,7 @@ class Blank:
         return self
 
 
-BLANKS = backend.Backend("cpu", np, scipy.special, Blank, lambda x: blank(x.shape, x.dtype))
+BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: blank(x.shape, x.dtype))
 
 
 def layout(shape: Sequence[int], dtype: Any, like: Blank | None = None) -> np.ndarray:

@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy import optimize, special
 
 from scratchvit.backend import asnumpy
 from scratchvit.errors import ScratchvitError
@@ -85,6 +84,8 @@ def softmax_regression(
 
     With p = softmax(x W + b) and y the labels one-hot:  dW = xᵀ (p - y) / N + decay W,  db = Σ (p - y) / N.
     """
+    from scipy import optimize, special  # slow to import
+
     x = x.astype(np.float64)
     count, dim = x.shape
     one_hot = np.eye(num_classes)[labels]

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import scipy.ndimage
 from numpy.typing import NDArray
 
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, make_folder, sheet
@@ -238,10 +237,12 @@ def _draw_map(
     _ticks(ax, (0, w), (0, h))
     if nW > MOST_LETTERS:
         return
+    from scipy import ndimage  # slow to import
+
     for piece in np.unique(pieces[(kinds == 0) | (not rolled)]):        # rolled, a window has one letter
         letter = letters[piece // len(KINDS)]
-        parts, _ = scipy.ndimage.label(pieces == piece) if letter else (np.zeros_like(pieces), 0)
-        for rows, columns in scipy.ndimage.find_objects(parts):
+        parts, _ = ndimage.label(pieces == piece) if letter else (np.zeros_like(pieces), 0)
+        for rows, columns in ndimage.find_objects(parts):
             height, width = (rows.stop - rows.start) * P, (columns.stop - columns.start) * Q
             if min(height, width) > THIN * w * Q:
                 middle = (columns.start + columns.stop) / 2, (rows.start + rows.stop) / 2
