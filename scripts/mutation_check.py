@@ -201,7 +201,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"no mutant is named {', '.join(map(repr, sorted(unknown)))}: see --list")
     mutants = [mutant for mutant in MUTANTS if not options.only or mutant.name in options.only]
     if wrong := problems(mutants, ROOT):
-        sys.exit("bring the table in scripts/mutation_check.py up to date with the code:\n" + "\n".join(wrong))
+        sys.exit("bring the table in scripts/mutants.py up to date with the code:\n" + "\n".join(wrong))
     if options.list:
         for mutant in mutants:
             print(f"{mutant.name}  ({mutant.kind}, {mutant.file})")
