@@ -31,7 +31,7 @@ MUTANTS = [
         "            dx -= centred\n            dx *= r\n", "            dx *= r\n", NORMS,
     ),
     Mutant(
-        "layer_norm: eps outside the root", "eps misplaced", "ops/norm.py",
+        "layer_norm and group_norm: eps outside the root", "eps misplaced", "ops/norm.py",
         "out += eps\n    xp.sqrt(out, out=out)\n", "xp.sqrt(out, out=out)\n    out += eps\n", NORMS,
     ),
     Mutant(
@@ -120,7 +120,7 @@ MUTANTS = [
     ),
     Mutant(
         "cross_entropy: mean over rows, not weights", "a wrong divisor", "ops/loss.py",
-        "return rows[:, 0], mass, q, row_weight.sum()", "return rows[:, 0], mass, q, counts.sum()", OPS,
+        "return rows[:, 0], mass, q, row_weight.sum()", "return rows[:, 0], mass, q, counts.sum().astype(x.dtype)", OPS,
     ),
     Mutant(
         "smooth_l1_loss: β for β/2", "a factor", "ops/loss.py",
@@ -132,7 +132,7 @@ MUTANTS = [
         ".sum(axis=2).sum(axis=0) if need[2]", ".sum(axis=2)[0] if need[2]", OPS,
     ),
     Mutant(
-        "conv2d: strides of the axes swapped", "a wrong axis", "ops/windows.py",
+        "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",
         "zip(starts, position, self.dilation, places, self.stride)",
         "zip(starts, position, self.dilation, places, self.stride[::-1])", OPS,
     ),
