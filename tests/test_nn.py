@@ -123,3 +123,11 @@ def test_truncation_draws_again():
 def test_a_module_without_forward_says_so():
     with pytest.raises(TypeError, match="ModuleList has no forward"):
         nn.ModuleList()(1)
+
+
+@pytest.mark.parametrize("make", [lambda rng: nn.Linear(64, 500, rng=rng), lambda rng: nn.Conv2d(16, 500, 2, rng=rng)])
+def test_initial_weights_and_biases_lie_within_one_over_the_root_of_the_inputs(make):
+    """As in PyTorch: both draw from ±1/√64, which is where the slope √5 of its `kaiming_uniform_` comes from."""
+    layer = make(seeded(0))
+    for parameter in (layer.weight, layer.bias):
+        assert 0.97 / 8 < abs(parameter.numpy()).max() <= 1 / 8

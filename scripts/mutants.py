@@ -1,0 +1,220 @@
+"""The small errors that mutation_check.py puts into the package."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """An error: in `file` of the package, `instead` in place of `text`, which stands there exactly once.
+
+    tests: the modules in tests/ that are most likely to catch it.
+    """
+
+    name: str
+    kind: str
+    file: str
+    text: str
+    instead: str
+    tests: tuple[str, ...]
+
+
+OPS = ("test_op_values.py", "test_ops.py")
+NORMS, BATCH_NORM = ("test_row_norms.py", "test_ops.py"), ("test_batch_norm.py", "test_ops.py")
+OPTIM, SWIN, BOXES, CRITERION = ("test_optim.py",), ("test_swin.py",), ("test_boxes.py",), ("test_criterion.py",)
+
+MUTANTS = [
+    # --- norms
+    Mutant(
+        "layer_norm: dx without x̂ mean(g x̂)", "a term dropped", "ops/norm.py",
+        "            dx -= centred\n            dx *= r\n", "            dx *= r\n", NORMS,
+    ),
+    Mutant(
+        "layer_norm and group_norm: eps outside the root", "eps misplaced", "ops/norm.py",
+        "out += eps\n    xp.sqrt(out, out=out)\n", "xp.sqrt(out, out=out)\n    out += eps\n", NORMS,
+    ),
+    Mutant(
+        "layer_norm: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/norm.py",
+        "dx -= mean_g\n            dx -= centred\n            dx *= r\n",
+        "dx -= mean_g\n            dx -= centred\n            dx *= r * (1 + 1e-4)\n", NORMS,
+    ),
+    Mutant(
+        "group_norm: dx with r² for r³", "a power", "ops/norm.py",
+        "* r * r * r / (c * S)", "* r * r / (c * S)", NORMS,
+    ),
+    Mutant(
+        "batch_norm: running variance biased", "a term dropped", "ops/norm.py",
+        "(running_var, var * (n / (n - 1)))", "(running_var, var)", BATCH_NORM,
+    ),
+    Mutant(
+        "batch_norm: dx without mean(g)", "a term dropped", "ops/norm.py",
+        "            dx -= average\n", "", BATCH_NORM,
+    ),
+    Mutant(
+        "frozen_batch_norm: eps outside the root", "eps misplaced", "ops/norm.py",
+        "weight / xp.sqrt(running_var + eps)", "weight / (xp.sqrt(running_var) + eps)", BATCH_NORM,
+    ),
+    # --- reductions, products, activations
+    Mutant(
+        "var: the mean over all axes", "a wrong axis", "ops/reduce.py",
+        "centred = x - x.mean(axis=axes, keepdims=True)", "centred = x - x.mean(keepdims=True)", OPS,
+    ),
+    Mutant(
+        "max: equal entries get the whole gradient each", "a term dropped", "ops/reduce.py",
+        "    chosen /= chosen.sum(axis=axes, keepdims=True)\n", "", OPS,
+    ),
+    Mutant(
+        "linear: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/linear.py",
+        "xp.matmul(dy, weight).reshape(x.shape)", "xp.matmul(dy, weight * (1 + 1e-4)).reshape(x.shape)", OPS,
+    ),
+    Mutant(
+        "gelu: leading coefficient times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/gelu.py",
+        "0.7978845308604411,", "0.7979643193135271,", OPS,
+    ),
+    Mutant(
+        "gelu: √(2/π) of the tanh form times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/gelu.py",
+        "    u += _SQRT_2_PI\n", "    u += _SQRT_2_PI * (1 + 1e-4)\n", OPS,
+    ),
+    # --- attention
+    Mutant(
+        "softmax: dx without Σ p dy", "a term dropped", "ops/attention.py",
+        "p * (dy - (p * dy).sum(axis=dim, keepdims=True))", "p * dy", OPS,
+    ),
+    Mutant(
+        "log_softmax: dx sums the last axis", "a wrong axis", "ops/attention.py",
+        "xp.exp(y) * dy.sum(axis=dim, keepdims=True)", "xp.exp(y) * dy.sum(axis=-1, keepdims=True)", OPS,
+    ),
+    Mutant(
+        "attention: scale of d + 1", "off by one", "ops/attention.py",
+        "scale = 1 / math.sqrt(q.shape[-1]) if", "scale = 1 / math.sqrt(q.shape[-1] + 1) if", OPS,
+    ),
+    Mutant(
+        "attention: scale times 1 + 1e-4", "a factor 1 + 1e-4", "ops/attention.py",
+        "scale = 1 / math.sqrt(q.shape[-1]) if", "scale = (1 + 1e-4) / math.sqrt(q.shape[-1]) if", OPS,
+    ),
+    Mutant(
+        "attention: dk without the scale", "a factor dropped", "ops/attention.py",
+        "            dk *= scale\n", "", OPS,
+    ),
+    Mutant(
+        "attention in blocks: what was there does not fade", "a term dropped", "ops/attention_blocks.py",
+        "                    out *= fades\n", "", ("test_attention_blocks.py",),
+    ),
+    Mutant(
+        "dropout: what is kept is not scaled", "a factor dropped", "ops/attention.py",
+        "    values *= 1 / (1 - rate)\n", "", OPS,
+    ),
+    Mutant(
+        "drop_path: entries dropped instead of samples", "a wrong axis", "ops/attention.py",
+        "(len(x), *(1,) * (x.ndim - 1))", "x.shape", OPS,
+    ),
+    # --- losses
+    Mutant(
+        "cross_entropy: smoothing over C - 1 classes", "off by one", "ops/loss.py",
+        "b = row_weight * (smoothing / x.shape[1])", "b = row_weight * (smoothing / (x.shape[1] - 1))", OPS,
+    ),
+    Mutant(
+        "cross_entropy: dx without the smoothing", "a term dropped", "ops/loss.py",
+        "return one_hot + b if smoothing else one_hot", "return one_hot", OPS,
+    ),
+    Mutant(
+        "cross_entropy: mean over rows, not weights", "a wrong divisor", "ops/loss.py",
+        "return rows[:, 0], mass, q, row_weight.sum()", "return rows[:, 0], mass, q, counts.sum().astype(x.dtype)", OPS,
+    ),
+    Mutant(
+        "smooth_l1_loss: β for β/2", "a factor", "ops/loss.py",
+        "size - 0.5 * beta)", "size - beta)", OPS,
+    ),
+    # --- convolution, pooling, resizing
+    Mutant(
+        "conv2d: dbias of the first image", "a wrong axis", "ops/conv.py",
+        ".sum(axis=2).sum(axis=0) if need[2]", ".sum(axis=2)[0] if need[2]", OPS,
+    ),
+    Mutant(
+        "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",
+        "zip(starts, position, self.dilation, places, self.stride)",
+        "zip(starts, position, self.dilation, places, self.stride[::-1])", OPS,
+    ),
+    Mutant(
+        'padding="same": the greater half before', "off by one", "ops/windows.py",
+        "before.append(total // 2)\n        after.append(total - total // 2)",
+        "before.append(total - total // 2)\n        after.append(total // 2)", OPS,
+    ),
+    Mutant(
+        "depthwise: dx with the kernel not turned", "a direction", "ops/depthwise.py",
+        "return depthwise(dy, turned, None, back, groups)", "return depthwise(dy, weight, None, back, groups)", OPS,
+    ),
+    Mutant(
+        "max_pool2d: of equal entries the last wins", "a comparison", "ops/pool.py",
+        "better = (candidate > y)", "better = (candidate >= y)", OPS,
+    ),
+    Mutant(
+        "avg_pool2d: padding after the image not counted", "off by one", "ops/pool.py",
+        "(-padding, n + padding) if count_include_pad", "(-padding, n) if count_include_pad", OPS,
+    ),
+    Mutant(
+        "interpolate: no half pixel", "a term dropped", "ops/resize.py",
+        "step * (place + 0.5) - 0.5 ", "step * place ", OPS,
+    ),
+    Mutant(
+        "interpolate: float64 out of float32", "a wrong dtype", "ops/resize.py",
+        "align_corners, antialias), dtype=x.dtype)", "align_corners, antialias))", OPS,
+    ),
+    # --- initial weights, optimisers, schedules
+    Mutant(
+        "kaiming_uniform: without the slope", "a term dropped", "nn/init.py",
+        "math.sqrt(6 / ((1 + a * a) * fans(shape)[0]))", "math.sqrt(6 / fans(shape)[0])", ("test_nn.py",),
+    ),
+    Mutant(
+        "Adam: second moment corrected a step late", "off by one", "optim/optimizers.py",
+        "math.sqrt(1 - beta2**steps)", "math.sqrt(1 - beta2 ** (steps + 1))", OPTIM,
+    ),
+    Mutant(
+        "Adam: eps inside the root", "eps misplaced", "optim/optimizers.py",
+        "            xp.sqrt(v, out=scratch)\n            scratch += eps\n",
+        "            xp.sqrt(v + eps, out=scratch)\n", OPTIM,
+    ),
+    Mutant(
+        "AdamW: decay through the gradient", "a wrong branch", "optim/optimizers.py",
+        "    decoupled = True\n", "    decoupled = False\n", OPTIM,
+    ),
+    Mutant(
+        "SGD: Nesterov without the momentum", "a factor dropped", "optim/optimizers.py",
+        "direction += b * momentum", "direction += b", OPTIM,
+    ),
+    Mutant(
+        "cosine schedule: ends a step early", "off by one", "optim/schedule.py",
+        "max(1, self.total_steps - self.warmup_steps))", "max(1, self.total_steps - self.warmup_steps - 1))", OPTIM,
+    ),
+    Mutant(
+        "EMA: share and decay exchanged", "a complement", "optim/ema.py",
+        "share = 1 - self.decay", "share = self.decay", OPTIM,
+    ),
+    # --- windows and boxes
+    Mutant(
+        "shifted windows: mask a row short", "off by one", "models/windows.py",
+        "np.arange(n) >= n - s for", "np.arange(n) > n - s for", SWIN,
+    ),
+    Mutant(
+        "shifted windows: rolled the other way", "a sign", "models/windows.py",
+        "ops.roll(x, (-shift[0], -shift[1]), (1, 2))", "ops.roll(x, (shift[0], -shift[1]), (1, 2))", SWIN,
+    ),
+    Mutant(
+        "relative position index: transposed", "a wrong axis", "models/windows.py",
+        "index = place[:, None] - place + place[-1]", "index = place - place[:, None] + place[-1]", SWIN,
+    ),
+    Mutant(
+        "GIoU: the box around is the common part", "a comparison", "detection/boxes.py",
+        "around = _area(ops.minimum(a[..., :2], b[..., :2])", "around = _area(ops.maximum(a[..., :2], b[..., :2])",
+        BOXES,
+    ),
+    Mutant(
+        "DETR's criterion: no-object counts like an object", "a wrong divisor", "detection/criterion.py",
+        "sum_of_weights = weight[classes[-1]].sum()", "sum_of_weights = classes[-1].size", CRITERION,
+    ),
+    Mutant(
+        "DETR's criterion: GIoU loss per pair, not per object", "a wrong divisor", "detection/criterion.py",
+        "(1 - giou).sum(1) / num_boxes", "(1 - giou).mean(1)", CRITERION,
+    ),
+]  # fmt: skip
