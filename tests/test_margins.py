@@ -23,9 +23,6 @@ from tests.support.seeds import seeded
 from .cases import CASES
 from .cases.case import Case
 
-# A gradient that is the same for every entry stays itself when its entries are permuted.
-CONSTANT_GRADIENT = {"sum", "mean"}
-
 
 def quotients(found: dict[str, np.ndarray], expected: dict[str, np.ndarray], bounds: dict[str, float]) -> list[float]:
     """measured / allowed of every array; 0 where both are all zeros, which allows nothing and needs nothing."""
@@ -71,14 +68,15 @@ def test_a_ten_thousandth_too_much_is_beyond_every_bound(rows: Any) -> None:
 
 @pytest.mark.parametrize("breakage", BREAKAGES)
 def test_a_broken_backward_is_beyond_the_bound(rows: Any, breakage: str) -> None:
-    missed = set()
+    broken, missed = 0, []
     for case, exact, bounds in rows:
         with pytest.MonkeyPatch.context() as patch:
-            break_backward(case.op, breakage, patch)
+            changed = break_backward(case.op, breakage, patch)
             found = named(run(case.ours, case.make(np.float32)))
-        if max(quotients(found, exact, bounds)) <= 1:
-            missed.add(str(case))
-    assert missed == (CONSTANT_GRADIENT if breakage == "permuted" else set())
+        broken += any(changed)
+        if any(changed) and max(quotients(found, exact, bounds)) <= 1:
+            missed.append(str(case))
+    assert missed == [] and broken > 0.95 * len(rows)       # permuted, a sum's gradient stays itself
 
 
 # --- condition and algorithm -----------------------------------------------------------------------------------------
