@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import scratchvit as sv
 from scratchvit import ops
 from scratchvit.tensor import OPS, Tensor
-from tests.support.margins import agree, assert_close, named, rounding
+from tests.support.margins import agree, assert_all_close, assert_close, named, rounding
 from tests.support.one_op import cotangents, forward_and_backward, run
 from tests.support.seeds import seeded
 from tests.support.strict_array import STRICT, no_transfers
@@ -70,8 +70,7 @@ def test_every_device_gives_what_the_cpu_gives(case: Case, dtype: Any, device: s
     expected = named(run(case.ours, arrays))
     assert found.keys() == expected.keys()
     if device == "gpu" or (device == "strict" and case.op in OTHER_BITS_ON_THE_GPU):
-        for name, bound in rounding(lambda: run(case.ours, arrays), dtype=dtype).items():
-            assert_close(found[name], expected[name], bound, name)
+        assert_all_close(found, expected, rounding(lambda: run(case.ours, arrays), dtype=dtype))
     else:
         assert all(np.array_equal(array, expected[name]) for name, array in found.items())
 
