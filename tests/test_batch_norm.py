@@ -5,7 +5,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from tests.support import model_parity
+from tests.support.margins import assert_all_close, assert_close, rounding
 from tests.support.seeds import seeded
 
 # Small; planes of several blocks; images of several blocks; small planes in several blocks; no plane at all.
@@ -55,9 +55,14 @@ def exact(x, dy, weight, bias, eps=1e-5):
     return [weight * centred * r + bias, dx, (dy * centred * r).sum(over), dy.sum(over)]
 
 
-def assert_close(ours, theirs, tolerance):
-    for number, (a, b) in enumerate(zip(ours, theirs, strict=True)):
-        model_parity.assert_close(a, b, tolerance, f"array {number}")
+def statistics(mean, var, images, momentum=0.1):
+    """The running mean and variance after these batches, op by op: for their error bounds."""
+    mean, var = sv.Tensor(mean), sv.Tensor(var)
+    for step, x in enumerate(map(sv.Tensor, images), start=1):
+        share = momentum or 1 / step
+        mean = mean * (1 - share) + x.mean((0, 2, 3)) * share
+        var = var * (1 - share) + x.var((0, 2, 3)) * share
+    return [mean, var]
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -66,19 +71,21 @@ def test_training_is_the_definition(device, shape):
     x, dy = next(batches(shape))
     mean, var = norm.running_mean.numpy().copy(), norm.running_var.numpy().copy()
     results = forward_and_backward(norm, x, dy)
-    assert_close(results, exact(x, dy, norm.weight.numpy(), norm.bias.numpy()), 1e-5)
     assert all(array.dtype == np.float32 for array in results)
-    x = x.astype(np.float64)
-    np.testing.assert_allclose(norm.running_mean.numpy(), 0.9 * mean + 0.1 * x.mean((0, 2, 3)), rtol=1e-5, atol=1e-6)
-    np.testing.assert_allclose(norm.running_var.numpy(), 0.9 * var + 0.1 * x.var((0, 2, 3), ddof=1), rtol=1e-5)
     assert norm.num_batches_tracked.item() == 1
+    found, wide = [norm.running_mean, norm.running_var], x.astype(np.float64)
+    expected = [0.9 * mean + 0.1 * wide.mean((0, 2, 3)), 0.9 * var + 0.1 * wide.var((0, 2, 3), ddof=1)]
+    assert_all_close(found, expected, rounding(lambda: statistics(mean, var, [x])), "statistics")
+    bounds = rounding(lambda: forward_and_backward(norm, x, dy))
+    assert_all_close(results, exact(x, dy, norm.weight.numpy(), norm.bias.numpy()), bounds)
 
 
 def test_a_variance_far_below_eps_keeps_its_digits(device):
     norm = nn.BatchNorm2d(1, momentum=1.0)
     x = seeded(0).normal(0, 1e-6, (8, 1, 4, 4)).astype(np.float32)
     norm(sv.Tensor(x))
-    np.testing.assert_allclose(norm.running_var.numpy(), x.astype(np.float64).var(ddof=1), rtol=1e-5)
+    expected = x.astype(np.float64).var((0, 2, 3), ddof=1)
+    assert_close(norm.running_var, expected, rounding(lambda: sv.Tensor(x).var((0, 2, 3)))[""])
 
 
 def test_without_momentum_the_statistics_are_the_mean_of_all_batches(device):
@@ -86,22 +93,35 @@ def test_without_momentum_the_statistics_are_the_mean_of_all_batches(device):
     images = [x for x, _ in batches((4, 3, 5, 5))]
     for x in images:
         norm(sv.Tensor(x))
-    expected = np.mean([x.mean((0, 2, 3), dtype=np.float64) for x in images], axis=0)
-    np.testing.assert_allclose(norm.running_mean.numpy(), expected, rtol=1e-5, atol=1e-6)
-    expected = np.mean([x.var((0, 2, 3), dtype=np.float64, ddof=1) for x in images], axis=0)
-    np.testing.assert_allclose(norm.running_var.numpy(), expected, rtol=1e-5)
+    expected = [
+        np.mean([x.mean((0, 2, 3), dtype=np.float64) for x in images], axis=0),
+        np.mean([x.var((0, 2, 3), dtype=np.float64, ddof=1) for x in images], axis=0),
+    ]
+    bounds = rounding(lambda: statistics(np.zeros(3, np.float32), np.ones(3, np.float32), images, momentum=None))
+    assert_all_close([norm.running_mean, norm.running_var], expected, bounds)
 
 
 def test_memory_order_does_not_matter():
     x, dy = next(batches((6, 64, 40, 40)))
     norm = randomise(nn.BatchNorm2d(64))
+    last = [np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, dy)]
     for mode in (True, False):
         norm.train(mode)
         expected = forward_and_backward(norm, x, dy)
-        last = [np.ascontiguousarray(a.transpose(0, 2, 3, 1)).transpose(0, 3, 1, 2) for a in (x, dy)]
-        assert_close(forward_and_backward(norm, *last), expected, 1e-5)
-        repeated = np.broadcast_to(dy[:, :, :1, :1], dy.shape)
-        assert_close(forward_and_backward(norm, x, repeated), forward_and_backward(norm, x, repeated.copy()), 1e-4)
+        bounds = rounding(lambda: forward_and_backward(norm, x, dy))
+        assert_all_close(forward_and_backward(norm, *last), expected, bounds, f"train={mode}")
+
+
+def test_a_gradient_that_is_one_number_a_plane_is_as_its_copy():
+    """As an average of the map sends it back. Of 10×10: sums of 1,600 equal terms are still off by 46 ε (issue 13)."""
+    x, dy = next(batches((6, 64, 10, 10)))
+    norm = randomise(nn.BatchNorm2d(64))
+    repeated = np.broadcast_to(dy[:, :, :1, :1], dy.shape)
+    for mode in (True, False):
+        norm.train(mode)
+        expected = forward_and_backward(norm, x, repeated.copy())
+        bounds = rounding(lambda: forward_and_backward(norm, x, repeated))
+        assert_all_close(forward_and_backward(norm, x, repeated), expected, bounds, f"train={mode}")
 
 
 def test_what_a_step_saved_survives_the_next():
@@ -114,7 +134,8 @@ def test_what_a_step_saved_survives_the_next():
     y = norm(tensor)
     norm.train()(other)
     y.backward(dy)
-    assert_close([y.numpy(), tensor.grad, norm.weight.grad, norm.bias.grad], expected, 0)
+    found = [y.numpy(), tensor.grad, norm.weight.grad, norm.bias.grad]
+    assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
@@ -125,8 +146,9 @@ def test_frozen_is_evaluation_with_constants(device, shape):
     assert list(before) == ["weight", "bias", "running_mean", "running_var"] and not list(frozen.parameters())
     x, dy = next(batches(shape))
     y, dx, *_ = forward_and_backward(live, x, dy)
+    bounds = rounding(lambda: forward_and_backward(frozen, x, dy))
     for mode in (True, False):
-        assert_close(forward_and_backward(frozen.train(mode), x, dy), [y, dx], 1e-6)
+        assert_all_close(forward_and_backward(frozen.train(mode), x, dy), [y, dx], bounds)
     assert all(np.array_equal(value, before[name]) for name, value in frozen.state_dict().items())
 
 
@@ -182,17 +204,27 @@ def test_pytorch_gives_the_same_step_by_step(shape, momentum):
     torch = pytest.importorskip("torch")
     norm = randomise(nn.BatchNorm2d(shape[1], momentum=momentum))
     peer = torch.nn.BatchNorm2d(shape[1], momentum=momentum)
-    peer.load_state_dict({name: torch.from_numpy(value) for name, value in norm.state_dict().items()})
+    first = norm.state_dict()
+    peer.load_state_dict({name: torch.from_numpy(value) for name, value in first.items()})
+    peer.double()
+    images = []
     for step, (x, dy) in enumerate(batches(shape)):
         if step == 3:
             norm.eval(), peer.eval()
+        else:
+            images.append(x)
         peer.zero_grad()
-        x_peer = torch.from_numpy(x).requires_grad_()
+        x_peer = torch.from_numpy(x).double().requires_grad_()
         y_peer = peer(x_peer)
-        y_peer.backward(torch.from_numpy(dy))
+        y_peer.backward(torch.from_numpy(dy).double())
         theirs = [y_peer.detach(), x_peer.grad, peer.weight.grad, peer.bias.grad]
-        assert_close(forward_and_backward(norm, x, dy), [t.numpy() for t in theirs], 1e-5)
+        found = forward_and_backward(norm, x, dy)
         state = norm.state_dict()
         assert state["num_batches_tracked"] == peer.num_batches_tracked.item() == min(step + 1, 3)
-        for name in ("running_mean", "running_var"):
-            np.testing.assert_allclose(state[name], getattr(peer, name).numpy(), rtol=1e-5, atol=1e-6, err_msg=name)
+        bounds = rounding(lambda: statistics(first["running_mean"], first["running_var"], images, momentum), samples=1)
+        ours, peers = ([s["running_mean"], s["running_var"]] for s in (state, peer.state_dict()))
+        assert_all_close(ours, peers, bounds, f"statistics after step {step}")
+        counted = norm.num_batches_tracked.numpy().copy()
+        bounds = rounding(lambda x=x, dy=dy: forward_and_backward(norm, x, dy), samples=1)
+        norm.num_batches_tracked.data = counted
+        assert_all_close(found, theirs, bounds, f"step {step}")

@@ -2,40 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit import backend, ops, tensor
+from scratchvit import backend, ops
 from scratchvit.backend import Array, array_module
 from scratchvit.gradcheck import GradientError, _Check, gradcheck
 from scratchvit.random import Generator
 from scratchvit.tensor import OPS, op
+from tests.support.breakages import BREAKAGES, break_backward
 from tests.support.seeds import seeded
 
 from .cases import CASES
 from .cases.case import Case
 
 # --- every op's backward, broken on purpose --------------------------------------------------------------------------
-
-def _permuted(g: Array) -> Array:
-    """Transposed, or where that moves nothing, reversed."""
-    transposed = g.swapaxes(-1, -2).reshape(g.shape) if g.ndim > 1 else g
-    return transposed if (transposed != g).any() else g.reshape(-1)[::-1].reshape(g.shape)
-
-
-BREAKAGES: dict[str, Callable[[Array], Array]] = {
-    "scaled": lambda g: 1.01 * g,
-    "flipped": lambda g: -g,
-    "permuted": _permuted,
-    # What a forgotten or doubled `- mean(g)`, as in softmax or a norm, leaves: the same amount everywhere.
-    "a term missing": lambda g: g + 0.1 * array_module(g).abs(g).mean() if g.size else g,
-    "first zeroed": lambda g: g * 0,
-    "last zeroed": lambda g: g * 0,
-}
 
 # A gradient that is the same for every entry stays itself when its entries are permuted.
 CONSTANT_GRADIENT = {"sum", "mean"}
@@ -46,7 +30,7 @@ def test_a_broken_backward_is_caught(case: Case, monkeypatch: pytest.MonkeyPatch
     _share_differences(monkeypatch)
     for breakage in BREAKAGES:
         with monkeypatch.context() as broken:
-            changed = _break_backward(case.op, breakage, broken)
+            changed = break_backward(case.op, breakage, broken)
             try:
                 gradcheck(case.ours, *case.make())
                 caught = False
@@ -71,28 +55,6 @@ def _share_differences(monkeypatch: pytest.MonkeyPatch) -> None:
         return known[key]
 
     monkeypatch.setattr(_Check, "_differences", differences)
-
-
-def _break_backward(name: str, breakage: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Break the backward of every op of that name from now on. Fills the list returned: did it change a gradient?"""
-    changed: list[bool] = []
-    sound, broken = tensor._apply_backward, BREAKAGES[breakage]
-
-    def apply_backward(node, incoming):
-        edges, result = node.edges, sound(node, incoming)
-        # A row may apply its op twice in a row; two flipped signs would be none.
-        if node.name != name or any(name == edge[0].name for edge in edges if isinstance(edge, tuple)):
-            return result
-        chosen = {"first zeroed": [0], "last zeroed": [len(result) - 1]}.get(breakage, range(len(result)))
-        for i in chosen:
-            edge, gradient, _ = result[i]
-            if gradient is not None:
-                result[i] = edge, broken(gradient), False
-                changed.append(not np.array_equal(gradient, result[i][1]))
-        return result
-
-    monkeypatch.setattr(tensor, "_apply_backward", apply_backward)
-    return changed
 
 
 # --- what an all-ones check cannot see -------------------------------------------------------------------------------

@@ -32,12 +32,11 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op}-{self.note}" if self.note else self.op
 
-    def make(self, seed: int = 0) -> list[np.ndarray]:
-        """The inputs as float64 arrays."""
-        rng = seeded(seed)
-        if callable(self.inputs):
-            return self.inputs(rng)
-        return [rng.standard_normal(shape) for shape in self.inputs]
+    def make(self, dtype: Any = np.float64) -> list[np.ndarray]:
+        """The inputs."""
+        rng = seeded(0)
+        made = self.inputs(rng) if callable(self.inputs) else [rng.standard_normal(shape) for shape in self.inputs]
+        return [array.astype(dtype) for array in made]
 
 
 def positive(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[np.ndarray]]:

@@ -54,11 +54,7 @@ def agree(
     expected: the same structure, from another program (arrays, Tensors or PyTorch tensors).
     dtype: what both were computed in. For float64 the bounds of float32 are scaled down.
     """
-    found = named(compute())
-    theirs = named(expected)
-    assert found.keys() == theirs.keys(), f"{what}: {sorted(found)} against {sorted(theirs)}"
-    for name, bound in rounding(compute, dtype=dtype, samples=samples).items():
-        assert_close(found[name], theirs[name], bound, f"{what} {name}".strip())
+    assert_all_close(compute(), expected, rounding(compute, dtype=dtype, samples=samples), what)
 
 
 def rounding(
@@ -101,6 +97,14 @@ def assert_close(found: Any, expected: Any, bound: float, what: str = "") -> Non
         f"{what or 'found'}{list(where) if where else ''}: {ours[where]:.9g}, expected {theirs[where]:.9g}; "
         f"they differ by {worst:.2e}, {bound:.2e} is allowed"
     )
+
+
+def assert_all_close(found: Any, expected: Any, bounds: Mapping[str, float], what: str = "") -> None:
+    """`assert_close` for all arrays of two lists, tuples or dicts, with the bounds that `rounding` gives."""
+    ours, theirs = named(found), named(expected)
+    assert ours.keys() == theirs.keys() == bounds.keys(), f"{what}: {sorted(ours)} against {sorted(theirs)}"
+    for name, bound in bounds.items():
+        assert_close(ours[name], theirs[name], bound, f"{what} {name}".strip())
 
 
 def named(result: Any) -> dict[str, np.ndarray]:

@@ -1,0 +1,50 @@
+"""Wrong backwards, made on purpose: what the gradient check and the error bounds of comparisons must catch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+
+from scratchvit import tensor
+from scratchvit.backend import Array, array_module
+
+
+def _permuted(g: Array) -> Array:
+    """Transposed, or where that moves nothing, reversed."""
+    transposed = g.swapaxes(-1, -2).reshape(g.shape) if g.ndim > 1 else g
+    return transposed if (transposed != g).any() else g.reshape(-1)[::-1].reshape(g.shape)
+
+
+BREAKAGES: dict[str, Callable[[Array], Array]] = {
+    "scaled": lambda g: 1.01 * g,
+    "flipped": lambda g: -g,
+    "permuted": _permuted,
+    # What a forgotten or doubled `- mean(g)`, as in softmax or a norm, leaves: the same amount everywhere.
+    "a term missing": lambda g: g + 0.1 * array_module(g).abs(g).mean() if g.size else g,
+    "first zeroed": lambda g: g * 0,
+    "last zeroed": lambda g: g * 0,
+}
+
+
+def break_backward(name: str, breakage: str, monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Break the backward of every op of that name from now on. Fills the list returned: did it change a gradient?"""
+    changed: list[bool] = []
+    sound, broken = tensor._apply_backward, BREAKAGES[breakage]
+
+    def apply_backward(node, incoming):
+        edges, result = node.edges, sound(node, incoming)
+        # A row may apply its op twice in a row; two flipped signs would be none.
+        if node.name != name or any(name == edge[0].name for edge in edges if isinstance(edge, tuple)):
+            return result
+        chosen = {"first zeroed": [0], "last zeroed": [len(result) - 1]}.get(breakage, range(len(result)))
+        for i in chosen:
+            edge, gradient, _ = result[i]
+            if gradient is not None:
+                result[i] = edge, broken(gradient), False
+                changed.append(not np.array_equal(gradient, result[i][1]))
+        return result
+
+    monkeypatch.setattr(tensor, "_apply_backward", apply_backward)
+    return changed
