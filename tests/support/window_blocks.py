@@ -111,7 +111,7 @@ def on_device(x):
 def assert_gradients(module, x, step=1e-5):
     """Gradients of the input and of all parameters, along random directions, are those of central differences.
 
-    A difference is off by what rounding makes of the value, over the step, and by less than what twice the step changes.
+    A difference errs by the value's rounding over the step, and by less than what twice the step makes of it.
     """
     in_float64(module)
     rng = seeded(5)
