@@ -8,8 +8,8 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.models.resnet_v2 import PRESETS, StdConv2d
+from tests.support.margins import agree
 from tests.support.model_parity import (
-    assert_close,
     assert_learns,
     assert_same_cnn,
     assert_same_model,
@@ -63,9 +63,10 @@ SAME = [
 @pytest.mark.parametrize(("size", "kernel", "stride"), SAME, ids=str)
 def test_same_padding_is_what_it_is_defined_as(device, size, kernel, stride):
     x, weight = images(*size) - 3, images(*kernel, seed=1)          # mostly below 0: padding must not win the maximum
-    summed = sv.ops.conv2d(sv.Tensor(x[None, None]), sv.Tensor(weight[None, None]), stride=stride, padding="same")
-    expected = same_by_definition(x, kernel, stride, 0, lambda window: (window * weight).sum())
-    np.testing.assert_allclose(summed.numpy()[0, 0], expected, rtol=1e-5, atol=1e-5)
+    agree(
+        lambda: sv.ops.conv2d(sv.Tensor(x[None, None]), sv.Tensor(weight[None, None]), stride=stride, padding="same"),
+        same_by_definition(x, kernel, stride, 0, lambda window: (window * weight).sum(dtype=np.float64))[None, None],
+    )
     largest = sv.ops.max_pool2d(sv.Tensor(x[None, None]), kernel, stride=stride, padding="same")
     np.testing.assert_array_equal(largest.numpy()[0, 0], same_by_definition(x, kernel, stride, -np.inf, np.max))
 
@@ -108,13 +109,13 @@ def test_the_scale_and_mean_of_a_kernel_do_not_matter():
     for module in model.modules():
         if isinstance(module, StdConv2d):
             module.weight.assign(3 * module.weight.numpy() + 0.5)
-    assert_close(model(x).numpy(), before, 1e-4, "logits")
+    agree(lambda: model(x), before)
 
 
 def test_batch_mates_do_not_matter():
     model = sv.create_model(NAME, **TINY)
     x = images(3, 3, 24, 24)
-    assert_close(model(x).numpy()[:1], model(x[:1]).numpy(), 1e-5, "logits of the first image")
+    agree(lambda: model(x)[:1], model(x[:1]))
 
 
 def test_stochastic_depth_grows_from_block_to_block_also_where_stages_are_left_out():
@@ -129,7 +130,7 @@ def test_without_a_head_features_come_out():
     model = sv.create_model(NAME, **{**TINY, "num_classes": 0})
     features = sv.create_model(NAME, **{**TINY, "num_classes": 0, "global_pool": ""})(x)
     assert features.shape == (2, 256, 3, 5)
-    np.testing.assert_allclose(model(x).numpy(), features.numpy().mean((2, 3)), rtol=1e-4, atol=1e-6)
+    agree(lambda: model(x), features.numpy().mean((2, 3), dtype=np.float64))
 
 
 @pytest.mark.parametrize("options", [{}, {"preact": False, "padding_same": True}], ids=str)
@@ -249,8 +250,7 @@ def test_feature_maps_equal_timms(preact):
     x = images(2, 3, 64, 96)
     with sv.no_grad(), torch.no_grad():
         theirs = peer.forward_intermediates(torch.from_numpy(x), intermediates_only=True)
-        for i, (a, b) in enumerate(zip(model(x), theirs, strict=True)):
-            assert_close(a.numpy(), b.numpy(), 1e-4, f"feature map {i}")
+        agree(lambda: model(x), theirs, "feature map", samples=1)
 
 
 @pytest.mark.parity

@@ -10,6 +10,7 @@ from scratchvit import nn
 from scratchvit.inspect.cost import cost
 from scratchvit.models.swin_v2 import Block, SwinV2Config, WindowAttention, inverse_length, log_spaced_offsets
 from scratchvit.optim.groups import layers_by_name
+from tests.support.margins import agree, assert_close, rounding, ulps
 from tests.support.model_parity import assert_learns, assert_same_model, images, pair, timms
 from tests.support.window_blocks import assert_gradients, dense_block, randomised
 
@@ -86,10 +87,10 @@ def test_sizes_that_do_not_fit_are_refused(options, text):
 )
 def test_a_block_equals_dense_attention_with_a_mask(device, size, window, shifted):
     """Over all tokens of the map and its padding at once; see tests/support/window_blocks.py."""
-    config = SwinV2Config(embed_dim=8, num_heads=(2,), depths=(2,), window_size=window)
+    config = SwinV2Config(embed_dim=32, num_heads=(2,), depths=(2,), window_size=window)
     block = randomised(Block(config, 0, size, shifted, 0.0))
-    x = images(2, *size, 8)
-    assert np.abs(block(sv.Tensor(x)).numpy() - dense_block(block, x, window, shifted)).max() < 1e-5
+    x = images(2, *size, 32)
+    agree(lambda: block(sv.Tensor(x)), dense_block(block, x, window, shifted))
 
 
 @pytest.mark.parametrize("shifted", [False, True])
@@ -109,8 +110,9 @@ def test_padding_without_length_has_finite_gradients(device):
 
 
 def test_one_over_the_length(device):
-    x = sv.Tensor(np.float32([[3, 4], [0, 0], [1e-3, 0]]))
-    assert np.allclose(inverse_length(x).numpy(), [[0.2], [1e12], [1e3]], rtol=1e-6)
+    for x, expected in (([3, 4], 0.2), ([0, 0], 1e12), ([1e-3, 0], 1e3)):
+        found = inverse_length(sv.Tensor(np.float32([x])))
+        assert_close(found, np.full((1, 1), expected), ulps(expected, 4))       # squares, sum, root, quotient
 
 
 def test_only_the_direction_of_q_and_k_counts():
@@ -122,7 +124,7 @@ def test_only_the_direction_of_q_and_k_counts():
     weight[:8] *= 3                                     # q
     weight[8:16] *= 0.1                                 # k
     attention.qkv.weight.assign(weight)
-    assert np.abs(attention(x, None).numpy() - before).max() < 1e-5 * np.abs(before).max()
+    agree(lambda: attention(x, None), before)
 
 
 def test_the_scale_stops_at_a_hundred():
@@ -134,7 +136,8 @@ def test_the_scale_stops_at_a_hundred():
         attention.zero_grad()
         (y := attention(x, None)).sum().backward()
         answers.append((y.numpy(), attention.logit_scale.grad.any()))
-    assert np.allclose(answers[1][0], answers[2][0], atol=1e-5) and not np.allclose(answers[0][0], answers[1][0])
+    agree(lambda: attention(x, None), answers[1][0])
+    assert not np.allclose(answers[0][0], answers[1][0])
     assert [moves for _, moves in answers] == [True, True, False]
 
 
@@ -152,15 +155,16 @@ def test_offsets_are_spaced_by_their_logarithm():
     offsets = log_spaced_offsets((8, 4), 0).reshape(15, 7, 2)
     assert offsets.dtype == np.float32
     assert not offsets[7, 3].any() and np.array_equal(offsets, -offsets[::-1, ::-1])
-    assert np.allclose(offsets[7:, 0, 0], np.log2(1 + 8 * np.arange(8) / 7) / 3)        # eq. 4
-    assert np.allclose(offsets[0, 3:, 1], np.log2(1 + 8 * np.arange(4) / 3) / 3)
+    for found, n in ((offsets[7:, 0, 0], 8), (offsets[0, 3:, 1], 4)):                   # eq. 4
+        expected = np.log2(1 + 8 * np.arange(n) / (n - 1)) / 3
+        assert_close(found, expected, ulps(expected, 1))
     assert not log_spaced_offsets((1, 1), 0).any()
 
 
 def test_offsets_of_a_pretrained_window_keep_their_places():
     """A window of 16 reads the network at the very points that one of 8 trained it at, and a little beyond."""
     small, large = log_spaced_offsets((8, 8), 0).reshape(15, 15, 2), log_spaced_offsets((16, 16), 8).reshape(31, 31, 2)
-    assert np.allclose(large[8:23, 8:23], small)
+    assert_close(large[8:23, 8:23], small, ulps(small, 1))
     assert 1.25 < large.max() / small.max() < 1.34                          # §3.3: 0.33 times the original range
 
 
@@ -168,7 +172,7 @@ def test_the_bias_lies_between_0_and_16():
     attention = randomised(WindowAttention(SwinV2Config(embed_dim=8, num_heads=(2,), depths=(2,)), 0, (3, 3)))
     bias = attention.position_bias().numpy()
     assert bias.shape == (2, 9, 9) and bias.min() > 0 and bias.max() < 16 and np.ptp(bias) > 1
-    assert np.allclose(bias[:, 0, 0], bias[:, 4, 4])                        # the same offset
+    assert np.array_equal(bias[:, 0, 0], bias[:, 4, 4])                     # the same offset
     assert not np.allclose(bias[:, 0, 1], bias[:, 1, 0])
 
 
@@ -180,7 +184,7 @@ def test_weights_of_another_window_load_as_they_are(device):
         small, large = donor.layers[0].blocks[0].attn, model.layers[0].blocks[0].attn
         h, w = (options["window_size"],) * 2 if isinstance(options["window_size"], int) else options["window_size"]
         of_pairs = large.position_bias().numpy().reshape(2, h, w, h, w)[:, :3, :3, :3, :3].reshape(2, 9, 9)
-        assert np.allclose(of_pairs, small.position_bias().numpy(), atol=1e-5)
+        assert_close(of_pairs, small.position_bias(), rounding(small.position_bias)[""])
 
 
 # --- layers, costs ---
