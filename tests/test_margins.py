@@ -142,11 +142,11 @@ def test_the_option_prints_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     lines: list[str] = []
     monkeypatch.setattr(conftest, "_margins", [])
     for when, quotient in (("teardown", 0.1), ("call", 0.9), ("teardown", 0.3), ("teardown", 0.2)):
-        report = SimpleNamespace(when=when, nodeid="a test", user_properties=[("margin", (quotient, "y"))])
+        report = SimpleNamespace(when=when, nodeid="a test", user_properties=[("margin", (quotient, "y", 5))])
         conftest.pytest_runtest_logreport(report)       # type: ignore[arg-type]
-    for wanted in (0, 2):
+    for wanted in (False, True):
         config = SimpleNamespace(getoption={"--margins": wanted}.get)
         conftest.pytest_terminal_summary(SimpleNamespace(config=config, section=lines.append, line=lines.append))
     assert lines == [
-        "measured / allowed, the largest of 3 comparisons", " 0.300  a test  y", " 0.200  a test  y",
+        "measured / allowed in 15 comparisons of 3 tests", " 0.300  a test  y", " 0.200  a test  y", " 0.100  a test  y",
     ]  # fmt: skip
