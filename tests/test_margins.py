@@ -148,5 +148,6 @@ def test_the_option_prints_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
         config = SimpleNamespace(getoption={"--margins": wanted}.get)
         conftest.pytest_terminal_summary(SimpleNamespace(config=config, section=lines.append, line=lines.append))
     assert lines == [
-        "measured / allowed in 15 comparisons of 3 tests", " 0.300  a test  y", " 0.200  a test  y", " 0.100  a test  y",
+        "measured / allowed in 15 comparisons of 3 tests",
+        " 0.300  a test  y", " 0.200  a test  y", " 0.100  a test  y",
     ]  # fmt: skip
