@@ -83,7 +83,7 @@ def rows() -> list[Row]:
 def processor_flags() -> str:
     """What the processor says it can do, on Linux; nothing elsewhere."""
     path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return next((line for line in lines if line.startswith("flags")), "")
 
 
@@ -108,7 +108,7 @@ def environment(row: Row, folder: Path, parity: bool) -> Path | None:
              ROOT / "pyproject.toml"],
             check=True, capture_output=True, text=True,
         ).stdout  # fmt: skip
-        (place / "pinned.txt").write_text(pinned)
+        (place / "pinned.txt").write_text(pinned, encoding="utf-8")
         subprocess.run([*install, "-r", place / "pinned.txt"], check=True)
         subprocess.run([*install, "--no-deps", "-e", ROOT], check=True)
     else:
@@ -149,11 +149,11 @@ def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
     versions, kernel = about.splitlines()
     start = time.perf_counter()
-    with log.open("w") as file:
+    with log.open("w", encoding="utf-8") as file:
         status = subprocess.run(
             [python, "-m", "pytest", *options], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
         ).returncode
-    text = log.read_text()
+    text = log.read_text("utf-8")
     summary = re.findall(r"^=* ?((?:\d+ \w+, )*\d+ \w+) in [\d.]+s.*$", text, re.MULTILINE)
     closest = re.search(r"^=+ measured / allowed in .*\n *([\d.a-z]+)  (\S.*)", text, re.MULTILINE)
     margin = float(closest[1]) if closest else None
@@ -204,7 +204,7 @@ def machine() -> str:
     path = Path("/proc/cpuinfo")
     if not path.exists():
         return ""
-    names = re.findall(r"^model name\s*: (.*)$", path.read_text(), re.MULTILINE)
+    names = re.findall(r"^model name\s*: (.*)$", path.read_text("utf-8"), re.MULTILINE)
     return f" Run on {len(names)} cores of: {names[0]}." if names else ""
 
 
@@ -225,7 +225,8 @@ def main() -> None:
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.environments.mkdir(parents=True, exist_ok=True)
     record = options.out.with_suffix(".json")
-    results = [Result(**row) for row in json.loads(record.read_text())] if options.resume and record.exists() else []
+    before = json.loads(record.read_text("utf-8")) if options.resume and record.exists() else []
+    results = [Result(**row) for row in before]
     done = {(r.name, r.marker) for r in results}
     for row in chosen:
         if (row.name, options.marker or "quick") in done:
@@ -239,10 +240,10 @@ def main() -> None:
         print(f"{'ok ' if result.green else 'RED'} {row.name}: {result.summary}, margin {result.margin}, "
               f"{result.seconds:.0f} s", flush=True)
         if not result.green:
-            print("\n".join(log.read_text().splitlines()[-60:]))
+            print("\n".join(log.read_text("utf-8").splitlines()[-60:]))
         results.append(result)
-        record.write_text(json.dumps([asdict(r) for r in results], indent=1))
-        options.out.write_text(table(results))
+        record.write_text(json.dumps([asdict(r) for r in results], indent=1), encoding="utf-8")
+        options.out.write_text(table(results), encoding="utf-8")
     sys.exit(any(not r.green for r in results))
 
 
