@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import SECONDS
+
 # Runs a program in the same interpreter and reports what the hook saw; nothing is imported before it but this.
 PROGRAM = """
 import os, sys
@@ -94,7 +96,7 @@ def audited(program, places, report):
     """{"written": paths, "unpickled": classes that a pickle named and readers that ran, "started": processes, …}."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=f"{program}\0{report}", cwd=places["cwd"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=SECONDS,
         env=os.environ | {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONDONTWRITEBYTECODE": "1",             # Python's own cache
