@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.processes import SECONDS
+
 # What a system's libraries open and start of their own accord, the fonts' list above all, is known for Linux.
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="what is opened and started is told apart on Linux")
 
@@ -97,7 +99,7 @@ def audited(program, places, report):
     """{"written": paths, "unpickled": classes that a pickle named and readers that ran, "started": processes, …}."""
     done = subprocess.run(
         [sys.executable, "-c", PROGRAM], input=f"{program}\0{report}", cwd=places["cwd"],
-        capture_output=True, text=True, timeout=120,
+        capture_output=True, text=True, timeout=SECONDS,
         env=os.environ | {
             "PYTHONPATH": os.pathsep.join(sys.path),
             "PYTHONDONTWRITEBYTECODE": "1",             # Python's own cache

@@ -12,6 +12,7 @@ import pytest
 
 from scratchvit.training import load_checkpoint, read_config
 from tests.support.platforms import KILLED
+from tests.support.processes import SECONDS
 from tests.support.runs import assert_same_run
 
 KILLS = 20
@@ -43,7 +44,7 @@ def start(*words):
 
 
 def finish(process):
-    error = process.communicate(timeout=120)[1]
+    error = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, error
 
 

@@ -20,7 +20,7 @@ from scratchvit.inspect.saved import SAVED, nothing
 from scratchvit.models import create_model
 from scratchvit.tensor import Tensor, no_grad, replace_ops
 from tests.cases import CASES
-from tests.support.processes import alone
+from tests.support.processes import SECONDS, alone
 from tests.support.seeds import seeded
 
 # One small model of every family: enough tokens that arrays outweigh what is not counted.
@@ -183,7 +183,7 @@ def test_4096_pixels_train_within_2_gib():
     assert found.tokens == 4096
     assert found.attention_bytes == 21 * 8 * 4096**2 * 4 > 10 << 30
     step = subprocess.run(
-        [sys.executable, "-c", STEP.format(options=options)], capture_output=True, text=True, timeout=600, check=False
+        [sys.executable, "-c", STEP.format(options=options)], capture_output=True, text=True, timeout=SECONDS
     )
     assert step.returncode == 0, step.stderr
     print(f"the process {int(step.stdout) / 2**20:.0f} MiB, its arrays by prediction {predicted.training / 2**20:.0f}")

@@ -8,6 +8,8 @@ import subprocess
 
 import pytest
 
+from tests.support.processes import SECONDS
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome")
 SCHEMES = {"dark": 0, "light": 1}       # of Chromium's preferredColorScheme
 
@@ -55,7 +57,7 @@ def look_at(page, folder, widths=(400, 1200), scheme="light"):
             "--enable-logging=stderr", f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
             f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.resolve().as_uri(),
         ],
-        capture_output=True, text=True, encoding="utf-8", timeout=120,
+        capture_output=True, text=True, encoding="utf-8", timeout=SECONDS,
     )  # fmt: skip
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the browser saw nothing:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"

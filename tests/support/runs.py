@@ -11,6 +11,7 @@ import numpy as np
 
 from scratchvit.training import TrainConfig, load_checkpoint
 from scratchvit.training.classification import Trainer
+from tests.support.processes import SECONDS
 
 CONFIG = TrainConfig(
     data="digits",
@@ -55,7 +56,7 @@ def start_a_process(folder, config, resume=False, prelude=""):
 def run_in_a_process(folder, config, resume=False, prelude=""):
     """The same, waited for: its exit status and what it wrote."""
     with start_a_process(folder, config, resume, prelude) as process:
-        out, error = process.communicate(timeout=120)
+        out, error = process.communicate(timeout=SECONDS)
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
