@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 # One thread of BLAS for each worker process, before NumPy is imported: workers beside each other keep all cores busy.
@@ -67,6 +68,13 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--device")
         metafunc.parametrize("device", [chosen] if chosen else ["cpu", "strict"], indirect=True)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Every later collection of garbage passes over the modules and the thousands of tests that stay to the end."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture

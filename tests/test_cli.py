@@ -43,6 +43,13 @@ def run(tmp_path_factory):
     return folder, out.getvalue()
 
 
+@pytest.fixture
+def no_pictures(monkeypatch):
+    """For runs of which neither pictures nor the report are looked at: nothing is drawn."""
+    monkeypatch.setattr(train, "write_report", lambda run, path: None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+
+
 def refused(capsys, *argv):
     """The one sentence on stderr and the exit code of a command that is refused."""
     code = main([str(word) for word in argv])
@@ -69,7 +76,7 @@ def test_a_run_leaves_its_files_and_says_where(run):
         assert len(list(csv.DictReader(file))) == 1
 
 
-def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, capsys):
+def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, capsys, no_pictures):
     write_image_folder(tmp_path / "photos", parts=("train",), per_class=20)
     (tmp_path / "photos" / "train" / "ant" / "000.png").write_bytes(b"no picture")
     folder = tmp_path / "run"
@@ -80,7 +87,7 @@ def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, caps
     assert trained in capsys.readouterr().out
 
 
-def test_a_run_does_not_go_on_with_other_pictures(tmp_path, capsys):
+def test_a_run_does_not_go_on_with_other_pictures(tmp_path, capsys, no_pictures):
     write_image_folder(tmp_path / "photos", per_class=20)
     words = [*TINY, "--data", "photos", "--img-size", "8", "--out", str(tmp_path / "run")]
     assert main(["train", *words]) == 0
@@ -144,7 +151,7 @@ def test_every_setting_is_an_option(capsys):
     assert 'what the head sees: "token", the class token' in text      # the comment beside the field
 
 
-def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsys):
+def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsys, no_pictures):
     folder = tmp_path / "run"
     words = ["train", *TINY, "--epochs", "2", "--save-every", "1", "--out", str(folder)]
 
@@ -155,10 +162,10 @@ def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsy
         if next(steps) == 4:
             signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(sv.optim.AdamW, "step", ctrl_c_at_step_4)
-    assert main(words) == 130
+    with monkeypatch.context() as patched:
+        patched.setattr(sv.optim.AdamW, "step", ctrl_c_at_step_4)
+        assert main(words) == 130
     assert f"scratchvit train --resume {folder}" in capsys.readouterr().err
-    monkeypatch.undo()
     assert main(["train", "--resume", str(folder)]) == 0
     with (folder / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
@@ -257,7 +264,7 @@ def photos(tmp_path):
     return tmp_path / "photos"
 
 
-def test_an_image_folder_trains_and_predicts(photos, capsys):
+def test_an_image_folder_trains_and_predicts(photos, capsys, no_pictures):
     bad = photos / "train" / "cat" / "0.png"
     bad.write_bytes(bad.read_bytes()[:40])
     words = ["train", "--data", str(photos), "--img-size", "16", *TINY, "--val-fraction", "0.2"]

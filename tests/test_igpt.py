@@ -305,6 +305,7 @@ def test_the_loss_of_a_run_is_that_of_a_pixel(run):
     assert_close(meter.loss, loss, bounds["loss"])
 
 
+@pytest.mark.slow
 def test_bits_per_pixel_fall_below_the_histograms(tmp_path):
     """Of held-out digits, after five epochs of a model of one block: it uses what stands beside and above a pixel."""
     config = RUN.replace(

@@ -213,7 +213,8 @@ def saved(folder, version, **options):
 
 
 def test_weights_of_any_size_a_picture_below_and_a_token_at_the_edge(tmp_path, capsys):
-    weights = saved(tmp_path / "weights", "V2", img_size=[24, 40], patch_size=[2, 4], window_size=[5, 3])
+    weights = saved(tmp_path / "weights", "V2", img_size=[24, 40], patch_size=[2, 4], window_size=[5, 3],
+                    depths=[2], num_heads=[2])  # fmt: skip
     Image.new("RGB", (60, 20), (255, 0, 255)).save(tmp_path / "magenta.png")
     plain, over = tmp_path / "plain", tmp_path / "over"
     code, text, error = said(capsys, weights, "--token", "0,9", "--out", plain)

@@ -16,7 +16,9 @@ from scratchvit.training.step import LearningStep, NotFinite
 from tests.support import strict_array
 from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, stop_at
 
-RESNET = CONFIG.replace(model="resnet18", model_args={"layers": (1, 1, 1, 1)}, epoch_images=90)
+RESNET = CONFIG.replace(
+    model="resnet18", model_args={"layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16)}, epoch_images=90
+)
 
 def at_step(monkeypatch, step, spoil):
     """Call spoil(trainer, images) just before that step (from 1), and give it what that returns."""

@@ -23,7 +23,7 @@ PARAMETERS = {  # timm's and torchvision's counts
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
     "resnet152": 60_192_808,
 }  # fmt: skip
-SMALL = {"num_classes": 5, "small_stem": True}
+SMALL = {"num_classes": 5, "small_stem": True, "channels": (8, 16, 24, 32)}
 
 
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -66,13 +66,16 @@ def test_every_block_starts_as_an_identity():
 
 
 def test_without_a_head_features_come_out():
-    model = sv.create_model("resnet18", num_classes=0)
-    assert model(images(2, 3, 32, 40)).shape == (2, 512) and "fc.weight" not in model.state_dict()
-    assert model.forward_features(images(2, 3, 32, 40)).shape == (2, 512, 1, 2)
+    model = sv.create_model("resnet18", num_classes=0, channels=(8, 8, 8, 16))
+    assert model(images(2, 3, 32, 40)).shape == (2, 16) and "fc.weight" not in model.state_dict()
+    assert model.forward_features(images(2, 3, 32, 40)).shape == (2, 16, 1, 2)
+
+
+NARROW_BUT_ONE = (8, 8, 256, 8)        # wide enough for a standard deviation
 
 
 def test_the_seed_decides_the_weights():
-    a, b, c = (sv.create_model("resnet18", seed=seed).state_dict() for seed in (1, 1, 2))
+    a, b, c = (sv.create_model("resnet18", seed=seed, channels=NARROW_BUT_ONE).state_dict() for seed in (1, 1, 2))
     assert all(np.array_equal(a[name], b[name]) for name in a)
     for name in ("conv1.weight", "layer4.0.downsample.0.weight", "fc.weight", "fc.bias"):
         assert not np.array_equal(a[name], c[name])
@@ -86,7 +89,7 @@ def test_the_seed_decides_the_weights():
     ids=str,
 )  # fmt: skip
 def test_feature_maps_have_the_strides_and_channels_that_are_promised(options, strides):
-    model = sv.create_model("resnet18", features_only=True, layers=(1, 1, 1, 1), **options)
+    model = sv.create_model("resnet18", features_only=True, layers=(1, 1, 1, 1), channels=(8, 16, 24, 32), **options)
     maps = model(images(2, 3, 64, 96))
     assert model.feature_strides == strides
     assert [x.shape for x in maps] == [
@@ -96,8 +99,10 @@ def test_feature_maps_have_the_strides_and_channels_that_are_promised(options, s
 
 
 def test_dilation_changes_where_the_kernels_look_and_no_weight():
-    plain, dilated = (sv.create_model("resnet18", output_stride=stride) for stride in (32, 8))
-    assert all(np.array_equal(value, dilated.state_dict()[name]) for name, value in plain.state_dict().items())
+    narrow = (8, 16, 24, 32)
+    plain, dilated = (sv.create_model("resnet18", output_stride=stride, channels=narrow) for stride in (32, 8))
+    weights = dilated.state_dict()
+    assert all(np.array_equal(value, weights[name]) for name, value in plain.state_dict().items())
     dilations = [[block.conv1.dilation, block.conv2.dilation] for stage in dilated.stages() for block in stage]
     assert dilations == [[1, 1]] * 4 + [[1, 2], [2, 2], [2, 4], [4, 4]]
 
@@ -107,7 +112,7 @@ def test_a_frozen_norm_stays_and_the_rest_learns(device):
     frozen = sv.create_model("resnet18", layers=(1, 1, 1, 1), frozen_bn=True, **SMALL)
     assert not any("bn" in name or "downsample.1" in name for name, _ in frozen.named_parameters())
     assert frozen.layer1[0].bn2.weight.numpy().all()            # zero would be for ever
-    frozen.load_state_dict({**live.state_dict(), "layer1.0.bn2.weight": np.ones(64, np.float32)})
+    frozen.load_state_dict({**live.state_dict(), "layer1.0.bn2.weight": np.ones(8, np.float32)})
     before = frozen.state_dict()
     optimizer = sv.optim.SGD(frozen.parameters(), lr=0.1)
     ops.cross_entropy(frozen(images(2, 3, 8, 8)), np.array([1, 2])).backward()
@@ -124,7 +129,7 @@ BEHIND_A_ZERO = tuple(f"layer{stage}.0.conv" for stage in (2, 3, 4))
 
 
 def test_norms_and_biases_do_not_decay():
-    decayed, kept = sv.optim.param_groups(sv.create_model("resnet18"), 0.1)
+    decayed, kept = sv.optim.param_groups(sv.create_model("resnet18", channels=(8, 8, 8, 8)), 0.1)
     assert {p.ndim for p in decayed["params"]} == {2, 4} and {p.ndim for p in kept["params"]} == {1}
 
 
@@ -159,7 +164,7 @@ def test_images_that_do_not_fit_are_refused():
         with pytest.raises(sv.ScratchvitError, match=r"\(B, 3, height, width\), it was given"):
             model(images(*shape))
     with pytest.raises(ValueError, match="one value per channel"):
-        sv.create_model("resnet18")(images(1, 3, 32, 32))       # the last map is 1×1, of one image
+        sv.create_model("resnet18", channels=(8, 8, 8, 8))(images(1, 3, 32, 32))    # the last map is 1×1, of one image
 
 
 # --- the same models of timm and torchvision ------------------------------------------------------------------------

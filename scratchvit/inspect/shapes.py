@@ -16,11 +16,12 @@ from scratchvit.ops.conv import convolution_windows
 from scratchvit.ops.linear import spell_out
 
 Shape = tuple[int, ...]
+_ZERO = bytes(16)       # of any dtype
 
 
 def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An array of zeros that is one zero in memory."""
-    return np.broadcast_to(np.zeros((), dtype), tuple(shape))
+    return np.ndarray(shape := tuple(shape), dtype, _ZERO, strides=(0,) * len(shape))
 
 
 def shape_of(function: Callable[..., Any], arguments: dict[str, Any]) -> Shape | None:
