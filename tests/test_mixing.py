@@ -10,6 +10,7 @@ from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
 from tests.support import strict_array
 from tests.support.augment_samples import CHANCE
+from tests.support.margins import assert_close, ulps
 from tests.support.peers import import_timm
 from tests.support.seeds import seeded
 
@@ -98,10 +99,10 @@ def test_as_in_timm(monkeypatch, mode, size, settings):
             expected, expected_targets = by_timm(torch, timm_mixup, theirs, images, labels)
         assert next(centres, None) is None          # all of them were asked for
         if size == 1:       # timm mixes a picture with itself, λx + (1 - λ)x, and so do we: both round
-            np.testing.assert_allclose(x, expected.numpy(), rtol=1e-6)
+            assert_close(x, expected, ulps(expected, 2))
         else:
             np.testing.assert_array_equal(x, expected.numpy())
-        np.testing.assert_allclose(targets, expected_targets.numpy(), rtol=0, atol=1e-6)
+        assert_close(targets, expected_targets, ulps(1.0, 4))
         changed += not np.array_equal(x, images)
     assert changed >= 8 or size == 1
 
@@ -148,8 +149,8 @@ def test_as_a_loop_over_pixels(device, mode, size, settings):
         x, targets = (asnumpy(array) for array in mix(asarray(images), asarray(labels), draws))
         expected, expected_targets = by_a_loop(mix, images, labels, draws)
         assert len(draws.lam) == {"batch": 1, "pair": (size + 1) // 2, "elem": size}[mode]
-        np.testing.assert_allclose(x, expected, rtol=0, atol=1e-6)
-        np.testing.assert_allclose(targets, expected_targets, rtol=0, atol=1e-6)
+        assert_close(x, expected, ulps(images, 3), "images")       # λ, 1 - λ, two products and their sum are rounded
+        assert_close(targets, expected_targets, ulps(1.0, 4), "targets")
 
 
 @pytest.mark.parametrize("mode", MODES)
@@ -163,12 +164,13 @@ def test_every_pixel_and_every_target_is_a_share_of_two(device, mode, size):
         x, targets = mixed(mix, images, own, seed)
         assert x.dtype == targets.dtype == np.float32
         shares = x.mean(axis=(2, 3))                # (size, size): of picture j in picture i
-        np.testing.assert_allclose(shares, targets[:, :size], atol=1e-6)
-        np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
+        assert_close(shares, targets[:, :size], ulps(1.0, 4))
+        assert_close(targets.sum(axis=1), np.ones(size), ulps(1.0, 2))
         assert not targets[:, size:].any()
         mirrored = own != own[::-1]
         elsewhere = (own[:, None] != own) & (own[:, None] != own[::-1])
-        assert not shares[elsewhere].any() and (shares[~mirrored, ~mirrored] > 1 - 1e-6).all()
+        assert not shares[elsewhere].any()
+        assert_close(shares[~mirrored, ~mirrored], np.ones(size % 2), ulps(1.0, 4))
         if mode == "pair":
             np.testing.assert_array_equal(shares, shares[::-1, ::-1])
         if mode == "batch":
@@ -178,8 +180,8 @@ def test_every_pixel_and_every_target_is_a_share_of_two(device, mode, size):
 def test_smoothed_targets_sum_to_one(device):
     mix = Mix(num_classes=5, mixup_alpha=0.4, cutmix_alpha=1.0, mode="elem", label_smoothing=0.1)
     _, targets = mixed(mix, *batch(64))
-    np.testing.assert_allclose(targets.sum(axis=1), 1, atol=1e-6)
-    np.testing.assert_allclose(targets.min(), 0.1 / 5, rtol=1e-6)
+    assert_close(targets.sum(axis=1), np.ones(64), ulps(1.0, 8))
+    assert_close(targets.min(), 0.1 / 5, ulps(0.1 / 5, 4))
 
 
 def test_nothing_is_read_back_and_the_images_stay(device):

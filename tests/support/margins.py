@@ -37,7 +37,7 @@ MOVES_ONLY = {
     "concatenate", "flip", "neg", "pad", "permute", "relu", "reshape", "roll", "split", "stack", "transpose", "unbind",
 }  # fmt: skip
 """Ops that round nothing, neither forward nor backward: their operands are not perturbed."""
-EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float32, np.float64)}
+EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float16, np.float32, np.float64)}
 
 records: list[tuple[float, str]] = []
 """(measured / allowed, what was compared) of the test that runs; tests/conftest.py collects and clears it."""
