@@ -8,7 +8,15 @@ import pytest
 import scratchvit as sv
 from scratchvit.inspect.attention import attention_maps
 from scratchvit.models.hybrid import PRESETS
-from tests.support.model_parity import assert_learns, assert_same_cnn, assert_same_model, images, pair, timms
+from tests.support.model_parity import (
+    assert_learns,
+    assert_same_cnn,
+    assert_same_model,
+    full_size,
+    images,
+    pair,
+    timms,
+)
 from tests.support.peers import import_timm
 
 NAME = "vit_base_r50_s16_224"
@@ -22,7 +30,6 @@ SIZES = {        # parameters, tokens with the class token
     "vit_large_r50_s32_224": (328_994_856, 50), "vit_large_r50_s32_384": (329_092_136, 145),
 }  # fmt: skip
 
-UP_TO_BASE = [name for name in PRESETS if "large" not in name]
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -135,9 +142,9 @@ def test_names_and_shapes_are_timms(name):
 @pytest.mark.parametrize(
     ("name", "size"),
     [
-        *((name, 384 if name.endswith("384") else 224) for name in UP_TO_BASE),
-        ("vit_tiny_r_s16_p8_224", (64, 125)), ("vit_small_r26_s32_224", (96, 70)), ("vit_base_r26_s32_224", (33, 64)),
-        ("vit_base_r50_s16_224", (64, 90)),
+        ("vit_tiny_r_s16_p8_224", 224), ("vit_tiny_r_s16_p8_384", (64, 125)), full_size("vit_small_r26_s32_224", 224),
+        full_size("vit_small_r26_s32_384", (96, 70)), full_size("vit_base_r26_s32_224", (33, 64)),
+        full_size("vit_base_r50_s16_224", 224), full_size("vit_base_r50_s16_384", (64, 90)),
     ],
     ids=str,
 )  # fmt: skip

@@ -340,6 +340,11 @@ def test_a_missing_file_is_named(tmp_path):
 # --- timm's own functions ---
 
 
+def of_places(resized, *sizes):
+    """The bound where PyTorch finds the places that it resizes from in float32, numbers up to the longest side."""
+    return ulps(resized, 4 * max(max(size) for size in sizes))
+
+
 @pytest.mark.parity
 @pytest.mark.parametrize(("before", "after"), [((14, 14), (24, 24)), ((14, 14), (7, 10)), ((4, 9), (6, 6))])
 @pytest.mark.parametrize("prefix", [0, 1, 2])
@@ -350,7 +355,7 @@ def test_positions_are_resized_as_timm_does(before, after, prefix):
 
     table = seeded(0).standard_normal((1, prefix + before[0] * before[1], 32), dtype=np.float32)
     theirs = resample_abs_pos_embed(torch.from_numpy(table), after, before, num_prefix_tokens=prefix).numpy()
-    assert_close(resize_positions(table, before, after, prefix), theirs, ulps(theirs, 8))
+    assert_close(resize_positions(table, before, after, prefix), theirs, of_places(theirs, before, after))
 
 
 @pytest.mark.parity
@@ -364,7 +369,7 @@ def test_patch_kernels_are_resized_as_timm_does(before, after):
 
     kernel = seeded(0).standard_normal((8, 3, *before), dtype=np.float32)
     theirs = resample_patch_embed(torch.from_numpy(kernel), after).numpy()
-    assert_close(resize_patches(kernel, after), theirs, ulps(theirs, 8))
+    assert_close(resize_patches(kernel, after), theirs, of_places(theirs, before, after))
 
 
 @pytest.mark.parity
@@ -399,4 +404,4 @@ def test_a_whole_model_is_adapted_as_timm_does(options, more, tmp_path):
     report = sv.load_weights(model, tmp_path / "model.pth")
     assert report.adapted
     for name, value in peer.state_dict().items():
-        assert_close(model.state_dict()[name], value, ulps(value, 8), name)
+        assert_close(model.state_dict()[name], value, of_places(value, (16, 16)), name)

@@ -290,6 +290,7 @@ def torchvisions(monkeypatch, name, **options):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_logits_and_gradients_equal_torchvisions(monkeypatch):
     make = torchvisions(monkeypatch, "mvit_v1_b", spatial_size=(64, 64), temporal_size=4)
@@ -297,6 +298,7 @@ def test_logits_and_gradients_equal_torchvisions(monkeypatch):
     assert_same_model(model, peer, images(2, 3, 4, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_of_frames_that_are_not_square(monkeypatch):
     make = torchvisions(monkeypatch, "mvit_v1_b", spatial_size=(64, 96), temporal_size=6)
@@ -304,6 +306,7 @@ def test_of_frames_that_are_not_square(monkeypatch):
     assert_same_model(model, peer, images(1, 3, 6, 64, 96))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_images_equal_torchvisions_class_on_one_frame(monkeypatch):
     """torchvision has no such preset, but its class builds it: no kernel in time, and keys pooled by half as much."""
@@ -323,6 +326,7 @@ def test_images_equal_torchvisions_class_on_one_frame(monkeypatch):
     assert_same_model(model, peer, images(1, 3, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_logits_and_gradients_of_a_whole_clip(monkeypatch, tmp_path):
     """16 frames of 224×224, the weights through a file."""

@@ -10,6 +10,7 @@ from tests.support.model_parity import (
     assert_learns,
     assert_same_cnn,
     assert_same_model,
+    full_size,
     give,
     images,
     in_float64,
@@ -169,6 +170,9 @@ def test_images_that_do_not_fit_are_refused():
 
 # --- the same models of timm and torchvision ------------------------------------------------------------------------
 
+ALL = ["resnet18", *(full_size(name) for name in PARAMETERS if name != "resnet18")]
+OF_BOTH_BLOCKS = ["resnet18", full_size("resnet50")]
+
 
 @pytest.mark.parity
 @pytest.mark.parametrize("name", PARAMETERS)
@@ -182,14 +186,14 @@ def test_names_and_shapes_are_timms_and_torchvisions(name):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", ALL)
 def test_values_and_gradients_equal_timms(name):
     model, peer = pair(timms(name), name)
     assert_same_cnn(model, peer, images(2, 3, 64, 96))
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", OF_BOTH_BLOCKS)
 def test_values_and_gradients_equal_timms_at_224(name):
     """Where gradients of evaluation take another way than those of training, the smaller images have shown it."""
     model, peer = pair(timms(name), name)
@@ -201,17 +205,14 @@ def test_values_and_gradients_equal_timms_at_224(name):
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", PARAMETERS)
+@pytest.mark.parametrize("name", OF_BOTH_BLOCKS)
 def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
-    """A batch norm undoes a shift of its input: a sum of large terms that cancel is the gradient of a bias before it.
-
-    So what it is compared with is the largest gradient of its layer.
-    """
     model, peer = open_relus(*pair(timms(name), name))
     for train in (True, False):
         assert_same_model(model, peer, images(2, 3, 64, 96), train)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_torchvisions_resnet50_too():
     model, peer = pair(import_torchvision().models.resnet50, "resnet50")

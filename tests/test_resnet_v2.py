@@ -13,6 +13,7 @@ from tests.support.model_parity import (
     assert_learns,
     assert_same_cnn,
     assert_same_model,
+    full_size,
     images,
     open_relus,
     pair,
@@ -206,8 +207,8 @@ def test_names_and_shapes_are_timms(name):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "shape"),
-    [("resnetv2_50x1_bit", (1, 3, 224, 224)), ("resnetv2_50x1_bit", (2, 3, 75, 64)),
-     ("resnetv2_101x1_bit", (1, 3, 448, 448)), ("resnetv2_101x1_bit", (2, 3, 75, 64))],
+    [full_size("resnetv2_50x1_bit", (1, 3, 224, 224)), full_size("resnetv2_50x1_bit", (2, 3, 75, 64)),
+     full_size("resnetv2_101x1_bit", (2, 3, 75, 64))],
     ids=str,
 )  # fmt: skip
 def test_logits_and_gradients_equal_timms(name, shape):
@@ -216,10 +217,10 @@ def test_logits_and_gradients_equal_timms(name, shape):
     assert_same_cnn(model, peer, images(*shape), modes=(False,))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
-@pytest.mark.parametrize("name", ["resnetv2_50x1_bit", "resnetv2_101x1_bit"])
-def test_where_every_relu_is_open_float32_gradients_equal_timms(name):
-    model, peer = open_relus(*pair(timms(name), name))
+def test_where_every_relu_is_open_float32_gradients_equal_timms():
+    model, peer = open_relus(*pair(timms(NAME), NAME))
     assert_same_model(model, peer, images(1, 3, 64, 64))
 
 
@@ -237,6 +238,7 @@ def test_three_times_the_width_equals_timms():
     assert_same_cnn(model, peer, images(2, 3, 33, 48), modes=(False,))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("preact", [True, False])
 def test_feature_maps_equal_timms(preact):

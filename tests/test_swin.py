@@ -19,7 +19,7 @@ from scratchvit.models.windows import (
 )
 from scratchvit.optim.groups import layers_by_name
 from tests.support.margins import agree
-from tests.support.model_parity import assert_learns, assert_same_model, images, pair, timms
+from tests.support.model_parity import assert_learns, assert_same_model, full_size, images, pair, timms
 from tests.support.window_blocks import assert_gradients, dense_block, randomised, steps_of
 from tests.test_layer_decay import settings_by_name
 
@@ -242,9 +242,9 @@ def test_attention_entries_grow_with_the_number_of_tokens():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((f"swin_{size}_patch4_window7_224", options) for size in ("tiny", "small", "base") for options in (
-            {}, {"img_size": 96}, {"img_size": (76, 132)},          # padded windows; odd maps, windows that shrink
-        )),
+        *(full_size(f"swin_{size}_patch4_window7_224", {}) for size in ("tiny", "small", "base")),
+        *(("swin_tiny_patch4_window7_224", {"img_size": img_size, "depths": (2, 2, 2), "num_heads": (3, 6, 12)})
+          for img_size in (96, (76, 132))),             # padded windows; odd maps, windows that shrink
         ("swin_tiny_patch4_window7_224", {"img_size": 64, "window_size": (4, 6), "in_chans": 1, "qkv_bias": False,
                                           "depths": (2, 2), "num_heads": (3, 6), "mlp_ratio": 2.0, "num_classes": 0}),
     ],

@@ -11,7 +11,7 @@ from scratchvit.inspect.cost import cost
 from scratchvit.models.swin_v2 import Block, SwinV2Config, WindowAttention, inverse_length, log_spaced_offsets
 from scratchvit.optim.groups import layers_by_name
 from tests.support.margins import agree, assert_close, rounding, ulps
-from tests.support.model_parity import assert_learns, assert_same_model, images, pair, timms
+from tests.support.model_parity import assert_learns, assert_same_model, full_size, images, pair, timms
 from tests.support.window_blocks import assert_gradients, dense_block, randomised
 
 NAME = "swinv2_tiny_window8_256"
@@ -213,9 +213,10 @@ def test_attention_entries_grow_with_the_area_of_the_window():
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        *((f"swinv2_{size}_window{window}_256", options)
-          for size in ("tiny", "small") for window in (8, 16)
-          for options in ({}, {"img_size": 96}, {"img_size": (100, 132)})),     # windows that shrink; padded, odd maps
+        full_size("swinv2_tiny_window8_256", {}), full_size("swinv2_tiny_window16_256", {}),
+        full_size("swinv2_small_window16_256", {}),
+        *((f"swinv2_tiny_window{window}_256", {"img_size": size, "depths": (2, 2, 2), "num_heads": (3, 6, 12)})
+          for window in (8, 16) for size in (96, (100, 132))),      # windows that shrink; padded, odd maps
         ("swinv2_tiny_window8_256", {"img_size": 64, "window_size": (4, 6), "in_chans": 1, "qkv_bias": False,
                                      "depths": (2, 2), "num_heads": (3, 6), "pretrained_window_sizes": (12, 6)}),
     ],

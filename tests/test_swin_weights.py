@@ -16,7 +16,7 @@ from scratchvit.weights.names import TIMM, huggingface, microsoft, recognise, to
 from scratchvit.weights.preprocess import preprocessing_for
 from tests.support import peers
 from tests.support.margins import assert_close, ulps
-from tests.support.model_parity import assert_same_model, images
+from tests.support.model_parity import assert_same_model, full_size, images
 from tests.support.window_blocks import randomised
 
 FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
@@ -244,6 +244,7 @@ def randomised_but_for_its_tables(peer):
     return peer
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("theirs", "ours", "options"),
@@ -265,8 +266,8 @@ _SMALL = {"embed_dim": 16, "depths": [2, 2, 2], "num_heads": [1, 2, 4], "num_lab
 # Not square: with maps larger than windows both ways, since Hugging Face's shifts along both axes or along none.
 _FLAT = {**_SMALL, "depths": [2, 2], "num_heads": [1, 2]}
 HUGGING_FACE = [
-    ("Swin", {"image_size": 224}, FIRST), ("Swin", {**_FLAT, "image_size": (112, 168)}, FIRST),
-    ("Swinv2", {"image_size": 256, "window_size": 8}, SECOND),
+    full_size("Swin", {"image_size": 224}, FIRST), ("Swin", {**_FLAT, "image_size": (112, 168)}, FIRST),
+    full_size("Swinv2", {"image_size": 256, "window_size": 8}, SECOND),
     ("Swinv2", {**_FLAT, "image_size": (192, 128), "window_size": 8}, SECOND),
     ("Swin", {**_SMALL, "image_size": 112}, FIRST), ("Swin", {**_SMALL, "image_size": 112, "qkv_bias": False}, FIRST),
     ("Swinv2", {**_SMALL, "image_size": 128, "window_size": 8, "pretrained_window_sizes": [6, 6, 3]}, SECOND),

@@ -8,7 +8,7 @@ from scratchvit.weights import model_from_weights
 from scratchvit.weights.names import TIMM, google, huggingface, own, recognise, torchvision
 from tests.support import peers
 from tests.support.margins import agree
-from tests.support.model_parity import assert_same_model
+from tests.support.model_parity import assert_same_model, full_size
 from tests.support.seeds import seeded
 
 
@@ -146,7 +146,7 @@ UP_TO_B = [
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("name", UP_TO_B)
+@pytest.mark.parametrize("name", [n if "tiny" in n or n == "resnet18" else full_size(n) for n in UP_TO_B])
 def test_timms_files_load_and_logits_agree(name, tmp_path):
     timm = peers.import_timm()
     from safetensors.torch import save_file
@@ -185,8 +185,9 @@ def test_the_same_names_in_every_kind_of_file(file, tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("theirs", "ours"),
-    [("vit_b_16", "vit_base_patch16_224"), ("vit_b_32", "vit_base_patch32_224"),
-     *((name, name) for name in ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"))],
+    [("resnet18", "resnet18"), full_size("vit_b_16", "vit_base_patch16_224"),
+     full_size("vit_b_32", "vit_base_patch32_224"),
+     *(full_size(name, name) for name in ("resnet34", "resnet50", "resnet101", "resnet152"))],
 )  # fmt: skip
 def test_torchvisions_files(theirs, ours, tmp_path):
     models = peers.import_torchvision().models
@@ -219,7 +220,8 @@ HUGGING_FACE = [
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("kind", "config", "options", "name", "saved_by"),
-    [(*case, "save_pretrained") for case in HUGGING_FACE] + [(*case, "torch.save") for case in HUGGING_FACE if case[2]],
+    [(*case, "save_pretrained") if case[2] else full_size(*case, "save_pretrained") for case in HUGGING_FACE]
+    + [(*case, "torch.save") for case in HUGGING_FACE if case[2]],
     ids=lambda value: str(value)[:40],
 )
 def test_hugging_faces_files_say_which_model_they_are(kind, config, options, name, saved_by, tmp_path):

@@ -41,6 +41,11 @@ def assert_learns(model, x, y, lr=0.02):
 # --- a model and its peer -------------------------------------------------------------------------------------------
 
 
+def full_size(*values):
+    """Parameters of a test for which a model is so large that it runs with the slow ones."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def timms(name, **options):
     """A model of timm's, for `pair`."""
     timm = import_timm()
