@@ -17,6 +17,7 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ def _every_test_begins_alike_and_leaves_nothing_behind(request: pytest.FixtureRe
     if margins.records:
         request.node.user_properties.append(("margin", (*max(margins.records), len(margins.records))))
     found = leftovers.differences(before, leftovers.state())
+    if found:
+        gc.collect()    # a traceback may still hold a loader, and this its thread
+        found = leftovers.differences(before, leftovers.state())
     sv.use("cpu")       # so that one offender does not fail the tests after it
     assert not found, "the test left something behind: " + "; ".join(found)
 

@@ -160,23 +160,23 @@ def test_on_a_gpu_looks_are_rare_and_say_so(tmp_path, monkeypatch):
 def test_a_step_that_is_left_out_changes_nothing_but_counts(config, tmp_path, monkeypatch):
     """Not the running statistics of batch norms either, which a forward over NaN has already poisoned."""
     make_step = Trainer._step
-    states = []
+    steps = []
 
     def watched(self, images, *rest):
         spoiled = self.step + 1 in (2, 3)
         before = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
         make_step(self, spoil_pixels(self, images) if spoiled else images, *rest)
         after = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
-        states.append((spoiled, before, after))
+        unchanged = [one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
+                     for one, two in zip(before, after)]
+        assert unchanged == [spoiled] * 3
+        steps.append(spoiled)
 
     monkeypatch.setattr(Trainer, "_step", watched)
     config = config.replace(non_finite="skip", ema_decay=0.5, epoch_images=90, batch_size=30, epochs=2)
     lines = []
     result = train(config, tmp_path / "run", log=lines.append)
-    for spoiled, before, after in states:
-        same = [one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
-                for one, two in zip(before, after)]
-        assert same == [spoiled] * 3
+    assert steps == [False, True, True, False, False, False]
     saved = load_checkpoint(tmp_path / "run")
     assert all(np.isfinite(array).all() for array in (*saved.model.values(), *saved.ema.values()))
     assert np.isfinite(result.test_loss) and result.skipped == 2
