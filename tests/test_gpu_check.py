@@ -18,7 +18,8 @@ SCRIPT = Path(__file__).parent.parent / "scripts" / "gpu_check.py"
 
 
 @pytest.fixture
-def gpu_check():
+def gpu_check(monkeypatch):
+    monkeypatch.setattr(sys, "path", list(sys.path))        # to which the script adds
     spec = importlib.util.spec_from_file_location("gpu_check", SCRIPT)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

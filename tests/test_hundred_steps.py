@@ -14,6 +14,7 @@ from scratchvit import Tensor, create_model, nn, ops, optim
 from scratchvit.data import Loader, Normalize, load
 from scratchvit.training import TrainConfig, setup
 from scratchvit.training.step import LearningStep
+from tests.support.margins import EPSILON, assert_all_close, assert_close, rounding, ulps
 from tests.support.peers import import_timm, randomise
 from tests.support.seeds import seeded
 
