@@ -17,7 +17,6 @@ import os
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
