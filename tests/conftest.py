@@ -10,13 +10,13 @@
 
 from __future__ import annotations
 
-import gc
 import os
 
 # One thread of BLAS for each worker process, before NumPy is imported: workers beside each other keep all cores busy.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+import gc
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
