@@ -276,6 +276,9 @@ def test_a_model_is_made_for_a_file_of_another_number_of_classes(tmp_path):
 
 # --- against torchvision ---
 
+# A number added to all keys adds one to all scores of a query, and softmax gives the same.
+OF_KEYS = ("attn.pool_k.norm_act.0.bias",)
+
 
 def torchvisions(monkeypatch, name, **options):
     """A function that makes torchvision's model with some arguments of its class replaced, which it keeps to itself."""
@@ -295,7 +298,7 @@ def torchvisions(monkeypatch, name, **options):
 def test_logits_and_gradients_equal_torchvisions(monkeypatch):
     make = torchvisions(monkeypatch, "mvit_v1_b", spatial_size=(64, 64), temporal_size=4)
     model, peer = pair(make, "mvit_v1_b", img_size=64, num_frames=4)
-    assert_same_model(model, peer, images(2, 3, 4, 64, 64))
+    assert_same_model(model, peer, images(2, 3, 4, 64, 64), idle=OF_KEYS)
 
 
 @pytest.mark.slow
@@ -303,7 +306,7 @@ def test_logits_and_gradients_equal_torchvisions(monkeypatch):
 def test_of_frames_that_are_not_square(monkeypatch):
     make = torchvisions(monkeypatch, "mvit_v1_b", spatial_size=(64, 96), temporal_size=6)
     model, peer = pair(make, "mvit_v1_b", img_size=(64, 96), num_frames=6)
-    assert_same_model(model, peer, images(1, 3, 6, 64, 96))
+    assert_same_model(model, peer, images(1, 3, 6, 64, 96), idle=OF_KEYS)
 
 
 @pytest.mark.slow
@@ -323,7 +326,7 @@ def test_images_equal_torchvisions_class_on_one_frame(monkeypatch):
         patch_embed_kernel=(1, 7, 7), patch_embed_stride=(1, 4, 4), patch_embed_padding=(0, 3, 3),
     )  # fmt: skip
     model, peer = pair(make, "mvit_v1_b_image", img_size=64)
-    assert_same_model(model, peer, images(1, 3, 64, 64))
+    assert_same_model(model, peer, images(1, 3, 64, 64), idle=OF_KEYS)
 
 
 @pytest.mark.slow
@@ -334,4 +337,4 @@ def test_logits_and_gradients_of_a_whole_clip(monkeypatch, tmp_path):
     peer = randomise(torchvisions(monkeypatch, "mvit_v1_b")())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model = model_from_weights(tmp_path / "mvit.pth", "mvit_v1_b")[0]
-    assert_same_model(model, peer, images(1, 3, 16, 224, 224))
+    assert_same_model(model, peer, images(1, 3, 16, 224, 224), idle=OF_KEYS)

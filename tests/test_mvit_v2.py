@@ -28,6 +28,8 @@ from tests.test_mvit import check_gradients, randomised, torchvisions, without_w
 
 TINY = {"img_size": 32, "embed_dim": 8, "depths": (1, 2), "num_classes": 5, "drop_rate": 0.0}
 CLIP = {**TINY, "img_size": 16, "num_frames": 4}
+# A number added to all keys adds one to all scores of a query, and softmax gives the same.
+OF_KEYS = ("attn.norm_k.bias",)
 
 
 @pytest.mark.parametrize(
@@ -255,7 +257,7 @@ def test_what_timm_cannot_build_is_not_exported(tmp_path):
 def test_logits_and_gradients_equal_timms(name, size):
     """Of squares: timm's has no other."""
     model, peer = pair(timms(name, img_size=size), name, img_size=size)
-    assert_same_model(model, peer, images(1, 3, size, size))
+    assert_same_model(model, peer, images(1, 3, size, size), idle=OF_KEYS)
 
 
 @pytest.mark.parity
@@ -275,9 +277,10 @@ def test_options_equal_timms(options):
         lambda: MultiScaleVit(MultiScaleVitCfg(**sizes), img_size=(96, 96), num_classes=10, **pool),
         "mvitv2_tiny", img_size=96, num_classes=10, **sizes, **chosen,
     )  # fmt: skip
-    assert_same_model(model, peer, images(2, 3, 96, 96))
+    assert_same_model(model, peer, images(2, 3, 96, 96), idle=OF_KEYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_tables_are_resized_as_timm_does_it(tmp_path):
     torch = pytest.importorskip("torch")
@@ -291,6 +294,7 @@ def test_tables_are_resized_as_timm_does_it(tmp_path):
     assert_same_model(model, peer, images(1, 3, 128, 128), gradients=False)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_an_exported_model_is_timms(tmp_path):
     name, options = "mvitv2_tiny", {"img_size": 64, "num_classes": 7}
@@ -321,7 +325,7 @@ def test_clips_equal_torchvisions(monkeypatch, tmp_path):
     peer = randomise(torchvisions(monkeypatch, "mvit_v2_s", spatial_size=(64, 64), temporal_size=4)())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model, _ = model_from_weights(tmp_path / "mvit.pth", "mvit_v2_s", img_size=64, num_frames=4)
-    assert_same_model(model, peer, images(2, 3, 4, 64, 64), renamed=our_names)
+    assert_same_model(model, peer, images(2, 3, 4, 64, 64), renamed=our_names, idle=OF_KEYS)
 
 
 def our_names(gradients):
@@ -347,4 +351,4 @@ def test_a_whole_clip_equals_torchvisions(monkeypatch, tmp_path):
     peer = randomise(torchvisions(monkeypatch, "mvit_v2_s")())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model, _ = model_from_weights(tmp_path / "mvit.pth", "mvit_v2_s")
-    assert_same_model(model, peer, images(1, 3, 16, 224, 224), renamed=our_names)
+    assert_same_model(model, peer, images(1, 3, 16, 224, 224), renamed=our_names, idle=OF_KEYS)

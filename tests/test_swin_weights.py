@@ -312,7 +312,7 @@ def test_tables_are_resized_as_in_timm(before, after):
     table = images((2 * before[0] - 1) * (2 * before[1] - 1), 3)
     shape = ((2 * after[0] - 1) * (2 * after[1] - 1), 3)
     theirs = resize_rel_pos_bias_table(torch.from_numpy(table), after, shape).numpy()
-    assert_close(resize_offsets(table, before, after), theirs, ulps(theirs, 4))
+    assert_close(resize_offsets(table, before, after), theirs, ulps(theirs, 8))    # theirs in float32
 
 
 @pytest.mark.parity
