@@ -35,13 +35,18 @@ OLDER_NUMPY = "X86_V3 X86_V4"               # NumPy's names for AVX2 and for AVX
 
 @dataclass(frozen=True)
 class Row:
-    """One run: its name, Python and versions ("newest", "lowest"), what is in the environment, options of pytest."""
+    """One run: its name, Python and versions ("newest", "lowest"), what is in the environment, options of pytest.
+
+    numerical: only the test modules with error bounds or gradient checks; what another processor's kernels or other
+    random numbers change is there.
+    """
 
     name: str
     python: str = "3.11"
     versions: str = "newest"
     variables: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
+    numerical: bool = False
 
 
 @dataclass
@@ -49,7 +54,7 @@ class Result:
     """What came of a row."""
 
     name: str
-    marker: str
+    part: str
     commit: str
     day: str
     versions: str
@@ -68,10 +73,10 @@ def rows() -> list[Row]:
     kernels = [name for name in KERNELS if NEEDS.get(name, "") in flags]
     return [
         Row("as it is"),
-        *(Row(f"kernel {name}", variables={"OPENBLAS_CORETYPE": name}) for name in kernels),
-        Row("kernel of NumPy without AVX2", variables={"NPY_DISABLE_CPU_FEATURES": OLDER_NUMPY}),
-        Row("two threads in each process", variables={"OMP_NUM_THREADS": "2"}),
-        *(Row(f"seed {n}", options=("--seed", str(n))) for n in range(1, 6)),
+        *(Row(f"kernel {name}", variables={"OPENBLAS_CORETYPE": name}, numerical=True) for name in kernels),
+        Row("kernel of NumPy without AVX2", variables={"NPY_DISABLE_CPU_FEATURES": OLDER_NUMPY}, numerical=True),
+        Row("two threads in each process", variables={"OMP_NUM_THREADS": "2"}, numerical=True),
+        *(Row(f"seed {n}", options=("--seed", str(n)), numerical=True) for n in range(1, 6)),
         *(Row(f"random order {n}", options=("--random-order-bucket=global", f"--random-order-seed={n}"))
           for n in range(1, 6)),
         Row("one process", options=("-n", "0")),
@@ -85,6 +90,13 @@ def processor_flags() -> str:
     path = Path("/proc/cpuinfo")
     lines = path.read_text("utf-8").splitlines() if path.exists() else []
     return next((line for line in lines if line.startswith("flags")), "")
+
+
+def numerical_modules() -> list[str]:
+    """The test modules with error bounds or gradient checks."""
+    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    texts = {path: path.read_text(encoding="utf-8") for path in paths}
+    return [f"tests/{path.name}" for path, text in texts.items() if "support.margins" in text or "gradcheck" in text]
 
 
 # --- environments ---------------------------------------------------------------------------------------------------
@@ -145,6 +157,8 @@ print(pool[0]["architecture"] if pool else "")
 def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     """Run pytest for a row, and read what it printed."""
     options = ["-p", "no:cacheprovider", "--margins", *(["-m", marker] if marker else []), *row.options]
+    if row.numerical:       # named modules would run in one process
+        options += ["-n", str(os.cpu_count()), *numerical_modules()]
     variables = {**os.environ, **row.variables}
     about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
     versions, kernel = about.splitlines()
@@ -158,12 +172,17 @@ def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     closest = re.search(r"^=+ measured / allowed in .*\n *([\d.a-z]+)  (\S.*)", text, re.MULTILINE)
     margin = float(closest[1]) if closest else None
     return Result(
-        name=row.name, marker=marker or "quick", commit=commit(), day=date.today().isoformat(), versions=versions,
+        name=row.name, part=part(row, marker), commit=commit(), day=date.today().isoformat(), versions=versions,
         kernel=kernel, summary=summary[-1] if summary else f"no summary: see {log.name}", margin=margin,
         closest=closest[2] if closest else "", seconds=time.perf_counter() - start,
         green=status == 0 and (margin or 0) <= LARGEST,
         command=" ".join([*(f'{k}="{v}"' for k, v in row.variables.items()), "pytest", *row.options]),
     )  # fmt: skip
+
+
+def part(row: Row, marker: str) -> str:
+    """What of the suite a row runs."""
+    return (marker or "quick") + ", numerical" * row.numerical
 
 
 def commit() -> str:
@@ -190,7 +209,7 @@ def table(results: list[Result]) -> str:
 
     def line(r: Result) -> str:
         cells = (
-            "ok" if r.green else "**red**", f"{r.name}<br>`{r.command}`", r.marker, r.summary,
+            "ok" if r.green else "**red**", f"{r.name}<br>`{r.command}`", r.part, r.summary,
             "" if r.margin is None else f"{r.margin:.3f}", r.closest.replace("|", "/"), r.kernel, r.versions,
             f"{r.seconds:.0f}", f"{r.day}, {r.commit}",
         )  # fmt: skip
@@ -227,9 +246,9 @@ def main() -> None:
     record = options.out.with_suffix(".json")
     before = json.loads(record.read_text("utf-8")) if options.resume and record.exists() else []
     results = [Result(**row) for row in before]
-    done = {(r.name, r.marker) for r in results}
+    done = {(r.name, r.part) for r in results}
     for row in chosen:
-        if (row.name, options.marker or "quick") in done:
+        if (row.name, part(row, options.marker)) in done:
             continue
         python = environment(row, options.environments.resolve(), "parity" in options.marker)
         if python is None:
