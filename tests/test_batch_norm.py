@@ -113,8 +113,8 @@ def test_memory_order_does_not_matter():
 
 
 def test_a_gradient_that_is_one_number_a_plane_is_as_its_copy():
-    """As an average of the map sends it back. Of 10×10: sums of 1,600 equal terms are still off by 46 ε (issue 13)."""
-    x, dy = next(batches((6, 64, 10, 10)))
+    """As an average of the map sends it back. A small map: over 40×40 equal terms, sums are off by 46 ε (issue 13)."""
+    x, dy = next(batches((6, 64, 4, 4)))
     norm = randomise(nn.BatchNorm2d(64))
     repeated = np.broadcast_to(dy[:, :, :1, :1], dy.shape)
     for mode in (True, False):
@@ -221,10 +221,10 @@ def test_pytorch_gives_the_same_step_by_step(shape, momentum):
         found = forward_and_backward(norm, x, dy)
         state = norm.state_dict()
         assert state["num_batches_tracked"] == peer.num_batches_tracked.item() == min(step + 1, 3)
-        bounds = rounding(lambda: statistics(first["running_mean"], first["running_var"], images, momentum), samples=1)
+        bounds = rounding(lambda: statistics(first["running_mean"], first["running_var"], images, momentum))
         ours, peers = ([s["running_mean"], s["running_var"]] for s in (state, peer.state_dict()))
         assert_all_close(ours, peers, bounds, f"statistics after step {step}")
         counted = norm.num_batches_tracked.numpy().copy()
-        bounds = rounding(lambda x=x, dy=dy: forward_and_backward(norm, x, dy), samples=1)
+        bounds = rounding(lambda x=x, dy=dy: forward_and_backward(norm, x, dy))
         norm.num_batches_tracked.data = counted
         assert_all_close(found, theirs, bounds, f"step {step}")
