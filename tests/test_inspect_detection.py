@@ -454,8 +454,8 @@ def report(run, folder):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Reports take less time: a word in place of each of Matplotlib's pictures and curves."""
-    monkeypatch.setattr(report_parts, "curve_svg", lambda *what: "instead of a curve")
+    """Reports take less time: a word in place of each of Matplotlib's pictures, an empty square for each curve."""
+    monkeypatch.setattr(report_parts, "curve_svg", lambda *what: '<svg viewBox="0 0 1 1"/>')
     monkeypatch.setattr(detection_report, "_drawn", lambda *what: element("p", "instead of a drawing"))
 
 
