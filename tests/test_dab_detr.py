@@ -378,9 +378,7 @@ def test_outputs_and_gradients_equal_hugging_faces(monkeypatch):
     gradients = huggingface.DAB_DETR.rename(peers_gradients(peer, given, cotangents)).weights
 
     def module(name):
-        """Where attention is nearly certain, gradients of queries and keys are small differences of large numbers, as a
-        softmax's backward subtracts a mean. They are judged beside those of the values.
-        """
+        """Queries, keys and values have modules of their own here, and are judged together all the same."""
         found = re.match(r"(.*\.(sa|ca)_)[qk]", name)
         return found[1] + "v_proj" if found else module_of(name)
 
