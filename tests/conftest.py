@@ -95,6 +95,13 @@ def _own_folder_for_temporary_files(tmp_path_factory: pytest.TempPathFactory) ->
         yield folder
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup(fixturedef: Any) -> None:
+    """What a module's fixture draws without a seed depends on the fixture, not on the test that came first."""
+    if fixturedef.scope != "function":
+        seeds.begin(f"{fixturedef.baseid}::{fixturedef.argname}")
+
+
 @pytest.fixture(autouse=True)
 def _every_test_begins_alike_and_leaves_nothing_behind(request: pytest.FixtureRequest) -> Iterator[None]:
     """Random numbers that depend on the test alone; afterwards, device, flags, files and random states as before."""
