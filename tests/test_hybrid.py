@@ -149,8 +149,9 @@ def test_names_and_shapes_are_timms(name):
     ids=str,
 )  # fmt: skip
 def test_logits_and_gradients_equal_timms(name, size):
-    """A preset for 384 pixels is that for 224 at another size, and the other way round."""
-    model, peer = pair(timms(name, num_classes=1000, img_size=size), name, img_size=size)
+    """A preset for 384 pixels is that for 224 at another size. Of all depth in test_weight_names.py."""
+    options = {"num_classes": 1000, "img_size": size, "depth": 3}
+    model, peer = pair(timms(name, **options), name, **options)
     H, W = model.patch_embed.img_size
     assert_same_cnn(model, peer, images(1 if H >= 224 else 2, 3, H, W), modes=(False,))
 

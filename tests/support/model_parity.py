@@ -200,7 +200,7 @@ def open_relus(model, peer):
     last = {id(norm) for norm in last_norms(model)}
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d | nn.GroupNorm) and id(module) not in last:
-            module.bias.assign(6 + module.bias.numpy())
+            module.bias.assign(8 + module.bias.numpy())
     for module in (*model.modules(), *peer.modules()):
         if hasattr(module, "momentum"):
             module.momentum = 1.0
