@@ -331,10 +331,10 @@ def test_images_equal_torchvisions_class_on_one_frame(monkeypatch):
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_logits_and_gradients_of_a_whole_clip(monkeypatch, tmp_path):
-    """16 frames of 224×224, the weights through a file."""
+def test_logits_of_a_whole_clip(monkeypatch, tmp_path):
+    """16 frames of 224×224, the weights through a file. Gradients are compared on smaller clips, above."""
     torch = pytest.importorskip("torch")
     peer = randomise(torchvisions(monkeypatch, "mvit_v1_b")())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model = model_from_weights(tmp_path / "mvit.pth", "mvit_v1_b")[0]
-    assert_same_model(model, peer, images(1, 3, 16, 224, 224), idle=OF_KEYS)
+    assert_same_model(model, peer, images(1, 3, 16, 224, 224), gradients=False)

@@ -346,9 +346,10 @@ def test_frames_that_are_not_square_equal_torchvisions(monkeypatch, tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parity
-def test_a_whole_clip_equals_torchvisions(monkeypatch, tmp_path):
+def test_logits_of_a_whole_clip(monkeypatch, tmp_path):
+    """16 frames of 224×224. Gradients are compared on smaller clips: biases are sums over 25,088 tokens (issue 13)."""
     torch = pytest.importorskip("torch")
     peer = randomise(torchvisions(monkeypatch, "mvit_v2_s")())
     torch.save(peer.state_dict(), tmp_path / "mvit.pth")
     model, _ = model_from_weights(tmp_path / "mvit.pth", "mvit_v2_s")
-    assert_same_model(model, peer, images(1, 3, 16, 224, 224), renamed=our_names, idle=OF_KEYS)
+    assert_same_model(model, peer, images(1, 3, 16, 224, 224), gradients=False)

@@ -7,7 +7,7 @@ the computation is repeated in float64, where every operand of every op, forward
 share of at most ε = 2⁻²³, the machine epsilon of float32. How much the result changes is called its noise:
 
     noise = max |f~(x) - f(x)|      in float64; in f~ every operand is multiplied by 1 + ε u, u uniform in [-1, 1]
-    bound = FACTOR · noise
+    bound = FACTOR · noise          (of an array of few entries, noise is at least 2.5 standard deviations)
 
 An *algorithm* that loses digits is not excused by this: f runs in float64 when the bound is made, so that only the
 condition of the function counts. FACTOR covers what the samples do not show: a product of K terms is perturbed once but
@@ -66,13 +66,19 @@ def rounding(
     largest entry are allowed, also where the perturbation happens to change nothing (a copy, a sum of zeros).
     """
     exact = named(_in_float64(compute, None))
-    noise = dict.fromkeys(exact, 0.0)
     rng = np.random.default_rng(seed)
-    for _ in range(samples):
-        for name, value in named(_in_float64(compute, rng)).items():
-            noise[name] = max(noise[name], _largest(value - exact[name]))
-    scale = EPSILON[dtype] / EPSILON[np.float32]
-    return {name: scale * FACTOR * max(noise[name], ulps(exact[name], 0.25)) for name in exact}
+    perturbed = [named(_in_float64(compute, rng)) for _ in range(samples)]
+    scale = FACTOR * EPSILON[dtype] / EPSILON[np.float32]
+    return {
+        name: scale * max(_noise([sample[name] - array for sample in perturbed]), ulps(array, 0.25))
+        for name, array in exact.items()
+    }
+
+
+def _noise(differences: list[np.ndarray]) -> float:
+    """The largest difference, but at least 2.5 standard deviations: a few numbers may all happen to be small."""
+    deviation = np.sqrt(np.mean([_mean_square(difference) for difference in differences]))
+    return max(2.5 * float(deviation), *map(_largest, differences))
 
 
 def ulps(expected: Any, count: float, dtype: Any = np.float32) -> float:
@@ -132,6 +138,11 @@ def _array(x: Any) -> np.ndarray:
 
 def _largest(array: np.ndarray) -> float:
     return float(np.abs(array).max(initial=0, where=np.isfinite(array)))
+
+
+def _mean_square(array: np.ndarray) -> float:
+    finite = array[np.isfinite(array)]
+    return float(np.mean(np.square(finite, dtype=np.float64))) if finite.size else 0.0
 
 
 # --- stochastic arithmetic ------------------------------------------------------------------------------------------
