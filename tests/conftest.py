@@ -126,7 +126,8 @@ _margins: list[tuple[float, str, int, str]] = []       # of a test: the largest 
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    _deselected.update(name for item in items for name in LEFT_OUT if item.get_closest_marker(name))
+    for item in items:      # a comparison of a large model is slow too, and counted once
+        _deselected.update([name for name in LEFT_OUT if item.get_closest_marker(name)][-1:])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
