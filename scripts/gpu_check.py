@@ -87,7 +87,8 @@ def main(argv: list[str] | None = None) -> int:
 def run_tests(device: str) -> Row:
     """The suite as a subprocess, so that its memory and its settings are its own."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    command = [sys.executable, "-m", "pytest", "--device", device, "-m", "not parity"]
+    # One process for the one GPU, and without pytest-xdist, which such a machine may lack.
+    command = [sys.executable, "-m", "pytest", "-o", "addopts=-q", "--device", device, "-m", "not slow and not parity"]
     try:
         done = subprocess.run(
             command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TESTS_SECONDS

@@ -206,7 +206,7 @@ red.{machine}
 
 
 def table(results: list[Result]) -> str:
-    """Markdown of all rows."""
+    """Markdown of all rows, and the names of those that were not run."""
 
     def line(r: Result) -> str:
         cells = (
@@ -216,7 +216,9 @@ def table(results: list[Result]) -> str:
         )  # fmt: skip
         return f"| {' | '.join(cells)} |\n"
 
-    return HEAD.format(largest=LARGEST, machine=machine()) + "".join(map(line, results))
+    missing = ", ".join(row.name for row in rows() if row.name not in {r.name for r in results})
+    note = f"\nNot run: {missing}.\n" if missing else ""
+    return HEAD.format(largest=LARGEST, machine=machine()) + "".join(map(line, results)) + note
 
 
 def machine() -> str:

@@ -58,6 +58,7 @@ def pytest_configure(config: pytest.Config) -> None:
     sv.use("cpu")
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
     """No worker processes for a few chosen tests, which start faster without, nor for the one GPU."""
     chosen = config.args != config.getini("testpaths") or config.option.keyword
@@ -156,6 +157,7 @@ def pytest_sessionfinish(session: pytest.Session) -> Iterator[None]:
     return result
 
 
+@pytest.hookimpl(optionalhook=True)
 def pytest_testnodedown(node: Any) -> None:
     """Every worker of pytest-xdist has left out the same tests; the last one's count is as good as any."""
     _deselected.clear()
