@@ -98,7 +98,8 @@ def run_tests(device: str) -> Row:
     lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
     if done.returncode:
         print("\n".join(lines[-60:]))
-    return {"ok": done.returncode == 0, "result": lines[-1].strip("= ")}
+    summary = next((line for line in reversed(lines) if " passed" in line or " failed" in line), lines[-1])
+    return {"ok": done.returncode == 0, "result": summary.strip("= ")}      # the last line says what was left out
 
 
 # --- the same training on two devices ---

@@ -89,7 +89,7 @@ def test_a_part_that_fails_does_not_stop_the_others(gpu_check, monkeypatch, caps
 
 def test_the_suite_is_run_with_a_limit(gpu_check, monkeypatch):
     def run(command, timeout, **options):
-        assert command[-4:] == ["--device", "gpu", "-m", "not parity"]
+        assert command[-4:] == ["--device", "gpu", "-m", "not slow and not parity"]
         raise subprocess.TimeoutExpired(command, timeout)
 
     monkeypatch.setattr(gpu_check.subprocess, "run", run)
