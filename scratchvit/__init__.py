@@ -3,10 +3,12 @@
 from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
 from scratchvit import backend, nn, ops, optim, random
 from scratchvit.backend import device, use
+from scratchvit.checkpoint import checkpoint
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradientError, gradcheck
 from scratchvit.models import create_model, list_models
-from scratchvit.tensor import Tensor, checkpoint, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor
 from scratchvit.weights import load_weights
 
 __version__ = "0.1.0"

@@ -27,6 +27,9 @@ from scratchvit.errors import ScratchvitError
 Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
 
+ArrayOrLabels: TypeAlias = Annotated[Any, "array or labels"]
+"""Likewise, where integers may stand too and are not numbers but classes."""
+
 
 @dataclass(frozen=True)
 class Backend:
@@ -198,6 +201,17 @@ def _pool() -> ThreadPoolExecutor:
 
 
 _dealing = threading.Lock()     # the limit on BLAS holds for the whole process, so one deal at a time
+
+
+def _forget_threads() -> None:
+    """In a child process of `os.fork`, which has none of the parent's threads but would wait for them."""
+    global _dealing
+    _pool.cache_clear()
+    _dealing = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget_threads)
 
 
 def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: int) -> list[Any]:

@@ -17,7 +17,7 @@ import threadpoolctl
 import scratchvit
 from scratchvit import backend, ops
 from scratchvit.errors import ScratchvitError
-from scratchvit.tensor import no_grad
+from scratchvit.recording import no_grad
 
 SECONDS = 0.4       # for each of the two figures of the speed line
 

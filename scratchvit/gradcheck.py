@@ -22,7 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchvit.backend import asarray, asnumpy, is_array
-from scratchvit.tensor import Tensor, _edge_to, _run_backward, no_grad
+from scratchvit.graph import run_backward
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor, edge_to
 
 Arrays = list[np.ndarray]
 DIRECTIONS = 2                  # pairs (u, v); one sees almost every error, two forgive an unlucky draw
@@ -182,7 +184,7 @@ def _pull_back(fn: Callable[..., Any], point: Arrays, cotangents: Arrays) -> Arr
     """Jᵀv: the gradient of every input, zeros where nothing depends on it."""
     inputs = [Tensor(asarray(x.copy()), requires_grad=True) for x in point]
     outputs = _tensors(fn(*inputs))
-    _run_backward([(_edge_to(y), asarray(v)) for y, v in zip(outputs, cotangents) if y.requires_grad])
+    run_backward([(edge_to(y), asarray(v)) for y, v in zip(outputs, cotangents) if y.requires_grad])
     gradients = [np.zeros_like(x) if t.grad is None else asnumpy(t.grad) for x, t in zip(point, inputs)]
     for number, gradient in enumerate(gradients):
         if not np.isfinite(gradient).all():

@@ -1,7 +1,7 @@
 """Random numbers that are the same on every device and whose whole state is two integers.
 
 The n-th draw of a seed is a hash of (seed, n, position): no state lives on the GPU, a checkpoint saves the pair
-(seed, n), and `checkpoint` replays a dropout mask by setting n back. Weights are initialised with NumPy's generators
+(seed, n), and `checkpoint` replays a dropout mask by its n. Weights are initialised with NumPy's generators
 on the host instead; this one is for masks that are drawn in every step.
 """
 
@@ -10,7 +10,10 @@ from __future__ import annotations
 import contextlib
 import math
 import secrets
+import threading
 from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import TypeAlias
 
 import numpy as np
 
@@ -73,11 +76,26 @@ class Generator:
         return np.random.default_rng(self._keys())
 
     def _keys(self) -> tuple[int, int]:
-        for record in _records:
-            record.setdefault(self, self.draws)
-        keys = np.random.SeedSequence((self.seed, self.draws)).generate_state(2)
-        self.draws += 1
+        keys = np.random.SeedSequence((self.seed, self._next())).generate_state(2)
         return int(keys[0]), int(keys[1])
+
+    def _next(self) -> int:
+        """The number of the draw that is made now: the next one, or under `replayed` the one that was made then."""
+        again = _replay.get()
+        if again is not None and self in again:
+            number = next(again[self], None)
+            if number is None:
+                raise RuntimeError(
+                    "more random numbers are drawn than the first time: the function that is computed again "
+                    "(see checkpoint) must draw the same ones"
+                )
+        else:
+            with _counting:
+                number = self.draws
+                self.draws += 1
+        for record in _records.get():
+            record.setdefault(self, []).append(number)
+        return number
 
 
 DEFAULT = Generator()
@@ -93,28 +111,36 @@ def _mix(x: Array) -> None:
     x ^= x >> 16
 
 
-_records: list[dict[Generator, int]] = []
+Record: TypeAlias = dict[Generator, list[int]]
+"""For every generator that was used: the numbers of its draws."""
+
+# Context variables: what one thread records or replays is none of another's business.
+_records: ContextVar[tuple[Record, ...]] = ContextVar("records", default=())
+_replay: ContextVar[dict[Generator, Iterator[int]] | None] = ContextVar("replay", default=None)
+_counting = threading.Lock()        # two threads that share a generator get different draws
 
 
 @contextlib.contextmanager
-def recorded() -> Iterator[dict[Generator, int]]:
-    """Collect, for every generator used inside, the number of its first draw."""
-    record: dict[Generator, int] = {}
-    _records.append(record)
+def recorded() -> Iterator[Record]:
+    """Collect the numbers of all draws that are made inside."""
+    record: Record = {}
+    before = _records.get()
+    _records.set((*before, record))
     try:
         yield record
     finally:
-        _records.pop()      # the last in is the first out
+        _records.set(before)
 
 
 @contextlib.contextmanager
-def replayed(record: dict[Generator, int]) -> Iterator[None]:
-    """Draw again what was drawn under `recorded`, then go on where the generators were."""
-    now = {generator: generator.draws for generator in record}
-    for generator, draws in record.items():
-        generator.draws = draws
+def replayed(record: Record) -> Iterator[None]:
+    """Draw again what was drawn under `recorded`. The generators themselves stay where they are.
+
+    Raises RuntimeError where a generator of the record is asked for more than it gave then.
+    """
+    before = _replay.get()
+    _replay.set({generator: iter(numbers) for generator, numbers in record.items()})
     try:
         yield
     finally:
-        for generator, draws in now.items():
-            generator.draws = draws
+        _replay.set(before)

@@ -18,39 +18,21 @@ turn the gradient of its value into the gradients of its inputs. That is all of 
 
 from __future__ import annotations
 
-import contextlib
 import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchvit import random
-from scratchvit.backend import Array, array_module, asarray, asnumpy, is_array
+from scratchvit import dtypes
+from scratchvit.backend import Array, ArrayOrLabels, array_module, asarray, asnumpy, is_array
+from scratchvit.graph import Node, run_backward
+from scratchvit.recording import is_recording, mode
 
 OPS: dict[str, Callable[..., Any]] = {}
-"""Every op by its name, filled by the `@op` decorator."""
-
-
-class Node:
-    """One application of an op in the graph: how to go back, and to where.
-
-    An edge leads to the (node, output index) that made an input, or to the leaf Tensor itself, or nowhere (None) for an
-    input that needs no gradient. Nodes know neither their value nor their successors, so there are no reference cycles.
-    """
-
-    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs")
-
-    def __init__(
-        self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
-    ):
-        self.name = name
-        self.backward: Callable[..., Any] | None = backward     # None once used: what it saved is freed
-        self.edges = edges
-        self.outputs = outputs
-        self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
+"""The ops of scratchvit.ops by their names, filled there; what the operators and methods of Tensor call."""
 
 
 class Tensor:
@@ -58,9 +40,10 @@ class Tensor:
 
     data: an array on the device in use (lists, scalars and arrays are taken there; Python floats become float32).
     requires_grad: whether `backward()` shall leave a gradient in `.grad`, an array like `data`.
+    Raises TypeError for requires_grad with integers or bool.
     """
 
-    __slots__ = ("__weakref__", "_edge", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_edge", "_version", "data", "grad", "requires_grad")
     __array_ufunc__ = None                  # so that `array * tensor` asks Tensor.__rmul__ and does not loop over it
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
@@ -70,12 +53,32 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._edge: tuple[Node, int] | None = None      # (node, output index); None for a leaf
+        self._version = 0       # how often a leaf was changed in place, as an optimiser does; see graph.py
 
-    shape = property(lambda self: self.data.shape)
-    dtype = property(lambda self: self.data.dtype)
-    ndim = property(lambda self: self.data.ndim)
-    size = property(lambda self: self.data.size)
-    T = property(lambda self: self.transpose(-1, -2))
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The length of every axis."""
+        return self.data.shape
+
+    @property
+    def dtype(self) -> np.dtype:
+        """The dtype of the numbers, NumPy's also on the GPU."""
+        return self.data.dtype
+
+    @property
+    def ndim(self) -> int:
+        """How many axes there are."""
+        return self.data.ndim
+
+    @property
+    def size(self) -> int:
+        """How many numbers there are."""
+        return self.data.size
+
+    @property
+    def T(self) -> Tensor:
+        """The last two axes exchanged."""
+        return OPS["transpose"](self, -1, -2)
 
     def numpy(self) -> np.ndarray:
         """The values on the host, without history."""
@@ -91,6 +94,34 @@ class Tensor:
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("a Tensor does not turn into an array by itself: take .numpy(), which waits for the device")
+
+    def __array_function__(self, function: Callable[..., Any], *args: Any) -> Any:
+        raise TypeError(
+            f"{function.__module__}.{function.__name__} was given a Tensor: take .numpy(), or a function of "
+            "scratchvit.ops, which knows gradients"
+        )
+
+    def __float__(self) -> float:
+        return float(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
+
+    def __eq__(self, other: object) -> bool:
+        raise TypeError('"==" would compare Tensors by identity: write `a is b`, or compare `.numpy()`')
+
+    __hash__ = object.__hash__
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        if self._edge is not None:
+            raise RuntimeError(
+                f"a result (of the op {self._edge[0].name!r}) cannot be deep-copied, since the copy would no longer "
+                "lead to the leaves: copy the leaves, or `detach()` it first"
+            )
+        copied = memo[id(self)] = type(self).__new__(type(self))
+        copied.data, copied.requires_grad, copied._edge, copied._version = self.data.copy(), self.requires_grad, None, 0
+        copied.grad = None if self.grad is None else self.grad.copy()
+        return copied
 
     def __len__(self) -> int:
         return len(self.data)
@@ -109,7 +140,9 @@ class Tensor:
         """Add d(self)/d(leaf) to `.grad` of every leaf that requires a gradient, and free the graph on the way.
 
         gradient: the cotangent, an array of this tensor's shape; may be left out for a single number (1 is meant).
-        Raises RuntimeError when the graph was already used: build it anew, or add the losses and go back once.
+        Raises RuntimeError when the graph was already used (build it anew, or add the losses and go back once), and
+        when a leaf was changed in place since: by an optimiser's step, or by `+=`. ValueError for a gradient of another
+        shape.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
@@ -121,7 +154,7 @@ class Tensor:
             gradient = Tensor(gradient, dtype=self.dtype).data
             if gradient.shape != self.shape:
                 raise ValueError(f"backward(): gradient has shape {gradient.shape}, the tensor {self.shape}")
-        _run_backward([(self._edge or self, gradient)])
+        run_backward([(edge_to(self), gradient)])
 
     # Operators are ops looked up by name when called, since ops/ imports this file and not the other way round.
     def _op(name: str, swapped: bool = False) -> Callable[..., Any]:  # type: ignore[misc]
@@ -137,12 +170,19 @@ class Tensor:
     __pow__, __neg__, __abs__, __getitem__ = _op("pow"), _op("neg"), _op("abs"), _op("getitem")
     exp, log, sqrt, tanh, sigmoid, clip = _op("exp"), _op("log"), _op("sqrt"), _op("tanh"), _op("sigmoid"), _op("clip")
     sum, mean, var, max, min = _op("sum"), _op("mean"), _op("var"), _op("max"), _op("min")
-    transpose, permute, unbind, split, pad = _op("transpose"), _op("permute"), _op("unbind"), _op("split"), _op("pad")
-    softmax, expand = _op("softmax"), _op("expand")
+    transpose, unbind, split, pad, softmax = _op("transpose"), _op("unbind"), _op("split"), _op("pad"), _op("softmax")
 
     def reshape(self, *shape: Any) -> Tensor:
         """The same values in another shape: `t.reshape(2, -1)` or `t.reshape((2, -1))`."""
         return OPS["reshape"](self, shape[0] if len(shape) == 1 else shape)
+
+    def permute(self, *dims: Any) -> Tensor:
+        """The axes in the given order: `t.permute(0, 2, 1)` or `t.permute((0, 2, 1))`."""
+        return OPS["permute"](self, dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
+
+    def expand(self, *shape: Any) -> Tensor:
+        """Axes of size 1 repeated, -1 for one that stays: `t.expand(B, -1, -1)` or `t.expand((B, -1, -1))`."""
+        return OPS["expand"](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def flatten(self, start: int = 0) -> Tensor:
         """All axes from `start` on made one."""
@@ -151,82 +191,94 @@ class Tensor:
     def __iter__(self) -> Iterator[Tensor]:
         return iter(OPS["unbind"](self, 0))
 
+    # --- in place: for leaves, where nothing is recorded ---
 
-# --- recording ------------------------------------------------------------------------------------------------------
+    def _in_place(symbol: str, ufunc: str) -> Callable[[Tensor, Any], Tensor]:  # type: ignore[misc]
+        def change(self: Tensor, other: Any) -> Tensor:
+            """`with no_grad(): p -= lr * p.grad` changes the numbers of the leaf p. Anywhere else it is an error."""
+            self._must_be_changeable(f"{symbol}=", f"x = x {symbol} …")
+            xp, other = array_module(self.data), other.data if isinstance(other, Tensor) else other
+            if np.broadcast_shapes(self.shape, np.shape(other)) != self.shape:
+                raise ValueError(f"{symbol}=: an operand of shape {np.shape(other)} does not fit into {self.shape}")
+            getattr(xp, ufunc)(self.data, other, out=self.data)
+            self.mark_changed()
+            return self
 
-_recording = True
+        return change
+
+    __iadd__, __isub__ = _in_place("+", "add"), _in_place("-", "subtract")
+    __imul__, __itruediv__ = _in_place("*", "multiply"), _in_place("/", "divide")
+
+    def __setitem__(self, index: Any, values: Any) -> None:
+        self._must_be_changeable("assigning to entries", "ops.where, or ops.concatenate")
+        self.data[_unwrap(index)] = _unwrap(values)
+        self.mark_changed()
+
+    def overwrite(self, values: Any) -> None:
+        """Take over the values, in place; a number fills. Graphs that used the old ones can no longer go back.
+
+        Raises RuntimeError for a result of ops.
+        """
+        if self._edge is not None:
+            raise RuntimeError(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
+        self.data[...] = asarray(values, self.dtype)
+        self.mark_changed()
+
+    def mark_changed(self) -> None:
+        """Say that `data` was changed in place: to go back through a graph that used the old numbers is an error."""
+        self._version += 1
+
+    def _must_be_changeable(self, what: str, instead: str) -> None:
+        if self._edge is not None or is_recording():
+            raise RuntimeError(
+                f"{what} changes a Tensor in place, which only leaves allow, and only under no_grad(): "
+                f"elsewhere the gradient would be lost; write {instead}"
+            )
 
 
-def is_recording() -> bool:
-    """Whether ops record how to go back, that is, no `no_grad` is in force."""
-    return _recording
+# --- ops --------------------------------------------------------------------------------------------------------------
 
 
-@contextlib.contextmanager
-def _set_recording(value: bool) -> Iterator[None]:
-    global _recording
-    before, _recording = _recording, value
-    try:
-        yield
-    finally:
-        _recording = before
-
-
-def no_grad() -> contextlib.AbstractContextManager[None]:
-    """Inside `with no_grad():` ops record nothing, and keep nothing for a backward."""
-    return _set_recording(False)
-
-
-_stand_in: Callable[..., Any] | None = None
-
-
-@contextlib.contextmanager
-def replace_ops(stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `stand_in(function, args, kwargs)` gives (value, backward) where an op would have called its function.
-
-    args and kwargs are plain arrays. This is how inspect/cost.py follows shapes through a model without computing.
-    """
-    global _stand_in
-    before, _stand_in = _stand_in, stand_in
-    try:
-        yield
-    finally:
-        _stand_in = before
-
-
-def op(function: Callable[..., Any]) -> Callable[..., Any]:
+def op(function: Callable[..., Any] | None = None, *, takes: str = "floats") -> Callable[..., Any]:
     """Make a differentiable operation of a function on plain arrays.
 
     The function takes arrays and returns `(value, backward)`, backward being a plain function. Its parameters annotated
     `Array`, `Array | None` or `Sequence[Array]` are the differentiable ones. `backward(dy)` returns one gradient for
-    each of them, in the order of the signature (a single one needs no tuple). Where skipping is worth it, it takes a
-    second argument, `need`: for each of those inputs, whether anybody wants its gradient; an unwanted one may be
+    each of them, in the order of the signature (a single one needs no tuple). Where skipping is worth it, it has a
+    second parameter named `need`: for each of those inputs, whether anybody wants its gradient; an unwanted one may be
     returned as None. An op that returns a tuple of arrays gets a tuple of cotangents, None for an unused output.
 
     What `backward` returns is new, or is `dy`, or a view of `dy`; never an array that was saved, since the engine may
     add to it in place.
+
+    takes: which dtypes it takes, "floats", "any", "numbers" or "sums": see dtypes.py.
+    The op raises TypeError for dtypes that it does not take, and for a Tensor that requires a gradient where it has no
+    gradient to give (a constant: detach it).
     """
-    array_slots = differentiable_parameters(function)
-    if not array_slots:
+    if function is None:
+        return functools.partial(op, takes=takes)
+    if takes not in dtypes.TAKES:
+        raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
+    slots = differentiable_parameters(function)
+    if not slots:
         raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
+    constants = _constant_parameters(function)
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
-        edges: list[Any] = []
-        if _recording:
-            for position, name, is_sequence, takes_rest in array_slots:
-                inputs: Sequence[Any]
-                if takes_rest:
-                    inputs = args[position:]
-                else:
-                    given: Any = args[position] if position < len(args) else kwargs.get(name)
-                    inputs = given if is_sequence else (given,)
-                edges.extend(_edge_to(x) for x in inputs)
+        no_grads, stand_in = mode.get()
+        inputs = _inputs(slots, args, kwargs)
+        edges = [None if no_grads else edge_to(x) for x in inputs]
+        if constants and not no_grads:
+            _refuse_lost_gradients(function.__name__, constants, args, kwargs)
         plain = [_unwrap(arg) for arg in args]
         named = {key: _unwrap(arg) for key, arg in kwargs.items()}
-        value, backward = function(*plain, **named) if _stand_in is None else _stand_in(function, plain, named)
+        call = function
+        if not _have_one_regular_dtype(inputs):
+            call, plain, named = dtypes.settle(function, takes, slots, plain, named)
+        value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
         is_tuple = isinstance(value, tuple)
-        outputs = [_wrap(v) for v in (value if is_tuple else (value,))]
+        outputs = [wrap(v) for v in (value if is_tuple else (value,))]
         if any(edge is not None for edge in edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
             for index, output in enumerate(outputs):
@@ -234,23 +286,87 @@ def op(function: Callable[..., Any]) -> Callable[..., Any]:
                 output._edge = (node, index)
         return tuple(outputs) if is_tuple else outputs[0]
 
-    OPS[function.__name__] = apply
+    apply.takes = takes     # type: ignore[attr-defined]
     return apply
 
 
-def differentiable_parameters(function: Callable[..., Any]) -> list[tuple[int, str, bool, bool]]:
-    """(position, name, is it a sequence of arrays, does it take all that is left) of an op's function, in order."""
+class Slot(NamedTuple):
+    """A differentiable parameter of an op's function."""
+
+    position: int
+    name: str
+    is_sequence: bool       # of arrays
+    takes_rest: bool        # it is *args
+    takes_labels: bool      # integers are not numbers there, but classes
+
+
+def differentiable_parameters(function: Callable[..., Any]) -> list[Slot]:
+    """The differentiable parameters of an op's function, in order."""
     one, many = ("Array", Array, "Array | None", Array | None), ("Sequence[Array]", Sequence[Array])
+    labels = ("ArrayOrLabels", ArrayOrLabels)
     return [
-        (position, name, parameter.annotation in many, parameter.kind is parameter.VAR_POSITIONAL)
+        Slot(position, name, found in many, parameter.kind is parameter.VAR_POSITIONAL, found in labels)
         for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items())
-        if parameter.annotation in (*one, *many)
+        if (found := parameter.annotation) in (*one, *many, *labels)
     ]
 
 
-def _edge_to(x: Any) -> Any:
+def _constant_parameters(function: Callable[..., Any]) -> list[tuple[int, str]]:
+    """(position, name) of the parameters that get no gradient."""
+    differentiable = {slot.name for slot in differentiable_parameters(function)}
+    return [(i, name) for i, name in enumerate(inspect.signature(function).parameters) if name not in differentiable]
+
+
+def _inputs(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
+    """What was given for the differentiable parameters, one after the other; None for what was left out."""
+    inputs: list[Any] = []
+    for position, name, is_sequence, takes_rest, _ in slots:
+        if takes_rest:
+            inputs.extend(args[position:])
+        else:
+            given = args[position] if position < len(args) else kwargs.get(name)
+            if is_sequence:
+                inputs.extend(given)
+            else:
+                inputs.append(given)
+    return inputs
+
+
+def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
+    """Whether all arrays are float32, or all float64: then there is nothing to settle. Python's numbers adapt."""
+    dtype = None
+    for x in inputs:
+        array = x.data if isinstance(x, Tensor) else x
+        if array is not None and not isinstance(array, int | float):
+            its = getattr(array, "dtype", None)
+            if its is not dtype and (dtype is not None or its not in dtypes.REGULAR):
+                return False
+            dtype = its
+    return True
+
+
+def _refuse_lost_gradients(
+    name: str, constants: Sequence[tuple[int, str]], args: Sequence[Any], kwargs: dict[str, Any]
+) -> None:
+    """Raise TypeError where a constant requires a gradient, which it would silently not get."""
+    for position, parameter in constants:
+        given = args[position] if position < len(args) else kwargs.get(parameter)
+        if isinstance(given, Tensor | list | tuple) and _requires_grad(given):
+            raise TypeError(
+                f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
+                f"give {parameter}.detach(), or a plain number or array"
+            )
+
+
+def _requires_grad(given: Any) -> bool:
+    if isinstance(given, list | tuple):
+        return any(_requires_grad(element) for element in given)
+    return isinstance(given, Tensor) and given.requires_grad
+
+
+def edge_to(x: Any) -> Any:
     """Where x's gradient goes: see Node."""
-    return (x._edge or x) if isinstance(x, Tensor) and x.requires_grad else None
+    return (x._edge or (x, x._version)) if isinstance(x, Tensor) and x.requires_grad else None
 
 
 def _unwrap(x: Any) -> Any:
@@ -263,169 +379,9 @@ def _unwrap(x: Any) -> Any:
     return x
 
 
-def _wrap(value: Any) -> Tensor:
+def wrap(value: Any) -> Tensor:
     tensor = Tensor.__new__(Tensor)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
-    tensor.requires_grad, tensor.grad, tensor._edge = False, None, None
+    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
     return tensor
-
-
-# --- going back -----------------------------------------------------------------------------------------------------
-
-
-def _run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
-    """Send gradients from the roots, pairs of (edge, gradient), to the leaves. Linear in the graph, no recursion."""
-    waiting = _count_consumers([edge[0] for edge, _ in roots if not isinstance(edge, Tensor)])
-    arrived: dict[Node, list[_Sum]] = {}
-    ready: list[Node] = []
-
-    def send(edge: Any, gradient: Array, fresh: bool) -> None:
-        if isinstance(edge, Tensor):
-            _accumulate_leaf(edge, gradient, fresh)
-            return
-        node, index = edge
-        if node not in arrived:
-            arrived[node] = [_Sum() for _ in range(node.outputs)]
-        arrived[node][index].add(gradient, fresh)
-
-    for edge, gradient in roots:
-        send(edge, gradient, fresh=False)
-    ready.extend(node for node, count in waiting.items() if count == 0)
-    while ready:
-        node = ready.pop()
-        incoming = [total.value for total in arrived.pop(node, ())]
-        for edge, gradient, fresh in _apply_backward(node, incoming):
-            if gradient is not None:
-                send(edge, gradient, fresh)
-            if not isinstance(edge, Tensor):
-                waiting[edge[0]] -= 1
-                if waiting[edge[0]] == 0:
-                    ready.append(edge[0])
-        node.edges = ()
-
-
-def _count_consumers(roots: list[Node]) -> dict[Node, int]:
-    """For every node that the roots reach: how many edges lead to it."""
-    waiting = dict.fromkeys(roots, 0)
-    stack = list(waiting)
-    while stack:
-        node = stack.pop()
-        if node.backward is None:
-            raise RuntimeError(
-                f"backward() came to the op {node.name!r}, whose graph was already used and freed; "
-                "compute the loss again, or add the losses and call backward() once"
-            )
-        for edge in node.edges:
-            if edge is not None and not isinstance(edge, Tensor):
-                if edge[0] not in waiting:
-                    waiting[edge[0]] = 0
-                    stack.append(edge[0])
-                waiting[edge[0]] += 1
-    return waiting
-
-
-def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any, Array | None, bool]]:
-    """Call a node's closure once, free it, and give for each wanted gradient (edge, gradient, is it a new array)."""
-    backward, node.backward = node.backward, None
-    assert backward is not None
-    wanted = [edge for edge in node.edges if edge is not None]
-    if all(dy is None for dy in incoming):
-        return [(edge, None, False) for edge in wanted]
-    if node.gives_tuple:
-        arguments: list[Any] = [tuple(incoming)]
-    else:
-        arguments = [incoming[0]]
-    if _takes_need(backward):
-        arguments.append([edge is not None for edge in node.edges])
-    gradients = backward(*arguments)
-    if not isinstance(gradients, tuple | list):
-        gradients = (gradients,)
-    if len(gradients) != len(node.edges):
-        raise RuntimeError(f"op {node.name!r}: backward gave {len(gradients)} gradients for {len(node.edges)} inputs")
-    owners = [id(_owner(g)) for g in (*gradients, *incoming) if g is not None]
-    return [
-        (edge, g, g is not None and owners.count(id(_owner(g))) == 1 and _is_whole(g))
-        for edge, g in zip(node.edges, gradients)
-        if edge is not None
-    ]
-
-
-def _is_whole(array: Array) -> bool:
-    """Whether the array looks at all of its memory once, and may write there (NumPy's broadcast_to forbids it)."""
-    return _owner(array).size == array.size and getattr(array.flags, "writeable", True)
-
-
-def _owner(array: Array) -> Array:
-    """The array whose memory this one looks at: itself, or what it is a view of."""
-    return array if array.base is None else array.base
-
-
-def _takes_need(backward: Callable[..., Any]) -> bool:
-    return backward.__code__.co_argcount == 2
-
-
-class _Sum:
-    """Gradients that meet at one output. Adds in place only into an array that nobody else holds."""
-
-    __slots__ = ("fresh", "value")
-
-    def __init__(self) -> None:
-        self.value: Array | None = None
-        self.fresh = False
-
-    def add(self, gradient: Array, fresh: bool) -> None:
-        if self.value is None:
-            self.value, self.fresh = gradient, fresh
-        elif self.fresh:
-            self.value += gradient
-        elif fresh:
-            gradient += self.value
-            self.value, self.fresh = gradient, True
-        else:
-            self.value, self.fresh = self.value + gradient, True
-
-
-def _accumulate_leaf(leaf: Tensor, gradient: Array, fresh: bool) -> None:
-    if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
-        raise RuntimeError(
-            f"a backward gave a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; if "
-            "the dtypes differ, a float64 or integer array met float32 on the way: convert it with astype()"
-        )
-    if leaf.grad is None:
-        leaf.grad = asarray(gradient if fresh else gradient.copy())
-    else:
-        leaf.grad += gradient
-
-
-# --- recomputing instead of remembering -----------------------------------------------------------------------------
-
-
-def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, keeping only its inputs: what lies between is computed again when gradients are wanted.
-
-    Memory for time (Chen et al. 2016, arXiv 1604.06174). Dropout draws the same masks again. Parameters that the
-    function uses get their gradients as usual. It returns one Tensor; other tensors than `tensors` and parameters it
-    must not use; running statistics inside (BatchNorm) are updated twice.
-    """
-    if not _recording:
-        return function(*tensors)
-    with random.recorded() as draws:
-        value = function(*(Tensor(t.data, requires_grad=t.requires_grad) for t in tensors))
-    if not value.requires_grad:
-        return value
-
-    arrays = [t.data for t in tensors]
-    wants = [t.requires_grad for t in tensors]
-
-    def backward(dy: Array) -> list[Array | None]:
-        inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
-        with _set_recording(True), random.replayed(draws):
-            again = function(*inputs)
-        _run_backward([(_edge_to(again), dy)])
-        return [tensor.grad for tensor in inputs]
-
-    result = _wrap(value.data)      # without the node of `value`: its graph dies here
-    result.requires_grad = True
-    result._edge = (Node("checkpoint", backward, tuple(_edge_to(t) for t in tensors), 1), 0)
-    return result

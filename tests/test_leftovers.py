@@ -17,7 +17,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.random import recorded
-from scratchvit.tensor import replace_ops
+from scratchvit.recording import replace_ops
 from tests.support import leftovers
 from tests.support.strict_array import STRICT
 

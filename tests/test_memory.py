@@ -18,7 +18,8 @@ from scratchvit.inspect.cost import configured_shape, signature_of
 from scratchvit.inspect.memory import differentiable
 from scratchvit.inspect.saved import SAVED, nothing
 from scratchvit.models import create_model
-from scratchvit.tensor import Tensor, no_grad, replace_ops
+from scratchvit.recording import no_grad, replace_ops
+from scratchvit.tensor import Tensor
 from tests.cases import CASES
 from tests.support.processes import SECONDS, alone
 from tests.support.seeds import seeded

@@ -31,7 +31,7 @@ def inputs(name, shape, mean=0.0):
 def run(name, arrays, dy):
     """(y, dx, dweight, dbias), or (y, dx), as NumPy arrays."""
     tensors = [sv.Tensor(array, requires_grad=True) for array in arrays]
-    groups = [GROUPS] if name == "group_norm" else []
+    groups = {"group_norm": [GROUPS], "layer_norm": [arrays[0].shape[-1]]}.get(name, [])
     y = getattr(ops, name)(tensors[0], *groups, *tensors[1:], eps=EPS)
     y.backward(dy)
     return [y.numpy(), *(backend.asnumpy(tensor.grad) for tensor in tensors)]

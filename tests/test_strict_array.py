@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit.tensor import _owner
+from scratchvit.graph import _owner
 from tests.support import strict_array
 from tests.support.seeds import seeded
 from tests.support.strict_array import API, STRICT, StrictArray, no_transfers, to_host, xp

@@ -13,19 +13,12 @@ import pytest
 import scratchvit as sv
 from scratchvit import ops, random
 from scratchvit.backend import Array, asnumpy
-from scratchvit.tensor import OPS, Tensor, is_recording, op
+from scratchvit.recording import is_recording
+from scratchvit.tensor import Tensor, op
 from tests.support.processes import alone
 from tests.support.seeds import moved, seeded
 
 LONG = 100_000
-
-
-@pytest.fixture(autouse=True)
-def _own_ops_are_taken_out_again() -> Iterator[None]:
-    before = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(before)
 
 
 def leaf(*shape: int, seed: int = 0, dtype: type = np.float32) -> Tensor:

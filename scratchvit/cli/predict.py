@@ -17,7 +17,7 @@ from scratchvit.cli.options import Parser, add_device
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies
-from scratchvit.tensor import no_grad
+from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model

@@ -21,7 +21,7 @@ from scratchvit.detection.transforms import RandomResize, Step, View
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_detects
 from scratchvit.models.vit import pair
-from scratchvit.tensor import no_grad
+from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import Checkpoint, is_checkpoint, model_from_checkpoint
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model

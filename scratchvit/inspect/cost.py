@@ -38,7 +38,8 @@ from scratchvit.backend import asnumpy, is_array
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.shapes import Shape, blank, index_sizes, shape_of
 from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, no_grad, replace_ops
+from scratchvit.recording import no_grad, replace_ops
+from scratchvit.tensor import Tensor
 
 
 @dataclass(frozen=True)

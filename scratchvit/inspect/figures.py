@@ -19,7 +19,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.attention import attention_maps, class_attention, rollout
 from scratchvit.models.vit import VisionTransformer
 from scratchvit.nn import Module
-from scratchvit.tensor import no_grad
+from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import write_atomically
 
 TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # told apart by colour-blind eyes too (P. Tol's "bright")

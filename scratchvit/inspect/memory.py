@@ -32,7 +32,8 @@ from scratchvit.inspect.cost import configured_shape, follow, signature_of, stan
 from scratchvit.inspect.saved import PASSING_ON, SAVED, VIEWS, WORKSPACE, no_workspace, nothing
 from scratchvit.inspect.shapes import blank
 from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, differentiable_parameters, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor, differentiable_parameters
 
 MOMENTS = 2     # of AdamW: arrays like the weights
 
@@ -191,9 +192,9 @@ class Account:
 
 def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
     """The inputs that may get a gradient, in the order of their edges (see `op`)."""
-    for _, name, is_sequence, takes_rest in differentiable_parameters(function):
-        value = arguments.get(name)
-        if is_sequence or takes_rest:
+    for slot in differentiable_parameters(function):
+        value = arguments.get(slot.name)
+        if slot.is_sequence or slot.takes_rest:
             yield from value or ()
         else:
             yield value

@@ -57,7 +57,7 @@ def _attention(arguments: dict[str, Any], outputs: tuple[Any, ...]) -> Saved:
     """Everything that came and went, and the probabilities, or for attention in blocks a number for each query."""
     q, mask = arguments["q"], arguments.get("mask")
     queries, entries, in_blocks = _scores(arguments)
-    kept = queries if in_blocks else entries
+    kept = 2 * queries if in_blocks else entries
     saved = [*_inputs("q", "k", "v", "bias")(arguments, outputs), *outputs, kept * q.dtype.itemsize]
     if mask is not None:
         saved.append(mask.size)
@@ -84,7 +84,9 @@ SAVED: dict[str, Callable[[dict[str, Any], tuple[Any, ...]], Saved]] = {
     **dict.fromkeys(("batch_norm", "group_norm"), _channel_norm),
     **dict.fromkeys(("max_pool2d", "max_pool3d"), lambda arguments, outputs: [outputs[0].size]),
     **dict.fromkeys(("cross_entropy", "gelu", "var", "mse_loss", "l1_loss", "smooth_l1_loss"), _one_like_x),
-    "sigmoid_focal_loss": _one_like_x,
+    "sigmoid_focal_loss": lambda arguments, outputs: [
+        *_inputs("x", "target")(arguments, outputs), *_one_like_x(arguments, outputs),
+    ],
     "attention": _attention,
     "div": lambda arguments, outputs: [*outputs, *_inputs("y")(arguments, outputs)],
     "dropout": lambda arguments, outputs: [arguments["x"].size],

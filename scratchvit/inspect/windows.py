@@ -23,7 +23,8 @@ from scratchvit.models import swin_v2
 from scratchvit.models.swin import SwinTransformer
 from scratchvit.models.windows import in_windows, padding_of, relative_position_index, same_region, window_reverse
 from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor
 
 PADDING = -1        # instead of a place: a token that is none of the map's
 

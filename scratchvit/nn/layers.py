@@ -96,7 +96,10 @@ class Conv3d(_Conv):
 
 
 class LayerNorm(Module):
-    """Normalise the last axis: x (..., dim), weight and bias (dim,)."""
+    """Normalise the last axis: x (..., dim), weight and bias (dim,).
+
+    eps: 1e-6, as in timm's ViT, where `torch.nn.LayerNorm` and `ops.layer_norm` have 1e-5.
+    """
 
     def __init__(self, dim: int, eps: float = 1e-6):
         self.weight = Parameter(np.ones(dim, np.float32))
@@ -104,7 +107,7 @@ class LayerNorm(Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return ops.layer_norm(x, self.weight, self.bias, self.eps)
+        return ops.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
     def extra_repr(self) -> str:
         return f"{self.weight.size}"

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.backend import Array, asarray
+from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import init
 from scratchvit.random import Generator
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor
 
 
 class Parameter(Tensor):
@@ -26,7 +27,7 @@ class Parameter(Tensor):
     def assign(self, values: Any) -> None:
         """Overwrite the values in place; a number fills."""
         if init.is_drawing():
-            self.data[...] = asarray(values, self.dtype)
+            self.overwrite(values)
 
 
 class Buffer(Tensor):
@@ -43,6 +44,19 @@ class Module:
 
     training = True
     optional_state: tuple[str, ...] = ()    # names that a state dictionary may have or lack for this module
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Raises TypeError where a Parameter, Buffer or Module would be replaced by something that is none (but None):
+        it would silently leave `parameters()` and the saved state."""
+        before = vars(self).get(name)
+        if isinstance(before, Parameter | Buffer | Module) and value is not None:
+            kind = next(kind for kind in (Parameter, Buffer, Module) if isinstance(before, kind))
+            if not isinstance(value, kind):
+                raise TypeError(
+                    f"{type(self).__name__}.{name} is a {kind.__name__} and cannot become a {type(value).__name__}: "
+                    f"it would no longer belong to the model; assign a {kind.__name__}, or change it in place"
+                )
+        super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         raise TypeError(f"{type(self).__name__} has no forward()")
@@ -148,7 +162,7 @@ class Module:
             raise ScratchvitError(f"this state does not fit {type(self).__name__}: {text}")
         for name, tensor in own.items():
             if name in state:
-                tensor.data[...] = asarray(state[name], tensor.dtype)
+                tensor.overwrite(state[name])
         return missing, unexpected
 
     # --- looking at it ---

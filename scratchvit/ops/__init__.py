@@ -59,3 +59,6 @@ from scratchvit.ops.shape import (
     transpose,
     unbind,
 )
+from scratchvit.tensor import OPS
+
+OPS.update({name: value for name, value in globals().items() if hasattr(value, "takes")})

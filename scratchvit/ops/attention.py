@@ -5,12 +5,12 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
-
-import numpy as np
 
 from scratchvit import random
 from scratchvit.backend import Array, array_module, asarray, parallel_rows
+from scratchvit.ops.arguments import axis_of, broadcasts_to
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
@@ -19,19 +19,31 @@ from scratchvit.tensor import op
 LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attention` keeps none
 
 
-@op
+@op(takes="sums")
 def softmax(x: Array, dim: int = -1):
-    """pᵢ = eˣⁱ / Σ eˣʲ:  dx = p (dy - Σ p dy)."""
+    """Probabilities along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
+
+    x: floating-point, any shape; a row of -∞ gives NaN, as in PyTorch.  Raises ValueError for a dim that x lacks.
+    """
     xp = array_module(x)
+    dim = axis_of("softmax", x, dim)
+    if x.size == 0:
+        return x.copy(), lambda dy: dy
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
     p /= p.sum(axis=dim, keepdims=True)
     return p, lambda dy: p * (dy - (p * dy).sum(axis=dim, keepdims=True))
 
 
-@op
+@op(takes="sums")
 def log_softmax(x: Array, dim: int = -1):
-    """yᵢ = xᵢ - log Σ eˣʲ:  dx = dy - eʸ Σ dy."""
+    """Logarithms of probabilities along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
+
+    x: floating-point, any shape.  Raises ValueError for a dim that x lacks.
+    """
     xp = array_module(x)
+    dim = axis_of("log_softmax", x, dim)
+    if x.size == 0:
+        return x.copy(), lambda dy: dy
     y = log_probabilities(x, dim)
     return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
 
@@ -44,7 +56,7 @@ def log_probabilities(x: Array, dim: int) -> Array:
     return y
 
 
-@op
+@op(takes="sums")
 def attention(
     q: Array,
     k: Array,
@@ -67,14 +79,19 @@ def attention(
 
     blocks: True keeps no probabilities and takes keys a block at a time, so that memory grows with N + M instead of N·M
     (`attention_blocks`); backward then computes the scores anew. By default where a matrix has over a million entries.
+
+    Raises ValueError where shapes do not fit together and for a dropout out of [0, 1); TypeError for a mask that is not
+    bool and a bias that is, since one is not taken for the other.
     """
     xp = array_module(q)
-    if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
-        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
-    scale = 1 / math.sqrt(q.shape[-1]) if scale is None else scale
+    mask = None if mask is None else asarray(mask)
+    _check_attention(q, k, v, bias, mask, dropout)
+    scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
     scores_shape = (*q.shape[:-1], k.shape[-2])                                     # (B, ..., N, M)
+    if 0 in scores_shape:
+        return _of_nothing(q, k, v, bias)
     if blocks is None:
-        blocks = scores_shape[-2] * scores_shape[-1] > LARGE_MATRIX and not _recordings
+        blocks = scores_shape[-2] * scores_shape[-1] > LARGE_MATRIX and not _recordings.get()
     if blocks:
         return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
     p = xp.empty(scores_shape, dtype=q.dtype)
@@ -89,7 +106,7 @@ def attention(
         bias_axes = bias.reshape((1,) * (p.ndim - bias.ndim) + bias.shape)
         optional["bias"] = xp.broadcast_to(bias_axes, (len(q), *bias_axes.shape[1:]))
     if mask is not None:
-        blocked = ~asarray(mask)
+        blocked = ~mask
         optional["blocked"] = xp.broadcast_to(blocked, (len(q), *scores_shape[1:]))
     if dropout:
         optional["kept"] = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape)
@@ -110,7 +127,7 @@ def attention(
         xp.matmul(_drop(p, given.get("kept"), dropout), v, out=y)
 
     parallel_rows(forward, q, k, v, p, y, *extras)
-    for maps in _recordings:
+    for maps in _recordings.get():
         maps.append(p)
 
     def backward(dy, need):
@@ -141,23 +158,43 @@ def attention(
     return y, backward
 
 
+def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, dropout: float) -> None:
+    if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
+        raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"attention: dropout must lie in [0, 1), not {dropout}")
+    if bias is not None and bias.dtype.kind != "f":
+        raise TypeError(f"attention: bias is {bias.dtype} and would be added to the scores; give a mask as mask=…")
+    if mask is not None and mask.dtype != bool:
+        raise TypeError(f"attention: mask is {mask.dtype}, it must be bool, True where a query may look")
+    scores_shape = (*q.shape[:-1], k.shape[-2])
+    for name, x in (("bias", bias), ("mask", mask)):
+        if x is not None and not broadcasts_to(x.shape, scores_shape):
+            raise ValueError(f"attention: {name} {x.shape} does not broadcast to the scores {scores_shape}")
+
+
+def _of_nothing(q: Array, k: Array, v: Array, bias: Array | None):
+    """Attention of no queries, or to no keys, which is 0."""
+    xp = array_module(q)
+    y = xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
+    return y, lambda dy: [None if x is None else xp.zeros_like(x) for x in (q, k, v, bias)]
+
+
 def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
     """`attention` by `attention_in_blocks`: bias and mask with the axes of the scores, and a mask of dropout."""
-    if _recordings:
+    if _recordings.get():
         raise ValueError("attention in blocks keeps no probabilities to record: leave blocks=True out")
 
     scores_shape = (*q.shape[:-1], k.shape[-2])
 
     def with_all_axes(x):
-        if np.broadcast_shapes(x.shape, scores_shape) != scores_shape:
-            raise ValueError(f"attention: {x.shape} does not broadcast to the scores {scores_shape}")
         return x.reshape((1,) * (q.ndim - x.ndim) + x.shape)
 
     kept = None
     if dropout:
         kept = (generator or random.DEFAULT).bernoulli_at(1 - dropout, scores_shape)
     y, backward = attention_in_blocks(
-        q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(asarray(mask)),
+        q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(mask),
         kept, dropout, scale,
     )  # fmt: skip
 
@@ -177,23 +214,31 @@ def _drop(values: Array, kept: Array | None, rate: float) -> Array:
     return values
 
 
-_recordings: list[list[Array]] = []
+_recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", default=())
 
 
 @contextlib.contextmanager
 def record_attention() -> Iterator[list[Array]]:
-    """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M)."""
+    """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M).
+
+    Those of other threads are not collected.
+    """
     maps: list[Array] = []
-    _recordings.append(maps)
+    before = _recordings.get()
+    _recordings.set((*before, maps))
     try:
         yield maps
     finally:
-        _recordings.pop()       # the last in is the first out
+        _recordings.set(before)
 
 
 @op
 def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
-    """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014)."""
+    """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
+
+    x: floating-point, any shape.  training: without it, x stays as it is.  generator: what draws; by default the one of
+    the whole process.  Raises ValueError for a p out of [0, 1).
+    """
     return _scale_kept(x, p, x.shape, training, generator)
 
 
@@ -202,6 +247,7 @@ def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Genera
     """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
 
     On a residual branch this is stochastic depth (Huang et al. 2016, arXiv 1603.09382): the sample skips the block.
+    Arguments and errors are those of `dropout`.
     """
     return _scale_kept(x, p, (len(x), *(1,) * (x.ndim - 1)), training, generator)
 

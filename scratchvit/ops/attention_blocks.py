@@ -7,8 +7,10 @@ rescaled by e^(m_old - m_new):
 
     m ← max(m, max S),   l ← l e^(m_old - m) + Σ e^(S - m),   y ← y e^(m_old - m) + e^(S - m) v,   at the end y / l
 
-Of the matrix only L = m + log l is kept, a number for each query. Backward computes the scores anew, block by block,
-and has the probabilities back at once: P = e^(S - L). From there it is `attention`'s own backward.
+Of the matrix only m and l are kept, two numbers for each query. Backward computes the scores anew, block by block, and
+has the probabilities back at once: P = e^(S - m) / l. From there it is `attention`'s own backward. FlashAttention keeps
+one number, m + log l. Where all scores of a query are very negative, as with a bias of -10⁹ in the place of a mask,
+log l is lost in that sum, and every P is 1 instead of 1/M.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ def attention_in_blocks(
     leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
     lowest = float(xp.finfo(q.dtype).min)
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
-    L = xp.empty((*q.shape[:-1], 1), dtype=q.dtype)
+    highest, total = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))         # m and l
     units = _units(leading, bias) if backend_of(q) is CPU else [[()]]
     together = 1 if backend_of(q) is CPU else math.prod(leading)        # matrices that are worked on at a time
     rows, columns = _block_sizes(N, M, together, SCORES["cpu" if backend_of(q) is CPU else "gpu"])
@@ -62,22 +64,22 @@ def attention_in_blocks(
     def forward(places: list[tuple[int, ...]]) -> None:
         for at in places:
             for i in _slices(N, rows):
-                m = xp.full(L[at][..., i, :].shape, lowest, dtype=q.dtype)
-                total = xp.zeros_like(m)
+                m = xp.full(total[at][..., i, :].shape, lowest, dtype=q.dtype)
+                l = xp.zeros_like(m)
                 out = xp.zeros_like(y[at][..., i, :])
                 for j in _slices(M, columns):
                     p = scores(at, i, j)
-                    highest = xp.maximum(m, p.max(axis=-1, keepdims=True))
-                    p -= highest
+                    m_new = xp.maximum(m, p.max(axis=-1, keepdims=True))
+                    p -= m_new
                     xp.exp(p, out=p)
-                    fades = xp.exp(m - highest)
-                    total = total * fades + p.sum(axis=-1, keepdims=True)
+                    fades = xp.exp(m - m_new)
+                    l = l * fades + p.sum(axis=-1, keepdims=True)
                     out *= fades
                     out += xp.matmul(_times(p, factors(at, i, j)), v[at][..., j, :])
-                    m = highest
-                total += total == 0         # a query that may look nowhere gets zeros
-                y[at][..., i, :] = out / total
-                L[at][..., i, :] = m + xp.log(total)
+                    m = m_new
+                l += l == 0                 # a query that may look nowhere gets zeros
+                y[at][..., i, :] = out / l
+                highest[at][..., i, :], total[at][..., i, :] = m, l
 
     deal(forward, [(places,) for places in units], cpu_threads())
 
@@ -93,8 +95,9 @@ def attention_in_blocks(
                     for j in _slices(M, columns):
                         v_j, k_j = v[at][..., j, :], k[at][..., j, :]
                         p = scores(at, i, j)
-                        p -= L[at][..., i, :]
+                        p -= highest[at][..., i, :]
                         xp.exp(p, out=p)
+                        p /= total[at][..., i, :]
                         drops = factors(at, i, j)
                         ds = _times(xp.matmul(dy_i, v_j.swapaxes(-1, -2)), drops)
                         ds -= sums[at][..., i, :]

@@ -12,6 +12,8 @@ from typing import Any
 from scratchvit import backend
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
+from scratchvit.kernels.masks import masked
+from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
 
@@ -21,14 +23,14 @@ def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
         return gradient
     extra = gradient.ndim - len(shape)
     repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
-    return gradient.sum(axis=repeated).reshape(shape)
+    return total(gradient, repeated).reshape(shape)
 
 
 def _shape(x: Any) -> tuple[int, ...]:
     return getattr(x, "shape", ())      # a Python scalar has none
 
 
-@op
+@op(takes="any")
 def add(x: Array, y: Array):
     """x + y."""
     x_shape, y_shape = _shape(x), _shape(y)
@@ -39,7 +41,7 @@ def add(x: Array, y: Array):
     return x + y, backward
 
 
-@op
+@op(takes="any")
 def sub(x: Array, y: Array):
     """x - y."""
     x_shape, y_shape = _shape(x), _shape(y)
@@ -50,7 +52,7 @@ def sub(x: Array, y: Array):
     return x - y, backward
 
 
-@op
+@op(takes="any")
 def mul(x: Array, y: Array):
     """x · y."""
 
@@ -63,7 +65,7 @@ def mul(x: Array, y: Array):
     return x * y, backward
 
 
-@op
+@op(takes="numbers")
 def div(x: Array, y: Array):
     """q = x / y:  dx = dy / y,  d(y) = -dx q."""
     value = x / y
@@ -79,7 +81,7 @@ def div(x: Array, y: Array):
     return value, backward
 
 
-@op
+@op(takes="numbers")
 def pow(x: Array, exponent: float):
     """x to a constant power:  dx = dy · p xᵖ⁻¹."""
     if not isinstance(exponent, int | float):
@@ -91,20 +93,20 @@ def pow(x: Array, exponent: float):
     return x**exponent, backward
 
 
-@op
+@op(takes="any")
 def neg(x: Array):
     """-x."""
     return -x, lambda dy: -dy
 
 
-@op
+@op(takes="any")
 def abs(x: Array):
     """|x|, with gradient 0 at 0."""
     xp = array_module(x)
     return xp.abs(x), lambda dy: dy * xp.sign(x)
 
 
-@op
+@op(takes="any")
 def where(condition: Any, x: Array, y: Array):
     """x where the condition (bool array) holds, else y."""
     condition = backend.asarray(condition)
@@ -120,30 +122,51 @@ def where(condition: Any, x: Array, y: Array):
     return xp.where(condition, x, y), backward
 
 
-@op
-def clip(x: Array, min: float | None = None, max: float | None = None):
-    """x limited to [min, max]; the gradient passes inside and at the limits (as PyTorch's clamp)."""
+@op(takes="any")
+def clip(x: Array, min: Array | None = None, max: Array | None = None):
+    """x limited to [min, max] (PyTorch's `clamp`).
+
+    min, max: numbers, or arrays that broadcast with x; None for no limit. Where min > max the value is max.
+    The gradient passes to x inside and at the limits, else to the limit that is in force.
+    Raises ValueError without any limit.
+    """
+    if min is None and max is None:
+        raise ValueError("clip: give min, max or both")
     xp = array_module(x)
+    y = x
+    if min is not None:
+        y = xp.maximum(y, min)
+    if max is not None:
+        y = xp.minimum(y, max)
 
-    def backward(dy):
-        inside = xp.ones(x.shape, dtype=bool)
-        if min is not None:
-            inside &= x >= min
-        if max is not None:
-            inside &= x <= max
-        return dy * inside
+    def backward(dy, need):
+        below = False if min is None else x < min
+        above = False if max is None else (x > max if min is None else (x > max) | (max < min))
+        dy_below = dy_above = None
+        if need[1]:
+            dy_below = unbroadcast(_where(dy, below & ~above if max is not None else below), _shape(min))
+        if need[2]:
+            dy_above = unbroadcast(_where(dy, above), _shape(max))
+        dx = unbroadcast(_where(dy, ~(below | above)), x_shape) if need[0] else None
+        return dx, dy_below, dy_above
 
-    return xp.clip(x, min, max), backward
+    x_shape = x.shape
+    return y, backward
 
 
-@op
+def _where(dy: Array, mask: Array) -> Array:
+    """dy where the mask, which broadcasts to it, holds."""
+    return masked(dy, array_module(dy).broadcast_to(mask, dy.shape))
+
+
+@op(takes="any")
 def maximum(x: Array, y: Array):
     """The greater of x and y; where they are equal each gets half of the gradient."""
     xp = array_module(x if backend.is_array(x) else y)
     return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
 
 
-@op
+@op(takes="any")
 def minimum(x: Array, y: Array):
     """The lesser of x and y; where they are equal each gets half of the gradient."""
     xp = array_module(x if backend.is_array(x) else y)
@@ -151,45 +174,49 @@ def minimum(x: Array, y: Array):
 
 
 def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[bool]) -> tuple[Array, Array]:
-    dx = dy * chose_x + (0.5 * dy) * (x == y)
-    return unbroadcast(dx, _shape(x)) if need[0] else None, unbroadcast(dy - dx, _shape(y)) if need[1] else None
+    equal = x == y
+    halves = _where(0.5 * dy, equal)
+    return (
+        unbroadcast(_where(dy, chose_x) + halves, _shape(x)) if need[0] else None,
+        unbroadcast(_where(dy, ~(chose_x | equal)) + halves, _shape(y)) if need[1] else None,
+    )
 
 
-@op
+@op(takes="numbers")
 def exp(x: Array):
     """eˣ, its own derivative."""
     y = array_module(x).exp(x)
     return y, lambda dy: dy * y
 
 
-@op
+@op(takes="numbers")
 def log(x: Array):
     """The natural logarithm:  dx = dy / x."""
     return array_module(x).log(x), lambda dy: dy / x
 
 
-@op
+@op(takes="numbers")
 def sqrt(x: Array):
     """√x:  dx = dy / 2√x."""
     y = array_module(x).sqrt(x)
     return y, lambda dy: dy / (2 * y)
 
 
-@op
+@op(takes="numbers")
 def sin(x: Array):
     """dx = dy cos x."""
     xp = array_module(x)
     return xp.sin(x), lambda dy: dy * xp.cos(x)
 
 
-@op
+@op(takes="numbers")
 def cos(x: Array):
     """dx = -dy sin x."""
     xp = array_module(x)
     return xp.cos(x), lambda dy: -dy * xp.sin(x)
 
 
-@op
+@op(takes="numbers")
 def tanh(x: Array):
     """tanh x:  dx = dy (1 - tanh² x)."""
     y = array_module(x).tanh(x)
@@ -203,52 +230,53 @@ def logistic(x: Array) -> Array:
     return xp.where(x >= 0, 1, small) / (1 + small)
 
 
-@op
+@op(takes="numbers")
 def sigmoid(x: Array):
     """σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ)."""
     y = logistic(x)
     return y, lambda dy: dy * y * (1 - y)
 
 
-@op
+@op(takes="sums")
 def silu(x: Array):
     """x σ(x), also called swish (arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ))."""
     s = logistic(x)
     return x * s, lambda dy: dy * (s + x * s * (1 - s))
 
 
-@op
+@op(takes="numbers")
 def erf(x: Array):
     """The error function 2/√π ∫₀ˣ e⁻ᵗ² dt:  dx = dy · 2/√π e⁻ˣ²."""
     xp = array_module(x)
     return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 
 
-@op
+@op(takes="any")
 def relu(x: Array):
     """max(x, 0), with gradient 0 at 0."""
     y = array_module(x).maximum(x, 0)
-    return y, lambda dy: dy * (y > 0)
+    return y, lambda dy: masked(dy, y > 0)
 
 
 @op
 def prelu(x: Array, weight: Array):
     """x where positive, weight · x where not (He et al., arXiv 1502.01852, eq. 1), with one learned slope, weight (1,).
 
-    dx = dy · (1 or weight),  dweight = Σ dy min(x, 0).
+    dx = dy · (1 or weight),  dweight = Σ dy min(x, 0).  At 0 the slope is weight, as in PyTorch.
+    Raises ValueError for a weight of another shape.
     """
     if weight.shape != (1,):
         raise ValueError(f"prelu: one slope for all numbers has the shape (1,), weight has {weight.shape}")
     xp = array_module(x)
-    negative = xp.minimum(x, 0)
+    slope = weight.reshape(())
 
     def backward(dy: Array):
-        return xp.where(negative < 0, weight, 1) * dy, (dy * negative).sum().reshape(1)
+        return xp.where(x > 0, dy, slope * dy), (dy * xp.minimum(x, 0)).sum().reshape(1)
 
-    return xp.maximum(x, 0) + weight * negative, backward
+    return xp.maximum(x, 0) + slope * xp.minimum(x, 0), backward
 
 
-@op
+@op(takes="sums")
 def gelu(x: Array, approximate: str = "none"):
     """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 

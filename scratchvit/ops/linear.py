@@ -9,7 +9,7 @@ from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 
-@op
+@op(takes="any")
 def matmul(x: Array, y: Array):
     """x @ y over the last two axes, the others broadcast; a vector counts as one row (left) or one column (right).
 

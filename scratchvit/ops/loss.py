@@ -5,28 +5,36 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
+import numpy as np
+
 from scratchvit import backend
-from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.backend import CPU, Array, ArrayOrLabels, array_module, backend_of
+from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.ops.elementwise import logistic
 from scratchvit.tensor import op
 
 
-@op
+@op(takes="sums")
 def cross_entropy(
-    x: Array, target: Any, weight: Any = None, label_smoothing: float = 0.0, reduction: str = "mean",
-    ignore_index: int = -100,
+    x: Array, target: ArrayOrLabels, weight: Array | None = None, label_smoothing: float = 0.0,
+    reduction: str = "mean", ignore_index: int = -100,
 ):
-    """-Σ_c q_c log p_c with p = softmax(x) over axis 1: how many nats p needs to tell what q already knows.
+    """-Σ_c w_c q_c log p_c with p = softmax(x) over axis 1: how many nats p needs to tell what q already knows.
 
     x (B, C) or (B, C, d1, …).  target: class indices (B, d1, …), where q is 1 at the class, or a distribution for each
-    row, of x's shape; a constant either way.  weight (C,): multiplies q.  label_smoothing ε: q becomes
-    (1 - ε) q + ε / C (Szegedy et al., arXiv 1512.00567).  Rows labelled ignore_index count for nothing.
-    "mean" divides by the sum of the rows' weights for indices, by the number of rows for distributions.
+    row, of x's shape.  weight w (C,): of the classes.  label_smoothing ε: q becomes (1 - ε) q + ε / C (Szegedy et al.,
+    arXiv 1512.00567).  Rows labelled ignore_index count for nothing.
+    "mean" divides by the sum of the rows' weights for indices, by the number of rows for distributions; over no rows,
+    or ignored ones only, it is NaN, with gradient 0.
+    Raises ValueError for shapes that do not fit, labels out of range (on the CPU), and options out of range; TypeError
+    in backward for a weight that requires a gradient beside class indices.
 
-    As log p_c = x_c - log Σ eˣ, whose derivative is δ - p:    dx = dy (p Σ_c q_c - q).
+    As log p_c = x_c - log Σ eˣ, whose derivative is δ - p, and for distributions t:
+        dx = dy (p Σ_c w_c q_c - w q),    dt = -dy (1 - ε) w log p,    dw = -Σ dy q log p
     """
     xp = array_module(x)
     target = backend.asarray(target)
@@ -35,21 +43,42 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
     log_p = log_probabilities(x, 1)
-    if target.dtype.kind == "f":
-        find = _distribution
-    else:
-        find = _labels
+    soft = target.dtype.kind == "f"
+    if not soft:
         _check_labels(target, x.shape[1], ignore_index)
+    find = _distribution if soft else _labels
     rows, mass, q, count = find(x, log_p, target, weight, label_smoothing, ignore_index)
 
-    def backward(dy):
-        dx = xp.exp(log_p)
-        dx *= mass
-        dx -= q()
-        dx *= xp.expand_dims(dy, 1) if reduction == "none" else dy / count if reduction == "mean" else dy
-        return dx
+    def backward(dy, need):
+        if need[2] and not soft:
+            raise TypeError("cross_entropy: with class indices, weight gets no gradient (as in PyTorch): detach it")
+        if reduction == "none":
+            dy = xp.expand_dims(dy, 1)
+        elif reduction == "mean":
+            dy = dy / (count + (count == 0))            # no rows, no gradient
+        dx = dtarget = dweight = None
+        if need[0]:
+            dx = xp.exp(log_p)
+            dx *= mass
+            dx -= q()
+            dx *= dy
+        if need[1]:
+            dtarget = log_p * (dy * (label_smoothing - 1))
+            if weight is not None:
+                dtarget *= weight
+        if need[2]:
+            smoothed = target * (1 - label_smoothing) + label_smoothing / x.shape[1]
+            dweight = total(-dy * smoothed * log_p, (0, *range(2, x.ndim)))
+        return dx, dtarget, dweight
 
-    return rows if reduction == "none" else rows.sum() / count if reduction == "mean" else rows.sum(), backward
+    return _reduce_rows(rows, count, reduction), backward
+
+
+def _reduce_rows(rows: Array, count: Any, reduction: str) -> Array:
+    if reduction == "none":
+        return rows
+    with np.errstate(invalid="ignore", divide="ignore"):        # the mean of nothing is NaN
+        return rows.sum() / count if reduction == "mean" else rows.sum()
 
 
 def _distribution(x, log_p, target, weight, smoothing, ignore_index):
@@ -61,7 +90,7 @@ def _distribution(x, log_p, target, weight, smoothing, ignore_index):
         q = q * (1 - smoothing) + smoothing / x.shape[1]
     if weight is not None:
         q = q * weight
-    return -(q * log_p).sum(axis=1), q.sum(axis=1, keepdims=True), lambda: q, x.size // x.shape[1]
+    return -(q * log_p).sum(axis=1), q.sum(axis=1, keepdims=True), lambda: q, math.prod((len(x), *x.shape[2:]))
 
 
 def _labels(x, log_p, target, weight, smoothing, ignore_index):
@@ -96,8 +125,8 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
 
 def _class_weights(x: Array, weight: Any) -> Array | None:
     """The weights as (C, 1, …), to stand against x (B, C, …)."""
-    if x.ndim < 2:
-        raise ValueError(f"cross_entropy: x must be (B, C) or (B, C, d1, …), not {x.shape}")
+    if x.ndim < 2 or x.shape[1] == 0:
+        raise ValueError(f"cross_entropy: x must be (B, C) or (B, C, d1, …) with classes C, not {x.shape}")
     if weight is None:
         return None
     weight = backend.asarray(weight, dtype=x.dtype)
@@ -126,8 +155,8 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
         )
 
 
-@op
-def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = False):
+@op(takes="sums")
+def kl_div(x: Array, target: ArrayOrLabels, reduction: str = "mean", log_target: bool = False):
     """Σ t (log t - x): how far the distribution t is from the one whose logarithms x are.
 
     log_target: target holds log t.  reduction: also "batchmean", the sum over the length of axis 0, which is the
@@ -140,7 +169,8 @@ def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = 
     if log_target:
         t, log_t = xp.exp(target), target
     else:
-        t, log_t = target, xp.log(xp.where(target > 0, target, 1))
+        with np.errstate(invalid="ignore"):             # of a negative target, which has no logarithm
+            t, log_t = target, xp.log(xp.where(target == 0, 1, target))
 
     def backward(dy, need):
         g = _to_each(dy, x, reduction)
@@ -150,23 +180,28 @@ def kl_div(x: Array, target: Array, reduction: str = "mean", log_target: bool = 
     return _reduce(t * (log_t - x), reduction), backward
 
 
-@op
-def binary_cross_entropy(x: Array, target: Array, weight: Any = None, reduction: str = "mean"):
+@op(takes="sums")
+def binary_cross_entropy(x: Array, target: ArrayOrLabels, weight: Any = None, reduction: str = "mean"):
     """-w (t log x + (1 - t) log(1 - x)) for probabilities x, logarithms no lower than -100.
 
-    dx = dy w (x - t) / x (1 - x),    dt = dy w (log(1 - x) - log x).    weight: constant, broadcast against x.
+    x: any shape, in [0, 1].  target t: x's shape, in [0, 1].  weight w: a constant, broadcast against x.
     Numbers that are still logits are better left to binary_cross_entropy_with_logits.
+    Raises ValueError for shapes that differ and, on the CPU, for numbers out of [0, 1].
+
+        dx = dy w (x - t) / x (1 - x),    dt = dy w (log(1 - x) - log x)
     """
     xp = array_module(x)
     target = _like("binary_cross_entropy", x, target)
     _check_options("binary_cross_entropy", reduction, ("mean", "sum", "none"))
-    if backend_of(x) is CPU and x.size and not (x.min() >= 0 and x.max() <= 1):         # on a GPU it would have to wait
-        raise ValueError(
-            f"binary_cross_entropy: x holds probabilities, but lies in [{x.min():g}, {x.max():g}]; "
-            "for logits use binary_cross_entropy_with_logits"
-        )
+    for name, array in (("x", x), ("target", target)):      # on a GPU it would have to wait for the answer
+        if backend_of(x) is CPU and x.size and not (array.min() >= 0 and array.max() <= 1):
+            raise ValueError(
+                f"binary_cross_entropy: {name} holds probabilities, but lies in [{array.min():g}, {array.max():g}]; "
+                "for logits use binary_cross_entropy_with_logits"
+            )
     w = 1 if weight is None else backend.asarray(weight, dtype=x.dtype)
-    log_x, log_not_x = _log_at_least(x, -100), _log_at_least(1 - x, -100)
+    with np.errstate(divide="ignore"):                  # log 0
+        log_x, log_not_x = xp.maximum(xp.log(x), -100), xp.maximum(xp.log1p(-x), -100)
 
     def backward(dy, need):
         g = _to_each(dy, x, reduction) * w
@@ -178,14 +213,9 @@ def binary_cross_entropy(x: Array, target: Array, weight: Any = None, reduction:
     return _reduce(-w * (target * log_x + (1 - target) * log_not_x), reduction), backward
 
 
-def _log_at_least(x: Array, least: float) -> Array:
-    xp = array_module(x)
-    return xp.where(x > 0, xp.maximum(xp.log(xp.where(x > 0, x, 1)), least), least)
-
-
-@op
+@op(takes="sums")
 def binary_cross_entropy_with_logits(
-    x: Array, target: Array, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
+    x: Array, target: ArrayOrLabels, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
     """w (P t s(-x) + (1 - t) s(x)) with s(x) = log(1 + eˣ) and P = pos_weight: binary_cross_entropy of σ(x).
 
@@ -213,38 +243,58 @@ def binary_cross_entropy_with_logits(
     return _reduce(w * ((1 - target) * x + c * softplus_of_minus_x()), reduction), backward
 
 
-@op
-def sigmoid_focal_loss(x: Array, target: Any, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none"):
+@op(takes="sums")
+def sigmoid_focal_loss(
+    x: Array, target: ArrayOrLabels, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
+):
     """Cross-entropy in which what is right already counts little (Lin et al., arXiv 1708.02002, eq. 5), entry by entry.
 
-    x: logits. target: 0 or 1, of x's shape. alpha: what a 1 counts, and 1 - alpha a 0; below 0: both 1.
-    With s = x where target is 1, -x where 0, and p = 1 / (1 + e⁻ˢ) the probability of what is right:
+    x: logits, any shape.  target t: x's shape; 0 or 1, or between them as in torchvision.  alpha: what a 1 counts, and
+    1 - alpha a 0; below 0: both 1.  gamma: how little.  Raises ValueError for shapes that differ.
+    With p = 1 / (1 + e⁻ˣ), ce the binary cross-entropy of p and t, and α(t), wrong(t) linear between 0 and 1:
 
-        y = -α (1 - p)ᵞ log p,    dx = ±dy α (1 - p)ᵞ (γ p log p + p - 1)                       (appendix B)
+        y = α wrongᵞ ce,    wrong = p (1 - t) + (1 - p) t,    ce = -t log p - (1 - t) log(1 - p)
+        dx = dy α (wrongᵞ (p - t) + γ wrongᵞ⁻¹ (1 - 2t) p (1 - p) ce)
+        dt = dy (α′ wrongᵞ ce + α (γ wrongᵞ⁻¹ (1 - 2p) ce - wrongᵞ x))
     """
     _check_options("sigmoid_focal_loss", reduction, ("none", "mean", "sum"))
     xp = array_module(x)
-    target = _like("sigmoid_focal_loss", x, target)
-    sign = 2 * target - 1
-    s = x * sign
-    p, log_p = logistic(s), xp.minimum(s, 0) - xp.log1p(xp.exp(-xp.abs(s)))
-    weight = (1 - p) ** gamma
-    if alpha >= 0:
-        weight *= 1 - alpha + (2 * alpha - 1) * target
-    slope = sign * weight * (gamma * p * log_p + p - 1)
-    return _reduce(-weight * log_p, reduction), lambda dy: _to_each(dy, slope, reduction) * slope
+    t = _like("sigmoid_focal_loss", x, target)
+    a, a_slope = (1 - alpha + (2 * alpha - 1) * t, 2 * alpha - 1) if alpha >= 0 else (1, 0)
+
+    def parts() -> tuple[Array, ...]:
+        p, not_p = logistic(x), logistic(-x)            # 1 - p would lose small numbers
+        ce = xp.log1p(xp.exp(-xp.abs(x))) + xp.maximum(x, 0) - x * t
+        wrong = p * (1 - t) + not_p * t
+        factor = wrong**gamma
+        return p, not_p, ce, factor, gamma * factor / xp.where(wrong > 0, wrong, 1) * ce
+
+    p, not_p, ce, factor, slope = parts()
+    dydx = a * (factor * (p - t) + slope * (1 - 2 * t) * p * not_p)
+    y = _reduce(a * factor * ce, reduction)
+    del p, not_p, ce, factor, slope                     # rarely wanted again: only for dt
+
+    def backward(dy, need):
+        dy = _to_each(dy, x, reduction)
+        dt = None
+        if need[1]:
+            p, _, ce, factor, slope = parts()
+            dt = dy * (a_slope * factor * ce + a * (slope * (1 - 2 * p) - factor * x))
+        return dy * dydx if need[0] else None, dt
+
+    return y, backward
 
 
-@op
-def l1_loss(x: Array, target: Array, reduction: str = "mean"):
+@op(takes="sums")
+def l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean"):
     """|x - t|:  dx = dy sign(x - t),  dt = -dx."""
     xp = array_module(x)
     difference = x - _like("l1_loss", x, target)
     return _of_difference("l1_loss", difference, xp.abs(difference), lambda: xp.sign(difference), reduction)
 
 
-@op
-def smooth_l1_loss(x: Array, target: Array, reduction: str = "mean", beta: float = 1.0):
+@op(takes="sums")
+def smooth_l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean", beta: float = 1.0):
     """With d = x - t: d² / 2β where |d| < β, else |d| - β/2 (Girshick, arXiv 1504.08083).
 
     dx = dy · clip(d / β, ±1),  dt = -dx.
@@ -260,8 +310,8 @@ def smooth_l1_loss(x: Array, target: Array, reduction: str = "mean", beta: float
     return _of_difference("smooth_l1_loss", difference, values, lambda: xp.clip(difference / beta, -1, 1), reduction)
 
 
-@op
-def mse_loss(x: Array, target: Array, reduction: str = "mean"):
+@op(takes="sums")
+def mse_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean"):
     """(x - t)²:  dx = 2 dy (x - t),  dt = -dx."""
     difference = x - _like("mse_loss", x, target)
     return _of_difference("mse_loss", difference, difference * difference, lambda: 2 * difference, reduction)
@@ -282,8 +332,12 @@ def _reduce(values: Array, reduction: str) -> Array:
     if reduction == "none":
         return values
     if reduction == "batchmean":
-        return values.sum() / len(values)
-    return values.mean() if reduction == "mean" else values.sum()
+        with np.errstate(invalid="ignore"):
+            return values.sum() / len(values)
+    if reduction == "sum":
+        return values.sum()
+    with np.errstate(invalid="ignore"):                 # the mean of nothing is NaN, without a warning
+        return values.sum() / values.size
 
 
 def _to_each(dy: Array, x: Array, reduction: str) -> Array:

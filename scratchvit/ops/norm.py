@@ -9,7 +9,7 @@ through μ and σ removes from g its mean and its component along x̂:
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
@@ -19,17 +19,28 @@ ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its 
 CHANNEL_BYTES = 512 << 10       # a block of a batch norm: with its temporaries it stays in the cache
 
 
-@op
-def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-6):
-    """Normalise the last axis, then scale and shift (Ba et al. 2016, arXiv 1607.06450).
+@op(takes="sums")
+def layer_norm(
+    x: Array, normalized_shape: int | Sequence[int], weight: Array | None = None, bias: Array | None = None,
+    eps: float = 1e-5,
+):
+    """Normalise the last axes, then scale and shift (Ba et al. 2016, arXiv 1607.06450).
 
-    x (..., D); weight, bias (D,) or None.  With g = dy · weight:
-        dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
+    x (..., *normalized_shape), for instance (B, N, D) and (D,), or the integer D.  weight, bias: arrays of
+    normalized_shape, or None.  eps: 1e-5 as in PyTorch; timm's ViT has 1e-6, and so has `nn.LayerNorm`.
+    Raises ValueError where shapes do not fit.
+
+    With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
-    D = x.shape[-1]
-    if weight is not None and weight.shape != (D,):
-        raise ValueError(f"layer_norm: x {x.shape} has {D} features, weight has shape {weight.shape}")
-    y, backward_rows = _normalise_rows(x.reshape(-1, D), weight, bias, eps)
+    shape = (normalized_shape,) if isinstance(normalized_shape, int) else tuple(normalized_shape)
+    if not shape or x.shape[-len(shape) :] != shape:
+        raise ValueError(f"layer_norm: x has shape {x.shape}, which does not end in normalized_shape {shape}")
+    for name, array in (("weight", weight), ("bias", bias)):
+        if array is not None and array.shape != shape:
+            raise ValueError(f"layer_norm: {name} has shape {array.shape}, it must be normalized_shape {shape}")
+    D = math.prod(shape)
+    weight, bias = (array if array is None else array.reshape(D) for array in (weight, bias))
+    y, backward_rows = _normalise_rows(x.reshape(math.prod(x.shape[: -len(shape)]), D), weight, bias, eps)
 
     def backward(dy, need):
         dx, dweight, dbias = backward_rows(dy.reshape(-1, D), need)
@@ -38,7 +49,7 @@ def layer_norm(x: Array, weight: Array | None = None, bias: Array | None = None,
     return y.reshape(x.shape), backward
 
 
-@op
+@op(takes="sums")
 def weight_standardization(weight: Array, eps: float = 1e-6):
     """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
     flat = (len(weight), math.prod(weight.shape[1:]))
@@ -112,7 +123,7 @@ def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     xp.reciprocal(out, out=out)
 
 
-@op
+@op(takes="sums")
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
@@ -169,7 +180,7 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
     return y.reshape(x.shape), backward
 
 
-@op
+@op(takes="sums")
 def batch_norm(
     x: Array,
     running_mean: Any,
@@ -262,7 +273,7 @@ def batch_norm(
     return y.reshape(x.shape), backward
 
 
-@op
+@op(takes="sums")
 def frozen_batch_norm(
     x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float = 1e-5,
 ):

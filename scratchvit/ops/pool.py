@@ -29,7 +29,7 @@ def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     return _max_pool(x, _windows("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-@op
+@op(takes="sums")
 def avg_pool2d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
@@ -42,7 +42,7 @@ def avg_pool2d(
     return _avg_pool(x, windows, count_include_pad)
 
 
-@op
+@op(takes="sums")
 def avg_pool3d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):

@@ -5,24 +5,31 @@ The transpose of summing is repeating: every backward here first gives dy its lo
 
 from __future__ import annotations
 
+import builtins
 import math
 from collections.abc import Sequence
 from typing import TypeAlias
 
+import numpy as np
+
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels.masks import masked
+from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
 Dim: TypeAlias = int | Sequence[int] | None
 
 
-def _axes(x: Array, dim: Dim) -> tuple[int, ...]:
-    if dim is None:
-        return tuple(range(x.ndim))
-    dims = (dim,) if isinstance(dim, int) else tuple(dim)
+def _axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
+    """The axes to reduce, from 0. None and () mean all, as in PyTorch."""
+    dims = (dim,) if isinstance(dim, int) else tuple(range(x.ndim)) if dim is None or len(dim) == 0 else tuple(dim)
     axes = x.ndim or 1          # a single number may be reduced over axis 0, as in PyTorch
     if any(not -axes <= d < axes for d in dims):
-        raise ValueError(f"dim {dim} is no axis of an array of shape {x.shape}")
-    return tuple(d % axes for d in dims) if x.ndim else ()
+        raise ValueError(f"{name}: dim {dim} is no axis of an array of shape {x.shape}")
+    found = tuple(d % axes for d in dims)
+    if len(set(found)) < len(found):
+        raise ValueError(f"{name}: dim {dim} names an axis of the shape {x.shape} twice")
+    return found if x.ndim else ()
 
 
 def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
@@ -30,48 +37,92 @@ def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     return dy if keepdim else array_module(dy).expand_dims(dy, axes)
 
 
-@op
+@op(takes="any")
 def sum(x: Array, dim: Dim = None, keepdim: bool = False):
-    """Σ x:  dx = dy, repeated."""
-    xp, shape, axes = array_module(x), x.shape, _axes(x, dim)
-    return x.sum(axis=axes, keepdims=keepdim), lambda dy: xp.broadcast_to(_spread(dy, axes, keepdim), shape)
+    """The sum over the axes `dim`.
+
+    x: any shape and dtype; integers give integers.  dim: an axis, several, or None (or ()) for all.
+    keepdim: the reduced axes stay, with length 1.  Raises ValueError for a dim that x does not have.
+
+        y = Σ x,    dx = dy, repeated
+    """
+    xp, shape, axes = array_module(x), x.shape, _axes("sum", x, dim)
+    return total(x, axes, keepdim), lambda dy: xp.broadcast_to(_spread(dy, axes, keepdim), shape)
 
 
-@op
+@op(takes="sums")
 def mean(x: Array, dim: Dim = None, keepdim: bool = False):
-    """Σ x / n:  dx = dy / n, repeated."""
-    xp, shape, axes = array_module(x), x.shape, _axes(x, dim)
+    """The mean over the axes `dim`; NaN over no numbers.
+
+    x: floating-point, any shape.  dim, keepdim, errors: as for `sum`.
+
+        y = Σ x / n,    dx = dy / n, repeated
+    """
+    xp, shape, axes = array_module(x), x.shape, _axes("mean", x, dim)
     n = math.prod(shape[a] for a in axes)
-    return x.mean(axis=axes, keepdims=keepdim), lambda dy: xp.broadcast_to(_spread(dy / n, axes, keepdim), shape)
+    with np.errstate(invalid="ignore"):         # 0 / 0
+        y = total(x, axes, keepdim) / n
+    return y, lambda dy: xp.broadcast_to(_spread(dy / (n or 1), axes, keepdim), shape)
 
 
-@op
+@op(takes="sums")
 def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
-    """Σ (x - μ)² / (n - correction):  dx = 2 dy (x - μ) / (n - correction); what passes through μ sums to zero."""
-    axes = _axes(x, dim)
-    n = math.prod(x.shape[a] for a in axes) - correction
-    centred = x - x.mean(axis=axes, keepdims=True)
-    y = (centred * centred).sum(axis=axes, keepdims=keepdim) / n
-    return y, lambda dy: centred * (_spread(dy, axes, keepdim) * (2 / n))
+    """The variance over the axes `dim`, with Bessel's correction by default.
+
+    x: floating-point, any shape.  correction: what is taken off n; 0 for the mean squared deviation.
+    dim, keepdim, errors: as for `sum`.  Where n ≤ correction the value is that of a division by 0, as in PyTorch:
+    infinite, or NaN if the deviations are 0 or there are none.
+
+        y = Σ (x - μ)² / (n - correction),    dx = 2 dy (x - μ) / (n - correction)
+
+    What passes through μ sums to zero. In float32 μ is rounded, by more than the deviations where they are small beside
+    it; the mean of what is left is therefore subtracted once more.
+    """
+    axes = _axes("var", x, dim)
+    n = math.prod(x.shape[a] for a in axes)
+    degrees = builtins.max(n - correction, 0)
+    centred = x - total(x, axes, True) / (n or 1)
+    centred -= total(centred, axes, True) / (n or 1)
+    share = 1 / degrees if degrees else math.inf
+    with np.errstate(invalid="ignore"):         # ∞ · 0
+        squares = total(centred * centred, axes, keepdim)
+        y = squares * share
+
+    def backward(dy):
+        with np.errstate(invalid="ignore"):
+            return centred * (_spread(dy, axes, keepdim) * (2 * share))
+
+    return y, backward
 
 
-@op
+@op(takes="any")
 def max(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The greatest value (PyTorch's `amax`); where several are equal they share the gradient."""
-    axes = _axes(x, dim)
+    """The greatest value over the axes `dim` (PyTorch's `amax`); where several are equal they share the gradient.
+
+    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises ValueError for a dim that x does not have, and for
+    axes without entries, which have no greatest.
+    """
+    axes = _filled_axes("max", x, dim)
     y = x.max(axis=axes, keepdims=keepdim)
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)
 
 
-@op
+@op(takes="any")
 def min(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The least value (PyTorch's `amin`); where several are equal they share the gradient."""
-    axes = _axes(x, dim)
+    """The least value over the axes `dim` (PyTorch's `amin`); as `max` in all else."""
+    axes = _filled_axes("min", x, dim)
     y = x.min(axis=axes, keepdims=keepdim)
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)
 
 
+def _filled_axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
+    axes = _axes(name, x, dim)
+    if any(x.shape[a] == 0 for a in axes):
+        raise ValueError(f"{name}: x of shape {x.shape} has no entries along dim {dim}")
+    return axes
+
+
 def _share_among_equal(x: Array, y: Array, dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
-    chosen = (x == _spread(y, axes, keepdim)).astype(x.dtype)
-    chosen /= chosen.sum(axis=axes, keepdims=True)
-    return chosen * _spread(dy, axes, keepdim)
+    chosen = x == _spread(y, axes, keepdim)
+    share = _spread(dy, axes, keepdim) / chosen.sum(axis=axes, keepdims=True, dtype=x.dtype)
+    return masked(array_module(x).broadcast_to(share, x.shape), chosen)

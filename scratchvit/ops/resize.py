@@ -17,7 +17,7 @@ from scratchvit.backend import Array, array_module
 from scratchvit.tensor import op
 
 
-@op
+@op(takes="sums")
 def interpolate(
     x: Array, size=None, scale_factor=None, mode: str = "nearest", align_corners: bool = False, antialias: bool = False,
 ):

@@ -14,14 +14,14 @@ from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import Tensor, op
 
 
-@op
+@op(takes="any")
 def reshape(x: Array, shape: int | Sequence[int]):
     """The same values, in row-major order, in another shape; -1 stands for what is left."""
     before = x.shape
     return x.reshape(shape), lambda dy: dy.reshape(before)
 
 
-@op
+@op(takes="any")
 def permute(x: Array, dims: Sequence[int]):
     """The axes in the given order."""
     back = [0] * x.ndim
@@ -30,20 +30,20 @@ def permute(x: Array, dims: Sequence[int]):
     return x.transpose(dims), lambda dy: dy.transpose(back)
 
 
-@op
+@op(takes="any")
 def transpose(x: Array, dim0: int, dim1: int):
     """Two axes exchanged."""
     return x.swapaxes(dim0, dim1), lambda dy: dy.swapaxes(dim0, dim1)
 
 
-@op
+@op(takes="any")
 def expand(x: Array, shape: Sequence[int]):
     """Repeat axes of size 1, and put new ones in front, until the shape is reached."""
     before = x.shape
     return array_module(x).broadcast_to(x, shape), lambda dy: unbroadcast(dy, before)
 
 
-@op
+@op(takes="any")
 def concatenate(tensors: Sequence[Array], dim: int = 0):
     """Join along an existing axis."""
     xp = array_module(tensors[0])
@@ -51,14 +51,14 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
     return xp.concatenate(tensors, axis=dim), lambda dy: xp.split(dy, ends, axis=dim)
 
 
-@op
+@op(takes="any")
 def stack(tensors: Sequence[Array], dim: int = 0):
     """Join along a new axis."""
     xp = array_module(tensors[0])
     return xp.stack(tensors, axis=dim), lambda dy: list(xp.moveaxis(dy, dim, 0))
 
 
-@op
+@op(takes="any")
 def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
     """Cut into parts of the given size (the last may be smaller), or of the given sizes. A tuple of tensors."""
     total = x.shape[dim]
@@ -72,7 +72,7 @@ def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
     return parts, lambda dys: _put_together(x, dys, places)
 
 
-@op
+@op(takes="any")
 def unbind(x: Array, dim: int = 0):
     """Cut into slices along an axis, which disappears. A tuple of tensors."""
     prefix = (slice(None),) * (dim % x.ndim)
@@ -88,7 +88,7 @@ def _put_together(x: Array, dys: Sequence[Array | None], places: Sequence[tuple]
     return dx
 
 
-@op
+@op(takes="any")
 def pad(x: Array, pad: Sequence[int], value: float = 0.0):
     """Surround with a constant. pad: (before, after) of the last axis, then of the one before it, … as in PyTorch."""
     pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
@@ -97,7 +97,7 @@ def pad(x: Array, pad: Sequence[int], value: float = 0.0):
     return array_module(x).pad(x, widths, constant_values=value), lambda dy: dy[inside]
 
 
-@op
+@op(takes="any")
 def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int]):
     """Shift along axes; what leaves at one end enters at the other."""
     xp = array_module(x)
@@ -105,7 +105,7 @@ def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int]):
     return xp.roll(x, shifts, dims), lambda dy: xp.roll(dy, back, dims)
 
 
-@op
+@op(takes="any")
 def flip(x: Array, dims: int | Sequence[int]):
     """Reverse the order along axes."""
     xp = array_module(x)
@@ -115,7 +115,7 @@ def flip(x: Array, dims: int | Sequence[int]):
 # --- picking --------------------------------------------------------------------------------------------------------
 
 
-@op
+@op(takes="any")
 def getitem(x: Array, index: Any):
     """x[index] with ints, slices, None, Ellipsis, integer arrays and masks. Repeated indices add up their gradients."""
     index = tuple(_on_device(i) for i in (index if isinstance(index, tuple) else (index,)))
@@ -134,7 +134,7 @@ def getitem(x: Array, index: Any):
     return x[index], backward
 
 
-@op
+@op(takes="any")
 def gather(x: Array, dim: int, index: Any):
     """out[i][j] = x[index[i][j]][j] for dim 0, and likewise for the other axes (PyTorch's `gather`, index not larger
     than x along the other axes). Repeated indices add up their gradients."""
@@ -149,7 +149,7 @@ def gather(x: Array, dim: int, index: Any):
     return xp.take_along_axis(x[within], index, axis=dim), backward
 
 
-@op
+@op(takes="any")
 def embedding(index: Any, weight: Array):
     """The rows of weight (V, D) at the integers of index (...): out (..., D). Repeated rows add up their gradients."""
     index = asarray(index)

@@ -74,6 +74,8 @@ class Optimizer:
                 alike.setdefault((settings, slot.parameter.dtype), []).append(slot)
         for (settings, _), slots in alike.items():
             apply(self._update(*settings), [self._arrays(slot) for slot in slots])
+            for slot in slots:
+                slot.parameter.mark_changed()
 
     def zero_grad(self) -> None:
         """Forget all gradients."""

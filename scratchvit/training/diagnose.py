@@ -9,7 +9,8 @@ from typing import Any
 
 from scratchvit.backend import Array, array_module
 from scratchvit.nn import Module
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor
 
 
 def is_finite(array: Array) -> bool:

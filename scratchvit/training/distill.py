@@ -30,7 +30,8 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.ops.attention import log_probabilities
-from scratchvit.tensor import Tensor, no_grad
+from scratchvit.recording import no_grad
+from scratchvit.tensor import Tensor
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.preprocess import preprocessing_for

@@ -40,7 +40,7 @@ import scratchvit as sv
 from scratchvit import backend
 from scratchvit.inspect.cost import Cost, cost
 from scratchvit.inspect.figures import GRID, INK, sheet
-from scratchvit.tensor import replace_ops
+from scratchvit.recording import replace_ops
 
 
 @dataclass(frozen=True)

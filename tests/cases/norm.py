@@ -35,9 +35,9 @@ def _frozen_batch_norm():
 
 
 CASES = [
-    Case("layer_norm", ((2, 3, 5), (5,), (5,)), lambda x, w, b: ops.layer_norm(x, w, b, eps=1e-6),
+    Case("layer_norm", ((2, 3, 5), (5,), (5,)), lambda x, w, b: ops.layer_norm(x, (5,), w, b, eps=1e-6),
          lambda torch, x, w, b: torch.nn.functional.layer_norm(x, (5,), w, b, eps=1e-6)),
-    Case("layer_norm", ((4, 5),), lambda x: ops.layer_norm(x, eps=1e-5),
+    Case("layer_norm", ((4, 5),), lambda x: ops.layer_norm(x, 5, eps=1e-5),
          lambda torch, x: torch.nn.functional.layer_norm(x, (5,), eps=1e-5), "no weight"),
     Case("group_norm", ((2, 4, 3, 2), (4,), (4,)), lambda x, w, b: ops.group_norm(x, 2, w, b),
          lambda torch, x, w, b: torch.nn.functional.group_norm(x, 2, w, b)),

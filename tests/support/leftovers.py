@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 import scratchvit as sv
-from scratchvit import tensor
+from scratchvit import recording
 from scratchvit.nn import init
 
 attention = importlib.import_module("scratchvit.ops.attention")         # the name itself is the function's
@@ -38,11 +38,11 @@ def state() -> dict[str, Any]:
     found = {
         MODULES: tuple(sys.modules),
         "the device in use": sv.device(),
-        "whether ops record": tensor.is_recording(),
+        "whether ops record": recording.is_recording(),
         "whether initial weights are drawn": init.is_drawing(),
-        "a stand-in for ops": tensor._stand_in,
-        "records of random draws": len(sv.random._records),
-        "records of attention": len(attention._recordings),
+        "a stand-in for ops": recording.mode.get().stand_in,
+        "records of random draws": len(sv.random._records.get()),
+        "records of attention": len(attention._recordings.get()),
         "whether memory is traced": tracemalloc.is_tracing(),
         "whether garbage is collected": gc.isenabled(),
         "the working directory": Path.cwd(),

@@ -29,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asarray, asnumpy, is_array
-from scratchvit.tensor import Tensor, differentiable_parameters, replace_ops
+from scratchvit.recording import replace_ops
+from scratchvit.tensor import Tensor, differentiable_parameters
 
 FACTOR = 24.0
 SAMPLES = 3
@@ -163,13 +164,13 @@ def _in_float64(compute: Callable[[], Any], rng: np.random.Generator | None) -> 
 
         args, kwargs = list(args), dict(kwargs)
         slots = differentiable_parameters(function)
-        for position, name, _, takes_rest in slots:
-            if takes_rest:
-                args[position:] = operand(args[position:])
-            elif position < len(args):
-                args[position] = operand(args[position])
-            elif name in kwargs:
-                kwargs[name] = operand(kwargs[name])
+        for slot in slots:
+            if slot.takes_rest:
+                args[slot.position :] = operand(args[slot.position :])
+            elif slot.position < len(args):
+                args[slot.position] = operand(args[slot.position])
+            elif slot.name in kwargs:
+                kwargs[slot.name] = operand(kwargs[slot.name])
             else:
                 dtypes.append(None)
         value, backward = function(*args, **kwargs)

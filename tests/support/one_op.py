@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asarray, asnumpy
-from scratchvit.tensor import Tensor, _edge_to, _run_backward
+from scratchvit.graph import run_backward
+from scratchvit.tensor import Tensor, edge_to
 from tests.support.seeds import seeded
 
 
@@ -19,7 +20,7 @@ def forward_and_backward(
     inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wanted or [True] * len(arrays))]
     outputs = fn(*inputs)
     outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    _run_backward([(_edge_to(y), asarray(v)) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad])
+    run_backward([(edge_to(y), asarray(v)) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad])
     return outputs, inputs
 
 

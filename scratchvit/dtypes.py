@@ -1,0 +1,117 @@
+"""Which numbers an op takes: one rule for every op, applied by the `@op` decorator before the op's function runs.
+
+An op says what it `takes`:
+
+    takes        integers and bool              float16
+    "any"        kept                           kept            moves, compares or adds numbers
+    "numbers"    become float32, as in PyTorch  kept            exp, div, …: the result is a fraction
+    "floats"     TypeError                      kept            products: BLAS itself adds up float16 in float32
+    "sums"       TypeError                      in float32      norms, softmax, losses, means: float16 ends at 65,504
+
+"In float32" means that inputs are converted, and that the value and the gradients are rounded to float16 at the end.
+
+Where the arrays of one call differ, integers take the dtype of the floating-point ones, and a single number (an array
+of shape ()) takes the dtype of the others, as Python's numbers and lists of them do: none of them may turn float32 into
+float64. An array of float64 beside one of
+float32 does, as in NumPy and PyTorch; the gradient of the float32 one is then an error that says so.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from scratchvit.backend import asarray
+
+TAKES = ("any", "numbers", "floats", "sums")
+REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # what every op computes with as it is
+
+
+def settle(
+    function: Callable[..., Any], takes: str, slots: Sequence[Any], args: list[Any], kwargs: dict[str, Any]
+) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
+    """The function and the arguments to call it with, where arrays differ in dtype or are not float32 or float64.
+
+    slots: the differentiable parameters (tensor.Slot). Raises TypeError for numbers that the op does not take.
+    """
+    given: list[tuple[Any, Any]] = []           # (slot, array), also of sequences
+    for slot in slots:
+        if slot.takes_rest:
+            values = args[slot.position :]
+        else:
+            value = args[slot.position] if slot.position < len(args) else kwargs.get(slot.name)
+            values = value if slot.is_sequence else [value]
+        given += [(slot, value) for value in values if hasattr(value, "dtype")]
+    for slot, array in given:
+        if takes in ("floats", "sums") and array.dtype.kind != "f" and not slot.takes_labels:
+            raise TypeError(
+                f"{function.__name__}: {slot.name} is {array.dtype}, and {function.__name__} takes floating-point "
+                'numbers: convert it, for instance with astype("float32")'
+            )
+    dtype = _common([array for slot, array in given if not slot.takes_labels], takes)
+    half = takes == "sums" and dtype == np.float16
+
+    def convert(slot: Any, value: Any) -> Any:
+        if isinstance(value, list | tuple):             # of Python's numbers, which adapt to the others
+            return asarray(value, None if slot.takes_labels else dtype)
+        if dtype is None or not hasattr(value, "dtype") or (slot.takes_labels and value.dtype.kind != "f"):
+            return value
+        if half:
+            return value.astype(np.float32, copy=False)
+        return value.astype(dtype, copy=False) if value.dtype.kind != "f" or value.ndim == 0 else value
+
+    args, kwargs = list(args), dict(kwargs)
+    for slot in slots:
+        if slot.takes_rest:
+            args[slot.position :] = [convert(slot, value) for value in args[slot.position :]]
+            continue
+        place: Any = (args, slot.position) if slot.position < len(args) else (kwargs, slot.name)
+        if place[0] is kwargs and slot.name not in kwargs:
+            continue
+        value = place[0][place[1]]
+        place[0][place[1]] = [convert(slot, v) for v in value] if slot.is_sequence else convert(slot, value)
+    return (_in_float32(function) if half else function), args, kwargs
+
+
+def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
+    """The dtype in which integers and single numbers join the others; None where all are integers and stay so."""
+    floats = [x for x in arrays if x.dtype.kind == "f"]
+    if not floats:
+        return np.dtype(np.float32) if takes == "numbers" else None
+    return functools.reduce(np.promote_types, [x.dtype for x in floats if x.ndim] or [x.dtype for x in floats])
+
+
+def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
+    """An op's function, given float32 for float16: its value and gradients are rounded to float16."""
+
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        value, backward = function(*args, **kwargs)
+
+        def back(dy: Any, **need: Any) -> Any:
+            return _converted(backward(_converted(dy, np.float32), **need), np.float16)
+
+        if takes_need(backward):
+            return _converted(value, np.float16), lambda dy, need: back(dy, need=need)
+        return _converted(value, np.float16), back
+
+    return called
+
+
+def _converted(value: Any, dtype: Any) -> Any:
+    """A value or the gradients of an op in this dtype: an array, or a tuple or list of them; None stays."""
+    if isinstance(value, tuple | list):
+        return type(value)(_converted(element, dtype) for element in value)
+    return None if value is None else value.astype(dtype)
+
+
+def takes_need(backward: Callable[..., Any]) -> bool:
+    """Whether a backward has a parameter named `need` (see `op`). It may be any callable, and have other defaults."""
+    code = getattr(backward, "__code__", None)
+    if code is None:        # functools.partial, or an object with __call__
+        return "need" in inspect.signature(backward).parameters
+    return "need" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

@@ -1,0 +1,61 @@
+"""Sums over any axes that keep their digits: the project's one rule for adding up many float32 numbers.
+
+    plain       x.sum(axis=axes)
+    trouble     NumPy adds pairwise along the last axis in memory, but row to row along the others. Of a million equal
+                rows, such a running sum in float32 has lost 1 %, and of 2²⁵ ones it is 2²⁴.
+    rule        BLOCK rows are added by a product with ones, which runs at the speed of memory; the sums of the blocks,
+                few numbers, are added in float64. The error is that of BLOCK roundings at worst, whatever the length.
+
+Sums over the last axes are left to NumPy, which adds them pairwise; those of float64 and on a GPU, where a reduction is
+a tree, to the array module.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import groupby
+
+import numpy as np
+
+from scratchvit.backend import CPU, Array, backend_of
+
+BLOCK = 256         # rows that are added by one product with ones
+SMALL = 4_096       # entries of a matrix below which a product costs more than a float64 sum
+
+
+def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
+    """Σ of x over the axes (in 0 … ndim - 1), in x's dtype."""
+    if x.dtype not in (np.float32, np.float16) or backend_of(x) is not CPU or not axes or x.size == 0:
+        return x.sum(axis=axes, keepdims=keepdims)
+    kept_shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
+    shape = kept_shape if keepdims else tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
+    if x.dtype == np.float16:
+        return x.sum(axis=axes, dtype=np.float64).astype(np.float16).reshape(shape)
+    last = x.ndim
+    while last - 1 in axes:
+        last -= 1
+    if last < x.ndim:
+        x = x.sum(axis=tuple(range(last, x.ndim)))
+    # From the back: each run of neighbouring axes is the middle of (outer, N, inner).
+    for reduced, run in reversed([(key, list(group)) for key, group in groupby(range(last), axes.__contains__)]):
+        if reduced:
+            before, after = x.shape[: run[0]], x.shape[run[-1] + 1 :]
+            N = math.prod(x.shape[run[0] : run[-1] + 1])
+            x = _middle(x.reshape(math.prod(before), N, math.prod(after))).reshape(*before, *after)
+    return np.asarray(x).reshape(shape)
+
+
+def _middle(x: np.ndarray) -> np.ndarray:
+    """Σ over the middle axis of x (outer, N, inner) → (outer, inner)."""
+    outer, N, inner = x.shape
+    if N * inner < SMALL:
+        return x.sum(axis=1, dtype=np.float64).astype(x.dtype)
+    ones = np.ones((1, min(N, BLOCK)), dtype=x.dtype)
+    blocks, rest = divmod(N, BLOCK)
+    if blocks == 0:
+        return np.matmul(ones, x)[:, 0]
+    sums = np.matmul(ones, x[:, : blocks * BLOCK].reshape(outer, blocks, BLOCK, inner))[:, :, 0]
+    y = sums.sum(axis=1, dtype=np.float64)
+    if rest:
+        y += np.matmul(ones[:, :rest], x[:, N - rest :])[:, 0]
+    return y.astype(x.dtype)
