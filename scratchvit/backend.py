@@ -27,8 +27,8 @@ from scratchvit.errors import ScratchvitError
 Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
 
-ArrayOrLabels: TypeAlias = Annotated[Any, "array or labels"]
-"""Likewise, where integers may stand too and are not numbers but classes."""
+AnyArray: TypeAlias = Annotated[Any, "array of any dtype"]
+"""Likewise, where an op itself says what integers or bool mean: classes, a mask given by mistake."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +163,11 @@ def asarray(x: Any, dtype: Any = None) -> Array:
 def asnumpy(x: Array) -> np.ndarray:
     """x as a NumPy array on the host. On the GPU this waits for the device."""
     return backend_of(x).to_host(x)
+
+
+def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
+    """Whether an array of this shape can be repeated to the target."""
+    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1]))
 
 
 def erf(x: Array) -> Array:

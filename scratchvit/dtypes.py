@@ -47,18 +47,18 @@ def settle(
             values = value if slot.is_sequence else [value]
         given += [(slot, value) for value in values if hasattr(value, "dtype")]
     for slot, array in given:
-        if takes in ("floats", "sums") and array.dtype.kind != "f" and not slot.takes_labels:
+        if takes in ("floats", "sums") and array.dtype.kind != "f" and not slot.any_dtype:
             raise TypeError(
                 f"{function.__name__}: {slot.name} is {array.dtype}, and {function.__name__} takes floating-point "
                 'numbers: convert it, for instance with astype("float32")'
             )
-    dtype = _common([array for slot, array in given if not slot.takes_labels], takes)
+    dtype = _common([array for slot, array in given if not slot.any_dtype], takes)
     half = takes == "sums" and dtype == np.float16
 
     def convert(slot: Any, value: Any) -> Any:
         if isinstance(value, list | tuple):             # of Python's numbers, which adapt to the others
-            return asarray(value, None if slot.takes_labels else dtype)
-        if dtype is None or not hasattr(value, "dtype") or (slot.takes_labels and value.dtype.kind != "f"):
+            return asarray(value, None if slot.any_dtype else dtype)
+        if dtype is None or not hasattr(value, "dtype") or (slot.any_dtype and value.dtype.kind != "f"):
             return value
         if half:
             return value.astype(np.float32, copy=False)

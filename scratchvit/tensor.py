@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from scratchvit import dtypes
-from scratchvit.backend import Array, ArrayOrLabels, array_module, asarray, asnumpy, is_array
+from scratchvit.backend import AnyArray, Array, array_module, asarray, asnumpy, broadcasts_to, is_array
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
 
@@ -197,10 +197,11 @@ class Tensor:
         def change(self: Tensor, other: Any) -> Tensor:
             """`with no_grad(): p -= lr * p.grad` changes the numbers of the leaf p. Anywhere else it is an error."""
             self._must_be_changeable(f"{symbol}=", f"x = x {symbol} …")
-            xp, other = array_module(self.data), other.data if isinstance(other, Tensor) else other
-            if np.broadcast_shapes(self.shape, np.shape(other)) != self.shape:
-                raise ValueError(f"{symbol}=: an operand of shape {np.shape(other)} does not fit into {self.shape}")
-            getattr(xp, ufunc)(self.data, other, out=self.data)
+            operand = other if isinstance(other, int | float) else Tensor(other, dtype=self.dtype).data
+            shape = getattr(operand, "shape", ())
+            if not broadcasts_to(shape, self.shape):
+                raise ValueError(f"{symbol}=: an operand of shape {shape} does not fit into {self.shape}")
+            getattr(array_module(self.data), ufunc)(self.data, operand, out=self.data)
             self.mark_changed()
             return self
 
@@ -297,17 +298,17 @@ class Slot(NamedTuple):
     name: str
     is_sequence: bool       # of arrays
     takes_rest: bool        # it is *args
-    takes_labels: bool      # integers are not numbers there, but classes
+    any_dtype: bool         # the op itself says what integers mean there
 
 
 def differentiable_parameters(function: Callable[..., Any]) -> list[Slot]:
     """The differentiable parameters of an op's function, in order."""
     one, many = ("Array", Array, "Array | None", Array | None), ("Sequence[Array]", Sequence[Array])
-    labels = ("ArrayOrLabels", ArrayOrLabels)
+    any_dtype = ("AnyArray", AnyArray, "AnyArray | None", AnyArray | None)
     return [
-        Slot(position, name, found in many, parameter.kind is parameter.VAR_POSITIONAL, found in labels)
+        Slot(position, name, found in many, parameter.kind is parameter.VAR_POSITIONAL, found in any_dtype)
         for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items())
-        if (found := parameter.annotation) in (*one, *many, *labels)
+        if (found := parameter.annotation) in (*one, *many, *any_dtype)
     ]
 
 
@@ -339,7 +340,7 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
         array = x.data if isinstance(x, Tensor) else x
         if array is not None and not isinstance(array, int | float):
             its = getattr(array, "dtype", None)
-            if its is not dtype and (dtype is not None or its not in dtypes.REGULAR):
+            if its is None or (its is not dtype and (dtype is not None or its not in dtypes.REGULAR)):
                 return False
             dtype = its
     return True

@@ -19,7 +19,7 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, backend_of
 
-BLOCK = 256         # rows that are added by one product with ones
+BLOCK = 128         # rows that are added by one product with ones
 SMALL = 4_096       # entries of a matrix below which a product costs more than a float64 sum
 
 

@@ -11,8 +11,3 @@ def axis_of(name: str, x: Array, dim: int) -> int:
     if not -axes <= dim < axes:
         raise ValueError(f"{name}: dim {dim} is no axis of an array of shape {x.shape}")
     return dim % axes
-
-
-def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether an array of this shape can be repeated to the target."""
-    return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1]))

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from scratchvit import random
-from scratchvit.backend import Array, array_module, asarray, parallel_rows
-from scratchvit.ops.arguments import axis_of, broadcasts_to
+from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, parallel_rows
+from scratchvit.ops.arguments import axis_of
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
@@ -61,7 +61,7 @@ def attention(
     q: Array,
     k: Array,
     v: Array,
-    bias: Array | None = None,
+    bias: AnyArray | None = None,
     mask: Any = None,
     dropout: float = 0.0,
     scale: float | None = None,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import backend
-from scratchvit.backend import CPU, Array, ArrayOrLabels, array_module, backend_of
+from scratchvit.backend import CPU, AnyArray, Array, array_module, backend_of
 from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.ops.elementwise import logistic
@@ -20,7 +20,7 @@ from scratchvit.tensor import op
 
 @op(takes="sums")
 def cross_entropy(
-    x: Array, target: ArrayOrLabels, weight: Array | None = None, label_smoothing: float = 0.0,
+    x: Array, target: AnyArray, weight: Array | None = None, label_smoothing: float = 0.0,
     reduction: str = "mean", ignore_index: int = -100,
 ):
     """-Σ_c w_c q_c log p_c with p = softmax(x) over axis 1: how many nats p needs to tell what q already knows.
@@ -156,7 +156,7 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
 
 
 @op(takes="sums")
-def kl_div(x: Array, target: ArrayOrLabels, reduction: str = "mean", log_target: bool = False):
+def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool = False):
     """Σ t (log t - x): how far the distribution t is from the one whose logarithms x are.
 
     log_target: target holds log t.  reduction: also "batchmean", the sum over the length of axis 0, which is the
@@ -181,7 +181,7 @@ def kl_div(x: Array, target: ArrayOrLabels, reduction: str = "mean", log_target:
 
 
 @op(takes="sums")
-def binary_cross_entropy(x: Array, target: ArrayOrLabels, weight: Any = None, reduction: str = "mean"):
+def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean"):
     """-w (t log x + (1 - t) log(1 - x)) for probabilities x, logarithms no lower than -100.
 
     x: any shape, in [0, 1].  target t: x's shape, in [0, 1].  weight w: a constant, broadcast against x.
@@ -215,7 +215,7 @@ def binary_cross_entropy(x: Array, target: ArrayOrLabels, weight: Any = None, re
 
 @op(takes="sums")
 def binary_cross_entropy_with_logits(
-    x: Array, target: ArrayOrLabels, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
+    x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
     """w (P t s(-x) + (1 - t) s(x)) with s(x) = log(1 + eˣ) and P = pos_weight: binary_cross_entropy of σ(x).
 
@@ -245,7 +245,7 @@ def binary_cross_entropy_with_logits(
 
 @op(takes="sums")
 def sigmoid_focal_loss(
-    x: Array, target: ArrayOrLabels, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
+    x: Array, target: AnyArray, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
 ):
     """Cross-entropy in which what is right already counts little (Lin et al., arXiv 1708.02002, eq. 5), entry by entry.
 
@@ -286,7 +286,7 @@ def sigmoid_focal_loss(
 
 
 @op(takes="sums")
-def l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean"):
+def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """|x - t|:  dx = dy sign(x - t),  dt = -dx."""
     xp = array_module(x)
     difference = x - _like("l1_loss", x, target)
@@ -294,7 +294,7 @@ def l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean"):
 
 
 @op(takes="sums")
-def smooth_l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean", beta: float = 1.0):
+def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: float = 1.0):
     """With d = x - t: d² / 2β where |d| < β, else |d| - β/2 (Girshick, arXiv 1504.08083).
 
     dx = dy · clip(d / β, ±1),  dt = -dx.
@@ -311,7 +311,7 @@ def smooth_l1_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean", bet
 
 
 @op(takes="sums")
-def mse_loss(x: Array, target: ArrayOrLabels, reduction: str = "mean"):
+def mse_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """(x - t)²:  dx = 2 dy (x - t),  dt = -dx."""
     difference = x - _like("mse_loss", x, target)
     return _of_difference("mse_loss", difference, difference * difference, lambda: 2 * difference, reduction)

@@ -32,9 +32,9 @@ class Case:
     def __str__(self) -> str:
         return f"{self.op}-{self.note}" if self.note else self.op
 
-    def make(self, dtype: Any = np.float64) -> list[np.ndarray]:
-        """The inputs."""
-        rng = seeded(0)
+    def make(self, dtype: Any = np.float64, seed: int = 0) -> list[np.ndarray]:
+        """The inputs; other numbers for another seed."""
+        rng = seeded(seed)
         made = self.inputs(rng) if callable(self.inputs) else [rng.standard_normal(shape) for shape in self.inputs]
         return [array.astype(dtype) for array in made]
 
