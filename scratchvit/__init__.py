@@ -4,7 +4,7 @@ from scratchvit import _openblas  # isort: skip  (before anything that imports N
 from scratchvit import backend, nn, ops, optim, random
 from scratchvit.backend import device, use
 from scratchvit.errors import ScratchvitError
-from scratchvit.gradcheck import GradientError, gradcheck
+from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
 from scratchvit.models import create_model, list_models
 from scratchvit.tensor import Tensor, checkpoint, no_grad
 from scratchvit.weights import load_weights
