@@ -55,7 +55,7 @@ def gradcheck(
     jacobian: bool = False,
     seed: int = 0,
     step: float = 1e-4,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-7,
     float32: bool = True,
 ) -> None:
     """Check the gradients of `fn(*tensors)` with respect to every entry of the arrays; return None if they are right.
