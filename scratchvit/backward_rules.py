@@ -56,7 +56,6 @@ class Recorded:
         cotangents: an array per output, on the host or the device; None for an output that is not used.
         when: under what circumstance, for errors, with a space before it.
         """
-        self.require_kept("a later call")
         for node, backward, edges in self._nodes:
             node.backward, node.edges = backward, edges
         for tensor in self.inputs:
@@ -77,11 +76,11 @@ class Recorded:
         return [tensor.grad for tensor in self.inputs]
 
     def require_kept(self, who: str, when: str = "") -> None:
-        tensors = [*self.inputs, *self.outputs]
-        names = [*_numbered("input", self.inputs), *_numbered("output", self.outputs)]
-        for name, tensor, copy in zip(names, tensors, [*self.point, *self.values]):
-            if not _same_bits(asnumpy(tensor.data), copy):
-                raise GradientError(f"{who} writes to {name}{when}; compute in a new array")
+        """Raise GradientError if inputs or outputs are not as they were; `who` will have written to them."""
+        for what, tensors, copies in (("input", self.inputs, self.point), ("output", self.outputs, self.values)):
+            for number, (tensor, copy) in enumerate(zip(tensors, copies)):
+                if not _same_bits(asnumpy(tensor.data), copy):
+                    raise GradientError(f"{who} writes to {what} {number}{when}; compute in a new array")
 
 
 def evaluate(fn: Callable[..., Any], point: Arrays) -> Arrays:
@@ -189,16 +188,26 @@ class Rules:
         self.handed_out, self.right = handed_out, on_host(handed_out, graph.point)
         self.tolerance, self.noise = tolerance, noise
 
-    def second_backward(self, cotangent: Arrays) -> Arrays:
-        """The gradient for another cotangent, read-only and in Fortran order, through the graph that was used."""
+    def outputs_alone(self) -> None:
+        """Each output used alone, by a cotangent of gaps and negative strides: the sum is the gradient of all.
+
+        It goes through the graph that was used, and writes to what was handed out there.
+        """
+        self.graph.require_kept("a later call")
+        total = [np.zeros_like(x) for x in self.point]
+        second: list[Array | None] = []
+        right: Arrays = []
         try:
-            second = self.graph.pull_back(_laid_out(cotangent, _fortran, _read_only))
-            right = on_host(second, self.point)
-        except GradientError as error:
+            for j in range(len(self.cotangent)):
+                second = self.graph.pull_back(_only(j, _laid_out(self.cotangent, _gapped_and_reversed)))
+                right = on_host(second, self.point)
+                for part, gradient in zip(total, right):
+                    part += gradient
+            self._require_right(total, " for a gapped cotangent of negative strides, when each output is used alone")
+        except GradientError:
             self.explain()
-            raise error
+            raise
         self._require_own_memory(second, right)
-        return right
 
     def _require_own_memory(self, second: list[Array | None], right: Arrays) -> None:
         """Write to each gradient of the first backward in turn, and see that nothing else changes."""
@@ -207,11 +216,11 @@ class Rules:
                 continue
             if not _same_bits(asnumpy(gradient), self.right[number]):
                 raise GradientError(
-                    f"the gradient of input {number} changes after it was handed out: a later backward, or who writes "
-                    "to another gradient, writes to it; hand out a new array each time"
+                    f"the gradient of input {number} changes after it was handed out: a later backward, or whoever "
+                    "writes to another gradient, writes to it; hand out a new array each time"
                 )
             gradient[...] = float("nan")
-            self.graph.require_kept(f"who writes to the gradient of input {number}")
+            self.graph.require_kept(f"whoever writes to the gradient of input {number}")
             for other, copy in zip(second, right):
                 if other is not None and not _same_bits(asnumpy(other), copy):
                     raise GradientError(
@@ -219,18 +228,13 @@ class Rules:
                         "hand out a new array each time"
                     )
 
-    def outputs_alone(self) -> None:
-        """Each output used alone, by a cotangent of gaps and negative strides: the sum is the gradient of all."""
-        total = [np.zeros_like(x) for x in self.point]
+    def another(self, cotangent: Arrays) -> Arrays:
+        """The gradient for another cotangent, read-only and in Fortran order, through the graph that was used."""
         try:
-            for j in range(len(self.cotangent)):
-                alone = _only(j, _laid_out(self.cotangent, _gapped_and_reversed))
-                for part, gradient in zip(total, on_host(self.graph.pull_back(alone), self.point)):
-                    part += gradient
-            self._require_right(total, "for a gapped cotangent of negative strides, when each output is used alone")
-        except GradientError as error:
+            return on_host(self.graph.pull_back(_laid_out(cotangent, _fortran, _read_only)), self.point)
+        except GradientError:
             self.explain()
-            raise error
+            raise
 
     def inputs_alone(self) -> None:
         """Only some inputs wanted, in graphs made anew: each alone, and of three or more, all but each."""
@@ -239,9 +243,9 @@ class Rules:
             try:
                 found = on_host(Recorded(self.fn, self.point, wanted).pull_back(self.cotangent, when), self.point, when)
                 self._require_right(found, when, wanted)
-            except GradientError as error:
+            except GradientError:
                 self.explain()
-                raise error
+                raise
 
     def explain(self) -> None:
         """Try one circumstance at a time; raise GradientError with the first that changes the gradient."""
@@ -250,12 +254,11 @@ class Rules:
 
         when = " in a second backward through the same graph: the first one changed what the op had saved"
         graph = Recorded(self.fn, self.point)
-        first = graph.pull_back(self.cotangent)
+        graph.pull_back(self.cotangent)
         self._require_right(on_host(graph.pull_back(self.cotangent, when), self.point, when), when)
         when = " once somebody wrote to the gradient handed out before: it was an array that the op had saved"
         graph = Recorded(self.fn, self.point)
-        first = graph.pull_back(self.cotangent)
-        for gradient in first:
+        for gradient in graph.pull_back(self.cotangent):
             if gradient is not None:
                 gradient[...] = 0
         self._require_right(on_host(graph.pull_back(self.cotangent, when), self.point, when), when)
@@ -307,11 +310,12 @@ def rounds_to_float32(gradient: np.ndarray, noise: float) -> bool:
         return entries.size > 0 and bool((entries == entries.astype(np.float32)).all())
 
 
-def check_float32(fn: Callable[..., Any], graph: Recorded, cotangent: Arrays, gradient: Arrays) -> str:
-    """Compare values and gradients of fn in float32 with those in float64, given by its graph and gradient.
+def check_float32(fn: Callable[..., Any], rules: Rules) -> str:
+    """Compare values and gradients of fn in float32 with those in float64, which the rules know.
 
     Returns why nothing was compared, or "". Raises GradientError for a difference that rounding does not explain.
     """
+    graph, cotangent, gradient = rules.graph, rules.cotangent, rules.right
     exact = [*graph.values, *gradient]
     if any(np.abs(a).max(initial=0) > np.finfo(np.float32).max for a in (*graph.point, *exact)):
         return "its numbers do not fit in float32"

@@ -88,11 +88,10 @@ def gradcheck(
     """
     point = [_float64(array, f"input {number}") for number, array in enumerate(arrays)]
     check = _Check(fn, point, seed, step, tolerance)
-    check.numbers(jacobian)
-    check.rules.outputs_alone()
-    check.rules.inputs_alone()
+    rules = check.numbers(jacobian)
+    rules.inputs_alone()
     remarks = _weak_spots(fn, point, check.value)
-    if float32 and (reason := check.float32()):
+    if float32 and (reason := check_float32(fn, rules)):
         remarks.append(f"float32 was left out: {reason}. Pass float32=False if that is as it should be")
     for remark in remarks:
         warnings.warn(f"gradcheck: {remark}", GradcheckWarning, stacklevel=2)
@@ -116,26 +115,27 @@ class _Check:
         self.value = _finite(self.graph.values)
         _require_deterministic(self.value, evaluate(fn, point))
 
-    def numbers(self, jacobian: bool) -> None:
-        """Every comparison with differences. Leaves `rules`, for a gradient of which the numbers are right."""
+    def numbers(self, jacobian: bool) -> Rules:
+        """Every comparison with differences. Returns the rules that are left to try.
+
+        What a network does with cotangents is tried between two of them, so that the second sees what it left behind.
+        """
         if jacobian:
             self.entry_by_entry(np.eye(sum(v.size for v in self.value)))
         rng = np.random.default_rng(self.seed)
         (u, v), *others = [(_random_like(self.point, rng), _random_like(self.value, rng)) for _ in range(DIRECTIONS)]
         handed_out = self.graph.pull_back(v)
-        self.rules = Rules(self.fn, self.graph, v, handed_out, self.tolerance, self._noise(_flat(v)[None])[0])
-        self.along(u, v, self.rules.right)
-        for number, gradient in enumerate(self.rules.right):
-            if rounds_to_float32(gradient, self.rules.noise):
+        rules = Rules(self.fn, self.graph, v, handed_out, self.tolerance, self._noise(_flat(v)[None])[0])
+        self.along(u, v, rules.right)
+        for number, gradient in enumerate(rules.right):
+            if rounds_to_float32(gradient, rules.noise):
                 raise GradientError(
                     f"the gradient of input {number} is rounded to float32: every entry is a float32 number"
                 )
+        rules.outputs_alone()
         for u, v in others:
-            self.along(u, v, self.rules.second_backward(v), self.rules.explain)
-
-    def float32(self) -> str:
-        """Compare with float32. Returns why that was not possible, or ""."""
-        return check_float32(self.fn, self.graph, self.rules.cotangent, self.rules.right)
+            self.along(u, v, rules.another(v), rules.explain)
+        return rules
 
     def along(
         self, direction: Arrays, cotangent: Arrays, gradient: Arrays, explain: Callable[[], None] = lambda: None

@@ -438,7 +438,7 @@ def _(x: Array):
     return y, backward
 
 
-@broken(RULES, "hands out an array made in the forward", "changes after it was handed out", (3, 4))
+@broken(RULES, "hands out an array made in the forward", "two backwards hand out the same memory", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     y, dx = xp.exp(x), xp.empty_like(x)
@@ -453,22 +453,43 @@ def _(x: Array):
 def _():
     results = {}
 
-    def exp_with_a_buffer(x: Array):
+    def twice_and_thrice(x: Array):
         xp = array_module(x)
-        y = xp.exp(x)
 
-        def backward(dy):
+        def backward(dys):
             dx = results.setdefault(x.dtype, xp.empty_like(x))
-            dx[...] = dy * y
+            dx[...] = 0
+            for dy, factor in zip(dys, (2, 3)):
+                if dy is not None:
+                    dx[...] += factor * dy
             return dx
-        return y, backward
-    return exp_with_a_buffer
+        return (2 * x, 3 * x), backward
+    return twice_and_thrice
 
 
 @broken(RULES, "hands out zeros that it made in the forward", "two backwards hand out the same memory", (3, 4), (4,))
 def _(x: Array, y: Array):
     zeros = array_module(x).zeros_like(y)
     return x * 2, lambda dy: (dy * 2, zeros)
+
+
+@broken(RULES, "hands out one of its values", "to the gradient of input 1 writes to output 1", (3, 4), (4,))
+def _(x: Array, y: Array):
+    zeros = array_module(x).zeros_like(y)
+    return (x * 2, zeros), lambda dys: (0 * x if dys[0] is None else dys[0] * 2, zeros)
+
+
+@broken(RULES, "hands out a gradient that it saved", "two backwards hand out the same memory", (3, 4))
+def _(x: Array):
+    xp = array_module(x)
+    known = []
+
+    def backward(dy):
+        if known and xp.array_equal(known[0][0], dy):
+            return known[0][1]
+        known[:] = [(dy.copy(), dy * xp.cos(x))]
+        return known[0][1]
+    return xp.sin(x), backward
 
 
 @broken(RULES, "scales what it saved in place", "second backward through the same graph|changes after", (3, 4))
