@@ -5,7 +5,7 @@ from scratchvit import backend, nn, ops, optim, random
 from scratchvit.backend import device, use
 from scratchvit.checkpoint import checkpoint
 from scratchvit.errors import ScratchvitError
-from scratchvit.gradcheck import GradientError, gradcheck
+from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
 from scratchvit.models import create_model, list_models
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor

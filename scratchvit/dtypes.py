@@ -44,7 +44,7 @@ def settle(
             values = args[slot.position :]
         else:
             value = args[slot.position] if slot.position < len(args) else kwargs.get(slot.name)
-            values = value if slot.is_sequence else [value]
+            values = list(value or ()) if slot.is_sequence else [value]
         given += [(slot, value) for value in values if hasattr(value, "dtype")]
     for slot, array in given:
         if takes in ("floats", "sums") and array.dtype.kind != "f" and not slot.any_dtype:

@@ -1,4 +1,4 @@
-"""Is this backward right? Compare it with finite differences, in float64.
+"""Is this backward right? Compare it with finite differences, in float64, and try how a network would use it.
 
 A backward computes Jᵀv: the transposed Jacobian of the function times a cotangent v. Finite differences compute J u,
 the change of the value along a direction u. Both must give the same number ⟨v, J u⟩ = ⟨Jᵀ v, u⟩, for one backward and a
@@ -10,29 +10,43 @@ handful of forwards, whatever the size of J. What makes such a check sound:
 - **float64 and the right step.** A central difference errs by h² φ‴/6 through truncation and by about ε|φ|/h through
   rounding (ε = 2e-16). Two steps, h and h/2, cancel the h² term (Richardson): at h = 1e-4 eleven digits are left.
 - **A kink is not a wrong gradient.** Within h of the corner of relu or of a tie in max, differences mean nothing. Two
-  signs give it away: the two steps disagree, or the slopes left and right do not meet as h shrinks.
+  signs give it away: the two steps disagree, or the slopes left and right do not meet as h shrinks. A function that
+  bends within h shows the same signs; smaller steps tell the two apart.
+- **Right numbers are half of it.** A network also hands a backward views, leaves out inputs and outputs, and runs in
+  float32: backward_rules.py.
 - **The check is checked**: tests/test_gradcheck.py breaks every op's backward on purpose, and each must be caught.
+  docs/gradcheck.md lists what it can and cannot see, beside PyTorch's check.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+import warnings
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchvit.backend import asarray, asnumpy, is_array
-from scratchvit.graph import run_backward
-from scratchvit.recording import no_grad
-from scratchvit.tensor import Tensor, edge_to
+from scratchvit.backend import asnumpy, is_array
+from scratchvit.backward_rules import (
+    Arrays,
+    GradientError,
+    Recorded,
+    Rules,
+    check_float32,
+    evaluate,
+    first_non_finite,
+    on_host,
+    plain,
+    rounds_to_float32,
+)
 
-Arrays = list[np.ndarray]
 DIRECTIONS = 2                  # pairs (u, v); one sees almost every error, two forgive an unlucky draw
 KINK = 1e-4                     # relative disagreement that no smooth function shows at the default step
 
 
-class GradientError(AssertionError):
-    """A backward that does not match its function, or a function that cannot be checked at this input."""
+class GradcheckWarning(UserWarning):
+    """The check passed, but at this point or with this function it sees less than it could."""
 
 
 def gradcheck(
@@ -41,31 +55,46 @@ def gradcheck(
     jacobian: bool = False,
     seed: int = 0,
     step: float = 1e-4,
-    tolerance: float = 1e-6,
+    tolerance: float = 1e-7,
+    float32: bool = True,
 ) -> None:
     """Check the gradients of `fn(*tensors)` with respect to every entry of the arrays; return None if they are right.
 
-    fn: takes Tensors, returns a Tensor or a tuple of them, all float64. It may use Modules, whose parameters must be
-        float64 too (the check adds to their `.grad`). It must give the same value each time it is called.
-    arrays: the point at which to check, float64, on the host or on the device in use.
-    jacobian: compare every entry of the Jacobian instead of two random projections; one backward per output entry.
+    Beside the numbers it tries what a network does: views as cotangents, inputs that need no gradient, outputs that
+    nobody uses, shared memory, a second backward, float32. See backward_rules.py for the rules. They are tried on the
+    whole of fn, so check an op by itself: inside a longer function, the ops behind it decide what reaches its backward.
+
+    fn: takes a Tensor for each array, returns a Tensor or a tuple of them, float64 for float64. It may use Modules,
+        whose parameters must be float64 too (the check adds to their `.grad`). It must give the same value each time.
+    arrays: the point at which to check, float64, of any shapes, on the host or on the device in use. The best points
+        have axes of different lengths, broadcast where fn does, and positive and negative entries, none of them near a
+        kink. The check does not write to them.
+    jacobian: compare every entry of the Jacobian too; one backward per output entry.
     seed: of the random directions; an error names it.
     step: the larger of the two steps of the differences; smaller for functions that bend within 1e-4.
     tolerance: the relative difference that passes.
+    float32: also compare fn in float32 with fn in float64. Choose False for a function that is for float64 only, such
+        as one with a float64 Module inside, or whose float32 is meant to be coarse (TF32).
 
-    Raises GradientError with the worst entry and its two values; TypeError for arrays or results that are not float64.
-    Method: ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ as in HIPS autograd's `test_util`; the differences as above.
+    Raises GradientError, an AssertionError, with one sentence on what is wrong: the worst entry and its two values, or
+        the rule that is broken. Raises it too where fn cannot be checked: it is not deterministic or not finite, or
+        differences disagree (a kink).
+    Raises TypeError for arrays or results that are not float64, and for results that are not Tensors.
+    Warns, with GradcheckWarning, when it passed but saw less than it could: no input is broadcast though fn takes that,
+        every axis has the same length, every matrix is symmetric, no entry is negative though fn takes that, or
+        fn gives no float32 for float32.
+
+    Source: ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ as in HIPS autograd's `test_util`; the differences are Richardson's (1911).
     """
     point = [_float64(array, f"input {number}") for number, array in enumerate(arrays)]
-    value = _evaluate(fn, point)
-    _require_deterministic(value, _evaluate(fn, point))
-    check = _Check(fn, point, value, seed, step, tolerance)
-    if jacobian:
-        check.entry_by_entry(np.eye(sum(v.size for v in value)))
-        return
-    rng = np.random.default_rng(seed)
-    for _ in range(DIRECTIONS):
-        check.along(_random_like(point, rng), _random_like(value, rng))
+    check = _Check(fn, point, seed, step, tolerance)
+    rules = check.numbers(jacobian)
+    rules.inputs_alone()
+    remarks = _weak_spots(fn, point, check.value)
+    if float32 and (reason := check_float32(fn, rules)):
+        remarks.append(f"float32 was left out: {reason}. Pass float32=False if that is as it should be")
+    for remark in remarks:
+        warnings.warn(f"gradcheck: {remark}", GradcheckWarning, stacklevel=2)
 
 
 class _Slope(NamedTuple):
@@ -79,19 +108,46 @@ class _Slope(NamedTuple):
 class _Check:
     """One function at one point."""
 
-    def __init__(self, fn: Callable[..., Any], point: Arrays, value: Arrays, seed: int, step: float, tolerance: float):
-        self.fn, self.point, self.value = fn, point, value
+    def __init__(self, fn: Callable[..., Any], point: Arrays, seed: int, step: float, tolerance: float):
+        self.fn, self.point = fn, point
         self.seed, self.step, self.tolerance = seed, step, tolerance
+        self.graph = Recorded(fn, point)
+        self.value = _finite(self.graph.values)
+        _require_deterministic(self.value, evaluate(fn, point))
 
-    def along(self, direction: Arrays, cotangent: Arrays) -> None:
-        """⟨v, J u⟩ by differences against ⟨Jᵀ v, u⟩ by backward; on failure, find the entry to blame."""
-        gradient = _pull_back(self.fn, self.point, cotangent)
+    def numbers(self, jacobian: bool) -> Rules:
+        """Every comparison with differences. Returns the rules that are left to try.
+
+        What a network does with cotangents is tried between two of them, so that the second sees what it left behind.
+        """
+        if jacobian:
+            self.entry_by_entry(np.eye(sum(v.size for v in self.value)))
+        rng = np.random.default_rng(self.seed)
+        (u, v), *others = [(_random_like(self.point, rng), _random_like(self.value, rng)) for _ in range(DIRECTIONS)]
+        handed_out = self.graph.pull_back(v)
+        rules = Rules(self.fn, self.graph, v, handed_out, self.tolerance, self._noise(_flat(v)[None])[0])
+        self.along(u, v, rules.right)
+        for number, gradient in enumerate(rules.right):
+            if rounds_to_float32(gradient, rules.noise):
+                raise GradientError(
+                    f"the gradient of input {number} is rounded to float32: every entry is a float32 number"
+                )
+        rules.outputs_alone()
+        for u, v in others:
+            self.along(u, v, rules.another(v), rules.explain)
+        return rules
+
+    def along(
+        self, direction: Arrays, cotangent: Arrays, gradient: Arrays, explain: Callable[[], None] = lambda: None
+    ) -> None:
+        """⟨v, J u⟩ by differences against ⟨Jᵀ v, u⟩ by backward; on failure, find the rule or the entry to blame."""
         analytic = _flat(gradient) * _flat(direction)
         slope = self._differences(direction, _flat(cotangent)[None])
         scale = max(abs(slope.value[0]), np.linalg.norm(analytic))
         error = abs(analytic.sum() - slope.value[0])
         if error <= self.tolerance * scale + slope.noise[0] and slope.kink[0] <= KINK * scale + slope.noise[0]:
             return
+        explain()
         self.entry_by_entry(_flat(cotangent)[None])
         raise GradientError(
             f"wrong gradient, or a kink, along a random direction: backward says {analytic.sum():.10g}, differences "
@@ -100,7 +156,9 @@ class _Check:
 
     def entry_by_entry(self, cotangents: np.ndarray) -> None:
         """Compare ⟨v, ∂f/∂xⱼ⟩ for every entry xⱼ of the inputs and every row v (outputs' entries,) of cotangents."""
-        rows = [_flat(_pull_back(self.fn, self.point, self._split(v))) for v in cotangents]
+        rows = [
+            _flat(on_host(Recorded(self.fn, self.point).pull_back(self._split(v)), self.point)) for v in cotangents
+        ]
         if len(cotangents) == 0:        # fn has only empty outputs
             return
         worst, message = 0.0, ""
@@ -110,12 +168,9 @@ class _Check:
             unit[number][index] = 1
             slope = self._differences(unit, cotangents)
             scale = np.maximum(np.abs(slope.value), np.abs(analytic))
-            where = f"input {number}, index {_plain(index)}"
+            where = f"input {number}, index {plain(index)}"
             if np.any(slope.kink > KINK * scale + slope.noise):
-                raise GradientError(
-                    f"the function has a kink within {self.step:g} of this input, at {where}: differences say nothing "
-                    f"there; move the input away from it (seed {self.seed})"
-                )
+                raise self._disagreement(where, unit, cotangents)
             excess = np.abs(analytic - slope.value) / (self.tolerance * scale + slope.noise + np.finfo(float).tiny)
             i = int(np.argmax(excess))
             if excess[i] > worst:
@@ -125,25 +180,45 @@ class _Check:
         if worst > 1:
             raise GradientError(f"wrong gradient, worst at {message} (seed {self.seed})")
 
-    def _differences(self, direction: Arrays, cotangents: np.ndarray) -> _Slope:
+    def _disagreement(self, where: str, unit: Arrays, cotangents: np.ndarray) -> GradientError:
+        """Smaller steps tell a kink at the point itself from one beside it and from a function that bends."""
+        told = f"differences with steps of {self.step:g} and {self.step / 2:g} disagree at {where}"
+        slopes = ((step, self._differences(unit, cotangents, step)) for step in self.step / 10 ** np.arange(1, 5))
+        for (step, slope), (_, finer) in itertools.pairwise(slopes):
+            bound = KINK * np.abs(slope.value)
+            if np.all(slope.kink <= bound) and np.all(np.abs(slope.value - finer.value) <= bound + finer.noise):
+                return GradientError(
+                    f"{told}: the function bends within that distance, or has a kink there. Steps of {step:g} agree: "
+                    f"pass step={step:g}, or move the input (seed {self.seed})"
+                )
+        return GradientError(
+            f"{told}, and smaller ones do too: the function has a kink or a jump there, or rounds its value. "
+            f"Differences say nothing of its gradient; move the input away (seed {self.seed})"
+        )
+
+    def _differences(self, direction: Arrays, cotangents: np.ndarray, step: float | None = None) -> _Slope:
         """The derivative of φ(t) = ⟨v, f(x + t u)⟩ at t = 0 for every row v of cotangents."""
 
         def phi(t: float) -> np.ndarray:
-            return cotangents @ _flat(_evaluate(self.fn, [x + t * u for x, u in zip(self.point, direction)]))
+            moved = [x + t * u for x, u in zip(self.point, direction)]
+            return cotangents @ _flat(_finite(evaluate(self.fn, moved)))
 
-        h = self.step
+        h = step or self.step
         middle = cotangents @ _flat(self.value)
         left, right = phi(-h), phi(h)
         near_left, near_right = phi(-h / 2), phi(h / 2)
         wide, narrow = (right - left) / (2 * h), (near_right - near_left) / h
         # Right slope minus left slope is h φ″ for a smooth φ: twice the narrow one less the wide one leaves a corner.
         corner = 2 * (near_right - 2 * middle + near_left) / (h / 2) - (right - 2 * middle + left) / h
-        magnitude = np.abs(cotangents) @ np.abs(_flat(self.value))
         return _Slope(
             value=(4 * narrow - wide) / 3,
             kink=np.maximum(np.abs(wide - narrow), np.abs(corner)),
-            noise=64 * np.finfo(float).eps * magnitude / h,
+            noise=self._noise(cotangents) * self.step / h,
         )
+
+    def _noise(self, cotangents: np.ndarray) -> np.ndarray:
+        """What rounding may add to differences at the usual step, for every row v of cotangents."""
+        return 64 * np.finfo(float).eps * (np.abs(cotangents) @ np.abs(_flat(self.value))) / self.step
 
     def _split(self, flat: np.ndarray) -> Arrays:
         """One flat cotangent as an array per output."""
@@ -155,41 +230,10 @@ class _Check:
         if np.count_nonzero(cotangent) != 1:
             return ""
         number, index = _entries(self.value)[int(np.argmax(cotangent))]
-        return f", output {number}, index {_plain(index)}"
+        return f", output {number}, index {plain(index)}"
 
 
-# --- from and to the device -----------------------------------------------------------------------------------------
-
-
-def _tensors(outputs: Any) -> Sequence[Tensor]:
-    outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
-    for output in outputs:
-        if not isinstance(output, Tensor):
-            raise TypeError(f"gradcheck: fn must return Tensors, not {type(output).__name__}")
-    return outputs
-
-
-def _evaluate(fn: Callable[..., Any], point: Arrays) -> Arrays:
-    """The outputs of fn as float64 arrays on the host."""
-    with no_grad():
-        outputs = _tensors(fn(*(Tensor(asarray(x.copy())) for x in point)))
-    values = [_float64(output.data, f"output {number}") for number, output in enumerate(outputs)]
-    for number, value in enumerate(values):
-        if not np.isfinite(value).all():
-            raise GradientError(f"output {number} is not finite at {_first_non_finite(value)}")
-    return values
-
-
-def _pull_back(fn: Callable[..., Any], point: Arrays, cotangents: Arrays) -> Arrays:
-    """Jᵀv: the gradient of every input, zeros where nothing depends on it."""
-    inputs = [Tensor(asarray(x.copy()), requires_grad=True) for x in point]
-    outputs = _tensors(fn(*inputs))
-    run_backward([(edge_to(y), asarray(v)) for y, v in zip(outputs, cotangents) if y.requires_grad])
-    gradients = [np.zeros_like(x) if t.grad is None else asnumpy(t.grad) for x, t in zip(point, inputs)]
-    for number, gradient in enumerate(gradients):
-        if not np.isfinite(gradient).all():
-            raise GradientError(f"the gradient of input {number} is not finite at {_first_non_finite(gradient)}")
-    return gradients
+# --- what fn and the point must be ------------------------------------------------------------------------------------
 
 
 def _float64(array: Any, what: str) -> np.ndarray:
@@ -202,6 +246,14 @@ def _float64(array: Any, what: str) -> np.ndarray:
     return asnumpy(array) if is_array(array) else np.asarray(array)
 
 
+def _finite(values: Arrays) -> Arrays:
+    for number, value in enumerate(values):
+        _float64(value, f"output {number}")
+        if not np.isfinite(value).all():
+            raise GradientError(f"output {number} is not finite at {first_non_finite(value)}")
+    return values
+
+
 def _require_deterministic(first: Arrays, second: Arrays) -> None:
     for number, (a, b) in enumerate(zip(first, second)):
         if a.shape != b.shape or not np.array_equal(a, b):
@@ -211,7 +263,63 @@ def _require_deterministic(first: Arrays, second: Arrays) -> None:
             )
 
 
-# --- lists of arrays as one vector ----------------------------------------------------------------------------------
+# --- points that hide errors ------------------------------------------------------------------------------------------
+
+
+def _weak_spots(fn: Callable[..., Any], point: Arrays, value: Arrays) -> list[str]:
+    """For each kind of error that cannot show at this point: a sentence with the way out."""
+    found = []
+    lengths = {n for x in point for n in x.shape if n > 1}
+    several_axes = [x for x in point if sum(n > 1 for n in x.shape) > 1]
+    if several_axes and len(lengths) == 1:
+        found.append(
+            f"every axis of the inputs has length {lengths.pop()}, so a backward that takes one axis for another may "
+            "be right here; use different lengths"
+        )
+    if several_axes and all(_is_symmetric(x) for x in several_axes):
+        found.append("every matrix is symmetric, so a transposed gradient may be right here; draw random entries")
+    if _could_broadcast(fn, point, value):
+        found.append(
+            "fn broadcasts, but its inputs have one shape, so a backward that forgets to sum over broadcast axes is "
+            "right here; check a point with a smaller input too"
+        )
+    if _could_be_negative(fn, point, value):
+        found.append(
+            "no entry is negative, though fn takes negative ones, so a backward that forgets a sign or a case may be "
+            "right here; draw from a normal distribution"
+        )
+    return found
+
+
+def _is_symmetric(x: np.ndarray) -> bool:
+    return x.shape[-1] == x.shape[-2] and np.array_equal(x, x.swapaxes(-1, -2))
+
+
+def _could_broadcast(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
+    """Whether fn gives the same shapes when the last of several inputs of one shape has an axis of length 1."""
+    if len(point) < 2 or len({x.shape for x in point}) > 1 or point[0].size < 2:
+        return False
+    axis = int(np.argmax(point[0].shape))
+    return _takes(fn, [*point[:-1], point[-1].take([0], axis)], value)
+
+
+def _could_be_negative(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
+    """Whether no entry is negative, by more than chance, but fn is finite where all are."""
+    entries = _flat(point)
+    return entries.size > 3 and bool((entries >= 0).all()) and _takes(fn, [-x for x in point], value)
+
+
+def _takes(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
+    """Whether fn gives finite values of the same shapes at another point, of which it may not know."""
+    try:
+        with np.errstate(all="ignore"):
+            others = evaluate(fn, point)
+    except Exception:       # a no, in whatever words
+        return False
+    return [v.shape for v in others] == [v.shape for v in value] and bool(np.isfinite(_flat(others)).all())
+
+
+# --- lists of arrays as one vector ------------------------------------------------------------------------------------
 
 
 def _flat(arrays: Arrays) -> np.ndarray:
@@ -225,12 +333,3 @@ def _random_like(arrays: Arrays, rng: np.random.Generator) -> Arrays:
 def _entries(arrays: Arrays) -> list[tuple[int, tuple[int, ...]]]:
     """(array number, index) of every entry, in the order of `_flat`."""
     return [(number, index) for number, array in enumerate(arrays) for index in np.ndindex(array.shape)]
-
-
-def _plain(index: tuple[int, ...]) -> str:
-    return str(tuple(int(i) for i in index))
-
-
-def _first_non_finite(array: np.ndarray) -> str:
-    index = tuple(np.argwhere(~np.isfinite(array))[0])
-    return f"index {_plain(index)}: {array[index]}"

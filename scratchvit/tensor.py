@@ -327,7 +327,7 @@ def _inputs(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) 
         else:
             given = args[position] if position < len(args) else kwargs.get(name)
             if is_sequence:
-                inputs.extend(given)
+                inputs.extend(given or ())
             else:
                 inputs.append(given)
     return inputs

@@ -12,7 +12,7 @@ from scratchvit import backend, ops
 from scratchvit.backend import Array, array_module
 from scratchvit.gradcheck import GradientError, _Check, gradcheck
 from scratchvit.random import Generator
-from scratchvit.tensor import OPS, op
+from scratchvit.tensor import op
 from tests.support.breakages import BREAKAGES, break_backward
 from tests.support.seeds import seeded
 
@@ -60,16 +60,7 @@ def _share_differences(monkeypatch: pytest.MonkeyPatch) -> None:
 # --- what an all-ones check cannot see -------------------------------------------------------------------------------
 
 
-@pytest.fixture
-def own_ops():
-    """Ops defined inside the test are taken out of the table again."""
-    before = dict(OPS)
-    yield
-    OPS.clear()
-    OPS.update(before)
-
-
-def test_a_softmax_that_is_right_for_all_ones_only_is_caught(own_ops: None) -> None:
+def test_a_softmax_that_is_right_for_all_ones_only_is_caught() -> None:
     def wrong_softmax(x: Array):
         """Its backward is y (dy - Σ dy y), here with a plain mean for the sum weighted by y."""
         e = array_module(x).exp(x)
@@ -85,7 +76,7 @@ def test_a_softmax_that_is_right_for_all_ones_only_is_caught(own_ops: None) -> N
         gradcheck(softmax, x)
 
 
-def test_the_message_names_entry_values_and_seed(own_ops: None) -> None:
+def test_the_message_names_entry_values_and_seed() -> None:
     def wrong_at_one_entry(x: Array, y: Array):
         def backward(dy):
             dx, d_y = dy * y, dy * x
@@ -105,16 +96,36 @@ def test_the_message_names_entry_values_and_seed(own_ops: None) -> None:
 
 @pytest.mark.parametrize("jacobian", [False, True])
 @pytest.mark.parametrize(("fn", "inputs", "index"), [
-    (ops.relu, [[1.0, 0.0, -1.0]], r"input 0, index \(1,\)"),
-    (ops.relu, [[1.0, 3e-5, -1.0]], r"input 0, index \(1,\)"),
-    (ops.relu, [[1.0, -7e-5, -1.0]], r"input 0, index \(1,\)"),
-    (ops.abs, [[1.0, -1.0, 1e-9]], r"input 0, index \(2,\)"),
-    (ops.maximum, [[1.0, 2.0], [0.0, 2.0]], r"input 0, index \(1,\)"),
-    (lambda x: ops.clip(x, -1, 1), [[0.0, 1.0]], r"input 0, index \(1,\)"),
-], ids=["relu at 0", "relu right of 0", "relu left of 0", "abs", "tie of a maximum", "clip"])
-def test_a_kink_is_called_a_kink(fn, inputs, index: str, jacobian: bool) -> None:
-    with pytest.raises(GradientError, match=f"has a kink .* at {index}"):
+    (ops.relu, [[1.0, 0.0, -1.0]], 1),
+    (ops.abs, [[1.0, -1.0, 1e-9]], 2),
+    (ops.maximum, [[1.0, 2.0], [0.0, 2.0]], 1),
+    (lambda x: ops.clip(x, -1, 1), [[0.0, 1.0]], 1),
+    (lambda x: sv.Tensor(x.numpy().astype(np.float32), dtype=np.float64), [[1.0, 2.0, 0.1]], 0),
+], ids=["relu at 0", "abs", "tie of a maximum", "clip", "a value rounded to float32"])
+def test_where_differences_disagree_at_every_step_it_is_no_wrong_gradient(fn, inputs, index, jacobian) -> None:
+    with pytest.raises(GradientError, match=(
+        rf"^differences with steps of 0.0001 and 5e-05 disagree at input 0, index \({index},\), and smaller ones "
+        "do too: the function has a kink or a jump there, or rounds its value"
+    )):
         gradcheck(fn, *map(np.array, inputs), jacobian=jacobian)
+
+
+@pytest.mark.parametrize("jacobian", [False, True])
+@pytest.mark.parametrize(("fn", "x", "step", "better"), [
+    (ops.relu, [1.0, 3e-5, -1.0], 1e-4, 1e-5),                                  # the corner is beside the point
+    (ops.relu, [1.0, -7e-5, -1.0], 1e-4, 1e-5),
+    (lambda x: ops.sin(x * 1000), [0.1, 0.4, -0.3], 1e-4, 1e-5),
+    (ops.log, [1.0, 1e-3, 2.0], 1e-4, 1e-5),
+    (lambda x: ops.layer_norm(x, 3, np.ones(3), np.zeros(3), 1e-6), [1.0, 1.0, 1.0], 1e-3, 1e-5),    # no variance
+], ids=["relu right of 0", "relu left of 0", "sin", "log", "layer_norm"])
+def test_where_smaller_steps_agree_the_message_says_which(fn, x, step: float, better: float, jacobian: bool) -> None:
+    x = np.array(x)
+    with np.errstate(all="ignore"), pytest.raises(GradientError, match=(
+        rf"^differences with steps of {step:g} .* at input 0, index .*: the function bends within that distance, or "
+        rf"has a kink there. Steps of {better:g} agree: pass step={better:g}, or move the input"
+    )):
+        gradcheck(fn, x, jacobian=jacobian, step=step, float32=False)
+    gradcheck(fn, x, jacobian=jacobian, step=better, float32=False)
 
 
 def test_a_smooth_function_with_strong_curvature_has_no_kink() -> None:
@@ -149,7 +160,7 @@ def test_inputs_and_outputs_must_be_float64() -> None:
         gradcheck(lambda x: x.data, np.ones(2))
 
 
-def test_values_that_are_not_finite_are_reported(own_ops: None) -> None:
+def test_values_that_are_not_finite_are_reported() -> None:
     with np.errstate(all="ignore"), pytest.raises(GradientError, match=r"output 0 is not finite at index \(1,\): -inf"):
         gradcheck(ops.log, np.array([1.0, 0.0]))
 
@@ -164,7 +175,7 @@ def test_a_function_that_draws_anew_in_every_call_is_reported() -> None:
     def dropout(generator: Generator, x: sv.Tensor) -> sv.Tensor:
         return x * sv.Tensor(generator.bernoulli(0.5, x.shape), dtype=x.dtype)
 
-    x, generator = np.ones((4, 8)), Generator(0)
+    x, generator = seeded(0).standard_normal((4, 8)), Generator(0)
     with pytest.raises(GradientError, match=r"not deterministic: output 0 .* seed"):
         gradcheck(lambda x: dropout(generator, x), x)
     gradcheck(lambda x: dropout(Generator(0), x), x)

@@ -73,7 +73,7 @@ def test_every_backward_is_called_once_however_many_paths_there_are() -> None:
 
 
 def test_shared_parts_and_diamonds(device: str) -> None:
-    x, y = leaf(3, dtype=np.float64), leaf(3, seed=1, dtype=np.float64)
+    x, y = leaf(3, dtype=np.float64), leaf(1, seed=1, dtype=np.float64)
 
     def fn(x: Tensor, y: Tensor) -> tuple[Tensor, ...]:
         shared = ops.tanh(x * y)
@@ -117,7 +117,7 @@ def test_outputs_that_nobody_used_get_no_cotangent() -> None:
     _, second = op(halves)(x)
     (second * 2 + second).sum().backward()
     assert grad(x).tolist() == [0, 0, 3, 3]
-    sv.gradcheck(op(halves), np.arange(4.0), jacobian=True)
+    sv.gradcheck(op(halves), np.arange(4.0) - 2, jacobian=True)
 
 
 def test_an_op_that_returns_a_tuple_of_one_gets_a_tuple_of_one() -> None:

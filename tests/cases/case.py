@@ -44,6 +44,11 @@ def positive(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[n
     return lambda rng: [rng.uniform(0.5, 2.0, shape) for shape in shapes]
 
 
+def away_from_zero(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[np.ndarray]]:
+    """Inputs in (0.5, 2) and (-2, -0.5)."""
+    return lambda rng: [rng.uniform(0.5, 2.0, shape) * rng.choice([-1, 1], shape) for shape in shapes]
+
+
 def apart(*shapes: tuple[int, ...]) -> Callable[[np.random.Generator], list[np.ndarray]]:
     """Inputs whose entries all differ by 0.05 or more, so that no max or sort has a tie within a finite difference."""
 
