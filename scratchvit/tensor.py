@@ -22,7 +22,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec, overload
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from scratchvit.backend import AnyArray, Array, array_module, asarray, asnumpy, 
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
 
-OPS: dict[str, Callable[..., Any]] = {}
+OPS: dict[str, Callable[..., Tensor]] = {}
 """The ops of scratchvit.ops by their names, filled there; what the operators and methods of Tensor call."""
 
 
@@ -157,7 +157,7 @@ class Tensor:
         run_backward([(edge_to(self), gradient)])
 
     # Operators are ops looked up by name when called, since ops/ imports this file and not the other way round.
-    def _op(name: str, swapped: bool = False) -> Callable[..., Any]:  # type: ignore[misc]
+    def _op(name: str, swapped: bool = False) -> Callable[..., Tensor]:  # type: ignore[misc]
         if swapped:
             return lambda self, other: OPS[name](other, self)
         return lambda self, *args, **kwargs: OPS[name](self, *args, **kwargs)
@@ -238,6 +238,17 @@ class Tensor:
 
 
 # --- ops --------------------------------------------------------------------------------------------------------------
+
+
+P = ParamSpec("P")
+
+
+@overload
+def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
+
+
+@overload
+def op(*, takes: str = "floats") -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(function: Callable[..., Any] | None = None, *, takes: str = "floats") -> Callable[..., Any]:

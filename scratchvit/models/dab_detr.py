@@ -80,7 +80,7 @@ class Attention(nn.Module):
 
     def forward(self, q: Tensor, k: Tensor, v: Tensor, visible: Array | None) -> Tensor:
         x = ops.attention(
-            *(self.split(x) for x in (q, k, v)), mask=visible,
+            self.split(q), self.split(k), self.split(v), mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
         return self.out_proj(x.transpose(1, 2).reshape(*q.shape[:2], -1))
