@@ -57,12 +57,25 @@ MUTANTS = [
     ),
     # --- reductions, products, activations
     Mutant(
-        "var: the mean over all axes", "a wrong axis", "ops/reduce.py",
-        "centred = x - x.mean(axis=axes, keepdims=True)", "centred = x - x.mean(keepdims=True)", OPS,
+        "var: a degree of freedom too many", "a factor dropped", "ops/reduce.py",
+        "share = 1 / degrees if", "share = 1 / (degrees + 1) if", OPS,
+    ),
+    Mutant(
+        "mean: over the first axis only", "a wrong axis", "ops/reduce.py",
+        "y = total(x, axes, keepdim) / n", "y = total(x, axes[:1], keepdim) / n", OPS,
+    ),
+    Mutant(
+        "sums: the rows after the last whole block left out", "a term dropped", "kernels/sums.py",
+        "    if rest:\n", "    if False:\n", ("test_op_edges.py",),
+    ),
+    Mutant(
+        "clip: the gradient of a limit goes to x too", "a term dropped", "ops/elementwise.py",
+        "~(below | above)), x_shape)", "~above if max is not None else ~below), x_shape)",
+        ("test_engine_edges.py", *OPS),
     ),
     Mutant(
         "max: equal entries get the whole gradient each", "a term dropped", "ops/reduce.py",
-        "    chosen /= chosen.sum(axis=axes, keepdims=True)\n", "", OPS,
+        " / chosen.sum(axis=axes, keepdims=True, dtype=x.dtype)", "", OPS,
     ),
     Mutant(
         "linear: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/linear.py",
@@ -87,11 +100,11 @@ MUTANTS = [
     ),
     Mutant(
         "attention: scale of d + 1", "off by one", "ops/attention.py",
-        "scale = 1 / math.sqrt(q.shape[-1]) if", "scale = 1 / math.sqrt(q.shape[-1] + 1) if", OPS,
+        "scale = 1 / math.sqrt(q.shape[-1] or 1) if", "scale = 1 / math.sqrt(q.shape[-1] + 1) if", OPS,
     ),
     Mutant(
         "attention: scale times 1 + 1e-4", "a factor 1 + 1e-4", "ops/attention.py",
-        "scale = 1 / math.sqrt(q.shape[-1]) if", "scale = (1 + 1e-4) / math.sqrt(q.shape[-1]) if", OPS,
+        "scale = 1 / math.sqrt(q.shape[-1] or 1) if", "scale = (1 + 1e-4) / math.sqrt(q.shape[-1]) if", OPS,
     ),
     Mutant(
         "attention: dk without the scale", "a factor dropped", "ops/attention.py",
@@ -100,6 +113,10 @@ MUTANTS = [
     Mutant(
         "attention in blocks: what was there does not fade", "a term dropped", "ops/attention_blocks.py",
         "                    out *= fades\n", "", ("test_attention_blocks.py",),
+    ),
+    Mutant(
+        "attention in blocks: probabilities not divided by their sum", "a factor dropped", "ops/attention_blocks.py",
+        "                        p /= total[at][..., i, :]\n", "", ("test_attention_blocks.py",),
     ),
     Mutant(
         "dropout: what is kept is not scaled", "a factor dropped", "ops/attention.py",
