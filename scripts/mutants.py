@@ -129,7 +129,8 @@ MUTANTS = [
     # --- convolution, pooling, resizing
     Mutant(
         "conv2d: dbias of the first image", "a wrong axis", "ops/conv.py",
-        ".sum(axis=2).sum(axis=0) if need[2]", ".sum(axis=2)[0] if need[2]", OPS,
+        "return sum_rows(dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2))",
+        "return dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2)[0]", OPS,
     ),
     Mutant(
         "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",
