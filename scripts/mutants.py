@@ -160,7 +160,7 @@ MUTANTS = [
     ),
     Mutant(
         "interpolate: float64 out of float32", "a wrong dtype", "ops/resize.py",
-        "align_corners, antialias), dtype=x.dtype)", "align_corners, antialias))", OPS,
+        "y = xp.empty((len(planes), *size), dtype=x.dtype)", "y = xp.empty((len(planes), *size))", OPS,
     ),
     # --- initial weights, optimisers, schedules
     Mutant(

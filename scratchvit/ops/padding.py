@@ -81,16 +81,16 @@ def _widths(x: Array, pad: Sequence[int], mode: str, value: float | None) -> lis
         raise ValueError(
             f"pad: two integers are needed for each of the last axes of x, of shape {x.shape}, not {tuple(pad)}"
         )
-    pairs = [(before, after) for before, after in zip(pad[::2], pad[1::2])]
+    pairs = list(zip(pad[::2], pad[1::2]))
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     for n, (before, after) in zip(x.shape, widths):
         left, copied = n + min(0, before) + min(0, after), max(before, after)
-        if left < 0 or n + before + after < 0:
+        if left < 0:
             raise ValueError(f"pad: {(before, after)} cuts more off than the {n} entries of an axis of x {x.shape}")
         needed = {"constant": 0, "reflect": copied + 1, "replicate": 1, "circular": copied}[mode]
         if copied > 0 and left < needed:
             raise ValueError(
-                f"pad: mode {mode!r} with {(before, after)} needs at least {needed} entries along the axis, and there "
-                f"are {left}; x has shape {x.shape}"
+                f"pad: mode {mode!r} with {(before, after)} needs {needed} or more entries along the axis, and there are "
+                f"{left}; x has shape {x.shape}"
             )
     return widths

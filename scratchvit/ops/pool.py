@@ -93,8 +93,9 @@ def _max_pool(x: Array, windows: Windows):
 
         def rows(dy: Array, winner: Array, dx: Array) -> None:
             padded = xp.zeros((len(dy), *windows.padded), dtype=dy.dtype)
+            bits = dy.view(f"u{dy.dtype.itemsize}")     # times 0 or 1, as integers: ∞ · 0 would be NaN
             for tap, window in enumerate(windows.taps()):
-                padded[window] += xp.where(winner == tap, dy, 0)        # a product would be NaN for dy = ∞
+                padded[window] += (bits * (winner == tap)).view(dy.dtype)
             dx[...] = padded[(..., *windows.inside)]
 
         parallel_rows(rows, dy, winner, dx, block_bytes=PLANE_BYTES)
