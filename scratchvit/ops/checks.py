@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from scratchvit.backend import CPU, Array, backend_of
+from scratchvit.backend import CPU, Array, backend_of, is_array
 
 
 def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
@@ -28,6 +28,14 @@ def axes_of(op: str, dims: int | Sequence[int], shape: Sequence[int]) -> tuple[i
     if len(set(axes)) < len(axes):
         raise ValueError(f"{op}: dims {dims} name an axis of an array of shape {tuple(shape)} twice")
     return axes
+
+
+def need_arrays(op: str, arrays: Any) -> None:
+    """Raise TypeError if this is no list of arrays, ValueError if the list is empty."""
+    if not isinstance(arrays, list | tuple) or not all(is_array(array) for array in arrays):
+        raise TypeError(f"{op}: a list of arrays or Tensors is needed, not {type(arrays).__name__} {arrays!r:.80}")
+    if not arrays:
+        raise ValueError(f"{op}: at least one array is needed, the list is empty")
 
 
 def need_floats(op: str, **arrays: Array) -> None:

@@ -377,6 +377,8 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
     """The geometry of the call, after everything that can be wrong with it."""
     if x.dtype != weight.dtype:
         raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have one dtype")
     need_floats(name, x=x)
     expected = f"(B, C, {'T, ' * (axes - 2)}H, W)"
     if x.ndim != axes + 2 or weight.ndim != axes + 2:

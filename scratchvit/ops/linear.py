@@ -57,7 +57,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
     if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
         raise ValueError(f"linear: x must be (..., in) and weight (out, in), not {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: weight of shape {weight.shape} expects a bias of {weight.shape[:1]}, not {bias.shape}")
+        raise ValueError(f"linear: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
     need_floats("linear", x=x, weight=weight)
     xp = array_module(x)
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])               # (N, in)

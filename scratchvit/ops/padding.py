@@ -24,7 +24,8 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float | Non
 
     x: any shape and dtype.
     pad: (before, after) of the last axis, then of the one before it, and so on, as in PyTorch. A negative number cuts
-        so many entries off, before anything is added.
+        so many entries off: before anything is added, or afterwards where copies are of the nearest entries ("reflect"
+        and "replicate").
     mode: "constant", "reflect", "replicate" or "circular"; see the head of this file.
     value: the constant; 0 if not given.
     Returns an array in which each of these axes is longer by before + after.
@@ -33,22 +34,36 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float | Non
     is given with another mode than "constant".
     """
     widths = _widths(x, pad, mode, value)
-    kept = tuple(slice(max(0, -before), n - max(0, -after)) for (before, after), n in zip(widths, x.shape))
     added = [(max(0, before), max(0, after)) for before, after in widths]
-    xp, shape, inner = array_module(x), x.shape, x[kept]
+    cut = [(max(0, -before), max(0, -after)) for before, after in widths]
+    uncut = [(0, 0)] * x.ndim
+    cut_first, cut_then = (uncut, cut) if mode in ("reflect", "replicate") else (cut, uncut)
     constant = {"constant_values": 0 if value is None else value} if mode == "constant" else {}
+    shape = x.shape
+    padded = array_module(x).pad(_cut(x, cut_first), added, mode=NUMPY_MODES[mode], **constant)
+    padded_shape = padded.shape
 
     def backward(dy):
+        dy = _uncut(dy, cut_then, padded_shape)
         for axis, (before, after) in enumerate(added):
             if before or after:
                 dy = _unpadded(dy, axis, before, after, mode)
-        if dy.shape == shape:
-            return dy
-        dx = xp.zeros(shape, dtype=dy.dtype)
-        dx[kept] = dy
-        return dx
+        return _uncut(dy, cut_first, shape)
 
-    return xp.pad(inner, added, mode=NUMPY_MODES[mode], **constant), backward
+    return _cut(padded, cut_then), backward
+
+
+def _cut(x: Array, widths: Sequence[tuple[int, int]]) -> Array:
+    return x[tuple(slice(before, n - after) for n, (before, after) in zip(x.shape, widths))]
+
+
+def _uncut(dy: Array, widths: Sequence[tuple[int, int]], shape: tuple[int, ...]) -> Array:
+    """Zeros where entries were cut off."""
+    if dy.shape == shape:
+        return dy
+    dx = array_module(dy).zeros(shape, dtype=dy.dtype)
+    _cut(dx, widths)[...] = dy
+    return dx
 
 
 def _unpadded(dy: Array, axis: int, before: int, after: int, mode: str) -> Array:
@@ -84,13 +99,14 @@ def _widths(x: Array, pad: Sequence[int], mode: str, value: float | None) -> lis
     pairs = list(zip(pad[::2], pad[1::2]))
     widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
     for n, (before, after) in zip(x.shape, widths):
-        left, copied = n + min(0, before) + min(0, after), max(before, after)
-        if left < 0:
+        cut, copied = min(0, before) + min(0, after), max(before, after)
+        left = n + cut if mode in ("constant", "circular") else n
+        if left < 0 or n + before + after < 0:
             raise ValueError(f"pad: {(before, after)} cuts more off than the {n} entries of an axis of x {x.shape}")
         needed = {"constant": 0, "reflect": copied + 1, "replicate": 1, "circular": copied}[mode]
         if copied > 0 and left < needed:
             raise ValueError(
-                f"pad: mode {mode!r} with {(before, after)} needs {needed} or more entries along the axis, and there are "
-                f"{left}; x has shape {x.shape}"
+                f"pad: mode {mode!r} with {(before, after)} needs {needed} or more entries along the axis, not {left}; "
+                f"x has shape {x.shape}"
             )
     return widths

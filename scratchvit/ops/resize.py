@@ -95,9 +95,9 @@ def _targets(size_before, size, scale_factor) -> list[tuple[int, float | None]]:
 
 
 class Taps(NamedTuple):
-    """A matrix (after, before): row i has weight[k, i] at index[k, i], k = 0, 1, …, and nothing elsewhere."""
+    """A matrix (after, before): row i has weight[k, i] in column columns[k, i], k = 0, 1, …, and nothing elsewhere."""
 
-    index: np.ndarray               # (taps, after)
+    columns: np.ndarray             # (taps, after)
     weight: np.ndarray | None       # (taps, after); None where all are 1
     nothing: np.ndarray | None      # the rows that have nothing at all; None where there are none
 
@@ -127,9 +127,9 @@ def _nonzero(matrix: np.ndarray) -> Taps:
 def _resized(x: Array, matrices: tuple[Taps | None, ...]) -> Array:
     """x (B, C, *S), each of whose axes S was multiplied by its matrix."""
     xp, shape = array_module(x), x.shape
-    size = [n if matrix is None else matrix.index.shape[1] for n, matrix in zip(shape[2:], matrices)]
+    size = [n if matrix is None else matrix.columns.shape[1] for n, matrix in zip(shape[2:], matrices)]
     steps = [(axis, _on_device(x, matrix)) for axis, matrix in enumerate(matrices, start=1) if matrix is not None]
-    steps.sort(key=lambda step: _turn(step[0], shape[1 + step[0]], step[1].index.shape[1]))
+    steps.sort(key=lambda step: _turn(step[0], shape[1 + step[0]], step[1].columns.shape[1]))
     planes = x.reshape(shape[0] * shape[1], *shape[2:])
     y = xp.empty((len(planes), *size), dtype=x.dtype)
 
@@ -149,16 +149,17 @@ def _turn(axis: int, before: int, after: int) -> tuple[float, int]:
 
 def _multiplied(matrix: Taps, x: Array, axis: int) -> Array:
     """The matrix times one axis of x, tap by tap."""
-    y = None
     along = [-1 if a == axis else 1 for a in range(x.ndim)]
-    for k, index in enumerate(matrix.index):
-        part = x.take(index, axis=axis)
+
+    def tap(k: int) -> Array:
+        part = x.take(matrix.columns[k], axis=axis)
         if matrix.weight is not None:
             part *= matrix.weight[k].reshape(along)
-        if y is None:
-            y = part
-        else:
-            y += part
+        return part
+
+    y = tap(0)
+    for k in range(1, len(matrix.columns)):
+        y += tap(k)
     if matrix.nothing is not None:
         y[(*[slice(None)] * axis, matrix.nothing)] = 0
     return y
@@ -168,7 +169,7 @@ def _on_device(x: Array, matrix: Taps) -> Taps:
     """The same where x is, with weights of x's dtype."""
     xp = array_module(x)
     return Taps(
-        xp.asarray(matrix.index),
+        xp.asarray(matrix.columns),
         None if matrix.weight is None else xp.asarray(matrix.weight, dtype=x.dtype),
         None if matrix.nothing is None else xp.asarray(matrix.nothing),
     )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
-from scratchvit.ops.checks import axes_of, axis_of, shapes_of
+from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
@@ -85,11 +85,12 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
 
     tensors: one or more arrays whose shapes differ along `dim` alone. Arrays of shape (0,) may stand among arrays with
     more axes and add nothing, as in PyTorch.
-    Raises ValueError if there is no array, or if the shapes do not fit together, IndexError if there is no such axis.
+    Raises ValueError if there is no array, or if the shapes do not fit together, TypeError for what is no list of
+    arrays, IndexError if there is no such axis.
     """
-    if not len(tensors):
-        raise ValueError("concatenate: at least one array is needed, the list is empty")
+    need_arrays("concatenate", tensors)
     xp = array_module(tensors[0])
+    dtypes = [t.dtype for t in tensors]
     adds_nothing = [t.shape == (0,) for t in tensors]
     joined = [t for t, nothing in zip(tensors, adds_nothing) if not nothing] or tensors[:1]
     dim = axis_of("concatenate", dim, joined[0].shape)
@@ -100,7 +101,8 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
 
     def backward(dy):
         parts = iter(xp.split(dy, ends, axis=dim))
-        return [xp.zeros((0,), dtype=dy.dtype) if nothing else next(parts) for nothing in adds_nothing]
+        gradients = [xp.zeros((0,), dtype=dy.dtype) if nothing else next(parts) for nothing in adds_nothing]
+        return [gradient.astype(dtype, copy=False) for gradient, dtype in zip(gradients, dtypes)]
 
     return xp.concatenate(joined, axis=dim), backward
 
@@ -111,10 +113,10 @@ def stack(tensors: Sequence[Array], dim: int = 0):
 
     tensors: one or more arrays of one shape.
     dim: where the new axis stands in the result.
-    Raises ValueError if there is no array, or if the shapes differ, IndexError if the result has no such axis.
+    Raises ValueError if there is no array, or if the shapes differ, TypeError for what is no list of arrays, IndexError
+    if the result has no such axis.
     """
-    if not len(tensors):
-        raise ValueError("stack: at least one array is needed, the list is empty")
+    need_arrays("stack", tensors)
     if len({t.shape for t in tensors}) > 1:
         raise ValueError(f"stack: all arrays must have one shape, not {shapes_of(tensors)}")
     xp = array_module(tensors[0])
