@@ -385,6 +385,8 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
         raise ValueError(
             f"{name}: x must be {expected} and weight have as many axes; x has shape {x.shape}, weight {weight.shape}"
         )
+    if 0 in weight.shape:
+        raise ValueError(f"{name}: weight of shape {weight.shape} has no entries")
     if groups < 1 or x.shape[1] % groups or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
         raise ValueError(
             f"{name}: x of shape {x.shape} has {x.shape[1]} channels; weight of shape {weight.shape} in {groups} "

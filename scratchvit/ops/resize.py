@@ -115,6 +115,7 @@ def _nonzero(matrix: np.ndarray) -> Taps:
     counts = np.count_nonzero(matrix, axis=1)
     index = np.argsort(matrix == 0, axis=1, kind="stable")[:, : counts.max()]       # of each row its numbers first
     weight = np.take_along_axis(matrix, index, axis=1)
+    weight[counts == 0] = 1                 # what they pick is set to 0 afterwards
     for row, count in enumerate(counts):
         # In a shorter row the last number is there several times, halved each time: a weight of 0 would be 0 · ∞.
         for k in range(max(1, count), index.shape[1]):

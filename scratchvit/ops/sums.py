@@ -19,8 +19,9 @@ def sum_rows(x: Array) -> Array:
     xp = array_module(x)
     ones = xp.ones((1, ROWS), dtype=x.dtype)
     while len(x) > ROWS:
-        whole = len(x) // ROWS * ROWS
-        sums = xp.matmul(ones, x[:whole].reshape(-1, ROWS, x.shape[1]))[:, 0]           # (N / 64, D)
+        blocks = len(x) // ROWS
+        whole = blocks * ROWS
+        sums = xp.matmul(ones, x[:whole].reshape(blocks, ROWS, x.shape[1]))[:, 0]       # (N / 64, D)
         if whole < len(x):
             sums[-1] += x[whole:].sum(axis=0)
         x = sums
