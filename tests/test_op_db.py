@@ -14,7 +14,8 @@ import pytest
 
 from scratchvit import ops
 from scratchvit.tensor import OPS
-from tests.support.op_db import PEERS, WITHOUT_A_PEER, Peer, Sample, differences, ours, samples, wrong_calls
+from tests.support.op_db import PEERS, WITHOUT_A_PEER, Peer
+from tests.support.op_db_compare import Sample, differences, ours, samples, wrong_calls
 from tests.support.op_db_known import (
     BEING_MENDED,
     DIFFERENT,

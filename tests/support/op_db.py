@@ -1,4 +1,4 @@
-"""PyTorch's own samples of its operators (`op_db`), given to the ops of the project.
+"""Which op of the project answers to which of PyTorch's operators, for the comparison with PyTorch's own samples.
 
 `op_db` is what PyTorch tests itself with: for each operator, calls that a person wrote to reach its corners, and calls
 that must raise. A `Peer` says which op of ours answers to which of theirs, and how the arguments are named there.
@@ -6,21 +6,14 @@ that must raise. A `Peer` says which op of ours answers to which of theirs, and 
 
 from __future__ import annotations
 
-import functools
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.tensor import Tensor, _edge_to, _run_backward
-from tests.support.margins import FACTOR, rounding, ulps
-from tests.support.one_op import cotangents
-from tests.support.seeds import moved
-
-MOST_SAMPLES = 120      # of an op: every n-th of PyTorch's, max_pool2d has 1,440
 
 
 class Unsupported(Exception):
@@ -54,7 +47,7 @@ class Peer:
         rest = next((name for name in names if name.startswith("*")), None)
         if rest is not None:
             fixed = names.index(rest)
-            args = (*args[:fixed], args[fixed] if len(args) == fixed + 1 and _is_list(args[fixed]) else args[fixed:])
+            args = (*args[:fixed], args[fixed] if len(args) == fixed + 1 and is_list(args[fixed]) else args[fixed:])
         given = dict(zip((re.match(r"[*]?(\w+)", name)[1] for name in names), args)) | kwargs
         named = {}
         for name in names:
@@ -79,11 +72,11 @@ class Peer:
         return op(**named) if self.call is None else self.call(op, **named)
 
 
-def _is_list(x: Any) -> bool:
+def is_list(x: Any) -> bool:
     return isinstance(x, list | tuple)
 
 
-def _is_tensor(x: Any) -> bool:
+def is_tensor(x: Any) -> bool:
     return hasattr(x, "detach")
 
 
@@ -95,7 +88,7 @@ def _no(*names: str) -> Callable[[dict[str, Any]], None]:
 
     def prepare(named: dict[str, Any]) -> None:
         for name in names:
-            if _is_tensor(named.get(name)):
+            if is_tensor(named.get(name)):
                 raise Unsupported(f"{name} as a tensor")
 
     return prepare
@@ -143,9 +136,13 @@ def _loss(named: dict[str, Any]) -> None:
         named["weight"] = named["weight"].detach()
 
 
-def _images(named: dict[str, Any], axes: int) -> None:
-    if named["x"].ndim == axes + 1:
-        raise Unsupported("an input without batch")
+def _with_batch(axes: int) -> Callable[..., Any]:
+    """PyTorch takes a single image too."""
+
+    def call(op: Any, x: Any, **options: Any) -> Any:
+        return op(x[None], **options)[0] if x.ndim == axes + 1 else op(x, **options)
+
+    return call
 
 
 def _interpolate(named: dict[str, Any]) -> None:
@@ -155,7 +152,7 @@ def _interpolate(named: dict[str, Any]) -> None:
 def _getitem(named: dict[str, Any]) -> None:
     index = named["index"]
     for i in index if isinstance(index, tuple) else (index,):
-        if _is_tensor(i) and str(i.dtype) == "torch.uint8":
+        if is_tensor(i) and str(i.dtype) == "torch.uint8":
             raise Unsupported("a mask of uint8")
 
 
@@ -164,7 +161,7 @@ def _einsum(op: Any, x: Any, equation: str, operands: Any = ()) -> Any:
 
 
 def _reduction(named: dict[str, Any]) -> None:
-    if named.get("dim") is not None and _is_list(named["dim"]) and not named["dim"]:
+    if named.get("dim") is not None and is_list(named["dim"]) and not named["dim"]:
         raise Unsupported("dim ()")
 
 
@@ -193,7 +190,7 @@ PEERS: list[Peer] = [
     Peer("linear", "nn.functional.linear", "input=x weight bias"),
     Peer("einsum", "einsum", "x equation", call=_einsum),
     *(Peer(f"conv{d}d", f"nn.functional.conv{d}d", "input=x weight bias stride padding dilation groups",
-           prepare=lambda named, d=d: _images(named, d)) for d in (2, 3)),
+           call=_with_batch(d)) for d in (2, 3)),
     # --- losses
     Peer("cross_entropy", "nn.functional.cross_entropy",
          "input=x target weight size_average!None ignore_index reduce!None reduction label_smoothing", prepare=_loss),
@@ -213,10 +210,10 @@ PEERS: list[Peer] = [
     # --- pooling, resizing, padding
     *(Peer(f"max_pool{d}d", f"nn.functional.max_pool{d}d",
            "input=x kernel_size stride padding dilation ceil_mode return_indices~",
-           prepare=lambda named, d=d: _images(named, d)) for d in (2, 3)),
+           call=_with_batch(d)) for d in (2, 3)),
     *(Peer(f"avg_pool{d}d", f"nn.functional.avg_pool{d}d",
            "input=x kernel_size stride padding ceil_mode count_include_pad divisor_override!None",
-           prepare=lambda named, d=d: _images(named, d)) for d in (2, 3)),
+           call=_with_batch(d)) for d in (2, 3)),
     *(Peer("interpolate", "nn.functional.interpolate",
            "input=x size scale_factor mode align_corners recompute_scale_factor!None|False antialias", variant,
            prepare=_interpolate)
@@ -252,205 +249,3 @@ WITHOUT_A_PEER = {
     "dropout": "draws other masks", "drop_path": "not in PyTorch", "sigmoid_focal_loss": "not in PyTorch",
     "frozen_batch_norm": "not in PyTorch", "weight_standardization": "not in PyTorch",
 }
-
-
-# --- samples ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Sample:
-    """A call: PyTorch's function with its arguments, and ours (or why there is none)."""
-
-    peer: Peer
-    text: str
-    function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    named: dict[str, Any] | None
-    unsupported: str = ""
-
-    @property
-    def is_complex(self) -> bool:
-        return any(isinstance(x, complex) for x in (*self.args, *self.kwargs.values()))
-
-    @functools.cached_property
-    def differentiable(self) -> list[Any]:
-        """The tensors that require a gradient, each once."""
-        found: dict[int, Any] = {}
-        mapped((self.args, self.kwargs), lambda t: found.setdefault(id(t), t) if t.requires_grad else t)
-        return list(found.values())
-
-
-def samples(peer: Peer, dtype: str) -> Iterator[Sample]:
-    """PyTorch's sample and reference inputs of a dtype, not more than MOST_SAMPLES."""
-    import torch
-
-    info = _info(peer)
-    torch.manual_seed(moved(0))
-    found = [*info.sample_inputs("cpu", getattr(torch, dtype), requires_grad=True)]
-    if info.reference_inputs_func is not None:
-        # Some cannot be made with gradients: conditions and bounds that are integers would require one too.
-        wants = peer.theirs not in ("where", "clamp")
-        found += info.reference_inputs_func(info, "cpu", getattr(torch, dtype), requires_grad=wants)
-    for given in found[:: -(-len(found) // MOST_SAMPLES)]:
-        sample = _sample(peer, info.op, given)
-        if not sample.is_complex:
-            yield sample
-
-
-def wrong_calls(peer: Peer) -> Iterator[Sample]:
-    """PyTorch's calls that must raise."""
-    info = _info(peer)
-    if info.error_inputs_func is None:
-        return
-    for wrong in info.error_inputs("cpu"):
-        yield _sample(peer, info.op, wrong.sample_input)
-
-
-def _info(peer: Peer) -> Any:
-    from torch.testing._internal.common_methods_invocations import op_db
-
-    return next(info for info in op_db if (info.name, info.variant_test_name) == (peer.theirs, peer.variant))
-
-
-def _sample(peer: Peer, function: Callable[..., Any], given: Any) -> Sample:
-    args = (given.input, *given.args)
-    sample = Sample(peer, _text(peer, args, given.kwargs), function, args, given.kwargs, None)
-    try:
-        sample.named = peer.ours_of(args, dict(given.kwargs))
-    except Unsupported as reason:
-        sample.unsupported = str(reason)
-    return sample
-
-
-def _text(peer: Peer, args: tuple[Any, ...], kwargs: dict[str, Any]) -> str:
-    parts = [*map(_short, args), *(f"{name}={_short(value)}" for name, value in kwargs.items())]
-    return f"{peer.ours}({', '.join(parts)})"
-
-
-def _short(x: Any) -> str:
-    if _is_tensor(x):
-        return f"{str(x.dtype).removeprefix('torch.')}{list(x.shape)}"
-    if _is_list(x):
-        return f"[{', '.join(map(_short, x))}]"
-    return repr(x)
-
-
-def mapped(x: Any, tensor: Callable[[Any], Any]) -> Any:
-    """x with `tensor` called on every tensor of PyTorch's in it."""
-    if _is_tensor(x):
-        return tensor(x)
-    if isinstance(x, list | tuple):
-        return type(x)(mapped(element, tensor) for element in x)
-    if isinstance(x, dict):
-        return {name: mapped(value, tensor) for name, value in x.items()}
-    return x
-
-
-Layout = Callable[[np.ndarray], np.ndarray]
-
-
-def ours(sample: Sample, layout: Layout = np.array) -> dict[str, Any]:
-    """Our values, and the gradients of the tensors that require one, by their numbers in the sample."""
-    leaves: dict[int, list[Tensor]] = {}
-
-    def tensor(t: Any) -> Any:
-        array = layout(t.detach().resolve_neg().numpy())
-        if not t.requires_grad:
-            return Tensor(array) if array.dtype.kind == "f" else array
-        leaves.setdefault(id(t), []).append(Tensor(array, requires_grad=True))
-        return leaves[id(t)][-1]
-
-    outputs = sample.peer.run(mapped(sample.named, tensor))
-    outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    roots = [(_edge_to(y), v) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad]
-    if roots:
-        _run_backward(roots)
-    gradients = {}
-    for number, t in enumerate(sample.differentiable):
-        for leaf in leaves.get(id(t), ()):
-            gradient = np.zeros(leaf.shape, leaf.dtype) if leaf.grad is None else leaf.grad
-            gradients[f"gradient {number}"] = gradients.get(f"gradient {number}", 0) + gradient
-    return {f"value {number}": y.numpy() for number, y in enumerate(outputs)} | gradients
-
-
-def theirs(sample: Sample, in_float64: bool = False) -> dict[str, np.ndarray]:
-    """PyTorch's, computed in the dtypes of the sample or in float64."""
-    import torch
-
-    leaves: dict[int, list[Any]] = {}
-
-    def tensor(t: Any) -> Any:
-        copy = t.detach().clone()
-        copy = copy.double() if in_float64 and copy.is_floating_point() else copy
-        if not t.requires_grad:
-            return copy
-        leaves.setdefault(id(t), []).append(copy.requires_grad_())
-        return copy
-
-    outputs = sample.function(*mapped(sample.args, tensor), **mapped(sample.kwargs, tensor))
-    outputs = list(outputs) if isinstance(outputs, tuple | list) else [outputs]
-    outputs = [y for y in outputs if y.is_floating_point()]             # not the places of a maximum
-    pairs = [(y, torch.from_numpy(v.copy())) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad]
-    if pairs:
-        torch.autograd.backward(*zip(*pairs))
-    gradients = {}
-    for number, t in enumerate(sample.differentiable):
-        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves[id(t)]]
-        gradients[f"gradient {number}"] = sum(grads[1:], grads[0]).numpy()
-    return {f"value {number}": y.detach().numpy() for number, y in enumerate(outputs)} | gradients
-
-
-def differences(sample: Sample, layout: Layout = np.array) -> dict[str, str]:
-    """What differs from PyTorch beyond rounding: {"value 0": "shape (2,), PyTorch's (1, 2)", …}.
-
-    PyTorch computes in float64. Where numbers are too large or small for float32, its own float32 is as good. An op of
-    ours that raises differs in "raises".
-    """
-    with np.errstate(all="ignore"):
-        try:
-            found = ours(sample, layout)
-        except Exception as error:
-            return {"raises": f"{type(error).__name__}: {error}"}
-        exact, same = theirs(sample, in_float64=True), theirs(sample)
-        dtypes = {name: array.dtype.type for name, array in same.items()}
-        # What `rounding` allows at least; only where that is too little, it is asked.
-        bounds = {name: ulps(array, FACTOR / 4, dtypes[name]) for name, array in exact.items()}
-        result = _beyond(sample, found, exact, same, bounds)
-        if result:
-            least = min(dtypes.values(), key=lambda dtype: np.finfo(dtype).precision)
-            bounds = rounding(lambda: ours(sample), dtype=least, samples=1)
-            result = _beyond(sample, found, exact, same, bounds)
-    return result
-
-
-def _beyond(sample, found, exact, same, bounds) -> dict[str, str]:
-    result = {}
-    for name, array in found.items():
-        ignore = _where_nan(sample, name)
-        verdicts = [_difference(array, other[name], bounds[name], ignore) for other in (exact, same)]
-        if array.dtype != same[name].dtype:
-            verdicts = [f"dtype {array.dtype}, PyTorch's {same[name].dtype}"]
-        if all(verdicts):
-            result[name] = verdicts[0]
-    return result
-
-
-def _where_nan(sample: Sample, name: str) -> Any:
-    """The gradient at a NaN is whatever it is."""
-    if name.startswith("value"):
-        return False
-    return np.isnan(sample.differentiable[int(name.split()[1])].detach().numpy())
-
-
-def _difference(found: np.ndarray, expected: np.ndarray, bound: float, ignore: Any) -> str:
-    if found.shape != expected.shape:
-        return f"shape {found.shape}, PyTorch's {expected.shape}"
-    finite = np.isfinite(found) & np.isfinite(expected)
-    unlike = ~(finite | (found == expected) | (np.isnan(found) & np.isnan(expected)) | ignore)
-    if unlike.any():
-        return f"{found[unlike][0]} at {unlike.sum()} of {unlike.size} places, PyTorch's {expected[unlike][0]}"
-    apart = np.abs(np.subtract(found, expected, where=finite, out=np.zeros(found.shape)))
-    apart = np.where(ignore, 0, apart)
-    worst = float(apart.max(initial=0))
-    return "" if worst <= bound else f"{worst:.2e} apart, {bound:.2e} is allowed"
