@@ -115,6 +115,7 @@ def test_integers_beside_arrays_are_applied_first(device) -> None:
     assert np.array_equal(gradient(x, y, [[1, 2], [3, 4], [5, 6]]), expected)
     assert x[np.int64(1), None, ..., np.array([0, 0, 2])].shape == (1, 3, 3)
     assert x[:, 1, [True, False, True, True]].shape == (2, 3)
+    assert x[np.eye(2, 3, dtype=bool), 1].numpy().tolist() == [1, 17]
 
 
 def test_an_empty_list_picks_nothing(device) -> None:
