@@ -47,11 +47,8 @@ def settle(
             values = list(value or ()) if slot.is_sequence else [value]
         given += [(slot, value) for value in values if hasattr(value, "dtype")]
     for slot, array in given:
-        if takes in ("floats", "sums") and array.dtype.kind != "f" and not slot.any_dtype:
-            raise TypeError(
-                f"{function.__name__}: {slot.name} is {array.dtype}, and {function.__name__} takes floating-point "
-                'numbers: convert it, for instance with astype("float32")'
-            )
+        if takes in ("floats", "sums") and not slot.any_dtype:
+            need_floats(function.__name__, slot.name, array)
     dtype = _common([array for slot, array in given if not slot.any_dtype], takes)
     half = takes == "sums" and dtype == np.float16
 
@@ -75,6 +72,15 @@ def settle(
         value = place[0][place[1]]
         place[0][place[1]] = [convert(slot, v) for v in value] if slot.is_sequence else convert(slot, value)
     return (_in_float32(function) if half else function), args, kwargs
+
+
+def need_floats(op: str, parameter: str, array: Any) -> None:
+    """Raise TypeError, naming the op and the parameter, if the array holds integers or bool."""
+    if array.dtype.kind != "f":
+        raise TypeError(
+            f"{op}: {parameter} is {array.dtype}, and {op} takes floating-point numbers: convert it, for instance with "
+            'astype("float32")'
+        )
 
 
 def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:

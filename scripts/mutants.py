@@ -146,7 +146,8 @@ MUTANTS = [
     # --- convolution, pooling, resizing
     Mutant(
         "conv2d: dbias of the first image", "a wrong axis", "ops/conv.py",
-        ".sum(axis=2).sum(axis=0) if need[2]", ".sum(axis=2)[0] if need[2]", OPS,
+        "return sum_rows(dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2))",
+        "return dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2)[0]", OPS,
     ),
     Mutant(
         "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",
@@ -176,7 +177,7 @@ MUTANTS = [
     ),
     Mutant(
         "interpolate: float64 out of float32", "a wrong dtype", "ops/resize.py",
-        "align_corners, antialias), dtype=x.dtype)", "align_corners, antialias))", OPS,
+        "y = xp.empty((len(planes), *size), dtype=x.dtype)", "y = xp.empty((len(planes), *size))", OPS,
     ),
     # --- initial weights, optimisers, schedules
     Mutant(

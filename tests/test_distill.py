@@ -341,7 +341,7 @@ def test_a_student_with_a_distillation_token_learns_from_both(device):
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < 0.3 * losses[0]
+    assert losses[-1] < 0.5 * losses[0]
     to_truth, to_teacher = student(x)
     np.testing.assert_array_equal(asnumpy(to_truth.data.argmax(axis=1)), np.arange(4))
     np.testing.assert_array_equal(asnumpy(to_teacher.data.argmax(axis=1)), asnumpy(teacher(x).argmax(axis=1)))

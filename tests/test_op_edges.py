@@ -111,9 +111,9 @@ def test_dims_as_in_pytorch(name, device) -> None:
     x = leaf(seeded(0).standard_normal((2, 3, 4)))
     op = getattr(ops, name)
     assert op(x, ()).shape == op(x).shape == () and op(x, (-1, 0)).shape == (3,)
-    with pytest.raises(ValueError, match=rf"{name}: dim 3 is no axis of an array of shape \(2, 3, 4\)"):
+    with pytest.raises(IndexError, match=rf"{name}: dim 3 is no axis of an array of shape \(2, 3, 4\)"):
         op(x, 3)
-    with pytest.raises(ValueError, match=rf"{name}: dim \(1, -2\) names an axis .* twice"):
+    with pytest.raises(ValueError, match=rf"{name}: dims \(1, -2\) name an axis .* twice"):
         op(x, (1, -2))
 
 
@@ -182,7 +182,7 @@ def test_softmax_and_attention_of_nothing(device) -> None:
         y = op(x)
         y.backward(np.zeros((3, 0), np.float32))
         assert y.shape == gradient(x).shape == (3, 0)
-        with pytest.raises(ValueError, match=r"softmax: dim 2 is no axis of an array of shape \(3, 0\)"):
+        with pytest.raises(IndexError, match=r"softmax: dim 2 is no axis of an array of shape \(3, 0\)"):
             op(x, 2)
     for N, M, d in ((0, 4, 2), (3, 0, 2), (3, 4, 0)):
         q, k, v = leaf(np.ones((1, N, d))), leaf(np.ones((1, M, d))), leaf(np.ones((1, M, 5)))
@@ -316,7 +316,8 @@ REFUSING = [
     lambda x: ops.layer_norm(x, 4), lambda x: ops.group_norm(x, 2), lambda x: ops.mean(x), lambda x: ops.var(x),
     lambda x: ops.l1_loss(x, x), lambda x: ops.mse_loss(x, x), lambda x: ops.cross_entropy(x, np.zeros(4, np.int64)),
     lambda x: ops.binary_cross_entropy_with_logits(x, x), lambda x: ops.attention(x[None], x[None], x[None]),
-    lambda x: ops.interpolate(x[None, None], 2), lambda x: ops.avg_pool2d(x[None, None], 2), lambda x: ops.dropout(x),
+    lambda x: ops.interpolate(x[None, None], 2, mode="bilinear"),
+    lambda x: ops.avg_pool2d(x[None, None], 2), lambda x: ops.dropout(x),
     lambda x: ops.linear(x, leaf(np.ones((2, 4)))), lambda x: ops.conv2d(x[None, None], leaf(np.ones((1, 1, 2, 2)))),
 ]
 

@@ -92,7 +92,7 @@ def _concatenate(function: Any, tensors: Sequence[Any], dim: int = 0) -> Shape:
     return tuple(shape)
 
 
-def _pad(function: Any, x: Any, pad: Sequence[int], value: float = 0.0) -> Shape:
+def _pad(function: Any, x: Any, pad: Sequence[int], **_: Any) -> Shape:
     added = [before + after for before, after in zip(pad[::2], pad[1::2])]      # to the last axis, the one before, …
     added += [0] * (x.ndim - len(added))
     return tuple(n + more for n, more in zip(x.shape, added[::-1]))

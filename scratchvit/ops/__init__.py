@@ -28,6 +28,7 @@ from scratchvit.ops.elementwise import (
     tanh,
     where,
 )
+from scratchvit.ops.index import embedding, gather, getitem
 from scratchvit.ops.linear import einsum, linear, matmul
 from scratchvit.ops.loss import (
     binary_cross_entropy,
@@ -40,17 +41,14 @@ from scratchvit.ops.loss import (
     smooth_l1_loss,
 )
 from scratchvit.ops.norm import batch_norm, frozen_batch_norm, group_norm, layer_norm, weight_standardization
+from scratchvit.ops.padding import pad
 from scratchvit.ops.pool import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
 from scratchvit.ops.reduce import max, mean, min, sum, var
 from scratchvit.ops.resize import interpolate
 from scratchvit.ops.shape import (
     concatenate,
-    embedding,
     expand,
     flip,
-    gather,
-    getitem,
-    pad,
     permute,
     reshape,
     roll,

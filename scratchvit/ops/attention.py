@@ -10,8 +10,8 @@ from typing import Any
 
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, parallel_rows
-from scratchvit.ops.arguments import axis_of
 from scratchvit.ops.attention_blocks import attention_in_blocks
+from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
 from scratchvit.tensor import op
@@ -23,10 +23,10 @@ LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attenti
 def softmax(x: Array, dim: int = -1):
     """Probabilities along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
 
-    x: floating-point, any shape; a row of -∞ gives NaN, as in PyTorch.  Raises ValueError for a dim that x lacks.
+    x: floating-point, any shape; a row of -∞ gives NaN, as in PyTorch.  Raises IndexError for a dim that x lacks.
     """
     xp = array_module(x)
-    dim = axis_of("softmax", x, dim)
+    dim = axis_of("softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
@@ -38,10 +38,10 @@ def softmax(x: Array, dim: int = -1):
 def log_softmax(x: Array, dim: int = -1):
     """Logarithms of probabilities along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
 
-    x: floating-point, any shape.  Raises ValueError for a dim that x lacks.
+    x: floating-point, any shape.  Raises IndexError for a dim that x lacks.
     """
     xp = array_module(x)
-    dim = axis_of("log_softmax", x, dim)
+    dim = axis_of("log_softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
     y = log_probabilities(x, dim)

@@ -27,6 +27,7 @@ import math
 from collections.abc import Iterator
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.kernels.sums import total
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
 from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
@@ -44,9 +45,12 @@ def conv2d(
 ):
     """Slide `weight` over images: y[b,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] x[b, c, i·stride + u·dilation, …].
 
-    x (B, C, H, W); weight (O, C / groups, kH, kW); bias (O,) → (B, O, H', W').  stride, padding, dilation: an integer
-    or one for each axis; padding also "valid" (none) or "same" (H' = ⌈H / stride⌉; see windows.same_padding).
+    x (B, C, H, W); weight (O, C / groups, kH, kW); bias (O,) → (B, O, H', W'), all of one floating-point dtype.
+    stride, padding, dilation: an integer or one for each axis; padding also "valid" (none) or "same"
+        (H' = ⌈H / stride⌉; see windows.same_padding).
     groups: the channels fall into so many groups, each seen by its own O / groups filters; C of them is depth-wise.
+    Raises ValueError if shapes or options do not fit together, or if the kernel is larger than the padded image,
+    TypeError for integers or different dtypes.
     """
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
@@ -55,7 +59,11 @@ def conv2d(
 def conv3d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
-    """As conv2d, over clips: x (B, C, T, H, W); weight (O, C / groups, kT, kH, kW) → (B, O, T', H', W')."""
+    """As conv2d, over clips.
+
+    x (B, C, T, H, W); weight (O, C / groups, kT, kH, kW); bias (O,) → (B, O, T', H', W').
+    Raises what conv2d raises.
+    """
     return _conv("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
 
 
@@ -85,10 +93,17 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         return (
             input_gradient(dy, useful, windows, groups) if need[0] else None,
             dweight(dy) if need[1] else None,
-            dy.reshape(*dy.shape[:2], math.prod(windows.output)).sum(axis=2).sum(axis=0) if need[2] else None,
+            _sum_of_channels(dy) if need[2] else None,
         )
 
     return forward(x, useful, bias, windows, groups), backward
+
+
+def _sum_of_channels(dy: Array) -> Array:
+    """Σ_{b,S'} of dy (B, O, *S'): (O,). Along what lies side by side in memory: the places, or else the channels."""
+    if dy.strides[1] == dy.itemsize:
+        return total(_channels_last(dy), (0,))
+    return total(dy, (0, *range(2, dy.ndim)))
 
 
 # --- patches: the windows tile the image, so the columns are the image reshaped -------------------------------------
@@ -138,7 +153,7 @@ def _patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
 
 
 def _channels_last(y: Array) -> Array:
-    return y.transpose(0, *range(2, y.ndim), 1).reshape(-1, y.shape[1])                 # (B·S', O)
+    return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])     # (B·S', O)
 
 
 # --- columns: the general case --------------------------------------------------------------------------------------
@@ -361,11 +376,15 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
     """The geometry of the call, after everything that can be wrong with it."""
     if x.dtype != weight.dtype:
         raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have one dtype")
     expected = f"(B, C, {'T, ' * (axes - 2)}H, W)"
     if x.ndim != axes + 2 or weight.ndim != axes + 2:
         raise ValueError(
             f"{name}: x must be {expected} and weight have as many axes; x has shape {x.shape}, weight {weight.shape}"
         )
+    if 0 in weight.shape:
+        raise ValueError(f"{name}: weight of shape {weight.shape} has no entries")
     if groups < 1 or x.shape[1] % groups or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
         raise ValueError(
             f"{name}: x of shape {x.shape} has {x.shape[1]} channels; weight of shape {weight.shape} in {groups} "

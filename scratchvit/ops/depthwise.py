@@ -15,6 +15,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
+from scratchvit.kernels.sums import total
 from scratchvit.ops.windows import Windows
 
 BLOCK_BYTES = 1 << 20           # a block of images, so that it stays in the cache while its windows are read
@@ -67,16 +68,18 @@ def depthwise_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arr
 
 
 def depthwise_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """dweight[tap] = Σ_{b,S'} dy · window[tap]."""
+    """dweight[tap] = Σ_{b,S'} dy · window[tap]: of each line of places, and then of all lines."""
     xp = array_module(x)
     S, K = _letters(windows)
+    numbers = math.prod(windows.kernel) * dy.shape[1]
 
     def images(dy: Array, x: Array) -> Array:
         dy = xp.ascontiguousarray(_channels_last(dy))
-        return xp.einsum(f"b{S}c{K},b{S}c->{K}c", _views(x, windows, dy.shape[-1]), dy)
+        lines = xp.einsum(f"b{S}c{K},b{S}c->b{S[:-1]}{K}c", _views(x, windows, dy.shape[-1]), dy)
+        return total(lines.reshape(math.prod(dy.shape[:-2]), numbers), (0,))
 
     parts = _in_blocks(images, windows, dy, x)
-    return sum(parts[1:], parts[0]).reshape(-1, dy.shape[1]).T                          # (C·m, taps)
+    return total(xp.stack(parts), (0,)).reshape(-1, dy.shape[1]).T                         # (C·m, taps)
 
 
 def _views(x: Array, windows: Windows, channels: int) -> Array:

@@ -2,20 +2,33 @@
 
 from __future__ import annotations
 
+import math
 import string
 
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels.sums import total
+from scratchvit.ops.checks import shapes_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 
 @op(takes="any")
 def matmul(x: Array, y: Array):
-    """x @ y over the last two axes, the others broadcast; a vector counts as one row (left) or one column (right).
+    """x @ y: products of matrices over the last two axes, the others broadcast.
 
+    x (..., n, k), y (..., k, m) → (..., n, m). A vector (k,) counts as one row (left) or one column (right), which the
+    result does not have.
     For matrices y = A B:  dA = dy Bᵀ,  dB = Aᵀ dy.
+    Raises ValueError if the shapes do not fit together.
     """
     xp = array_module(x)
+    try:
+        value = xp.matmul(x, y)
+    except ValueError:
+        raise ValueError(
+            f"matmul: x of shape {x.shape} and y of shape {y.shape} do not fit together: (..., n, k) @ (..., k, m) is "
+            "expected, with leading axes that are equal or 1"
+        ) from None
 
     def backward(dy, need):
         rows = x[None, :] if x.ndim == 1 else x
@@ -28,19 +41,25 @@ def matmul(x: Array, y: Array):
         d_y = unbroadcast(xp.matmul(rows.swapaxes(-1, -2), dy), columns.shape).reshape(y.shape) if need[1] else None
         return dx, d_y
 
-    return xp.matmul(x, y), backward
+    return value, backward
 
 
 @op
 def linear(x: Array, weight: Array, bias: Array | None = None):
-    """y = x Wᵀ + b, with x (..., in), weight (out, in), bias (out,) and y (..., out).
+    """y = x Wᵀ + b over the last axis.
+
+    x (..., in); weight (out, in); bias (out,) → (..., out), all of one floating-point dtype.
 
         dx = dy W,   dW = Σ dyᵀ x,   db = Σ dy        (sums over all leading axes: one product of flat matrices)
+
+    Raises ValueError if the shapes do not fit together, TypeError for integers.
     """
-    if x.shape[-1] != weight.shape[1]:
-        raise ValueError(f"linear: x {x.shape} and weight {weight.shape} differ in the number of input features")
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"linear: x must be (..., in) and weight (out, in), not {x.shape} and {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"linear: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
     xp = array_module(x)
-    rows = x.reshape(-1, x.shape[-1])                                   # (N, in)
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])               # (N, in)
     y = xp.matmul(rows, weight.T)                                       # (N, out)
     if bias is not None:
         y += bias
@@ -49,7 +68,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
         dy = dy.reshape(len(rows), len(weight))                         # (N, out)
         dx = xp.matmul(dy, weight).reshape(x.shape) if need[0] else None
         dweight = xp.matmul(dy.T, rows) if need[1] else None
-        dbias = dy.sum(axis=0) if need[2] else None
+        dbias = total(dy, (0,)) if need[2] else None
         return dx, dweight, dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
@@ -59,13 +78,22 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
 def einsum(equation: str, *operands: Array):
     """Sums of products by index names, "bqd,bkd->bqk": an index that is not in the output is summed.
 
+    equation: a letter for every axis of every operand. "..." stands for leading axes, which broadcast. Without "->",
+        the output has the letters that stand once, in alphabetical order. A letter cannot stand twice in one operand
+        (a diagonal).
+    operands: arrays of any shape that the equation fits.
+
     The gradient of an operand is again such a sum, with the output's indices and that operand's exchanged; an index
-    that occurs in that operand alone is repeated. "..." stands for leading axes, which broadcast. Not for an index that
-    stands twice in one operand (a diagonal).
+    that occurs in that operand alone is repeated.
+
+    Raises ValueError if the equation and the operands do not fit together.
     """
-    xp = array_module(operands[0])
     inputs, output = spell_out(equation, [x.ndim for x in operands])
-    y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
+    xp = array_module(operands[0])
+    try:
+        y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
+    except ValueError:
+        raise ValueError(f"einsum: {equation!r} does not fit operands of shapes {shapes_of(operands)}") from None
 
     def gradient(i, dy):
         x, wanted = operands[i], inputs[i]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
 ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its temporaries it stays in the cache
@@ -173,8 +174,8 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
             backward_rows, rows, dy.reshape(N, c, S), dx, mean, r, weight, sum_dy, sum_dy_centred,
             block_bytes=ROW_BYTES,
         )
-        dweight = (sum_dy_centred * r).reshape(B, C).sum(axis=0) if need[1] else None
-        dbias = sum_dy.reshape(B, C).sum(axis=0) if need[2] else None
+        dweight = total((sum_dy_centred * r).reshape(B, C), (0,)) if need[1] else None
+        dbias = total(sum_dy.reshape(B, C), (0,)) if need[2] else None
         return dx.reshape(x.shape), dweight, dbias
 
     return y.reshape(x.shape), backward
@@ -213,7 +214,7 @@ def batch_norm(
     ones = xp.ones((S, 1), dtype=x.dtype)               # a product with it sums a plane, at the speed of BLAS
     sums = xp.empty((B, C, 1), dtype=x.dtype)
 
-    def total(x, sums):
+    def sum_planes(x, sums):
         xp.matmul(x, ones, out=sums)
 
     def centre(x, y, sums, mean):
@@ -222,10 +223,10 @@ def batch_norm(
         xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # each plane with itself
 
     if training:
-        _by_block(total, [planes, sums])
-        mean = sums.sum(axis=(0, 2)) / n
+        _by_block(sum_planes, [planes, sums])
+        mean = total(sums, (0, 2)) / n
         _by_block(centre, [planes, y, sums], mean)
-        var = sums.sum(axis=(0, 2)) / n
+        var = total(sums, (0, 2)) / n
         if running_mean is not None:
             for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
                 running *= 1 - momentum
@@ -259,8 +260,8 @@ def batch_norm(
 
         if training or need[1] or need[2]:
             _by_block(totals, [planes, dy, sum_dy, sum_dy_x], mean)
-            dbias = sum_dy.sum(axis=(0, 2))             # Σ dy
-            dweight = sum_dy_x.sum(axis=(0, 2)) * r     # Σ dy x̂
+            dbias = total(sum_dy, (0, 2))             # Σ dy
+            dweight = total(sum_dy_x, (0, 2)) * r     # Σ dy x̂
         if need[0]:
             dx = xp.empty((B, C, S), dtype=x.dtype)
             if training:

@@ -15,17 +15,25 @@ PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cac
 
 @op
 def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
-    """The greatest number of each window of x (B, C, H, W); its gradient goes to the place of the first such number.
+    """The greatest number of each window; its gradient goes to the place of the first such number.
 
-    stride: the kernel's size if not given. padding: an integer, one for each axis, or "same" (H' = ⌈H / stride⌉; see
-    windows.same_padding); it never wins. ceil_mode: keep windows that hang over the end.
+    x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype. A NaN in a window is its maximum.
+    kernel_size, stride, padding, dilation: an integer or one for each axis.
+    stride: the kernel's size if not given.
+    padding: also "same" (H' = ⌈H / stride⌉; see windows.same_padding); it never wins.
+    ceil_mode: keep windows that hang over the end.
+    Raises ValueError if options do not fit together or a window is larger than the padded image, TypeError for
+    integers.
     """
     return _max_pool(x, _windows("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
 @op
 def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
-    """As max_pool2d, over x (B, C, T, H, W)."""
+    """As max_pool2d, over x (B, C, T, H, W) → (B, C, T', H', W').
+
+    Raises what max_pool2d raises.
+    """
     return _max_pool(x, _windows("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
@@ -33,10 +41,15 @@ def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
 def avg_pool2d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
-    """The mean of each window of x (B, C, H, W).
+    """The mean of each window.
 
-    count_include_pad: whether padding zeros count as numbers of the window. What a window of ceil_mode covers beyond
-    the padding never counts.
+    x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype.
+    kernel_size, stride, padding: an integer or one for each axis.
+    stride: the kernel's size if not given.
+    ceil_mode: keep windows that hang over the end. What they cover beyond the padding never counts.
+    count_include_pad: whether padding zeros count as numbers of the window.
+    Raises ValueError if options do not fit together or a window is larger than the padded image, TypeError for
+    integers.
     """
     windows = _windows("avg_pool2d", 2, x, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(x, windows, count_include_pad)
@@ -46,7 +59,10 @@ def avg_pool2d(
 def avg_pool3d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
-    """As avg_pool2d, over x (B, C, T, H, W)."""
+    """As avg_pool2d, over x (B, C, T, H, W) → (B, C, T', H', W').
+
+    Raises what avg_pool2d raises.
+    """
     windows = _windows("avg_pool3d", 3, x, kernel_size, stride, padding, 1, ceil_mode)
     return _avg_pool(x, windows, count_include_pad)
 
@@ -76,8 +92,9 @@ def _max_pool(x: Array, windows: Windows):
 
         def rows(dy: Array, winner: Array, dx: Array) -> None:
             padded = xp.zeros((len(dy), *windows.padded), dtype=dy.dtype)
+            bits = dy.view(f"u{dy.dtype.itemsize}")     # times 0 or 1, as integers: ∞ · 0 would be NaN
             for tap, window in enumerate(windows.taps()):
-                padded[window] += dy * (winner == tap)
+                padded[window] += (bits * (winner == tap)).view(dy.dtype)
             dx[...] = padded[(..., *windows.inside)]
 
         parallel_rows(rows, dy, winner, dx, block_bytes=PLANE_BYTES)
@@ -155,10 +172,10 @@ def _windows(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode) -
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation):
         reach = d * (k - 1)
         room = n + 2 * p - reach - 1            # how far the first window can move
-        places = room // s + 1
-        if ceil_mode and room % s and places * s < n + p:       # a window may hang over the end, not begin beyond it
-            places += 1
-        if room < 0 or places < 1:
+        places = (room + (s - 1 if ceil_mode else 0)) // s + 1
+        if ceil_mode and (places - 1) * s >= n + p:             # a window may hang over the end, not begin beyond it
+            places -= 1
+        if places < 1 or n < 1:
             raise ValueError(
                 f"{name}: the window {kernel} with dilation {dilation} is larger than x of shape {x.shape} "
                 f"with padding {padding}"

@@ -15,21 +15,18 @@ import numpy as np
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
+from scratchvit.ops.checks import axes_of
 from scratchvit.tensor import op
 
 Dim: TypeAlias = int | Sequence[int] | None
 
 
 def _axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
-    """The axes to reduce, from 0. None and () mean all, as in PyTorch."""
-    dims = (dim,) if isinstance(dim, int) else tuple(range(x.ndim)) if dim is None or len(dim) == 0 else tuple(dim)
-    axes = x.ndim or 1          # a single number may be reduced over axis 0, as in PyTorch
-    if any(not -axes <= d < axes for d in dims):
-        raise ValueError(f"{name}: dim {dim} is no axis of an array of shape {x.shape}")
-    found = tuple(d % axes for d in dims)
-    if len(set(found)) < len(found):
-        raise ValueError(f"{name}: dim {dim} names an axis of the shape {x.shape} twice")
-    return found if x.ndim else ()
+    """The axes to reduce, from 0. None and () mean all, as in PyTorch, where a single number may have an axis 0."""
+    if dim is None or dim == () or dim == []:
+        return tuple(range(x.ndim))
+    axes = axes_of(name, dim, x.shape or (1,))
+    return axes if x.ndim else ()
 
 
 def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
@@ -42,7 +39,8 @@ def sum(x: Array, dim: Dim = None, keepdim: bool = False):
     """The sum over the axes `dim`.
 
     x: any shape and dtype; integers give integers.  dim: an axis, several, or None (or ()) for all.
-    keepdim: the reduced axes stay, with length 1.  Raises ValueError for a dim that x does not have.
+    keepdim: the reduced axes stay, with length 1.  Raises IndexError for a dim that x does not have, ValueError for
+    one that is named twice.
 
         y = Σ x,    dx = dy, repeated
     """
@@ -99,8 +97,8 @@ def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
 def max(x: Array, dim: Dim = None, keepdim: bool = False):
     """The greatest value over the axes `dim` (PyTorch's `amax`); where several are equal they share the gradient.
 
-    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises ValueError for a dim that x does not have, and for
-    axes without entries, which have no greatest.
+    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises as `sum` does, and ValueError for axes without
+    entries, which have no greatest.
     """
     axes = _filled_axes("max", x, dim)
     y = x.max(axis=axes, keepdims=keepdim)

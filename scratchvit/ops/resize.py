@@ -1,68 +1,183 @@
-"""Resizing images: each output pixel is a weighted mean of a few input pixels, so resizing an axis is a matrix.
+"""Resizing images, axis by axis: each new pixel is a weighted mean of a few old ones, so resizing an axis is a matrix
 
-    y = R_h x R_wᵀ,    dx = R_hᵀ dy R_w
+    y = R x,    dx = Rᵀ dy
 
-with R (out, in) from the sizes alone. What "bilinear", "bicubic", align_corners and antialias mean is only what stands
-in R, and stands below in plain NumPy, on the host, in float64.
+with R (after, before) from the sizes alone. What "linear", "bicubic", align_corners and antialias mean is only what
+stands in R, and stands below in plain NumPy, on the host, in float64.
+
+Nearly all of R is zero. It is applied as *taps*: the first pixel that each row names and its weight, the second, and so
+on. That spares the products with zero, and 0 · ∞ among them: an infinite pixel spoils what it is a part of, no more.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+from typing import NamedTuple
 
 import numpy as np
 
-from scratchvit.backend import Array, array_module
+from scratchvit.backend import AnyArray, Array, array_module, parallel_rows
+from scratchvit.dtypes import need_floats
 from scratchvit.tensor import op
+
+AXES = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}       # what each mode resizes; nearest takes any
+PLANE_BYTES = 512 << 10         # a block of planes, so that it stays in the cache with its temporaries
 
 
 @op(takes="sums")
 def interpolate(
-    x: Array, size=None, scale_factor=None, mode: str = "nearest", align_corners: bool = False, antialias: bool = False,
+    x: AnyArray, size=None, scale_factor=None, mode: str = "nearest", align_corners: bool = False,
+    antialias: bool = False,
 ):
-    """Resize images x (B, C, H, W) to `size`, an integer or (H', W'), or by `scale_factor`, a number or two.
+    """Resize signals x (B, C, W), images (B, C, H, W) or clips (B, C, T, H, W).
 
-    mode: "nearest", "bilinear" or "bicubic".  align_corners: the centres of the corner pixels stay where they are,
-    instead of the picture's edges.  antialias: where the picture shrinks, average over all pixels that fall into the
-    new one (as Pillow does), instead of sampling.
+    size: the new size, an integer or one for each axis.
+    scale_factor: instead of size, a number or one for each axis; the new size is ⌊size · factor⌋.
+    mode: "nearest" takes the pixel in which the new one's near edge lies, "nearest-exact" that of its centre. "linear"
+        (signals), "bilinear" (images) and "trilinear" (clips) draw lines between pixels, "bicubic" (images) curves.
+    align_corners: the centres of the corner pixels stay where they are, instead of the picture's edges.
+    antialias: for "bilinear" and "bicubic". Where the picture shrinks, average over all pixels that fall into the new
+        one, as Pillow does, instead of sampling.
+
+    With a scale_factor, pixels are sampled in steps of exactly 1 / factor, as in PyTorch; but where an axis keeps its
+    size, the nearest and linear modes copy it. An infinite pixel changes only the new ones that it is a part of.
+
+    Returns an array of x's dtype. The nearest modes take any dtype, the others floating-point numbers.
+    Raises ValueError if the options fit neither x nor each other or if a size would be 0, TypeError for integers.
     """
-    xp = array_module(x)
-    if x.ndim != 4:
-        raise ValueError(f"interpolate: x must be (B, C, H, W), not {x.shape}")
-    if mode not in ("nearest", "bilinear", "bicubic"):
-        raise ValueError(f'interpolate: mode must be "nearest", "bilinear" or "bicubic", not {mode!r}')
-    if mode == "nearest" and (align_corners or antialias):
-        raise ValueError('interpolate: align_corners and antialias are for "bilinear" and "bicubic"')
-    height, width = (
-        xp.asarray(resize_matrix(before, after, factor, mode, align_corners, antialias), dtype=x.dtype)
-        for before, (after, factor) in zip(x.shape[2:], _targets(x.shape[2:], size, scale_factor))
-    )
-    return _apply(height, x, width.T), lambda dy: _apply(height.T, dy, width)
+    _check(x, mode, align_corners, antialias)
+    shape = x.shape
+    targets = _targets(shape[2:], size, scale_factor)
+    there, back = zip(*(
+        _taps(before, after, factor, mode, align_corners, antialias)
+        for before, (after, factor) in zip(shape[2:], targets)
+    ))  # fmt: skip
+    return _resized(x, there), lambda dy: _resized(dy, back)
 
 
-def _apply(left: Array, x: Array, right: Array) -> Array:
-    """left x right for every plane of x (B, C, H, W)."""
-    rows = x.reshape(-1, x.shape[3]) @ right                            # (B·C·H, W')
-    return left @ rows.reshape(*x.shape[:3], right.shape[1])            # (B, C, H', W')
+def _check(x: Array, mode: str, align_corners: bool, antialias: bool) -> None:
+    if mode not in AXES and mode not in ("nearest", "nearest-exact"):
+        modes = ", ".join(map(repr, ("nearest", "nearest-exact", *AXES)))
+        raise ValueError(f"interpolate: mode must be one of {modes}, not {mode!r}")
+    if not 3 <= x.ndim <= 5 or AXES.get(mode, x.ndim - 2) != x.ndim - 2:
+        expected = {1: "(B, C, W)", 2: "(B, C, H, W)", 3: "(B, C, T, H, W)"}
+        some = [expected[AXES[mode]]] if mode in AXES else list(expected.values())
+        raise ValueError(f'interpolate: x must be {" or ".join(some)} for mode {mode!r}, not {tuple(x.shape)}')
+    if mode not in AXES and (align_corners or antialias):
+        raise ValueError(f"interpolate: align_corners and antialias are not for mode {mode!r}")
+    if antialias and AXES[mode] != 2:
+        raise ValueError(f'interpolate: antialias is for "bilinear" and "bicubic", not for {mode!r}')
+    if mode in AXES:
+        need_floats("interpolate", "x", x)
 
 
 def _targets(size_before, size, scale_factor) -> list[tuple[int, float | None]]:
     """For each axis: its new size, and the factor if one was given (sampling then steps by exactly 1 / factor)."""
     if (size is None) == (scale_factor is None):
         raise ValueError(f"interpolate: give size or scale_factor, one of them; got {size!r} and {scale_factor!r}")
-    given = size if scale_factor is None else scale_factor
-    both = (given, given) if isinstance(given, int | float) else tuple(given)
-    if len(both) != 2:
-        raise ValueError(f"interpolate: size and scale_factor are one number, or two for (H, W), not {given!r}")
-    if scale_factor is None:
-        targets: list[tuple[int, float | None]] = [(int(n), None) for n in both]
-    else:
-        targets = [(math.floor(n * factor), float(factor)) for n, factor in zip(size_before, both)]
-    if min(n for n, _ in targets) < 1:
-        after = tuple(n for n, _ in targets)
-        raise ValueError(f"interpolate: {size_before} cannot become {after}; sizes are at least 1")
+    given, kind = (size, int) if scale_factor is None else (scale_factor, int | float)
+    each = (given,) * len(size_before) if isinstance(given, kind) else tuple(given) if hasattr(given, "__len__") else ()
+    if len(each) != len(size_before) or not all(isinstance(n, kind) for n in each):
+        raise ValueError(
+            f"interpolate: size is an integer and scale_factor a number, or one for each of the {len(size_before)} "
+            f"axes after (B, C), not {given!r}"
+        )
+    targets: list[tuple[int, float | None]] = [(n, None) for n in each]
+    if scale_factor is not None:
+        targets = [(math.floor(n * factor), float(factor)) for n, factor in zip(size_before, each)]
+    after = tuple(n for n, _ in targets)
+    if min(*size_before, *after) < 1:
+        raise ValueError(f"interpolate: {tuple(size_before)} cannot become {after}; sizes are at least 1")
     return targets
+
+
+# --- applying a matrix that is nearly all zero -----------------------------------------------------------------------
+
+
+class Taps(NamedTuple):
+    """A matrix (after, before): row i has weight[k, i] in column columns[k, i], k = 0, 1, …, and nothing elsewhere."""
+
+    columns: np.ndarray             # (taps, after)
+    weight: np.ndarray | None       # (taps, after); None where all are 1
+    nothing: np.ndarray | None      # the rows that have nothing at all; None where there are none
+
+
+@functools.lru_cache(maxsize=256)
+def _taps(*how) -> tuple[Taps | None, Taps | None]:
+    """`resize_matrix(*how)` and its transpose; None for the matrix that changes nothing."""
+    matrix = resize_matrix(*how)
+    if np.array_equal(matrix, np.eye(len(matrix))):
+        return None, None
+    return _nonzero(matrix), _nonzero(matrix.T)
+
+
+def _nonzero(matrix: np.ndarray) -> Taps:
+    counts = np.count_nonzero(matrix, axis=1)
+    index = np.argsort(matrix == 0, axis=1, kind="stable")[:, : counts.max()]       # of each row its numbers first
+    weight = np.take_along_axis(matrix, index, axis=1)
+    weight[counts == 0] = 1                 # what they pick is set to 0 afterwards
+    for row, count in enumerate(counts):
+        # In a shorter row the last number is there several times, halved each time: a weight of 0 would be 0 · ∞.
+        for k in range(max(1, count), index.shape[1]):
+            index[row, k] = index[row, k - 1]
+            weight[row, k - 1 : k + 1] = weight[row, k - 1] / 2
+    nothing = np.flatnonzero(counts == 0)
+    return Taps(index.T.copy(), None if (weight == 1).all() else weight.T.copy(), nothing if len(nothing) else None)
+
+
+def _resized(x: Array, matrices: tuple[Taps | None, ...]) -> Array:
+    """x (B, C, *S), each of whose axes S was multiplied by its matrix."""
+    xp, shape = array_module(x), x.shape
+    size = [n if matrix is None else matrix.columns.shape[1] for n, matrix in zip(shape[2:], matrices)]
+    steps = [(axis, _on_device(x, matrix)) for axis, matrix in enumerate(matrices, start=1) if matrix is not None]
+    steps.sort(key=lambda step: _turn(step[0], shape[1 + step[0]], step[1].columns.shape[1]))
+    planes = x.reshape(shape[0] * shape[1], *shape[2:])
+    y = xp.empty((len(planes), *size), dtype=x.dtype)
+
+    def rows(x: Array, y: Array) -> None:
+        for axis, matrix in steps:
+            x = _multiplied(matrix, x, axis)
+        y[...] = x
+
+    parallel_rows(rows, planes, y, block_bytes=PLANE_BYTES)
+    return y.reshape(*shape[:2], *size)
+
+
+def _turn(axis: int, before: int, after: int) -> tuple[float, int]:
+    """What shrinks comes first. Picking along the last axis is the slowest: it comes where there is least to pick."""
+    return after / before, axis if after < before else -axis
+
+
+def _multiplied(matrix: Taps, x: Array, axis: int) -> Array:
+    """The matrix times one axis of x, tap by tap."""
+    along = [-1 if a == axis else 1 for a in range(x.ndim)]
+
+    def tap(k: int) -> Array:
+        part = x.take(matrix.columns[k], axis=axis)
+        if matrix.weight is not None:
+            part *= matrix.weight[k].reshape(along)
+        return part
+
+    y = tap(0)
+    for k in range(1, len(matrix.columns)):
+        y += tap(k)
+    if matrix.nothing is not None:
+        y[(*[slice(None)] * axis, matrix.nothing)] = 0
+    return y
+
+
+def _on_device(x: Array, matrix: Taps) -> Taps:
+    """The same where x is, with weights of x's dtype."""
+    xp = array_module(x)
+    return Taps(
+        xp.asarray(matrix.columns),
+        None if matrix.weight is None else xp.asarray(matrix.weight, dtype=x.dtype),
+        None if matrix.nothing is None else xp.asarray(matrix.nothing),
+    )
+
+
+# --- the matrices ----------------------------------------------------------------------------------------------------
 
 
 @functools.lru_cache(maxsize=256)
@@ -70,8 +185,11 @@ def resize_matrix(
     before: int, after: int, factor: float | None, mode: str, align_corners: bool, antialias: bool,
 ) -> np.ndarray:
     """The matrix (after, before) that resizes an axis; its rows sum to 1."""
-    if mode == "nearest":
-        return _nearest(before, after, factor)
+    if mode.startswith("nearest"):
+        return _nearest(before, after, factor, exact=mode == "nearest-exact")
+    linear = mode != "bicubic"
+    if before == after and linear and not antialias:
+        return np.eye(before)
     step = 1 / factor if factor else before / after                     # input pixels for one output pixel
     if align_corners:
         step = (before - 1) / (after - 1) if after > 1 else 0.0
@@ -79,7 +197,7 @@ def resize_matrix(
     if antialias:
         return _antialiased(before, place, step, mode)
     centre = step * place if align_corners else step * (place + 0.5) - 0.5      # in units of input pixels
-    if mode == "bilinear":
+    if linear:
         centre, kernel, reach = np.maximum(centre, 0), _triangle, 1
     else:
         kernel, reach = functools.partial(_cubic, a=-0.75), 2
@@ -91,11 +209,15 @@ def resize_matrix(
     return matrix
 
 
-def _nearest(before: int, after: int, factor: float | None) -> np.ndarray:
-    """Pixel ⌊i · step⌋, where PyTorch computes in float32 for every dtype."""
-    step = np.float32(1 / factor if factor else np.float32(before) / np.float32(after))
+def _nearest(before: int, after: int, factor: float | None, exact: bool) -> np.ndarray:
+    """Pixel ⌊i · step⌋, or ⌊(i + ½) · step⌋, where PyTorch computes in float32 for every dtype.
+
+    To twice the size the step is ½, whatever the factor.
+    """
+    step = np.float32(1 / factor if factor and after != 2 * before else np.float32(before) / np.float32(after))
     place = np.arange(after)
-    pixel = place if before == after else np.floor(place.astype(np.float32) * step).astype(int)
+    start = place.astype(np.float32) + np.float32(0.5 if exact else 0)
+    pixel = place if before == after else np.floor(start * step).astype(int)
     matrix = np.zeros((after, before))
     matrix[place, np.minimum(pixel, before - 1)] = 1
     return matrix

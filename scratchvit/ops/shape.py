@@ -1,82 +1,167 @@
 """Functions that move numbers without changing them. Their gradients are moved back; where a number was used several
-times (repeated indices, broadcasting) its gradients add up.
+times (broadcasting) its gradients add up. What picks numbers by an index is in index.py, what surrounds in padding.py.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from itertools import accumulate
 
-import numpy as np
-
-from scratchvit.backend import Array, array_module, asarray, is_array
+from scratchvit.backend import Array, array_module
+from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.ops.elementwise import unbroadcast
-from scratchvit.tensor import Tensor, op
+from scratchvit.tensor import op
 
 
 @op(takes="any")
 def reshape(x: Array, shape: int | Sequence[int]):
-    """The same values, in row-major order, in another shape; -1 stands for what is left."""
+    """The same values, in row-major order, in another shape.
+
+    x: any shape and dtype.
+    shape: the new shape, an integer for a single axis. One -1 in it stands for what is left.
+    Raises ValueError if the entries of x do not fill the shape.
+    """
     before = x.shape
-    return x.reshape(shape), lambda dy: dy.reshape(before)
+    try:
+        y = x.reshape(shape)
+    except (TypeError, ValueError):
+        raise ValueError(f"reshape: x of shape {before} has {x.size} entries, which do not fill {shape}") from None
+    return y, lambda dy: dy.reshape(before)
 
 
 @op(takes="any")
 def permute(x: Array, dims: Sequence[int]):
-    """The axes in the given order."""
+    """The axes in another order: axis i of the result is axis dims[i] of x. Nothing is copied.
+
+    x: any shape and dtype.
+    dims: every axis of x once; negative numbers count from the end.
+    Raises IndexError if x has no such axis, ValueError if dims does not name every axis once.
+    """
+    axes = axes_of("permute", dims, x.shape)
+    if len(axes) != x.ndim:
+        raise ValueError(f"permute: dims {dims} must name every axis of x, of shape {x.shape}, once")
     back = [0] * x.ndim
-    for position, axis in enumerate(dims):
+    for position, axis in enumerate(axes):
         back[axis] = position
-    return x.transpose(dims), lambda dy: dy.transpose(back)
+    return x.transpose(axes), lambda dy: dy.transpose(back)
 
 
 @op(takes="any")
 def transpose(x: Array, dim0: int, dim1: int):
-    """Two axes exchanged."""
+    """Two axes exchanged. Nothing is copied.
+
+    x: any shape and dtype. A number of shape () counts as having one axis, as in PyTorch.
+    Raises IndexError if dim0 or dim1 is no axis of x.
+    """
+    shape = x.shape or (1,)
+    dim0, dim1 = axis_of("transpose", dim0, shape), axis_of("transpose", dim1, shape)
+    if x.ndim == 0:
+        return x[...], lambda dy: dy
     return x.swapaxes(dim0, dim1), lambda dy: dy.swapaxes(dim0, dim1)
 
 
 @op(takes="any")
 def expand(x: Array, shape: Sequence[int]):
-    """Repeat axes of size 1, and put new ones in front, until the shape is reached."""
-    before = x.shape
-    return array_module(x).broadcast_to(x, shape), lambda dy: unbroadcast(dy, before)
+    """Repeat axes of size 1, and put new ones in front, until the shape is reached. Nothing is copied.
+
+    x: any shape and dtype.
+    shape: the shape to reach, of at least as many axes as x; -1 leaves an axis of x as it is.
+    The gradient is summed over what was repeated.
+    Raises ValueError if an axis of x has neither size 1 nor the size wanted, or if -1 stands for a new axis.
+    """
+    before, new = x.shape, len(shape) - x.ndim
+    wanted = tuple(before[i - new] if n == -1 and i >= new >= 0 else n for i, n in enumerate(shape))
+    if new < 0 or any(n < 0 for n in wanted) or any(m not in (1, n) for m, n in zip(before, wanted[new:])):
+        raise ValueError(
+            f"expand: x of shape {before} cannot become {tuple(shape)}: axes of size 1 are repeated, new axes come "
+            "first, and -1 leaves an axis of x as it is"
+        )
+    return array_module(x).broadcast_to(x, wanted), lambda dy: unbroadcast(dy, before)
 
 
 @op(takes="any")
 def concatenate(tensors: Sequence[Array], dim: int = 0):
-    """Join along an existing axis."""
+    """Join along an existing axis.
+
+    tensors: one or more arrays whose shapes differ along `dim` alone. Arrays of shape (0,) may stand among arrays with
+    more axes and add nothing, as in PyTorch.
+    Raises ValueError if there is no array, or if the shapes do not fit together, TypeError for what is no list of
+    arrays, IndexError if there is no such axis.
+    """
+    need_arrays("concatenate", tensors)
     xp = array_module(tensors[0])
-    ends = np.cumsum([t.shape[dim] for t in tensors])[:-1].tolist()
-    return xp.concatenate(tensors, axis=dim), lambda dy: xp.split(dy, ends, axis=dim)
+    dtypes = [t.dtype for t in tensors]
+    adds_nothing = [t.shape == (0,) for t in tensors]
+    joined = [t for t, nothing in zip(tensors, adds_nothing) if not nothing] or tensors[:1]
+    dim = axis_of("concatenate", dim, joined[0].shape)
+    rests = {(*t.shape[:dim], "dim", *t.shape[dim + 1 :]) for t in joined}
+    if len(rests) > 1:
+        raise ValueError(f"concatenate: shapes may differ along dim {dim} alone, not {shapes_of(joined)}")
+    ends = list(accumulate(t.shape[dim] for t in joined))[:-1]
+
+    def backward(dy):
+        parts = iter(xp.split(dy, ends, axis=dim))
+        gradients = [xp.zeros((0,), dtype=dy.dtype) if nothing else next(parts) for nothing in adds_nothing]
+        return [gradient.astype(dtype, copy=False) for gradient, dtype in zip(gradients, dtypes)]
+
+    return xp.concatenate(joined, axis=dim), backward
 
 
 @op(takes="any")
 def stack(tensors: Sequence[Array], dim: int = 0):
-    """Join along a new axis."""
+    """Join along a new axis.
+
+    tensors: one or more arrays of one shape.
+    dim: where the new axis stands in the result.
+    Raises ValueError if there is no array, or if the shapes differ, TypeError for what is no list of arrays, IndexError
+    if the result has no such axis.
+    """
+    need_arrays("stack", tensors)
+    if len({t.shape for t in tensors}) > 1:
+        raise ValueError(f"stack: all arrays must have one shape, not {shapes_of(tensors)}")
     xp = array_module(tensors[0])
+    dim = axis_of("stack", dim, (len(tensors), *tensors[0].shape))
     return xp.stack(tensors, axis=dim), lambda dy: list(xp.moveaxis(dy, dim, 0))
 
 
 @op(takes="any")
 def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
-    """Cut into parts of the given size (the last may be smaller), or of the given sizes. A tuple of tensors."""
+    """Cut into parts along an axis. Nothing is copied.
+
+    x: any shape and dtype.
+    split_size: the size of every part, of which the last may be smaller; or the sizes of all parts.
+    Returns a tuple of tensors.
+    Raises IndexError if x has no such axis, ValueError if a size is negative or sizes do not add up to the axis.
+    """
+    dim = axis_of("split", dim, x.shape)
     total = x.shape[dim]
-    sizes = [split_size] * -(-total // split_size) if isinstance(split_size, int) else list(split_size)
-    ends = np.cumsum(sizes).tolist()
-    if not isinstance(split_size, int) and ends[-1] != total:
-        raise ValueError(f"split: sizes {sizes} add up to {ends[-1]}, the axis has {total}")
-    parts = tuple(array_module(x).split(x, ends[:-1], axis=dim))
-    prefix = (slice(None),) * (dim % x.ndim)
-    places = [(*prefix, slice(end - size, end)) for size, end in zip(sizes, ends)]
-    return parts, lambda dys: _put_together(x, dys, places)
+    if isinstance(split_size, int):
+        if split_size < min(1, total):
+            raise ValueError(f"split: a part must have a size of at least 1, not {split_size}; x has shape {x.shape}")
+        sizes = [split_size] * max(1, -(-total // max(1, split_size)))
+    else:
+        sizes = list(split_size)
+        if sum(sizes) != total or min(sizes, default=0) < 0:
+            raise ValueError(
+                f"split: sizes {sizes} must be 0 or more and add up to {total}, the size of dim {dim} of x {x.shape}"
+            )
+    prefix = (slice(None),) * dim
+    places = [(*prefix, slice(end - size, end)) for size, end in zip(sizes, accumulate(sizes))]
+    return tuple(x[place] for place in places), lambda dys: _put_together(x, dys, places)
 
 
 @op(takes="any")
 def unbind(x: Array, dim: int = 0):
-    """Cut into slices along an axis, which disappears. A tuple of tensors."""
-    prefix = (slice(None),) * (dim % x.ndim)
-    places = [(*prefix, i) for i in range(x.shape[dim])]
+    """Cut into slices along an axis, which disappears. Nothing is copied.
+
+    x: any shape and dtype.
+    Returns a tuple of tensors.
+    Raises IndexError if x has no such axis.
+    """
+    dim = axis_of("unbind", dim, x.shape)
+    prefix = (slice(None),) * dim
+    # With an Ellipsis, since NumPy gives a copy of a single number otherwise.
+    places = [(*prefix, i, ...) for i in range(x.shape[dim])]
     return tuple(x[place] for place in places), lambda dys: _put_together(x, dys, places)
 
 
@@ -89,93 +174,33 @@ def _put_together(x: Array, dys: Sequence[Array | None], places: Sequence[tuple]
 
 
 @op(takes="any")
-def pad(x: Array, pad: Sequence[int], value: float = 0.0):
-    """Surround with a constant. pad: (before, after) of the last axis, then of the one before it, … as in PyTorch."""
-    pairs = [(pad[i], pad[i + 1]) for i in range(0, len(pad), 2)]
-    widths = [(0, 0)] * (x.ndim - len(pairs)) + pairs[::-1]
-    inside = tuple(slice(before, before + n) for (before, _), n in zip(widths, x.shape))
-    return array_module(x).pad(x, widths, constant_values=value), lambda dy: dy[inside]
+def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None):
+    """Shift along axes; what leaves at one end enters at the other.
 
-
-@op(takes="any")
-def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int]):
-    """Shift along axes; what leaves at one end enters at the other."""
+    x: any shape and dtype.
+    shifts, dims: how far to shift, and along which axis; or as many of both. An axis named twice is shifted by the sum.
+        Without dims, x is shifted as if it had one axis.
+    Raises IndexError if x has no such axis, ValueError if there are not as many shifts as dims.
+    """
     xp = array_module(x)
-    back = -shifts if isinstance(shifts, int) else [-s for s in shifts]
-    return xp.roll(x, shifts, dims), lambda dy: xp.roll(dy, back, dims)
+    shifts = (shifts,) if isinstance(shifts, int) else tuple(shifts)
+    dims = () if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
+    if len(shifts) != max(1, len(dims)):
+        raise ValueError(f"roll: as many shifts as dims are needed, not {shifts} along {dims or 'all axes as one'}")
+    if not dims:
+        return xp.roll(x, shifts[0]), lambda dy: xp.roll(dy, -shifts[0])
+    axes = tuple(axis_of("roll", dim, x.shape) for dim in dims)
+    back = tuple(-shift for shift in shifts)
+    return xp.roll(x, shifts, axes), lambda dy: xp.roll(dy, back, axes)
 
 
 @op(takes="any")
 def flip(x: Array, dims: int | Sequence[int]):
-    """Reverse the order along axes."""
-    xp = array_module(x)
-    return xp.flip(x, dims), lambda dy: xp.flip(dy, dims)
+    """Reverse the order along one axis or several. Nothing is copied.
 
-
-# --- picking --------------------------------------------------------------------------------------------------------
-
-
-@op(takes="any")
-def getitem(x: Array, index: Any):
-    """x[index] with ints, slices, None, Ellipsis, integer arrays and masks. Repeated indices add up their gradients."""
-    index = tuple(_on_device(i) for i in (index if isinstance(index, tuple) else (index,)))
-    picks = any(is_array(i) for i in index)
-    xp, shape, size = array_module(x), x.shape, x.size
-
-    def backward(dy):
-        if not picks:
-            dx = xp.zeros(shape, dtype=dy.dtype)
-            dx[index] = dy
-            return dx
-        # Which entry of x each entry of dy came from: the same index, applied to the entries' own numbers.
-        source = xp.arange(size).reshape(shape)[index]
-        return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
-
-    return x[index], backward
-
-
-@op(takes="any")
-def gather(x: Array, dim: int, index: Any):
-    """out[i][j] = x[index[i][j]][j] for dim 0, and likewise for the other axes (PyTorch's `gather`, index not larger
-    than x along the other axes). Repeated indices add up their gradients."""
-    xp, shape, size = array_module(x), x.shape, x.size
-    index = asarray(index)
-    within = tuple(slice(None) if a == dim % x.ndim else slice(n) for a, n in enumerate(index.shape))
-
-    def backward(dy):
-        source = xp.take_along_axis(xp.arange(size).reshape(shape)[within], index, axis=dim)
-        return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
-
-    return xp.take_along_axis(x[within], index, axis=dim), backward
-
-
-@op(takes="any")
-def embedding(index: Any, weight: Array):
-    """The rows of weight (V, D) at the integers of index (...): out (..., D). Repeated rows add up their gradients."""
-    index = asarray(index)
-    rows, width = weight.shape
-    return weight[index], lambda dy: _sum_by_index(index.reshape(-1), dy.reshape(-1, width), rows)
-
-
-def _on_device(i: Any) -> Any:
-    if isinstance(i, Tensor):
-        return i.data
-    return asarray(i) if isinstance(i, np.ndarray | list) else i
-
-
-def _sum_by_index(index: Array, values: Array, size: int) -> Array:
-    """out[j] = Σ values[i] over the i with index[i] = j: a sort and sums of runs, so the same in every run.
-
-    index (N,) int in [-size, size); values (N,) or (N, D); out (size,) or (size, D). An atomic scatter would add in an
-    order that changes from run to run.
+    x: any shape and dtype.
+    Raises IndexError if x has no such axis, ValueError if an axis is named twice.
     """
-    xp = array_module(values)
-    index = index.astype(np.int64, copy=False) % size
-    order = xp.argsort(index, kind="stable")
-    starts = xp.searchsorted(index[order], xp.arange(size))     # where each row's run begins, known without waiting
-    sentinel = xp.zeros((1, *values.shape[1:]), dtype=values.dtype)     # so that an empty last run begins somewhere
-    # float64, since CuPy's reduceat subtracts running sums.
-    sums = xp.add.reduceat(xp.concatenate([values[order], sentinel]), starts, axis=0, dtype=np.float64)
-    present = xp.zeros((size, *[1] * (values.ndim - 1)), dtype=bool)
-    present[index] = True                   # reduceat gives an empty run the entry that it begins at
-    return xp.where(present, sums, 0).astype(values.dtype, copy=False)
+    xp = array_module(x)
+    axes = axes_of("flip", dims, x.shape)
+    return xp.flip(x, axes), lambda dy: xp.flip(dy, axes)

@@ -137,7 +137,8 @@ def same_padding(
 
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
     """An option given as one integer for all axes, or as one for each, as a tuple."""
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
+    values = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
+    values = values * axes if len(values) == 1 else values
     if len(values) != axes or any(not isinstance(v, int) or v < least for v in values):
         raise ValueError(f"{name} must be an integer of at least {least}, or {axes} of them, not {value!r}")
     return values

@@ -7,7 +7,7 @@ from .case import Case
 
 def _row(note, shape=(1, 2, 5, 6), **options):
     theirs = dict(options)
-    if options["mode"] != "nearest":
+    if not options["mode"].startswith("nearest"):
         theirs.setdefault("align_corners", False)
     return Case(
         "interpolate", (shape,), lambda x: ops.interpolate(x, **options),
@@ -18,7 +18,17 @@ def _row(note, shape=(1, 2, 5, 6), **options):
 CASES = [
     _row("nearest", size=(7, 4), mode="nearest"),
     _row("nearest, twice", scale_factor=2, mode="nearest"),
+    _row("nearest, a signal", (2, 3, 5), size=8, mode="nearest"),
+    _row("nearest, a clip", (1, 2, 2, 4, 3), size=(3, 2, 6), mode="nearest"),
+    _row("nearest-exact", size=(7, 4), mode="nearest-exact"),
+    _row("nearest-exact, factors", scale_factor=(0.5, 1.6), mode="nearest-exact"),
+    _row("linear", (2, 3, 5), size=8, mode="linear"),
+    _row("linear, corners", (2, 3, 5), size=3, mode="linear", align_corners=True),
+    _row("trilinear", (1, 2, 2, 4, 3), size=(3, 2, 6), mode="trilinear"),
+    _row("trilinear, corners", (1, 2, 2, 4, 3), size=(3, 2, 6), mode="trilinear", align_corners=True),
+    _row("trilinear, factor", (1, 2, 2, 4, 3), scale_factor=1.5, mode="trilinear"),
     _row("bilinear", size=(8, 4), mode="bilinear"),
+    _row("bilinear, factor, same size", (1, 2, 14, 5), scale_factor=14.1 / 14, mode="bilinear"),
     _row("bilinear, one number", size=7, mode="bilinear"),
     _row("bilinear, corners", size=(8, 4), mode="bilinear", align_corners=True),
     _row("bilinear, corners, to one pixel", size=1, mode="bilinear", align_corners=True),

@@ -15,6 +15,9 @@ CASES = [
     Case("permute", ((2, 3, 4),), lambda x: x.permute((2, 0, 1)), lambda torch, x: x.permute(2, 0, 1)),
     Case("transpose", ((2, 3, 4),), lambda x: x.transpose(0, -1), lambda torch, x: x.transpose(0, -1)),
     Case("expand", ((3, 1),), lambda x: ops.expand(x, (2, 3, 4)), lambda torch, x: x.expand(2, 3, 4)),
+    Case("expand", ((3, 1),), lambda x: ops.expand(x, (2, -1, 4)), lambda torch, x: x.expand(2, -1, 4), "-1"),
+    Case("concatenate", ((2, 3), (0,), (1, 3)), lambda *xs: ops.concatenate(xs), lambda torch, *xs: torch.cat(xs),
+         "one of them empty"),
     Case("concatenate", ((2, 3), (2, 1), (2, 4)), lambda *xs: ops.concatenate(xs, dim=-1),
          lambda torch, *xs: torch.concatenate(xs, dim=-1)),
     Case("stack", ((2, 3), (2, 3)), lambda *xs: ops.stack(xs, dim=1), lambda torch, *xs: torch.stack(xs, dim=1)),
@@ -26,6 +29,18 @@ CASES = [
          lambda torch, x: x.permute(1, 2, 0).unbind()[0] * 2, "of a permuted array"),
     Case("pad", ((2, 3, 4),), lambda x: ops.pad(x, (1, 0, 2, 1), value=3),
          lambda torch, x: torch.nn.functional.pad(x, (1, 0, 2, 1), value=3)),
+    Case("pad", ((2, 5, 4),), lambda x: ops.pad(x, (-1, 2, 1, -2)),
+         lambda torch, x: torch.nn.functional.pad(x, (-1, 2, 1, -2)), "negative"),
+    *(
+        Case("pad", (shape,), lambda x, pad=pad, mode=mode: ops.pad(x, pad, mode=mode),
+             lambda torch, x, pad=pad, mode=mode: torch.nn.functional.pad(x, pad, mode=mode), f"{mode}, {pad}")
+        for mode in ("reflect", "replicate", "circular")
+        for shape, pad in (
+            ((2, 3, 4), (2, 1)), ((2, 3, 4), (-1, 2)), ((1, 2, 3, 4), (1, 3, 2, 0)),
+            ((1, 1, 3, 2, 4), (0, 2, 1, 1, 1, -1)),
+        )
+    ),
+    Case("roll", ((3, 4),), lambda x: ops.roll(x, 5), lambda torch, x: torch.roll(x, 5), "all axes as one"),
     Case("roll", ((3, 4),), lambda x: ops.roll(x, (1, -2), (0, 1)), lambda torch, x: torch.roll(x, (1, -2), (0, 1))),
     Case("roll", ((3, 4),), lambda x: ops.roll(x, 3, 1), lambda torch, x: torch.roll(x, 3, 1), "one axis"),
     Case("flip", ((3, 4),), lambda x: ops.flip(x, (0, 1)), lambda torch, x: torch.flip(x, (0, 1))),
@@ -34,6 +49,13 @@ CASES = [
     Case("getitem", ((3, 4),), lambda x: x[:, [1, 1, -1]], lambda torch, x: x[:, [1, 1, -1]], "list"),
     Case("getitem", ((3, 4),), lambda x: x[_rows, 1], lambda torch, x: x[torch.as_tensor(_rows), 1], "array and int"),
     Case("getitem", ((3, 4),), lambda x: x[_mask], lambda torch, x: x[torch.as_tensor(_mask)], "mask"),
+    Case("getitem", ((2, 3, 4),), lambda x: x[0, :, [0, 1]], lambda torch, x: x[0, :, [0, 1]],
+         "an integer and an array apart"),
+    Case("getitem", ((2, 3, 4),), lambda x: x[[0, 1], :, [3, 1]], lambda torch, x: x[[0, 1], :, [3, 1]],
+         "arrays apart"),
+    Case("getitem", ((2, 3, 4),), lambda x: x[None, 1, ..., [0, 3]], lambda torch, x: x[None, 1, ..., [0, 3]],
+         "all kinds"),
+    Case("getitem", ((2, 3, 4),), lambda x: x[:, []], lambda torch, x: x[:, []], "an empty list"),
     Case("gather", ((3, 4),), lambda x: ops.gather(x, 1, _columns % 4),
          lambda torch, x: torch.gather(x, 1, torch.as_tensor(_columns % 4))),
     Case("gather", ((4, 3, 2),), lambda x: ops.gather(x, 0, (_columns % 4)[:, :2, None]),

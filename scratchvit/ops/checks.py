@@ -1,0 +1,59 @@
+"""What can be wrong with the arguments of an op, and the sentences that say so. Each begins with the op's name.
+
+All of it looks at shapes and dtypes, on the host, so that it costs next to nothing and never waits for a device. Only
+the values of indices are looked at too, and those on the CPU alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from scratchvit.backend import CPU, Array, backend_of, is_array
+
+
+def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
+    """The axis that `dim` names, counted from 0. Raises IndexError if there is no such axis."""
+    if not isinstance(dim, int):
+        raise TypeError(f"{op}: dim must be an integer, not {dim!r}")
+    axes = len(shape)
+    if not -axes <= dim < axes:
+        raise IndexError(f"{op}: dim {dim} is no axis of an array of shape {tuple(shape)}")
+    return dim % axes
+
+
+def axes_of(op: str, dims: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
+    """The same for one axis or several. Raises ValueError if one is named twice."""
+    axes = tuple(axis_of(op, dim, shape) for dim in ((dims,) if isinstance(dims, int) else dims))
+    if len(set(axes)) < len(axes):
+        raise ValueError(f"{op}: dims {dims} name an axis of an array of shape {tuple(shape)} twice")
+    return axes
+
+
+def need_arrays(op: str, arrays: Any) -> None:
+    """Raise TypeError if this is no list of arrays, ValueError if the list is empty."""
+    if not isinstance(arrays, list | tuple) or not all(is_array(array) for array in arrays):
+        raise TypeError(f"{op}: a list of arrays or Tensors is needed, not {type(arrays).__name__} {arrays!r:.80}")
+    if not arrays:
+        raise ValueError(f"{op}: at least one array is needed, the list is empty")
+
+
+def check_indices(op: str, index: Array, size: int, axis: str) -> None:
+    """Raise TypeError if `index` does not hold integers, IndexError if one of them is not in 0…size - 1.
+
+    Values are checked on the CPU only: on a GPU the answer would have to be waited for in every step.
+    """
+    if index.dtype.kind not in "iu":
+        raise TypeError(f"{op}: index must hold integers, not {index.dtype}")
+    if backend_of(index) is not CPU or index.size == 0:
+        return
+    low, high = int(index.min()), int(index.max())
+    if low < 0 or high >= size:
+        wrong = low if low < 0 else high
+        allowed = f"in 0…{size - 1}" if size else "possible"
+        raise IndexError(f"{op}: index {wrong} is out of range; along {axis}, only indices {allowed} are there")
+
+
+def shapes_of(arrays: Sequence[Any]) -> str:
+    """The shapes of some arrays, for a sentence."""
+    return ", ".join(str(tuple(array.shape)) for array in arrays)
