@@ -294,6 +294,8 @@ def op(function: Callable[..., Any] | None = None, *, takes: str = "floats") -> 
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
         except (IndexError, TypeError, ValueError) as error:
+            if str(error).startswith(function.__name__):
+                raise
             raise _explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
         outputs = [wrap(v) for v in value] if is_tuple else [wrap(value)]
@@ -365,9 +367,7 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
 
 
 def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
-    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs; one that names the op stays."""
-    if str(error).startswith(name):
-        return error
+    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
     kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
     shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
     return kind(f"{name}: {error} (given arrays of shape {shapes})")
