@@ -336,8 +336,8 @@ def check_float32(fn: Callable[..., Any], rules: Rules) -> str:
 
     names = [*_numbered("output", graph.values), *_numbered("the gradient of input", gradient)]
     largest = max((np.abs(a).max(initial=0) for a in graph.values), default=0.0)
-    # What a sum of products v·f may leave of a gradient that is zero, beside 84 roundings of the largest entry.
-    leaves = 16 * FLOAT32 * largest * max((np.abs(a).max(initial=0) for a in cotangent), default=0.0)
+    # What a long sum of products v·f may leave of a gradient that is zero, beside 84 roundings of the largest entry.
+    leaves = 32 * FLOAT32 * largest * max((np.abs(a).max(initial=0) for a in cotangent), default=0.0)
     allowed = [1e-5 * np.abs(a).max(initial=0) for a in exact]
     for i, x in enumerate(graph.point, start=len(graph.values)):
         allowed[i] += leaves / max(1.0, np.abs(x).max(initial=0))
