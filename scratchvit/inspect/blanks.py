@@ -10,7 +10,6 @@ from numpy.lib.stride_tricks import as_strided
 
 from scratchvit import backend
 from scratchvit.backend import is_array
-from scratchvit.inspect.shapes import blank
 
 if TYPE_CHECKING:
     from scratchvit.inspect.memory import Account
@@ -66,6 +65,14 @@ class Blank:
         return self
 
 
+_ZERO = bytes(16)       # of any dtype
+
+
+def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of zeros that is one zero in memory."""
+    return np.ndarray(shape := tuple(shape), dtype, _ZERO, strides=(0,) * len(shape))
+
+
 BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: blank(x.shape, x.dtype))
 
 
@@ -90,3 +97,10 @@ def as_blanks(x: Any) -> Any:
     if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
         return x
     return Blank(layout(x.shape, x.dtype), None, None)
+
+
+def layouts(x: Any) -> Any:
+    """x with the layouts of its blanks, which an op's facts are asked about."""
+    if isinstance(x, list | tuple):
+        return type(x)(layouts(element) for element in x)
+    return x.layout if isinstance(x, Blank) else x

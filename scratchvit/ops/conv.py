@@ -25,8 +25,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.facts import Bytes, Facts, Shape, Workspace
 from scratchvit.kernels.sums import total
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
 from scratchvit.ops.windows import Windows, per_axis, same_padding
@@ -38,8 +40,15 @@ PLACES = 256                    # at least so many places in a product: for fewe
 DEPTH = 128                     # at least so many products in each sum: for fewer, adding up kernel rows weighs more
 SUMS = 8                        # at most so many partial sums of a weight's gradient, for as many threads
 
+_CONVOLUTION = Facts(
+    shape=lambda **arguments: _output_shape(**arguments),
+    saves=lambda **arguments: _saved(**arguments),
+    macs=lambda weight, out: math.prod(out.shape) * math.prod(weight.shape[1:]),    # places · out · in / groups · taps
+    workspace=lambda weight: _laid_out(weight),
+)
 
-@op
+
+@op(facts=_CONVOLUTION)
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -55,7 +64,7 @@ def conv2d(
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
-@op
+@op(facts=_CONVOLUTION)
 def conv3d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -97,6 +106,26 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         )
 
     return forward(x, useful, bias, windows, groups), backward
+
+
+def _output_shape(function: Any, x: Array, weight: Array, **options: Any) -> Shape:
+    """Not by an empty batch: that would lay out the kernels."""
+    windows = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options)
+    return (len(x), len(weight), *windows.output)
+
+
+def _saved(function: Any, x: Array, weight: Array, out: Array, **options: Any) -> list[Any]:
+    """x and the weight; and a copy of it without the taps at its ends that meet nothing but padding."""
+    windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
+    useful = math.prod((*weight.shape[:2], *windows.kernel))
+    copied = useful < weight.size or not weight.flags.c_contiguous
+    return [x, weight, Bytes(useful * weight.itemsize if copied else 0)]
+
+
+def _laid_out(weight: Array) -> Workspace:
+    """Filters, to meet the columns, and in backward also turned about; 1×1 ones lie right already."""
+    nbytes = weight.nbytes if max(weight.shape[2:]) > 1 else 0
+    return Workspace(nbytes, 2 * nbytes)
 
 
 def _sum_of_channels(dy: Array) -> Array:

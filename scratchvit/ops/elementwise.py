@@ -11,6 +11,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import Bytes, Workspace, inputs, like, nothing, one_like_x, output, per_entry, unless_broadcast
 from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
@@ -30,7 +31,7 @@ def _shape(x: Any) -> tuple[int, ...]:
     return getattr(x, "shape", ())      # a Python scalar has none
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, passes_on=unless_broadcast))
 def add(x: Array, y: Array):
     """x + y."""
     x_shape, y_shape = _shape(x), _shape(y)
@@ -41,7 +42,7 @@ def add(x: Array, y: Array):
     return x + y, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, passes_on=lambda given, x, out: given is x and x.shape == out.shape))
 def sub(x: Array, y: Array):
     """x - y."""
     x_shape, y_shape = _shape(x), _shape(y)
@@ -52,7 +53,7 @@ def sub(x: Array, y: Array):
     return x - y, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def mul(x: Array, y: Array):
     """x · y."""
 
@@ -65,7 +66,7 @@ def mul(x: Array, y: Array):
     return x * y, backward
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=lambda y, out: [y, out]))
 def div(x: Array, y: Array):
     """q = x / y:  dx = dy / y,  d(y) = -dx q."""
     value = x / y
@@ -81,7 +82,7 @@ def div(x: Array, y: Array):
     return value, backward
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def pow(x: Array, exponent: float):
     """x to a constant power:  dx = dy · p xᵖ⁻¹."""
     if not isinstance(exponent, int | float):
@@ -93,20 +94,20 @@ def pow(x: Array, exponent: float):
     return x**exponent, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, exact=True))
 def neg(x: Array):
     """-x."""
     return -x, lambda dy: -dy
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x")))
 def abs(x: Array):
     """|x|, with gradient 0 at 0."""
     xp = array_module(x)
     return xp.abs(x), lambda dy: dy * xp.sign(x)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("condition")))
 def where(condition: Any, x: Array, y: Array):
     """x where the condition (bool array) holds, else y."""
     condition = backend.asarray(condition)
@@ -122,7 +123,7 @@ def where(condition: Any, x: Array, y: Array):
     return xp.where(condition, x, y), backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "min", "max")))
 def clip(x: Array, min: Array | None = None, max: Array | None = None):
     """x limited to [min, max] (PyTorch's `clamp`).
 
@@ -159,14 +160,14 @@ def _where(dy: Array, mask: Array) -> Array:
     return masked(dy, array_module(dy).broadcast_to(mask, dy.shape))
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def maximum(x: Array, y: Array):
     """The greater of x and y; where they are equal each gets half of the gradient."""
     xp = array_module(x if backend.is_array(x) else y)
     return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def minimum(x: Array, y: Array):
     """The lesser of x and y; where they are equal each gets half of the gradient."""
     xp = array_module(x if backend.is_array(x) else y)
@@ -182,41 +183,41 @@ def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[boo
     )
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def exp(x: Array):
     """eˣ, its own derivative."""
     y = array_module(x).exp(x)
     return y, lambda dy: dy * y
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def log(x: Array):
     """The natural logarithm:  dx = dy / x."""
     return array_module(x).log(x), lambda dy: dy / x
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def sqrt(x: Array):
     """√x:  dx = dy / 2√x."""
     y = array_module(x).sqrt(x)
     return y, lambda dy: dy / (2 * y)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def sin(x: Array):
     """dx = dy cos x."""
     xp = array_module(x)
     return xp.sin(x), lambda dy: dy * xp.cos(x)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def cos(x: Array):
     """dx = -dy sin x."""
     xp = array_module(x)
     return xp.cos(x), lambda dy: -dy * xp.sin(x)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def tanh(x: Array):
     """tanh x:  dx = dy (1 - tanh² x)."""
     y = array_module(x).tanh(x)
@@ -230,35 +231,35 @@ def logistic(x: Array) -> Array:
     return xp.where(x >= 0, 1, small) / (1 + small)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def sigmoid(x: Array):
     """σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ)."""
     y = logistic(x)
     return y, lambda dy: dy * y * (1 - y)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=lambda x: [x, Bytes(x.nbytes)]))
 def silu(x: Array):
     """x σ(x), also called swish (arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ))."""
     s = logistic(x)
     return x * s, lambda dy: dy * (s + x * s * (1 - s))
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def erf(x: Array):
     """The error function 2/√π ∫₀ˣ e⁻ᵗ² dt:  dx = dy · 2/√π e⁻ˣ²."""
     xp = array_module(x)
     return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=output, exact=True))
 def relu(x: Array):
     """max(x, 0), with gradient 0 at 0."""
     y = array_module(x).maximum(x, 0)
     return y, lambda dy: masked(dy, y > 0)
 
 
-@op
+@op(facts=per_entry(saves=inputs("x", "weight"), shape=like("x")))
 def prelu(x: Array, weight: Array):
     """x where positive, weight · x where not (He et al., arXiv 1502.01852, eq. 1), with one learned slope, weight (1,).
 
@@ -276,7 +277,7 @@ def prelu(x: Array, weight: Array):
     return xp.maximum(x, 0) + slope * xp.minimum(x, 0), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=one_like_x, workspace=lambda x: _gelu_workspace(x)))
 def gelu(x: Array, approximate: str = "none"):
     """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 
@@ -287,3 +288,9 @@ def gelu(x: Array, approximate: str = "none"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
     y, dydx = gelu_exact(x) if approximate == "none" else gelu_tanh(x)
     return y, lambda dy: dy * dydx
+
+
+def _gelu_workspace(x: Array) -> Workspace:
+    """The derivative, also where nobody asks for it; and two blocks in each thread, beside which small models are
+    little."""
+    return Workspace(forward=x.nbytes + min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))

@@ -12,13 +12,22 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import CPU, AnyArray, Array, array_module, backend_of
+from scratchvit.facts import Bytes, Facts, Workspace, one_like_x, unless_reduced
 from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.ops.elementwise import logistic
 from scratchvit.tensor import op
 
 
-@op(takes="sums")
+def _loss(saves: Any) -> Facts:
+    return Facts(shape=unless_reduced, saves=saves, macs=0)
+
+
+@op(takes="sums", facts=Facts(
+    shape=lambda x, reduction: (*x.shape[:1], *x.shape[2:]) if reduction == "none" else (), macs=0,
+    saves=lambda x, target, weight, label_smoothing: _saved_probabilities(x, target, weight, label_smoothing),
+    workspace=lambda x: Workspace(x.nbytes, x.nbytes * 5 // 4),
+))
 def cross_entropy(
     x: Array, target: AnyArray, weight: Array | None = None, label_smoothing: float = 0.0,
     reduction: str = "mean", ignore_index: int = -100,
@@ -43,6 +52,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
     log_p = log_probabilities(x, 1)
+    classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
     if not soft:
         _check_labels(target, x.shape[1], ignore_index)
@@ -67,11 +77,22 @@ def cross_entropy(
             if weight is not None:
                 dtarget *= weight
         if need[2]:
-            smoothed = target * (1 - label_smoothing) + label_smoothing / x.shape[1]
-            dweight = total(-dy * smoothed * log_p, (0, *range(2, x.ndim)))
+            smoothed = target * (1 - label_smoothing) + label_smoothing / classes
+            dweight = total(-dy * smoothed * log_p, (0, *positions))
         return dx, dtarget, dweight
 
     return _reduce_rows(rows, count, reduction), backward
+
+
+def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
+    """log p; w q, or for class indices a label and two numbers for each row; and the sum of each row, where it is not
+    one of these."""
+    row, weighted = x.nbytes // x.shape[1], 0 if weight is None else x.nbytes
+    if target.dtype.kind == "f":
+        q = row + (weighted or (x.nbytes if smoothing else 0))
+    else:
+        q = row + (weighted or row) + (row if smoothing else 0) + 8 * (target.size + x.shape[1])
+    return [target, weight, Bytes(x.nbytes + q)]
 
 
 def _reduce_rows(rows: Array, count: Any, reduction: str) -> Array:
@@ -155,7 +176,7 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
         )
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))
 def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool = False):
     """Σ t (log t - x): how far the distribution t is from the one whose logarithms x are.
 
@@ -180,7 +201,7 @@ def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool
     return _reduce(t * (log_t - x), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, weight: [x, target, weight, Bytes(2 * x.nbytes)]))
 def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean"):
     """-w (t log x + (1 - t) log(1 - x)) for probabilities x, logarithms no lower than -100.
 
@@ -213,7 +234,7 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     return _reduce(-w * (target * log_x + (1 - target) * log_not_x), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, weight, pos_weight: [x, target, weight, pos_weight, Bytes(x.nbytes)]))
 def binary_cross_entropy_with_logits(
     x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
@@ -243,7 +264,7 @@ def binary_cross_entropy_with_logits(
     return _reduce(w * ((1 - target) * x + c * softplus_of_minus_x()), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, alpha: [x, target, Bytes((2 if alpha >= 0 else 1) * x.nbytes)]))
 def sigmoid_focal_loss(
     x: Array, target: AnyArray, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
 ):
@@ -285,7 +306,7 @@ def sigmoid_focal_loss(
     return y, backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """|x - t|:  dx = dy sign(x - t),  dt = -dx."""
     xp = array_module(x)
@@ -293,7 +314,7 @@ def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     return _of_difference("l1_loss", difference, xp.abs(difference), lambda: xp.sign(difference), reduction)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: float = 1.0):
     """With d = x - t: d² / 2β where |d| < β, else |d| - β/2 (Girshick, arXiv 1504.08083).
 
@@ -310,7 +331,7 @@ def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: fl
     return _of_difference("smooth_l1_loss", difference, values, lambda: xp.clip(difference / beta, -1, 1), reduction)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def mse_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """(x - t)²:  dx = 2 dy (x - t),  dt = -dx."""
     difference = x - _like("mse_loss", x, target)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.facts import Bytes, Facts, like, reshaped
 from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
@@ -20,7 +21,11 @@ ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its 
 CHANNEL_BYTES = 512 << 10       # a block of a batch norm: with its temporaries it stays in the cache
 
 
-@op(takes="sums")
+def _norm(saves: Any, name: str = "x") -> Facts:
+    return Facts(shape=like(name), saves=saves, macs=0)
+
+
+@op(takes="sums", facts=_norm(lambda x, normalized_shape, weight: [_saved_rows(x, normalized_shape), weight]))
 def layer_norm(
     x: Array, normalized_shape: int | Sequence[int], weight: Array | None = None, bias: Array | None = None,
     eps: float = 1e-5,
@@ -50,7 +55,7 @@ def layer_norm(
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda weight: _saved_rows(weight, weight.shape[1:]), "weight"))
 def weight_standardization(weight: Array, eps: float = 1e-6):
     """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
     flat = (len(weight), math.prod(weight.shape[1:]))
@@ -114,6 +119,13 @@ def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: flo
     return y, backward
 
 
+def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
+    """x, ones, and of each row, an array of this shape, a mean and a deviation."""
+    D = shape if isinstance(shape, int) else math.prod(shape)
+    N = x.size // max(1, D)
+    return [*reshaped(x, (N, D)), Bytes((D + 2 * N) * x.itemsize)]
+
+
 def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     """r of each row of x - μ (N, D), into out (N, 1)."""
     xp = array_module(centred)
@@ -124,7 +136,7 @@ def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     xp.reciprocal(out, out=out)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda x, num_groups, weight: [_saved_groups(x, num_groups), weight]))
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
@@ -181,7 +193,14 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+def _saved_groups(x: Array, num_groups: int) -> list[Any]:
+    """x, ones, of each group of each image a mean and a deviation, and a scale for each channel."""
+    B, C, S = len(x), x.shape[1], math.prod(x.shape[2:])
+    numbers = S + 2 * B * num_groups + C
+    return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]
+
+
+@op(takes="sums", facts=_norm(lambda x, weight: [_saved_planes(x), weight]))
 def batch_norm(
     x: Array,
     running_mean: Any,
@@ -274,7 +293,7 @@ def batch_norm(
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda x: Bytes(x.shape[1] * x.itemsize)))
 def frozen_batch_norm(
     x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float = 1e-5,
 ):
@@ -306,6 +325,12 @@ def _planes(name: str, x: Array, *per_channel: Any) -> Array:
                 f"{name}: x {x.shape} has {x.shape[1]} channels, the norm's arrays have shape {array.shape}"
             )
     return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def _saved_planes(x: Array) -> list[Any]:
+    """x, ones, and three numbers for each channel."""
+    S = math.prod(x.shape[2:])
+    return [*reshaped(x, (*x.shape[:2], S)), Bytes((S + 3 * x.shape[1]) * x.itemsize)]
 
 
 def _affine(x: Array, y: Array, scale: Array, shift: Array) -> None:
