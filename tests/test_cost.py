@@ -357,12 +357,13 @@ def test_parameters_and_multiply_adds_equal_timms(name):
     assert 2 * (found.macs - added) == counter.get_total_flops()
 
 
-PRODUCTS = [case for case in CASES if case.op in ("linear", "conv2d", "conv3d", "attention") and case.theirs]
+# What PyTorch computes without a product of matrices, and therefore does not count.
+UNCOUNTED = {"matmul-vectors": 4, "matmul-vector on the right": 2 * 3 * 4, "einsum-i,j,k->ijk": 2 * 3 * 4}
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", PRODUCTS, ids=str)
-def test_multiply_adds_of_every_kind_of_layer_equal_pytorchs(case):
+@pytest.mark.parametrize("case", [case for case in CASES if case.theirs], ids=str)
+def test_multiply_adds_of_every_op_equal_pytorchs(case):
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -372,4 +373,6 @@ def test_multiply_adds_of_every_kind_of_layer_equal_pytorchs(case):
         model(*map(Tensor, inputs))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         case.theirs(torch, *map(torch.as_tensor, inputs))
-    assert 2 * sum(row.macs for row in layers) == counter.get_total_flops() > 0
+    macs = sum(row.macs for row in layers)
+    assert 2 * (macs - UNCOUNTED.get(str(case), 0)) == counter.get_total_flops()
+    assert macs > 0 or not any(row.op in ("linear", "matmul", "conv2d", "conv3d", "attention") for row in layers)

@@ -20,7 +20,7 @@ from scratchvit.tensor import op
 @op(takes="any", facts=Facts(
     shape=lambda x, y: _product_shape(x, y),
     saves=inputs("x", "y"),
-    macs=lambda x, out: math.prod(out.shape) * x.shape[-1],
+    macs=lambda x, out: out.size * x.shape[-1],
 ))
 def matmul(x: Array, y: Array):
     """x @ y: products of matrices over the last two axes, the others broadcast.
@@ -63,7 +63,7 @@ def _product_shape(x: Array, y: Array) -> Shape:
 @op(facts=Facts(
     shape=lambda function, x, weight, bias: (*x.shape[:-1], *_of_no_rows(function, x, weight, bias)),
     saves=lambda x, weight: [reshaped(x, (-1, x.shape[-1])), weight],
-    macs=lambda weight, out: math.prod(out.shape) * weight.shape[1],
+    macs=lambda weight, out: out.size * weight.shape[1],
 ))
 def linear(x: Array, weight: Array, bias: Array | None = None):
     """y = x Wᵀ + b over the last axis.
