@@ -146,8 +146,7 @@ MUTANTS = [
     # --- convolution, pooling, resizing
     Mutant(
         "conv2d: dbias of the first image", "a wrong axis", "ops/conv.py",
-        "return sum_rows(dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2))",
-        "return dy.reshape(*dy.shape[:2], math.prod(dy.shape[2:])).sum(axis=2)[0]", OPS,
+        "return total(dy, (0, *range(2, dy.ndim)))", "return total(dy, tuple(range(2, dy.ndim)))[0]", OPS,
     ),
     Mutant(
         "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",

@@ -101,9 +101,10 @@ def test_against_counted_pixels():
     masks = np.zeros((40, 9, 9), bool)
     for mask, (x0, y0, x1, y1) in zip(masks, boxes):
         mask[y0:y1, x0:x1] = True
-    iou, union = B.box_iou(boxes, boxes)
-    giou = B.generalized_box_iou(boxes, boxes)
-    np.testing.assert_array_equal(B.box_area(boxes), masks.sum((1, 2)))
+    exact = boxes.astype(np.float64)
+    iou, union = B.box_iou(exact, exact)
+    giou = B.generalized_box_iou(exact, exact)
+    np.testing.assert_array_equal(B.box_area(exact), masks.sum((1, 2)))
     for i, j in np.ndindex(40, 40):
         both, either = (masks[i] & masks[j]).sum(), (masks[i] | masks[j]).sum()
         low, high = np.minimum(corners[i, 0], corners[j, 0]), np.maximum(corners[i, 1], corners[j, 1])

@@ -174,5 +174,6 @@ def test_an_op_may_be_written_with_and_without_postponed_annotations():
         exec(source, names)  # noqa: S102
         found.append(tensor.differentiable_parameters(names["mixed"]))
     assert found[0] == found[1] == [
-        (0, "x", False, False), (2, "bias", False, False), (3, "others", True, False), (4, "rest", False, True)
+        (0, "x", False, False, False), (2, "bias", False, False, False), (3, "others", True, False, False),
+        (4, "rest", False, True, False),
     ]  # fmt: skip

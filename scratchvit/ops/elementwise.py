@@ -96,7 +96,9 @@ def pow(x: Array, exponent: float):
 
 @op(takes="any", facts=per_entry(saves=nothing, exact=True))
 def neg(x: Array):
-    """-x."""
+    """-x, of any shape.  Raises TypeError for bool, which has no sign."""
+    if x.dtype == bool:
+        raise TypeError("neg: x is bool, which has no negative: convert it, or use ~ on the array")
     return -x, lambda dy: -dy
 
 
@@ -112,6 +114,8 @@ def where(condition: Any, x: Array, y: Array):
     """x where the condition (bool array) holds, else y."""
     condition = backend.asarray(condition)
     xp = array_module(condition)
+    if not backend.is_array(x) and not backend.is_array(y):
+        x, y = backend.asarray(x), backend.asarray(y)       # two of Python's numbers: floats are float32
     x_shape, y_shape = _shape(x), _shape(y)
 
     def backward(dy, need):
@@ -133,8 +137,8 @@ def clip(x: Array, min: Array | None = None, max: Array | None = None):
     """
     if min is None and max is None:
         raise ValueError("clip: give min, max or both")
-    xp = array_module(x)
-    y = x
+    x = x if backend.is_array(x) else backend.asarray(x)
+    xp, y = array_module(x), x
     if min is not None:
         y = xp.maximum(y, min)
     if max is not None:
@@ -163,15 +167,21 @@ def _where(dy: Array, mask: Array) -> Array:
 @op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def maximum(x: Array, y: Array):
     """The greater of x and y; where they are equal each gets half of the gradient."""
-    xp = array_module(x if backend.is_array(x) else y)
+    xp = _module("maximum", x, y)
     return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
 
 
 @op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def minimum(x: Array, y: Array):
     """The lesser of x and y; where they are equal each gets half of the gradient."""
-    xp = array_module(x if backend.is_array(x) else y)
+    xp = _module("minimum", x, y)
     return xp.minimum(x, y), lambda dy, need: _to_the_chosen(x < y, x, y, dy, need)
+
+
+def _module(name: str, x: Any, y: Any) -> Any:
+    if not backend.is_array(x) and not backend.is_array(y):
+        raise TypeError(f"{name}: x or y must be an array or a Tensor, not {type(x).__name__} and {type(y).__name__}")
+    return array_module(x if backend.is_array(x) else y)
 
 
 def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[bool]) -> tuple[Array, Array]:

@@ -46,11 +46,14 @@ def layer_norm(
             raise ValueError(f"layer_norm: {name} has shape {array.shape}, it must be normalized_shape {shape}")
     D = math.prod(shape)
     weight, bias = (array if array is None else array.reshape(D) for array in (weight, bias))
-    y, backward_rows = _normalise_rows(x.reshape(math.prod(x.shape[: -len(shape)]), D), weight, bias, eps)
+    rows = math.prod(x.shape[: -len(shape)])
+    if D == 0:
+        return x.copy(), lambda dy: (dy, dy.sum(axis=0).reshape(shape), dy.sum(axis=0).reshape(shape))
+    y, backward_rows = _normalise_rows(x.reshape(rows, D), weight, bias, eps)
 
     def backward(dy, need):
-        dx, dweight, dbias = backward_rows(dy.reshape(-1, D), need)
-        return dx.reshape(x.shape), dweight, dbias
+        dx, *affine = backward_rows(dy.reshape(rows, D), need)
+        return dx.reshape(x.shape), *(None if g is None else g.reshape(shape) for g in affine)
 
     return y.reshape(x.shape), backward
 
@@ -319,6 +322,8 @@ def frozen_batch_norm(
 
 def _planes(name: str, x: Array, *per_channel: Any) -> Array:
     """x (B, C, ...) as (B, C, S), the others being (C,) or None."""
+    if x.ndim < 2:
+        raise ValueError(f"{name}: x must be (B, C, ...), not {x.shape}")
     for array in per_channel:
         if array is not None and array.shape != x.shape[1:2]:
             raise ValueError(

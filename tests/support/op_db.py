@@ -108,13 +108,6 @@ def _attention(named: dict[str, Any]) -> None:
         raise Unsupported("leading axes that broadcast")
 
 
-def _layer_norm(named: dict[str, Any]) -> None:
-    shape = named.pop("normalized_shape")
-    if len(shape) != 1:
-        raise Unsupported("normalized_shape of several axes")
-    named.setdefault("eps", 1e-5)
-
-
 def _unbiased(named: dict[str, Any]) -> None:
     if "unbiased" in named:
         named["correction"] = int(named.pop("unbiased"))
@@ -129,11 +122,6 @@ def _prelu(named: dict[str, Any]) -> None:
 
 def _one_slope(op: Any, x: Any, weight: Any) -> Any:
     return op(x, ops.reshape(weight, (1,)))
-
-
-def _loss(named: dict[str, Any]) -> None:
-    if named.get("weight") is not None and named["weight"].requires_grad:
-        named["weight"] = named["weight"].detach()
 
 
 def _with_batch(axes: int) -> Callable[..., Any]:
@@ -160,11 +148,6 @@ def _einsum(op: Any, x: Any, equation: str, operands: Any = ()) -> Any:
     return op(equation, *x)
 
 
-def _reduction(named: dict[str, Any]) -> None:
-    if named.get("dim") is not None and is_list(named["dim"]) and not named["dim"]:
-        raise Unsupported("dim ()")
-
-
 REDUCE = "size_average!None reduce!None reduction"
 UNARY = (
     "neg abs exp log sqrt sin cos tanh sigmoid erf nn.functional.silu=silu nn.functional.relu=relu "
@@ -179,7 +162,7 @@ PEERS: list[Peer] = [
     Peer("div", "div", "input=x other=y rounding_mode!None", "no_rounding_mode"),
     Peer("pow", "pow", "input=x exponent", prepare=_no("exponent")),
     Peer("where", "where", "input=x condition other=y"),
-    Peer("clip", "clamp", "input=x min max", prepare=_no("min", "max")),
+    Peer("clip", "clamp", "input=x min max"),
     Peer("prelu", "nn.functional.prelu", "input=x weight", prepare=_prelu, call=_one_slope),
     # --- softmax, attention
     *(Peer(name, name, "input=x dim dtype!None") for name in ("softmax", "log_softmax")),
@@ -193,17 +176,16 @@ PEERS: list[Peer] = [
            call=_with_batch(d)) for d in (2, 3)),
     # --- losses
     Peer("cross_entropy", "nn.functional.cross_entropy",
-         "input=x target weight size_average!None ignore_index reduce!None reduction label_smoothing", prepare=_loss),
+         "input=x target weight size_average!None ignore_index reduce!None reduction label_smoothing"),
     Peer("kl_div", "nn.functional.kl_div", f"input=x target {REDUCE} log_target"),
-    Peer("binary_cross_entropy", "nn.functional.binary_cross_entropy", f"input=x target weight {REDUCE}",
-         prepare=_loss),
+    Peer("binary_cross_entropy", "nn.functional.binary_cross_entropy", f"input=x target weight {REDUCE}"),
     Peer("binary_cross_entropy_with_logits", "nn.functional.binary_cross_entropy_with_logits",
-         f"input=x target weight {REDUCE} pos_weight", prepare=_loss),
+         f"input=x target weight {REDUCE} pos_weight"),
     Peer("l1_loss", "nn.functional.l1_loss", f"input=x target {REDUCE}"),
     Peer("mse_loss", "nn.functional.mse_loss", f"input=x target {REDUCE}"),
     Peer("smooth_l1_loss", "nn.functional.smooth_l1_loss", f"input=x target {REDUCE} beta"),
     # --- norms
-    Peer("layer_norm", "nn.functional.layer_norm", "input=x normalized_shape weight bias eps", prepare=_layer_norm),
+    Peer("layer_norm", "nn.functional.layer_norm", "input=x normalized_shape weight bias eps"),
     Peer("group_norm", "nn.functional.group_norm", "input=x num_groups weight bias eps"),
     Peer("batch_norm", "nn.functional.batch_norm",
          "input=x running_mean running_var weight bias training momentum eps"),
@@ -221,7 +203,7 @@ PEERS: list[Peer] = [
     *(Peer("pad", "nn.functional.pad", "input=x pad mode value", variant)
       for variant in ("constant", "reflect", "replicate", "replicate_negative", "circular")),
     # --- reductions
-    *(Peer(name, theirs, "input=x dim keepdim dtype!None", prepare=_reduction)
+    *(Peer(name, theirs, "input=x dim keepdim dtype!None")
       for name, theirs in (("sum", "sum"), ("mean", "mean"), ("max", "amax"), ("min", "amin"))),
     Peer("var", "var", "input=x dim unbiased keepdim correction", prepare=_unbiased),
     Peer("var", "var", "input=x unbiased", "unbiased", prepare=_unbiased),

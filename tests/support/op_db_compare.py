@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.tensor import Tensor, _edge_to, _run_backward
+from scratchvit.graph import run_backward
+from scratchvit.tensor import Tensor, edge_to
 from tests.support.margins import FACTOR, rounding, ulps
 from tests.support.one_op import cotangents
 from tests.support.op_db import Peer, Unsupported, is_list, is_tensor
@@ -124,9 +125,9 @@ def ours(sample: Sample, layout: Layout = np.array) -> dict[str, Any]:
 
     outputs = sample.peer.run(mapped(sample.named, tensor))
     outputs = list(outputs) if isinstance(outputs, tuple) else [outputs]
-    roots = [(_edge_to(y), v) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad]
+    roots = [(edge_to(y), v) for y, v in zip(outputs, cotangents(outputs)) if y.requires_grad]
     if roots:
-        _run_backward(roots)
+        run_backward(roots)
     gradients = {}
     for number, t in enumerate(sample.differentiable):
         for leaf in leaves.get(id(t), ()):
