@@ -271,6 +271,7 @@ def op(
         of scratchvit.ops must have them.
     The op raises TypeError for dtypes that it does not take, and for a Tensor that requires a gradient where it has no
     gradient to give (a constant: detach it).
+    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown word in takes.
     """
     if function is None:
         return functools.partial(op, takes=takes, facts=facts)

@@ -24,7 +24,8 @@ LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attenti
 def softmax(x: Array, dim: int = -1):
     """Probabilities along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
 
-    x: floating-point, any shape; a row of -∞ gives NaN, as in PyTorch.  Raises IndexError for a dim that x lacks.
+    x: any shape, floating-point; float16 is computed in float32. A row of -∞ gives NaN, as in PyTorch.
+    Raises IndexError for a dim that x lacks, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("softmax", dim, x.shape or (1,))
@@ -39,7 +40,8 @@ def softmax(x: Array, dim: int = -1):
 def log_softmax(x: Array, dim: int = -1):
     """Logarithms of probabilities along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
 
-    x: floating-point, any shape.  Raises IndexError for a dim that x lacks.
+    x: any shape, floating-point; float16 is computed in float32.
+    Raises IndexError for a dim that x lacks, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("log_softmax", dim, x.shape or (1,))
@@ -77,7 +79,8 @@ def attention(
 ):
     """Scaled dot-product attention, softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order.
+    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order. All of one
+    floating-point dtype; float16 is computed in float32.
     bias: added to the scores; broadcasts to (B, ..., N, M). mask: bool, likewise, True where a query may look; a query
     that may look nowhere gets zeros. dropout: the share of probabilities set to zero. scale: 1/√d if not given.
 
@@ -255,7 +258,7 @@ _recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", defa
 def record_attention() -> Iterator[list[Array]]:
     """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M).
 
-    Those of other threads are not collected.
+    Those of other threads are not collected. Inside, attention with blocks=True raises ValueError: it has none.
     """
     maps: list[Array] = []
     before = _recordings.get()
@@ -281,7 +284,7 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generato
     """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
 
     x: floating-point, any shape.  training: without it, x stays as it is.  generator: what draws; by default the one of
-    the whole process.  Raises ValueError for a p out of [0, 1).
+    the whole process.  Raises ValueError for a p out of [0, 1), TypeError for integers.
     """
     return _scale_kept(x, p, x.shape, training, generator)
 
@@ -291,7 +294,7 @@ def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Genera
     """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
 
     On a residual branch this is stochastic depth (Huang et al. 2016, arXiv 1603.09382): the sample skips the block.
-    Arguments and errors are those of `dropout`.
+    x: (B, ...), floating-point.  The other arguments are those of `dropout`.  Raises what `dropout` raises.
     """
     return _scale_kept(x, p, (len(x), *(1,) * (x.ndim - 1)), training, generator)
 

@@ -139,7 +139,10 @@ def einsum(equation: str, *operands: Array):
 
 
 def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
-    """The index letters of every operand and of the output, with "..." replaced by letters of its own."""
+    """The index letters of every operand and of the output, with "..." replaced by letters of its own.
+
+    Raises ValueError if the equation does not fit operands of so many axes.
+    """
     left, arrow, output = equation.replace(" ", "").partition("->")
     inputs = left.split(",")
     if len(inputs) != len(ndims):

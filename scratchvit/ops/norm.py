@@ -34,7 +34,8 @@ def layer_norm(
 
     x (..., *normalized_shape), for instance (B, N, D) and (D,), or the integer D.  weight, bias: arrays of
     normalized_shape, or None.  eps: 1e-5 as in PyTorch; timm's ViT has 1e-6, and so has `nn.LayerNorm`.
-    Raises ValueError where shapes do not fit.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit, TypeError for integers.
 
     With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
@@ -60,7 +61,10 @@ def layer_norm(
 
 @op(takes="sums", facts=_norm(lambda weight: _saved_rows(weight, weight.shape[1:]), "weight"))
 def weight_standardization(weight: Array, eps: float = 1e-6):
-    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
+    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520).
+
+    weight (out, in, *kernel), floating-point; the value has its shape.  Raises TypeError for integers.
+    """
     flat = (len(weight), math.prod(weight.shape[1:]))
     w_hat, backward_rows = _normalise_rows(weight.reshape(flat), None, None, eps)
 
@@ -145,6 +149,8 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
 
     x (B, C, ...); weight, bias (C,) or None; num_groups divides C. Each channel adds up its dy and dy (x - μ): weighed,
     these make a group's mean(g) and mean(g x̂), and over all images dbias and dweight.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit and for a number of groups that does not divide C, TypeError for integers.
     """
     xp = array_module(x)
     _planes("group_norm", x, weight, bias)
@@ -220,6 +226,9 @@ def batch_norm(
     running_mean and running_var, arrays (C,) or None, in place: new = (1 - momentum) old + momentum batch. Otherwise
     those are used instead of the batch's, and being constants they let the gradient straight through: dx = g r.
     momentum: a number, or an array () on the device. Saved: x, not x̂, which is one product away.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit, for one value per channel in training, and without running statistics
+    out of it; TypeError for integers.
     """
     xp = array_module(x)
     planes = _planes("batch_norm", x, running_mean, running_var, weight, bias)      # (B, C, S)
@@ -304,6 +313,7 @@ def frozen_batch_norm(
 
     The value is batch_norm's in evaluation. But there a weight may be learned, so x is kept for its gradient; here the
     graph keeps nothing of x, which halves what a frozen backbone remembers.
+    Raises ValueError where shapes do not fit, TypeError for integers.
     """
     xp = array_module(x)
     planes = _planes("frozen_batch_norm", x, running_mean, running_var, weight, bias)

@@ -62,7 +62,8 @@ def sum(x: Array, dim: Dim = None, keepdim: bool = False):
 def mean(x: Array, dim: Dim = None, keepdim: bool = False):
     """The mean over the axes `dim`; NaN over no numbers.
 
-    x: floating-point, any shape.  dim, keepdim, errors: as for `sum`.
+    x: any shape, floating-point; float16 is added up in float32.  dim, keepdim: as for `sum`.
+    Raises what `sum` raises, and TypeError for integers.
 
         y = Σ x / n,    dx = dy / n, repeated
     """
@@ -77,8 +78,9 @@ def mean(x: Array, dim: Dim = None, keepdim: bool = False):
 def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     """The variance over the axes `dim`, with Bessel's correction by default.
 
-    x: floating-point, any shape.  correction: what is taken off n; 0 for the mean squared deviation.
-    dim, keepdim, errors: as for `sum`.  Where n ≤ correction the value is that of a division by 0, as in PyTorch:
+    x: any shape, floating-point.  correction: what is taken off n; 0 for the mean squared deviation.
+    dim, keepdim: as for `sum`.  Raises what `sum` raises, and TypeError for integers.
+    Where n ≤ correction the value is that of a division by 0, as in PyTorch:
     infinite, or NaN if the deviations are 0 or there are none.
 
         y = Σ (x - μ)² / (n - correction),    dx = 2 dy (x - μ) / (n - correction)
@@ -117,7 +119,10 @@ def max(x: Array, dim: Dim = None, keepdim: bool = False):
 
 @op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
 def min(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The least value over the axes `dim` (PyTorch's `amin`); as `max` in all else."""
+    """The least value over the axes `dim` (PyTorch's `amin`); where several are equal they share the gradient.
+
+    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises what `max` raises.
+    """
     axes = _filled_axes("min", x, dim)
     y = x.min(axis=axes, keepdims=keepdim)
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)

@@ -136,7 +136,11 @@ def same_padding(
 
 
 def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
-    """The geometry of the call, after everything that can be wrong with it."""
+    """The geometry of a convolution over so many axes, whose arguments are those of `ops.conv2d`.
+
+    Raises ValueError, with the op's name, for shapes and options that do not fit together, TypeError for different
+    dtypes.
+    """
     if x.dtype != weight.dtype:
         raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
     if bias is not None and bias.dtype != weight.dtype:
@@ -177,7 +181,10 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
 
 
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
-    """An option given as one integer for all axes, or as one for each, as a tuple."""
+    """An option given as one integer for all axes, or as one for each, as a tuple.
+
+    Raises ValueError, with the option's name, for anything else and for a number below `least`.
+    """
     values = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     values = values * axes if len(values) == 1 else values
     if len(values) != axes or any(not isinstance(v, int) or v < least for v in values):
