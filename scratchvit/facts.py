@@ -54,6 +54,7 @@ class Facts:
     macs: Rule | int                        # multiply-adds: products that are added to a sum
     workspace: Rule | Workspace = Workspace()
     view: Rule | bool = False               # is the value a view of the first argument?
+    order: Rule | None = None               # its axes in memory, the outermost first; None: as they stand, or unknown
     passes_on: Rule | bool = False          # is the gradient of an input, which the rule calls `given`, a view of dy?
     exact: bool = False                     # rounds nothing, forward or backward
     attends: Rule | None = None             # for attention: (entries of the matrices, queries)
@@ -166,12 +167,34 @@ def fits_without_copy(x: Array, shape: Any) -> bool:
     return True
 
 
+# --- rules for the order in memory ----------------------------------------------------------------------------------
+
+
+def order_of(x: Array) -> list[int]:
+    """The axes of an array in memory, the outermost first."""
+    return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+
+
+def as_given(function: Any, **operands: Any) -> list[int] | None:
+    """As the largest argument lies, if no other contradicts: so NumPy's functions of single numbers do it."""
+    arrays = [x for x in operands.values() if is_array(x)]
+    if not arrays:
+        return None
+    largest = max(arrays, key=lambda x: (x.ndim, x.size))
+    order = order_of(largest)
+    for x in arrays:
+        steps = [x.strides[axis] for axis in order if x.ndim == largest.ndim and x.shape[axis] > 1 and x.strides[axis]]
+        if steps != sorted(steps, reverse=True):
+            return None
+    return order
+
+
 # --- all facts of the plainest ops ----------------------------------------------------------------------------------
 
 
 def per_entry(saves: Any, shape: Rule = broadcast, **others: Any) -> Facts:
     """A function of single numbers: nothing is summed, and the value is as large as the arguments, broadcast."""
-    return Facts(shape=shape, saves=saves, macs=0, **others)
+    return Facts(shape=shape, saves=saves, macs=0, **{"order": as_given, **others})
 
 
 def moves(shape: Rule, saves: Any = nothing, exact: bool = True, **others: Any) -> Facts:

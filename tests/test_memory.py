@@ -12,7 +12,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from scratchvit.facts import Bytes, saved
+from scratchvit.facts import Bytes, ask, facts_of, saved
 from scratchvit.inspect import cost, peak_memory
 from scratchvit.inspect.cost import bind, configured_shape
 from scratchvit.models import create_model
@@ -156,6 +156,26 @@ def check_what_is_saved(run, *arrays):
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_what_ops_save_is_what_their_closures_hold(case):
     check_what_is_saved(case.ours, *case.make())
+
+
+UNKNOWN_ORDER = ("einsum", "getitem")       # NumPy's fancy indexing and products of several axes choose for themselves
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.op not in UNKNOWN_ORDER], ids=str)
+def test_values_lie_in_memory_as_the_facts_say(case):
+    """Whether a later op must copy them depends on it."""
+
+    def compare(function, args, kwargs):
+        value, backward = function(*args, **kwargs)
+        facts, arguments = facts_of(function), bind(function, args, kwargs).arguments
+        if isinstance(value, np.ndarray) and not ask(facts.view, arguments):
+            order = ask(facts.order, arguments, function=function) or range(value.ndim)
+            steps = [value.strides[axis] for axis in order if value.shape[axis] > 1]
+            assert steps == sorted(steps, reverse=True), f"{function.__name__}: strides {value.strides}, order {order}"
+        return value, backward
+
+    with replace_ops(compare):
+        case.ours(*map(Tensor, case.make(np.float32)))
 
 
 def _numbers(*shape):

@@ -76,13 +76,13 @@ def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
 BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: blank(x.shape, x.dtype))
 
 
-def layout(shape: Sequence[int], dtype: Any, like: Blank | None = None) -> np.ndarray:
-    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning."""
+def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
+    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning.
+
+    order: its axes in memory, the outermost first; as they stand if not given.
+    """
     shape, strides, step = tuple(shape), [0] * len(shape), np.dtype(dtype).itemsize
-    innermost_first = list(range(len(shape)))[::-1]
-    if like is not None and like.shape == shape:
-        innermost_first.sort(key=lambda axis: like.layout.strides[axis])
-    for axis in innermost_first:
+    for axis in reversed(range(len(shape)) if order is None else order):
         strides[axis] = step
         step *= max(1, shape[axis])
     return as_strided(np.zeros((), dtype), shape, strides)

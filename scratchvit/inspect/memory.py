@@ -26,7 +26,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.facts import Bytes, Facts, ask, facts_of, saved
+from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
 from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, blank, layout, layouts
 from scratchvit.inspect.cost import bind, configured_shape, follow, standing_in
 from scratchvit.nn import Module
@@ -119,9 +119,9 @@ class Account:
         self.by_path: Counter[str] = Counter()      # what lives, by the module that made it
         self.path = self.doing = self.worst = ""
 
-    def new(self, shape: Sequence[int], dtype: Any, like: Blank | None = None) -> Blank:
-        """An array of its own memory; its axes lie in memory as those of `like`, where there is one."""
-        return Blank(layout(shape, dtype, like), None, self)
+    def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
+        """An array of its own memory, in which its axes lie in this order."""
+        return Blank(layout(shape, dtype, order), None, self)
 
     def need(self, nbytes: int) -> None:
         """So much is needed for a moment, beside what lives."""
@@ -138,8 +138,9 @@ class Account:
         blanks = bind(function, as_blanks(args), as_blanks(kwargs)).arguments
         arguments = {key: layouts(x) for key, x in blanks.items()}
         results = value if isinstance(value, tuple) else (value,)
+        order = ask(facts.order, arguments, function=function)
         outputs = self._views(facts, function, blanks, arguments) or tuple(
-            self.new(y.shape, y.dtype, _first(blanks)) if y.dtype.kind == "f" else y for y in results
+            self.new(y.shape, y.dtype, order) if y.dtype.kind == "f" else y for y in results
         )
         out = layouts(outputs if isinstance(value, tuple) else outputs[0])
         workspace = ask(facts.workspace, arguments, out=out)
@@ -184,7 +185,7 @@ class Account:
     def _gradient(self, x: Blank, dy: Blank, passed_on: bool) -> Blank:
         """What a backward gives for the input x: dy or a view of it where the op passes it on, else a new array."""
         if not passed_on:
-            return self.new(x.shape, x.dtype, x)
+            return self.new(x.shape, x.dtype, order_of(x.layout))
         return dy if x.shape == dy.shape else Blank(layout(x.shape, x.dtype), dy.owner, self)
 
 
@@ -196,10 +197,6 @@ def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> I
             yield from value or ()
         else:
             yield value
-
-
-def _first(arguments: dict[str, Any]) -> Blank | None:
-    return next((x for x in arguments.values() if isinstance(x, Blank)), None)
 
 
 def _blanks_in(arguments: Any) -> Iterator[Blank]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, cpu_threads, parallel_rows
-from scratchvit.facts import Bytes, Facts, Workspace, like, output, per_entry
+from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
@@ -64,6 +64,7 @@ def log_probabilities(x: Array, dim: int) -> Array:
     saves=lambda out, **arguments: _saved_attention(out, **arguments),
     macs=lambda q, k, v: _scores(q, k)[0] * (q.shape[-1] + v.shape[-1]),
     workspace=lambda q, k, blocks: _score_gradients(q, k, blocks),
+    order=lambda q: order_of(q),
     attends=lambda q, k: _scores(q, k),
 ))
 def attention(
@@ -275,8 +276,9 @@ def _dropping(kept: Any) -> Facts:
         return p == 0 or not training
 
     return per_entry(
-        shape=like("x"), view=idle, passes_on=idle, saves=lambda x, p, training: () if idle(p, training) else kept(x)
-    )
+        shape=like("x"), view=idle, passes_on=idle, order=None,
+        saves=lambda x, p, training: () if idle(p, training) else kept(x),
+    )  # fmt: skip
 
 
 @op(facts=_dropping(lambda x: Bytes(x.size)))

@@ -24,7 +24,7 @@ Both gradients are products with such columns, or their transpose; nothing is sc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
@@ -45,6 +45,7 @@ _CONVOLUTION = Facts(
     saves=lambda **arguments: _saved(**arguments),
     macs=lambda weight, out: out.size * math.prod(weight.shape[1:]),    # places · out · in / groups · taps
     workspace=lambda weight: _laid_out(weight),
+    order=lambda **arguments: _order(**arguments),
 )
 
 
@@ -85,13 +86,7 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     xp = array_module(x)
     windows, kept = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups).cropped()
     useful = xp.ascontiguousarray(weight[(..., *kept)])                                 # all, except at tiny maps
-    plain = windows.padded == windows.size and max(windows.dilation) == 1
-    if groups > 1 and weight.shape[1] == 1:
-        forward, input_gradient, weight_gradient = depthwise, depthwise_dx, depthwise_dw
-    elif groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
-        forward, input_gradient, weight_gradient = _patches, _patches_dx, _patches_dw
-    else:
-        forward, input_gradient, weight_gradient = _columns, _columns_dx, _columns_dw
+    forward, input_gradient, weight_gradient = _algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
         dw = xp.zeros(weight.shape, dtype=weight.dtype)
@@ -106,6 +101,23 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         )
 
     return forward(x, useful, bias, windows, groups), backward
+
+
+def _algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[..., Array], ...]:
+    """What computes the value, dx and dweight."""
+    plain = windows.padded == windows.size and max(windows.dilation) == 1
+    if groups > 1 and weight.shape[1] == 1:
+        return depthwise, depthwise_dx, depthwise_dw
+    if groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
+        return _patches, _patches_dx, _patches_dw
+    return _columns, _columns_dx, _columns_dw
+
+
+def _order(function: Any, x: Array, weight: Array, **options: Any) -> list[int] | None:
+    """The channels last, but for the columns."""
+    windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
+    columns = _algorithm(weight, windows, options["groups"])[0] is _columns
+    return None if columns else [0, *range(2, x.ndim), 1]
 
 
 def _output_shape(function: Any, x: Array, weight: Array, **options: Any) -> Shape:

@@ -359,7 +359,7 @@ def prelu(x: Array, weight: Array):
     return xp.maximum(x, 0) + slope * xp.minimum(x, 0), backward
 
 
-@op(takes="sums", facts=per_entry(saves=one_like_x, workspace=lambda x: _gelu_workspace(x)))
+@op(takes="sums", facts=per_entry(saves=one_like_x, order=None, workspace=lambda x: _gelu_workspace(x)))
 def gelu(x: Array, approximate: str = "none"):
     """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
-from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, unless_broadcast
+from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, order_of, unless_broadcast
 from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
@@ -186,7 +186,7 @@ def _put_together(x: Array, dys: Sequence[Array | None], places: Sequence[tuple]
     return dx
 
 
-@op(takes="any", facts=moves(like("x")))
+@op(takes="any", facts=moves(like("x"), order=lambda x, dims: None if dims is None else order_of(x)))
 def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None):
     """Shift along axes; what leaves at one end enters at the other.
 
