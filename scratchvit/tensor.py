@@ -28,6 +28,7 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import AnyArray, Array, array_module, asarray, asnumpy, broadcasts_to, is_array
+from scratchvit.facts import Facts
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
 
@@ -249,10 +250,12 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 
 @overload
-def op(*, takes: str = "floats") -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
+def op(*, takes: str = "floats", facts: Facts | None = None) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
-def op(function: Callable[..., Any] | None = None, *, takes: str = "floats") -> Callable[..., Any]:
+def op(
+    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None
+) -> Callable[..., Any]:
     """Make a differentiable operation of a function on plain arrays.
 
     The function takes arrays and returns `(value, backward)`, backward being a plain function. Its parameters annotated
@@ -265,16 +268,23 @@ def op(function: Callable[..., Any] | None = None, *, takes: str = "floats") -> 
     add to it in place.
 
     takes: which dtypes it takes, "floats", "any", "numbers" or "sums": see dtypes.py.
+    facts: what it saves, its multiply-adds and the shape of its value: see facts.py. Only `inspect` reads them; an op
+        of scratchvit.ops must have them.
     The op raises TypeError for dtypes that it does not take, and for a Tensor that requires a gradient where it has no
     gradient to give (a constant: detach it).
+    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown word in takes.
     """
     if function is None:
-        return functools.partial(op, takes=takes)
+        return functools.partial(op, takes=takes, facts=facts)
     if takes not in dtypes.TAKES:
         raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
     if not slots:
         raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
+    if facts is not None:
+        function.facts = facts      # type: ignore[attr-defined]    # on what stands in for an op, too: wraps copies it
+    elif function.__module__.startswith("scratchvit.ops"):
+        raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
     constants = _constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 

@@ -7,11 +7,13 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from scratchvit.inspect import cost
+from scratchvit.backend import Array
+from scratchvit.facts import Facts, facts_of, like, nothing
+from scratchvit.inspect import cost, peak_memory
 from scratchvit.inspect.cost import readable_bytes, tracing
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.recording import no_grad, replace_ops
-from scratchvit.tensor import Tensor
+from scratchvit.tensor import OPS, Tensor, op
 from tests.cases import CASES
 from tests.support.peers import import_timm
 from tests.support.processes import alone, peak_bytes
@@ -204,9 +206,49 @@ def test_products_that_do_not_fit_are_refused_as_in_a_real_run():
                 run()
 
 
-def test_an_op_without_a_rule_is_run():
-    found = cost(Calling(lambda x: x.mean(dim=0).sum() + ops.stack([x, x], dim=2)), (5,))
-    assert [row.outputs for row in found.layers] == [((5,),), ((),), ((1, 5, 2),), ((1, 5, 2),)]
+@op
+def doubled(x: Array):
+    """An op of somebody's own, which says nothing of its cost."""
+    return 2 * x, lambda dy: 2 * dy
+
+
+@op(facts=Facts(shape=like("x"), saves=nothing, macs=lambda x: 7 * x.size))
+def doubled_at_a_cost(x: Array):
+    return 2 * x, lambda dy: 2 * dy
+
+
+def test_an_op_that_does_not_say_what_it_costs_is_not_counted_as_nothing():
+    weight = nn.Parameter(np.ones((4, 3), np.float32))
+    for ask in (cost, peak_memory):
+        with pytest.raises(sv.ScratchvitError, match=r"the op 'doubled' does not say what it costs: .*facts=Facts\("):
+            ask(Calling(lambda x: doubled(ops.linear(x, weight)).sum(dim=2)), (2, 3))
+        ask(Calling(lambda x: doubled_at_a_cost(ops.linear(x, weight)).sum(dim=2)), (2, 3))
+    assert cost(Calling(doubled_at_a_cost), (2, 3)).macs == 7 * 2 * 3
+    assert doubled(np.float32([1, 2])).numpy().tolist() == [2, 4]
+
+
+def test_an_op_of_the_project_without_facts_is_refused_where_it_is_defined():
+    def halved(x: Array):
+        return x / 2, lambda dy: dy / 2
+
+    halved.__module__ = "scratchvit.ops.elementwise"
+    with pytest.raises(TypeError, match=r"op 'halved' has no facts: say @op\(facts=…\)"):
+        op(halved)
+
+
+def test_facts_are_found_from_the_op_and_from_what_stands_in_for_it():
+    """Also where float16 is computed in float32, by a function around the op's."""
+    seen = []
+
+    def observe(function, args, kwargs):
+        seen.append(facts_of(function))
+        return function(*args, **kwargs)
+
+    with replace_ops(observe):
+        for dtype in (np.float32, np.float16):
+            ops.softmax(np.ones((2, 3), dtype))
+    assert seen == [facts_of(ops.softmax)] * 2
+    assert all(facts_of(op) for op in OPS.values())
 
 
 def test_integers_keep_their_values(device):
@@ -315,12 +357,13 @@ def test_parameters_and_multiply_adds_equal_timms(name):
     assert 2 * (found.macs - added) == counter.get_total_flops()
 
 
-PRODUCTS = [case for case in CASES if case.op in ("linear", "conv2d", "conv3d", "attention") and case.theirs]
+# What PyTorch computes without a product of matrices, and therefore does not count.
+UNCOUNTED = {"matmul-vectors": 4, "matmul-vector on the right": 2 * 3 * 4, "einsum-i,j,k->ijk": 2 * 3 * 4}
 
 
 @pytest.mark.parity
-@pytest.mark.parametrize("case", PRODUCTS, ids=str)
-def test_multiply_adds_of_every_kind_of_layer_equal_pytorchs(case):
+@pytest.mark.parametrize("case", [case for case in CASES if case.theirs], ids=str)
+def test_multiply_adds_of_every_op_equal_pytorchs(case):
     torch = pytest.importorskip("torch")
     from torch.utils.flop_counter import FlopCounterMode
 
@@ -330,4 +373,6 @@ def test_multiply_adds_of_every_kind_of_layer_equal_pytorchs(case):
         model(*map(Tensor, inputs))
     with torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         case.theirs(torch, *map(torch.as_tensor, inputs))
-    assert 2 * sum(row.macs for row in layers) == counter.get_total_flops() > 0
+    macs = sum(row.macs for row in layers)
+    assert 2 * (macs - UNCOUNTED.get(str(case), 0)) == counter.get_total_flops()
+    assert macs > 0 or not any(row.op in ("linear", "matmul", "conv2d", "conv3d", "attention") for row in layers)

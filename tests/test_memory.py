@@ -12,12 +12,11 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
+from scratchvit.facts import Bytes, ask, facts_of, saved
 from scratchvit.inspect import cost, peak_memory
-from scratchvit.inspect.blanks import as_blanks
-from scratchvit.inspect.cost import configured_shape, signature_of
-from scratchvit.inspect.memory import differentiable
-from scratchvit.inspect.saved import SAVED, nothing
+from scratchvit.inspect.cost import bind, configured_shape
 from scratchvit.models import create_model
+from scratchvit.ops.resize import Taps
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import Tensor
 from tests.cases import CASES
@@ -100,25 +99,29 @@ def test_predicted_peaks_agree_with_measured_ones(name):
     assert predicted.activations == pytest.approx(training - fixed, rel=0.2)        # not by the weights alone
 
 
-def saved_by(backward):
-    """The arrays that a closure refers to, each once; of integers, only flags and winners, since indices are small."""
+def held_by(backward):
+    """The arrays that a closure keeps alive, each once; but for tables that resizing keeps for all calls anyway."""
     found, seen, waiting = {}, set(), [backward]
     while waiting:
         x = waiting.pop()
-        if id(x) in seen:
+        if id(x) in seen or isinstance(x, Taps):
             continue
         seen.add(id(x))
         if isinstance(x, np.ndarray):
-            owner = x.base if isinstance(x.base, np.ndarray) else x
-            if x.dtype.kind in "fb" or x.dtype == np.uint8:
-                found[id(owner)] = x
+            found[id(owner_of(x))] = owner_of(x)
         elif isinstance(x, list | tuple):
             waiting.extend(x)
         elif isinstance(x, dict):
             waiting.extend(x.values())
+        elif isinstance(x, types.MethodType):
+            waiting.extend((x.__self__, x.__func__))
         elif isinstance(x, types.FunctionType):
             waiting.extend(cell.cell_contents for cell in x.__closure__ or () if _is_filled(cell))
     return list(found.values())
+
+
+def owner_of(array):
+    return owner_of(array.base) if isinstance(array.base, np.ndarray) else array
 
 
 def _is_filled(cell):
@@ -128,28 +131,120 @@ def _is_filled(cell):
         return False
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
-def test_what_ops_save_is_what_their_closures_hold(case):
-    """To within a row and a column of numbers: ones that sums are made with, means, deviations."""
+def check_what_is_saved(run, *arrays):
+    """The bytes that the facts of every op in run() name are those that its closure holds, but for a quarter of x, the
+    first of the arrays: one of x's size too few or too many is four times what is allowed."""
+    rows = []
 
     def compare(function, args, kwargs):
         value, backward = function(*args, **kwargs)
-        outputs = value if isinstance(value, tuple) else (value,)
-        arguments = signature_of(function).bind(*as_blanks(args), **as_blanks(kwargs)).arguments
-        rule = SAVED.get(function.__name__, nothing)
-        predicted = {id(x): x for x in rule(arguments, as_blanks(outputs))}
-        predicted_bytes = sum(x if isinstance(x, int) else x.nbytes for x in predicted.values())
-        held = sum(x.nbytes for x in saved_by(backward))
-        shapes = [x.shape for x in (*differentiable(function, arguments), *outputs) if hasattr(x, "shape")]
-        slack = 8 * 4 * sum(sum(shape) + np.prod(shape[:-1], dtype=int) for shape in shapes)
-        rows.append((function.__name__, predicted_bytes, held, slack))
+        arguments = bind(function, args, kwargs).arguments
+        found = saved(function, arguments, value)
+        owners = {id(owner_of(x)): owner_of(x).nbytes for x in found if not isinstance(x, Bytes)}
+        predicted = sum(owners.values()) + sum(x for x in found if isinstance(x, Bytes))
+        held = sum(x.nbytes for x in held_by(backward))
+        rows.append((function.__name__, predicted, held))
         return value, backward
 
-    rows = []
     with replace_ops(compare):
-        case.ours(*(Tensor(x, requires_grad=True) for x in case.make()))
-    for name, predicted, held, slack in rows:
-        assert predicted - slack <= held <= predicted + slack, name
+        run(*(Tensor(x, requires_grad=True) for x in arrays))
+    slack = arrays[0].nbytes / 4
+    for name, predicted, held in rows:
+        assert abs(predicted - held) <= slack, f"{name}: its facts say {predicted} bytes, its backward holds {held}"
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_what_ops_save_is_what_their_closures_hold(case):
+    check_what_is_saved(case.ours, *case.make())
+
+
+UNKNOWN_ORDER = ("einsum", "getitem")       # NumPy's fancy indexing and products of several axes choose for themselves
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.op not in UNKNOWN_ORDER], ids=str)
+def test_values_lie_in_memory_as_the_facts_say(case):
+    """Whether a later op must copy them depends on it."""
+
+    def compare(function, args, kwargs):
+        value, backward = function(*args, **kwargs)
+        facts, arguments = facts_of(function), bind(function, args, kwargs).arguments
+        if isinstance(value, np.ndarray) and not ask(facts.view, arguments):
+            order = ask(facts.order, arguments, function=function) or range(value.ndim)
+            steps = [value.strides[axis] for axis in order if value.shape[axis] > 1]
+            assert steps == sorted(steps, reverse=True), f"{function.__name__}: strides {value.strides}, order {order}"
+        return value, backward
+
+    with replace_ops(compare):
+        case.ours(*map(Tensor, case.make(np.float32)))
+
+
+def _numbers(*shape):
+    return seeded(0).uniform(0.1, 0.9, shape).astype(np.float32)
+
+
+SQUARE, MAPS, TOKENS = _numbers(100, 100), _numbers(4, 8, 16, 16), _numbers(2, 4, 64, 16)
+EVEN = np.arange(100) % 2 == 0
+
+# What decides how much is kept and is not a row of the op table. Every array is large beside rows and columns.
+LARGE_CALLS = {
+    "kl_div": (ops.kl_div, SQUARE, SQUARE.copy()),
+    "kl_div, log target": (lambda x, t: ops.kl_div(x, t, log_target=True), SQUARE, SQUARE.copy()),
+    "binary_cross_entropy": (ops.binary_cross_entropy, SQUARE, SQUARE.copy()),
+    "binary_cross_entropy, weight": (lambda x, t: ops.binary_cross_entropy(x, t, SQUARE.copy()), SQUARE, SQUARE.copy()),
+    "binary_cross_entropy_with_logits": (ops.binary_cross_entropy_with_logits, SQUARE, SQUARE.copy()),
+    "sigmoid_focal_loss": (ops.sigmoid_focal_loss, SQUARE, SQUARE.copy()),
+    "sigmoid_focal_loss, unweighted": (lambda x, t: ops.sigmoid_focal_loss(x, t, alpha=-1), SQUARE, SQUARE.copy()),
+    "cross_entropy": (lambda x: ops.cross_entropy(x, np.arange(100)), SQUARE),
+    "cross_entropy, weights": (lambda x, w: ops.cross_entropy(x, np.arange(100), w.detach()), SQUARE, SQUARE[0]),
+    "cross_entropy, soft": (ops.cross_entropy, SQUARE, SQUARE.copy()),
+    "cross_entropy, soft, smoothing": (
+        lambda x, t: ops.cross_entropy(x, t, label_smoothing=0.1), SQUARE, SQUARE.copy()
+    ),
+    "clip, limits": (ops.clip, SQUARE, SQUARE.copy(), SQUARE.copy()),
+    "clip, a limit": (lambda x, low: ops.clip(x, min=low), SQUARE, SQUARE.copy()),
+    "prelu": (ops.prelu, SQUARE, SQUARE[0, :1].copy()),
+    "log_softmax": (ops.log_softmax, SQUARE),
+    "sigmoid": (ops.sigmoid, SQUARE),
+    "mul, a number": (lambda x: x * 3, SQUARE),
+    "div, a number": (lambda x: 3 / x, SQUARE),
+    "where": (lambda x, y: ops.where(EVEN, x, y), SQUARE, SQUARE.copy()),
+    "linear, transposed": (lambda x, w: ops.linear(x.transpose(1, 2), w), _numbers(8, 16, 64), _numbers(16, 16)),
+    "layer_norm, transposed": (lambda x: ops.layer_norm(x.transpose(1, 2), 16), _numbers(8, 16, 64)),
+    "layer_norm, several axes": (lambda x: ops.layer_norm(x, (16, 16)), MAPS),
+    "batch_norm, transposed": (lambda x: ops.batch_norm(x.transpose(2, 3), None, None, training=True), MAPS),
+    "batch_norm, channels last": (
+        lambda x: ops.batch_norm(x.permute(0, 3, 1, 2), None, None, training=True), _numbers(4, 16, 16, 8)
+    ),
+    "group_norm": (lambda x: ops.group_norm(x, 2), MAPS),
+    "dropout": (lambda x: ops.dropout(x, 0.5), SQUARE),
+    "dropout, evaluation": (lambda x: ops.dropout(x, 0.5, training=False), SQUARE),
+    "split": (lambda x: ops.split(x, 50), SQUARE),
+    "unbind": (lambda x: ops.unbind(x, 1), SQUARE),
+    "getitem, rows": (lambda x: x[np.arange(100)], SQUARE),
+    "interpolate": (lambda x: ops.interpolate(x, size=(20, 24), mode="bilinear"), MAPS),
+    "avg_pool2d": (lambda x: ops.avg_pool2d(x, 3, 2, 1, count_include_pad=False), MAPS),
+    "max_pool2d, a large window": (lambda x: ops.max_pool2d(x, 17, 1, 8), MAPS),
+    **{
+        f"pad, {mode}": (lambda x, mode=mode: ops.pad(x, (2, 1, 0, -1), mode=mode), MAPS)
+        for mode in ("constant", "reflect", "replicate", "circular")
+    },
+    **{
+        f"attention, {'in blocks' if blocks else 'with matrices'}{', a mask' * masked}": (
+            lambda q, k, v, blocks=blocks, masked=masked: ops.attention(
+                q, k, v, mask=np.ones((64, 64), bool) if masked else None, dropout=0.3 * masked, blocks=blocks
+            ),
+            TOKENS, TOKENS.copy(), TOKENS.copy(),
+        )
+        for blocks in (False, True)
+        for masked in (False, True)
+    },
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", LARGE_CALLS)
+def test_what_ops_save_of_large_arrays(name):
+    run, *arrays = LARGE_CALLS[name]
+    check_what_is_saved(run, *arrays)
 
 
 # --- attention without the matrix ---

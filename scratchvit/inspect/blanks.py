@@ -10,7 +10,6 @@ from numpy.lib.stride_tricks import as_strided
 
 from scratchvit import backend
 from scratchvit.backend import is_array
-from scratchvit.inspect.shapes import blank
 
 if TYPE_CHECKING:
     from scratchvit.inspect.memory import Account
@@ -66,16 +65,24 @@ class Blank:
         return self
 
 
+_ZERO = bytes(16)       # of any dtype
+
+
+def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
+    """An array of zeros that is one zero in memory."""
+    return np.ndarray(shape := tuple(shape), dtype, _ZERO, strides=(0,) * len(shape))
+
+
 BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: blank(x.shape, x.dtype))
 
 
-def layout(shape: Sequence[int], dtype: Any, like: Blank | None = None) -> np.ndarray:
-    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning."""
+def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
+    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning.
+
+    order: its axes in memory, the outermost first; as they stand if not given.
+    """
     shape, strides, step = tuple(shape), [0] * len(shape), np.dtype(dtype).itemsize
-    innermost_first = list(range(len(shape)))[::-1]
-    if like is not None and like.shape == shape:
-        innermost_first.sort(key=lambda axis: like.layout.strides[axis])
-    for axis in innermost_first:
+    for axis in reversed(range(len(shape)) if order is None else order):
         strides[axis] = step
         step *= max(1, shape[axis])
     return as_strided(np.zeros((), dtype), shape, strides)
@@ -90,3 +97,10 @@ def as_blanks(x: Any) -> Any:
     if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
         return x
     return Blank(layout(x.shape, x.dtype), None, None)
+
+
+def layouts(x: Any) -> Any:
+    """x with the layouts of its blanks, which an op's facts are asked about."""
+    if isinstance(x, list | tuple):
+        return type(x)(layouts(element) for element in x)
+    return x.layout if isinstance(x, Blank) else x

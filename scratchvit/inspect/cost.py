@@ -8,8 +8,7 @@
     max(found.layers, key=lambda row: row.macs)     # every op: which module called it, what came in and went out
 
 Shapes alone say what a model computes. So the ops are not run: each gets arrays of the right shape in which every entry
-is the same zero in memory (stride 0), and a rule says the shape of what comes out (shapes.py). Reshaping, transposing
-and slicing such an array costs nothing, so the ops that only do this are run as they are.
+is the same zero in memory (stride 0), and the op's own facts (facts.py) say what shape comes out, and what is counted.
 
 What is counted: one multiply-add (MAC) for each product that is added to a sum, in linear layers, convolutions, matrix
 products, and the two products of attention, q kᵀ and P v. Not counted: biases, norms, activations, softmax, pooling,
@@ -26,7 +25,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
-import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +34,8 @@ import numpy as np
 from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.shapes import Shape, blank, index_sizes, shape_of
+from scratchvit.facts import Shape, ask, facts_of
+from scratchvit.inspect.blanks import blank
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import Tensor
@@ -88,8 +87,8 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
 
     image_shape: (C, H, W), or (C, T, H, W) for clips; by default in_chans, num_frames and img_size of the model's
     configuration.
-    Raises ScratchvitError for a model without a configuration if no shape is given, and what the model itself raises
-    for images that do not fit it.
+    Raises ScratchvitError for a model without a configuration if no shape is given, and for an op without facts; and
+    what the model itself raises for images that do not fit it.
     """
     if image_shape is None:
         image_shape = configured_shape(model)
@@ -177,7 +176,14 @@ def _noting_path(path: str, forward: Callable[..., Any], running: list[str]) -> 
     return noted
 
 
-signature_of = functools.cache(inspect.signature)
+_signature_of = functools.cache(inspect.signature)
+
+
+def bind(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
+    """The arguments of a call by their names, the op's defaults among them."""
+    call = _signature_of(function).bind(*args, **kwargs)
+    call.apply_defaults()
+    return call
 
 
 def _blanks(x: Any) -> Any:
@@ -201,51 +207,18 @@ def follow(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], module: str
 ) -> tuple[Any, OpCost]:
     """The value of a call, blank, and its row."""
-    name, call = function.__name__, signature_of(function).bind(*_blanks(args), **_blanks(kwargs))
+    facts, call = facts_of(function), bind(function, _blanks(args), _blanks(kwargs))
     arguments = call.arguments
     inputs = _arrays(tuple(arguments.values()))
     dtype = next((x.dtype for x in inputs if x.dtype.kind == "f"), None)
-    shape = None if dtype is None else shape_of(function, arguments)
-    if shape is None:                       # views, integers, and what has no rule: for one image that is little
-        value = _blanks(function(*call.args, **call.kwargs)[0])
+    if dtype is None:                       # integers, whose values may decide shapes
+        value = function(*call.args, **call.kwargs)[0]
     else:
-        value = blank(shape, dtype)
+        shape = ask(facts.shape, arguments, function=function)
+        value = tuple(blank(s, dtype) for s in shape) if isinstance(shape, list) else blank(shape, dtype)
     outputs = tuple(y.shape for y in (value if isinstance(value, tuple) else (value,)))
-    entries, tokens = _attention_size(**arguments) if name == "attention" else (0, 0)
+    entries, tokens = ask(facts.attends, arguments) if facts.attends else (0, 0)
     return value, OpCost(
-        module, name, tuple(x.shape for x in inputs), outputs,
-        macs=_MULTIPLY_ADDS[name](outputs[0], **arguments) if name in _MULTIPLY_ADDS else 0,
-        attention_entries=entries, tokens=tokens,
-    )  # fmt: skip
-
-
-# --- the rules: what is multiplied and added, given the output's shape ----------------------------------------------
-
-
-def _weighted(output: Shape, weight: Any, **_: Any) -> int:
-    """Each output is a product with one row of the weight: (out, in), or (out, in / groups, k, k)."""
-    return math.prod(output) * math.prod(weight.shape[1:])
-
-
-def _attention_size(q: Any, k: Any, **_: Any) -> tuple[int, int]:
-    """(entries, queries): q (B, ..., heads, N, d) and k (B, ..., heads, M, d), windows beside B."""
-    return math.prod(q.shape[:-1]) * k.shape[-2], math.prod(q.shape[:-3]) * q.shape[-2]
-
-
-def _attention_macs(output: Shape, q: Any, k: Any, v: Any, **_: Any) -> int:
-    return _attention_size(q, k)[0] * (q.shape[-1] + v.shape[-1])
-
-
-def _einsum_macs(output: Shape, equation: str, operands: Sequence[Any]) -> int:
-    """Of two operands. More are counted as one product over all indices, an upper bound; one is only summed."""
-    return math.prod(index_sizes(equation, operands)[1].values()) if len(operands) > 1 else 0
-
-
-_MULTIPLY_ADDS: dict[str, Callable[..., int]] = {
-    "linear": _weighted,
-    "conv2d": _weighted,
-    "conv3d": _weighted,
-    "matmul": lambda output, x, y: math.prod(output) * x.shape[-1],
-    "einsum": _einsum_macs,
-    "attention": _attention_macs,
-}
+        module, function.__name__, tuple(x.shape for x in inputs), outputs,
+        macs=ask(facts.macs, arguments, out=value), attention_entries=entries, tokens=tokens,
+    )

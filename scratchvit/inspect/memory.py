@@ -8,8 +8,8 @@
 What is alive when is decided by the model's code and by the autograd engine: which names still refer to an array, which
 backward has saved it, which gradients wait for others. So both run as they are, on arrays that are `Blank`: they have a
 shape, a layout and a lifetime, and no memory. An `Account` adds up the bytes of those that live. Only the ops do not
-run: shapes.py says what shape comes out, and saved.py what each saves for its backward, and what it needs while it
-works and then gives back.
+run: its facts (facts.py) say what shape comes out, what it saves for its backward, and what it needs while it works and
+then gives back.
 
 A training step is the second of its kind, with the moments of AdamW in place and no gradients from before. Counted are
 arrays, as `tracemalloc` counts them. A process needs more: Python and its libraries, some 100 MiB; blocks that stay in
@@ -26,11 +26,9 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.backend import is_array
-from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, layout
-from scratchvit.inspect.cost import configured_shape, follow, signature_of, standing_in
-from scratchvit.inspect.saved import PASSING_ON, SAVED, VIEWS, WORKSPACE, no_workspace, nothing
-from scratchvit.inspect.shapes import blank
+from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
+from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, blank, layout, layouts
+from scratchvit.inspect.cost import bind, configured_shape, follow, standing_in
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor, differentiable_parameters
@@ -121,9 +119,9 @@ class Account:
         self.by_path: Counter[str] = Counter()      # what lives, by the module that made it
         self.path = self.doing = self.worst = ""
 
-    def new(self, shape: Sequence[int], dtype: Any, like: Blank | None = None) -> Blank:
-        """An array of its own memory; its axes lie in memory as those of `like`, where there is one."""
-        return Blank(layout(shape, dtype, like), None, self)
+    def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
+        """An array of its own memory, in which its axes lie in this order."""
+        return Blank(layout(shape, dtype, order), None, self)
 
     def need(self, nbytes: int) -> None:
         """So much is needed for a moment, beside what lives."""
@@ -134,60 +132,61 @@ class Account:
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], path: str
     ) -> tuple[Any, Callable[..., Any]]:
         """What an op would give for these arguments, which may be blanks, and its backward."""
-        name = function.__name__
+        name, facts = function.__name__, facts_of(function)
         self.path, self.doing = path, f"forward of {name}"
         value, _ = follow(function, args, kwargs, path)
-        arguments = signature_of(function).bind(*as_blanks(args), **as_blanks(kwargs)).arguments
+        blanks = bind(function, as_blanks(args), as_blanks(kwargs)).arguments
+        arguments = {key: layouts(x) for key, x in blanks.items()}
         results = value if isinstance(value, tuple) else (value,)
-        outputs = self._views(function, arguments) or tuple(
-            self.new(y.shape, y.dtype, _first(arguments)) if y.dtype.kind == "f" else y for y in results
+        order = ask(facts.order, arguments, function=function)
+        outputs = self._views(facts, function, blanks, arguments) or tuple(
+            self.new(y.shape, y.dtype, order) if y.dtype.kind == "f" else y for y in results
         )
-        workspace = WORKSPACE.get(name, no_workspace)(arguments, outputs)
+        out = layouts(outputs if isinstance(value, tuple) else outputs[0])
+        workspace = ask(facts.workspace, arguments, out=out)
         self.need(workspace.forward)
-        saved = [
-            self.new((x,), np.uint8) if isinstance(x, int) else x
-            for x in SAVED.get(name, nothing)(arguments, outputs)
+        known = {id(layouts(x)): x for x in (*_blanks_in(blanks.values()), *outputs)}
+        kept = [
+            known[id(x)] if id(x) in known else self.new((_bytes(x),), np.uint8)
+            for x in saved(function, arguments, out)
         ]
         # The closure must not keep what the op did not save: of its inputs it keeps the layouts.
         inputs = [
-            Blank(x.layout, None, None) if isinstance(x, Blank) else x for x in differentiable(function, arguments)
+            Blank(x.layout, None, None) if isinstance(x, Blank) else x for x in differentiable(function, blanks)
+        ]
+        passes_on = [
+            isinstance(x, Blank) and ask(facts.passes_on, arguments, given=x.layout, out=out)
+            for x in differentiable(function, blanks)
         ]
 
         def backward(dy: Any, need: list[bool]) -> list[Any]:
             self.path, self.doing = path, f"backward of {name}"
             dys = [g for g in dy if g is not None] if isinstance(dy, tuple) else [dy]
-            gradients = [self._gradient(name, x, dys[0]) if wanted else None for x, wanted in zip(inputs, need)]
+            gradients = [
+                self._gradient(x, dys[0], passed) if wanted else None
+                for x, passed, wanted in zip(inputs, passes_on, need)
+            ]
             self.need(workspace.backward)
-            saved.clear()               # and until here they lived
+            kept.clear()                # and until here they lived
             return gradients
 
         return outputs if isinstance(value, tuple) else outputs[0], backward
 
-    def _views(self, function: Callable[..., Any], arguments: dict[str, Any]) -> tuple[Blank, ...]:
-        """What an op gives that only looks at its input in another way; () for any other."""
-        name, (x, *_) = function.__name__, arguments.values()
-        if not isinstance(x, Blank):
+    def _views(
+        self, facts: Facts, function: Callable[..., Any], blanks: dict[str, Any], arguments: dict[str, Any]
+    ) -> tuple[Blank, ...]:
+        """What an op gives that only looks at its first argument in another way; () for any other."""
+        x = next(iter(blanks.values()))
+        if not (isinstance(x, Blank) and ask(facts.view, arguments)):
             return ()
-        if name in ("dropout", "drop_path") and not (arguments.get("training", True) and arguments.get("p", 0.5)):
-            return (x,)
-        if name == "reshape":
-            try:
-                layouts: Any = np.reshape(x.layout, arguments["shape"], copy=False)
-            except ValueError:              # the entries lie so that it must copy them
-                return ()
-        elif name in VIEWS or (name == "getitem" and not _picks(arguments["index"])):
-            layouts = function(x.layout, *list(arguments.values())[1:])[0]
-        else:
-            return ()
-        return tuple(Blank(y, x.owner, self) for y in (layouts if isinstance(layouts, tuple) else (layouts,)))
+        seen = function(**arguments)[0]
+        return tuple(Blank(y, x.owner, self) for y in (seen if isinstance(seen, tuple) else (seen,)))
 
-    def _gradient(self, name: str, x: Blank, dy: Blank) -> Blank:
+    def _gradient(self, x: Blank, dy: Blank, passed_on: bool) -> Blank:
         """What a backward gives for the input x: dy or a view of it where the op passes it on, else a new array."""
-        if name == "add" and x.shape == dy.shape:
-            return dy
-        if name in PASSING_ON:
-            return Blank(layout(x.shape, x.dtype), dy.owner, self)
-        return self.new(x.shape, x.dtype, x)
+        if not passed_on:
+            return self.new(x.shape, x.dtype, order_of(x.layout))
+        return dy if x.shape == dy.shape else Blank(layout(x.shape, x.dtype), dy.owner, self)
 
 
 def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
@@ -200,9 +199,14 @@ def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> I
             yield value
 
 
-def _first(arguments: dict[str, Any]) -> Blank | None:
-    return next((x for x in arguments.values() if isinstance(x, Blank)), None)
+def _blanks_in(arguments: Any) -> Iterator[Blank]:
+    for x in arguments:
+        if isinstance(x, list | tuple):
+            yield from _blanks_in(x)
+        elif isinstance(x, Blank):
+            yield x
 
 
-def _picks(index: Any) -> bool:
-    return any(is_array(i) or isinstance(i, list) for i in (index if isinstance(index, tuple) else (index,)))
+def _bytes(x: Any) -> int:
+    """Of what is saved and no blank: arrays of the op's own making, indices and masks."""
+    return x if isinstance(x, Bytes) else x.nbytes

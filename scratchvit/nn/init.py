@@ -43,19 +43,22 @@ def _initialiser(draw: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 @_initialiser
 def uniform(shape: tuple[int, ...], rng: np.random.Generator, bound: float) -> np.ndarray:
-    """Uniform in [-bound, bound)."""
+    """Uniform in [-bound, bound): float32 of any shape."""
     return (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(bound)
 
 
 @_initialiser
 def normal(shape: tuple[int, ...], rng: np.random.Generator, std: float) -> np.ndarray:
-    """Normal with mean 0."""
+    """Normal with mean 0 and deviation std: float32 of any shape."""
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
 @_initialiser
 def trunc_normal(shape: tuple[int, ...], rng: np.random.Generator, std: float = 0.02, limit: float = 2.0) -> np.ndarray:
-    """Normal with mean 0, values beyond ±limit drawn again (an absolute limit, as in timm)."""
+    """Normal with mean 0 and deviation std, float32 of any shape.
+
+    Values beyond ±limit are drawn again: an absolute limit, as in timm.
+    """
     values = normal(shape, rng, std)
     while (beyond := np.abs(values) > limit).any():
         values[beyond] = normal((int(beyond.sum()),), rng, std)
@@ -70,13 +73,21 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @_initialiser
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator, a: float = 0.0) -> np.ndarray:
-    """Keeps the variance forward through leaky ReLU of slope a (He et al. 2015, arXiv 1502.01852)."""
+    """Keeps the variance forward through leaky ReLU of slope a (He et al. 2015, arXiv 1502.01852, eq. 15).
+
+    Uniform within ±√(6 / ((1 + a²) fan_in)).
+    shape: of a weight, (out, in) or (out, in, *kernel).
+    """
     return uniform(shape, rng, math.sqrt(6 / ((1 + a * a) * fans(shape)[0])))
 
 
 @_initialiser
 def kaiming_normal(shape: tuple[int, ...], rng: np.random.Generator, mode: str = "fan_out") -> np.ndarray:
-    """The same with a normal distribution, through ReLU; mode "fan_in" forward or "fan_out" backward."""
+    """Keeps the variance through ReLU, with a normal distribution (He et al. 2015, arXiv 1502.01852, eq. 10 and 14).
+
+    shape: of a weight, (out, in) or (out, in, *kernel).  mode: "fan_in" forward, "fan_out" backward.
+    Raises ValueError for another mode.
+    """
     if mode not in ("fan_in", "fan_out"):
         raise ValueError(f'mode must be "fan_in" or "fan_out", not {mode!r}')
     return normal(shape, rng, math.sqrt(2 / fans(shape)[mode == "fan_out"]))
@@ -84,11 +95,18 @@ def kaiming_normal(shape: tuple[int, ...], rng: np.random.Generator, mode: str =
 
 @_initialiser
 def xavier_uniform(shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0) -> np.ndarray:
-    """Keeps the variance forward and backward through a linear layer (Glorot & Bengio 2010, eq. 16)."""
+    """Keeps the variance forward and backward through a linear layer (Glorot & Bengio 2010, eq. 16).
+
+    Uniform within ±gain · √(6 / (fan_in + fan_out)).
+    shape: of a weight, (out, in) or (out, in, *kernel).
+    """
     return uniform(shape, rng, gain * math.sqrt(6 / sum(fans(shape))))
 
 
 @_initialiser
 def xavier_normal(shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0) -> np.ndarray:
-    """The same with a normal distribution."""
+    """As xavier_uniform, with a normal distribution of deviation gain · √(2 / (fan_in + fan_out)).
+
+    shape: of a weight, (out, in) or (out, in, *kernel).
+    """
     return normal(shape, rng, gain * math.sqrt(2 / sum(fans(shape))))

@@ -1,7 +1,7 @@
 """Layers: an op together with its parameters. Names, shapes and initial weights are PyTorch's.
 
 `rng` is the NumPy generator that initial weights are drawn from; without one they differ from run to run. (A model
-draws all of its weights again from its seed.)
+draws all of its weights again from its seed.) A layer raises what its op raises, with the op's name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from scratchvit.tensor import Tensor
 
 
 class Identity(Module):
-    """Nothing."""
+    """Nothing: x of any shape → x."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
@@ -78,7 +78,10 @@ class _Conv(Module):
 
 
 class Conv2d(_Conv):
-    """2-D convolution: x (B, in, H, W), weight (out, in / groups, k, k), y (B, out, H', W')."""
+    """2-D convolution: x (B, in, H, W), weight (out, in / groups, k, k), bias (out,), y (B, out, H', W').
+
+    The options are those of `ops.conv2d`.  Raises ValueError for groups that do not divide both numbers of channels.
+    """
 
     axes = 2
 
@@ -87,7 +90,10 @@ class Conv2d(_Conv):
 
 
 class Conv3d(_Conv):
-    """3-D convolution: x (B, in, T, H, W), weight (out, in / groups, k, k, k), y (B, out, T', H', W')."""
+    """3-D convolution: x (B, in, T, H, W), weight (out, in / groups, k, k, k), bias (out,), y (B, out, T', H', W').
+
+    The options are those of `ops.conv2d`.  Raises ValueError for groups that do not divide both numbers of channels.
+    """
 
     axes = 3
 
@@ -96,7 +102,7 @@ class Conv3d(_Conv):
 
 
 class LayerNorm(Module):
-    """Normalise the last axis: x (..., dim), weight and bias (dim,).
+    """Normalise the last axis (Ba et al. 2016, arXiv 1607.06450): x (..., dim), weight and bias (dim,).
 
     eps: 1e-6, as in timm's ViT, where `torch.nn.LayerNorm` and `ops.layer_norm` have 1e-5.
     """
@@ -114,7 +120,10 @@ class LayerNorm(Module):
 
 
 class GroupNorm(Module):
-    """Normalise groups of channels: x (B, channels, ...), weight and bias (channels,)."""
+    """Normalise groups of channels (Wu & He 2018, arXiv 1803.08494).
+
+    x (B, channels, ...); weight and bias (channels,).
+    """
 
     def __init__(self, num_groups: int, num_channels: int, eps: float = 1e-5):
         self.weight = Parameter(np.ones(num_channels, np.float32))
@@ -129,8 +138,9 @@ class GroupNorm(Module):
 
 
 class BatchNorm2d(Module):
-    """Normalise channels over the batch: x (B, channels, H, W), weight, bias and running statistics (channels,).
+    """Normalise channels over the batch (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
+    x (B, channels, H, W); weight, bias and running statistics (channels,).
     momentum: the share of the newest batch in the running statistics; None for the plain mean of all batches so far.
     Raises ValueError for another number of channels, and in training for one value per channel.
     """
@@ -196,7 +206,10 @@ class Embedding(Module):
 
 
 class PReLU(Module):
-    """max(x, 0) + weight · min(x, 0), with one learned slope, weight (1,), which begins at 0.25 (arXiv 1502.01852)."""
+    """max(x, 0) + weight · min(x, 0) of x of any shape (He et al. 2015, arXiv 1502.01852, eq. 1).
+
+    weight (1,): one learned slope, which begins at 0.25.
+    """
 
     def __init__(self) -> None:
         self.weight = Parameter(np.full(1, 0.25, np.float32))
@@ -206,7 +219,7 @@ class PReLU(Module):
 
 
 class Dropout(Module):
-    """Set entries to zero with probability p while training."""
+    """While training, set entries of x to zero with probability p and scale the others by 1 / (1 - p). x: any shape."""
 
     def __init__(self, p: float = 0.5):
         self.p = p
@@ -220,14 +233,17 @@ class Dropout(Module):
 
 
 class DropPath(Dropout):
-    """Stochastic depth: set whole samples of a residual branch to zero with probability p while training."""
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): as Dropout, for whole samples of a residual branch.
+
+    x (B, ...).
+    """
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.drop_path(x, self.p, generator=self.generator) if self.training and self.p else x
 
 
 class GELU(Module):
-    """x Φ(x), as a module of a Sequential."""
+    """x Φ(x) of x of any shape (Hendrycks & Gimpel, arXiv 1606.08415), as a module of a Sequential."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.gelu(x)

@@ -17,7 +17,7 @@ from scratchvit.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A Tensor that is learned."""
+    """A Tensor that is learned. Raises TypeError for integers, as Tensor does."""
 
     __slots__ = ()
 
@@ -25,7 +25,7 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad)
 
     def assign(self, values: Any) -> None:
-        """Overwrite the values in place; a number fills."""
+        """Overwrite the values in place; a number fills. Does nothing inside `init.without_weights()`."""
         if init.is_drawing():
             self.overwrite(values)
 
@@ -59,6 +59,7 @@ class Module:
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the module computes, defined by every subclass. Raises TypeError where it is not."""
         raise TypeError(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
@@ -132,11 +133,11 @@ class Module:
     # --- state ---
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """{path: NumPy array} of parameters and buffers, copied."""
+        """{path: NumPy array on the host} of parameters and buffers, copied, in their shapes and dtypes."""
         return {path: tensor.numpy().copy() for path, tensor in self._named_tensors(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
-        """Take over the values of a state dictionary and return the (missing, unexpected) names.
+        """Take over the values of a state dictionary and return the (missing, unexpected) names. Dtypes stay.
 
         Raises ScratchvitError, before anything is changed, if a shape differs, or with strict if a name is missing
         or unexpected. Names in a module's `optional_state` are neither.

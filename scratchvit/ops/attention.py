@@ -9,7 +9,8 @@ from contextvars import ContextVar
 from typing import Any
 
 from scratchvit import random
-from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, parallel_rows
+from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, cpu_threads, parallel_rows
+from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
@@ -19,11 +20,12 @@ from scratchvit.tensor import op
 LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attention` keeps none
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
 def softmax(x: Array, dim: int = -1):
     """Probabilities along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
 
-    x: floating-point, any shape; a row of -∞ gives NaN, as in PyTorch.  Raises IndexError for a dim that x lacks.
+    x: any shape, floating-point; float16 is computed in float32. A row of -∞ gives NaN, as in PyTorch.
+    Raises IndexError for a dim that x lacks, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("softmax", dim, x.shape or (1,))
@@ -34,11 +36,12 @@ def softmax(x: Array, dim: int = -1):
     return p, lambda dy: p * (dy - (p * dy).sum(axis=dim, keepdims=True))
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
 def log_softmax(x: Array, dim: int = -1):
     """Logarithms of probabilities along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
 
-    x: floating-point, any shape.  Raises IndexError for a dim that x lacks.
+    x: any shape, floating-point; float16 is computed in float32.
+    Raises IndexError for a dim that x lacks, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("log_softmax", dim, x.shape or (1,))
@@ -56,7 +59,14 @@ def log_probabilities(x: Array, dim: int) -> Array:
     return y
 
 
-@op(takes="sums")
+@op(takes="sums", facts=Facts(
+    shape=lambda function, q, k, v: (len(q), *function(q[:0], k[:0], v[:0])[0].shape[1:]),
+    saves=lambda out, **arguments: _saved_attention(out, **arguments),
+    macs=lambda q, k, v: _scores(q, k)[0] * (q.shape[-1] + v.shape[-1]),
+    workspace=lambda q, k, blocks: _score_gradients(q, k, blocks),
+    order=lambda q: order_of(q),
+    attends=lambda q, k: _scores(q, k),
+))
 def attention(
     q: Array,
     k: Array,
@@ -70,7 +80,8 @@ def attention(
 ):
     """Scaled dot-product attention, softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order.
+    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order. All of one
+    floating-point dtype; float16 is computed in float32.
     bias: added to the scores; broadcasts to (B, ..., N, M). mask: bool, likewise, True where a query may look; a query
     that may look nowhere gets zeros. dropout: the share of probabilities set to zero. scale: 1/√d if not given.
 
@@ -158,6 +169,33 @@ def attention(
     return y, backward
 
 
+def _scores(q: Array, k: Array) -> tuple[int, int]:
+    """(entries of all matrices, queries of all windows), over q (B, ..., heads, N, d) and k (B, ..., heads, M, d)."""
+    return math.prod(q.shape[:-1]) * k.shape[-2], math.prod(q.shape[:-3]) * q.shape[-2]
+
+
+def _without_matrices(q: Array, k: Array, blocks: bool | None) -> bool:
+    return q.shape[-2] * k.shape[-2] > LARGE_MATRIX if blocks is None else blocks
+
+
+def _saved_attention(
+    out: Array, q: Array, k: Array, v: Array, bias: Array | None, mask: Any, dropout: float, blocks: bool | None,
+    **_: Any,
+) -> list[Any]:
+    """All that came and went, and the probabilities; for attention in blocks two numbers for each query instead."""
+    if _without_matrices(q, k, blocks):
+        return [q, k, v, bias, mask, out, Bytes(2 * math.prod(q.shape[:-1]) * q.itemsize)]
+    entries = math.prod(q.shape[:-1]) * k.shape[-2]
+    of_a_byte = (0 if mask is None else asarray(mask).size) + (entries if dropout else 0)
+    return [q, k, v, bias, out, Bytes(entries * q.itemsize + of_a_byte)]
+
+
+def _score_gradients(q: Array, k: Array, blocks: bool | None) -> Workspace:
+    """Those of whole images, in every thread: with many tokens, or many windows, that is no longer little."""
+    image = math.prod(q.shape[1:-1]) * k.shape[-2] * q.itemsize
+    return Workspace(backward=0 if _without_matrices(q, k, blocks) else image * min(len(q), cpu_threads()))
+
+
 def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, dropout: float) -> None:
     if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
@@ -221,7 +259,7 @@ _recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", defa
 def record_attention() -> Iterator[list[Array]]:
     """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M).
 
-    Those of other threads are not collected.
+    Those of other threads are not collected. Inside, attention with blocks=True raises ValueError: it has none.
     """
     maps: list[Array] = []
     before = _recordings.get()
@@ -232,22 +270,33 @@ def record_attention() -> Iterator[list[Array]]:
         _recordings.set(before)
 
 
-@op
+def _dropping(kept: Any) -> Facts:
+    """kept: the mask's bytes. Where nothing is dropped, x itself comes out, and goes back."""
+    def idle(p: float, training: bool) -> bool:
+        return p == 0 or not training
+
+    return per_entry(
+        shape=like("x"), view=idle, passes_on=idle, order=None,
+        saves=lambda x, p, training: () if idle(p, training) else kept(x),
+    )  # fmt: skip
+
+
+@op(facts=_dropping(lambda x: Bytes(x.size)))
 def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
 
     x: floating-point, any shape.  training: without it, x stays as it is.  generator: what draws; by default the one of
-    the whole process.  Raises ValueError for a p out of [0, 1).
+    the whole process.  Raises ValueError for a p out of [0, 1), TypeError for integers.
     """
     return _scale_kept(x, p, x.shape, training, generator)
 
 
-@op
+@op(facts=_dropping(lambda x: Bytes(len(x))))
 def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
 
     On a residual branch this is stochastic depth (Huang et al. 2016, arXiv 1603.09382): the sample skips the block.
-    Arguments and errors are those of `dropout`.
+    x: (B, ...), floating-point.  The other arguments are those of `dropout`.  Raises what `dropout` raises.
     """
     return _scale_kept(x, p, (len(x), *(1,) * (x.ndim - 1)), training, generator)
 

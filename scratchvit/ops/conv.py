@@ -24,12 +24,14 @@ Both gradients are products with such columns, or their transpose; nothing is sc
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.facts import Bytes, Facts, Shape, Workspace
 from scratchvit.kernels.sums import total
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
-from scratchvit.ops.windows import Windows, per_axis, same_padding
+from scratchvit.ops.windows import Windows, convolution_windows
 from scratchvit.tensor import op
 
 COLUMN_BYTES = 512 << 10        # columns made at a time by one thread: they stay in its cache
@@ -38,8 +40,16 @@ PLACES = 256                    # at least so many places in a product: for fewe
 DEPTH = 128                     # at least so many products in each sum: for fewer, adding up kernel rows weighs more
 SUMS = 8                        # at most so many partial sums of a weight's gradient, for as many threads
 
+_CONVOLUTION = Facts(
+    shape=lambda **arguments: _output_shape(**arguments),
+    saves=lambda **arguments: _saved(**arguments),
+    macs=lambda weight, out: out.size * math.prod(weight.shape[1:]),    # places · out · in / groups · taps
+    workspace=lambda weight: _laid_out(weight),
+    order=lambda **arguments: _order(**arguments),
+)
 
-@op
+
+@op(facts=_CONVOLUTION)
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -55,7 +65,7 @@ def conv2d(
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
-@op
+@op(facts=_CONVOLUTION)
 def conv3d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -76,13 +86,7 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     xp = array_module(x)
     windows, kept = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups).cropped()
     useful = xp.ascontiguousarray(weight[(..., *kept)])                                 # all, except at tiny maps
-    plain = windows.padded == windows.size and max(windows.dilation) == 1
-    if groups > 1 and weight.shape[1] == 1:
-        forward, input_gradient, weight_gradient = depthwise, depthwise_dx, depthwise_dw
-    elif groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
-        forward, input_gradient, weight_gradient = _patches, _patches_dx, _patches_dw
-    else:
-        forward, input_gradient, weight_gradient = _columns, _columns_dx, _columns_dw
+    forward, input_gradient, weight_gradient = _algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
         dw = xp.zeros(weight.shape, dtype=weight.dtype)
@@ -97,6 +101,43 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         )
 
     return forward(x, useful, bias, windows, groups), backward
+
+
+def _algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[..., Array], ...]:
+    """What computes the value, dx and dweight."""
+    plain = windows.padded == windows.size and max(windows.dilation) == 1
+    if groups > 1 and weight.shape[1] == 1:
+        return depthwise, depthwise_dx, depthwise_dw
+    if groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
+        return _patches, _patches_dx, _patches_dw
+    return _columns, _columns_dx, _columns_dw
+
+
+def _order(function: Any, x: Array, weight: Array, **options: Any) -> list[int] | None:
+    """The channels last, but for the columns."""
+    windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
+    columns = _algorithm(weight, windows, options["groups"])[0] is _columns
+    return None if columns else [0, *range(2, x.ndim), 1]
+
+
+def _output_shape(function: Any, x: Array, weight: Array, **options: Any) -> Shape:
+    """Not by an empty batch: that would lay out the kernels."""
+    windows = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options)
+    return (len(x), len(weight), *windows.output)
+
+
+def _saved(function: Any, x: Array, weight: Array, out: Array, **options: Any) -> list[Any]:
+    """x and the weight; and a copy of it without the taps at its ends that meet nothing but padding."""
+    windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
+    useful = math.prod((*weight.shape[:2], *windows.kernel))
+    copied = useful < weight.size or not weight.flags.c_contiguous
+    return [x, weight, Bytes(useful * weight.itemsize if copied else 0)]
+
+
+def _laid_out(weight: Array) -> Workspace:
+    """Filters, to meet the columns, and in backward also turned about; 1×1 ones lie right already."""
+    nbytes = weight.nbytes if max(weight.shape[2:]) > 1 else 0
+    return Workspace(nbytes, 2 * nbytes)
 
 
 def _sum_of_channels(dy: Array) -> Array:
@@ -367,47 +408,3 @@ def _by_image(fn, *arrays: Array) -> None:
         fn(*arrays)
     else:
         parallel_rows(fn, *arrays)
-
-
-# --- what was asked for ---------------------------------------------------------------------------------------------
-
-
-def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
-    """The geometry of the call, after everything that can be wrong with it."""
-    if x.dtype != weight.dtype:
-        raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
-    if bias is not None and bias.dtype != weight.dtype:
-        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have one dtype")
-    expected = f"(B, C, {'T, ' * (axes - 2)}H, W)"
-    if x.ndim != axes + 2 or weight.ndim != axes + 2:
-        raise ValueError(
-            f"{name}: x must be {expected} and weight have as many axes; x has shape {x.shape}, weight {weight.shape}"
-        )
-    if 0 in weight.shape:
-        raise ValueError(f"{name}: weight of shape {weight.shape} has no entries")
-    if groups < 1 or x.shape[1] % groups or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
-        raise ValueError(
-            f"{name}: x of shape {x.shape} has {x.shape[1]} channels; weight of shape {weight.shape} in {groups} "
-            f"groups expects {weight.shape[1] * groups} and makes {weight.shape[0]}; groups must divide both"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"{name}: bias has shape {bias.shape}, but weight of shape {weight.shape} makes {len(weight)} channels"
-        )
-    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
-    stride = per_axis(stride, axes, f"{name}: stride", 1)
-    dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
-    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel))
-    if padding == "same":
-        before, after = same_padding(size, kernel, stride, dilation)
-    elif isinstance(padding, str) and padding != "valid":
-        raise ValueError(f'{name}: padding must be "same", "valid" or numbers, not {padding!r}')
-    else:
-        before = after = per_axis(0 if padding == "valid" else padding, axes, f"{name}: padding", 0)
-    output = tuple((n + b + a - r - 1) // s + 1 for n, b, a, r, s in zip(size, before, after, reach, stride))
-    if min(output) < 1:
-        raise ValueError(
-            f"{name}: the kernel {kernel} with dilation {dilation} is larger than the input {size} with padding "
-            f"{before}; weight has shape {weight.shape}, x {x.shape}"
-        )
-    return Windows(size, kernel, stride, dilation, before, after, output)

@@ -2,6 +2,9 @@
 
 Two rules give every backward here: the chain rule, dx = dy · f′(x), and the transpose of broadcasting, which is summing
 over the axes along which an input was repeated (`unbroadcast`).
+
+Of two arguments either may be a plain number; the value has the shape that both broadcast to. Shapes that do not
+broadcast raise NumPy's ValueError, which names both. What happens to integers and float16 is said in dtypes.py.
 """
 
 from __future__ import annotations
@@ -11,6 +14,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import Bytes, Workspace, inputs, like, nothing, one_like_x, output, per_entry, unless_broadcast
 from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
@@ -30,9 +34,13 @@ def _shape(x: Any) -> tuple[int, ...]:
     return getattr(x, "shape", ())      # a Python scalar has none
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, passes_on=unless_broadcast))
 def add(x: Array, y: Array):
-    """x + y."""
+    """x + y.
+
+    x, y: any shapes that broadcast, any dtype; a gradient is summed to its input's shape.
+    Raises ValueError for shapes that do not broadcast.
+    """
     x_shape, y_shape = _shape(x), _shape(y)
 
     def backward(dy, need):
@@ -41,9 +49,12 @@ def add(x: Array, y: Array):
     return x + y, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, passes_on=lambda given, x, out: given is x and x.shape == out.shape))
 def sub(x: Array, y: Array):
-    """x - y."""
+    """x - y.
+
+    x, y: any shapes that broadcast, any dtype.  Raises ValueError for shapes that do not broadcast.
+    """
     x_shape, y_shape = _shape(x), _shape(y)
 
     def backward(dy, need):
@@ -52,9 +63,12 @@ def sub(x: Array, y: Array):
     return x - y, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def mul(x: Array, y: Array):
-    """x · y."""
+    """x · y, entry by entry:  dx = dy · y,  d(y) = dy · x.
+
+    x, y: any shapes that broadcast, any dtype.  Raises ValueError for shapes that do not broadcast.
+    """
 
     def backward(dy, need):
         return (
@@ -65,9 +79,13 @@ def mul(x: Array, y: Array):
     return x * y, backward
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=lambda y, out: [y, out]))
 def div(x: Array, y: Array):
-    """q = x / y:  dx = dy / y,  d(y) = -dx q."""
+    """q = x / y:  dx = dy / y,  d(y) = -dx q.
+
+    x, y: any shapes that broadcast; integers become float32. A division by 0 gives ±∞, or NaN for 0 / 0.
+    Raises ValueError for shapes that do not broadcast.
+    """
     value = x / y
     x_shape = _shape(x)
 
@@ -81,9 +99,14 @@ def div(x: Array, y: Array):
     return value, backward
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def pow(x: Array, exponent: float):
-    """x to a constant power:  dx = dy · p xᵖ⁻¹."""
+    """x to a constant power p:  dx = dy · p xᵖ⁻¹.
+
+    x: any shape; integers become float32. A negative number to a power that is no integer is NaN.
+    exponent: p, a plain number.
+    Raises TypeError for an exponent that is an array or a Tensor.
+    """
     if not isinstance(exponent, int | float):
         raise TypeError("pow: the exponent is a plain number; for a Tensor write (x.log() * exponent).exp()")
 
@@ -93,24 +116,34 @@ def pow(x: Array, exponent: float):
     return x**exponent, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=nothing, exact=True))
 def neg(x: Array):
-    """-x, of any shape.  Raises TypeError for bool, which has no sign."""
+    """-x.
+
+    x: any shape, any dtype but bool.  Raises TypeError for bool, which has no sign.
+    """
     if x.dtype == bool:
         raise TypeError("neg: x is bool, which has no negative: convert it, or use ~ on the array")
     return -x, lambda dy: -dy
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x")))
 def abs(x: Array):
-    """|x|, with gradient 0 at 0."""
+    """|x|:  dx = dy sign(x), which is 0 at 0.
+
+    x: any shape and dtype.
+    """
     xp = array_module(x)
     return xp.abs(x), lambda dy: dy * xp.sign(x)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("condition")))
 def where(condition: Any, x: Array, y: Array):
-    """x where the condition (bool array) holds, else y."""
+    """x where the condition holds, else y. Each gets the gradient of the entries that were taken from it.
+
+    condition: bool.  x, y: any dtype.  All three of any shapes that broadcast together.
+    Raises ValueError for shapes that do not broadcast.
+    """
     condition = backend.asarray(condition)
     xp = array_module(condition)
     if not backend.is_array(x) and not backend.is_array(y):
@@ -126,11 +159,12 @@ def where(condition: Any, x: Array, y: Array):
     return xp.where(condition, x, y), backward
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "min", "max")))
 def clip(x: Array, min: Array | None = None, max: Array | None = None):
     """x limited to [min, max] (PyTorch's `clamp`).
 
-    min, max: numbers, or arrays that broadcast with x; None for no limit. Where min > max the value is max.
+    x: any shape and dtype.  min, max: numbers, or arrays that broadcast with x; None for no limit. Where min > max the
+    value is max.
     The gradient passes to x inside and at the limits, else to the limit that is in force.
     Raises ValueError without any limit.
     """
@@ -163,16 +197,24 @@ def _where(dy: Array, mask: Array) -> Array:
     return masked(dy, array_module(dy).broadcast_to(mask, dy.shape))
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def maximum(x: Array, y: Array):
-    """The greater of x and y; where they are equal each gets half of the gradient."""
+    """The greater of x and y, entry by entry; where they are equal each gets half of the gradient.
+
+    x, y: any shapes that broadcast, any dtype; one of them may be a plain number. NaN where either is NaN.
+    Raises TypeError for two plain numbers, ValueError for shapes that do not broadcast.
+    """
     xp = _module("maximum", x, y)
     return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def minimum(x: Array, y: Array):
-    """The lesser of x and y; where they are equal each gets half of the gradient."""
+    """The lesser of x and y, entry by entry; where they are equal each gets half of the gradient.
+
+    x, y: any shapes that broadcast, any dtype; one of them may be a plain number. NaN where either is NaN.
+    Raises TypeError for two plain numbers, ValueError for shapes that do not broadcast.
+    """
     xp = _module("minimum", x, y)
     return xp.minimum(x, y), lambda dy, need: _to_the_chosen(x < y, x, y, dy, need)
 
@@ -192,43 +234,61 @@ def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[boo
     )
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def exp(x: Array):
-    """eˣ, its own derivative."""
+    """eˣ, its own derivative:  dx = dy eˣ.
+
+    x: any shape; integers become float32.
+    """
     y = array_module(x).exp(x)
     return y, lambda dy: dy * y
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def log(x: Array):
-    """The natural logarithm:  dx = dy / x."""
+    """The natural logarithm:  dx = dy / x.
+
+    x: any shape; integers become float32. -∞ at 0, and NaN below.
+    """
     return array_module(x).log(x), lambda dy: dy / x
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def sqrt(x: Array):
-    """√x:  dx = dy / 2√x."""
+    """√x:  dx = dy / 2√x.
+
+    x: any shape; integers become float32. NaN below 0; at 0 the gradient is infinite.
+    """
     y = array_module(x).sqrt(x)
     return y, lambda dy: dy / (2 * y)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def sin(x: Array):
-    """dx = dy cos x."""
+    """The sine of x in radians:  dx = dy cos x.
+
+    x: any shape; integers become float32.
+    """
     xp = array_module(x)
     return xp.sin(x), lambda dy: dy * xp.cos(x)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def cos(x: Array):
-    """dx = -dy sin x."""
+    """The cosine of x in radians:  dx = -dy sin x.
+
+    x: any shape; integers become float32.
+    """
     xp = array_module(x)
     return xp.cos(x), lambda dy: -dy * xp.sin(x)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def tanh(x: Array):
-    """tanh x:  dx = dy (1 - tanh² x)."""
+    """The hyperbolic tangent:  dx = dy (1 - tanh² x).
+
+    x: any shape; integers become float32.
+    """
     y = array_module(x).tanh(x)
     return y, lambda dy: dy * (1 - y * y)
 
@@ -240,40 +300,53 @@ def logistic(x: Array) -> Array:
     return xp.where(x >= 0, 1, small) / (1 + small)
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=output))
 def sigmoid(x: Array):
-    """σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ)."""
+    """The logistic function σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ). Nothing overflows.
+
+    x: any shape; integers become float32.
+    """
     y = logistic(x)
     return y, lambda dy: dy * y * (1 - y)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=lambda x: [x, Bytes(x.nbytes)]))
 def silu(x: Array):
-    """x σ(x), also called swish (arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ))."""
+    """x σ(x), also called swish (Elfwing et al., arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ)).
+
+    x: any shape, floating-point; float16 is computed in float32.  Raises TypeError for integers.
+    """
     s = logistic(x)
     return x * s, lambda dy: dy * (s + x * s * (1 - s))
 
 
-@op(takes="numbers")
+@op(takes="numbers", facts=per_entry(saves=inputs("x")))
 def erf(x: Array):
-    """The error function 2/√π ∫₀ˣ e⁻ᵗ² dt:  dx = dy · 2/√π e⁻ˣ²."""
+    """The error function 2/√π ∫₀ˣ e⁻ᵗ² dt:  dx = dy · 2/√π e⁻ˣ².
+
+    x: any shape; integers become float32.
+    """
     xp = array_module(x)
     return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 
 
-@op(takes="any")
+@op(takes="any", facts=per_entry(saves=output, exact=True))
 def relu(x: Array):
-    """max(x, 0), with gradient 0 at 0."""
+    """max(x, 0):  dx = dy where x > 0, else 0, so 0 at 0. NaN stays NaN, and gets no gradient.
+
+    x: any shape and dtype.
+    """
     y = array_module(x).maximum(x, 0)
     return y, lambda dy: masked(dy, y > 0)
 
 
-@op
+@op(facts=per_entry(saves=inputs("x", "weight"), shape=like("x")))
 def prelu(x: Array, weight: Array):
     """x where positive, weight · x where not (He et al., arXiv 1502.01852, eq. 1), with one learned slope, weight (1,).
 
+    x: any shape, floating-point.
     dx = dy · (1 or weight),  dweight = Σ dy min(x, 0).  At 0 the slope is weight, as in PyTorch.
-    Raises ValueError for a weight of another shape.
+    Raises ValueError for a weight of another shape, TypeError for integers.
     """
     if weight.shape != (1,):
         raise ValueError(f"prelu: one slope for all numbers has the shape (1,), weight has {weight.shape}")
@@ -286,14 +359,22 @@ def prelu(x: Array, weight: Array):
     return xp.maximum(x, 0) + slope * xp.minimum(x, 0), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=per_entry(saves=one_like_x, order=None, workspace=lambda x: _gelu_workspace(x)))
 def gelu(x: Array, approximate: str = "none"):
     """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
 
+    x: any shape, floating-point; float16 is computed in float32.
     approximate: "none" for the exact form, dx = dy (Φ(x) + x φ(x)); "tanh" for ½x (1 + tanh √(2/π) (x + 0.044715 x³)).
     The derivative is computed beside the value, where both share their one exponential, and saved instead of x.
+    Raises ValueError for another approximation, TypeError for integers.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
     y, dydx = gelu_exact(x) if approximate == "none" else gelu_tanh(x)
     return y, lambda dy: dy * dydx
+
+
+def _gelu_workspace(x: Array) -> Workspace:
+    """The derivative, also where nobody asks for it; and two blocks in each thread, beside which small models are
+    little."""
+    return Workspace(forward=x.nbytes + min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))

@@ -7,11 +7,14 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array, array_module, asarray, is_array
+from scratchvit.facts import Workspace, by_running, inputs, moves
 from scratchvit.ops.checks import axis_of, check_indices
 from scratchvit.tensor import Tensor, op
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(
+    by_running, saves=lambda index: _arrays(index), view=lambda index: not _arrays(index), exact=False
+))
 def getitem(x: Array, index: Any):
     """x[index], as `x[index]` calls it.
 
@@ -52,6 +55,12 @@ def getitem(x: Array, index: Any):
         raise IndexError(f"getitem: x of shape {shape}: {error}") from None
 
 
+def _arrays(index: Any) -> list[Array]:
+    """Those in an index, which make the value a copy instead of a view."""
+    parts = [_on_device(i) for i in (index if isinstance(index, tuple) else (index,))]
+    return [i for i in parts if is_array(i)]
+
+
 def _on_device(i: Any) -> Any:
     if isinstance(i, Tensor):
         i = i.data
@@ -80,7 +89,7 @@ def _one_after_the_other(parts: tuple) -> list[tuple]:
     return [tuple(first), tuple(second)]
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(lambda index: np.shape(index), saves=inputs("index"), exact=False))
 def gather(x: Array, dim: int, index: Any):
     """out[i][j] = x[index[i][j]][j] for dim 0, and likewise for the other axes.
 
@@ -111,7 +120,10 @@ def gather(x: Array, dim: int, index: Any):
     return picked(x), backward
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(
+    lambda index, weight: (*np.shape(index), weight.shape[1]), saves=inputs("index"), exact=False,
+    workspace=lambda weight, out: Workspace(backward=2 * out.nbytes + 3 * weight.nbytes),    # sorted, in float64
+))
 def embedding(index: Any, weight: Array):
     """The rows of a table at the integers of `index`.
 

@@ -4,15 +4,24 @@ from __future__ import annotations
 
 import math
 import string
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
 
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import Facts, Shape, inputs, reshaped
 from scratchvit.kernels.sums import total
 from scratchvit.ops.checks import shapes_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 
-@op(takes="any")
+@op(takes="any", facts=Facts(
+    shape=lambda x, y: _product_shape(x, y),
+    saves=inputs("x", "y"),
+    macs=lambda x, out: out.size * x.shape[-1],
+))
 def matmul(x: Array, y: Array):
     """x @ y: products of matrices over the last two axes, the others broadcast.
 
@@ -44,7 +53,18 @@ def matmul(x: Array, y: Array):
     return value, backward
 
 
-@op
+def _product_shape(x: Array, y: Array) -> Shape:
+    columns = y.shape[-1:] if y.ndim > 1 else ()
+    if x.shape[-1] != y.shape[-1 - len(columns)]:
+        raise ValueError(f"matmul: {x.shape} @ {y.shape} do not fit together")
+    return (*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], *columns)
+
+
+@op(facts=Facts(
+    shape=lambda function, x, weight, bias: (*x.shape[:-1], *_of_no_rows(function, x, weight, bias)),
+    saves=lambda x, weight: [reshaped(x, (-1, x.shape[-1])), weight],
+    macs=lambda weight, out: out.size * weight.shape[1],
+))
 def linear(x: Array, weight: Array, bias: Array | None = None):
     """y = x Wᵀ + b over the last axis.
 
@@ -74,7 +94,16 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
     return y.reshape(*x.shape[:-1], len(weight)), backward
 
 
-@op
+def _of_no_rows(function: Any, x: Array, weight: Array, bias: Array | None) -> Shape:
+    """(out,), after everything that `linear` checks."""
+    return function(np.empty((0, *x.shape[-1:]), x.dtype), weight, bias)[0].shape[1:]
+
+
+@op(facts=Facts(
+    shape=lambda equation, operands: _einsum_shape(equation, operands),
+    saves=inputs("operands"),
+    macs=lambda equation, operands: _einsum_macs(equation, operands),
+))
 def einsum(equation: str, *operands: Array):
     """Sums of products by index names, "bqd,bkd->bqk": an index that is not in the output is summed.
 
@@ -110,7 +139,10 @@ def einsum(equation: str, *operands: Array):
 
 
 def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
-    """The index letters of every operand and of the output, with "..." replaced by letters of its own."""
+    """The index letters of every operand and of the output, with "..." replaced by letters of its own.
+
+    Raises ValueError if the equation does not fit operands of so many axes.
+    """
     left, arrow, output = equation.replace(" ", "").partition("->")
     inputs = left.split(",")
     if len(inputs) != len(ndims):
@@ -128,3 +160,25 @@ def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
         letters = "".join(inputs)
         output = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in batch))
     return inputs, output.replace("...", batch)
+
+
+def _einsum_shape(equation: str, operands: Sequence[Array]) -> Shape:
+    output, sizes = _index_sizes(equation, operands)
+    return tuple(sizes[letter] for letter in output)
+
+
+def _einsum_macs(equation: str, operands: Sequence[Array]) -> int:
+    """Of two operands. More are counted as one product over all indices, an upper bound; one is only summed."""
+    return math.prod(_index_sizes(equation, operands)[1].values()) if len(operands) > 1 else 0
+
+
+def _index_sizes(equation: str, operands: Sequence[Array]) -> tuple[str, dict[str, int]]:
+    """An einsum's output indices, and the size of every index."""
+    inputs, output = spell_out(equation, [x.ndim for x in operands])
+    sizes: dict[str, int] = {}
+    for letter, n in ((letter, n) for term, x in zip(inputs, operands) for letter, n in zip(term, x.shape)):
+        if sizes.setdefault(letter, n) == 1:
+            sizes[letter] = n
+        elif n not in (1, sizes[letter]):
+            raise ValueError(f"einsum: {equation!r} has an index of sizes {sizes[letter]} and {n}")
+    return output, sizes

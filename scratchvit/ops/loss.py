@@ -12,26 +12,37 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import CPU, AnyArray, Array, array_module, backend_of
+from scratchvit.facts import Bytes, Facts, Workspace, one_like_x, unless_reduced
 from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.ops.elementwise import logistic
 from scratchvit.tensor import op
 
 
-@op(takes="sums")
+def _loss(saves: Any) -> Facts:
+    return Facts(shape=unless_reduced, saves=saves, macs=0)
+
+
+@op(takes="sums", facts=Facts(
+    shape=lambda x, reduction: (*x.shape[:1], *x.shape[2:]) if reduction == "none" else (), macs=0,
+    saves=lambda x, target, weight, label_smoothing: _saved_probabilities(x, target, weight, label_smoothing),
+    workspace=lambda x: Workspace(x.nbytes, x.nbytes * 5 // 4),
+))
 def cross_entropy(
     x: Array, target: AnyArray, weight: Array | None = None, label_smoothing: float = 0.0,
     reduction: str = "mean", ignore_index: int = -100,
 ):
     """-Σ_c w_c q_c log p_c with p = softmax(x) over axis 1: how many nats p needs to tell what q already knows.
 
-    x (B, C) or (B, C, d1, …).  target: class indices (B, d1, …), where q is 1 at the class, or a distribution for each
-    row, of x's shape.  weight w (C,): of the classes.  label_smoothing ε: q becomes (1 - ε) q + ε / C (Szegedy et al.,
-    arXiv 1512.00567).  Rows labelled ignore_index count for nothing.
-    "mean" divides by the sum of the rows' weights for indices, by the number of rows for distributions; over no rows,
-    or ignored ones only, it is NaN, with gradient 0.
+    x (B, C) or (B, C, d1, …), floating-point; float16 is computed in float32.
+    target: class indices (B, d1, …), where q is 1 at the class, or a distribution for each row, of x's shape.
+    weight w (C,): of the classes.
+    label_smoothing ε: q becomes (1 - ε) q + ε / C (Szegedy et al., arXiv 1512.00567).
+    ignore_index: rows with this label count for nothing.
+    reduction: "mean" divides by the sum of the rows' weights for indices, by the number of rows for distributions; over
+        no rows, or ignored ones only, it is NaN, with gradient 0. "none" gives (B, d1, …).
     Raises ValueError for shapes that do not fit, labels out of range (on the CPU), and options out of range; TypeError
-    in backward for a weight that requires a gradient beside class indices.
+    for integers in x and, in backward, for a weight that requires a gradient beside class indices.
 
     As log p_c = x_c - log Σ eˣ, whose derivative is δ - p, and for distributions t:
         dx = dy (p Σ_c w_c q_c - w q),    dt = -dy (1 - ε) w log p,    dw = -Σ dy q log p
@@ -43,6 +54,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
     log_p = log_probabilities(x, 1)
+    classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
     if not soft:
         _check_labels(target, x.shape[1], ignore_index)
@@ -67,11 +79,22 @@ def cross_entropy(
             if weight is not None:
                 dtarget *= weight
         if need[2]:
-            smoothed = target * (1 - label_smoothing) + label_smoothing / x.shape[1]
-            dweight = total(-dy * smoothed * log_p, (0, *range(2, x.ndim)))
+            smoothed = target * (1 - label_smoothing) + label_smoothing / classes
+            dweight = total(-dy * smoothed * log_p, (0, *positions))
         return dx, dtarget, dweight
 
     return _reduce_rows(rows, count, reduction), backward
+
+
+def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
+    """log p; w q, or for class indices a label and two numbers for each row; and the sum of each row, where it is not
+    one of these."""
+    row, weighted = x.nbytes // x.shape[1], 0 if weight is None else x.nbytes
+    if target.dtype.kind == "f":
+        q = row + (weighted or (x.nbytes if smoothing else 0))
+    else:
+        q = row + (weighted or row) + (row if smoothing else 0) + 8 * (target.size + x.shape[1])
+    return [target, weight, Bytes(x.nbytes + q)]
 
 
 def _reduce_rows(rows: Array, count: Any, reduction: str) -> Array:
@@ -155,12 +178,15 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
         )
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))
 def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool = False):
     """Σ t (log t - x): how far the distribution t is from the one whose logarithms x are.
 
+    x: any shape.  target: x's shape.  Both floating-point; float16 is computed in float32.
     log_target: target holds log t.  reduction: also "batchmean", the sum over the length of axis 0, which is the
-    divergence as mathematics has it; "mean" divides by the number of entries.
+    divergence as mathematics has it (Kullback & Leibler 1951); "mean" divides by the number of entries.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
+
         dx = -dy t,    dt = dy (log t + 1 - x),    d(log t) = t dt;    t log t is 0 at t = 0
     """
     xp = array_module(x)
@@ -180,13 +206,14 @@ def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool
     return _reduce(t * (log_t - x), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, weight: [x, target, weight, Bytes(2 * x.nbytes)]))
 def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean"):
     """-w (t log x + (1 - t) log(1 - x)) for probabilities x, logarithms no lower than -100.
 
     x: any shape, in [0, 1].  target t: x's shape, in [0, 1].  weight w: a constant, broadcast against x.
     Numbers that are still logits are better left to binary_cross_entropy_with_logits.
-    Raises ValueError for shapes that differ and, on the CPU, for numbers out of [0, 1].
+    Raises ValueError for shapes that differ, for another reduction and, on the CPU, for numbers out of [0, 1];
+    TypeError for integers in x.
 
         dx = dy w (x - t) / x (1 - x),    dt = dy w (log(1 - x) - log x)
     """
@@ -213,7 +240,7 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     return _reduce(-w * (target * log_x + (1 - target) * log_not_x), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, weight, pos_weight: [x, target, weight, pos_weight, Bytes(x.nbytes)]))
 def binary_cross_entropy_with_logits(
     x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
@@ -221,7 +248,8 @@ def binary_cross_entropy_with_logits(
 
     With s(-x) = log(1 + e^-|x|) + max(-x, 0), which never overflows, and s(x) = x + s(-x), it is
         w ((1 - t) x + c s(-x)),  c = 1 + (P - 1) t,    dx = dy w (c σ(x) - P t),    dt = dy w ((P - 1) s(-x) - x)
-    weight, pos_weight: constants, broadcast against x.
+    x: any shape, floating-point.  target t: x's shape.  weight w, pos_weight: constants, broadcast against x.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
     """
     xp = array_module(x)
     target = _like("binary_cross_entropy_with_logits", x, target)
@@ -243,14 +271,15 @@ def binary_cross_entropy_with_logits(
     return _reduce(w * ((1 - target) * x + c * softplus_of_minus_x()), reduction), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(lambda x, target, alpha: [x, target, Bytes((2 if alpha >= 0 else 1) * x.nbytes)]))
 def sigmoid_focal_loss(
     x: Array, target: AnyArray, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
 ):
     """Cross-entropy in which what is right already counts little (Lin et al., arXiv 1708.02002, eq. 5), entry by entry.
 
     x: logits, any shape.  target t: x's shape; 0 or 1, or between them as in torchvision.  alpha: what a 1 counts, and
-    1 - alpha a 0; below 0: both 1.  gamma: how little.  Raises ValueError for shapes that differ.
+    1 - alpha a 0; below 0: both 1.  gamma: how little.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
     With p = 1 / (1 + e⁻ˣ), ce the binary cross-entropy of p and t, and α(t), wrong(t) linear between 0 and 1:
 
         y = α wrongᵞ ce,    wrong = p (1 - t) + (1 - p) t,    ce = -t log p - (1 - t) log(1 - p)
@@ -285,19 +314,25 @@ def sigmoid_focal_loss(
     return y, backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
-    """|x - t|:  dx = dy sign(x - t),  dt = -dx."""
+    """|x - t|:  dx = dy sign(x - t),  dt = -dx.
+
+    x: any shape, floating-point.  target t: x's shape.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
+    """
     xp = array_module(x)
     difference = x - _like("l1_loss", x, target)
     return _of_difference("l1_loss", difference, xp.abs(difference), lambda: xp.sign(difference), reduction)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: float = 1.0):
     """With d = x - t: d² / 2β where |d| < β, else |d| - β/2 (Girshick, arXiv 1504.08083).
 
     dx = dy · clip(d / β, ±1),  dt = -dx.
+    x: any shape, floating-point.  target t: x's shape.  beta β: 0 for l1_loss.
+    Raises ValueError for shapes that differ, another reduction and a beta below 0, TypeError for integers in x.
     """
     xp = array_module(x)
     if beta < 0:
@@ -310,9 +345,13 @@ def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: fl
     return _of_difference("smooth_l1_loss", difference, values, lambda: xp.clip(difference / beta, -1, 1), reduction)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_loss(one_like_x))
 def mse_loss(x: Array, target: AnyArray, reduction: str = "mean"):
-    """(x - t)²:  dx = 2 dy (x - t),  dt = -dx."""
+    """(x - t)²:  dx = 2 dy (x - t),  dt = -dx.
+
+    x: any shape, floating-point.  target t: x's shape.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
+    """
     difference = x - _like("mse_loss", x, target)
     return _of_difference("mse_loss", difference, difference * difference, lambda: 2 * difference, reduction)
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.facts import Bytes, Facts, like, reshaped
 from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
@@ -20,7 +21,11 @@ ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its 
 CHANNEL_BYTES = 512 << 10       # a block of a batch norm: with its temporaries it stays in the cache
 
 
-@op(takes="sums")
+def _norm(saves: Any, name: str = "x") -> Facts:
+    return Facts(shape=like(name), saves=saves, macs=0)
+
+
+@op(takes="sums", facts=_norm(lambda x, normalized_shape, weight: [_saved_rows(x, normalized_shape), weight]))
 def layer_norm(
     x: Array, normalized_shape: int | Sequence[int], weight: Array | None = None, bias: Array | None = None,
     eps: float = 1e-5,
@@ -29,7 +34,8 @@ def layer_norm(
 
     x (..., *normalized_shape), for instance (B, N, D) and (D,), or the integer D.  weight, bias: arrays of
     normalized_shape, or None.  eps: 1e-5 as in PyTorch; timm's ViT has 1e-6, and so has `nn.LayerNorm`.
-    Raises ValueError where shapes do not fit.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit, TypeError for integers.
 
     With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
@@ -53,9 +59,12 @@ def layer_norm(
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda weight: _saved_rows(weight, weight.shape[1:]), "weight"))
 def weight_standardization(weight: Array, eps: float = 1e-6):
-    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520). weight (out, in, k, k)."""
+    """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520).
+
+    weight (out, in, *kernel), floating-point; the value has its shape.  Raises TypeError for integers.
+    """
     flat = (len(weight), math.prod(weight.shape[1:]))
     w_hat, backward_rows = _normalise_rows(weight.reshape(flat), None, None, eps)
 
@@ -117,6 +126,13 @@ def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: flo
     return y, backward
 
 
+def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
+    """x, ones, and of each row, an array of this shape, a mean and a deviation."""
+    D = shape if isinstance(shape, int) else math.prod(shape)
+    N = x.size // max(1, D)
+    return [*reshaped(x, (N, D)), Bytes((D + 2 * N) * x.itemsize)]
+
+
 def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     """r of each row of x - μ (N, D), into out (N, 1)."""
     xp = array_module(centred)
@@ -127,12 +143,14 @@ def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     xp.reciprocal(out, out=out)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda x, num_groups, weight: [_saved_groups(x, num_groups), weight]))
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
     x (B, C, ...); weight, bias (C,) or None; num_groups divides C. Each channel adds up its dy and dy (x - μ): weighed,
     these make a group's mean(g) and mean(g x̂), and over all images dbias and dweight.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit and for a number of groups that does not divide C, TypeError for integers.
     """
     xp = array_module(x)
     _planes("group_norm", x, weight, bias)
@@ -184,7 +202,14 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+def _saved_groups(x: Array, num_groups: int) -> list[Any]:
+    """x, ones, of each group of each image a mean and a deviation, and a scale for each channel."""
+    B, C, S = len(x), x.shape[1], math.prod(x.shape[2:])
+    numbers = S + 2 * B * num_groups + C
+    return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]
+
+
+@op(takes="sums", facts=_norm(lambda x, weight: [_saved_planes(x), weight]))
 def batch_norm(
     x: Array,
     running_mean: Any,
@@ -201,6 +226,9 @@ def batch_norm(
     running_mean and running_var, arrays (C,) or None, in place: new = (1 - momentum) old + momentum batch. Otherwise
     those are used instead of the batch's, and being constants they let the gradient straight through: dx = g r.
     momentum: a number, or an array () on the device. Saved: x, not x̂, which is one product away.
+    All floating-point; float16 is computed in float32.
+    Raises ValueError where shapes do not fit, for one value per channel in training, and without running statistics
+    out of it; TypeError for integers.
     """
     xp = array_module(x)
     planes = _planes("batch_norm", x, running_mean, running_var, weight, bias)      # (B, C, S)
@@ -277,7 +305,7 @@ def batch_norm(
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_norm(lambda x: Bytes(x.shape[1] * x.itemsize)))
 def frozen_batch_norm(
     x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float = 1e-5,
 ):
@@ -285,6 +313,7 @@ def frozen_batch_norm(
 
     The value is batch_norm's in evaluation. But there a weight may be learned, so x is kept for its gradient; here the
     graph keeps nothing of x, which halves what a frozen backbone remembers.
+    Raises ValueError where shapes do not fit, TypeError for integers.
     """
     xp = array_module(x)
     planes = _planes("frozen_batch_norm", x, running_mean, running_var, weight, bias)
@@ -311,6 +340,12 @@ def _planes(name: str, x: Array, *per_channel: Any) -> Array:
                 f"{name}: x {x.shape} has {x.shape[1]} channels, the norm's arrays have shape {array.shape}"
             )
     return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
+
+
+def _saved_planes(x: Array) -> list[Any]:
+    """x, ones, and three numbers for each channel."""
+    S = math.prod(x.shape[2:])
+    return [*reshaped(x, (*x.shape[:2], S)), Bytes((S + 3 * x.shape[1]) * x.itemsize)]
 
 
 def _affine(x: Array, y: Array, scale: Array, shift: Array) -> None:

@@ -13,12 +13,16 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import moves
 from scratchvit.tensor import op
 
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(
+    lambda x, pad, mode, value: tuple(n + sum(added) for n, added in zip(x.shape, _widths(x, pad, mode, value))),
+    passes_on=lambda pad, mode: mode == "constant" and min(pad, default=0) >= 0,
+))
 def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float | None = None):
     """Surround x along its last axes, or cut it off there.
 

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 
 from scratchvit.backend import Array, array_module, parallel_rows
+from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
 PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries
 
 
-@op
+def _pooling(saves: Any) -> Facts:
+    return Facts(shape=of_an_empty_batch, saves=saves, macs=0)
+
+
+@op(facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
     """The greatest number of each window; its gradient goes to the place of the first such number.
 
@@ -28,7 +34,7 @@ def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     return _max_pool(x, _windows("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-@op
+@op(facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
     """As max_pool2d, over x (B, C, T, H, W) → (B, C, T', H', W').
 
@@ -37,7 +43,7 @@ def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     return _max_pool(x, _windows("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_pooling(saves=nothing))
 def avg_pool2d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
@@ -55,7 +61,7 @@ def avg_pool2d(
     return _avg_pool(x, windows, count_include_pad)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_pooling(saves=nothing))
 def avg_pool3d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
@@ -73,7 +79,7 @@ def _max_pool(x: Array, windows: Windows):
     shape = x.shape
     planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
     y = xp.empty((len(planes), *windows.output), dtype=x.dtype)
-    winner = xp.zeros(y.shape, dtype=np.uint8 if math.prod(windows.kernel) <= 256 else np.int32)
+    winner = xp.zeros(y.shape, dtype=_winner_dtype(windows.kernel))
 
     def rows(planes: Array, y: Array, winner: Array) -> None:
         padded = windows.pad(planes, -math.inf)
@@ -103,6 +109,15 @@ def _max_pool(x: Array, windows: Windows):
     y_shape = y.shape
     parallel_rows(rows, planes, y, winner, block_bytes=PLANE_BYTES)
     return y.reshape(*shape[:2], *windows.output), backward
+
+
+def _winner_dtype(kernel: tuple[int, ...]) -> Any:
+    return np.uint8 if math.prod(kernel) <= 256 else np.int32
+
+
+def _winners(kernel_size: Any, out: Array) -> Bytes:
+    kernel = per_axis(kernel_size, out.ndim - 2, "kernel_size", 1)
+    return Bytes(out.size * np.dtype(_winner_dtype(kernel)).itemsize)
 
 
 def _avg_pool(x: Array, windows: Windows, count_include_pad: bool):

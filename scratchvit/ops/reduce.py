@@ -8,11 +8,12 @@ from __future__ import annotations
 import builtins
 import math
 from collections.abc import Sequence
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import Facts, Shape, nothing, one_like_x
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
 from scratchvit.ops.checks import axes_of
@@ -29,12 +30,21 @@ def _axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
     return axes if x.ndim else ()
 
 
+def _shape(function: Any, x: Array, dim: Dim, keepdim: bool) -> Shape:
+    axes = _axes(function.__name__, x, dim)
+    return tuple(1 if axis in axes else n for axis, n in enumerate(x.shape) if keepdim or axis not in axes)
+
+
+def _reduction(saves: Any, passes_on: bool = False) -> Facts:
+    return Facts(shape=_shape, saves=saves, macs=0, passes_on=passes_on)
+
+
 def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     """dy with an axis of size 1 wherever one was reduced."""
     return dy if keepdim else array_module(dy).expand_dims(dy, axes)
 
 
-@op(takes="any")
+@op(takes="any", facts=_reduction(saves=nothing, passes_on=True))
 def sum(x: Array, dim: Dim = None, keepdim: bool = False):
     """The sum over the axes `dim`.
 
@@ -48,11 +58,12 @@ def sum(x: Array, dim: Dim = None, keepdim: bool = False):
     return total(x, axes, keepdim), lambda dy: xp.broadcast_to(_spread(dy, axes, keepdim), shape)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_reduction(saves=nothing, passes_on=True))
 def mean(x: Array, dim: Dim = None, keepdim: bool = False):
     """The mean over the axes `dim`; NaN over no numbers.
 
-    x: floating-point, any shape.  dim, keepdim, errors: as for `sum`.
+    x: any shape, floating-point; float16 is added up in float32.  dim, keepdim: as for `sum`.
+    Raises what `sum` raises, and TypeError for integers.
 
         y = Σ x / n,    dx = dy / n, repeated
     """
@@ -63,12 +74,13 @@ def mean(x: Array, dim: Dim = None, keepdim: bool = False):
     return y, lambda dy: xp.broadcast_to(_spread(dy / (n or 1), axes, keepdim), shape)
 
 
-@op(takes="sums")
+@op(takes="sums", facts=_reduction(saves=one_like_x))
 def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     """The variance over the axes `dim`, with Bessel's correction by default.
 
-    x: floating-point, any shape.  correction: what is taken off n; 0 for the mean squared deviation.
-    dim, keepdim, errors: as for `sum`.  Where n ≤ correction the value is that of a division by 0, as in PyTorch:
+    x: any shape, floating-point.  correction: what is taken off n; 0 for the mean squared deviation.
+    dim, keepdim: as for `sum`.  Raises what `sum` raises, and TypeError for integers.
+    Where n ≤ correction the value is that of a division by 0, as in PyTorch:
     infinite, or NaN if the deviations are 0 or there are none.
 
         y = Σ (x - μ)² / (n - correction),    dx = 2 dy (x - μ) / (n - correction)
@@ -93,7 +105,7 @@ def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     return y, backward
 
 
-@op(takes="any")
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
 def max(x: Array, dim: Dim = None, keepdim: bool = False):
     """The greatest value over the axes `dim` (PyTorch's `amax`); where several are equal they share the gradient.
 
@@ -105,9 +117,12 @@ def max(x: Array, dim: Dim = None, keepdim: bool = False):
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)
 
 
-@op(takes="any")
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
 def min(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The least value over the axes `dim` (PyTorch's `amin`); as `max` in all else."""
+    """The least value over the axes `dim` (PyTorch's `amin`); where several are equal they share the gradient.
+
+    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises what `max` raises.
+    """
     axes = _filled_axes("min", x, dim)
     y = x.min(axis=axes, keepdims=keepdim)
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)

@@ -19,13 +19,14 @@ import numpy as np
 
 from scratchvit.backend import AnyArray, Array, array_module, parallel_rows
 from scratchvit.dtypes import need_floats
+from scratchvit.facts import Facts, nothing, of_an_empty_batch
 from scratchvit.tensor import op
 
 AXES = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}       # what each mode resizes; nearest takes any
 PLANE_BYTES = 512 << 10         # a block of planes, so that it stays in the cache with its temporaries
 
 
-@op(takes="sums")
+@op(takes="sums", facts=Facts(shape=of_an_empty_batch, saves=nothing, macs=0))
 def interpolate(
     x: AnyArray, size=None, scale_factor=None, mode: str = "nearest", align_corners: bool = False,
     antialias: bool = False,

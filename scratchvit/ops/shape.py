@@ -8,12 +8,13 @@ from collections.abc import Sequence
 from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
+from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, order_of, unless_broadcast
 from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, view=fits_without_copy, passes_on=True))
 def reshape(x: Array, shape: int | Sequence[int]):
     """The same values, in row-major order, in another shape.
 
@@ -29,7 +30,7 @@ def reshape(x: Array, shape: int | Sequence[int]):
     return y, lambda dy: dy.reshape(before)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def permute(x: Array, dims: Sequence[int]):
     """The axes in another order: axis i of the result is axis dims[i] of x. Nothing is copied.
 
@@ -46,7 +47,7 @@ def permute(x: Array, dims: Sequence[int]):
     return x.transpose(axes), lambda dy: dy.transpose(back)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def transpose(x: Array, dim0: int, dim1: int):
     """Two axes exchanged. Nothing is copied.
 
@@ -60,7 +61,7 @@ def transpose(x: Array, dim0: int, dim1: int):
     return x.swapaxes(dim0, dim1), lambda dy: dy.swapaxes(dim0, dim1)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, view=True, passes_on=unless_broadcast, exact=False))
 def expand(x: Array, shape: Sequence[int]):
     """Repeat axes of size 1, and put new ones in front, until the shape is reached. Nothing is copied.
 
@@ -79,7 +80,7 @@ def expand(x: Array, shape: Sequence[int]):
     return array_module(x).broadcast_to(x, wanted), lambda dy: unbroadcast(dy, before)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(lambda tensors, dim: _concatenated(tensors, dim), passes_on=True))
 def concatenate(tensors: Sequence[Array], dim: int = 0):
     """Join along an existing axis.
 
@@ -107,7 +108,13 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
     return xp.concatenate(joined, axis=dim), backward
 
 
-@op(takes="any")
+def _concatenated(tensors: Sequence[Array], dim: int) -> Shape:
+    shapes = [list(t.shape) for t in tensors if t.shape != (0,)] or [[0]]
+    shapes[0][dim] = sum(shape[dim] for shape in shapes)
+    return tuple(shapes[0])
+
+
+@op(takes="any", facts=moves(lambda tensors, dim: _stacked(tensors, dim), passes_on=True))
 def stack(tensors: Sequence[Array], dim: int = 0):
     """Join along a new axis.
 
@@ -124,7 +131,13 @@ def stack(tensors: Sequence[Array], dim: int = 0):
     return xp.stack(tensors, axis=dim), lambda dy: list(xp.moveaxis(dy, dim, 0))
 
 
-@op(takes="any")
+def _stacked(tensors: Sequence[Array], dim: int) -> Shape:
+    shape = list(tensors[0].shape)
+    shape.insert(dim % (len(shape) + 1), len(tensors))
+    return tuple(shape)
+
+
+@op(takes="any", facts=moves(by_running, saves=inputs("x"), view=True))
 def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
     """Cut into parts along an axis. Nothing is copied.
 
@@ -150,7 +163,7 @@ def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
     return tuple(x[place] for place in places), lambda dys: _put_together(x, dys, places)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, saves=inputs("x"), view=True))
 def unbind(x: Array, dim: int = 0):
     """Cut into slices along an axis, which disappears. Nothing is copied.
 
@@ -173,7 +186,7 @@ def _put_together(x: Array, dys: Sequence[Array | None], places: Sequence[tuple]
     return dx
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(like("x"), order=lambda x, dims: None if dims is None else order_of(x)))
 def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None):
     """Shift along axes; what leaves at one end enters at the other.
 
@@ -194,7 +207,7 @@ def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None
     return xp.roll(x, shifts, axes), lambda dy: xp.roll(dy, back, axes)
 
 
-@op(takes="any")
+@op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def flip(x: Array, dims: int | Sequence[int]):
     """Reverse the order along one axis or several. Nothing is copied.
 

@@ -135,8 +135,56 @@ def same_padding(
     return tuple(before), tuple(after)
 
 
+def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
+    """The geometry of a convolution over so many axes, whose arguments are those of `ops.conv2d`.
+
+    Raises ValueError, with the op's name, for shapes and options that do not fit together, TypeError for different
+    dtypes.
+    """
+    if x.dtype != weight.dtype:
+        raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
+    if bias is not None and bias.dtype != weight.dtype:
+        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have one dtype")
+    expected = f"(B, C, {'T, ' * (axes - 2)}H, W)"
+    if x.ndim != axes + 2 or weight.ndim != axes + 2:
+        raise ValueError(
+            f"{name}: x must be {expected} and weight have as many axes; x has shape {x.shape}, weight {weight.shape}"
+        )
+    if 0 in weight.shape:
+        raise ValueError(f"{name}: weight of shape {weight.shape} has no entries")
+    if groups < 1 or x.shape[1] % groups or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
+        raise ValueError(
+            f"{name}: x of shape {x.shape} has {x.shape[1]} channels; weight of shape {weight.shape} in {groups} "
+            f"groups expects {weight.shape[1] * groups} and makes {weight.shape[0]}; groups must divide both"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{name}: bias has shape {bias.shape}, but weight of shape {weight.shape} makes {len(weight)} channels"
+        )
+    size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
+    stride = per_axis(stride, axes, f"{name}: stride", 1)
+    dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
+    reach = tuple(d * (k - 1) for d, k in zip(dilation, kernel))
+    if padding == "same":
+        before, after = same_padding(size, kernel, stride, dilation)
+    elif isinstance(padding, str) and padding != "valid":
+        raise ValueError(f'{name}: padding must be "same", "valid" or numbers, not {padding!r}')
+    else:
+        before = after = per_axis(0 if padding == "valid" else padding, axes, f"{name}: padding", 0)
+    output = tuple((n + b + a - r - 1) // s + 1 for n, b, a, r, s in zip(size, before, after, reach, stride))
+    if min(output) < 1:
+        raise ValueError(
+            f"{name}: the kernel {kernel} with dilation {dilation} is larger than the input {size} with padding "
+            f"{before}; weight has shape {weight.shape}, x {x.shape}"
+        )
+    return Windows(size, kernel, stride, dilation, before, after, output)
+
+
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
-    """An option given as one integer for all axes, or as one for each, as a tuple."""
+    """An option given as one integer for all axes, or as one for each, as a tuple.
+
+    Raises ValueError, with the option's name, for anything else and for a number below `least`.
+    """
     values = (value,) if isinstance(value, int) else tuple(value) if isinstance(value, list | tuple) else ()
     values = values * axes if len(values) == 1 else values
     if len(values) != axes or any(not isinstance(v, int) or v < least for v in values):

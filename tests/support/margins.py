@@ -34,10 +34,6 @@ from scratchvit.tensor import Tensor, differentiable_parameters
 
 FACTOR = 24.0
 SAMPLES = 3
-MOVES_ONLY = {
-    "concatenate", "flip", "neg", "pad", "permute", "relu", "reshape", "roll", "split", "stack", "transpose", "unbind",
-}  # fmt: skip
-"""Ops that round nothing, neither forward nor backward: their operands are not perturbed."""
 EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float16, np.float32, np.float64)}
 
 records: list[tuple[float, str]] = []
@@ -154,7 +150,8 @@ def _in_float64(compute: Callable[[], Any], rng: np.random.Generator | None) -> 
 
     def call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
         dtypes: list[Any] = []                                          # of the differentiable operands, in order
-        noise = None if function.__name__ in MOVES_ONLY else rng
+        facts = getattr(function, "facts", None)
+        noise = None if facts is not None and facts.exact else rng      # exact: it rounds nothing, there or back
 
         def operand(x: Any) -> Any:
             if isinstance(x, list | tuple):
