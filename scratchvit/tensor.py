@@ -242,6 +242,7 @@ class Tensor:
 
 
 P = ParamSpec("P")
+_NUMBER, _SEQUENCE = (int, float), (list, tuple)        # isinstance takes three times as long for int | float
 
 
 @overload
@@ -285,23 +286,30 @@ def op(
     elif function.__module__.startswith("scratchvit.ops"):
         raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
     constants = _constant_parameters(function)
+    one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
         no_grads, stand_in = mode.get()
-        inputs = _inputs(slots, args, kwargs)
-        edges = [None if no_grads else edge_to(x) for x in inputs]
+        direct = one_each and not constants and len(args) == len(slots)     # as of x + y, by far the most calls
+        inputs = args if direct else _inputs(slots, args, kwargs)
+        edges = [None] * len(inputs) if no_grads else [edge_to(x) for x in inputs]
         if constants and not no_grads:
             _refuse_lost_gradients(function.__name__, constants, args, kwargs)
         plain = [_unwrap(arg) for arg in args]
-        named = {key: _unwrap(arg) for key, arg in kwargs.items()}
+        named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
-        if not _have_one_regular_dtype(inputs):
+        if not _have_one_regular_dtype(plain if direct else inputs):
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
-        value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
+        try:
+            value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
+        except (IndexError, TypeError, ValueError) as error:
+            if str(error).startswith(function.__name__):
+                raise
+            raise _explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = [wrap(v) for v in (value if is_tuple else (value,))]
-        if any(edge is not None for edge in edges):
+        outputs = [wrap(v) for v in value] if is_tuple else [wrap(value)]
+        if edges.count(None) < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
@@ -359,12 +367,20 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
     dtype = None
     for x in inputs:
         array = x.data if isinstance(x, Tensor) else x
-        if array is not None and not isinstance(array, int | float):
-            its = getattr(array, "dtype", None)
-            if its is None or (its is not dtype and (dtype is not None or its not in dtypes.REGULAR)):
-                return False
-            dtype = its
+        if array is None or isinstance(array, _NUMBER):
+            continue
+        its = getattr(array, "dtype", None)
+        if its is None or (its is not dtype and (dtype is not None or its not in dtypes.REGULAR)):
+            return False        # a list; another dtype than the others'; or integers, or float16
+        dtype = its
     return True
+
+
+def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
+    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
+    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
+    shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
+    return kind(f"{name}: {error} (given arrays of shape {shapes})")
 
 
 def _refuse_lost_gradients(
@@ -373,7 +389,7 @@ def _refuse_lost_gradients(
     """Raise TypeError where a constant requires a gradient, which it would silently not get."""
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
-        if isinstance(given, Tensor | list | tuple) and _requires_grad(given):
+        if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
             raise TypeError(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
                 f"give {parameter}.detach(), or a plain number or array"
@@ -381,7 +397,7 @@ def _refuse_lost_gradients(
 
 
 def _requires_grad(given: Any) -> bool:
-    if isinstance(given, list | tuple):
+    if isinstance(given, _SEQUENCE):
         return any(_requires_grad(element) for element in given)
     return isinstance(given, Tensor) and given.requires_grad
 
@@ -396,7 +412,7 @@ def _unwrap(x: Any) -> Any:
         return x.data
     if isinstance(x, np.generic):
         return x.item()         # NumPy's scalars promote float32 arrays; Python's do not
-    if isinstance(x, list | tuple):
+    if isinstance(x, _SEQUENCE):
         return type(x)(_unwrap(element) for element in x)
     return x
 

@@ -267,3 +267,14 @@ def test_axes_may_be_given_one_by_one(device: str) -> None:
     x = leaf(1, 3, 2)
     assert x.permute(0, 2, 1).shape == x.permute((0, 2, 1)).shape == (1, 2, 3)
     assert x.expand(4, 3, 2).shape == x.expand((4, 3, 2)).shape == (4, 3, 2)
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda a, b: a + b, r"^add: .*\(2,3\) \(4,\).*shape \(2, 3\), \(4,\)"),
+    (lambda a, b: ops.where(np.ones((2, 3), bool), a, b), r"^where: .*shape \(2, 3\), \(4,\)"),
+    (lambda a, b: a @ b, r"^matmul: x of shape \(2, 3\) and y of shape \(4,\)"),
+    (lambda a, b: ops.mse_loss(a, b), r"^mse_loss: target has shape \(4,\), x has shape \(2, 3\)"),
+])  # fmt: skip
+def test_a_wrong_shape_names_the_op_and_both_shapes(call, says: str, device: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        call(leaf(2, 3), leaf(4))

@@ -55,7 +55,7 @@ def test_long_sums_keep_their_digits(shape, axes, offset) -> None:
 def test_a_sum_as_long_as_a_batch_of_clips() -> None:
     x = np.full((10_000_000, 2), 0.1, np.float32)
     exact = x.astype(np.float64).sum(axis=0)
-    assert_close(ops.sum(x, 0), exact, ulps(exact, 10))     # PyTorch: 9e-7, a running sum 4e-2
+    assert_close(ops.sum(x, 0), exact, ulps(exact, 16))     # 5 here, 8 in PyTorch, 4e5 in a running sum
     assert ops.mean(np.ones((2**25, 2), np.float32), 0).numpy().tolist() == [1, 1]      # a running sum stays at 2²⁴
 
 

@@ -19,13 +19,16 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, backend_of
 
+SHORT = 32          # numbers in a sum whose roundings do not matter
 BLOCK = 128         # rows that are added by one product with ones
 SMALL = 4_096       # entries of a matrix below which a product costs more than a float64 sum
 
 
 def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     """Σ of x over the axes (in 0 … ndim - 1), in x's dtype."""
-    if x.dtype not in (np.float32, np.float16) or backend_of(x) is not CPU or not axes or x.size == 0:
+    if x.dtype not in (np.float32, np.float16) or backend_of(x) is not CPU:
+        return x.sum(axis=axes, keepdims=keepdims)
+    if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
         return x.sum(axis=axes, keepdims=keepdims)
     kept_shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
     shape = kept_shape if keepdims else tuple(n for axis, n in enumerate(x.shape) if axis not in axes)

@@ -45,9 +45,9 @@ def layer_norm(
     for name, array in (("weight", weight), ("bias", bias)):
         if array is not None and array.shape != shape:
             raise ValueError(f"layer_norm: {name} has shape {array.shape}, it must be normalized_shape {shape}")
-    D = math.prod(shape)
-    weight, bias = (array if array is None else array.reshape(D) for array in (weight, bias))
-    rows = math.prod(x.shape[: -len(shape)])
+    D, rows = math.prod(shape), math.prod(x.shape[: -len(shape)])
+    weight = None if weight is None else weight.reshape(D)
+    bias = None if bias is None else bias.reshape(D)
     if D == 0:
         return x.copy(), lambda dy: (dy, dy.sum(axis=0).reshape(shape), dy.sum(axis=0).reshape(shape))
     y, backward_rows = _normalise_rows(x.reshape(rows, D), weight, bias, eps)
