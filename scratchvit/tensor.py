@@ -283,7 +283,7 @@ def op(
         raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
     if facts is not None:
         function.facts = facts      # type: ignore[attr-defined]    # on what stands in for an op, too: wraps copies it
-    elif function.__module__.startswith("scratchvit.ops"):
+    elif str(function.__module__).startswith("scratchvit.ops"):
         raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
     constants = _constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
