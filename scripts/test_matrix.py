@@ -9,7 +9,7 @@ one of the Pythons that this machine has. OPENBLAS_CORETYPE makes OpenBLAS take 
 NPY_DISABLE_CPU_FEATURES makes NumPy take those of an older one. The largest margin of a row is the largest
 measured / allowed of its comparisons (tests/support/margins.py). A row with a margin above 0.5 or a failed test is red,
 and the exit status is 1. The table is written anew after every row, so that a run that is cut short leaves its part;
-`--resume` runs the rows that are missing in the JSON file beside the table. Needs uv (`pip install uv`).
+`--resume` runs the rows that are missing or red in the JSON file beside the table. Needs uv (`pip install uv`).
 """
 
 from __future__ import annotations
@@ -237,7 +237,7 @@ def main() -> None:
     parser.add_argument("--marker", default="", help="pytest's -m (default: the quick part), such as parity")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "environments", help="where to keep them")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "matrix.md", help="the table; JSON goes beside it")
-    parser.add_argument("--resume", action="store_true", help="keep the rows that are there")
+    parser.add_argument("--resume", action="store_true", help="keep the green rows that are there")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     options = parser.parse_args()
     chosen = [row for row in rows() if re.search(options.only, row.name)]
@@ -248,7 +248,7 @@ def main() -> None:
     options.environments.mkdir(parents=True, exist_ok=True)
     record = options.out.with_suffix(".json")
     before = json.loads(record.read_text("utf-8")) if options.resume and record.exists() else []
-    results = [Result(**row) for row in before]
+    results = [Result(**row) for row in before if row["green"]]
     done = {(r.name, r.part) for r in results}
     for row in chosen:
         if (row.name, part(row, options.marker)) in done:

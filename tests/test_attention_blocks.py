@@ -124,6 +124,7 @@ def peak_of_a_step(blocks):
     return peak_bytes(lambda: ops.attention(q, k, v, blocks=blocks).sum().backward())
 
 
+@pytest.mark.slow
 def test_memory_does_not_hold_a_matrix():
     matrices = 2 * 4096**2 * 4          # of two heads
     assert alone(peak_of_a_step, True) < matrices / 4

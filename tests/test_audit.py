@@ -131,6 +131,7 @@ assert main(["predict", run + "/sample.png", "--checkpoint", run + "/best.safete
 """
 
 
+@pytest.mark.slow
 def test_nothing_is_written_outside_the_run_and_nothing_unpickled(tmp_path, places):
     run = tmp_path / "runs" / "run"
     seen = audited(WHOLE_PIPELINE.format(run=str(run)), places, tmp_path / "report.json")

@@ -231,6 +231,7 @@ def test_pictures_of_the_wrong_kind_are_refused():
 # The command
 
 
+@pytest.mark.slow
 def test_show_augment_draws_a_sheet(tmp_path, capsys, monkeypatch):
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)

@@ -477,6 +477,7 @@ def its_page(trained, tmp_path_factory):
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
     run = made_up_run(tmp_path, name=name)
@@ -528,6 +529,7 @@ def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undraw
     assert "its boxes in 3 validation pictures" in page.text
 
 
+@pytest.mark.slow
 def test_a_run_before_its_first_epoch(tmp_path):
     page = report(made_up_run(tmp_path, detector=None, figures=None, history=[], best_epoch=0), tmp_path)
     assert "No epoch of this run has ended yet." in page.text and "Configuration" in page.text
@@ -551,6 +553,7 @@ def test_without_matplotlib_all_the_rest_is_there(tmp_path, monkeypatch):
     assert len(page.pictures()) == 1 and "How good the boxes are" in page.text
 
 
+@pytest.mark.slow
 def test_a_model_that_has_diverged_still_has_a_report(tmp_path):
     run = made_up_run(tmp_path)
     run.detector.model.query_embed.weight.assign(np.nan)
@@ -567,6 +570,7 @@ def test_a_model_without_encoder_has_no_such_section(tmp_path, undrawn):
     assert "What belongs together" not in page.text and page.text.count("instead of a drawing") == 3
 
 
+@pytest.mark.slow
 def test_pictures_of_other_sizes_are_shown_as_the_model_sees_them(tmp_path):
     run = made_up_run(tmp_path, history=[])
     detector = dataclasses.replace(run.detector, step=Sizes(64))
@@ -576,6 +580,7 @@ def test_pictures_of_other_sizes_are_shown_as_the_model_sees_them(tmp_path):
     assert len(report(dataclasses.replace(run, detector=detector), tmp_path).pictures()) == 5
 
 
+@pytest.mark.slow
 def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, tmp_path):
     folder, result = trained
     run = open_detection_run(folder)
@@ -588,6 +593,7 @@ def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, t
         open_detection_run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(its_page, tmp_path, scheme):
     for seen in look_at(its_page, tmp_path, (400, 1200), scheme):
@@ -614,6 +620,7 @@ def inspect(capsys, *words):
     return code, said.out, said.err
 
 
+@pytest.mark.slow
 def test_the_command_draws_what_a_detector_sees(trained, photo, tmp_path, capsys):
     out = tmp_path / "new" / "folder"
     code, said, _ = inspect(capsys, trained[0], "--image", photo, "--out", out)
@@ -627,6 +634,7 @@ def test_the_command_draws_what_a_detector_sees(trained, photo, tmp_path, capsys
     assert (out / "encoder_attention.png").read_bytes() != first
 
 
+@pytest.mark.slow
 def test_the_command_tells_whose_answers_it_draws(photo, tmp_path, capsys):
     """Of sigmoids: the best pairs of a query and a class, of which two may be one query's."""
     model, path = small("dab_detr_tiny"), tmp_path / "dab.safetensors"

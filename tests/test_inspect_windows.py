@@ -186,6 +186,7 @@ def share_of(path, colour):
         return (np.abs(np.asarray(picture.convert("RGB")).astype(int) - colour).max(axis=2) <= 12).mean()
 
 
+@pytest.mark.slow
 def test_the_course_of_a_model_by_name(tmp_path, capsys):
     """Swin-T at 224: the numbers of the paper's figure, and the growth that follows from them."""
     code, text, error = said(capsys, NAMES["V1"], "--out", tmp_path / "new" / "folder")
@@ -249,6 +250,7 @@ def run(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_run_also_at_another_size(run, tmp_path, capsys, monkeypatch):
     code, text, error = said(capsys, run, "--out", tmp_path)
     assert (code, error) == (0, "") and text.startswith(f"{NAMES['V1']} from {run}\n")

@@ -84,6 +84,7 @@ def test_nothing_runs_with_a_table_that_does_not_fit(monkeypatch):
 # --- running --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("changes", "outcome", "test"),
     [

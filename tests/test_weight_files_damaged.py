@@ -153,6 +153,7 @@ def test_safetensors_headers_that_lie(tmp_path, case):
     assert peak_of_refusal(tmp_path, content, message) < 8 << 20
 
 
+@pytest.mark.slow
 def test_lying_sizes_within_a_limit_of_memory(tmp_path):
     """All lies again, in one process that may have no more than 1 GB of memory beyond what NumPy takes."""
     pytest.importorskip("resource")
