@@ -328,6 +328,7 @@ def models_table(capsys, *argv):
     return header, {name: cells for name, *cells in rows}
 
 
+@pytest.mark.slow
 def test_models_lists_what_every_model_costs(capsys):
     header, rows = models_table(capsys)
     assert header == ["name", "parameters", "GMACs", "image", "tokens", "attention", "paper"]

@@ -98,6 +98,7 @@ def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, no_report):
     assert "already holds a run" in error and f"detect-train --resume {folder}" in error and code == 1
 
 
+@pytest.mark.slow
 def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path, capsys):
     folder = run[0]
     assert main(["report", str(folder), "--out", "again.html"]) == 0
@@ -204,6 +205,7 @@ def test_weights_to_begin_with_and_a_new_head(run, tmp_path, capsys, no_report):
     assert open_detector("run").classes == ("bee", "ant", "cat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("spoil", "sentence"), BAD, ids=[sentence for _, sentence in BAD])
 def test_training_names_bad_annotations_and_can_leave_them_out(animals, capsys, spoil, sentence, no_report):
     path = animals / "annotations" / "instances_train.json"

@@ -103,6 +103,7 @@ def test_help_teaches(capsys, command):
 # --- the other commands ---
 
 
+@pytest.mark.slow
 def test_a_run_from_the_command_line_tells_its_bits_and_draws(tmp_path, capsys):
     code, text, _ = said(
         capsys, "train", "--recipe", "igpt_digits", "--epochs", 1, "--batch-size", 256, "--depth", 1, "--embed-dim", 16,

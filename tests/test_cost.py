@@ -273,6 +273,7 @@ def peak_of_counting(name):
     return peak_bytes(lambda: cost(model)), 4 * max(math.prod(y) for row in found.layers for y in row.outputs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["vit_huge_patch14_224", "resnet152", "resnetv2_152x4_bit"])
 def test_nothing_of_the_size_of_an_activation_is_allocated(name):
     peak, largest = alone(peak_of_counting, name)

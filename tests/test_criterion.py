@@ -221,6 +221,7 @@ def test_less_than_one_box_counts_one():
     assert losses[0] > 0 and len(set(losses)) == 1
 
 
+@pytest.mark.slow
 def test_queries_that_learn_from_it_find_the_objects(device):
     """Free numbers in place of a model: after some steps each object has one query, which knows its class and box."""
     targets = random_targets((3, 0, 2), 4)

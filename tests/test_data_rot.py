@@ -98,6 +98,7 @@ HOW = {
 
 
 # With workers every rot takes the same way back to the parent.
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "workers"), [
     *((kind, 0) for kind in HOW), ("truncated", 2),
     *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("deleted", "overwritten")),

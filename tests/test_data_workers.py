@@ -173,6 +173,7 @@ def wait_for_the_end(processes):
     return not any(map(is_running, processes))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transform", ["PLAIN", "take_a_while"])      # killed when they wait, and when they work
 def test_no_worker_outlives_a_killed_parent(tmp_path, transform):
     script = f"""
@@ -189,6 +190,7 @@ time.sleep(600)
     assert wait_for_the_end(started)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("end", ["", "sys.exit(3)"])
 def test_a_script_ends_in_the_middle_of_an_epoch(tmp_path, end):
     script = f"""

@@ -112,6 +112,7 @@ def straight(tmp_path_factory):
     return folder, train_detector(EVERYTHING, folder, log=quiet)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [1, 3, 5, 9])      # within an epoch, at its end, and before the last validation
 def test_interrupted_and_resumed(straight, step, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
@@ -216,6 +217,7 @@ def test_a_new_head_is_all_that_knows_the_classes(options, tmp_path):
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("model", "table"), [("detr_tiny", "query_embed"), ("dab_detr_tiny", "refpoint_embed")])
 def test_of_a_run_with_query_groups_the_first_is_enough(model, table, tmp_path):
     config = CONFIG.replace(model=model, model_args=SIZES | {"query_groups": 3}, epochs=1)

@@ -438,6 +438,7 @@ def test_more_copies_count_as_much_as_one(device):
         agree(functools.partial(of_copies, 4), of_copies(1), kind)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", MODELS)
 def test_training_with_both_learns(name, device):
     model = small(name, query_groups=2, denoising=2).train()

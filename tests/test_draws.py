@@ -189,6 +189,7 @@ def test_operations_and_signs_as_they_show_in_the_pixels():
 # MixUp and CutMix
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 3.0])
 @pytest.mark.parametrize("mode", ["batch", "pair", "elem"])
 def test_mixup_draws_lambda_from_beta_in_every_mode(mode, alpha):

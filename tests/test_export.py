@@ -66,6 +66,7 @@ def config_in(folder):
     return json.loads((folder / "config.json").read_text())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", MODELS)
 def test_what_is_exported_loads_here_again(case, tmp_path):
     name, model, x = built(case)

@@ -84,6 +84,7 @@ def test_class_attention_with_and_without_a_class_token():
     np.testing.assert_array_equal(class_attention(attention[:, :4, :4], 0, (2, 2))[0].ravel(), received[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("options", [{}, {"class_token": False, "global_pool": "avg"}, {"global_pool": "avg"}])
 def test_attention_sheet_of_any_vit(tmp_path: Path, options):
     pictures = seeded(0).integers(256, size=(5, 8, 8, 1), dtype=np.uint8)

@@ -225,6 +225,7 @@ def test_what_cannot_be_looked_into_is_one_sentence():
 # --- queries over a data set ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_query_boxes_are_the_answers_image_by_image(name, device):
     model, scenes = small(name), load_scenes(48, val=5).val
@@ -380,6 +381,7 @@ def test_encoder_maps_are_drawn_layer_by_layer(tmp_path, monkeypatch):
     assert_drawn(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("images", "queries"), [(1, 1), (30, 7), (3000, 25)])
 def test_query_boxes_are_drawn_those_most_used_first(images, queries, tmp_path, monkeypatch):
     rng = seeded(0)

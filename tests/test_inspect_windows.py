@@ -213,6 +213,7 @@ def saved(folder, version, **options):
     return folder
 
 
+@pytest.mark.slow
 def test_weights_of_any_size_a_picture_below_and_a_token_at_the_edge(tmp_path, capsys):
     weights = saved(tmp_path / "weights", "V2", img_size=[24, 40], patch_size=[2, 4], window_size=[5, 3],
                     depths=[2], num_heads=[2])  # fmt: skip

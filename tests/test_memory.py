@@ -86,6 +86,7 @@ def measured(name, batch_size):
     return peaks[1], peaks[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_predicted_peaks_agree_with_measured_ones(name):
     """Within 15 %, in training and in inference, of what NumPy tells tracemalloc that it allocates."""

@@ -284,6 +284,7 @@ def test_scaling_does_not_hide_what_stops_a_run(tmp_path, monkeypatch):
         train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were left out
 
 
+@pytest.mark.slow
 def test_counts_and_factor_go_on_bit_for_bit(tmp_path, monkeypatch):
     always_spoil(monkeypatch, 8, 9)
     at_step(monkeypatch, 1, steep)

@@ -93,6 +93,7 @@ def test_pictures_that_stay_the_same_are_shown_to_the_teacher_once(teacher, tmp_
     assert asked == [256]
 
 
+@pytest.mark.slow
 def test_a_run_with_all_of_it_goes_on_bit_for_bit(teacher, tmp_path):
     config = EVERYTHING.replace(
         model=DISTILLED.model, model_args=CONFIG.model_args, teacher=str(teacher), distill="soft", augment="light2",

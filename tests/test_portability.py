@@ -104,6 +104,7 @@ def test_the_commands_above_are_all():
         assert callable(sv.cli._command(command))
 
 
+@pytest.mark.slow
 def test_without_any_encoding_a_run_writes_what_it_always_writes(tmp_path):
     """The C locale, in which text is ASCII unless a program says otherwise."""
     code = "import sys; from scratchvit.cli import main; sys.exit(main(sys.argv[1:]))"

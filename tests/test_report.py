@@ -300,6 +300,7 @@ def of_digits(tmp_path_factory):
     return folder, seen
 
 
+@pytest.mark.slow
 def test_training_looks_at_the_test_images_once(of_digits):
     assert 360 < of_digits[1][360] < 420        # once, and a few to be drawn
 
@@ -357,6 +358,7 @@ def test_images_that_were_moved_can_be_named(trained, tmp_path, capsys):
         moved.rename(photos)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [
     "", "--data photos --epochs 3", "--model resnet18 --lr 0.5 --optimizer sgd",
     "--no-download --flip --crop-padding 0", "--model vit_tiny_patch16_224 --img-size 8",

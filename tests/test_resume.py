@@ -72,6 +72,7 @@ module.{name} = killing
 LOOP, CHECKPOINT = "scratchvit.training.loop", "scratchvit.training.checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [

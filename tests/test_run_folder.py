@@ -166,6 +166,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("save_every", "saved"), [(2, 2), (0, 5)], ids=["in an epoch", "at the end of one"])
 def test_a_disk_that_fills_up(small_disk, tmp_path, save_every, saved):
     """Once there is room again, the run goes on as if nothing had been."""

@@ -237,6 +237,7 @@ def test_only_what_is_used_must_be_whole(tmp_path):
 STATUS = Path("/proc/self/status")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not STATUS.exists(), reason="only Linux tells")
 @pytest.mark.parametrize("kind", ["safetensors", "npz", "torch zip", "torch legacy"])
 def test_a_large_file_costs_no_memory(tmp_path, kind):

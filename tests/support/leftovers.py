@@ -53,15 +53,16 @@ def state() -> dict[str, Any]:
         "Python's global random state": hash(random.getstate()),
         "sys.path": list(sys.path),
         "handlers of signals": [signal.getsignal(number) for number in SIGNALS],
-        "files in the working directory": sorted(path.name for path in Path().iterdir()),
+        "files in the working directory": sorted(os.listdir()),     # noqa: PTH208  (this runs before and after each test)
         "files in the folder for temporary files": sorted(
-            path.name for path in Path(tempfile.gettempdir()).iterdir() if not path.name.startswith("torchinductor")
+            name for name in os.listdir(tempfile.gettempdir())      # noqa: PTH208
+            if not name.startswith("torchinductor")
         ),
         "threads that are not daemons": sorted(t.name for t in threading.enumerate() if _is_a_tests(t)),
     }
     if pyplot := sys.modules.get("matplotlib.pyplot"):
         found["open figures"] = pyplot.get_fignums()
-        found["Matplotlib's settings"] = dict(pyplot.rcParams)
+        found["Matplotlib's settings"] = dict(dict.items(pyplot.rcParams))      # past its own checks of each key
     if torch := sys.modules.get("torch"):
         found["PyTorch's dtype, threads and gradients"] = (
             torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
