@@ -4,7 +4,7 @@ Two rules give every backward here: the chain rule, dx = dy · f′(x), and the 
 over the axes along which an input was repeated (`unbroadcast`).
 
 Of two arguments either may be a plain number; the value has the shape that both broadcast to. Shapes that do not
-broadcast raise NumPy's ValueError, which names both. What happens to integers and float16 is said in dtypes.py.
+broadcast raise ValueError, which names the op and both. What happens to integers and float16 is said in dtypes.py.
 """
 
 from __future__ import annotations
