@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array, array_module, asarray, asnumpy
-from scratchvit.graph import Node, run_backward
+from scratchvit.graph import reachable, run_backward
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor, edge_to
 
@@ -49,7 +49,7 @@ class Recorded:
         ]
         self.outputs = _tensors(fn(*self.inputs))
         self.values = [asnumpy(y.data).copy() for y in self.outputs]
-        self._nodes = [(node, node.backward, node.edges) for node in _nodes_behind(self.outputs)]
+        self._nodes = [(node, node.backward, node.edges) for node in reachable([edge_to(y) for y in self.outputs])[0]]
         self.require_kept("fn")
 
     def pull_back(self, cotangents: Sequence[Any], when: str = "") -> list[Array | None]:
@@ -108,17 +108,6 @@ def _tensors(outputs: Any) -> Sequence[Tensor]:
         if not isinstance(output, Tensor):
             raise TypeError(f"gradcheck: fn must return Tensors, not {type(output).__name__}")
     return outputs
-
-
-def _nodes_behind(outputs: Sequence[Tensor]) -> list[Node]:
-    found: dict[Node, None] = {}
-    edges = [edge_to(y) for y in outputs]
-    while edges:
-        edge = edges.pop()
-        if edge is not None and isinstance(edge[0], Node) and edge[0] not in found:
-            found[edge[0]] = None
-            edges.extend(edge[0].edges)
-    return list(found)
 
 
 # --- cotangents as they come in a network -----------------------------------------------------------------------------

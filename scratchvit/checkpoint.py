@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable
 
 from scratchvit import random
 from scratchvit.backend import Array
-from scratchvit.graph import Node, run_backward
+from scratchvit.graph import Node, reachable, run_backward
 from scratchvit.recording import is_recording, recording
 from scratchvit.tensor import Tensor, edge_to, wrap
 
@@ -30,7 +29,7 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
     arrays = [t.data for t in tensors]
     wants = [t.requires_grad for t in tensors]
-    leaves = list(_leaves(value))
+    _, leaves = reachable([edge_to(value)])
 
     def backward(dy: Array) -> list[Array | None]:
         if any(leaf._version != version for leaf, version in leaves):
@@ -48,16 +47,3 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     result.requires_grad = True
     result._edge = (Node("checkpoint", backward, tuple(edge_to(t) for t in tensors), 1), 0)
     return result
-
-
-def _leaves(result: Tensor) -> Iterator[tuple[Tensor, int]]:
-    """The leaves that a result depends on, with their versions when they were used."""
-    seen: set[Node] = set()
-    stack: list[Any] = [edge_to(result)]
-    while stack:
-        target, version = stack.pop()
-        if isinstance(target, Tensor):
-            yield target, version
-        elif target not in seen:
-            seen.add(target)
-            stack.extend(edge for edge in target.edges if edge is not None)

@@ -12,47 +12,40 @@ An op says what it `takes`:
 
 Where the arrays of one call differ, integers take the dtype of the floating-point ones, and a single number (an array
 of shape ()) takes the dtype of the others, as Python's numbers and lists of them do: none of them may turn float32 into
-float64. An array of float64 beside one of
-float32 does, as in NumPy and PyTorch; the gradient of the float32 one is then an error that says so.
+float64. An array of float64 beside one of float32 does, as in NumPy and PyTorch; the gradient of the float32 one is
+then an error that says so.
 """
 
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 
 from scratchvit.backend import asarray
+from scratchvit.signature import Slot, inputs_of, takes_need, with_inputs
 
 TAKES = ("any", "numbers", "floats", "sums")
 REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # what every op computes with as it is
 
 
 def settle(
-    function: Callable[..., Any], takes: str, slots: Sequence[Any], args: list[Any], kwargs: dict[str, Any]
+    function: Callable[..., Any], takes: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
     """The function and the arguments to call it with, where arrays differ in dtype or are not float32 or float64.
 
-    slots: the differentiable parameters (tensor.Slot). Raises TypeError for numbers that the op does not take.
+    slots: the differentiable parameters (see signature.py). Raises TypeError for numbers that the op does not take.
     """
-    given: list[tuple[Any, Any]] = []           # (slot, array), also of sequences
-    for slot in slots:
-        if slot.takes_rest:
-            values = args[slot.position :]
-        else:
-            value = args[slot.position] if slot.position < len(args) else kwargs.get(slot.name)
-            values = list(value or ()) if slot.is_sequence else [value]
-        given += [(slot, value) for value in values if hasattr(value, "dtype")]
+    given = [(slot, x) for slot in slots for x in inputs_of([slot], args, kwargs) if hasattr(x, "dtype")]
     for slot, array in given:
         if takes in ("floats", "sums") and not slot.any_dtype:
             need_floats(function.__name__, slot.name, array)
     dtype = _common([array for slot, array in given if not slot.any_dtype], takes)
     half = takes == "sums" and dtype == np.float16
 
-    def convert(slot: Any, value: Any) -> Any:
+    def convert(slot: Slot, value: Any) -> Any:
         if isinstance(value, list | tuple):             # of Python's numbers, which adapt to the others
             return asarray(value, None if slot.any_dtype else dtype)
         if dtype is None or not hasattr(value, "dtype") or (slot.any_dtype and value.dtype.kind != "f"):
@@ -61,17 +54,7 @@ def settle(
             return value.astype(np.float32, copy=False)
         return value.astype(dtype, copy=False) if value.dtype.kind != "f" or value.ndim == 0 else value
 
-    args, kwargs = list(args), dict(kwargs)
-    for slot in slots:
-        if slot.takes_rest:
-            args[slot.position :] = [convert(slot, value) for value in args[slot.position :]]
-            continue
-        place: Any = (args, slot.position) if slot.position < len(args) else (kwargs, slot.name)
-        if place[0] is kwargs and slot.name not in kwargs:
-            continue
-        value = place[0][place[1]]
-        place[0][place[1]] = [convert(slot, v) for v in value] if slot.is_sequence else convert(slot, value)
-    return (_in_float32(function) if half else function), args, kwargs
+    return (_in_float32(function) if half else function), *with_inputs(slots, args, kwargs, convert)
 
 
 def need_floats(op: str, parameter: str, array: Any) -> None:
@@ -113,11 +96,3 @@ def _converted(value: Any, dtype: Any) -> Any:
     if isinstance(value, tuple | list):
         return type(value)(_converted(element, dtype) for element in value)
     return None if value is None else value.astype(dtype)
-
-
-def takes_need(backward: Callable[..., Any]) -> bool:
-    """Whether a backward has a parameter named `need` (see `op`). It may be any callable, and have other defaults."""
-    code = getattr(backward, "__code__", None)
-    if code is None:        # functools.partial, or an object with __call__
-        return "need" in inspect.signature(backward).parameters
-    return "need" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]

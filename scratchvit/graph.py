@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from scratchvit.backend import Array, asarray
-from scratchvit.dtypes import takes_need
+from scratchvit.signature import takes_need
 
 
 class Node:
@@ -97,6 +97,23 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
             if edge is not None:
                 visit(edge, 1)
     return waiting
+
+
+def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
+    """All nodes that the edges lead to, and the edges to leaves, each leaf with its version when it was used."""
+    nodes: dict[Node, None] = {}
+    leaves: list[tuple[Any, int]] = []
+    stack = list(edges)
+    while stack:
+        edge = stack.pop()
+        if edge is None or edge[0] in nodes:
+            continue
+        if isinstance(edge[0], Node):
+            nodes[edge[0]] = None
+            stack.extend(edge[0].edges)
+        else:
+            leaves.append(edge)
+    return list(nodes), leaves
 
 
 def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any, Array | None, bool]]:

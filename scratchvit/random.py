@@ -19,6 +19,7 @@ import numpy as np
 
 from scratchvit.backend import Array, current, parallel_rows
 from scratchvit.errors import ScratchvitError
+from scratchvit.recording import setting
 
 
 class Generator:
@@ -124,12 +125,8 @@ _counting = threading.Lock()        # two threads that share a generator get dif
 def recorded() -> Iterator[Record]:
     """Collect the numbers of all draws that are made inside."""
     record: Record = {}
-    before = _records.get()
-    _records.set((*before, record))
-    try:
+    with setting(_records, (*_records.get(), record)):
         yield record
-    finally:
-        _records.set(before)
 
 
 @contextlib.contextmanager
@@ -138,9 +135,5 @@ def replayed(record: Record) -> Iterator[None]:
 
     Raises RuntimeError where a generator of the record is asked for more than it gave then.
     """
-    before = _replay.get()
-    _replay.set({generator: iter(numbers) for generator, numbers in record.items()})
-    try:
+    with setting(_replay, {generator: iter(numbers) for generator, numbers in record.items()}):
         yield
-    finally:
-        _replay.set(before)

@@ -47,6 +47,17 @@ class no_grad(contextlib.ContextDecorator):
 
 
 @contextlib.contextmanager
+def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
+    """Inside, the context variable has this value."""
+    before = variable.get()
+    variable.set(value)
+    try:
+        yield
+    finally:
+        variable.set(before)
+
+
+@contextlib.contextmanager
 def recording() -> Iterator[None]:
     """Inside, ops are recorded, whatever `no_grad` is in force."""
     before = mode.get().no_grads

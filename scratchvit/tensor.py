@@ -19,18 +19,18 @@ turn the gradient of its value into the gradients of its inputs. That is all of 
 from __future__ import annotations
 
 import functools
-import inspect
 import math
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple, ParamSpec, overload
+from typing import Any, ParamSpec, overload
 
 import numpy as np
 
 from scratchvit import dtypes
-from scratchvit.backend import AnyArray, Array, array_module, asarray, asnumpy, broadcasts_to, is_array
+from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
 from scratchvit.facts import Facts
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
+from scratchvit.signature import constant_parameters, differentiable_parameters, inputs_of
 
 OPS: dict[str, Callable[..., Tensor]] = {}
 """The ops of scratchvit.ops by their names, filled there; what the operators and methods of Tensor call."""
@@ -285,14 +285,14 @@ def op(
         function.facts = facts      # type: ignore[attr-defined]    # on what stands in for an op, too: wraps copies it
     elif str(function.__module__).startswith("scratchvit.ops"):
         raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
-    constants = _constant_parameters(function)
+    constants = constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
         no_grads, stand_in = mode.get()
         direct = one_each and not constants and len(args) == len(slots)     # as of x + y, by far the most calls
-        inputs = args if direct else _inputs(slots, args, kwargs)
+        inputs = args if direct else inputs_of(slots, args, kwargs)
         edges = [None] * len(inputs) if no_grads else [edge_to(x) for x in inputs]
         if constants and not no_grads:
             _refuse_lost_gradients(function.__name__, constants, args, kwargs)
@@ -318,48 +318,6 @@ def op(
 
     apply.takes = takes     # type: ignore[attr-defined]
     return apply
-
-
-class Slot(NamedTuple):
-    """A differentiable parameter of an op's function."""
-
-    position: int
-    name: str
-    is_sequence: bool       # of arrays
-    takes_rest: bool        # it is *args
-    any_dtype: bool         # the op itself says what integers mean there
-
-
-def differentiable_parameters(function: Callable[..., Any]) -> list[Slot]:
-    """The differentiable parameters of an op's function, in order."""
-    one, many = ("Array", Array, "Array | None", Array | None), ("Sequence[Array]", Sequence[Array])
-    any_dtype = ("AnyArray", AnyArray, "AnyArray | None", AnyArray | None)
-    return [
-        Slot(position, name, found in many, parameter.kind is parameter.VAR_POSITIONAL, found in any_dtype)
-        for position, (name, parameter) in enumerate(inspect.signature(function).parameters.items())
-        if (found := parameter.annotation) in (*one, *many, *any_dtype)
-    ]
-
-
-def _constant_parameters(function: Callable[..., Any]) -> list[tuple[int, str]]:
-    """(position, name) of the parameters that get no gradient."""
-    differentiable = {slot.name for slot in differentiable_parameters(function)}
-    return [(i, name) for i, name in enumerate(inspect.signature(function).parameters) if name not in differentiable]
-
-
-def _inputs(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """What was given for the differentiable parameters, one after the other; None for what was left out."""
-    inputs: list[Any] = []
-    for position, name, is_sequence, takes_rest, _ in slots:
-        if takes_rest:
-            inputs.extend(args[position:])
-        else:
-            given = args[position] if position < len(args) else kwargs.get(name)
-            if is_sequence:
-                inputs.extend(given or ())
-            else:
-                inputs.append(given)
-    return inputs
 
 
 def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 import scratchvit
-from scratchvit.tensor import OPS, differentiable_parameters
+from scratchvit.signature import differentiable_parameters
+from scratchvit.tensor import OPS
 
 PACKAGE = Path(scratchvit.__file__).parent
 DOCUMENTED = [PACKAGE / "tensor.py", PACKAGE / "gradcheck.py", *PACKAGE.glob("ops/*.py"), *PACKAGE.glob("nn/*.py")]

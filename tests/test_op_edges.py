@@ -254,7 +254,9 @@ def test_an_infinite_gradient_goes_nowhere_else(op, inputs, expected, device) ->
 def test_masks_pick_exactly(dtype, device) -> None:
     x = np.array([[1, -2, INF, NAN], [-0.0, INF, -INF, NAN]], dtype)
     mask = np.array([[True, False, True, False], [False, False, True, True]])
-    for array, m in ((x, mask), (x.T, mask.T), (x[:, ::-1], mask[:, ::-1]), (x[0], mask[0])):
+    many, mask_of_many = np.tile(x, (40, 20)), np.tile(mask, (40, 20))
+    views = [lambda a: a, lambda a: a.T, lambda a: a[:, ::-1], lambda a: a[0], lambda a: a[0, 0]]
+    for array, m in ((view(a), view(b)) for a, b in ((x, mask), (many, mask_of_many)) for view in views):
         found = masked(Tensor(array).data, Tensor(m).data)
         np.testing.assert_array_equal(asnumpy(found), np.where(m, array, 0))
         assert found.dtype == dtype

@@ -11,7 +11,7 @@ from pathlib import Path, PurePath
 import pytest
 
 import scratchvit as sv
-from scratchvit import tensor
+from scratchvit import signature
 from scratchvit.cli import main
 from scratchvit.cli.files import picture_files
 from scratchvit.cli.options import command_line
@@ -173,7 +173,7 @@ def test_an_op_may_be_written_with_and_without_postponed_annotations():
     for source in (OP, "from __future__ import annotations\n" + OP):
         names = {}
         exec(source, names)  # noqa: S102
-        found.append(tensor.differentiable_parameters(names["mixed"]))
+        found.append(signature.differentiable_parameters(names["mixed"]))
     assert found[0] == found[1] == [
         (0, "x", False, False, False), (2, "bias", False, False, False), (3, "others", True, False, False),
         (4, "rest", False, True, False),

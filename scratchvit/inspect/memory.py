@@ -31,7 +31,8 @@ from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, blank, layout, l
 from scratchvit.inspect.cost import bind, configured_shape, follow, standing_in
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
-from scratchvit.tensor import Tensor, differentiable_parameters
+from scratchvit.signature import differentiable_parameters, inputs_of
+from scratchvit.tensor import Tensor
 
 MOMENTS = 2     # of AdamW: arrays like the weights
 
@@ -135,7 +136,9 @@ class Account:
         name, facts = function.__name__, facts_of(function)
         self.path, self.doing = path, f"forward of {name}"
         value, _ = follow(function, args, kwargs, path)
-        blanks = bind(function, as_blanks(args), as_blanks(kwargs)).arguments
+        bound = bind(function, as_blanks(args), as_blanks(kwargs))
+        blanks = bound.arguments
+        differentiable = inputs_of(differentiable_parameters(function), bound.args, bound.kwargs)
         arguments = {key: layouts(x) for key, x in blanks.items()}
         results = value if isinstance(value, tuple) else (value,)
         order = ask(facts.order, arguments, function=function)
@@ -151,12 +154,10 @@ class Account:
             for x in saved(function, arguments, out)
         ]
         # The closure must not keep what the op did not save: of its inputs it keeps the layouts.
-        inputs = [
-            Blank(x.layout, None, None) if isinstance(x, Blank) else x for x in differentiable(function, blanks)
-        ]
+        inputs = [Blank(x.layout, None, None) if isinstance(x, Blank) else x for x in differentiable]
         passes_on = [
             isinstance(x, Blank) and ask(facts.passes_on, arguments, given=x.layout, out=out)
-            for x in differentiable(function, blanks)
+            for x in differentiable
         ]
 
         def backward(dy: Any, need: list[bool]) -> list[Any]:
@@ -187,16 +188,6 @@ class Account:
         if not passed_on:
             return self.new(x.shape, x.dtype, order_of(x.layout))
         return dy if x.shape == dy.shape else Blank(layout(x.shape, x.dtype), dy.owner, self)
-
-
-def differentiable(function: Callable[..., Any], arguments: dict[str, Any]) -> Iterator[Any]:
-    """The inputs that may get a gradient, in the order of their edges (see `op`)."""
-    for slot in differentiable_parameters(function):
-        value = arguments.get(slot.name)
-        if slot.is_sequence or slot.takes_rest:
-            yield from value or ()
-        else:
-            yield value
 
 
 def _blanks_in(arguments: Any) -> Iterator[Blank]:

@@ -15,6 +15,7 @@ from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
+from scratchvit.recording import setting
 from scratchvit.tensor import op
 
 LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attention` keeps none
@@ -102,7 +103,7 @@ def attention(
     if 0 in scores_shape:
         return _of_nothing(q, k, v, bias)
     if blocks is None:
-        blocks = scores_shape[-2] * scores_shape[-1] > LARGE_MATRIX and not _recordings.get()
+        blocks = _without_matrices(q, k, None) and not _recordings.get()
     if blocks:
         return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
     p = xp.empty(scores_shape, dtype=q.dtype)
@@ -262,12 +263,8 @@ def record_attention() -> Iterator[list[Array]]:
     Those of other threads are not collected. Inside, attention with blocks=True raises ValueError: it has none.
     """
     maps: list[Array] = []
-    before = _recordings.get()
-    _recordings.set((*before, maps))
-    try:
+    with setting(_recordings, (*_recordings.get(), maps)):
         yield maps
-    finally:
-        _recordings.set(before)
 
 
 def _dropping(kept: Any) -> Facts:

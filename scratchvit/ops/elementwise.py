@@ -171,7 +171,7 @@ def clip(x: Array, min: Array | None = None, max: Array | None = None):
     if min is None and max is None:
         raise ValueError("clip: give min, max or both")
     x = x if backend.is_array(x) else backend.asarray(x)
-    xp, y = array_module(x), x
+    xp, x_shape, y = array_module(x), x.shape, x
     if min is not None:
         y = xp.maximum(y, min)
     if max is not None:
@@ -188,7 +188,6 @@ def clip(x: Array, min: Array | None = None, max: Array | None = None):
         dx = unbroadcast(_where(dy, ~(below | above)), x_shape) if need[0] else None
         return dx, dy_below, dy_above
 
-    x_shape = x.shape
     return y, backward
 
 

@@ -57,7 +57,7 @@ def cross_entropy(
     classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
     if not soft:
-        _check_labels(target, x.shape[1], ignore_index)
+        _check_labels(target, classes, ignore_index)
     find = _distribution if soft else _labels
     rows, mass, q, count = find(x, log_p, target, weight, label_smoothing, ignore_index)
 
@@ -83,7 +83,7 @@ def cross_entropy(
             dweight = total(-dy * smoothed * log_p, (0, *positions))
         return dx, dtarget, dweight
 
-    return _reduce_rows(rows, count, reduction), backward
+    return _reduce(rows, reduction, count), backward
 
 
 def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
@@ -95,13 +95,6 @@ def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothin
     else:
         q = row + (weighted or row) + (row if smoothing else 0) + 8 * (target.size + x.shape[1])
     return [target, weight, Bytes(x.nbytes + q)]
-
-
-def _reduce_rows(rows: Array, count: Any, reduction: str) -> Array:
-    if reduction == "none":
-        return rows
-    with np.errstate(invalid="ignore", divide="ignore"):        # the mean of nothing is NaN
-        return rows.sum() / count if reduction == "mean" else rows.sum()
 
 
 def _distribution(x, log_p, target, weight, smoothing, ignore_index):
@@ -367,16 +360,16 @@ def _of_difference(name: str, difference: Array, values: Array, slope, reduction
     return _reduce(values, reduction), backward
 
 
-def _reduce(values: Array, reduction: str) -> Array:
+def _reduce(values: Array, reduction: str, count: Any = None) -> Array:
+    """count: what the mean divides by, where it is not the number of values."""
     if reduction == "none":
         return values
-    if reduction == "batchmean":
-        with np.errstate(invalid="ignore"):
-            return values.sum() / len(values)
     if reduction == "sum":
         return values.sum()
+    if count is None:
+        count = len(values) if reduction == "batchmean" else values.size
     with np.errstate(invalid="ignore"):                 # the mean of nothing is NaN, without a warning
-        return values.sum() / values.size
+        return values.sum() / count
 
 
 def _to_each(dy: Array, x: Array, reduction: str) -> Array:

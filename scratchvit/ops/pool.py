@@ -9,6 +9,7 @@ import numpy as np
 
 from scratchvit.backend import Array, array_module, parallel_rows
 from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
+from scratchvit.kernels.masks import masked
 from scratchvit.ops.windows import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
@@ -98,9 +99,8 @@ def _max_pool(x: Array, windows: Windows):
 
         def rows(dy: Array, winner: Array, dx: Array) -> None:
             padded = xp.zeros((len(dy), *windows.padded), dtype=dy.dtype)
-            bits = dy.view(f"u{dy.dtype.itemsize}")     # times 0 or 1, as integers: ∞ · 0 would be NaN
             for tap, window in enumerate(windows.taps()):
-                padded[window] += (bits * (winner == tap)).view(dy.dtype)
+                padded[window] += masked(dy, winner == tap)
             dx[...] = padded[(..., *windows.inside)]
 
         parallel_rows(rows, dy, winner, dx, block_bytes=PLANE_BYTES)

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit import data, optim
-from scratchvit.backend import asarray
 from scratchvit.data import (
     LEVELS,
     ColorJitter,
@@ -172,7 +171,7 @@ def show_data(model: Any, training: TrainingData, seed: int) -> None:
     """Let a model that codes pixels with a palette find its colours in the training images, before the first step."""
     palette = getattr(model, "palette", None)
     if palette is not None:
-        palette.data[...] = asarray(fit_palette(training.splits.train, len(palette), seed))
+        palette.overwrite(fit_palette(training.splits.train, len(palette), seed))
 
 
 def coarse_patches(model: Any) -> str | None:

@@ -99,7 +99,7 @@ class LearningStep:
             if self._in_a_row == MAX_SKIPPED:
                 raise NotFinite(f"{MAX_SKIPPED} steps in a row had to be left out, at last {where()}")
         for name, buffer in self.model.named_buffers():
-            buffer.data[...] = self._buffers[name]
+            buffer.overwrite(self._buffers[name])
         self.skipped += 1
 
     def _where(self, loss: Tensor, images: Array, inputs: Mapping[str, Any]) -> str:

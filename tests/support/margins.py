@@ -30,7 +30,8 @@ import numpy as np
 
 from scratchvit.backend import asarray, asnumpy, is_array
 from scratchvit.recording import replace_ops
-from scratchvit.tensor import Tensor, differentiable_parameters
+from scratchvit.signature import differentiable_parameters, inputs_of, with_inputs
+from scratchvit.tensor import Tensor
 
 FACTOR = 24.0
 SAMPLES = 3
@@ -149,27 +150,12 @@ def _in_float64(compute: Callable[[], Any], rng: np.random.Generator | None) -> 
     """compute() with all ops in float64; with a generator, all of their operands perturbed."""
 
     def call(function: Callable[..., Any], args: list[Any], kwargs: dict[str, Any]) -> Any:
-        dtypes: list[Any] = []                                          # of the differentiable operands, in order
         facts = getattr(function, "facts", None)
         noise = None if facts is not None and facts.exact else rng      # exact: it rounds nothing, there or back
 
-        def operand(x: Any) -> Any:
-            if isinstance(x, list | tuple):
-                return type(x)(operand(element) for element in x)
-            dtypes.append(getattr(x, "dtype", None))
-            return _perturbed(x, noise)
-
-        args, kwargs = list(args), dict(kwargs)
         slots = differentiable_parameters(function)
-        for slot in slots:
-            if slot.takes_rest:
-                args[slot.position :] = operand(args[slot.position :])
-            elif slot.position < len(args):
-                args[slot.position] = operand(args[slot.position])
-            elif slot.name in kwargs:
-                kwargs[slot.name] = operand(kwargs[slot.name])
-            else:
-                dtypes.append(None)
+        dtypes = [getattr(x, "dtype", None) for x in inputs_of(slots, args, kwargs)]
+        args, kwargs = with_inputs(slots, args, kwargs, lambda slot, x: _perturbed(x, noise))
         value, backward = function(*args, **kwargs)
         return value, _backward_like(backward, dtypes, noise)
 
