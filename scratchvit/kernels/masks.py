@@ -3,7 +3,7 @@
     plain       xp.where(mask, x, 0)
     trouble     NumPy's `where` branches at every number, and on a mask like relu's the processor guesses wrong half of
                 the time: it takes eight times as long as `x * mask`. But the product makes NaN of ∞ · 0.
-    idea        the product of the *bits*, as integers, with 0 or 1 is as quick, and an infinity has bits like any number.
+    idea        a product of the *bits*, as integers, with 0 or 1 is as quick, and an infinity has bits as others do.
 """
 
 from __future__ import annotations
