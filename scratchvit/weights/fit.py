@@ -222,9 +222,9 @@ def _grid_of(
 def resize_positions(table: np.ndarray, before: tuple[int, int], after: tuple[int, int], prefix: int) -> np.ndarray:
     """A position table (1, prefix + H·W, D) → (1, prefix + H'·W', D); the first `prefix` rows stay."""
     rows, columns = (resize_matrix(old, new, None, "bicubic", False, True) for old, new in zip(before, after))
-    places = table[0, prefix:].astype(np.float64).reshape(*before, -1)              # (H, W, D)
+    places = table[0, prefix:].astype(np.float64).reshape(*before, table.shape[2])  # (H, W, D)
     places = np.einsum("ih,hwd,jw->ijd", rows, places, columns, optimize=True)      # (H', W', D)
-    places = places.reshape(1, -1, table.shape[2]).astype(np.float32)
+    places = places.reshape(1, math.prod(after), table.shape[2]).astype(np.float32)
     return np.concatenate([table[:, :prefix].astype(np.float32), places], axis=1)
 
 
@@ -249,9 +249,9 @@ def resize_offsets(table: np.ndarray, before: tuple[int, int], after: tuple[int,
     them are a linear mean of their neighbours.
     """
     rows, columns = (_offset_matrix(old, new) for old, new in zip(before, after))   # (2M_new - 1, 2M_old - 1)
-    places = table.astype(np.float64).reshape(rows.shape[1], columns.shape[1], -1)
+    places = table.astype(np.float64).reshape(rows.shape[1], columns.shape[1], table.shape[1])
     places = np.einsum("iy,yxh,jx->ijh", rows, places, columns, optimize=True)
-    return places.reshape(-1, table.shape[1]).astype(np.float32)
+    return places.reshape(len(rows) * len(columns), table.shape[1]).astype(np.float32)
 
 
 def _offset_matrix(before: int, after: int) -> np.ndarray:

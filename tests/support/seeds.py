@@ -2,8 +2,9 @@
 
 A margin that holds for the one seed that somebody tried says little. Tests therefore draw from `seeded(n)` where they
 would have written `np.random.default_rng(n)`, and pass `moved(n)` to other generators. `--seed 0`, the default, changes
-neither. Generators that nobody seeds (of a layer made by itself, of `ops.dropout`) start from the name of the test, so
-that it draws the same numbers in any order: see `begin`.
+neither. Hypothesis tries the examples of that seed, the same ones in every run. Generators that nobody seeds (of a
+layer made by itself, of `ops.dropout`) start from the name of the test, so that it draws the same numbers in any order:
+see `begin`.
 """
 
 from __future__ import annotations
