@@ -6,10 +6,11 @@
 
 A row is one run of pytest, with the newest versions of all dependencies or the lowest that pyproject.toml promises, on
 one of the Pythons that this machine has. OPENBLAS_CORETYPE makes OpenBLAS take the kernels of another processor,
-NPY_DISABLE_CPU_FEATURES makes NumPy take those of an older one. The largest margin of a row is the largest
-measured / allowed of its comparisons (tests/support/margins.py). A row with a margin above 0.5 or a failed test is red,
-and the exit status is 1. The table is written anew after every row, so that a run that is cut short leaves its part;
-`--resume` runs the rows that are missing or red in the JSON file beside the table. Needs uv (`pip install uv`).
+NPY_DISABLE_CPU_FEATURES makes NumPy take those of an older one. The largest margin of a row is the largest measured /
+allowed of its comparisons (tests/support/margins.py). A row with a margin above 0.5, a process of the quick part above
+1 GB or a failed test is red, and the exit status is 1. The table is written anew after every row, so that a run that is
+cut short leaves its part; `--resume` runs the rows that are missing or red in the JSON file beside the table. Needs uv
+(`pip install uv`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 LARGEST = 0.5
+LARGEST_PROCESS = 1000                      # MB, of the quick part
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
 KERNELS = ("Prescott", "Nehalem", "Sandybridge", "Haswell", "Zen", "SkylakeX")
 NEEDS = {"Sandybridge": "avx", "Haswell": "avx2", "Zen": "avx2", "SkylakeX": "avx512f"}     # of the processor
@@ -65,6 +67,7 @@ class Result:
     closest: str
     seconds: float
     green: bool
+    megabytes: float | None = None          # of the largest process, where the system tells it
 
 
 def rows() -> list[Row]:
@@ -164,10 +167,9 @@ def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
     versions, kernel = about.splitlines()
     start = time.perf_counter()
-    with log.open("w", encoding="utf-8") as file:
-        status = subprocess.run(
-            [python, "-m", "pytest", *options], cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT
-        ).returncode
+    status, megabytes = outcome([str(python), "-m", "pytest", *options], variables, log)
+    seconds = time.perf_counter() - start
+    small = marker or megabytes is None or megabytes <= LARGEST_PROCESS
     text = log.read_text("utf-8")
     summary = re.findall(r"^=* ?((?:\d+ \w+, )*\d+ \w+) in [\d.]+s.*$", text, re.MULTILINE)
     closest = re.search(r"^=+ measured / allowed in .*\n *([\d.a-z]+)  (\S.*)", text, re.MULTILINE)
@@ -175,10 +177,21 @@ def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     return Result(
         name=row.name, part=part(row, marker), commit=commit(), day=date.today().isoformat(), versions=versions,
         kernel=kernel, summary=summary[-1] if summary else f"no summary: see {log.name}", margin=margin,
-        closest=closest[2] if closest else "", seconds=time.perf_counter() - start,
-        green=status == 0 and (margin or 0) <= LARGEST,
+        closest=closest[2] if closest else "", seconds=seconds, megabytes=megabytes,
+        green=status == 0 and (margin or 0) <= LARGEST and bool(small),
         command=" ".join([*(f'{k}="{v}"' for k, v in row.variables.items()), "pytest", *row.options]),
     )  # fmt: skip
+
+
+def outcome(command: list[str], variables: dict[str, str], log: Path) -> tuple[int, float | None]:
+    """The exit status, and the MB in memory of the largest among the process and all that it started and waited for."""
+    with log.open("w", encoding="utf-8") as file:
+        process = subprocess.Popen(command, cwd=ROOT, env=variables, stdout=file, stderr=subprocess.STDOUT)
+        if not hasattr(os, "wait4"):
+            return process.wait(), None
+        _, status, usage = os.wait4(process.pid, 0)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return os.waitstatus_to_exitcode(status), usage.ru_maxrss * unit / 1e6
 
 
 def part(row: Row, marker: str) -> str:
@@ -198,10 +211,10 @@ HEAD = """# The suite on other processors, seeds, orders and versions
 
 Written by `python scripts/test_matrix.py`. A row is a run of pytest; its largest margin is the largest measured ÷
 allowed of its comparisons with an error bound ([margins.py](../../tests/support/margins.py)); above {largest}, it is
-red.{machine}
+red. MB is the largest process, of which the quick part allows {process}.{machine}
 
-| | run | part | what came out | largest margin | of | BLAS kernel | versions | s | day, commit |
-|---|---|---|---|---|---|---|---|---|---|
+| | run | part | what came out | largest margin | of | BLAS kernel | versions | MB | s | day, commit |
+|---|---|---|---|---|---|---|---|---|---|---|
 """
 
 
@@ -212,13 +225,14 @@ def table(results: list[Result]) -> str:
         cells = (
             "ok" if r.green else "**red**", f"{r.name}<br>`{r.command}`", r.part, r.summary,
             "" if r.margin is None else f"{r.margin:.3f}", r.closest.replace("|", "/"), r.kernel, r.versions,
-            f"{r.seconds:.0f}", f"{r.day}, {r.commit}",
+            "" if r.megabytes is None else f"{r.megabytes:.0f}", f"{r.seconds:.0f}",
+            f"{r.day}, {r.commit}",
         )  # fmt: skip
         return f"| {' | '.join(cells)} |\n"
 
     missing = ", ".join(row.name for row in rows() if row.name not in {r.name for r in results})
     note = f"\nNot run: {missing}.\n" if missing else ""
-    return HEAD.format(largest=LARGEST, machine=machine()) + "".join(map(line, results)) + note
+    return HEAD.format(largest=LARGEST, process=LARGEST_PROCESS, machine=machine()) + "".join(map(line, results)) + note
 
 
 def machine() -> str:
@@ -260,7 +274,7 @@ def main() -> None:
         log = options.environments / f"{row.name.replace(' ', '-')}.log"
         result = run(row, python, options.marker, log)
         print(f"{'ok ' if result.green else 'RED'} {row.name}: {result.summary}, margin {result.margin}, "
-              f"{result.seconds:.0f} s", flush=True)
+              f"{result.megabytes or 0:.0f} MB, {result.seconds:.0f} s", flush=True)
         if not result.green:
             print("\n".join(log.read_text("utf-8").splitlines()[-60:]))
         results.append(result)

@@ -51,7 +51,7 @@ CASES = [
     _row("conv2d", "depth-wise, same, even kernel", (1, 2, 5, 6), (2, 1, 2, 4), padding="same", groups=2),
     # 16 channels and 8 taps in a row of the kernel: enough for the rows of the kernel to share their columns.
     _row("conv2d", "deep", (1, 16, 3, 4), (2, 16, 3, 8), padding=(1, 3)),
-    _row("conv2d", "deep, stride and groups", (1, 32, 3, 4), (4, 16, 3, 8), stride=2, padding=(1, 3), groups=2),
+    _row("conv2d", "deep, stride and groups", (1, 32, 3, 4), (2, 16, 3, 8), stride=2, padding=(1, 3), groups=2),
     _row("conv2d", "deep, stride and dilation", (1, 16, 5, 4), (1, 16, 3, 8), stride=(2, 1), padding=(3, 6),
          dilation=(3, 2)),
     _row("conv2d", "deep, more padding than kernel", (1, 16, 2, 5), (2, 16, 2, 8), padding=(4, 3)),
