@@ -73,7 +73,7 @@ def recording() -> Iterator[None]:
 def replace_ops(stand_in: Callable[..., Any]) -> Iterator[None]:
     """Inside, `stand_in(function, args, kwargs)` gives (value, backward) where an op would have called its function.
 
-    args and kwargs are plain arrays. This is how inspect/cost.py follows shapes through a model without computing.
+    args and kwargs are plain arrays. This is how costs/counting.py follows shapes through a model without computing.
     """
     before = mode.get().stand_in
     mode.set(Mode(mode.get().no_grads, stand_in))

@@ -33,8 +33,8 @@ sys.path.insert(0, str(ROOT))
 
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend  # noqa: E402
+from scratchvit.costs.counting import OpCost, cost  # noqa: E402
 from scratchvit.errors import ScratchvitError  # noqa: E402
-from scratchvit.inspect.cost import OpCost, cost  # noqa: E402
 from scratchvit.models import model_config  # noqa: E402
 from scratchvit.models.vit import pair  # noqa: E402
 from scratchvit.training.evaluate import truth  # noqa: E402

@@ -32,7 +32,7 @@ sys.path.insert(0, str(ROOT))       # run from the checkout, installed or not
 
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend, optim  # noqa: E402
-from scratchvit.training.checkpoint import write_atomically  # noqa: E402
+from scratchvit.files import write_atomically  # noqa: E402
 
 TESTS_SECONDS = 300         # each part has a bound; together they stay under 9 minutes
 STEPS_SECONDS = 90

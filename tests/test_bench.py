@@ -6,8 +6,8 @@ import itertools
 import numpy as np
 import pytest
 
+from scratchvit.costs.counting import OpCost
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.cost import OpCost
 from tests.support.margins import assert_close, rounding
 from tests.support.peers import import_timm
 from tests.support.scripts import import_script

@@ -106,23 +106,23 @@ def test_the_commands_it_suggests_work(run, capsys):
     capsys.readouterr()
     for words in suggested[2:]:
         with contextlib.suppress(SystemExit):
-            train.parse([word for word in words[2:] if word != "--help"])
+            train.COMMAND.parse([word for word in words[2:] if word != "--help"])
 
 
 def test_without_options_it_is_the_recipe_of_the_digits():
-    config, folder, resume = train.parse([])
+    config, folder, resume = train.COMMAND.parse([])
     assert config == recipe_for("digits")
     assert folder == Path("runs/digits-vit_tiny_patch16_224-1") and not resume
 
 
 def test_a_new_run_gets_a_new_folder(tmp_path):
     (tmp_path / "runs" / "digits-vit_tiny_patch16_224-1").mkdir(parents=True)
-    assert train.parse([])[1].name == "digits-vit_tiny_patch16_224-2"
+    assert train.COMMAND.parse([])[1].name == "digits-vit_tiny_patch16_224-2"
 
 
 def test_options_go_over_the_recipe_of_the_data():
     words = ["--data=fashion-mnist", "--no-flip", "--lr=.1", "--drop-path-rate=.2", "--patch-size=4x2", "--no-qkv-bias"]
-    config = train.parse(words)[0]
+    config = train.COMMAND.parse(words)[0]
     recipe = recipe_for("fashion-mnist")
     assert config == recipe.replace(
         flip=False, lr=0.1,
@@ -131,7 +131,7 @@ def test_options_go_over_the_recipe_of_the_data():
 
 
 def test_a_model_that_is_named_has_its_own_sizes():
-    config = train.parse(["--model", "vit_small_patch16_224", "--depth", "3"])[0]
+    config = train.COMMAND.parse(["--model", "vit_small_patch16_224", "--depth", "3"])[0]
     assert config.model_args == {"img_size": 16, "patch_size": 4, "depth": 3}
 
 

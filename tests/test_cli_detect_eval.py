@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from scratchvit.cli import main
-from scratchvit.detection.source import load_detection
+from scratchvit.detection.data.source import load_detection
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import SIZE, coco, write_coco, write_voc
 from tests.support.detection_samples import voc_object as an_object
@@ -113,7 +113,7 @@ def test_a_split_is_that_of_the_training(tmp_path, trained, capsys, split):
 
 
 def test_scenes_are_there_without_a_download(tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("scratchvit.detection.scenes.Scenes.__len__", lambda self: 3)
+    monkeypatch.setattr("scratchvit.detection.data.scenes.Scenes.__len__", lambda self: 3)
     path = write_checkpoint(
         tmp_path / "scenes.safetensors", "scenes", detector([0.5] * 4, 0, classes=10), [*"0123456789"], range(1, 11)
     )

@@ -13,7 +13,6 @@ import pytest
 
 import scratchvit as sv
 from scratchvit.cli import detect_train, main
-from scratchvit.cli.report import command_for
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.trained import open_detector
 from scratchvit.detection.trainer import DetectionTrainer
@@ -103,9 +102,9 @@ def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path,
     folder = run[0]
     assert main(["report", str(folder), "--out", "again.html"]) == 0
     config = read_config(folder, DetectConfig)
-    command = command_for(config, detect_train.parse)
+    command = detect_train.COMMAND.command_line(config)
     assert command is not None and command.startswith("scratchvit detect-train --data ")
-    assert detect_train.parse(words_of(command)[2:])[0].as_read_back() == config.as_read_back()
+    assert detect_train.COMMAND.parse(words_of(command)[2:])[0].as_read_back() == config.as_read_back()
     page = Path("again.html").read_text("utf-8")
     assert "--hidden-dim 16" in page and f"scratchvit detect-train --resume {folder}" in page
     error, code = refused(capsys, "report", folder, "--data-dir", "x")
@@ -121,15 +120,16 @@ def test_one_batch_is_learned_alone(tmp_path, capsys, no_report):
 
 
 def test_without_options_it_is_the_recipe_of_the_scenes():
-    config, folder, resume = detect_train.parse([])
+    config, folder, resume = detect_train.COMMAND.parse([])
     assert config == recipe_for("scenes", DetectConfig) and config.data == "scenes"
     assert folder == Path(f"runs/scenes-{config.model}-1") and not resume
-    config = detect_train.parse(["--data", "street", "--flip", "--lr=.1", "--aux-loss", "--layers", "1,2,1,1"])[0]
+    words = ["--data", "street", "--flip", "--lr=.1", "--aux-loss", "--layers", "1,2,1,1"]
+    config = detect_train.COMMAND.parse(words)[0]
     recipe = recipe_for("street", DetectConfig)
     assert recipe == load_recipe("detect_folder", DetectConfig).replace(data="street")
     options = {**recipe.model_args, "aux_loss": True, "layers": (1, 2, 1, 1)}
     assert config == recipe.replace(flip=True, lr=0.1, model_args=options)
-    assert detect_train.parse(["--model", "detr_resnet18"])[0].model_args == {}      # its own sizes
+    assert detect_train.COMMAND.parse(["--model", "detr_resnet18"])[0].model_args == {}      # its own sizes
 
 
 @pytest.mark.parametrize("name", list_recipes(DetectConfig))
@@ -138,7 +138,7 @@ def test_recipes_of_detectors_say_their_command(name):
     assert isinstance(recipe, DetectConfig) and recipe.model_args.keys() <= vars(model_config(recipe.model)).keys()
     text = Path(sv.__file__).parent.joinpath("recipes", f"{name}.py").read_text("utf-8")
     command = re.search(r"command +(?:OMP_NUM_THREADS=1 )?scratchvit detect-train *(.*)", text)[1]
-    assert detect_train.parse(words_of(command))[0] == recipe
+    assert detect_train.COMMAND.parse(words_of(command))[0] == recipe
     assert name not in list_recipes()
     with pytest.raises(sv.ScratchvitError, match="there is no recipe"):
         load_recipe(name)

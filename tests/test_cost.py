@@ -8,9 +8,9 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.backend import Array
+from scratchvit.costs import cost, peak_memory
+from scratchvit.costs.counting import readable_bytes, tracing
 from scratchvit.facts import Facts, facts_of, like, nothing
-from scratchvit.inspect import cost, peak_memory
-from scratchvit.inspect.cost import readable_bytes, tracing
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import OPS, Tensor, op

@@ -8,8 +8,8 @@ import pytest
 import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.cli.cost import layer_of
-from scratchvit.inspect import cost, peak_memory
-from scratchvit.inspect.cost import readable_bytes
+from scratchvit.costs import cost, peak_memory
+from scratchvit.costs.counting import readable_bytes
 from scratchvit.models import create_model
 from scratchvit.nn import init
 from tests.support.seeds import seeded

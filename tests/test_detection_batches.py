@@ -5,11 +5,11 @@ import pytest
 from PIL import Image
 
 from scratchvit.data import ColorJitter, Normalize
-from scratchvit.detection.annotations import DetectionDataset
-from scratchvit.detection.batches import DetectionLoader, by_shape, pad
-from scratchvit.detection.reading import AnnotationList
-from scratchvit.detection.scenes import load_scenes
-from scratchvit.detection.transforms import RandomResize, detr_steps
+from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.detection.data.batches import DetectionLoader, by_shape, pad
+from scratchvit.detection.data.reading import AnnotationList
+from scratchvit.detection.data.scenes import load_scenes
+from scratchvit.detection.data.transforms import RandomResize, detr_steps
 from scratchvit.errors import ScratchvitError
 from tests.support.seeds import seeded
 

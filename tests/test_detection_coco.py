@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from scratchvit.detection.coco import read_coco
-from scratchvit.detection.transforms import View
+from scratchvit.detection.data.coco import read_coco
+from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import coco, write_coco
 from tests.support.margins import assert_close, ulps

@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from scratchvit.detection.coco import read_coco
+from scratchvit.detection.data.coco import read_coco
 from scratchvit.detection.evaluation import STATS, evaluate_boxes, results_of, write_results
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import coco, write_coco

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageColor
 
-from scratchvit.detection.annotations import Annotations
+from scratchvit.detection.data.annotations import Annotations
 from scratchvit.detection.pictures import COLOURS, draw_boxes, sheet, write_predictions
 from scratchvit.errors import ScratchvitError
 

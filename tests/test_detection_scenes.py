@@ -7,7 +7,7 @@ pytest.importorskip("sklearn")
 
 from scratchvit.data import ArrayDataset, Splits
 from scratchvit.detection import scenes
-from scratchvit.detection.scenes import load_scenes
+from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import tight_box
 from tests.support.seeds import seeded

@@ -8,7 +8,7 @@ import pytest
 from scratchvit import Tensor
 from scratchvit.detection import setup
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.scenes import load_scenes
+from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.detection.trainer import LossMeter, train_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model

@@ -5,7 +5,7 @@ import tarfile
 import numpy as np
 import pytest
 
-from scratchvit.detection.source import load_detection
+from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import SHARED
 from tests.support.detection_samples import coco, voc_object, voc_xml, write_coco, write_voc, write_yolo

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
-from scratchvit.detection.transforms import (
+from scratchvit.detection.data.transforms import (
     RandomHorizontalFlip,
     RandomResize,
     RandomSelect,

@@ -3,7 +3,7 @@
 import pytest
 from PIL import Image
 
-from scratchvit.detection.voc import parse_xml, read_voc
+from scratchvit.detection.data.voc import parse_xml, read_voc
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import voc_object, voc_xml, write_voc

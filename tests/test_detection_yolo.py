@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from scratchvit.detection.yolo import parse_names, read_names, read_yolo
+from scratchvit.detection.data.yolo import parse_names, read_names, read_yolo
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import write_yolo

@@ -10,9 +10,10 @@ import safetensors.numpy
 import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.models import model_config
 from scratchvit.training import train
-from scratchvit.training.checkpoint import load_checkpoint, write_atomically
+from scratchvit.training.checkpoint import load_checkpoint
 from scratchvit.weights import model_from_weights
 from scratchvit.weights.export import _FAMILIES, _NOT_IN_TIMM, export
 from scratchvit.weights.preprocess import Preprocessing, preprocessing_for

@@ -6,9 +6,9 @@ import pytest
 import scratchvit as sv
 from scratchvit import nn, ops
 from scratchvit.backend import asarray, asnumpy
+from scratchvit.costs import cost
 from scratchvit.data.palette import histogram_bits
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect import cost
 from scratchvit.models.igpt import even_palette, nearest_colors
 from scratchvit.models.igpt_sample import sample
 from scratchvit.training import TrainConfig, load_checkpoint, train

@@ -14,15 +14,15 @@ import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.data import Normalize
 from scratchvit.detection import HungarianMatcher
-from scratchvit.detection.annotations import DetectionSplits
-from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.data.annotations import DetectionSplits
+from scratchvit.detection.data.batches import DetectionLoader
+from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.detection.evaluation import evaluate_boxes, results_of
-from scratchvit.detection.scenes import load_scenes
 from scratchvit.detection.trained import Detector, Sizes, map_size, open_detector
 from scratchvit.detection.trainer import train_detector
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect import detection_pictures, detection_report, report_parts
+from scratchvit.inspect import detection_pictures
 from scratchvit.inspect.detection import (
     QueryBoxes,
     as_seen,
@@ -40,11 +40,11 @@ from scratchvit.inspect.detection_pictures import (
     draw_matching,
     draw_query_boxes,
 )
-from scratchvit.inspect.detection_report import DetectionRun, open_detection_run, write_detection_report
-from scratchvit.inspect.report_parts import element
 from scratchvit.models.detr import visible_features
 from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
+from scratchvit.reports.detection import DetectionRun, open_detection_run, write_detection_report
+from scratchvit.reports.page import element
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from tests.support.browser import contrast, look_at
 from tests.support.detection_runs import quiet, small_scenes
@@ -457,8 +457,8 @@ def report(run, folder):
 @pytest.fixture
 def undrawn(monkeypatch):
     """Reports take less time: a word in place of each of Matplotlib's pictures, an empty square for each curve."""
-    monkeypatch.setattr(report_parts, "curve_svg", lambda *what: '<svg viewBox="0 0 1 1"/>')
-    monkeypatch.setattr(detection_report, "_drawn", lambda *what: element("p", "instead of a drawing"))
+    monkeypatch.setattr("scratchvit.reports.page.curve_svg", lambda *what: '<svg viewBox="0 0 1 1"/>')
+    monkeypatch.setattr("scratchvit.reports.detection._drawn", lambda *what: element("p", "instead of a drawing"))
 
 
 @pytest.fixture(scope="module")

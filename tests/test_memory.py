@@ -12,9 +12,9 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
+from scratchvit.costs import cost, peak_memory
+from scratchvit.costs.counting import bind, configured_shape
 from scratchvit.facts import Bytes, ask, facts_of, saved
-from scratchvit.inspect import cost, peak_memory
-from scratchvit.inspect.cost import bind, configured_shape
 from scratchvit.models import create_model
 from scratchvit.ops.resize import Taps
 from scratchvit.recording import no_grad, replace_ops

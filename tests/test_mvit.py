@@ -6,7 +6,7 @@ import safetensors.numpy
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from scratchvit.inspect.cost import cost
+from scratchvit.costs.counting import cost
 from scratchvit.models.mvit import MViTConfig, PoolingAttention, Scale, max_pool_tokens, pool_tokens, pooled, pyramid
 from scratchvit.tensor import Tensor
 from scratchvit.weights import model_from_weights

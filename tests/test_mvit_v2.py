@@ -5,7 +5,7 @@ import pytest
 import safetensors.numpy
 
 import scratchvit as sv
-from scratchvit.inspect.cost import cost
+from scratchvit.costs.counting import cost
 from scratchvit.models.mvit import Scale, pool_tokens
 from scratchvit.models.mvit_v2 import (
     MViTv2Config,

@@ -13,11 +13,11 @@ import pytest
 import scratchvit as sv
 from scratchvit import signature
 from scratchvit.cli import main
-from scratchvit.cli.files import picture_files
-from scratchvit.cli.options import command_line
+from scratchvit.cli._options import command_line
 from scratchvit.data import ImageFolder
-from scratchvit.detection.source import load_detection
-from scratchvit.detection.yolo import read_yolo
+from scratchvit.data.folder import picture_files
+from scratchvit.detection.data.source import load_detection
+from scratchvit.detection.data.yolo import read_yolo
 from scratchvit.weights.labels import read_labels
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import voc_object, voc_xml, write_voc, write_yolo

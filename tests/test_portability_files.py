@@ -14,8 +14,9 @@ import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.data import workers
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.training import Interrupted, load_checkpoint, lock, read_config, train
-from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint, write_atomically
+from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.training.events import EventFile
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.load import open_model
@@ -118,7 +119,7 @@ def test_a_file_that_is_open_for_a_moment_is_replaced_after_it(tmp_path, monkeyp
         if len(paused) == 2:
             reader.close()
 
-    monkeypatch.setattr("scratchvit.training.checkpoint.time.sleep", wait)
+    monkeypatch.setattr("scratchvit.files.time.sleep", wait)
     write_atomically(path, b"new")
     assert path.read_bytes() == b"new" and len(paused) == 2
     assert list(tmp_path.iterdir()) == [path]

@@ -37,7 +37,8 @@ def test_a_recipe_says_its_command_and_its_result(name):
     assert re.search(r"^result +\S", text, re.MULTILINE) and "TODO" not in text
     command = re.search(r"^command +(.*)$", text, re.MULTILINE)[1]
     words = re.sub(r".*scratchvit train", "", command).replace("FOLDER", load_recipe(name).data).split()
-    config = train.parse([word for word in words if word != "--data-dir"][: 2 if "--recipe" in words else None])[0]
+    words = [word for word in words if word != "--data-dir"][: 2 if "--recipe" in words else None]
+    config = train.COMMAND.parse(words)[0]
     assert config == load_recipe(name)
 
 
@@ -50,12 +51,12 @@ def test_every_named_data_set_has_a_recipe_and_a_folder_the_plain_settings():
 
 def test_options_go_over_the_recipe():
     recipe = load_recipe("vit_cifar10")
-    config = train.parse(["--recipe", "vit_cifar10", "--data", "photos", "--lr=0.5", "--depth=2"])[0]
+    config = train.COMMAND.parse(["--recipe", "vit_cifar10", "--data", "photos", "--lr=0.5", "--depth=2"])[0]
     assert config == recipe.replace(data="photos", lr=0.5, model_args={**recipe.model_args, "depth": 2})
 
 
 def test_another_model_under_the_regime_of_a_recipe():
-    config = train.parse(["--recipe", "vit_cifar10", "--model", "resnet18"])[0]
+    config = train.COMMAND.parse(["--recipe", "vit_cifar10", "--model", "resnet18"])[0]
     assert config == load_recipe("vit_cifar10").replace(model="resnet18", model_args={"img_size": 32})
 
 

@@ -16,12 +16,11 @@ import pytest
 from PIL import Image
 
 from scratchvit.cli import main
-from scratchvit.cli.report import command_for
-from scratchvit.cli.train import parse
+from scratchvit.cli.train import COMMAND
 from scratchvit.data import ArrayDataset, Splits
-from scratchvit.inspect.report import Run, open_run, write_report
 from scratchvit.models import create_model
 from scratchvit.recipes import list_recipes, load_recipe
+from scratchvit.reports.classification import Run, open_run, write_report
 from scratchvit.training import Meter, Predictions, TrainConfig
 from scratchvit.training.setup import TrainingData
 from tests.support.browser import contrast, look_at
@@ -366,15 +365,15 @@ def test_images_that_were_moved_can_be_named(trained, tmp_path, capsys):
     "--data fashion-mnist --data-dir 'a folder' --clip-grad 0", *(f"--recipe {name}" for name in list_recipes()),
 ])  # fmt: skip
 def test_the_command_line_that_it_tells_asks_for_the_same_run(words):
-    config = parse(words_of(words))[0]
-    told = words_of(command_for(config, parse))
+    config = COMMAND.parse(words_of(words))[0]
+    told = words_of(COMMAND.command_line(config))
     assert told[:2] == ["scratchvit", "train"]
-    assert parse(told[2:])[0] == config
+    assert COMMAND.parse(told[2:])[0] == config
 
 
 def test_what_only_python_can_ask_for_has_no_command_line():
     config = load_recipe("vit_digits")
-    assert command_for(config.replace(model_args={**config.model_args, "img_size": (16, 20)}), parse) is None
+    assert COMMAND.command_line(config.replace(model_args={**config.model_args, "img_size": (16, 20)})) is None
 
 
 # --- in a browser ---

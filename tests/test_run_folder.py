@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.training import RunFolder, load_checkpoint, prepare, read_config, train
-from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.lock import FolderLock
 from tests.support.runs import CONFIG, assert_same_run, files_of, run_in_a_process, start_a_process
 

@@ -7,7 +7,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn
-from scratchvit.inspect.cost import cost
+from scratchvit.costs.counting import cost
 from scratchvit.models.swin import Block, SwinConfig, neighbours
 from scratchvit.models.windows import (
     bias_of_pairs,

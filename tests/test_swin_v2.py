@@ -7,7 +7,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import nn
-from scratchvit.inspect.cost import cost
+from scratchvit.costs.counting import cost
 from scratchvit.models.swin_v2 import Block, SwinV2Config, WindowAttention, inverse_length, log_spaced_offsets
 from scratchvit.optim.groups import layers_by_name
 from tests.support.margins import agree, assert_close, rounding, ulps

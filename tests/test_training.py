@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from scratchvit import ops
-from scratchvit.cli.trained import splits_of
+from scratchvit.cli._splits import splits_of
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import (

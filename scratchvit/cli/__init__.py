@@ -81,7 +81,7 @@ def _output_is_closed() -> bool:
 def _command(name: str) -> Callable[[Sequence[str]], int]:
     known = {       # module, function
         "train": ("train", "train"),
-        "eval": ("commands", "evaluate"),
+        "eval": ("eval", "evaluate"),
         "predict": ("predict", "predict"),
         "models": ("models", "models"),
         "cost": ("cost", "cost_table"),
@@ -94,7 +94,7 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         "report": ("report", "report"),
         "complete": ("complete", "complete"),
         "probe": ("probe", "probe"),
-        "doctor": ("commands", "doctor"),
+        "doctor": ("doctor", "doctor"),
     }
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser, add_device, number
-from scratchvit.cli.trained import splits_of
+from scratchvit.cli._options import Parser, add_device, number
+from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import first_of_each_class
 from scratchvit.inspect.completions import draw_completions

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser, add_fields, table
-from scratchvit.inspect.cost import Cost, OpCost, configured_shape, cost, readable_bytes
-from scratchvit.inspect.memory import PeakMemory, peak_memory
+from scratchvit.cli._options import Parser, add_fields, table
+from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
+from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.models import create_model, list_models, model_config
 from scratchvit.nn import Module, init
 

@@ -13,12 +13,12 @@ import numpy as np
 from PIL import Image
 
 from scratchvit import backend
-from scratchvit.cli.detectors import add_detector, print_detector
-from scratchvit.cli.files import check_can_be_written, picture_files, printable
-from scratchvit.cli.options import Parser, add_device, number, table
+from scratchvit.cli._detector import add_detector, print_detector
+from scratchvit.cli._options import Parser, add_device, number, table
+from scratchvit.data.folder import picture_files
 from scratchvit.data.images import open_image
-from scratchvit.detection.annotations import without_advice
-from scratchvit.detection.coco import read_image_ids
+from scratchvit.detection.data.annotations import without_advice
+from scratchvit.detection.data.coco import read_image_ids
 from scratchvit.detection.evaluation import write_results
 from scratchvit.detection.pictures import draw_boxes
 from scratchvit.detection.trained import (
@@ -30,6 +30,7 @@ from scratchvit.detection.trained import (
     results_in,
 )
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import check_can_be_written, printable
 
 READABLE = 512      # pixels of the longer side below which a picture is enlarged, for names to be read on it
 

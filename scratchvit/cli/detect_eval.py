@@ -6,14 +6,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit import backend
-from scratchvit.cli.detectors import add_detector, print_detector, print_figures, print_skipped
-from scratchvit.cli.files import check_can_be_written, printable
-from scratchvit.cli.options import Parser, add_device
-from scratchvit.detection.annotations import DetectionDataset, DetectionSplits
+from scratchvit.cli._detector import add_detector, print_detector, print_figures, print_skipped
+from scratchvit.cli._options import Parser, add_device
+from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
+from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
-from scratchvit.detection.source import load_detection
 from scratchvit.detection.trained import Detector, matching_categories, open_detector, results_in
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import check_can_be_written, printable
 
 
 def detect_eval(argv: Sequence[str]) -> int:

@@ -4,25 +4,22 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from scratchvit.cli.detectors import SENTENCES, print_figures
-from scratchvit.cli.files import printable
-from scratchvit.cli.options import command_line
-from scratchvit.cli.report import commands
-from scratchvit.cli.training import TrainingCommand, differing, files_and_commands, place, steps, told
-from scratchvit.detection.annotations import DetectionDataset
+from scratchvit.cli._detector import SENTENCES, print_figures
+from scratchvit.cli._options import command_line
+from scratchvit.cli._run_command import TrainingCommand, differing, files_and_commands, place, steps, told
 from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.detection.data.transforms import View
 from scratchvit.detection.trained import MANY_TOKENS, encoder_tokens, open_detector
 from scratchvit.detection.trainer import DetectionResult, DetectionTrainer, prepare_detector
-from scratchvit.detection.transforms import View
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.detection_report import DetectionRun, write_detection_report
+from scratchvit.files import printable, write_atomically
 from scratchvit.models.checks import check_detects
-from scratchvit.training.checkpoint import write_atomically
+from scratchvit.reports.detection import DetectionRun, write_detection_report
 
 NAMES = 10              # classes that are named, beyond which only their number is told
 
@@ -68,7 +65,7 @@ COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM
 
 def detect_train(argv: Sequence[str]) -> int:
     """Train, evaluate on the test pictures, and say where everything is."""
-    config, folder, resume = parse(argv)
+    config, folder, resume = COMMAND.parse(argv)
     trainer = prepare_detector(config, folder, resume)
     with trainer.folder:        # until the report is written
         print(_begins(trainer), flush=True)
@@ -83,11 +80,6 @@ def detect_train(argv: Sequence[str]) -> int:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
         print(_ends(trainer, _draw(trainer, result)))
     return 0
-
-
-def parse(argv: Sequence[str]) -> tuple[DetectConfig, Path, bool]:
-    """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
-    return COMMAND.parse(argv)
 
 
 # --- what is going to be trained on what ----------------------------------------------------------------------------
@@ -195,7 +187,7 @@ def _draw(trainer: DetectionTrainer, result: DetectionResult) -> dict[str, str]:
     try:
         run = DetectionRun(
             folder.path, trainer.config, trainer.history, splits, open_detector(folder.best), result.test,
-            result.best_epoch, commands=commands(trainer.config, folder.path, parse),
+            result.best_epoch, commands=COMMAND.lines(trainer.config, folder.path),
         )  # fmt: skip
         write_detection_report(run, folder.path / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser
+from scratchvit.cli._options import Parser
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies

@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scratchvit import backend
-from scratchvit.cli.files import printable
-from scratchvit.cli.options import Parser, size, table
+from scratchvit.cli._options import Parser, size, table
 from scratchvit.data.images import open_image
 from scratchvit.detection.trained import open_detector
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import printable
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention
 from scratchvit.inspect.detection_pictures import (
     POINTS,

@@ -12,10 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli.files import picture_files, printable
-from scratchvit.cli.options import Parser, add_device
+from scratchvit.cli._options import Parser, add_device
+from scratchvit.data.folder import picture_files
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import printable
 from scratchvit.models.checks import check_classifies
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint

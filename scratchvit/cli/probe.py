@@ -8,8 +8,8 @@ from pathlib import Path
 from tqdm import tqdm
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser, add_device, table
-from scratchvit.cli.trained import splits_of
+from scratchvit.cli._options import Parser, add_device, table
+from scratchvit.cli._splits import splits_of
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.probe import features, linear_probe

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchvit.cli.options import Parser
+from scratchvit.cli._options import Parser
 from scratchvit.data import load_image, resize_image
 from scratchvit.data.images import to_picture
 from scratchvit.data.randaugment import OPERATIONS

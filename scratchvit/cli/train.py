@@ -5,27 +5,24 @@ from __future__ import annotations
 import io
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from scratchvit.backend import asnumpy
-from scratchvit.cli.options import Parser
-from scratchvit.cli.report import commands
-from scratchvit.cli.training import TrainingCommand, differing, files_and_commands, place, steps, told
+from scratchvit.cli._run_command import TrainingCommand, differing, files_and_commands, place, steps, told
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
 from scratchvit.data.palette import histogram_bits
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
-from scratchvit.inspect.report import Run, write_report
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
 from scratchvit.recipes import recipe_for
+from scratchvit.reports.classification import Run, write_report
 from scratchvit.training import Result, TrainConfig, Trainer, prepare
-from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.setup import coarse_patches
 
 ATTENTION_PICTURES = 10     # the first of each of the first classes
@@ -62,15 +59,22 @@ GROUPS = {
 }  # fmt: skip
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
+
+
+def _no_square(config: TrainConfig) -> str | None:
+    is_square = not isinstance(config.model_args.get("img_size"), tuple)
+    return None if is_square else "--img-size: pictures are brought to squares, so give one number"
+
+
 COMMAND = TrainingCommand(
     TrainConfig, DESCRIPTION, GROUPS, check_classifies, FROM_THE_DATA, SIZES_OF_THE_DATA,
-    shown={"img_size": "the data's own; a folder's: 224"},
+    shown={"img_size": "the data's own; a folder's: 224"}, refuses=_no_square,
 )  # fmt: skip
 
 
 def train(argv: Sequence[str]) -> int:
     """Train, draw, and say where everything is."""
-    config, folder, resume = parse(argv)
+    config, folder, resume = COMMAND.parse(argv)
     trainer = prepare(config, folder, resume)
     with trainer.folder:        # until the last picture is drawn
         print(_begins(trainer), flush=True)
@@ -86,14 +90,6 @@ def train(argv: Sequence[str]) -> int:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
         print(_ends(trainer, _draw(trainer, result)))
     return 0
-
-
-def parse(argv: Sequence[str]) -> tuple[TrainConfig, Path, bool]:
-    """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
-    config, folder, resume = COMMAND.parse(argv)
-    if isinstance(config.model_args.get("img_size"), tuple):
-        Parser(prog=COMMAND.prog).error("--img-size: pictures are brought to squares, so give one number")
-    return config, folder, resume
 
 
 def _begins(trainer: Trainer) -> str:
@@ -149,7 +145,7 @@ def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
     try:
         run = Run(
             folder, trainer.config, trainer.history, trainer.data, trainer.model, result.best_epoch,
-            result.test_predictions, commands=commands(trainer.config, folder, parse),
+            result.test_predictions, commands=COMMAND.lines(trainer.config, folder),
         )  # fmt: skip
         write_report(run, folder / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"

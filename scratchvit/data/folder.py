@@ -22,6 +22,19 @@ def by_name(paths: Iterable[Path]) -> list[Path]:
     return sorted(paths, key=lambda path: path.name)
 
 
+def picture_files(path: Path) -> list[Path]:
+    """The picture itself, or all those that lie in a folder. Raises ScratchvitError for a folder without any."""
+    if not path.is_dir():
+        return [path]
+    try:
+        found = by_name(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
+    except OSError as error:
+        raise ScratchvitError(f"{path}: the folder cannot be read ({error.strerror})") from error
+    if not found:
+        raise ScratchvitError(f"{path}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
+    return found
+
+
 class ImageFolder:
     """Picture files, decoded when asked for, as RGB squares of img_size (see `load_image`).
 

@@ -1,6 +1,5 @@
 """Detection as set prediction: boxes, which query answers for which object, and what is learned from that."""
 
-from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.boxes import (
     box_area,
     box_cxcywh_to_xyxy,
@@ -11,6 +10,7 @@ from scratchvit.detection.boxes import (
     paired_generalized_box_iou,
 )
 from scratchvit.detection.criterion import FocalCriterion, SetCriterion
+from scratchvit.detection.data.batches import DetectionLoader
+from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.matcher import HungarianMatcher
 from scratchvit.detection.postprocess import postprocess
-from scratchvit.detection.source import load_detection

@@ -25,9 +25,9 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.detection.reading import read_json
+from scratchvit.detection.data.reading import read_json
 from scratchvit.errors import ScratchvitError
-from scratchvit.training.checkpoint import write_atomically
+from scratchvit.files import write_atomically
 
 Entry = dict[str, Any]
 

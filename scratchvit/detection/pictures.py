@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from scratchvit.detection.annotations import Annotations
-from scratchvit.training.checkpoint import write_atomically
+from scratchvit.detection.data.annotations import Annotations
+from scratchvit.files import write_atomically
 
 # By label, and round again: told apart by colour-blind eyes too (P. Tol's "bright", without its grey).
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")

@@ -13,16 +13,16 @@ from PIL import Image
 
 from scratchvit import optim
 from scratchvit.data import ColorJitter, Normalize
-from scratchvit.detection.annotations import Annotations, DetectionDataset, DetectionSplits
-from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, SetCriterion
+from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
+from scratchvit.detection.data.batches import DetectionLoader
+from scratchvit.detection.data.scenes import Scenes, load_scenes
+from scratchvit.detection.data.source import load_detection
+from scratchvit.detection.data.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
 from scratchvit.detection.evaluation import evaluate_boxes
 from scratchvit.detection.matcher import HungarianMatcher
-from scratchvit.detection.scenes import Scenes, load_scenes
-from scratchvit.detection.source import load_detection
 from scratchvit.detection.trained import Sizes, pixels_of
-from scratchvit.detection.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_detects

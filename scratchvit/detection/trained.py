@@ -13,11 +13,11 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data import Normalize
-from scratchvit.detection.annotations import DetectionDataset
-from scratchvit.detection.batches import DetectionBatch, DetectionLoader, pad
+from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
+from scratchvit.detection.data.transforms import RandomResize, Step, View
 from scratchvit.detection.evaluation import Entry, results_of
 from scratchvit.detection.postprocess import postprocess
-from scratchvit.detection.transforms import RandomResize, Step, View
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_detects
 from scratchvit.models.vit import pair

@@ -21,9 +21,9 @@ from tqdm import tqdm
 
 from scratchvit import optim
 from scratchvit.detection import setup
-from scratchvit.detection.annotations import DetectionDataset
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.criterion import SetCriterion
+from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
 from scratchvit.detection.matcher import NonFiniteCosts
 from scratchvit.detection.pictures import write_predictions

@@ -25,7 +25,7 @@ from PIL import Image
 
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
-from scratchvit.detection.batches import DetectionBatch
+from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.matcher import HungarianMatcher, Objects
 from scratchvit.detection.postprocess import class_probabilities
 from scratchvit.detection.trained import Detector, map_size

@@ -16,11 +16,11 @@ from PIL import Image
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.inspect.attention import attention_maps, class_attention, rollout
 from scratchvit.models.vit import VisionTransformer
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
-from scratchvit.training.checkpoint import write_atomically
 
 TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # told apart by colour-blind eyes too (P. Tol's "bright")
 GRID = "#dddddd"

@@ -7,12 +7,9 @@ Nothing in it is code: it can be opened without trust. A checksum tells a damage
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
-import os
 import platform
-import time
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -25,16 +22,12 @@ import safetensors.numpy
 
 import scratchvit
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.models import create_model
 from scratchvit.nn import Module
 
 FORMAT = 1
 ARRAYS = ("model", "ema", "optimizer")
-
-# Windows does not replace a file that any program has open, as a virus scanner or `scratchvit report` has for a moment,
-# and a spreadsheet for long. So it is tried again, after pauses of so many seconds.
-_OPEN_FILES_STAY = os.name == "nt"
-_PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0, 1.0)
 
 # What text in a file that somebody made up can lead to, beside ScratchvitError.
 _NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
@@ -87,38 +80,6 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     metadata = {"scratchvit": json.dumps(text)}
     metadata["crc32"] = _checksum(tensors, metadata["scratchvit"])
     write_atomically(path, safetensors.numpy.save(tensors, metadata))
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` in one instant by a file with this content. Raises ScratchvitError, and leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")     # what a kill leaves behind, the next write takes over
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())     # a full disk may only be noticed here
-        _replace(temporary, path)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            kept = "; the one saved before is untouched" if path.exists() else ""
-            is_open = _OPEN_FILES_STAY and isinstance(error, PermissionError) and path.exists()
-            way_out = "close the program that has it open" if is_open else "make room"
-            raise ScratchvitError(
-                f"{path} could not be written ({error.strerror}){kept}: {way_out} or choose another folder"
-            ) from error
-        raise
-
-
-def _replace(temporary: Path, path: Path) -> None:
-    for pause in _PAUSES if _OPEN_FILES_STAY else ():
-        try:
-            temporary.replace(path)
-            return
-        except PermissionError:
-            time.sleep(pause)
-    temporary.replace(path)
 
 
 def is_checkpoint(path: str | Path) -> bool:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit.errors import ScratchvitError
-from scratchvit.training.checkpoint import write_atomically
+from scratchvit.files import write_atomically
 
 # Those of one group are drawn beside each other. Other figures of training and validation are named alike: `_tags`.
 TAGS = {

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from scratchvit.errors import ScratchvitError
-from scratchvit.training.checkpoint import write_atomically
+from scratchvit.files import write_atomically
 from scratchvit.training.config import RunConfig, TrainConfig
 from scratchvit.training.lock import FolderLock
 

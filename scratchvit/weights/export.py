@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.numpy
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.models import list_models, model_config
 from scratchvit.models.hybrid import HybridConfig
 from scratchvit.models.mvit_v2 import MViTv2Config
@@ -24,7 +25,6 @@ from scratchvit.models.swin import SwinConfig
 from scratchvit.models.swin_v2 import SwinV2Config
 from scratchvit.models.vit import VisionTransformer, ViTConfig, pair
 from scratchvit.nn import Module, Parameter
-from scratchvit.training.checkpoint import write_atomically
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD
 from scratchvit.weights.preprocess import Preprocessing
 

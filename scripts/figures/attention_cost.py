@@ -38,7 +38,7 @@ from labels import label_points
 
 import scratchvit as sv
 from scratchvit import backend
-from scratchvit.inspect.cost import Cost, cost
+from scratchvit.costs.counting import Cost, cost
 from scratchvit.inspect.figures import GRID, INK, sheet
 from scratchvit.recording import replace_ops
 

@@ -30,9 +30,9 @@ from experiment import COLOURS, main, write_csv
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.trainer import train_detector
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.inspect.figures import GRID, INK, read_metrics, sheet
 from scratchvit.recipes import recipe_for
-from scratchvit.training.checkpoint import write_atomically
 from scratchvit.training.folder import read_config
 
 RECIPE = {"two_stage": True, "denoising": 3}

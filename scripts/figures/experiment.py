@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any
 
 import scratchvit as sv
+from scratchvit.costs.counting import cost
 from scratchvit.data import list_datasets
 from scratchvit.errors import ScratchvitError
-from scratchvit.inspect.cost import cost
+from scratchvit.files import write_atomically
 from scratchvit.training import TrainConfig, read_config, train
-from scratchvit.training.checkpoint import write_atomically
 
 # A ViT that a CPU can train many times over, and the smallest ResNet of basic blocks, about as costly an image.
 # Positions are fixed and matrices drawn by their width, which little data wants (scratchvit/recipes/vit_digits.py).

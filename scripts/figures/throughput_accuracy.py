@@ -27,9 +27,9 @@ import scratchvit as sv
 from scratchvit import backend
 from scratchvit.data import load
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.inspect.figures import GRID, INK, sheet
 from scratchvit.training import TrainConfig
-from scratchvit.training.checkpoint import write_atomically
 
 # Of about as many multiply-adds each, 12 to 21 million for an image of 28×28; but ten times that for its pixels.
 MEAN_OF_TOKENS = {"class_token": False, "global_pool": "avg"}

@@ -6,7 +6,7 @@ import pytest
 
 from scratchvit.detection import load_detection, setup
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.scenes import load_scenes
+from scratchvit.detection.data.scenes import load_scenes
 
 # 70,000 weights, a map of 6 × 6 of a scene of 48 × 48.
 SIZES = {

@@ -63,8 +63,8 @@ def open_files_stay(patch: pytest.MonkeyPatch) -> None:
     for name, function in (("replace", refusing_replace), ("unlink", refusing_unlink), ("remove", refusing_unlink)):
         patch.setattr(os, name, function)
     patch.setattr(io, "open", refusing_open)
-    patch.setattr("scratchvit.training.checkpoint._OPEN_FILES_STAY", True)
-    patch.setattr("scratchvit.training.checkpoint._PAUSES", (0.0,) * 3)
+    patch.setattr("scratchvit.files._OPEN_FILES_STAY", True)
+    patch.setattr("scratchvit.files._PAUSES", (0.0,) * 3)
 
 
 def _refuse_if(held: bool, path: Any) -> None:

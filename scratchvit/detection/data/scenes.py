@@ -19,8 +19,8 @@ from PIL import Image
 
 from scratchvit.data import Dataset
 from scratchvit.data.digits import load_digits
-from scratchvit.detection.annotations import Annotations, DetectionDataset, DetectionSplits
-from scratchvit.detection.reading import AnnotationList
+from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
+from scratchvit.detection.data.reading import AnnotationList
 from scratchvit.errors import ScratchvitError
 
 Pixels = NDArray[np.uint8]

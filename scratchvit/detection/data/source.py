@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 
 from scratchvit.data.folder import TEST_FRACTION, by_name
-from scratchvit.detection.annotations import AnnotatedPictures, DetectionSplits
-from scratchvit.detection.coco import read_coco
-from scratchvit.detection.reading import PART_NAMES, read_lines
-from scratchvit.detection.scenes import load_scenes
-from scratchvit.detection.voc import read_voc
-from scratchvit.detection.yolo import part_folders, read_names, read_yolo
+from scratchvit.detection.data.annotations import AnnotatedPictures, DetectionSplits
+from scratchvit.detection.data.coco import read_coco
+from scratchvit.detection.data.reading import PART_NAMES, read_lines
+from scratchvit.detection.data.scenes import load_scenes
+from scratchvit.detection.data.voc import read_voc
+from scratchvit.detection.data.yolo import part_folders, read_names, read_yolo
 from scratchvit.errors import ScratchvitError
 
 _Part = AnnotatedPictures | None

@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
-from scratchvit.detection.annotations import AnnotatedPictures
-from scratchvit.detection.reading import AnnotationList, Faults, picture_size, read_json
+from scratchvit.detection.data.annotations import AnnotatedPictures
+from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_json
 from scratchvit.errors import ScratchvitError
 
 Categories = dict[int, str]     # id → name, in order of id

@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
 from scratchvit.data.images import open_image
-from scratchvit.detection.transforms import View
+from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
 
 Target = dict[str, Any]

@@ -18,8 +18,8 @@ from pathlib import Path
 from xml.parsers import expat
 
 from scratchvit.data.folder import SUFFIXES
-from scratchvit.detection.annotations import AnnotatedPictures
-from scratchvit.detection.reading import AnnotationList, Faults, picture_size, read_lines
+from scratchvit.detection.data.annotations import AnnotatedPictures
+from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_lines
 from scratchvit.errors import ScratchvitError
 
 

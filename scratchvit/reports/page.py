@@ -22,9 +22,9 @@ from PIL import Image
 
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, Lines, curve_svg
 from scratchvit.models import model_config
-from scratchvit.training.checkpoint import write_atomically
 
 PIXELS_UP_TO = 64       # sides of pictures that are shown pixel by pixel; of larger ones, a thumbnail
 THUMBNAIL = 192

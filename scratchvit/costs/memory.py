@@ -18,7 +18,6 @@ the cache; and what the allocator keeps and cannot use again.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -26,9 +25,9 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
+from scratchvit.costs.blanks import BLANKS, Blank, Ledger, as_blanks, blank, layout, layouts
+from scratchvit.costs.counting import bind, configured_shape, follow, standing_in
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
-from scratchvit.inspect.blanks import BLANKS, Blank, as_blanks, blank, layout, layouts
-from scratchvit.inspect.cost import bind, configured_shape, follow, standing_in
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.signature import differentiable_parameters, inputs_of
@@ -112,22 +111,8 @@ def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
 # --- running without computing ----------------------------------------------------------------------------------------
 
 
-class Account:
-    """Adds up the bytes of the blanks that live: `live` now, `peak` at the worst moment, which was at `worst`."""
-
-    def __init__(self, live: int = 0):
-        self.live = self.peak = live
-        self.by_path: Counter[str] = Counter()      # what lives, by the module that made it
-        self.path = self.doing = self.worst = ""
-
-    def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
-        """An array of its own memory, in which its axes lie in this order."""
-        return Blank(layout(shape, dtype, order), None, self)
-
-    def need(self, nbytes: int) -> None:
-        """So much is needed for a moment, beside what lives."""
-        if self.live + nbytes > self.peak:
-            self.peak, self.worst = self.live + nbytes, f"{self.path or 'the model'}: {self.doing}"
+class Account(Ledger):
+    """Runs the ops of a model on blanks, and keeps the ledger of them."""
 
     def call(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], path: str

@@ -29,7 +29,8 @@ from scratchvit.inspect.figures import (
     read_metrics,
     shows_attention,
 )
-from scratchvit.inspect.report_parts import (
+from scratchvit.nn import Module
+from scratchvit.reports.page import (
     configuration,
     curves,
     data_uri,
@@ -43,7 +44,6 @@ from scratchvit.inspect.report_parts import (
     table,
     write_page,
 )
-from scratchvit.nn import Module
 from scratchvit.training.checkpoint import current_versions, model_from_checkpoint
 from scratchvit.training.config import TrainConfig
 from scratchvit.training.evaluate import Predictions, class_scores, predict

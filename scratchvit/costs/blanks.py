@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
@@ -11,29 +12,44 @@ from numpy.lib.stride_tricks import as_strided
 from scratchvit import backend
 from scratchvit.backend import is_array
 
-if TYPE_CHECKING:
-    from scratchvit.inspect.memory import Account
+
+class Ledger:
+    """Adds up the bytes of the blanks that live: `live` now, `peak` at the worst moment, which was at `worst`."""
+
+    def __init__(self, live: int = 0):
+        self.live = self.peak = live
+        self.by_path: Counter[str] = Counter()      # what lives, by the module that made it
+        self.path = self.doing = self.worst = ""
+
+    def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
+        """An array of its own memory, in which its axes lie in this order."""
+        return Blank(layout(shape, dtype, order), None, self)
+
+    def need(self, nbytes: int) -> None:
+        """So much is needed for a moment, beside what lives."""
+        if self.live + nbytes > self.peak:
+            self.peak, self.worst = self.live + nbytes, f"{self.path or 'the model'}: {self.doing}"
 
 
 class Blank:
     """An array of a shape and a layout and no memory. `base`: the blank whose memory it looks at, None for its own."""
 
-    __slots__ = ("account", "base", "layout", "path")
+    __slots__ = ("base", "layout", "ledger", "path")
     __array_ufunc__ = None          # so that a gradient += blank asks the blank
 
-    def __init__(self, layout: np.ndarray, base: Blank | None, account: Account | None):
+    def __init__(self, layout: np.ndarray, base: Blank | None, ledger: Ledger | None):
         self.layout, self.base = layout, base
-        self.account = None if base is not None else account    # of what looks at another's memory, nothing is counted
-        if self.account:
-            self.path = self.account.path
-            self.account.live += layout.nbytes
-            self.account.by_path[self.path] += layout.nbytes
-            self.account.need(0)
+        self.ledger = None if base is not None else ledger    # of what looks at another's memory, nothing is counted
+        if self.ledger:
+            self.path = self.ledger.path
+            self.ledger.live += layout.nbytes
+            self.ledger.by_path[self.path] += layout.nbytes
+            self.ledger.need(0)
 
     def __del__(self) -> None:
-        if self.account:
-            self.account.live -= self.layout.nbytes
-            self.account.by_path[self.path] -= self.layout.nbytes
+        if self.ledger:
+            self.ledger.live -= self.layout.nbytes
+            self.ledger.by_path[self.path] -= self.layout.nbytes
 
     shape = property(lambda self: self.layout.shape)
     dtype = property(lambda self: self.layout.dtype)
@@ -49,15 +65,15 @@ class Blank:
     # All that the engine does with gradients itself.
 
     def __add__(self, other: Blank) -> Blank:
-        account = self.owner.account or other.owner.account
-        return account.new(self.shape, self.dtype)
+        ledger = self.owner.ledger or other.owner.ledger
+        return ledger.new(self.shape, self.dtype)
 
     def __iadd__(self, other: Blank) -> Blank:
         return self
 
     def copy(self) -> Blank:
         """An array of its own."""
-        return self.owner.account.new(self.shape, self.dtype)
+        return self.owner.ledger.new(self.shape, self.dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Blank:
         """Blanks are made with the dtype that they keep."""

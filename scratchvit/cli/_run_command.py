@@ -1,16 +1,19 @@
-"""What `scratchvit train` and `scratchvit detect-train` share: options → configuration, and how a run is told of."""
+"""What `scratchvit train` and `scratchvit detect-train` share: options ↔ configuration, and what they print."""
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import itertools
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli.options import Parser, add_fields
+from scratchvit.cli._options import Parser, add_fields, command_line
+from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
@@ -33,6 +36,7 @@ class TrainingCommand(Generic[ConfigT]):
     data_sizes      fields of the model of which a recipe's values hold for other models of its family too; of them
                     img_size for all models
     shown           what the help says of fields of the model, where the recipe says nothing
+    refuses         what is wrong with a configuration that the options alone do not show: a sentence, or None
     """
 
     kind: type[ConfigT]
@@ -42,6 +46,7 @@ class TrainingCommand(Generic[ConfigT]):
     from_the_data: Collection[str]
     data_sizes: Collection[str] = ()
     shown: Mapping[str, str] = field(default_factory=dict)
+    refuses: Callable[[ConfigT], str | None] = lambda config: None
 
     @property
     def prog(self) -> str:
@@ -79,6 +84,8 @@ class TrainingCommand(Generic[ConfigT]):
             parser.error("--resume goes on with the run's own settings: leave out --recipe")
         model_args = {name: given.pop(f"model.{name}") for name in model_fields if f"model.{name}" in given}
         config = base.replace(**given, model_args={**base.model_args, **model_args})
+        if fault := self.refuses(config):
+            parser.error(fault)
         return config, Path(resume or out or _new_run_folder(config)), bool(resume)
 
     def _base(self, argv: Sequence[str]) -> ConfigT:
@@ -102,6 +109,41 @@ class TrainingCommand(Generic[ConfigT]):
             if name in self.data_sizes and (same_family or name == "img_size")
         }  # fmt: skip
         return recipe.replace(model=chosen.model, model_args=kept)
+
+    def command_line(self, config: ConfigT) -> str | None:
+        """The inverse of `parse`: what to type for this configuration; None for one that only Python can ask for."""
+        wanted = config.as_read_back()
+        recipes = [name for name in list_recipes(self.kind) if load_recipe(name, self.kind).model == config.model]
+        # A model that is not named has the sizes of the data's recipe, one that is named those of its paper.
+        for begin in ([], ["--model", config.model], *(["--recipe", name] for name in recipes)):
+            words = ["--data", config.data, *begin]
+            with contextlib.suppress(SystemExit, ScratchvitError), contextlib.redirect_stderr(io.StringIO()):
+                base, _, _ = self.parse(words)
+                words += [*_as_options(vars(config), vars(base)), *_as_options(config.model_args, base.model_args)]
+                if self.parse(words)[0].as_read_back() == wanted:
+                    return command_line(["scratchvit", config.command, *words])
+        return None
+
+    def lines(self, config: ConfigT, folder: Path) -> dict[str, str]:
+        """What a report tells to type: {what it does: command line}."""
+        again = self.command_line(config)
+        return ({"Run it again:": again} if again else {}) | {
+            "Go on with it, also for longer (--epochs):": command_line([*self.prog.split(), "--resume", str(folder)]),
+            "Write this page anew:": command_line(["scratchvit", "report", str(folder)]),
+        }
+
+
+def _as_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
+    """The options for those values that are not the defaults."""
+    for name, value in values.items():
+        if name == "model_args" or value is None or value == defaults.get(name):
+            continue
+        option = name.replace("_", "-")
+        if isinstance(value, bool):
+            yield f"--{option}" if value else f"--no-{option}"
+        else:
+            yield f"--{option}"
+            yield ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _new_run_folder(config: RunConfig) -> Path:

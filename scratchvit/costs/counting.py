@@ -33,9 +33,9 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
+from scratchvit.costs.blanks import blank
 from scratchvit.errors import ScratchvitError
 from scratchvit.facts import Shape, ask, facts_of
-from scratchvit.inspect.blanks import blank
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import Tensor

@@ -24,7 +24,7 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data.images import open_image
-from scratchvit.detection.annotations import Annotations, without_advice
+from scratchvit.detection.data.annotations import Annotations, without_advice
 from scratchvit.errors import ScratchvitError
 
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1

@@ -14,7 +14,7 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from scratchvit.inspect.figures import TRAIN, VALIDATION, Lines
-from scratchvit.inspect.report_parts import curves, element, numbers
+from scratchvit.reports.page import curves, element, numbers
 
 LOSSES = {"ce": "class", "bbox": "box, L1", "giou": "box, GIoU"}
 PRECISIONS = (("AP", "#228833", "AP"), ("AP50", "#ccbb44", "AP50"), ("AP75", "#aa3377", "AP75"))

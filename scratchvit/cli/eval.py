@@ -1,4 +1,4 @@
-"""The commands that use what training made, and those that look around."""
+"""`scratchvit eval`: accuracy and loss of a checkpoint on a split of its data, and class by class."""
 
 from __future__ import annotations
 
@@ -8,26 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from scratchvit import backend, data
-from scratchvit import doctor as checkup
-from scratchvit.cli.options import Parser, add_device, table
-from scratchvit.cli.trained import splits_of
+from scratchvit.cli._options import Parser, add_device, table
+from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.evaluate import Meter
 from scratchvit.training.evaluate import evaluate as measure
-
-
-def doctor(argv: Sequence[str]) -> int:
-    """Print what this machine has, and how fast it is."""
-    parser = Parser(
-        prog="scratchvit doctor",
-        description="What this machine has for scratchvit, what is missing with the line that installs it, "
-        "and how fast it computes.",
-    )
-    parser.parse_strictly(argv)
-    for what, finding in checkup.report():
-        print(f"{what:<14}{finding}", flush=True)
-    return 0
 
 
 def evaluate(argv: Sequence[str]) -> int:

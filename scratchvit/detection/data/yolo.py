@@ -17,8 +17,8 @@ import re
 from pathlib import Path
 
 from scratchvit.data.folder import SUFFIXES, by_name
-from scratchvit.detection.annotations import AnnotatedPictures
-from scratchvit.detection.reading import PART_NAMES, AnnotationList, Faults, picture_size, read_lines
+from scratchvit.detection.data.annotations import AnnotatedPictures
+from scratchvit.detection.data.reading import PART_NAMES, AnnotationList, Faults, picture_size, read_lines
 from scratchvit.errors import ScratchvitError
 
 Names = dict[int, str]      # class in the text files → name

@@ -17,8 +17,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from scratchvit.data import Compose, Loader, Normalize
 from scratchvit.data.transforms import Transform
-from scratchvit.detection.annotations import DetectionDataset, Target
-from scratchvit.detection.transforms import Step, View
+from scratchvit.detection.data.annotations import DetectionDataset, Target
+from scratchvit.detection.data.transforms import Step, View
 from scratchvit.errors import ScratchvitError
 
 Images = NDArray[np.float32]

@@ -1,4 +1,4 @@
-"""The report of a detector's run: one HTML file that needs nothing else, as `inspect/report.py` has it for classifiers.
+"""The report of a detector's run: one HTML file that needs nothing else, like a classifier's (classification.py).
 
     write_detection_report(open_detection_run("runs/scenes-detr_tiny-1"), "report.html")
 
@@ -24,15 +24,14 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.detection import pictures
-from scratchvit.detection.annotations import Annotations, DetectionDataset, DetectionSplits
-from scratchvit.detection.batches import DetectionLoader, pad
 from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
+from scratchvit.detection.data.batches import DetectionLoader, pad
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
 from scratchvit.detection.setup import load_data, make_criterion
 from scratchvit.detection.trained import Detector, open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention, matching, query_boxes
-from scratchvit.inspect.detection_curves import detection_curves
 from scratchvit.inspect.detection_pictures import (
     POINTS,
     THRESHOLD,
@@ -43,7 +42,8 @@ from scratchvit.inspect.detection_pictures import (
     draw_query_boxes,
 )
 from scratchvit.inspect.figures import read_metrics
-from scratchvit.inspect.report_parts import (
+from scratchvit.reports.detection_curves import detection_curves
+from scratchvit.reports.page import (
     configuration,
     data_uri,
     duration,
