@@ -4,8 +4,8 @@ What changes against ViT: a ViT keeps one scale, as many tokens and channels in 
 ConvNet is a pyramid: many places with few channels first, few places with many channels last, since early layers see
 simple things everywhere and late ones complex things somewhere. MViT gives a Transformer that shape, by two means.
 
-*Pooling attention* (§3.1). Queries, keys and values lie on a grid, so they can be pooled like a picture before they
-meet: each is shrunk by a depth-wise convolution, with a stride, and normalised.
+*Pooling attention* (§3.1). Queries, keys and values lie on a grid, so they can be pooled like an image before
+attention: each goes through a depth-wise convolution with a stride, and a norm.
 
     tokens ── W_q ── pool, stride s_q ──► Q   (fewer queries: fewer tokens come out; only where a stage begins)
            ── W_k ── pool, stride s_kv ─► K   (fewer keys: cheaper attention, and nothing else changes)
@@ -74,17 +74,17 @@ class MViTConfig:
     num_frames: int = 16                            # T: frames of a clip; 1: images
     in_chans: int = 3
     num_classes: int = 400                          # 0: no head, the class token's features come out
-    depths: tuple[int, ...] = (1, 2, 11, 2)         # blocks of each stage
-    embed_dim: int = 96                             # D: the numbers in a token of the first stage
-    num_heads: int = 1                              # h: of the first stage
-    mlp_ratio: float = 4.0                          # the MLP's hidden layer has so many times D
-    patch_kernel: tuple[int, ...] = (3, 7, 7)       # of the cubes that a clip is cut into: frames, rows, columns
+    depths: tuple[int, ...] = (1, 2, 11, 2)         # blocks in each stage
+    embed_dim: int = 96                             # D: channels (width) of a token in stage 1
+    num_heads: int = 1                              # h: in stage 1
+    mlp_ratio: float = 4.0                          # hidden width of the MLP as a multiple of D
+    patch_kernel: tuple[int, ...] = (3, 7, 7)       # size of the cubes that a clip is cut into: frames, rows, columns
     patch_stride: tuple[int, ...] = (2, 4, 4)
-    kernel_qkv: tuple[int, ...] = (3, 3, 3)         # of the pooling of q, k and v
-    stride_kv: tuple[int, ...] = (1, 8, 8)          # of the keys in the first stage; halved where the grid is
-    drop_rate: float = 0.5                          # dropout before the head
-    proj_drop_rate: float = 0.0                     # after the projections of attention and MLP
-    drop_path_rate: float = 0.2                     # stochastic depth of the last block; earlier ones linearly less
+    kernel_qkv: tuple[int, ...] = (3, 3, 3)         # kernel of the pooling of q, k and v
+    stride_kv: tuple[int, ...] = (1, 8, 8)          # stride of keys and values in stage 1; halved whenever the grid is
+    drop_rate: float = 0.5                          # dropout rate before the head
+    proj_drop_rate: float = 0.0                     # dropout rate after the projections of attention and MLP
+    drop_path_rate: float = 0.2                     # stochastic depth rate of the last block; rises linearly from 0
 
 
 PRESETS = {
@@ -215,7 +215,7 @@ class PoolingAttention(nn.Module):
             q = self.pool_q(q, size)                                            # (B·h, 1 + N', d)
         k, v = self.pool_k(k, size), self.pool_v(v, size)                       # (B·h, 1 + M, d)
         x = ops.attention(*(t.reshape(B, h, *t.shape[1:]) for t in (q, k, v)))  # (B, h, 1 + N', d)
-        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # the heads side by side
+        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # (B, 1 + N', D), heads side by side
         return self.project(x)
 
 
@@ -291,7 +291,7 @@ class MViT(nn.Module):
     def forward_features(self, x: Tensor | Array) -> Tensor:
         """clips or images → tokens (B, 1 + N, D) after the last block."""
         x = check_clips(x, self.config, self.conv_proj.weight.dtype)
-        x = self.conv_proj(x).flatten(2).transpose(1, 2)                        # (B, N, D)
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)                        # (B, D, T, H, W) → (B, N, D)
         x = self.pos_encoding(x)                                                # (B, 1 + N, D)
         for block in self.blocks:
             x = block(x)
@@ -301,13 +301,13 @@ class MViT(nn.Module):
         return self.head(self.forward_features(x)[:, 0])                        # what the class token has gathered
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices and positions a truncated normal of deviation 0.02, biases zero; convolutions as PyTorch's."""
+        """Matrices and positions truncated normal, standard deviation 0.02; biases zero; convolutions as in PyTorch."""
         init_linear_and_conv(self, rng)
         for table in self.pos_encoding.parameters():
             table.assign(init.trunc_normal(table.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
+        """Positions and the class token: not weight matrices, so weight decay is not applied to them."""
         return {f"pos_encoding.{name}" for name, _ in self.pos_encoding.named_parameters()}
 
     def layer_names(self) -> list[tuple[str, ...]]:
@@ -318,7 +318,7 @@ class MViT(nn.Module):
 
 
 def init_linear_and_conv(model: nn.Module, rng: np.random.Generator) -> None:
-    """Matrices a truncated normal of deviation 0.02 with biases zero; convolutions as PyTorch draws them."""
+    """Matrices truncated normal, standard deviation 0.02, with biases zero; convolutions as PyTorch draws them."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.assign(init.trunc_normal(module.weight.shape, rng))
