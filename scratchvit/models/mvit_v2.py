@@ -82,7 +82,7 @@ class MViTv2Config:
     num_classes: int = 1000                     # 0: no head, the pooled features come out
     depths: tuple[int, ...] = (2, 3, 16, 3)     # blocks in each stage
     embed_dim: int = 96                         # D: channels (width) of a token in stage 1; doubled at each later stage
-    num_heads: int = 1                          # h: in stage 1; doubled at each later stage
+    num_heads: int = 1                          # h: attention heads in stage 1; doubled at each later stage
     mlp_ratio: float = 4.0                      # hidden width of the MLP as a multiple of D
     qkv_bias: bool = True                       # whether q, k and v have biases
     expand_attn: bool = True                    # channels grow in a stage's first attention; no: in the MLP before it
@@ -90,7 +90,7 @@ class MViTv2Config:
     use_cls_token: bool = False                 # whether a learned class token is put before the others
     cls_residual: bool = True                   # whether residual pooling includes the class token
     patch_kernel: tuple[int, ...] = (7, 7)      # size of the patches, which overlap
-    patch_stride: tuple[int, ...] = (4, 4)
+    patch_stride: tuple[int, ...] = (4, 4)      # distance between neighbouring patches
     kernel_qkv: tuple[int, ...] = (3, 3)        # kernel of the pooling of q, k and v
     stride_kv: tuple[int, ...] = (4, 4)         # stride of keys and values in stage 1; halved whenever the grid is
     global_pool: str = "avg"                    # input of the head: "avg", the mean; "token", the class token

@@ -71,9 +71,9 @@ class SwinConfig:
     num_classes: int = 1000         # 0: no head, the pooled features come out
     embed_dim: int = 96             # C: channels (width) of a token in stage 1
     depths: tuple[int, ...] = (2, 2, 6, 2)          # blocks in each stage; every second one shifts its windows
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)     # in each stage
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)     # attention heads in each stage
     window_size: int | tuple[int, int] = 7  # M: side of the windows in tokens, or (height, width)
-    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of D
+    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of its tokens' width
     qkv_bias: bool = True           # whether q, k and v have biases
     weight_init: str = "timm"       # "timm": standard deviation 0.02; "xavier": by width, for small models
     drop_rate: float = 0.0          # dropout rate before the head
@@ -160,7 +160,7 @@ class Block(nn.Module):
     def attend(self, x: Tensor) -> Tensor:
         """W-MSA, attention in regular windows; or SW-MSA, in shifted ones: (B, h, w, D) → (B, h, w, D).
 
-        Padding, rows and columns of zeros, is not masked: it is attended to like other tokens, as in timm.
+        Padding, rows and columns of zeros, is not masked as such: it is attended to like other tokens, as in timm.
         """
         B, h, w, _ = x.shape
         below, right = padding_of((h, w), self.window)              # rows and columns that complete the last windows

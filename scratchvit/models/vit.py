@@ -13,7 +13,7 @@ tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a m
     N        num_patches    196 = 14 × 14
     D        embed_dim      768
     L        depth          12
-    k        num_heads      12, each of D / k = 64 numbers
+    k        num_heads      12, each with d = D / k = 64 channels
     E        patch_embed    (768, 3, 16, 16): a matrix from P²·3 = 768 numbers to D, stored as a convolution's kernel
     E_pos    pos_embed      (1, 197, 768)
     z_0^0    cls_token      (1, 1, 768)
@@ -49,7 +49,7 @@ class ViTConfig:
     num_classes: int = 1000         # 0: no head, the pooled features come out
     embed_dim: int = 768            # D: channels (width) of a token
     depth: int = 12                 # L: number of blocks
-    num_heads: int = 12             # k: must divide D
+    num_heads: int = 12             # k: attention heads; must divide D
     mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of D
     qkv_bias: bool = True           # whether q, k and v have biases
     class_token: bool = True        # whether a learned class token is put before the patches

@@ -19,7 +19,8 @@ windows, all of one size, so that they make one batch. A map of 4×4 tokens, win
 
 h and e now share a window but are not neighbours. So a token may attend only to tokens of its own kind in its window:
 this is the mask. (Figure 4 of the paper numbers nine regions; within a window they are these kinds.) Padding, which
-completes windows that do not divide the map, is not masked: it is attended to, as in timm.
+completes windows where they do not divide the map, is not masked as such: it has a kind like other tokens and is
+attended to, as in timm.
 
 `scratchvit inspect swin_tiny_patch4_window7_224` draws all of this for every block.
 
