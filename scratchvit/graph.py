@@ -1,4 +1,52 @@
-"""The graph that ops leave behind, and how gradients go back through it, from a loss to the leaves."""
+"""The graph that ops leave behind, and how gradients go back through it, from a loss to the leaves.
+
+*The graph* of z = x·y + x, node by node. Nodes are made in the forward pass, with an edge for each input:
+
+>>> from scratchvit import Tensor
+>>> x, y = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
+>>> z = x * y + x
+>>> add, _ = z._edge
+>>> (mul, _), (leaf, _) = add.edges
+>>> add.name, mul.name, leaf is x, [leaf is y for leaf, _ in mul.edges]
+('add', 'mul', True, [False, True])
+
+*The order.* Gradients go back in topological order, consumers before what they consume. A node is ready when all its
+consumers have sent their share of its gradient: no more can arrive, so any ready node may be taken next. Here:
+
+    ready    dy     sends                          x.grad    y.grad    mul still waits for
+             1      (the root's own, to add)       –         –         1 consumer
+    add      1      1 to mul, 1 to x               1         –         0: ready
+    mul      1      1·y = 3 to x, 1·x = 2 to y     4         2
+
+>>> z.backward()
+>>> x.grad.item(), y.grad.item()
+(4.0, 2.0)
+
+*Memory.* A node knows its inputs only, neither its value nor its consumers, and a leaf knows no node. So references run
+one way, from the loss to the leaves. There are no cycles: dropping the loss frees every node and what its closure saved
+at once, without Python's garbage collector. `backward()` frees each node as soon as it is used.
+
+>>> import weakref
+>>> z = x * y + x
+>>> closure = weakref.ref(z._edge[0].edges[0][0].backward)      # that of mul, which holds x and y
+>>> del z
+>>> closure() is None
+True
+
+*Adding in place.* Where gradients meet they are added, and adding in place saves an array. It is allowed only into an
+array that is *fresh*: newly made by this backward, and held by nothing else. mul's dy·y is fresh. What add returns is
+not: it sends the same array, dy itself, to both inputs. With z = (x + y) + x, adding in place would go wrong:
+
+>>> import numpy as np
+>>> dy = np.ones(1)
+>>> x_grad = to_inner_add = dy          # the outer add sends dy to x and to the inner add,
+>>> x_grad += to_inner_add              # which sends it on to x: 1 + 1, written into dy,
+>>> to_inner_add                        # and to y, which ought to get 1
+array([2.])
+
+`_apply_backward` finds out which gradients are fresh, and `_Sum` adds. A saved array is held by its closure, which the
+engine cannot see: so no op's backward may return one (see `op` in tensor.py).
+"""
 
 from __future__ import annotations
 
@@ -13,7 +61,7 @@ class Node:
     """One application of an op in the graph: how to go back, and to where.
 
     An edge leads to what made an input, (node, output index), or to a leaf, (Tensor, its version), or nowhere (None)
-    for an input that needs no gradient. Nodes know neither their value nor their successors, so there are no reference
+    for an input that needs no gradient. Nodes know neither their value nor their consumers, so there are no reference
     cycles.
     """
 
@@ -30,7 +78,11 @@ class Node:
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
-    """Send gradients from the roots, pairs of (edge, gradient), to the leaves. Linear in the graph, no recursion."""
+    """Send gradients from the roots, pairs of (edge, gradient), to the leaves, in topological order.
+
+    Linear in the size of the graph, without recursion.  Raises RuntimeError as `Tensor.backward` does, and for a
+    backward that gives another number of gradients than there are inputs, or one of another shape or dtype.
+    """
     waiting = _count_consumers([edge for edge, _ in roots])
     arrived: dict[Node, list[_Sum]] = {}
     ready: list[Node] = []
@@ -48,7 +100,7 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
         send(edge, gradient, fresh=False)
     ready.extend(node for node, count in waiting.items() if count == 0)
     while ready:
-        node = ready.pop()
+        node = ready.pop()              # any ready node will do: see above
         incoming = [total.value for total in arrived.pop(node, ())]
         for edge, gradient, fresh in _apply_backward(node, incoming):
             if gradient is not None:
@@ -117,7 +169,11 @@ def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
 
 
 def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any, Array | None, bool]]:
-    """Call a node's closure once, free it, and give for each wanted gradient (edge, gradient, is it a new array)."""
+    """Call a node's closure once, free it, and give for each wanted gradient (edge, gradient, whether it is fresh).
+
+    Fresh, so that it may be added to in place: no other gradient, incoming or outgoing, looks at the same memory, and
+    it is the whole of that memory.
+    """
     backward, node.backward = node.backward, None
     assert backward is not None
     wanted = [edge for edge in node.edges if edge is not None]
@@ -151,7 +207,7 @@ def _owner(array: Array) -> Array:
 
 
 class _Sum:
-    """Gradients that meet at one output. Adds in place only into an array that nobody else holds."""
+    """The sum of the gradients that arrive at one output. Adds in place only into a fresh array."""
 
     __slots__ = ("fresh", "value")
 

@@ -1,6 +1,7 @@
 """The autograd engine: a Tensor is an array that remembers how to find its gradient.
 
-Read this file first. An *op* is a function on plain arrays that returns its value and a `backward` closure:
+Read this file first, or before it learn/engine.py, the same engine in 100 lines. An *op* is a function on plain arrays
+that returns its value and a `backward` closure:
 
     @op
     def square(x: Array):
@@ -12,8 +13,18 @@ Calling `square(t)` with a Tensor unwraps it, runs the function, and hangs a `No
 edges to the nodes of its inputs. `loss.backward()` walks those edges from the loss to the leaves and lets every closure
 turn the gradient of its value into the gradients of its inputs. That is all of reverse-mode differentiation.
 
-    value      x ──► square ──► y ──► sum ──► loss          closures are made on the way down,
-    gradient   dx ◄─ backward ◄─ dy ◄─ backward ◄─ 1        and called on the way up
+    value      x ──► square ──► y ──► sum ──► loss          closures are made in the forward pass,
+    gradient   dx ◄─ backward ◄─ dy ◄─ backward ◄─ 1        and called in topological order in the backward pass
+
+For example z = x·y + x at x = 2, y = 3 makes two nodes: mul, with edges to x and y; then add, with edges to mul and x.
+In the backward pass, add comes first and sends dz = 1 to mul and to x. Then mul sends 1·y = 3 to x and 1·x = 2 to y.
+graph.py follows this node by node, and says when a gradient may be added to in place.
+
+>>> x, y = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
+>>> z = x * y + x
+>>> z.backward()
+>>> x.grad.item(), y.grad.item()        # of x, the sum of both shares
+(4.0, 2.0)
 """
 
 from __future__ import annotations

@@ -214,12 +214,13 @@ MUTANTS = [
         "np.arange(n) >= n - s for", "np.arange(n) > n - s for", SWIN,
     ),
     Mutant(
-        "shifted windows: rolled the other way", "a sign", "models/windows.py",
-        "ops.roll(x, (-shift[0], -shift[1]), (1, 2))", "ops.roll(x, (shift[0], -shift[1]), (1, 2))", SWIN,
+        "shifted windows: rolled the other way", "a sign", "models/swin.py",
+        "ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))", "ops.roll(x, (self.shift[0], -self.shift[1]), (1, 2))",
+        SWIN,
     ),
     Mutant(
         "relative position index: transposed", "a wrong axis", "models/windows.py",
-        "index = place[:, None] - place + place[-1]", "index = place - place[:, None] + place[-1]", SWIN,
+        "index = number[:, None] - number + number[-1]", "index = number - number[:, None] + number[-1]", SWIN,
     ),
     Mutant(
         "GIoU: the box around is the common part", "a comparison", "detection/boxes.py",

@@ -148,7 +148,7 @@ def test_every_setting_is_an_option(capsys):
     fields |= set(vars(model_config("vit_tiny_patch16_224"))) - train.FROM_THE_DATA
     for name in fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert 'what the head sees: "token", the class token' in text      # the comment beside the field
+    assert 'input of the head: "token", the class token' in text       # the comment beside the field
 
 
 def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsys, no_pictures):

@@ -131,6 +131,24 @@ def test_every_token_stands_where_the_shift_puts_it(device, case):
         assert np.array_equal(block.in_place(block.places), np.arange(h * w).reshape(h, w))
 
 
+class Numbers(sv.nn.Module):
+    """Stands in for a block's attention: which tokens it is given, numbered from 1, 0 for padding."""
+
+    def forward(self, tokens, mask):
+        self.given = tokens.numpy()[..., 0]
+        return tokens
+
+
+@pytest.mark.parametrize("version", NAMES)
+@pytest.mark.parametrize("case", CASES)
+def test_places_are_those_of_the_tokens_that_attention_gets(device, version, case):
+    model = small(version, **CASES[case])
+    for block, told in zip((b for stage in model.layers for b in stage.blocks), window_blocks(model), strict=True):
+        block.attn = Numbers()
+        block.attend(sv.Tensor(1 + np.arange(np.prod(told.size), dtype=np.int32).reshape(1, *told.size, 1)))
+        assert np.array_equal(block.attn.given - 1, told.places)
+
+
 @pytest.mark.parametrize("version", NAMES)
 @pytest.mark.parametrize("case", ["padded", "not square", "a window covers one axis", "odd maps"])
 def test_masks_and_biases_are_those_that_attention_gets(device, monkeypatch, version, case):

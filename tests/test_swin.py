@@ -11,7 +11,6 @@ from scratchvit.costs.counting import cost
 from scratchvit.models.swin import Block, SwinConfig, neighbours
 from scratchvit.models.windows import (
     bias_of_pairs,
-    in_windows,
     relative_position_index,
     window_and_shift,
     window_partition,
@@ -20,7 +19,7 @@ from scratchvit.models.windows import (
 from scratchvit.optim.groups import layers_by_name
 from tests.support.margins import agree
 from tests.support.model_parity import assert_learns, assert_same_model, full_size, images, pair, timms
-from tests.support.window_blocks import assert_gradients, dense_block, randomised, steps_of
+from tests.support.window_blocks import assert_gradients, dense_block, randomised
 from tests.test_layer_decay import settings_by_name
 
 NAME = "swin_tiny_patch4_window7_224"
@@ -89,8 +88,8 @@ def test_what_is_computed_is_not_saved():
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"img_size": 30}, "30×30 cannot be cut into patches of 4×4"), ({"window_size": 0}, "window_size is at least 1"),
-     ({"window_size": (3, -1)}, "window_size is at least 1"), ({"depths": ()}, "a number for every stage"),
-     ({"depths": (2, 2, 2)}, r"for every stage, not \(2, 2, 2\) and \(2, 4\)"),
+     ({"window_size": (3, -1)}, "window_size is at least 1"), ({"depths": ()}, "one number per stage"),
+     ({"depths": (2, 2, 2)}, r"per stage, not \(2, 2, 2\) and \(2, 4\)"),
      ({"depths": (2, 0)}, "at least 1 block"), ({"num_heads": (2, 0)}, "num_heads must be positive"),
      ({"num_heads": (2, 3)}, "16 numbers in a token of stage 2 cannot be shared by 3 heads"),
      ({"embed_dim": 0}, "embed_dim must be positive"), ({"mlp_ratio": 0.01}, "no hidden layer"),
@@ -155,12 +154,20 @@ def test_four_neighbours_become_one_token(device):
     assert merged.tolist() == [[[[0, 1, 4, 5, 2, 3, 6, 7]], [[8, 9, 0, 0, 10, 11, 0, 0]]]]
 
 
+class Double(nn.Module):
+    """Stands in for a block's attention."""
+
+    def forward(self, tokens, mask):
+        return tokens * 2
+
+
 def test_what_is_done_in_windows_comes_back_to_its_place(device):
     x = sv.Tensor(images(2, 5, 7, 3))
-    for window, shift in (((2, 3), (0, 0)), ((2, 3), (1, 1)), ((5, 3), (0, 1))):
-        regions = steps_of((5, 7), window, shift).regions
-        y = in_windows(lambda tokens, mask: tokens * 2, x, window, shift, regions)
-        assert np.array_equal(y.numpy(), 2 * x.numpy())
+    for window, shifted, shift in (((2, 3), False, (0, 0)), ((2, 3), True, (1, 1)), ((5, 3), True, (0, 1))):
+        block = Block(SwinConfig(embed_dim=3, num_heads=(1,), window_size=window), 0, (5, 7), shifted, 0.0)
+        block.attn = Double()
+        assert block.shift == shift
+        assert np.array_equal(block.attend(x).numpy(), 2 * x.numpy())
 
 
 # --- a block is dense attention with a mask, found without windows ---

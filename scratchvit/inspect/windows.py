@@ -1,12 +1,12 @@
-"""What the windows of a Swin do, block by block: where they lie, who may look at whom, and how far a token reaches.
+"""What the windows of a Swin do, block by block: where they lie, which tokens they mask, and how far a token reaches.
 
-Nothing here is drawn from memory of the paper. A map of numbered places is sent through `in_windows`, the function that
-cuts, rolls and pads in every block; what arrives in the windows tells where each token came from. Masks are those of
-`same_region`. So where the model differs from the paper's figure, as timm's padding does, it shows.
+A map of numbered tokens is rolled, padded and cut as in `swin.Block.attend`: what arrives in the windows tells where
+each token came from. Windows, shifts and regions are each block's own, and a test compares the result with what its
+attention is given. So where the model differs from the paper's figure, as timm's padding does, the pictures show it.
 
-Receptive growth needs no running of the model. Block by block, backwards from the token that is asked about: a token
-depends on all that its window's mask lets it look at, on itself (the residual), and in merging on 2×2 tokens of the
-map before. These are the pixels where the gradient need not be zero, whatever the weights are.
+Receptive fields are found without running the model. Block by block, backwards from the token in question: a token
+depends on all tokens that its window's mask lets it attend to, on itself (the residual), and through merging on 2×2
+tokens of the map before. These are the pixels where the gradient can be non-zero, whatever the weights are.
 """
 
 from __future__ import annotations
@@ -17,16 +17,22 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchvit.backend import Array, asnumpy
+from scratchvit.backend import asnumpy
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import swin_v2
 from scratchvit.models.swin import SwinTransformer
-from scratchvit.models.windows import in_windows, padding_of, relative_position_index, same_region, window_reverse
+from scratchvit.models.windows import (
+    padding_of,
+    relative_position_index,
+    same_region,
+    window_partition,
+    window_reverse,
+)
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 
-PADDING = -1        # instead of a place: a token that is none of the map's
+PADDING = -1        # instead of a token's number: padding
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,7 @@ class BlockWindows:
     size            (h, w) of the map
     window, shift   (M, M') and how many tokens the windows are moved down and to the right
     places          (nW, N): which token of the map stands there, row by row, or PADDING
-    kinds           int8 (nW, N): 0 where the token was, 1 carried over from the left, 2 from above, 3 from both
+    kinds           int8 (nW, N): 1 if the token re-entered at the right, 2 at the bottom, 3 both, 0 neither
     attention       the block's layer of attention
     """
 
@@ -52,7 +58,7 @@ class BlockWindows:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """(rows, columns) that the map lacks to be whole windows."""
+        """(rows, columns) that are added to the map so that windows divide it."""
         return padding_of(self.size, self.window)
 
     def masks(self, windows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.bool_]:
@@ -92,27 +98,20 @@ def window_blocks(model: SwinTransformer) -> list[BlockWindows]:
     blocks, size = [], model.patch_embed.grid_size
     for stage, layer in enumerate(model.layers, start=1):
         for number, block in enumerate(layer.blocks, start=1):
-            places = places_in_windows(size, block.window, block.shift, block.regions)
+            places = places_in_windows(size, block.window, block.shift)
             kinds = np.zeros(places.shape, np.int8) if block.regions is None else block.regions.numpy()
             blocks.append(BlockWindows(stage, number, size, block.window, block.shift, places, kinds, block.attn))
         size = (size[0] + 1) // 2, (size[1] + 1) // 2
     return blocks
 
 
-def places_in_windows(
-    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], regions: Tensor | None
-) -> NDArray[np.int32]:
+def places_in_windows(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> NDArray[np.int32]:
     """Which token of the map (h, w) stands where in every window, (nW, N): its number row by row, or PADDING."""
-    arrived: list[Tensor] = []
-
-    def remember(tokens: Tensor, mask: Array | None) -> Tensor:
-        arrived.append(tokens)
-        return tokens
-
-    numbers = np.arange(1, 1 + size[0] * size[1], dtype=np.int32).reshape(1, *size, 1)      # padding is 0
-    with no_grad():
-        in_windows(remember, Tensor(numbers), window, shift, regions)
-    return arrived[0].numpy()[..., 0] - 1
+    below, right = padding_of(size, window)
+    numbers = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)                # (h, w)
+    numbers = np.roll(numbers, (-shift[0], -shift[1]), (0, 1))
+    numbers = np.pad(numbers, ((0, below), (0, right)), constant_values=PADDING)        # (h + below, w + right)
+    return window_partition(Tensor(numbers[None, :, :, None]), window).numpy()[..., 0]  # (nW, N)
 
 
 @dataclass(frozen=True)
@@ -138,12 +137,12 @@ def mask_kinds(block: BlockWindows) -> list[MaskKind]:
 
 
 def bias_table(block: BlockWindows) -> NDArray:
-    """The relative position bias B̂ of every head, (heads, 2M-1, 2M'-1), by offset (Δy, Δx) of query and key.
+    """The relative position bias B̂ of every head, (heads, 2M-1, 2M'-1), by offset (Δy, Δx), query minus key.
 
     Swin learned it; Swin V2 computes it, 16 σ(G(Δy, Δx)): there it is read from the pairs that attention is given.
-    Raises ScratchvitError for what is no finite number.
+    Raises ScratchvitError if an entry is not finite.
     """
-    attention, (M, N) = block.attention, block.window
+    attention, (height, width) = block.attention, block.window
     if isinstance(attention, swin_v2.WindowAttention):
         _, a_pair = np.unique(relative_position_index(block.window), return_index=True)
         with no_grad():
@@ -156,7 +155,7 @@ def bias_table(block: BlockWindows) -> NDArray:
             f"the position bias of stage {block.stage}, block {block.number} is not finite: the weights are damaged, "
             "take others"
         )
-    return table.reshape(-1, 2 * M - 1, 2 * N - 1)
+    return table.reshape(-1, 2 * height - 1, 2 * width - 1)
 
 
 def follow(token: tuple[int, int], stage: int) -> tuple[int, int]:

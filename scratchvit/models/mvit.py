@@ -1,20 +1,20 @@
 """MViT: multiscale vision Transformers (Fan, Xiong, Mangalam, Li et al., ICCV 2021, arXiv 2104.11227).
 
 What changes against ViT: a ViT keeps one scale, as many tokens and channels in its last block as in its first. A
-ConvNet is a pyramid: many places with few channels first, few places with many channels last, since early layers see
-simple things everywhere and late ones complex things somewhere. MViT gives a Transformer that shape, by two means.
+ConvNet is a pyramid: early layers have high resolution and few channels, for simple features; late layers have low
+resolution and many channels, for complex ones. MViT gives a Transformer that shape, by two means.
 
-*Pooling attention* (§3.1). Queries, keys and values lie on a grid, so they can be pooled like a picture before they
-meet: each is shrunk by a depth-wise convolution, with a stride, and normalised.
+*Pooling attention* (§3.1). Queries, keys and values lie on a grid, so they can be pooled like an image before
+attention: each goes through a depth-wise convolution with a stride, and a norm.
 
     tokens ── W_q ── pool, stride s_q ──► Q   (fewer queries: fewer tokens come out; only where a stage begins)
            ── W_k ── pool, stride s_kv ─► K   (fewer keys: cheaper attention, and nothing else changes)
            ── W_v ── pool, stride s_kv ─► V          softmax(Q Kᵀ / √d) V
 
-*Stages* (§3.2). Where a stage begins, queries are pooled by 2×2 and channels are doubled: fewer tokens, and each says
-more. The keys' stride starts at 8×8 and halves where the grid does, so that there are always 7×7 keys a frame (14×14 in
-a block that pools its queries, since its keys come from the larger grid before it). Time is halved once, when the clip
-is cut into overlapping cubes, and not pooled after that.
+*Stages* (§3.2). Where a stage begins, queries are pooled by 2×2 and channels are doubled: fewer, wider
+tokens. The keys' stride starts at 8×8 and halves where the grid does, so that there are always 7×7 keys a frame (14×14
+in a block that pools its queries, since its keys come from the larger grid before it). Time is halved once, when the
+clip is cut into overlapping cubes, and not pooled after that.
 
     stage         MViT-B, 16×4 (Table 3b)           tokens: frames × rows × columns
     data          16 frames, every 4th of a video   16 × 224 × 224
@@ -27,7 +27,7 @@ is cut into overlapping cubes, and not pooled after that.
     paper      here           shape at MViT-B, clips of 16×224×224, in the first block
     X          x              (B, 1 + 25,088, 96): the class token, and 8·56·56 others
     D          embed_dim      96, doubled by the last MLP of a stage
-    h          num_heads      1, doubled likewise: every head has 96 numbers
+    h          num_heads      1, doubled likewise: every head has 96 channels
     P(·; Θ)    Pool           kernel 3×3×3, shared by the heads
     Q          q              (B, 1, 1 + 25,088, 96)
     K, V       k, v           (B, 1, 1 + 392, 96), as 8·7·7 = 392
@@ -74,17 +74,17 @@ class MViTConfig:
     num_frames: int = 16                            # T: frames of a clip; 1: images
     in_chans: int = 3
     num_classes: int = 400                          # 0: no head, the class token's features come out
-    depths: tuple[int, ...] = (1, 2, 11, 2)         # blocks of each stage
-    embed_dim: int = 96                             # D: the numbers in a token of the first stage
-    num_heads: int = 1                              # h: of the first stage
-    mlp_ratio: float = 4.0                          # the MLP's hidden layer has so many times D
-    patch_kernel: tuple[int, ...] = (3, 7, 7)       # of the cubes that a clip is cut into: frames, rows, columns
-    patch_stride: tuple[int, ...] = (2, 4, 4)
-    kernel_qkv: tuple[int, ...] = (3, 3, 3)         # of the pooling of q, k and v
-    stride_kv: tuple[int, ...] = (1, 8, 8)          # of the keys in the first stage; halved where the grid is
-    drop_rate: float = 0.5                          # dropout before the head
-    proj_drop_rate: float = 0.0                     # after the projections of attention and MLP
-    drop_path_rate: float = 0.2                     # stochastic depth of the last block; earlier ones linearly less
+    depths: tuple[int, ...] = (1, 2, 11, 2)         # blocks in each stage
+    embed_dim: int = 96                             # D: channels (width) of a token in stage 1
+    num_heads: int = 1                              # h: attention heads in stage 1
+    mlp_ratio: float = 4.0                          # hidden width of the MLP as a multiple of D
+    patch_kernel: tuple[int, ...] = (3, 7, 7)       # size of the cubes that a clip is cut into: frames, rows, columns
+    patch_stride: tuple[int, ...] = (2, 4, 4)       # distance between neighbouring cubes
+    kernel_qkv: tuple[int, ...] = (3, 3, 3)         # kernel of the pooling of q, k and v
+    stride_kv: tuple[int, ...] = (1, 8, 8)          # stride of keys and values in stage 1; halved whenever the grid is
+    drop_rate: float = 0.5                          # dropout rate before the head
+    proj_drop_rate: float = 0.0                     # dropout rate after the projections of attention and MLP
+    drop_path_rate: float = 0.2                     # stochastic depth rate of the last block; rises linearly from 0
 
 
 PRESETS = {
@@ -183,7 +183,7 @@ def max_pool_tokens(x: Tensor, size: Size, prefix: int, stride: Size) -> Tensor:
 class Pool(nn.Module):
     """P(·; Θ): a depth-wise convolution over the grid, then a norm. x (B·h, 1 + N, d) → (B·h, 1 + N', d).
 
-    One filter for each of the d numbers of a head, the same for all heads.
+    One filter for each of the d channels of a head, shared by all heads.
     """
 
     def __init__(self, dim: int, kernel: Size, stride: Size):
@@ -215,7 +215,7 @@ class PoolingAttention(nn.Module):
             q = self.pool_q(q, size)                                            # (B·h, 1 + N', d)
         k, v = self.pool_k(k, size), self.pool_v(v, size)                       # (B·h, 1 + M, d)
         x = ops.attention(*(t.reshape(B, h, *t.shape[1:]) for t in (q, k, v)))  # (B, h, 1 + N', d)
-        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # the heads side by side
+        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # (B, 1 + N', D), heads side by side
         return self.project(x)
 
 
@@ -291,23 +291,23 @@ class MViT(nn.Module):
     def forward_features(self, x: Tensor | Array) -> Tensor:
         """clips or images → tokens (B, 1 + N, D) after the last block."""
         x = check_clips(x, self.config, self.conv_proj.weight.dtype)
-        x = self.conv_proj(x).flatten(2).transpose(1, 2)                        # (B, N, D)
+        x = self.conv_proj(x).flatten(2).transpose(1, 2)                        # (B, D, T, H, W) → (B, N, D)
         x = self.pos_encoding(x)                                                # (B, 1 + N, D)
         for block in self.blocks:
             x = block(x)
         return self.norm(x)
 
     def forward(self, x: Tensor | Array) -> Tensor:
-        return self.head(self.forward_features(x)[:, 0])                        # what the class token has gathered
+        return self.head(self.forward_features(x)[:, 0])                        # the class token
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices and positions a truncated normal of deviation 0.02, biases zero; convolutions as PyTorch's."""
+        """Matrices and positions truncated normal, standard deviation 0.02; biases zero; convolutions as in PyTorch."""
         init_linear_and_conv(self, rng)
         for table in self.pos_encoding.parameters():
             table.assign(init.trunc_normal(table.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
+        """Positions and the class token: not weight matrices, so weight decay is not applied to them."""
         return {f"pos_encoding.{name}" for name, _ in self.pos_encoding.named_parameters()}
 
     def layer_names(self) -> list[tuple[str, ...]]:
@@ -318,7 +318,7 @@ class MViT(nn.Module):
 
 
 def init_linear_and_conv(model: nn.Module, rng: np.random.Generator) -> None:
-    """Matrices a truncated normal of deviation 0.02 with biases zero; convolutions as PyTorch draws them."""
+    """Matrices truncated normal, standard deviation 0.02, with biases zero; convolutions as PyTorch draws them."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.assign(init.trunc_normal(module.weight.shape, rng))

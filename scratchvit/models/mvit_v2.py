@@ -2,24 +2,26 @@
 
 What changes against MViT (mvit.py), whose pyramid and pooling stay:
 
-*Decomposed relative positions* (§4.1). What a query asks of a key depends on where the key lies from it, not on where
-both are: the scores get E_ij = q_i · R(i − j), with R learned. One R for each of (2T−1)(2H−1)(2W−1) offsets would be
-too many, so R is a sum of one along each axis (eq. 4), and so are the scores:
+*Decomposed relative positions* (§4.1). Attention depends on the offset between query and key, not on where both are:
+the scores get E_ij = q_i · R(i − j), with R a learned relative positional embedding. One R for each of
+(2T−1)(2H−1)(2W−1) offsets would be too many, so R is a sum of one embedding per axis (eq. 4), and so are the scores:
 
     E_ij = q_i · R^h(row i − row j) + q_i · R^w(column i − column j) + q_i · R^t(frame i − frame j)
 
-For each query that is kH + kW + kT numbers, not kH·kW·kT. They need not be spread out to a matrix as large as the
-attention's either: written behind the query, and behind each key ones at its own row, column and frame,
+For each query these are kH + kW + kT scores, not kH·kW·kT. Nor need they be expanded to a matrix as large as the
+attention's: append them to the query, and append to each key ones at its own row, column and frame,
 
     [q_i, s_i] · [k_j, 1 at j] = q_i · k_j + s_i[row j] + s_i[column j] + s_i[frame j]
 
-so the scores are still one product, and an attention that never makes its matrix can take them. There are no absolute
-positions. Queries and keys lie on grids of different pitch: rows are counted in the finer one.
+so the scores are still one product, and attention that never stores its matrix can compute them. There are no absolute
+positional embeddings. Queries and keys lie on grids of different resolution: offsets are counted on the finer one
+(`relative_offsets` has an example).
 
-*Residual pooling* (§4.1, eq. 5). The pooled queries are added to what attention gives, Z = Attn(Q, K, V) + Q, so that
-much passes where keys are pooled by far. For that, queries are convolved in every block, with stride 1 too.
+*Residual pooling* (§4.1, eq. 5). The pooled queries are added to the output of attention, Z = Attn(Q, K, V) + Q, so
+that information passes even where keys are pooled strongly. For that, queries are convolved in every block, with stride
+1 too.
 
-*Channels grow in attention* (Appendix B.1), where a stage begins, not in the MLP before it: the block that
+*Channels grow in attention* (Appendix B.1), at the beginning of a stage, not in the MLP before it: the block that
 sees four times fewer tokens does the work. (MViTv2-L keeps MViT's way, as its authors trained it.)
 
     model         stages (depths)    D     h     parameters     Table 1 of the paper
@@ -78,22 +80,22 @@ class MViTv2Config:
     num_frames: int = 1                         # T: frames of a clip; 1: images
     in_chans: int = 3
     num_classes: int = 1000                     # 0: no head, the pooled features come out
-    depths: tuple[int, ...] = (2, 3, 16, 3)     # blocks of each stage
-    embed_dim: int = 96                         # D: the numbers in a token of the first stage, doubled at each other
-    num_heads: int = 1                          # h: of the first stage, doubled likewise
-    mlp_ratio: float = 4.0                      # the MLP's hidden layer has so many times D
+    depths: tuple[int, ...] = (2, 3, 16, 3)     # blocks in each stage
+    embed_dim: int = 96                         # D: channels (width) of a token in stage 1; doubled at each later stage
+    num_heads: int = 1                          # h: attention heads in stage 1; doubled at each later stage
+    mlp_ratio: float = 4.0                      # hidden width of the MLP as a multiple of D
     qkv_bias: bool = True                       # whether q, k and v have biases
-    expand_attn: bool = True                    # channels grow in a stage's first attention, or in the MLP before it
-    residual_pooling: bool = True               # whether the pooled queries are added to what attention gives
-    use_cls_token: bool = False                 # whether a learned token stands before the others
-    cls_residual: bool = True                   # whether its query is added, too
-    patch_kernel: tuple[int, ...] = (7, 7)      # of the patches, which overlap
-    patch_stride: tuple[int, ...] = (4, 4)
-    kernel_qkv: tuple[int, ...] = (3, 3)        # of the pooling of q, k and v
-    stride_kv: tuple[int, ...] = (4, 4)         # of the keys in the first stage; halved where the grid is
-    global_pool: str = "avg"                    # what the head sees: "avg", the mean; "token", the class token
-    drop_rate: float = 0.0                      # dropout before the head
-    drop_path_rate: float = 0.0                 # stochastic depth of the last block; earlier ones linearly less
+    expand_attn: bool = True                    # channels grow in a stage's first attention; no: in the MLP before it
+    residual_pooling: bool = True               # whether the pooled queries are added to the output of attention
+    use_cls_token: bool = False                 # whether a learned class token is put before the others
+    cls_residual: bool = True                   # whether residual pooling includes the class token
+    patch_kernel: tuple[int, ...] = (7, 7)      # size of the patches, which overlap
+    patch_stride: tuple[int, ...] = (4, 4)      # distance between neighbouring patches
+    kernel_qkv: tuple[int, ...] = (3, 3)        # kernel of the pooling of q, k and v
+    stride_kv: tuple[int, ...] = (4, 4)         # stride of keys and values in stage 1; halved whenever the grid is
+    global_pool: str = "avg"                    # input of the head: "avg", the mean; "token", the class token
+    drop_rate: float = 0.0                      # dropout rate before the head
+    drop_path_rate: float = 0.0                 # stochastic depth rate of the last block; rises linearly from 0
 
 
 #          blocks of each stage    D   h      Table 1 of the paper
@@ -157,7 +159,7 @@ class RelativeAttention(nn.Module):
         for name, q, k in zip(_tables(axes), scale.q_size, scale.kv_size):
             setattr(self, name, nn.Parameter(np.zeros((2 * max(q, k) - 1, d), np.float32)))
         self.offsets = [Tensor(relative_offsets(q, k)) for q, k in zip(scale.q_size, scale.kv_size)]
-        # In units that the scores are scaled down by, as the products with keys are.
+        # Times √d, since attention divides these scores by √d together with the products q · k.
         self.key_places = Tensor(key_places(scale.kv_size, self.prefix) * np.float32(d**0.5))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -174,14 +176,14 @@ class RelativeAttention(nn.Module):
         on_grid = q[:, :, prefix:]                                              # (B, h, N', d)
         tables = [getattr(self, name) for name in _tables(len(size))]
         scores = relative_scores(on_grid, self.scale.q_size, tables, self.offsets)  # (B, h, N', kT + kH + kW)
-        scores = ops.pad(scores, (0, 0, prefix, 0)) if prefix else scores       # the class token lies nowhere
+        scores = ops.pad(scores, (0, 0, prefix, 0)) if prefix else scores       # 0 for the class token: no position
         places = self.key_places.expand((B, h, *self.key_places.shape))         # (B, h, [1 +] M, kT + kH + kW)
         x = ops.attention(                                                      # eqs. 2 and 3
             ops.concatenate([q, scores], dim=-1), ops.concatenate([k, places], dim=-1), v, scale=d**-0.5
         )
         if self.residual:                                                       # eq. 5
             x = x + (q if self.cls_residual or not prefix else ops.pad(on_grid, (0, 0, prefix, 0)))
-        x = x.transpose(1, 2).reshape(B, x.shape[2], h * d)                     # the heads side by side
+        x = x.transpose(1, 2).reshape(B, x.shape[2], h * d)                     # (B, [1 +] N', D)
         return self.proj(x)
 
 
@@ -212,7 +214,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid, after the first, which pools the grid before it."""
+    """Blocks on one grid. The first one pools the grid of the stage before."""
 
     def __init__(self, config: MViTv2Config, scales: Sequence[Scale]):
         self.blocks = nn.ModuleList(Block(config, scale) for scale in scales)
@@ -224,7 +226,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """Dropout and a matrix: features (B, D) → logits (B, num_classes)."""
+    """Dropout and a linear classifier: features (B, D) → logits (B, num_classes)."""
 
     def __init__(self, dim: int, config: MViTv2Config):
         self.drop = nn.Dropout(config.drop_rate)
@@ -276,14 +278,14 @@ class MViTv2(nn.Module):
         return self.head(pooled_x)
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices, tables and the class token a truncated normal of deviation 0.02; convolutions as PyTorch's."""
+        """Matrices, tables, class token truncated normal, standard deviation 0.02; convolutions as in PyTorch."""
         init_linear_and_conv(self, rng)
         for name, parameter in self.named_parameters():
             if _is_table(name):
                 parameter.assign(init.trunc_normal(parameter.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
+        """Tables and the class token: not weight matrices, so weight decay is not applied to them."""
         return {name for name, _ in self.named_parameters() if _is_table(name)}
 
     def layer_names(self) -> list[tuple[str, ...]]:
@@ -301,42 +303,50 @@ class MViTv2(nn.Module):
 def relative_scores(q: Tensor, size: Size, tables: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
     """q_i · R of each axis for every row, column, frame of the keys: q (B, h, N, d) → (B, h, N, kT + kH + kW).
 
-    size: the queries' grid.  tables: for each axis, R (2 max(n, k) − 1, d).  offsets: which entry of it, (n, k).
+    size: the queries' grid.  tables: for each axis, R (2 max(n, k) − 1, d).  offsets: which row of it, (n, k), from
+    `relative_offsets`.  For the rows of an image this is einsum("bhyxd,ykd->bhyxk"), which takes 2 to 4 times as long.
     """
     B, h, N, d = q.shape
     axes = len(size)
-    q = q.reshape(B, h, *size, d)                                               # (B, h, T, H, W, d)
+    q = q.reshape(B, h, *size, d)                                               # (B, h, [T,] H, W, d)
     parts = []
     for axis, (table, offset) in enumerate(zip(tables, offsets)):
-        n, k = offset.shape
-        R = ops.embedding(offset, table).transpose(1, 2)                        # (n, d, k)
-        R = R.reshape(n, *(1,) * (axes - 2), d, k)
+        n, k = offset.shape                                                     # queries and keys along this axis
+        R = ops.embedding(offset, table).transpose(1, 2)                        # (n, k, d) → (n, d, k)
+        R = R.reshape(n, *(1,) * (axes - 2), d, k)                              # (n, [1,] d, k): n matrices
         order = [0, 1, 2 + axis, *(2 + other for other in range(axes) if other != axis), 2 + axes]
         product = q.permute(order) @ R                                          # (B, h, n, the other axes, k)
-        back = [order.index(position) for position in range(len(order))]
-        parts.append(product.permute(back).reshape(B, h, N, k))
-    return ops.concatenate(parts, dim=-1)
+        back = [order.index(position) for position in range(len(order))]        # the inverse permutation
+        parts.append(product.permute(back).reshape(B, h, N, k))                 # (B, h, [T,] H, W, k) → (B, h, N, k)
+    return ops.concatenate(parts, dim=-1)                                       # (B, h, N, kT + kH + kW)
 
 
 def relative_offsets(n: int, k: int) -> np.ndarray:
-    """Which entry of its table tells of query i and key j along an axis: (n, k) integers from 0 to 2 max(n, k) − 2.
+    """The row of the table for query i and key j along an axis: (n, k) integers from 0 to 2 max(n, k) − 2.
 
-    i and j are counted in steps of the finer of their two grids, rounded down: with n queries and k keys, and m the
-    greater, a query's step is m / n and a key's m / k. The entry is 0 for the first query and the last key.
+    An offset is query minus key, in steps of the finer of the two grids. With n queries, k keys and m = max(n, k), a
+    query's step is m / n and a key's m / k. The first query and the last key have row 0; fractions are rounded down.
+    Four queries, at 0, 1, 2, 3, and two keys, at 0 and 2, have offsets 0 and −2, 1 and −1, …, plus 2:
+
+    >>> relative_offsets(4, 2)
+    array([[2, 0],
+           [3, 1],
+           [4, 2],
+           [5, 3]])
     """
     i, j, m = np.arange(n)[:, None], np.arange(k), max(n, k)
     return m * (i * k + (k - 1 - j) * n) // (n * k)
 
 
 def key_places(size: Size, prefix: int) -> np.ndarray:
-    """Ones where each key lies: (prefix + M, kT + kH + kW), one in every row for each axis; none for a class token."""
+    """Ones at each key's row, column and frame: float32 (prefix + M, kT + kH + kW), zeros for a class token."""
     coordinates = np.indices(size).reshape(len(size), -1)                       # (axes, M)
     places = np.concatenate([np.eye(n, dtype=np.float32)[where] for n, where in zip(size, coordinates)], axis=1)
     return np.concatenate([np.zeros((prefix, places.shape[1]), np.float32), places])
 
 
 def _tables(axes: int) -> tuple[str, ...]:
-    """The names of the tables of relative positions, in the order of the axes."""
+    """Names of the tables of relative positional embeddings, in the order of the axes."""
     return ("rel_pos_t", "rel_pos_h", "rel_pos_w")[-axes:]
 
 

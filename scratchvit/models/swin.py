@@ -1,25 +1,32 @@
 """Swin: attention within windows that shift (Liu et al., ICCV 2021, arXiv 2103.14030).
 
-ViT compares every patch with every other, so patches must stay few and coarse. What changes: attention looks only
-within windows of M×M patches, and its cost grows with the number of patches, no longer with its square. Then patches
+ViT compares every patch with every other, so patches must stay few and coarse. What changes: attention stays within
+windows of M×M patches, and its cost grows linearly with the number of patches, no longer with its square. Then patches
 can be small (4×4 pixels), and the model can be a pyramid, as CNNs are: from stage to stage 2×2 neighbours are merged,
-maps of 56², 28², 14² and 7² tokens with 96, 192, 384 and 768 numbers in each.
+for maps of 56², 28², 14² and 7² tokens with 96, 192, 384 and 768 channels.
 
-    multiply-adds of attention      everything: 4hwC² + 2(hw)²C, eq. 1      windows: 4hwC² + 2M²hwC, eq. 2
+    multiply-adds of attention      global: 4hwC² + 2(hw)²C, eq. 1      windows: 4hwC² + 2M²hwC, eq. 2
 
-Windows alone never speak to each other. So every second block shifts them by half a window, and tokens that were
-apart share one: windows.py has the picture, and all that cuts, shifts and masks.
+Swin-T's first stage has 64 windows of 7×7 tokens: 64 · 49² = 153,664 scores a head. Global attention would have
+3,136² = 9,834,496.
 
-    paper    here                 shape at Swin-T, 224×224
-    x        images               (B, 3, 224, 224)
-    C        embed_dim            96, doubled by every merging: D in the code
-    M        window_size          7
-    h, w     the map of tokens    56 × 56 in stage 1; half of it in every next
+No information crosses the borders of fixed windows. So every second block shifts them by half a window, and tokens that
+were apart share one. `Block.attend` has the steps in order; windows.py has a drawing, the parts and the mask.
+`scratchvit inspect swin_tiny_patch4_window7_224` draws windows, masks, bias tables and receptive fields of every block.
+
+    paper    here                 shape or value at Swin-T, 224×224, in stage 1
+    x        images               (B, 3, 224, 224); H, W are 224
+    h, w     the map of tokens    56, 56; halved by every merging
+    C        embed_dim            96: channels of a token in stage 1
+             D                    96: channels of a token in this stage, doubled by every merging
+    M        window_size          7; a window has N = 49 tokens, and an image nW = 64 windows
     z^l      x in blocks          (B, h, w, D)
-    B̂        bias table           (169, heads): a number for each of (2M-1)² offsets between two patches of a window
-    B        its entries by pair  (heads, 49, 49)
+    B̂        bias table           (169, heads): an entry for each of the (2M-1)² offsets between two tokens of a window
+    B        bias                 (heads, 49, 49): the entry of B̂ for every pair of tokens
 
-Names of parameters and options are timm's, but for an initialisation by width (weight_init).
+In shapes, B is the number of images, and d = D / heads the channels of a head.
+
+Parameters and options are named as in timm. One option is not timm's: initialisation by width (weight_init).
 """
 
 from __future__ import annotations
@@ -39,10 +46,13 @@ from scratchvit.models.registry import register
 from scratchvit.models.vit import pair
 from scratchvit.models.windows import (
     bias_of_pairs,
-    in_windows,
+    padding_of,
     relative_position_index,
+    same_region,
     shifted_regions,
     window_and_shift,
+    window_partition,
+    window_reverse,
 )
 from scratchvit.nn import init
 from scratchvit.random import Generator
@@ -59,20 +69,20 @@ class SwinConfig:
     patch_size: int | tuple[int, int] = 4   # side of the patches, or (height, width)
     in_chans: int = 3
     num_classes: int = 1000         # 0: no head, the pooled features come out
-    embed_dim: int = 96             # C: the numbers in a token of the first stage
-    depths: tuple[int, ...] = (2, 2, 6, 2)          # blocks of every stage; every second one shifts its windows
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)     # of every stage
+    embed_dim: int = 96             # C: channels (width) of a token in stage 1
+    depths: tuple[int, ...] = (2, 2, 6, 2)          # blocks in each stage; every second one shifts its windows
+    num_heads: tuple[int, ...] = (3, 6, 12, 24)     # attention heads in each stage
     window_size: int | tuple[int, int] = 7  # M: side of the windows in tokens, or (height, width)
-    mlp_ratio: float = 4.0          # the MLP's hidden layer has so many times the numbers of a token
+    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of its tokens' width
     qkv_bias: bool = True           # whether q, k and v have biases
-    weight_init: str = "timm"       # "timm": deviation 0.02; "xavier": by width, for small models
-    drop_rate: float = 0.0          # dropout before the head
-    proj_drop_rate: float = 0.0     # after the projections of attention and MLP
-    attn_drop_rate: float = 0.0     # of attention probabilities
-    drop_path_rate: float = 0.1     # stochastic depth of the last block; earlier ones linearly less
+    weight_init: str = "timm"       # "timm": standard deviation 0.02; "xavier": by width, for small models
+    drop_rate: float = 0.0          # dropout rate before the head
+    proj_drop_rate: float = 0.0     # dropout rate after the projections of attention and MLP
+    attn_drop_rate: float = 0.0     # dropout rate of the attention probabilities
+    drop_path_rate: float = 0.1     # stochastic depth rate of the last block; rises linearly from 0 at the first
 
 
-#          name      C   depths          heads               §3.3 of the paper: 32 numbers a head, MLP 4 times as wide
+#          name      C   depths          heads               §3.3 of the paper: 32 channels a head, MLP 4 times as wide
 SIZES = {
     "tiny":  ( 96, (2, 2,  6, 2), (3,  6, 12, 24)),
     "small": ( 96, (2, 2, 18, 2), (3,  6, 12, 24)),
@@ -90,7 +100,7 @@ PRESETS = {
 
 
 class PatchEmbed(vit.PatchEmbed):
-    """Patches of 4×4 pixels, embedded as ViT's are, and normalised: images (B, 3, H, W) → a map (B, H/4, W/4, C)."""
+    """Patches of 4×4 pixels, embedded as in ViT, then normalised: images (B, in_chans, H, W) → a map (B, h, w, C)."""
 
     def __init__(self, config: SwinConfig):
         super().__init__(vit.ViTConfig(
@@ -100,12 +110,12 @@ class PatchEmbed(vit.PatchEmbed):
         self.norm = nn.LayerNorm(config.embed_dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(super().forward(x))                           # (B, N, C)
-        return x.reshape(len(x), *self.grid_size, -1)
+        x = self.norm(super().forward(x))                           # (B, h·w, C)
+        return x.reshape(len(x), *self.grid_size, -1)               # (B, h, w, C)
 
 
 class WindowAttention(nn.Module):
-    """Attention among the tokens of a window, with a learned bias for every offset: (B·nW, N, D) → (B·nW, N, D)."""
+    """Attention among the tokens of each window, with a learned bias for every offset: (B·nW, N, D) → (B·nW, N, D)."""
 
     def __init__(self, config: SwinConfig, stage: int, window: tuple[int, int]):
         D, self.num_heads = config.embed_dim * 2**stage, config.num_heads[stage]
@@ -120,19 +130,19 @@ class WindowAttention(nn.Module):
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
     def forward(self, x: Tensor, mask: Array | None) -> Tensor:
-        B, N, D = x.shape                                           # B: all windows of all images
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B, heads, N, d)
-        x = ops.attention(                                          # softmax(q kᵀ / √d + B) v, eq. 4
+        windows, N, D = x.shape                                     # windows: B·nW, those of all images
+        qkv = self.qkv(x).reshape(windows, N, 3, self.num_heads, D // self.num_heads)   # (B·nW, N, 3, heads, d)
+        q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B·nW, heads, N, d)
+        x = ops.attention(                                          # softmax(q kᵀ / √d + bias) v, eq. 4
             q, k, v, bias=bias_of_pairs(self.relative_position_bias_table, self.index), mask=mask,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
-        x = x.transpose(1, 2).reshape(B, N, D)                      # the heads side by side again
+        x = x.transpose(1, 2).reshape(windows, N, D)                # (B·nW, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 
 
 class Block(nn.Module):
-    """A Transformer's layer whose attention stays within windows, in place or shifted: (B, h, w, D) → (B, h, w, D)."""
+    """A Transformer layer whose attention stays within windows, regular or shifted: (B, h, w, D) → (B, h, w, D)."""
 
     attention_layer: type[Any] = WindowAttention
 
@@ -148,8 +158,23 @@ class Block(nn.Module):
         self.drop_path2 = nn.DropPath(drop_path)
 
     def attend(self, x: Tensor) -> Tensor:
-        """W-MSA, or SW-MSA where the windows are shifted."""
-        return in_windows(self.attn, x, self.window, self.shift, self.regions)
+        """W-MSA, attention in regular windows; or SW-MSA, in shifted ones: (B, h, w, D) → (B, h, w, D).
+
+        Padding, rows and columns of zeros, is not masked as such: it is attended to like other tokens, as in timm.
+        """
+        B, h, w, _ = x.shape
+        below, right = padding_of((h, w), self.window)              # rows and columns that complete the last windows
+        if self.regions is not None:
+            x = ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))   # (B, h, w, D): token `shift` is now the first
+        if below or right:
+            x = x.pad((0, 0, 0, right, 0, below))                   # (B, h + below, w + right, D)
+        x = window_partition(x, self.window)                        # (B·nW, N, D)
+        mask = None if self.regions is None else same_region(self.regions, B)   # (B·nW, 1, N, N)
+        x = self.attn(x, mask)                                      # (B·nW, N, D)
+        x = window_reverse(x, self.window, (h + below, w + right))  # (B, h + below, w + right, D)
+        if below or right:
+            x = x[:, :h, :w]                                        # (B, h, w, D)
+        return x if self.regions is None else ops.roll(x, self.shift, (1, 2))   # (B, h, w, D), every token at its place
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attend(self.norm1(x)))         # ẑ^l, eq. 3
@@ -158,7 +183,7 @@ class Block(nn.Module):
 
 
 class PatchMerging(nn.Module):
-    """Four neighbours become one token of twice the numbers: (B, h, w, D) → (B, h/2, w/2, 2D), halves rounded up."""
+    """Four neighbours become one token of twice the width: (B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 2D)."""
 
     def __init__(self, dim: int):
         self.norm = nn.LayerNorm(4 * dim, EPS)
@@ -169,18 +194,19 @@ class PatchMerging(nn.Module):
 
 
 def neighbours(x: Tensor) -> Tensor:
-    """(B, h, w, D) → (B, h/2, w/2, 4D): of each 2×2 tokens upper left, lower left, upper right, lower right."""
+    """(B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 4D): of each 2×2 tokens upper left, lower left, upper right, lower right."""
     B, h, w, D = x.shape
     if h % 2 or w % 2:
-        x = x.pad((0, 0, 0, w % 2, 0, h % 2))
+        x = x.pad((0, 0, 0, w % 2, 0, h % 2))                       # a row or column of zeros makes the side even
     h, w = (h + 1) // 2, (w + 1) // 2
-    return x.reshape(B, h, 2, w, 2, D).permute((0, 1, 3, 4, 2, 5)).reshape(B, h, w, 4 * D)
+    x = x.reshape(B, h, 2, w, 2, D).permute((0, 1, 3, 4, 2, 5))     # (B, h, w, 2, 2, D): column, row
+    return x.reshape(B, h, w, 4 * D)
 
 
 class Stage(nn.Module):
-    """Merging, except in the first stage, and blocks whose windows lie in place and shifted in turn.
+    """Patch merging, except in the first stage, then blocks with regular and shifted windows in turn.
 
-    size: (h, w) of the map in this stage.  layers: the classes of its blocks and its merging.
+    size: (h, w) of the map in this stage.  layers: the classes of its blocks and of its merging.
     """
 
     def __init__(
@@ -198,7 +224,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """The mean over the map, then a linear classifier: (B, h, w, D) → (B, num_classes)."""
+    """The mean over the map, then dropout and a linear classifier: (B, h, w, D) → (B, num_classes)."""
 
     def __init__(self, dim: int, num_classes: int, drop_rate: float):
         self.drop = nn.Dropout(drop_rate)
@@ -209,9 +235,9 @@ class Head(nn.Module):
 
 
 class SwinTransformer(nn.Module):
-    """images (B, C, H, W), an array or a Tensor → logits (B, num_classes).
+    """images (B, in_chans, H, W), an array or a Tensor → logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or an image's shape does not fit the model.
+    Raises ScratchvitError when sizes do not fit together, or the images' shape does not fit the model.
     """
 
     layers_of_a_stage: tuple[type[Block], Callable[[int], nn.Module]] = (Block, PatchMerging)
@@ -235,7 +261,7 @@ class SwinTransformer(nn.Module):
         self.set_generator(Generator(seed))
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """images (B, C, H, W) → the last stage's map (B, H/32, W/32, 8C)."""
+        """images (B, in_chans, H, W) → the last stage's map (B, h, w, D): (B, 7, 7, 768) for Swin-T at 224×224."""
         x = check_images(x, (self.config.in_chans, *self.patch_embed.img_size), self.patch_embed.proj.weight.dtype)
         return self.norm(self.layers(self.patch_embed(x)))
 
@@ -243,7 +269,7 @@ class SwinTransformer(nn.Module):
         return self.head(self.forward_features(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices as `weight_init` says, bias tables a truncated normal of deviation 0.02, biases zero."""
+        """Matrices as `weight_init` says; bias tables truncated normal, standard deviation 0.02; biases zero."""
         draw = init.trunc_normal if self.config.weight_init == "timm" else init.xavier_uniform
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -259,7 +285,7 @@ class SwinTransformer(nn.Module):
         embedding.bias.assign(0)
 
     def no_weight_decay(self) -> set[str]:
-        """The bias tables: they are not matrices of a layer."""
+        """The bias tables: they are not weight matrices, so weight decay is not applied to them."""
         return {name for name, _ in self.named_parameters() if name.endswith("relative_position_bias_table")}
 
     def layer_names(self) -> list[tuple[str, ...]]:
@@ -277,7 +303,7 @@ def _check(config: SwinConfig) -> None:
     """Raise ScratchvitError for options that do not fit together."""
     if not config.depths or len(config.depths) != len(config.num_heads):
         raise ScratchvitError(
-            f"depths and num_heads have a number for every stage, not {config.depths} and {config.num_heads}"
+            f"depths and num_heads need one number per stage, not {config.depths} and {config.num_heads}"
         )
     if min(config.depths) < 1:
         raise ScratchvitError(f"every stage has at least 1 block, not depths of {config.depths}")

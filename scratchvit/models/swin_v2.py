@@ -2,24 +2,28 @@
 
 What changes against Swin (swin.py), and why:
 
-1. *Residual post-norm* (§3.2). What a block adds to the map is normalised, not what it reads. Otherwise every block
-   adds to an ever larger sum, and in large models the values of deep layers grow until training breaks.
-2. *Scaled cosine attention* (§3.2). Scores are cosines of q and k, divided by a learned τ: no pair of large vectors can
-   rule a row alone.
-3. *Log-spaced continuous position bias* (§3.3). Swin learns a number for every offset in a window; a larger window has
-   offsets that were never seen. Here a small MLP G computes the bias from the offset, and on a logarithmic scale: from
-   windows of 8 to 16, offsets then go a third beyond what was seen, where plain ones go more than as far again.
+1. *Residual post-norm* (§3.2). The output of attention and MLP is normalised before it is added, not their input.
+   Otherwise activations accumulate from block to block, and in large models those of deep layers grow until training
+   diverges.
+2. *Scaled cosine attention* (§3.2). Scores are cosines of q and k, divided by a learned temperature τ: a few pairs with
+   large norms can no longer dominate the attention of a row.
+3. *Log-spaced continuous position bias* (§3.3). Swin learns a bias for every offset in a window; a larger window has
+   offsets that were never trained. Here a small MLP G computes the bias from the offset, on a logarithmic scale: from
+   windows of 8 to 16, offsets extrapolate by a third of the trained range, where linear ones do by 1.14 times.
 
-Windows, shifts, masks and stages are Swin's. Beside: merging normalises after its matrix, and k has no bias.
+Windows, shifts, masks and stages are Swin's. Two more changes: patch merging normalises after its matrix, and k has no
+bias. `scratchvit inspect swinv2_tiny_window8_256` draws windows, masks and the computed bias.
 
-    paper        here            shape at SwinV2-T, window 8
-    Δx, Δy       offsets         (225, 2), their logarithms: the inputs of G
+    paper        here            shape at SwinV2-T, window 8, in stage 1 (3 heads)
+    Δx, Δy       offsets         (225, 2), on a logarithmic scale: the inputs of G
     G            cpb_mlp         2 → 512 → heads, with a ReLU
-    B            its output      (heads, 64, 64), 16 σ(G), so at most 16
+    B            position_bias   (heads, 64, 64), 16 σ(G), so at most 16
     τ            logit_scale     (heads, 1, 1): log 1/τ, never above log 100
 
-Loading weights of another window size needs no resizing: G is asked for other offsets. They are measured in windows of
-the training that G comes from, `pretrained_window_sizes`, where that is another than this model's. Names are timm's.
+In shapes, B is the number of images; the other symbols are those of swin.py.
+
+Loading weights of another window size needs no resizing: G is evaluated at other offsets. They are measured in units of
+the window that G was trained with, `pretrained_window_sizes`, where it differs from this model's. Names are timm's.
 """
 
 from __future__ import annotations
@@ -41,7 +45,7 @@ from scratchvit.tensor import Tensor
 
 HIDDEN = 512                # of G
 LARGEST_SCALE = 100.0       # 1/τ, as τ is at least 0.01
-EARLIEST_SCALE = 10.0       # with which training begins
+EARLIEST_SCALE = 10.0       # initial 1/τ
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class SwinV2Config(swin.SwinConfig):
 
     img_size: int | tuple[int, int] = 256   # side of the images, or (height, width)
     window_size: int | tuple[int, int] = 8  # M: side of the windows in tokens, or (height, width)
-    pretrained_window_sizes: tuple[int, ...] = ()   # of every stage where the weights come from, 0 if as here; (): all
+    pretrained_window_sizes: tuple[int, ...] = ()   # per stage, of the training of the weights; 0: as here; (): all 0
 
 
 #    windows and images        sizes, as Swin's           image   M  trained before with
@@ -77,13 +81,14 @@ PRESETS = {
 def log_spaced_offsets(window: tuple[int, int], pretrained: int) -> np.ndarray:
     """The offsets (Δy, Δx) between two tokens of a window on a logarithmic scale, eq. 4, float32 (offsets, 2).
 
-    In the order of `relative_position_index`. The largest offset of the window (of the pretrained one, where it is not
-    0) becomes 8, and sign(Δ) log₂(1 + |Δ|) / 3 of it about 1: the paper's formula leaves base and unit to its code.
+    In the order of the rows that `relative_position_index` refers to. The largest offset of the window (of the
+    pretrained one, where it is not 0) becomes 8, and sign(Δ) log₂(1 + |Δ|) / 3 of it about 1: the paper's formula
+    leaves base and unit to its code.
     """
     axes = [8 * np.arange(1 - m, m) / max((pretrained or m) - 1, 1) for m in window]
-    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)
+    offsets = np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1).reshape(-1, 2)      # ((2M-1)(2M'-1), 2)
     offsets = (np.sign(offsets) * np.log2(1 + np.abs(offsets)) / 3).astype(np.float32)
-    offsets.setflags(write=False)       # shared by all who ask
+    offsets.setflags(write=False)       # all callers share it
     return offsets
 
 
@@ -103,7 +108,7 @@ class ReLU(nn.Module):
 
 
 class WindowAttention(nn.Module):
-    """Cosine attention among the tokens of a window, with a computed bias: (B·nW, N, D) → (B·nW, N, D)."""
+    """Cosine attention among the tokens of each window, with a computed bias: (B·nW, N, D) → (B·nW, N, D)."""
 
     def __init__(self, config: SwinV2Config, stage: int, window: tuple[int, int]):
         D, self.num_heads = config.embed_dim * 2**stage, config.num_heads[stage]
@@ -115,26 +120,26 @@ class WindowAttention(nn.Module):
         self.qkv = nn.Linear(D, 3 * D, bias=False)
         self.q_bias = nn.Parameter(np.zeros(D, np.float32)) if config.qkv_bias else None
         self.v_bias = nn.Parameter(np.zeros(D, np.float32)) if config.qkv_bias else None
-        self.k_bias = Tensor(np.zeros(D, np.float32))               # not learned, and never another
+        self.k_bias = Tensor(np.zeros(D, np.float32))               # constant
         self.attn_drop = nn.Dropout(config.attn_drop_rate)
         self.proj = nn.Linear(D, D)
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
 
     def forward(self, x: Tensor, mask: Array | None) -> Tensor:
-        B, N, D = x.shape                                           # B: all windows of all images
-        qkv = ops.linear(x, self.qkv.weight, self.qkv_bias())
-        qkv = qkv.reshape(B, N, 3, self.num_heads, D // self.num_heads)
-        q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B, heads, N, d)
-        scale = self.logit_scale.clip(max=math.log(LARGEST_SCALE)).exp()        # 1/τ
-        x = ops.attention(                                          # softmax(cos(q, k) / τ + B) v, eq. 2
+        windows, N, D = x.shape                                     # windows: B·nW, those of all images
+        qkv = ops.linear(x, self.qkv.weight, self.qkv_bias())       # (B·nW, N, 3D)
+        qkv = qkv.reshape(windows, N, 3, self.num_heads, D // self.num_heads)           # (B·nW, N, 3, heads, d)
+        q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B·nW, heads, N, d)
+        scale = self.logit_scale.clip(max=math.log(LARGEST_SCALE)).exp()        # 1/τ, (heads, 1, 1)
+        x = ops.attention(                                          # softmax(cos(q, k) / τ + bias) v, eq. 2
             q * (inverse_length(q) * scale), k * inverse_length(k), v, scale=1.0, bias=self.position_bias(), mask=mask,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
-        x = x.transpose(1, 2).reshape(B, N, D)                      # the heads side by side again
+        x = x.transpose(1, 2).reshape(windows, N, D)                # (B·nW, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 
     def qkv_bias(self) -> Tensor | None:
-        """(3D,): q's, zeros, v's."""
+        """The bias of q, k (zeros) and v, (3D,); None without biases."""
         if self.q_bias is None or self.v_bias is None:
             return None
         return ops.concatenate([self.q_bias, self.k_bias, self.v_bias])
@@ -145,7 +150,7 @@ class WindowAttention(nn.Module):
 
 
 class Block(swin.Block):
-    """Swin's block with its norms after attention and MLP: (B, h, w, D) → (B, h, w, D)."""
+    """Swin's block with the norms after attention and MLP: (B, h, w, D) → (B, h, w, D)."""
 
     attention_layer = WindowAttention
 
@@ -156,7 +161,7 @@ class Block(swin.Block):
 
 
 class PatchMerging(nn.Module):
-    """Swin's with its norm after the matrix: (B, h, w, D) → (B, h/2, w/2, 2D), halves rounded up."""
+    """Swin's with the norm after the matrix: (B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 2D)."""
 
     def __init__(self, dim: int):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
@@ -167,9 +172,9 @@ class PatchMerging(nn.Module):
 
 
 class SwinTransformerV2(swin.SwinTransformer):
-    """images (B, C, H, W), an array or a Tensor → logits (B, num_classes).
+    """images (B, in_chans, H, W), an array or a Tensor → logits (B, num_classes).
 
-    Raises ScratchvitError as SwinTransformer does, and for pretrained_window_sizes of another number of stages.
+    Raises ScratchvitError as SwinTransformer does, and if pretrained_window_sizes are not one per stage.
     """
 
     layers_of_a_stage = (Block, PatchMerging)
@@ -184,7 +189,7 @@ class SwinTransformerV2(swin.SwinTransformer):
         super().__init__(config, seed)
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """As Swin's, and the norms of blocks 0: in the beginning, no block adds anything (§3.2, as in timm)."""
+        """As Swin's, with the blocks' norm weights 0: at first, every block is the identity (§3.2, as in timm)."""
         super().init_weights(rng)
         for module in self.modules():
             if isinstance(module, Block):
@@ -192,7 +197,7 @@ class SwinTransformerV2(swin.SwinTransformer):
                     norm.weight.assign(0)
 
     def no_weight_decay(self) -> set[str]:
-        """The scales, and the MLPs of the position bias, whose output is bounded already."""
+        """Weight decay is not applied to τ, nor to the MLPs of the position bias, whose output is bounded."""
         return {name for name, _ in self.named_parameters() if "cpb_mlp" in name or name.endswith("logit_scale")}
 
 

@@ -1,8 +1,8 @@
 """ViT: an image is worth 16×16 words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929).
 
 The idea: cut the image into patches, embed each patch with one matrix, and give the sequence to a plain Transformer
-encoder. Nothing in it knows about images but the cutting, and the position table that it learns. What a convolution is
-told (neighbours matter, everything looks alike when shifted) a ViT must find in the data.
+encoder. Only the cutting is specific to images. The inductive biases of a convolution (locality, and equivariance to
+translation) a ViT must learn from the data.
 
 Why patches: attention compares every token with every other, so its memory grows with the square of the number of
 tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a matrix; its 196 patches need 38,416.
@@ -13,7 +13,7 @@ tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a m
     N        num_patches    196 = 14 × 14
     D        embed_dim      768
     L        depth          12
-    k        num_heads      12, each of D / k = 64 numbers
+    k        num_heads      12, each with d = D / k = 64 channels
     E        patch_embed    (768, 3, 16, 16): a matrix from P²·3 = 768 numbers to D, stored as a convolution's kernel
     E_pos    pos_embed      (1, 197, 768)
     z_0^0    cls_token      (1, 1, 768)
@@ -47,20 +47,20 @@ class ViTConfig:
     patch_size: int | tuple[int, int] = 16  # P: side of the patches, or (height, width)
     in_chans: int = 3
     num_classes: int = 1000         # 0: no head, the pooled features come out
-    embed_dim: int = 768            # D: the numbers in a token
-    depth: int = 12                 # L: the blocks
-    num_heads: int = 12             # k: divides D
-    mlp_ratio: float = 4.0          # the MLP's hidden layer has so many times D
+    embed_dim: int = 768            # D: channels (width) of a token
+    depth: int = 12                 # L: number of blocks
+    num_heads: int = 12             # k: attention heads; must divide D
+    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of D
     qkv_bias: bool = True           # whether q, k and v have biases
-    class_token: bool = True        # whether a learned token stands before the patches
-    global_pool: str = "token"      # what the head sees: "token", the class token; "avg", the mean of the patches
+    class_token: bool = True        # whether a learned class token is put before the patches
+    global_pool: str = "token"      # input of the head: "token", the class token; "avg", the mean of the patches
     pos_embed: str = "learn"        # "learn", or "sincos": fixed sines and cosines of row and column
-    weight_init: str = "timm"       # "timm": deviation 0.02; "xavier", as in the paper's code: by width, for small D
-    drop_rate: float = 0.0          # dropout before the head
-    pos_drop_rate: float = 0.0      # after the positions are added
-    proj_drop_rate: float = 0.0     # after the projections of attention and MLP
-    attn_drop_rate: float = 0.0     # of attention probabilities
-    drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
+    weight_init: str = "timm"       # "timm": standard deviation 0.02; "xavier" (paper's code): by width, for small D
+    drop_rate: float = 0.0          # dropout rate before the head
+    pos_drop_rate: float = 0.0      # dropout rate after the positional embedding is added
+    proj_drop_rate: float = 0.0     # dropout rate after the projections of attention and MLP
+    attn_drop_rate: float = 0.0     # dropout rate of the attention probabilities
+    drop_path_rate: float = 0.0     # stochastic depth rate of the last block; rises linearly from 0 at the first
 
 
 #          name      L  D     MLP/D  k        Table 1 of the paper (B, L, H); Ti and S from DeiT, arXiv 2012.12877
@@ -104,7 +104,7 @@ class PatchEmbed(nn.Module):
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention (Appendix A): every token asks every token. x (B, N, D) → (B, N, D)."""
+    """Multi-head self-attention (Appendix A): every token attends to every token. x (B, N, D) → (B, N, D)."""
 
     def __init__(self, config: ViTConfig):
         D = config.embed_dim
@@ -118,13 +118,13 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         B, N, D = x.shape
-        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)
+        qkv = self.qkv(x).reshape(B, N, 3, self.num_heads, D // self.num_heads)     # (B, N, 3, heads, d)
         q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B, heads, N, d)
         x = ops.attention(                                          # softmax(q kᵀ / √d) v, eqs. 6 and 7
             q, k, v,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
-        x = x.transpose(1, 2).reshape(B, N, D)                      # the heads side by side again
+        x = x.transpose(1, 2).reshape(B, N, D)                      # (B, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 
 
@@ -206,7 +206,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices as `weight_init` says, positions a truncated normal of deviation 0.02, biases zero."""
+        """Matrices as `weight_init` says; positions truncated normal, standard deviation 0.02; biases zero."""
         draw = init.trunc_normal if self.config.weight_init == "timm" else init.xavier_uniform
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -223,7 +223,7 @@ class VisionTransformer(nn.Module):
             self.pos_embed.assign(init.trunc_normal(self.pos_embed.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
+        """Class token and positional embedding: not weight matrices, so weight decay is not applied to them."""
         return {"cls_token", "pos_embed"}
 
     def layer_names(self) -> list[tuple[str, ...]]:

@@ -1,26 +1,37 @@
-"""Windows on a map of tokens: cut, shifted, masked, and the places of their tokens (Swin, arXiv 2103.14030, §3.2).
+"""Windows on a map of tokens: cut, join, shift, mask, and the relative positions of their tokens.
 
-Attention within windows costs little, but windows alone never speak to each other. Shifted by half a window, they join
-what was apart. To have whole windows still, the map is rolled: what leaves it above comes in below, what leaves it at
-the left comes in at the right. A map of 4×4 tokens, windows of 2×2, shifted by 1:
+From Swin (arXiv 2103.14030, §3.2); Swin V2 has the same. `swin.Block.attend` puts these parts in order.
 
-      in place           shifted            rolled              kinds
+Attention within windows is cheap, but no information crosses window borders. Shifting the windows by half their size
+joins tokens that were apart. It would also leave smaller windows at the border: with windows of 7×7, shifted by 3, a
+map of 56×56 would have 9×9 = 81 windows instead of 8×8 = 64. So the map is rolled instead (`torch.roll`): rows pushed
+out at the top re-enter at the bottom, and columns pushed out at the left re-enter at the right. There are still 64
+windows, all of one size, so that they make one batch. A map of 4×4 tokens, windows of 2×2, shifted by 1:
+
+      regular            shifted            rolled              kinds
     +-----+-----+      a | b   c | d      +-----+-----+      +-----+-----+
-    | a b | c d |     ---+-------+---     | f g | h e |      | 0 0 | 0 1 |     0  where it was
-    | e f | g h |      e | f   g | h      | j k | l i |      | 0 0 | 0 1 |     1  carried over from the left
-    +-----+-----+        |       |        +-----+-----+      +-----+-----+     2  from above
-    | i j | k l |      i | j   k | l      | n o | p m |      | 0 0 | 0 1 |     3  from both
+    | a b | c d |     ---+-------+---     | f g | h e |      | 0 0 | 0 1 |     0  neither
+    | e f | g h |      e | f   g | h      | j k | l i |      | 0 0 | 0 1 |     1  re-entered at the right
+    +-----+-----+        |       |        +-----+-----+      +-----+-----+     2  re-entered at the bottom
+    | i j | k l |      i | j   k | l      | n o | p m |      | 0 0 | 0 1 |     3  both
     | m n | o p |     ---+-------+---     | b c | d a |      | 2 2 | 2 3 |
     +-----+-----+      m | n   o | p      +-----+-----+      +-----+-----+
 
-h and e now share a window, and are no neighbours. So within a window a token may look at its own kind only: this is
-the mask (Figure 4 of the paper, whose nine regions are these kinds, told apart from window to window).
+h and e now share a window but are not neighbours. So a token may attend only to tokens of its own kind in its window:
+this is the mask. (Figure 4 of the paper numbers nine regions; within a window they are these kinds.) Padding, which
+completes windows where they do not divide the map, is not masked as such: it has a kind like other tokens and is
+attended to, as in timm.
+
+`scratchvit inspect swin_tiny_patch4_window7_224` draws all of this for every block.
+
+    B       images                              h, w    rows and columns of the map (with its padding, where it is cut)
+    D       channels of a token                 M, M'   rows and columns of a window, `window`
+    nW      windows of an image                 N       tokens of a window, M·M'
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 
 import numpy as np
 
@@ -30,88 +41,93 @@ from scratchvit.tensor import Tensor
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut maps (B, H, W, D) into windows of N = M·M' tokens, (B·nW, N, D); those of an image follow each other."""
-    B, H, W, D = x.shape
-    x = x.reshape(B, H // window[0], window[0], W // window[1], window[1], D)
-    return x.permute((0, 1, 3, 2, 4, 5)).reshape(-1, window[0] * window[1], D)
+    """Cut maps (B, h, w, D) into windows (B·nW, N, D), the windows of an image row by row.
+
+    Any dtype.  Raises ValueError if windows do not divide the map: pad it first, by `padding_of`.
+    """
+    B, h, w, D = x.shape
+    x = x.reshape(B, h // window[0], window[0], w // window[1], window[1], D)   # (B, h/M, M, w/M', M', D)
+    x = x.permute((0, 1, 3, 2, 4, 5))                                           # (B, h/M, w/M', M, M', D)
+    return x.reshape(-1, window[0] * window[1], D)                              # (B·nW, N, D)
 
 
 def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Put windows (B·nW, N, D) together again to maps (B, H, W, D) of size (H, W)."""
-    (H, W), D = size, windows.shape[-1]
-    x = windows.reshape(-1, H // window[0], W // window[1], window[0], window[1], D)
-    return x.permute((0, 1, 3, 2, 4, 5)).reshape(-1, H, W, D)
+    """Join windows (B·nW, N, D) to maps (B, h, w, D) of size (h, w): the inverse of `window_partition`.
+
+    Any dtype.  Raises ValueError if windows do not divide the map, or if they are not a whole number of maps.
+    """
+    (h, w), D = size, windows.shape[-1]
+    x = windows.reshape(-1, h // window[0], w // window[1], window[0], window[1], D)    # (B, h/M, w/M', M, M', D)
+    x = x.permute((0, 1, 3, 2, 4, 5))                                                   # (B, h/M, M, w/M', M', D)
+    return x.reshape(len(x), h, w, D)                                                   # (B, h, w, D)
 
 
 def window_and_shift(
     size: tuple[int, int], window: tuple[int, int], shifted: bool
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(window, shift) of a block whose map has that size.
+    """(window, shift) of a block whose map has this size (h, w), for a configured window.
 
-    A window is never larger than the map; along an axis where one window covers the map, there is nothing to shift.
+    A window is never larger than the map. Along an axis where one window covers the map there is nothing to shift.
     """
     shift = [m // 2 if shifted and n > m else 0 for n, m in zip(size, window)]
     return (min(size[0], window[0]), min(size[1], window[1])), (shift[0], shift[1])
 
 
 def padding_of(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) that a map lacks at its lower and right edge to be whole windows."""
+    """(rows, columns) to add at the bottom and at the right of a map (h, w), so that windows divide it."""
     return -size[0] % window[0], -size[1] % window[1]
 
 
 def shifted_regions(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
-    """What kind every token of every window is after the roll, int8 (nW, N): 0, 1, 2 or 3 as in the picture above.
+    """The kind of every token of every window after the roll, int8 (nW, N): 0, 1, 2 or 3 as in the drawing above.
 
     As in timm, a map that windows do not divide is rolled first and padded then, and yet the last `shift` rows and
-    columns *of the padded map* count as carried over. (The paper's authors pad first; weights fit both.)
+    columns *of the padded map* count as re-entered. (The paper's authors pad first; weights fit both.)
     """
     padded = [n + more for n, more in zip(size, padding_of(size, window))]
     below, right = (np.arange(n) >= n - s for n, s in zip(padded, shift))
-    kinds = (2 * below[:, None] + right).astype(np.int8)                            # (H, W)
+    kinds = (2 * below[:, None] + right).astype(np.int8)                            # (h, w), padded
     return window_partition(Tensor(kinds[None, :, :, None]), window)[..., 0]        # (nW, N)
 
 
 def same_region(regions: Tensor, batch: int) -> Array:
-    """The mask of attention in shifted windows, bool (B·nW, 1, N, N): True where two tokens are of one kind."""
-    kinds = regions.expand((batch, *regions.shape)).reshape(-1, 1, regions.shape[1], 1).data
-    return kinds == kinds.swapaxes(2, 3)
+    """The attention mask of shifted windows, bool (B·nW, 1, N, N): True where two tokens are of one kind.
 
-
-def in_windows(
-    attend: Callable[..., Tensor], x: Tensor, window: tuple[int, int], shift: tuple[int, int], regions: Tensor | None
-) -> Tensor:
-    """`attend(tokens, mask)` in every window of the maps x (B, H, W, D); the result has x's shape.
-
-    attend takes tokens (B·nW, N, D) and a mask as `same_region` gives it, or None where nothing is shifted.
+    regions (nW, N), from `shifted_regions`; batch: B. Each image has the same windows.
     """
-    B, H, W, _ = x.shape
-    if regions is not None:
-        x = ops.roll(x, (-shift[0], -shift[1]), (1, 2))
-    below, right = padding_of((H, W), window)
-    if below or right:
-        x = x.pad((0, 0, 0, right, 0, below))
-    windows = attend(window_partition(x, window), None if regions is None else same_region(regions, B))
-    x = window_reverse(windows, window, (H + below, W + right))
-    if below or right:
-        x = x[:, :H, :W]
-    return x if regions is None else ops.roll(x, shift, (1, 2))
+    kinds = regions.expand((batch, *regions.shape))                                 # (B, nW, N)
+    kinds = kinds.reshape(-1, 1, regions.shape[1], 1).data                          # (B·nW, 1, N, 1)
+    return kinds == kinds.swapaxes(2, 3)                                            # (B·nW, 1, N, N)
 
 
 @functools.lru_cache(maxsize=64)
 def relative_position_index(window: tuple[int, int]) -> np.ndarray:
-    """Which row of the bias table belongs to a pair of a window's tokens, int32 (N, N).
+    """Which row of the bias table belongs to each pair (query, key) of a window's tokens, int32 (N, N).
 
-    The table has a row for every offset (Δy, Δx), row by row from (1-M, 1-M') to (M-1, M'-1). With rows of 2M'-1, the
-    difference of two tokens' places is the place of their difference.
+    An offset is query minus key. The table has a row for each offset (Δy, Δx), from (1-M, 1-M') to (M-1, M'-1), row by
+    row. In a window of 2×2 these are 9. Query 0, at the upper left, and key 3, at the lower right, have (-1, -1), the
+    first; a token and itself have (0, 0), row 4:
+
+    >>> relative_position_index((2, 2))
+    array([[4, 3, 1, 0],
+           [5, 4, 2, 1],
+           [7, 6, 4, 3],
+           [8, 7, 5, 4]], dtype=int32)
+
+    Number a token (y, x) as y·(2M'-1) + x. Then number(query) - number(key) depends only on (Δy, Δx), and is different
+    for different offsets, since |Δx| < M'. Adding the largest number makes it start at 0.
     """
     y, x = np.meshgrid(*(np.arange(m, dtype=np.int32) for m in window), indexing="ij")
-    place = (y * (2 * window[1] - 1) + x).reshape(-1)
-    index = place[:, None] - place + place[-1]
-    index.setflags(write=False)         # shared by all who ask
+    number = (y * (2 * window[1] - 1) + x).reshape(-1)      # (N,)
+    index = number[:, None] - number + number[-1]           # (N, N), 0 … (2M-1)(2M'-1) - 1
+    index.setflags(write=False)         # all callers share it
     return index
 
 
 def bias_of_pairs(table: Tensor, index: Tensor) -> Tensor:
-    """B of eq. 4, (heads, N, N), from a table (offsets, heads) and `relative_position_index`."""
-    pairs = ops.embedding(index, table).permute((2, 0, 1))
-    return pairs.flatten().reshape(pairs.shape)         # laid out head by head, as attention reads it
+    """The bias of attention (B in eq. 4) for every pair of tokens, (heads, N, N), in the table's dtype.
+
+    table (offsets, heads); index (N, N) from `relative_position_index`.
+    """
+    pairs = ops.embedding(index, table).permute((2, 0, 1))      # (N, N, heads) → (heads, N, N)
+    return pairs.flatten().reshape(pairs.shape)         # (heads, N, N), contiguous, as attention reads it

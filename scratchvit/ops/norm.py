@@ -1,4 +1,4 @@
-"""Normalisations: subtract a mean, divide by a deviation, scale and shift. They differ in what the mean is taken over.
+"""Normalisations: subtract a mean, divide by a standard deviation, scale and shift. They differ in what is averaged.
 
 All share one derivation. With x̂ = (x - μ) r, r = 1/√(σ² + ε), and g the gradient that reaches x̂, what flows back
 through μ and σ removes from g its mean and its component along x̂:
@@ -127,7 +127,7 @@ def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: flo
 
 
 def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
-    """x, ones, and of each row, an array of this shape, a mean and a deviation."""
+    """x, ones, and for each row, an array of this shape, its mean and r."""
     D = shape if isinstance(shape, int) else math.prod(shape)
     N = x.size // max(1, D)
     return [*reshaped(x, (N, D)), Bytes((D + 2 * N) * x.itemsize)]
@@ -203,7 +203,7 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
 
 
 def _saved_groups(x: Array, num_groups: int) -> list[Any]:
-    """x, ones, of each group of each image a mean and a deviation, and a scale for each channel."""
+    """x, ones, for each group of each image its mean and r, and a scale for each channel."""
     B, C, S = len(x), x.shape[1], math.prod(x.shape[2:])
     numbers = S + 2 * B * num_groups + C
     return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]
@@ -225,6 +225,20 @@ def batch_norm(
     x (B, C, ...); weight, bias (C,) or None. In training, the batch's mean and (unbiased) variance are mixed into
     running_mean and running_var, arrays (C,) or None, in place: new = (1 - momentum) old + momentum batch. Otherwise
     those are used instead of the batch's, and being constants they let the gradient straight through: dx = g r.
+
+    Two variances, as in PyTorch. The batch is normalised by the biased one, its sum of squares divided by n: so x̂ has
+    variance 1. running_var estimates the variance of the data, of which the batch is a sample. Squared deviations from
+    the sample's own mean are too small for that by (n - 1) / n on average, so the sum is divided by n - 1: unbiased.
+
+    >>> import numpy as np
+    >>> running_mean, running_var = np.zeros(1, np.float32), np.ones(1, np.float32)
+    >>> x = np.array([[1], [3]], np.float32)                # two values of one channel: μ = 2, σ² = (1 + 1) / 2
+    >>> batch_norm(x, running_mean, running_var, training=True, momentum=1.0, eps=0.0).numpy()
+    array([[-1.],
+           [ 1.]], dtype=float32)
+    >>> running_var                                         # (1 + 1) / (2 - 1)
+    array([2.], dtype=float32)
+
     momentum: a number, or an array () on the device. Saved: x, not x̂, which is one product away.
     All floating-point; float16 is computed in float32.
     Raises ValueError where shapes do not fit, for one value per channel in training, and without running statistics

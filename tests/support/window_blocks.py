@@ -1,12 +1,9 @@
 """What the tests of Swin and Swin V2 share: a block computed without windows, and its gradients by differences."""
 
-from types import SimpleNamespace
-
 import numpy as np
 import scipy.special
 
 import scratchvit as sv
-from scratchvit.models.windows import shifted_regions
 from tests.support.margins import assert_close, rounding
 from tests.support.model_parity import in_float64
 from tests.support.seeds import seeded
@@ -23,11 +20,6 @@ def randomised(module, seed=0):
         noise *= parameter.shape[-1] ** -0.5 if parameter.ndim > 1 else 0.5
         parameter.assign(noise + (1 if "norm" in name and name.endswith("weight") else 0))
     return module.eval()
-
-
-def steps_of(size, window, shift):
-    """What a block of such windows holds."""
-    return SimpleNamespace(regions=shifted_regions(size, window, shift) if any(shift) else None)
 
 
 def axis_groups(n, m, shifted):
