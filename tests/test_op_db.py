@@ -34,7 +34,6 @@ by_dtype = pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.fixture(autouse=True, scope="module")
 def _one_thread():
     torch = pytest.importorskip("torch")
-    pytest.importorskip("torch.testing._internal.common_methods_invocations", exc_type=ImportError)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
