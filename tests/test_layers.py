@@ -16,8 +16,8 @@ FLOORS = [
     ["kernels"],
     ["ops"],
     ["nn"],
-    ["optim"],
     ["models"],
+    ["optim"],                  # asks a model for its layers
     ["costs"],
     ["data"],
     ["weights"],

@@ -14,6 +14,7 @@ from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import first_of_each_class
 from scratchvit.inspect.completions import draw_completions
+from scratchvit.models.interface import generates
 from scratchvit.training.checkpoint import model_from_checkpoint
 
 
@@ -48,7 +49,7 @@ def complete(argv: Sequence[str]) -> int:
     backend.use(given.device)
     model: Any
     model, checkpoint = model_from_checkpoint(given.checkpoint)
-    if not getattr(model, "generative", False):
+    if not generates(model):
         raise ScratchvitError(
             f"{given.checkpoint} is of {checkpoint.model_name}, which learned classes and not pixels: take a run of "
             "`scratchvit train --model igpt_…` (--recipe igpt_digits)"

@@ -20,6 +20,7 @@ from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class,
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
+from scratchvit.models.interface import TokenModel, generates
 from scratchvit.recipes import recipe_for
 from scratchvit.reports.classification import Run, write_report
 from scratchvit.training import Result, TrainConfig, Trainer, prepare
@@ -84,7 +85,7 @@ def train(argv: Sequence[str]) -> int:
             f"{result.best_epoch} of {result.epochs}; "
             f"{result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
         )
-        if getattr(trainer.model, "generative", False):
+        if generates(trainer.model):
             print(_bits_per_pixel(trainer, result))
         if result.skipped:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
@@ -97,7 +98,7 @@ def _begins(trainer: Trainer) -> str:
     config, splits = trainer.config, trainer.data.splits
     model: Any = trainer.model
     sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
-    tokens = f", {model.num_tokens} tokens" if hasattr(model, "num_tokens") else ""
+    tokens = f", {model.num_tokens} tokens" if isinstance(model, TokenModel) else ""
     height, width, channels = trainer.about["image_shape"]
     rows = [
         ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(trainer.about['classes'])} classes"),
@@ -171,7 +172,7 @@ def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
     """Where everything is, and what to try next."""
     folder = trainer.folder
     sample = folder.path / "sample.png"
-    generative = getattr(trainer.model, "generative", False)
+    generative = generates(trainer.model)
     commands = [
         f"scratchvit predict {sample} --checkpoint {folder.best}" if sample.name in pictures and not generative else "",
         *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),

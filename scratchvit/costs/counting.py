@@ -36,6 +36,7 @@ from scratchvit.backend import asnumpy, is_array
 from scratchvit.costs.blanks import blank
 from scratchvit.errors import ScratchvitError
 from scratchvit.facts import Shape, ask, facts_of
+from scratchvit.models.interface import config_of, frames_of
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import Tensor
@@ -100,12 +101,12 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
 
 def configured_shape(model: Module) -> Shape:
     """(C, H, W) of the images, or (C, T, H, W) of the clips, that the model's configuration is for."""
-    config = getattr(model, "config", None)
+    config = config_of(model)
     if config is None:
         raise ScratchvitError(
             f"{type(model).__name__} has no configuration that says what images it takes: give image_shape=(C, H, W)"
         )
-    size, frames = config.img_size, getattr(config, "num_frames", 1)
+    size, frames = config.img_size, frames_of(config)
     clip = (frames,) if frames > 1 else ()
     return (config.in_chans, *clip, *((size, size) if isinstance(size, int) else size))
 

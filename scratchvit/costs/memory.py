@@ -28,6 +28,7 @@ from scratchvit import ops
 from scratchvit.costs.blanks import BLANKS, Blank, Ledger, as_blanks, blank, layout, layouts
 from scratchvit.costs.counting import bind, configured_shape, follow, standing_in
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
+from scratchvit.models.interface import config_of, detects, generates
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.signature import differentiable_parameters, inputs_of
@@ -86,11 +87,11 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
 
 def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
     """A step but for the optimiser's part, which needs nothing new. What the graph holds in the middle, by module."""
-    if getattr(getattr(model, "config", None), "detects", False):
+    if detects(config_of(model)):
         loss = _of_all_boxes(model(Tensor(images)))
     else:
         labels = np.zeros(len(images), np.int64)
-        if getattr(model, "generative", False):     # iGPT learns the images themselves
+        if generates(model):     # iGPT learns the images themselves
             labels = model.tokens(images)
         loss = ops.cross_entropy(model(Tensor(images)), labels)
     kept = dict(+account.by_path)

@@ -30,6 +30,7 @@ from scratchvit.detection.matcher import HungarianMatcher, Objects
 from scratchvit.detection.postprocess import class_probabilities
 from scratchvit.detection.trained import Detector, map_size
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.interface import config_of, detects
 from scratchvit.nn import Module, evaluating
 
 Maps = NDArray[np.float32]
@@ -121,8 +122,8 @@ def _require_finite(model: Module, answers: NDArray[np.float32]) -> None:
 
 def _config_of(model: Module) -> Any:
     """A detector's configuration."""
-    config = getattr(model, "config", None)
-    if not getattr(config, "detects", False):
+    config = config_of(model)
+    if not detects(config):
         raise ScratchvitError(f"{type(model).__name__} is no detector: take a DETR, which has object queries")
     return config
 

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 from scratchvit.backend import asnumpy
 from scratchvit.errors import ScratchvitError
-from scratchvit.nn import evaluating
+from scratchvit.models.interface import PixelModel
+from scratchvit.nn import Module, evaluating
 
 DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)       # of which the validation images choose one for each layer
 STEPS = 300                             # of L-BFGS, at most
@@ -39,12 +40,14 @@ class Features:
     labels: NDArray[np.int64]
 
 
-def features(model: Any, batches: Iterable[Any], each_batch: Callable[[int], Any] = lambda images: None) -> Features:
+def features(
+    model: Module, batches: Iterable[Any], each_batch: Callable[[int], Any] = lambda images: None
+) -> Features:
     """The features of every layer for batches of (images (B, C, H, W), labels (B,)); the model's mode stays.
 
     `each_batch` is told how many images a batch had. Raises ScratchvitError for a model that gives no features.
     """
-    if not hasattr(model, "layer_features"):
+    if not isinstance(model, PixelModel):
         raise ScratchvitError(
             f"a {type(model).__name__} gives no features layer by layer: the linear probe is for iGPT (--model igpt_…)"
         )

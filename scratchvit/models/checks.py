@@ -7,6 +7,7 @@ from typing import Any
 
 from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.interface import detects
 from scratchvit.tensor import Tensor
 
 _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "width_factor")
@@ -28,7 +29,7 @@ def check_numbers(config: Any) -> None:
 
 def check_classifies(name: str, config: Any) -> None:
     """Raise ScratchvitError for a detector, where the class of a whole picture is asked for. config: the model's."""
-    if getattr(config, "detects", False):
+    if detects(config):
         raise ScratchvitError(
             f"{name} is a detector, it finds boxes and has no one class for a picture: take a classifier here; for a "
             "detector there are `scratchvit detect-train`, `scratchvit detect-eval` and `scratchvit detect`"
@@ -37,7 +38,7 @@ def check_classifies(name: str, config: Any) -> None:
 
 def check_detects(name: str, config: Any) -> None:
     """Raise ScratchvitError for a model that finds no boxes, where these are asked for. config: the model's."""
-    if not getattr(config, "detects", False):
+    if not detects(config):
         raise ScratchvitError(
             f"{name} is no detector, it tells the class of a whole picture and finds no boxes: take a detector here "
             "(`scratchvit models \"*detr*\"`); for a classifier there are `scratchvit train`, `scratchvit eval` and "

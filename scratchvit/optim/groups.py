@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.interface import ExemptsFromDecay, LayeredModel
 from scratchvit.nn.module import Module, Parameter
 
 
@@ -18,7 +19,7 @@ def param_groups(model: Module, weight_decay: float, layer_decay: float = 1.0) -
     """
     if not 0 < layer_decay <= 1:
         raise ScratchvitError(f"layer_decay must lie in (0, 1], 1 for layers that learn alike, not {layer_decay}")
-    exempt = model.no_weight_decay() if hasattr(model, "no_weight_decay") else set()
+    exempt = model.no_weight_decay() if isinstance(model, ExemptsFromDecay) else set()
     parameters = dict(model.named_parameters())
     layer = dict.fromkeys(parameters, 0) if layer_decay == 1 else layers_by_name(model)
     last = max(layer.values(), default=0)
@@ -37,7 +38,7 @@ def layers_by_name(model: Module) -> dict[str, int]:
 
     Raises ScratchvitError for a model without that method, and for a parameter that it puts in no layer.
     """
-    if not hasattr(model, "layer_names"):
+    if not isinstance(model, LayeredModel):
         raise ScratchvitError(f"{type(model).__name__} does not tell its layers apart: leave layer_decay at 1")
     layers: dict[str, int] = {}
     unplaced = [name for name, _ in model.named_parameters()]

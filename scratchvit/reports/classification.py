@@ -29,6 +29,7 @@ from scratchvit.inspect.figures import (
     read_metrics,
     shows_attention,
 )
+from scratchvit.models.interface import TokenModel, config_of
 from scratchvit.nn import Module
 from scratchvit.reports.page import (
     configuration,
@@ -88,7 +89,7 @@ class Run:
     def names(self) -> list[str]:
         """The classes; and the outputs beyond them, of a model whose head is larger."""
         classes = [*self.split.classes]
-        outputs = getattr(getattr(self.model, "config", None), "num_classes", 0)
+        outputs = getattr(config_of(self.model), "num_classes", 0)
         return classes + [f"output {number}" for number in range(len(classes), outputs)]
 
 
@@ -125,7 +126,7 @@ def write_report(run: Run, path: str | Path) -> None:
         section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
         section("Where the model looks", shows_attention(run.model), lambda: _attention(run)),
         section("Augmentation", True, lambda: _augmentation(run)),
-        section("Configuration", True, lambda: configuration(config, getattr(run.model, "config", None), run.commands)),
+        section("Configuration", True, lambda: configuration(config, config_of(run.model), run.commands)),
         footer(run.path, run.versions),
     ]
     write_page(path, f"{config.model} on {run.split.name}", sections)
@@ -153,7 +154,7 @@ def _header(run: Run) -> Element:
             ("images a second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
             ("parameters", f"{run.model.num_parameters():,}"),
         ]
-        if hasattr(run.model, "num_tokens"):
+        if isinstance(run.model, TokenModel):
             facts.append(("tokens", f"{run.model.num_tokens:,}"))
     facts += [("training images", f"{len(run.data.splits.train):,}"), ("device", config.device)]
     return header(f"{config.model} on {run.split.name}", lead, facts, stress=bool(made))

@@ -11,6 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from scratchvit import optim
+from scratchvit.models.interface import generates
 from scratchvit.tensor import Tensor
 from scratchvit.training import setup
 from scratchvit.training.config import TrainConfig
@@ -117,8 +118,7 @@ class Trainer(TrainingLoop[Result]):
 
         A model of pixels is to give them probability; how often its likeliest colour is right says less.
         """
-        generative = getattr(self.model, "generative", False)
-        return (-row["val_loss"],) if generative else (row["val_accuracy"], -row["val_loss"])
+        return (-row["val_loss"],) if generates(self.model) else (row["val_accuracy"], -row["val_loss"])
 
     def line(self, row: Row, best: str) -> str:
         return (

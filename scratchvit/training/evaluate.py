@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.models.interface import generates
 from scratchvit.nn import Module, evaluating
 from scratchvit.tensor import Tensor
 
@@ -20,7 +21,7 @@ def truth(model: Any, images: Any, labels: Any) -> Array:
 
     Of a model that learns the images themselves (`generative`: iGPT), their tokens (B, N).
     """
-    return model.tokens(images) if getattr(model, "generative", False) else asarray(labels)
+    return model.tokens(images) if generates(model) else asarray(labels)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from scratchvit.backend import asarray
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.errors import ScratchvitError
+from scratchvit.models.interface import DistillableModel, generates
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import TrainConfig
 from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
@@ -44,14 +45,14 @@ class Objective:
 
     def __init__(self, config: TrainConfig, model: Any, about: Mapping[str, Any]):
         self.config = config
-        if getattr(model, "generative", False) and (config.teacher or _mixes(config)):
+        if generates(model) and (config.teacher or _mixes(config)):
             raise ScratchvitError(
                 f"{config.model} learns the pixels of images, not their classes: mixup, cutmix, an augment level that "
                 "mixes, and a teacher are of no use to it; leave them out"
             )
         self.mix = make_mix(config, model.config.num_classes)
         self.teacher = Teacher.load(config.teacher, about, config.teacher_model) if config.teacher else None
-        if self.teacher and hasattr(model, "distilled_training"):
+        if self.teacher and isinstance(model, DistillableModel):
             model.distilled_training = True     # a head for the truth, and one for the teacher
         self._answers: np.ndarray | None = None     # the teacher's, to every picture of the training split
 

@@ -27,6 +27,7 @@ from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
+from scratchvit.models.interface import PatchModel, PixelModel, frames_of, own_normalisation
 from scratchvit.models.vit import pair
 from scratchvit.nn import Module
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
@@ -101,7 +102,7 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
-        img_size = getattr(model_config(config.model), "img_size", 224)
+        img_size = model_config(config.model).img_size
     splits = data.load(
         config.data,
         data_dir=config.data_dir,
@@ -115,7 +116,7 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
         raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
     splits = dataclasses.replace(splits, train=train)
-    own = getattr(model_config(config.model), "normalisation", None)
+    own = own_normalisation(model_config(config.model))
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
@@ -155,7 +156,7 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
     if config.regularisation:
         rates = (_DROPPING if "proj_drop_rate" in known else {"drop_rate", "drop_path_rate"}) & known
         from_data |= dict.fromkeys(rates, config.regularisation)
-    if getattr(preset, "num_frames", 1) > 1:
+    if frames_of(preset) > 1:
         from_data["num_frames"] = 1     # the data are pictures
         known.add("num_frames")
     args = {name: value for name, value in from_data.items() if name in known} | config.model_args
@@ -169,9 +170,8 @@ def model_args(config: TrainConfig, about: dict[str, Any]) -> dict[str, Any]:
 
 def show_data(model: Any, training: TrainingData, seed: int) -> None:
     """Let a model that codes pixels with a palette find its colours in the training images, before the first step."""
-    palette = getattr(model, "palette", None)
-    if palette is not None:
-        palette.overwrite(fit_palette(training.splits.train, len(palette), seed))
+    if isinstance(model, PixelModel):
+        model.palette.overwrite(fit_palette(training.splits.train, len(model.palette), seed))
 
 
 def coarse_patches(model: Any) -> str | None:
@@ -179,9 +179,9 @@ def coarse_patches(model: Any) -> str | None:
 
     Few are under 16 tokens, or patches that span more than an eighth of the image.
     """
-    embed = getattr(model, "patch_embed", None)
-    if embed is None:
+    if not isinstance(model, PatchModel):
         return None
+    embed = model.patch_embed
     (H, W), (*_, rows, columns) = embed.img_size, embed.grid_size
     if rows * columns >= 16 and min(rows, columns) >= 8:
         return None

@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from scratchvit.models.interface import PatchModel, PositionedModel
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
@@ -135,7 +136,7 @@ def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
 
 def _fit_patches(model: Any, weights: Weights, report: LoadReport) -> None:
     name = "patch_embed.proj.weight"
-    embedding = getattr(getattr(model, "patch_embed", None), "proj", None)
+    embedding = getattr(model.patch_embed, "proj", None) if isinstance(model, PatchModel) else None
     if name not in weights or embedding is None:
         return
     size = embedding.weight.shape[2:]
@@ -176,7 +177,7 @@ def positions_in(weights: Weights, model: Any, img_size: tuple[int, int] | None 
     img_size: (height, width) of the pictures that the file's model takes, where that is known.
     """
     table = weights.get("pos_embed")
-    if table is None or table.ndim != 3 or len(table) != 1 or not hasattr(model, "num_prefix_tokens"):
+    if table is None or table.ndim != 3 or len(table) != 1 or not isinstance(model, PositionedModel):
         return None
     kernel = weights.get("patch_embed.proj.weight")
     cuts = kernel.shape[2:] if kernel is not None and kernel.ndim == 4 and kernel.size else (1, 1)

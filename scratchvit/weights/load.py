@@ -14,6 +14,7 @@ import safetensors
 from scratchvit.backend import asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, model_config
+from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module, init
 from scratchvit.weights.config import describe, image_size
 from scratchvit.weights.files import read_weights
@@ -99,7 +100,7 @@ def _read(path: str | Path) -> Renamed:
 
 
 def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> tuple[Weights, LoadReport]:
-    if hasattr(model, "palette") and "palette" not in renamed.weights:
+    if isinstance(model, PixelModel) and "palette" not in renamed.weights:
         renamed.weights |= _palette_beside(path)
     try:
         return fit(model, renamed, new_head, image_size(path), _query_groups(path))
