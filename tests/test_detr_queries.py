@@ -11,7 +11,9 @@ from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
 from scratchvit.detection.losses import Output
-from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, who_sees_whom
+from scratchvit.models.detr import DETR
+from scratchvit.models.detr_extended import ExtendedDETR
+from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, self_attention_mask
 from tests.support.margins import agree, ulps
 from tests.support.model_parity import images
 from tests.support.seeds import moved, seeded
@@ -129,7 +131,7 @@ def test_a_batch_without_objects_has_no_noised_ones():
 def test_who_sees_whom_query_by_query(device, counts, copies, groups):
     _, noised = noisy(counts, copies)
     most = max(counts)
-    sees = asnumpy(who_sees_whom(noised, N, groups))
+    sees = asnumpy(self_attention_mask(noised, N, groups))
     Q = copies * most + groups * N
     assert sees.dtype == bool and sees.shape == (len(counts), 1, Q, Q)
 
@@ -152,8 +154,8 @@ def test_who_sees_whom_query_by_query(device, counts, copies, groups):
 
 
 def test_groups_without_noise_need_one_mask_and_one_group_none(device):
-    assert who_sees_whom(None, N, 1) is None
-    sees = asnumpy(who_sees_whom(None, 2, 3))
+    assert self_attention_mask(None, N, 1) is None
+    sees = asnumpy(self_attention_mask(None, 2, 3))
     np.testing.assert_array_equal(sees, np.kron(np.eye(3, dtype=bool), np.ones((2, 2), bool)))
 
 
@@ -198,7 +200,7 @@ def test_images_do_not_see_each_others_objects_and_nobody_sees_what_fills_up(nam
     def noised_part(targets):
         """Of the first image's first copy of its first object, in every layer."""
         noised = noised_objects(targets, 2, CLASSES, 0.0, 0.0, seeded(0))
-        model.forward_noise = lambda _: noised
+        model.draw_noise = lambda _: noised
         with sv.no_grad():
             return [y[0, 0] for y in as_numbers(model(x[: len(targets)], targets=targets)["denoising"])]
 
@@ -253,13 +255,34 @@ def test_in_use_there_is_the_first_group_alone(name, device):
     agree(lambda: as_numbers(model(x)), as_numbers(trained), "in use")
 
 
+@pytest.mark.parametrize(
+    "option", [{"focal": True}, {"query_groups": 2}, {"denoising": 1}], ids=lambda option: next(iter(option))
+)
+def test_the_papers_model_is_built_unless_an_option_asks_for_more(option):
+    assert type(small("detr_tiny")) is type(small("detr_tiny", box_noise=0.1)) is DETR
+    assert type(small("detr_tiny", **option)) is ExtendedDETR
+
+
+def test_extended_without_options_is_the_papers_model():
+    """Of the same weights, and with the same outputs and draws in training."""
+    config, x = sv.models.model_config("detr_tiny", enc_layers=1, dropout=0.1), images(2, 3, 64, 64)
+    models = [make(config, seed=3).train() for make in (DETR, ExtendedDETR)]
+    plain, extended = (model.state_dict() for model in models)
+    assert list(plain) == list(extended) and all(np.array_equal(plain[name], extended[name]) for name in plain)
+    for model in models:
+        model.set_generator(sv.random.Generator(moved(1)))
+    assert all(map(np.array_equal, *(as_numbers(model(x, targets=random_targets((1, 2), 0))) for model in models)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_without_groups_and_noise_training_is_as_before(name):
     model, x = random_head(small(name)).train(), images(2, 3, 64, 64)
+    generator = sv.random.Generator(moved(1))
+    model.set_generator(generator)
     given, plain = model(x, targets=random_targets((1, 2), 0, CLASSES)), model.eval()(x)
     assert list(given) == list(plain) == ["pred_logits", "pred_boxes", "aux_outputs"]
     assert all(map(np.array_equal, as_numbers(given), as_numbers(plain)))
-    assert model.generator.draws == 0
+    assert generator.draws == 0
     assert list(small(name, denoising=2).train()(x)) == list(plain)         # nobody said what there is to find
 
 

@@ -1,4 +1,4 @@
-"""Detection as set prediction: boxes, which query answers for which object, and what is learned from that."""
+"""Detection as set prediction: data, boxes, matching, losses, evaluation. Symbols: see models/detr.py."""
 
 from scratchvit.detection.batches import DetectionLoader
 from scratchvit.detection.boxes import (
