@@ -11,6 +11,7 @@ from scratchvit.detection.boxes import (
     paired_generalized_box_iou,
 )
 from scratchvit.detection.criterion import FocalCriterion, SetCriterion
+from scratchvit.detection.losses import Output, from_columns, to_columns
 from scratchvit.detection.matcher import HungarianMatcher
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.source import load_detection

@@ -131,13 +131,13 @@ class SetCriterion:
     def decoder_losses(
         self, groups: Sequence[Mapping[str, Any]], objects: Objects, num_boxes: float
     ) -> Losses:
-        """The losses of K groups of queries, averaged, and the errors of the first group, which is the one in use."""
+        """The losses of K groups of queries, averaged, and the errors of the first group, the one of inference."""
         K, L = len(groups), 1 + len(groups[0].get("aux_outputs", ()))
         layers = [layer for group in groups for layer in [*group.get("aux_outputs", ()), group]]
         of_layers, classes = self.set_losses(layers, objects, num_boxes)                    # (K · L,) each
         of_layers = {kind: loss.reshape(K, L).mean(0) for kind, loss in of_layers.items()}  # (L,)
         logits = [layer["pred_logits"].data for layer in layers[:L]]
-        errors = _cardinality_error([self.says_object(each) for each in logits], objects)   # (L,)
+        errors = _cardinality_error([self.predicts_object(each) for each in logits], objects)   # (L,)
         losses = _by_layer("decoder", {**of_layers, "cardinality_error": errors})
         last = Output("decoder", L - 1)
         losses[last]["class_error"] = _class_error(logits[-1].argmax(axis=-1), classes[L - 1], self.num_classes)
@@ -156,8 +156,8 @@ class SetCriterion:
             )
         pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
         queries, which = _all_pairs(pairs, objects, logits.shape[2])
-        classes = np.full(logits.shape[:3], self.num_classes)                               # ∅, except for the matched
-        classes.reshape(-1)[queries] = objects.labels[which]
+        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), all of them ∅
+        classes.reshape(-1)[queries] = objects.labels[which]                                # but the matched
         box_losses = self.box_losses(boxes, objects.boxes[which], queries, num_boxes)
         return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}, classes
 
@@ -183,18 +183,18 @@ class SetCriterion:
         box_losses = self.box_losses(boxes, np.tile(objects.boxes[which], (L, 1)), np.arange(L * copies), num_boxes)
         return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}
 
-    def says_object(self, logits: Array) -> Array:
+    def predicts_object(self, logits: Array) -> Array:
         """logits (…, num_classes + 1) → whether a query predicts an object, bool (…)."""
         return logits.argmax(axis=-1) != self.num_classes
 
     def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
         """logits (L, B, N, num_classes + 1), classes (L, B, N) → the weighted mean of -log p̂(c) of each layer (L,)."""
         weight = np.append(np.ones(self.num_classes), self.eos_coef)
-        log_p = ops.cross_entropy(
+        weighted = ops.cross_entropy(                                                       # (L·B·N,)
             logits.reshape(-1, self.num_classes + 1), classes.reshape(-1), weight=weight, reduction="none"
         )
         sum_of_weights = weight[classes[-1]].sum()     # the same in every layer: as many pairs
-        return log_p.reshape(len(classes), -1).sum(1) / float(sum_of_weights or 1)
+        return weighted.reshape(len(classes), -1).sum(1) / float(sum_of_weights or 1)       # (L, B·N) → (L,)
 
     def box_losses(
         self, boxes: Tensor, matched: NDArray[np.float32], queries: NDArray[np.int64], num_boxes: float
@@ -220,14 +220,14 @@ class FocalCriterion(SetCriterion):
 
     def __init__(self, num_classes: int, matcher: HungarianMatcher, weights: Mapping[str, float] = FOCAL_WEIGHTS):
         super().__init__(num_classes, matcher, weights)
-        self.num_logits, self.and_none = num_classes, " told by sigmoids"
+        self.num_logits, self.and_none = num_classes, " by sigmoids"
 
-    def says_object(self, logits: Array) -> Array:
+    def predicts_object(self, logits: Array) -> Array:
         return (logits > 0).any(axis=-1)
 
     def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
-        there = asarray(classes[..., None] == np.arange(self.num_classes), dtype=logits.dtype)  # (L, B, N, num_classes)
-        return ops.sigmoid_focal_loss(logits, there).sum((1, 2, 3)) / num_boxes
+        one_hot = asarray(classes[..., None] == np.arange(self.num_classes), dtype=logits.dtype)
+        return ops.sigmoid_focal_loss(logits, one_hot).sum((1, 2, 3)) / num_boxes
 
 
 def _by_layer(source: str, losses: Mapping[str, Any]) -> Losses:
@@ -249,10 +249,10 @@ def _all_pairs(
     return np.concatenate(all_queries), np.concatenate(all_objects)
 
 
-def _cardinality_error(says_object: Sequence[Array], objects: Objects) -> Array:
+def _cardinality_error(predicts_object: Sequence[Array], objects: Objects) -> Array:
     """Predictions of an object, bool (B, N) of each layer → | predicted - true number |, mean over the images (L,)."""
-    xp = array_module(says_object[0])
-    found = xp.stack([each.sum(axis=-1) for each in says_object])                           # (L, B)
+    xp = array_module(predicts_object[0])
+    found = xp.stack([each.sum(axis=-1) for each in predicts_object])                           # (L, B)
     return xp.abs(found - asarray(np.array(objects.counts))).mean(axis=-1).astype(np.float32)
 
 

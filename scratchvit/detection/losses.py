@@ -46,7 +46,7 @@ def to_columns(losses: Mapping[Output, Mapping[str, Value]]) -> dict[str, Value]
     >>> to_columns({Output("decoder", 1): {"ce": 0.5, "bbox": 0.1}, Output("decoder", 0): {"ce": 0.7, "bbox": 0.2}})
     {'loss_ce': 0.5, 'loss_ce_0': 0.7, 'loss_bbox': 0.1, 'loss_bbox_0': 0.2}
     """
-    last = dict(sorted(losses))     # {source: its last layer}
+    last = {output.source: output.layer for output in sorted(losses)}
     return {
         PREFIXES[source] + name + ("" if layer == last[source] else f"_{layer}"): of_output[kind]
         for kind, name in NAMES.items() for (source, layer), of_output in losses.items() if kind in of_output
@@ -63,18 +63,18 @@ def from_columns(row: Mapping[str, Value], split: str = "") -> dict[Output, dict
     """
     sources, kinds = ({name: key for key, name in names.items()} for names in (PREFIXES, NAMES))
     pattern = re.compile(rf"{split}({'|'.join(sources)})({'|'.join(kinds)})(?:_(\d+))?")
-    found = [(*match.groups(), value) for column, value in row.items() if (match := pattern.fullmatch(column))]
+    found = [(match.groups(), value) for column, value in row.items() if (match := pattern.fullmatch(column))]
     last = dict.fromkeys(PREFIXES.values(), 0)      # the layer without a suffix: it follows the earlier ones
-    for prefix, _, suffix, _ in found:
+    for (prefix, _, suffix), _ in found:
         if suffix is not None:
             last[prefix] = max(last[prefix], int(suffix) + 1)
     losses: dict[Output, dict[str, Value]] = {}
-    for prefix, name, suffix, value in found:
+    for (prefix, name, suffix), value in found:
         output = Output(sources[prefix], last[prefix] if suffix is None else int(suffix))
         losses.setdefault(output, {})[kinds[name]] = value
     return dict(sorted(losses.items()))
 
 
 def layers_of(losses: Mapping[Output, Value], source: str) -> list[Value]:
-    """What is known of each layer of a source, the first layer's first."""
+    """The losses of each layer of a source, the first layer's first."""
     return [value for output, value in sorted(losses.items()) if output.source == source]

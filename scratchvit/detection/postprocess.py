@@ -17,8 +17,7 @@ from scratchvit.ops.elementwise import logistic
 def postprocess(
     outputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], focal: bool = False
 ) -> list[dict[str, np.ndarray]]:
-    """The detections of the last decoder layer: for each image {"scores" (N,), "labels" (N,), "boxes" (N, 4),
-    "queries" (N,)}.
+    """The detections of each image: {"scores" (N,), "labels" (N,), "boxes" (N, 4), "queries" (N,)}.
 
     outputs: of a DETR, {"pred_logits" (B, N, num_classes + 1), "pred_boxes" (B, N, 4)}, Tensors. sizes: (height, width)
     of each image, without padding, in the pixels that boxes are to have: those of the original for COCO's evaluation.

@@ -40,7 +40,7 @@ Names of parameters and options are those of the authors' code, except the optio
 bottleneck, channels, stages: its class there), and `num_classes`, which is the number of real classes here. The authors
 also freeze conv1 and layer1 of a pretrained backbone and train the rest of it with a tenth of the learning rate; these
 are settings of the training. Options that are not the paper's are in detr_extended.py, which registers the presets.
-`scratchvit inspect detr_…` draws the attention of a trained model.
+`scratchvit inspect RUN` draws the attention of a trained model.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """DETR with what later papers added to it: other queries in training, and classes by sigmoids.
 
-DETR needs hundreds of epochs. Each option here lets it converge in fewer, and none of them changes what it computes in
-use, except `focal`, which changes what a score means. Without options `create_model("detr_…")` gives the paper's model,
+DETR needs hundreds of epochs, and with each of these options it converges in fewer. Queries for training change nothing
+at inference; `focal` changes what a score means. Without options `create_model("detr_…")` gives the paper's model,
 `detr.DETR`. Symbols are those of detr.py.
 
     focal           focal loss (Lin et al., ICCV 2017, arXiv 1708.02002): classes are predicted by sigmoids, without ∅

@@ -1,4 +1,4 @@
-"""Queries for training only: with them DETR converges in fewer epochs, and in use they cost nothing.
+"""Queries for training only: DETR converges in fewer epochs with them, and inference costs nothing more.
 
 In DETR one query of an image learns from an object, and in the first epochs it is another one each time. Two remedies
 give the same decoder, with the same weights, more queries for the same image features. Symbols are those of detr.py.
