@@ -151,7 +151,7 @@ def test_every_setting_is_an_option(capsys):
     fields |= set(vars(model_config("detr_resnet50"))) - detect_train.FROM_THE_DATA
     for name in fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert "the most objects that can be found in an image (default: 100)" in text
+    assert "object queries: the largest number of objects that can be found (default: 100)" in text
 
 
 @pytest.mark.parametrize("command", ["detect-train", "detect-eval", "detect"])

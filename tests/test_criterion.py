@@ -1,6 +1,7 @@
 """The Hungarian loss: against its formula written out, by differences, at every edge, and as in transformers."""
 
 import functools
+import itertools
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
+from scratchvit.detection.losses import Output, to_columns
 from scratchvit.detection.matcher import Objects
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
@@ -19,7 +21,8 @@ from tests.support.peers import import_transformers
 from tests.support.seeds import seeded
 from tests.test_matcher import CLASSES, cost_of, random_targets
 
-NAMES = ("loss_ce", "loss_bbox", "loss_giou", "cardinality_error")
+KINDS = ("ce", "bbox", "giou")
+OF_A_LAYER = (*KINDS, "cardinality_error")
 
 
 def make_criterion(**changed):
@@ -37,6 +40,10 @@ def as_outputs(logits, boxes):
     """The dict that a model gives, of Tensors (or what is given) with the layer as the first axis."""
     layers = [{"pred_logits": l, "pred_boxes": b} for l, b in zip(logits, boxes)]
     return {**layers[-1], "aux_outputs": layers[:-1]}
+
+
+def decoder(layer):
+    return Output("decoder", layer)
 
 
 def leaves(logits, boxes):
@@ -65,7 +72,7 @@ def written_out(logits, boxes, targets, pairs, eos_coef=0.1):
         abs((logits[image].argmax(-1) != CLASSES).sum() - len(target["labels"])) for image, target in enumerate(targets)
     ]
     values = ce / weights, l1, giou, np.mean(cardinality)
-    return dict(zip(NAMES, values)), 100 * wrong / max(1, matched)
+    return dict(zip(OF_A_LAYER, values)), 100 * wrong / max(1, matched)
 
 
 @pytest.mark.parametrize("counts", [(3, 0, 1), (5, 7, 2), (0, 0, 0)], ids=["some", "more than queries", "none"])
@@ -73,14 +80,18 @@ def test_each_loss_of_each_layer_is_that_written_out(device, counts):
     logits, boxes = random_layers(3, 3, 5, 0)
     targets = random_targets(counts, 1)
     losses = make_criterion()(as_outputs(*leaves(logits, boxes)), targets)
-    assert set(losses) == {"class_error", *(name + suffix for name in NAMES for suffix in ("", "_0", "_1"))}
-    assert all(loss.dtype == np.float32 and loss.shape == () for loss in losses.values())
+    assert list(losses) == [decoder(2), decoder(0), decoder(1)]
+    assert {output: set(of_layer) for output, of_layer in losses.items()} == {
+        decoder(0): {*OF_A_LAYER}, decoder(1): {*OF_A_LAYER}, decoder(2): {*OF_A_LAYER, "class_error"},
+    }  # fmt: skip
+    for of_layer in losses.values():
+        assert all(loss.dtype == np.float32 and loss.shape == () for loss in of_layer.values())
     expected = {}
-    for layer, suffix in enumerate(("_0", "_1", "")):
+    for layer in range(3):
         of_layer = {"pred_logits": asarray(logits[layer]), "pred_boxes": asarray(boxes[layer])}
         pairs = HungarianMatcher()(of_layer, targets)
-        of_this_layer, expected["class_error"] = written_out(logits[layer], boxes[layer], targets, pairs)
-        expected |= {name + suffix: value for name, value in of_this_layer.items()}
+        expected[decoder(layer)], class_error = written_out(logits[layer], boxes[layer], targets, pairs)
+    expected[decoder(2)]["class_error"] = class_error
     agree(lambda: make_criterion()(as_outputs(*leaves(logits, boxes)), targets), expected)
 
 
@@ -89,16 +100,16 @@ def test_the_total_is_the_weighted_sum_over_all_layers(device):
     criterion = make_criterion(weights=weights)
     losses = criterion(as_outputs(*leaves(*random_layers(4, 2, 6, 0))), random_targets((3, 2), 1))
     total = criterion.total(losses)
-    by_hand = sum(weights[name.split("_")[1]] * x.item() for name, x in losses.items() if name.startswith("loss_"))
+    by_hand = sum(weights[kind] * of_layer[kind].item() for of_layer in losses.values() for kind in KINDS)
     assert total.dtype == np.float32 and total.shape == ()
     agree(lambda: criterion.total(losses), by_hand, "the total")
-    assert sum(name.startswith("loss_") for name in losses) == 12
+    assert len(losses) == 4
 
 
 def test_a_model_without_auxiliary_outputs_has_one_layers_losses():
     logits, boxes = leaves(*random_layers(1, 2, 4, 0))
     losses = make_criterion()({"pred_logits": logits[0], "pred_boxes": boxes[0]}, random_targets((1, 2), 0))
-    assert set(losses) == {*NAMES, "class_error"}
+    assert losses.keys() == {decoder(0)} and losses[decoder(0)].keys() == {*OF_A_LAYER, "class_error"}
 
 
 def test_each_layer_is_matched_anew():
@@ -111,8 +122,8 @@ def test_each_layer_is_matched_anew():
         return make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((3, 4), 1))
 
     losses, bounds = compute(), rounding(compute)
-    for name in NAMES:
-        assert_close(losses[name], losses[f"{name}_0"], bounds[name], name)
+    for kind in OF_A_LAYER:
+        assert_close(losses[decoder(1)][kind], losses[decoder(0)][kind], bounds[f"{decoder(1)}.{kind}"], kind)
 
 
 def test_gradients(device):
@@ -149,7 +160,8 @@ def test_a_step_waits_for_the_device_once():
         losses = criterion(outputs, random_targets((3, 0, 9), 1))
         criterion.total(losses).backward()
         assert strict_array.transfers - before == 1
-        assert {type(losses[name]) for name in ("class_error", "cardinality_error")} == {strict_array.StrictArray}
+        for error in ("class_error", "cardinality_error"):
+            assert type(losses[decoder(5)][error]) is strict_array.StrictArray
     finally:
         sv.use("cpu")
 
@@ -159,17 +171,18 @@ def test_a_batch_without_any_object_teaches_only_that_there_is_none(device):
     criterion = make_criterion()
     losses = criterion(as_outputs(logits, boxes), random_targets((0, 0), 0))
     criterion.total(losses).backward()
-    assert losses["loss_bbox"].item() == losses["loss_giou_0"].item() == float(losses["class_error"]) == 0
+    last, first = losses[decoder(1)], losses[decoder(0)]
+    assert last["bbox"].item() == first["giou"].item() == float(last["class_error"]) == 0
     assert not asnumpy(boxes.grad).any()
     assert (asnumpy(logits.grad)[..., -1] < 0).all() and (asnumpy(logits.grad)[..., :-1] > 0).all()
 
 
 def test_no_object_may_count_nothing_at_all():
     losses = [
-        make_criterion(eos_coef=0)(as_outputs(*leaves(*random_layers(1, 1, 5, 0))), random_targets((n,), 1))["loss_ce"]
+        make_criterion(eos_coef=0)(as_outputs(*leaves(*random_layers(1, 1, 5, 0))), random_targets((n,), 1))
         for n in (0, 2)
     ]
-    assert losses[0].item() == 0 and losses[1].item() > 0
+    assert losses[0][decoder(0)]["ce"].item() == 0 and losses[1][decoder(0)]["ce"].item() > 0
 
 
 def test_predicted_boxes_of_no_size_have_finite_losses_and_gradients(device):
@@ -192,7 +205,7 @@ def test_perfect_predictions_lose_nothing(device):
         for i, label in enumerate(target["labels"]):        # in the last queries, from the back
             logits[0, image, -1 - i, [label, -1]] = 30, -30
             boxes[0, image, -1 - i] = target["boxes"][i]
-    nothing = dict.fromkeys((*NAMES, "class_error"), 0.0)
+    nothing = {decoder(0): dict.fromkeys((*OF_A_LAYER, "class_error"), 0.0)}
     agree(lambda: make_criterion()(as_outputs(*leaves(logits, boxes)), targets), nothing)
 
 
@@ -208,17 +221,19 @@ def test_processes_that_average_their_losses_of_boxes_have_those_of_the_whole_ba
         criterion(as_outputs(*leaves(logits[:, part], boxes[:, part])), targets[part], num_boxes=9 / 2)
         for part in (slice(0, 2), slice(2, 4))
     ]
-    for name in ("loss_bbox", "loss_giou", "loss_bbox_0", "loss_giou_0"):
-        assert_close((parts[0][name].item() + parts[1][name].item()) / 2, whole[name], bounds[name], name)
+    for output, kind in itertools.product((decoder(0), decoder(1)), ("bbox", "giou")):
+        mean = (parts[0][output][kind].item() + parts[1][output][kind].item()) / 2
+        assert_close(mean, whole[output][kind], bounds[f"{output}.{kind}"], kind)
 
 
 def test_less_than_one_box_counts_one():
     logits, boxes = random_layers(1, 1, 5, 0)
     losses = [
-        make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((1,), 1), num_boxes=n)["loss_bbox"].item()
+        make_criterion()(as_outputs(*leaves(logits, boxes)), random_targets((1,), 1), num_boxes=n)
         for n in (None, 1, 0.25, 0)
     ]
-    assert losses[0] > 0 and len(set(losses)) == 1
+    values = [of_n[decoder(0)]["bbox"].item() for of_n in losses]
+    assert values[0] > 0 and len(set(values)) == 1
 
 
 @pytest.mark.slow
@@ -235,8 +250,9 @@ def test_queries_that_learn_from_it_find_the_objects(device):
         losses = criterion({"pred_logits": logits, "pred_boxes": ops.sigmoid(boxes)}, targets)
         criterion.total(losses).backward()
         optimizer.step()
-    assert float(losses["cardinality_error"]) == float(losses["class_error"]) == 0
-    assert losses["loss_ce"].item() < 0.05 and losses["loss_giou"].item() < 0.05
+    last = losses[decoder(0)]
+    assert float(last["cardinality_error"]) == float(last["class_error"]) == 0
+    assert last["ce"].item() < 0.05 and last["giou"].item() < 0.05
 
 
 @pytest.mark.parametrize(("changed", "says"), [
@@ -298,12 +314,13 @@ def by_transformers(logits, boxes, targets, classes, focal):
 
 
 def losses_and_gradients(criterion, logits, boxes, targets):
-    """What `by_transformers` gives, of ours; it has no class_error."""
+    """What `by_transformers` gives, of ours: losses by the names of metrics.csv. It has no class_error."""
     logits.grad = boxes.grad = None
     losses = criterion(as_outputs(logits, boxes), targets)
     criterion.total(losses).backward()
-    del losses["class_error"]
-    return {**losses, "gradient": (logits.grad, boxes.grad)}
+    by_name = to_columns(losses)
+    del by_name["class_error"]
+    return {**by_name, "gradient": (logits.grad, boxes.grad)}
 
 
 @pytest.mark.parity

@@ -9,6 +9,7 @@ from scratchvit import Tensor
 from scratchvit.detection import setup
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.scenes import load_scenes
+from scratchvit.detection.losses import Output
 from scratchvit.detection.trainer import LossMeter, train_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
@@ -120,8 +121,9 @@ def test_mean_and_deviation_are_those_of_the_training_pictures():
 
 def test_the_meter_weighs_batches_by_their_images():
     meter = LossMeter()
-    meter.add(Tensor(np.float32(3.0)), {"loss_ce": Tensor(np.float32(1.0)), "class_error": np.float32(50)}, 3)
-    meter.add(Tensor(np.float32(7.0)), {"loss_ce": Tensor(np.float32(2.0)), "class_error": np.float32(100)}, 1)
+    for total, ce, error, images in ((3.0, 1.0, 50, 3), (7.0, 2.0, 100, 1)):
+        of_layer = {"ce": Tensor(np.float32(ce)), "class_error": np.float32(error)}
+        meter.add(Tensor(np.float32(total)), {Output("decoder", 0): of_layer}, images)
     assert meter.read().columns("val_") == {"val_loss": 4.0, "val_loss_ce": 1.25, "val_class_error": 62.5}
     assert meter.loss == 4.0 and LossMeter().loss == 0.0
 

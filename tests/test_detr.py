@@ -148,7 +148,8 @@ def test_what_stands_in_the_padding_changes_nothing():
         noise = images(*features.shape, seed=5) * ~visible[:, None] if what == "noise" else 0
         changed = sv.Tensor(features.numpy() + 100 * noise)
         model.backbone[0].forward = lambda *_, changed=changed: (changed, visible)
-        memory_at[what] = model.forward_encoder(x, mask)[0].numpy().reshape(2, *visible.shape[1:], -1), values(model, x)
+        memory = model.encode(*model.backbone[0](x, mask)).features.numpy().reshape(2, *visible.shape[1:], -1)
+        memory_at[what] = memory, values(model, x)
     (before, boxes), (after, boxes_after) = memory_at.values()
     assert np.array_equal(before[visible], after[visible]) and not np.allclose(before[~visible], after[~visible])
     assert all(np.array_equal(a, b) for a, b in zip(boxes, boxes_after))

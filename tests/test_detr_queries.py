@@ -10,12 +10,15 @@ import scratchvit as sv
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
-from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, who_sees_whom
+from scratchvit.detection.losses import Output
+from scratchvit.models.detr import DETR
+from scratchvit.models.detr_extended import ExtendedDETR
+from scratchvit.models.detr_queries import SMALLEST_SIDE, NoisedObjects, noised_objects, self_attention_mask
 from tests.support.margins import agree, ulps
 from tests.support.model_parity import images
 from tests.support.seeds import moved, seeded
 from tests.support.strict_array import no_transfers
-from tests.test_criterion import as_outputs, leaves, random_layers
+from tests.test_criterion import KINDS, as_outputs, decoder, leaves, random_layers
 from tests.test_detr import answers
 from tests.test_matcher import cost_of, random_targets
 
@@ -128,7 +131,7 @@ def test_a_batch_without_objects_has_no_noised_ones():
 def test_who_sees_whom_query_by_query(device, counts, copies, groups):
     _, noised = noisy(counts, copies)
     most = max(counts)
-    sees = asnumpy(who_sees_whom(noised, N, groups))
+    sees = asnumpy(self_attention_mask(noised, N, groups))
     Q = copies * most + groups * N
     assert sees.dtype == bool and sees.shape == (len(counts), 1, Q, Q)
 
@@ -151,8 +154,8 @@ def test_who_sees_whom_query_by_query(device, counts, copies, groups):
 
 
 def test_groups_without_noise_need_one_mask_and_one_group_none(device):
-    assert who_sees_whom(None, N, 1) is None
-    sees = asnumpy(who_sees_whom(None, 2, 3))
+    assert self_attention_mask(None, N, 1) is None
+    sees = asnumpy(self_attention_mask(None, 2, 3))
     np.testing.assert_array_equal(sees, np.kron(np.eye(3, dtype=bool), np.ones((2, 2), bool)))
 
 
@@ -197,7 +200,7 @@ def test_images_do_not_see_each_others_objects_and_nobody_sees_what_fills_up(nam
     def noised_part(targets):
         """Of the first image's first copy of its first object, in every layer."""
         noised = noised_objects(targets, 2, CLASSES, 0.0, 0.0, seeded(0))
-        model.forward_noise = lambda _: noised
+        model.draw_noise = lambda _: noised
         with sv.no_grad():
             return [y[0, 0] for y in as_numbers(model(x[: len(targets)], targets=targets)["denoising"])]
 
@@ -252,13 +255,34 @@ def test_in_use_there_is_the_first_group_alone(name, device):
     agree(lambda: as_numbers(model(x)), as_numbers(trained), "in use")
 
 
+@pytest.mark.parametrize(
+    "option", [{"focal": True}, {"query_groups": 2}, {"denoising": 1}], ids=lambda option: next(iter(option))
+)
+def test_the_papers_model_is_built_unless_an_option_asks_for_more(option):
+    assert type(small("detr_tiny")) is type(small("detr_tiny", box_noise=0.1)) is DETR
+    assert type(small("detr_tiny", **option)) is ExtendedDETR
+
+
+def test_extended_without_options_is_the_papers_model():
+    """Of the same weights, and with the same outputs and draws in training."""
+    config, x = sv.models.model_config("detr_tiny", enc_layers=1, dropout=0.1), images(2, 3, 64, 64)
+    models = [make(config, seed=3).train() for make in (DETR, ExtendedDETR)]
+    plain, extended = (model.state_dict() for model in models)
+    assert list(plain) == list(extended) and all(np.array_equal(plain[name], extended[name]) for name in plain)
+    for model in models:
+        model.set_generator(sv.random.Generator(moved(1)))
+    assert all(map(np.array_equal, *(as_numbers(model(x, targets=random_targets((1, 2), 0))) for model in models)))
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_without_groups_and_noise_training_is_as_before(name):
     model, x = random_head(small(name)).train(), images(2, 3, 64, 64)
+    generator = sv.random.Generator(moved(1))
+    model.set_generator(generator)
     given, plain = model(x, targets=random_targets((1, 2), 0, CLASSES)), model.eval()(x)
     assert list(given) == list(plain) == ["pred_logits", "pred_boxes", "aux_outputs"]
     assert all(map(np.array_equal, as_numbers(given), as_numbers(plain)))
-    assert model.generator.draws == 0
+    assert generator.draws == 0
     assert list(small(name, denoising=2).train()(x)) == list(plain)         # nobody said what there is to find
 
 
@@ -268,8 +292,9 @@ def test_a_batch_without_objects_trains(name, device):
     outputs = model(images(2, 3, 64, 64), targets=random_targets((0, 0), 0, CLASSES))
     criterion = criterion_for(model)
     losses = criterion(outputs, random_targets((0, 0), 0, CLASSES))
-    for loss in ("dn_loss_ce", "dn_loss_bbox", "dn_loss_giou", "dn_loss_ce_0", "loss_bbox", "loss_giou"):
-        assert float(losses[loss].item()) == 0
+    of_noised = [losses[Output("denoising", layer)][kind] for layer in range(3) for kind in KINDS]
+    for loss in (*of_noised, losses[decoder(2)]["bbox"], losses[decoder(2)]["giou"]):
+        assert float(loss.item()) == 0
     criterion.total(losses).backward()
     assert np.isfinite(asnumpy(model.class_embed.weight.grad)).all() and asnumpy(model.class_embed.weight.grad).any()
 
@@ -353,13 +378,14 @@ def test_losses_of_groups_are_the_mean_over_groups(kind, device):
     del together["gradients"]
     each = [criterion(as_outputs(*group), targets) for group in groups]
     assert together.keys() == each[0].keys()
-    expected = {}
-    for name, value in together.items():
-        if name.startswith("loss"):
-            expected[name] = np.mean([float(losses[name].item()) for losses in each])
-        else:                                       # counts are of the group that is used
-            assert float(value) == float(each[0][name]), name
-            expected[name] = value
+    expected = {output: dict(of_layer) for output, of_layer in together.items()}
+    for output, of_layer in expected.items():
+        assert of_layer.keys() == each[0][output].keys()
+        for kind, value in of_layer.items():
+            if kind in KINDS:
+                of_layer[kind] = np.mean([float(losses[output][kind].item()) for losses in each])
+            else:                                   # counts are of the group that is used
+                assert float(value) == float(each[0][output][kind]), kind
     expected["gradients"] = []                      # a third of those that each group has alone
     for group in groups:
         for leaf in group:
@@ -407,16 +433,19 @@ def test_denoising_losses_by_hand(kind, num_boxes, device):
         return criterion({**outputs, "denoising": denoising}, targets, num_boxes)
 
     losses = compute()
-    names = {f"dn_loss_{name}{suffix}" for name in ("ce", "bbox", "giou") for suffix in ("", "_0")}
-    assert set(losses) == set(plain) | names
-    assert all(float(losses[name].item()) == float(plain[name].item()) for name in plain)       # matched as before
+    of_noised = {Output("denoising", layer) for layer in range(2)}
+    assert losses.keys() == plain.keys() | of_noised
+    for output, of_layer in plain.items():                                                      # matched as before
+        assert {kind: float(loss.item()) for kind, loss in losses[output].items()} == {
+            kind: float(loss.item()) for kind, loss in of_layer.items()
+        }
     expected = {}
-    for layer, suffix in enumerate(("_0", "")):
+    for layer in range(2):
         values = by_hand(kind, logits[layer], boxes[layer], targets, noised.objects, num_boxes or 5)
-        expected |= {f"dn_loss_{name}{suffix}": value for name, value in zip(("ce", "bbox", "giou"), values)}
-    agree(lambda: {name: loss for name, loss in compute().items() if name in names}, expected)
-    by_name = sum(criterion.weights[name.split("_")[2]] * losses[name].item() for name in names)
-    agree(lambda: criterion.total(losses), criterion.total(plain).item() + by_name, "the total")
+        expected[Output("denoising", layer)] = dict(zip(KINDS, values))
+    agree(lambda: {output: of_layer for output, of_layer in compute().items() if output in of_noised}, expected)
+    weighted = sum(criterion.weights[kind] * losses[output][kind].item() for output in of_noised for kind in KINDS)
+    agree(lambda: criterion.total(losses), criterion.total(plain).item() + weighted, "the total")
     criterion.total(losses).backward()
     for tensor in leaf:
         gradient = np.abs(asnumpy(tensor.grad)).sum(-1)
@@ -433,7 +462,7 @@ def test_more_copies_count_as_much_as_one(device):
         def of_copies(copies, make=make, outputs=outputs, given=(logits, boxes)):
             noised = as_outputs(*leaves(*(np.tile(x, (1, 1, copies, 1)) for x in given)))
             losses = make()({**outputs, "denoising": {**noised, "objects": np.tile(objects, copies)}}, targets)
-            return {name: losses[name] for name in ("dn_loss_ce", "dn_loss_bbox", "dn_loss_giou")}
+            return losses[Output("denoising", 0)]
 
         agree(functools.partial(of_copies, 4), of_copies(1), kind)
 

@@ -110,7 +110,7 @@ def test_cross_attention_equals_what_the_weights_say(shown):
     model, x = small(), image()
     mask = None if shown is None else padding(shown)
     with evaluating(model):
-        memory = model.forward_encoder(x[None], None if mask is None else mask[None])
+        memory = model.encode(*model.backbone[0](x[None], None if mask is None else mask[None]))
     placed = memory.features.numpy()[0].astype(float) + memory.pos.numpy()[0]
     visible = np.ones(len(placed)) if memory.keys is None else memory.keys.reshape(-1)
     # Before the first layer looks at the image, each query is 0, looks at zeros, and so gets the values' bias.
@@ -131,7 +131,7 @@ def test_encoder_attention_equals_what_the_weights_say(shown):
     mask = None if shown is None else padding(shown)
     with evaluating(model):
         features, visible = model.backbone[0](x[None], None if mask is None else mask[None])
-        pos = model.forward_encoder(x[None], None if mask is None else mask[None]).pos.numpy()[0]
+        pos = model.encode(features, visible).pos.numpy()[0]
         src = model.input_proj(features).numpy()[0].reshape(16, -1).T.astype(float)
     visible = np.ones(len(src)) if visible is None else visible.reshape(-1)
     expected = by_hand(model.transformer.encoder.layers[0].self_attn, src + pos, src + pos, visible)

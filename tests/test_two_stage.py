@@ -7,6 +7,7 @@ import scratchvit as sv
 from scratchvit.backend import asnumpy
 from scratchvit.detection import HungarianMatcher, SetCriterion
 from scratchvit.detection.criterion import FocalCriterion
+from scratchvit.detection.losses import Output
 from tests.support.margins import agree, assert_close, rounding
 from tests.support.model_parity import images
 from tests.support.seeds import seeded
@@ -90,8 +91,10 @@ def test_the_encoders_answer_is_learned_like_a_decoder_layers(device, focal):
     outputs = model(images(3, 3, 8 * H, 8 * W))
     losses = criterion(outputs, targets)
     alone = criterion(outputs["proposals"], targets)
-    assert all(losses[f"enc_loss_{kind}"].item() == alone[f"loss_{kind}"].item() for kind in ("ce", "bbox", "giou"))
-    without = {name: loss for name, loss in losses.items() if not name.startswith("enc_")}
+    of_encoder, as_decoders = losses[Output("encoder", 0)], alone[Output("decoder", 0)]
+    assert of_encoder.keys() == {"ce", "bbox", "giou"}
+    assert all(loss.item() == as_decoders[kind].item() for kind, loss in of_encoder.items())
+    without = {output: of_output for output, of_output in losses.items() if output.source != "encoder"}
     expected = criterion.total(without).item() + criterion.total(alone).item()
     agree(lambda: criterion.total(losses), expected, "the total")
     criterion.total(losses).backward()

@@ -1,4 +1,4 @@
-"""Detection as set prediction: boxes, which query answers for which object, and what is learned from that."""
+"""Detection as set prediction: data, boxes, matching, losses, evaluation. Symbols: see models/detr.py."""
 
 from scratchvit.detection.boxes import (
     box_area,
@@ -12,5 +12,6 @@ from scratchvit.detection.boxes import (
 from scratchvit.detection.criterion import FocalCriterion, SetCriterion
 from scratchvit.detection.data.batches import DetectionLoader
 from scratchvit.detection.data.source import load_detection
+from scratchvit.detection.losses import Output, from_columns, to_columns
 from scratchvit.detection.matcher import HungarianMatcher
 from scratchvit.detection.postprocess import postprocess

@@ -1,18 +1,39 @@
-"""Which query shall answer for which object: the assignment of least cost (DETR, Carion et al., ECCV 2020, arXiv
-2005.12872, section 3.1).
+"""Which query answers for which object: the assignment of least cost (DETR, Carion et al., ECCV 2020, arXiv 2005.12872,
+section 3.1). Symbols are those of models/detr.py.
 
     paper       here                        shape
-    N, Q        queries                     of an image; most of them find no object, ∅
     c_i, b_i    labels, boxes               (T,), (T, 4): the objects of all images of the batch, one after another
-    p̂, b̂        softmax(logits), boxes      (L, B, Q, num_classes + 1), (L, B, Q, 4): of every decoder layer
+    p̂, b̂        softmax(logits), boxes      (L, B, N, num_classes + 1), (L, B, N, 4): of every decoder layer
     σ̂           pairs (query, object)       of each layer and image
 
-    σ̂ = argmin_σ Σ_i L_match(y_i, ŷ_σ(i))                                                          (eq. 1)
-    L_match = -p̂_σ(i)(c_i) + L_box(b_i, b̂_σ(i)),   L_box = λ_L1 |b_i - b̂|₁ + λ_iou (1 - GIoU)      (where c_i ≠ ∅)
+    σ̂ = argmin_σ Σ_i cost(y_i, ŷ_σ(i))                                                             (eq. 1)
+    cost = -p̂_σ(i)(c_i) + box_loss(b_i, b̂_σ(i)),   box_loss = λ_L1 |b_i - b̂|₁ + λ_iou (1 - GIoU)   (where c_i ≠ ∅)
 
-The 1 is the same for all pairs and left out. Costs are computed on the device, for all layers and images at once and
-only between an object and the queries of its own image: (L, T, Q). They come to the host in one transfer, the only one
-of a step, where scipy's `linear_sum_assignment` solves eq. 1 exactly for each layer and image.
+The 1 is the same for all pairs and is left out. The class term is -p̂ here, but -log p̂ in the loss (criterion.py). -p̂
+lies between -1 and 0 and is commensurable with the box terms; -log p̂ has no upper bound, so that a wrong class would
+outweigh any box. The paper reports better results with -p̂ (§3.1). Matching is not differentiated, so the steeper
+gradient of the logarithm is of use only in the loss.
+
+An example of two objects and three queries. Query 0 has the box of object 0, query 1 makes that of object 1 wider and
+higher by 0.1, query 2 looks elsewhere and predicts "no object":
+
+>>> p = np.array([[0.7, 0.1, 0.2], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])       # of class 0, of class 1, of ∅
+>>> boxes = np.array([[0.2, 0.2, 0.2, 0.2], [0.7, 0.6, 0.5, 0.5], [0.3, 0.8, 0.2, 0.2]])
+>>> outputs = {"pred_logits": np.log(p)[None], "pred_boxes": boxes[None]}
+>>> targets = [{"labels": [0, 1], "boxes": [[0.2, 0.2, 0.2, 0.2], [0.7, 0.6, 0.4, 0.4]]}]
+>>> logits, objects = np.log(p)[None, None], Objects.of(targets, num_classes=2)
+>>> HungarianMatcher().costs(logits, boxes[None, None], objects).round(2)      # a row for each object
+array([[[-2.7 ,  8.39,  4.73],
+        [ 7.69, -0.88,  5.76]]])
+>>> HungarianMatcher()(outputs, targets)                                        # queries, objects
+[(array([0, 1]), array([0, 1]))]
+
+Object 1 and query 1, for instance, cost 5 · (0.1 + 0.1) - 0.6 - 2 · 0.4² / 0.5² = -0.88. criterion.py has the loss of
+this example.
+
+Costs are computed on the device, for all layers and images at once and only between an object and the queries of its
+own image: (L, T, N). One transfer brings them to the host, the only transfer of a training step, where scipy's
+`linear_sum_assignment` solves eq. 1 exactly for each layer and image.
 """
 
 from __future__ import annotations
@@ -33,45 +54,46 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 
 Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(queries (k,), objects (k,)) of an image, with k the smaller of their numbers; sorted by query."""
+"""(queries (k,), objects (k,)) of an image, where k is the smaller of their numbers; sorted by query."""
 
 
 class NonFiniteCosts(ScratchvitError):
-    """Predictions that are infinite or NaN, and so belong to no object."""
+    """Predictions that are infinite or NaN, so that no assignment can be computed."""
 
 
 @dataclass(frozen=True)
 class Objects:
-    """What there is to find in a batch, on the host: the objects of all images, one after another."""
+    """The true objects of a batch, on the host: those of all images, one after another."""
 
     labels: NDArray[np.int64]       # (T,) in 0 … num_classes - 1
     boxes: NDArray[np.float32]      # (T, 4) cxcywh
-    counts: list[int]               # how many of them are each image's, B numbers
-    names: list[str]                # of the images, for errors
+    counts: list[int]               # objects of each image, B numbers
+    names: list[str]                # of the images, for error messages
 
     @property
     def image(self) -> NDArray[np.int64]:
-        """(T,): the place in the batch of each object's image."""
+        """(T,): the index in the batch of each object's image."""
         return np.repeat(np.arange(len(self.counts)), self.counts)
 
     @property
     def starts(self) -> NDArray[np.int64]:
-        """(B + 1,): where each image's objects begin, and last T."""
+        """(B + 1,): the index of each image's first object, and T at the end."""
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
 
     @classmethod
     def of(cls, targets: Sequence[Mapping[str, Any]], num_classes: int) -> Objects:
-        """From the targets of a batch, a dict for each image (others of its keys are not looked at):
+        """From the targets of a batch, a dict for each image (its other keys are ignored):
 
             "labels"    integers (n,) in 0 … num_classes - 1
             "boxes"     (n, 4) cxcywh, relative to the image; n may be 0
-            "image_id"  its name in errors, if there
+            "image_id"  optional: names the image in error messages
 
-        as NumPy arrays: their numbers are read on the host. Raises ScratchvitError, naming the image, for other things.
+        Values are NumPy arrays or lists, because they are read on the host. Raises ScratchvitError, naming the image,
+        for labels out of range, boxes that are not finite or have negative sides, and anything of another shape.
         """
         names, labels, boxes = [], [], []
-        for place, target in enumerate(targets):
-            names.append(f"image {place} of the batch" + (
+        for index, target in enumerate(targets):
+            names.append(f"image {index} of the batch" + (
                 f" (image_id {target['image_id']})" if "image_id" in target else ""
             ))  # fmt: skip
             labels.append(_host_array(names[-1], target, "labels", (), "iu"))
@@ -122,12 +144,14 @@ def _check(name: str, labels: Array, boxes: Array, num_classes: int) -> None:
 class HungarianMatcher:
     """Outputs of a model and the targets of a batch → for each image, the pairs of least cost.
 
-    cost_class, cost_bbox (λ_L1), cost_giou (λ_iou): what the three parts of the cost count; not negative, not all zero.
-    focal: logits (…, num_classes) of sigmoids, without no-object; the cost of a class is what the focal loss of a query
-    changes by when it takes the object (Deformable DETR's code, arXiv 2010.04159), where cost_class is 2.
+    cost_class, cost_bbox (λ_L1), cost_giou (λ_iou): weights of the three terms of the cost; not negative, not all zero.
+    focal: for logits (…, num_classes) of sigmoids, without "no object". The cost of a class is then the change of a
+    query's focal loss when it is assigned the object (code of Deformable DETR, arXiv 2010.04159; cost_class is 2
+    there).
 
-    Of more objects than queries in an image, as many as there are queries find one, those of least cost. Among
-    assignments of equal cost the choice is scipy's, the same in every run. Nothing here is differentiated.
+    In an image with more objects than queries, every query is assigned an object, and the other objects have none. If
+    several assignments have the least cost, scipy chooses one, the same in every run. Raises ScratchvitError for
+    weights out of range. Nothing here is differentiated.
     """
 
     cost_class: float = 1.0
@@ -144,18 +168,20 @@ class HungarianMatcher:
     def __call__(self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]]) -> list[Pairs]:
         """Match the last decoder layer's outputs.
 
-        outputs: "pred_logits" (B, Q, num_classes + 1), no-object last, and "pred_boxes" (B, Q, 4) cxcywh, Tensors or
-        arrays on the device in use.  targets: B dicts, see `Objects.of`.
-        Returns, for each image, (queries int64 (k,), objects int64 (k,)), sorted by query.
+        outputs: "pred_logits" (B, N, num_classes + 1), "no object" last, and "pred_boxes" (B, N, 4) cxcywh, Tensors or
+        arrays on the device in use. targets: B dicts, see `Objects.of`.
+        Returns, for each image, (queries int64 (k,), objects int64 (k,)), sorted by query. Raises as `Objects.of` and
+        `match_layers` do.
         """
         logits, boxes = _plain(outputs["pred_logits"]), _plain(outputs["pred_boxes"])
         return self.match_layers(logits[None], boxes[None], Objects.of(targets, logits.shape[-1] - (not self.focal)))[0]
 
     def match_layers(self, logits: Array, boxes: Array, objects: Objects) -> list[list[Pairs]]:
-        """Match each decoder layer anew: for each of the L layers, for each of the B images, its pairs.
+        """Match each decoder layer by itself: the pairs of each of the B images, for each of the L layers.
 
-        logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4): plain arrays. One transfer to the host.
-        Raises NonFiniteCosts when a cost is not finite, naming the image.
+        logits (L, B, N, num_classes + 1), boxes (L, B, N, 4): plain arrays. One transfer to the host.
+        Raises NonFiniteCosts when a cost is not finite, naming the image, and ScratchvitError unless there is one
+        target for each image.
         """
         from scipy.optimize import linear_sum_assignment  # slow to import
 
@@ -175,22 +201,22 @@ class HungarianMatcher:
         ]
 
     def costs(self, logits: Array, boxes: Array, objects: Objects) -> Array:
-        """L_match between every object and every query of its image: (L, T, Q), on the device.
+        """The cost between every object and every query of its image: (L, T, N), on the device.
 
-        logits (L, B, Q, num_classes + 1), boxes (L, B, Q, 4).
+        logits (L, B, N, num_classes + 1), boxes (L, B, N, 4).
         """
         xp = array_module(boxes)
         image, labels = asarray(objects.image), asarray(objects.labels)                                   # (T,)
         b = asarray(objects.boxes, dtype=boxes.dtype)[:, None]                                            # (T, 1, 4)
-        b_hat = boxes[:, image]                                                                           # (L, T, Q, 4)
-        with np.errstate(all="ignore"):     # what is not finite is told of later, with its image
-            class_cost = self.class_costs(logits).swapaxes(2, 3)[:, image, labels]                        # (L, T, Q)
+        b_hat = boxes[:, image]                                                                           # (L, T, N, 4)
+        with np.errstate(all="ignore"):     # match_layers raises for what is not finite, and names the image
+            class_cost = self.class_costs(logits).swapaxes(2, 3)[:, image, labels]                        # (L, T, N)
             l1 = xp.abs(b - b_hat).sum(axis=-1)
             giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b), box_cxcywh_to_xyxy(b_hat))
             return self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
 
     def class_costs(self, logits: Array) -> Array:
-        """What it costs to say each class, -p̂(c): of the shape of logits (…, classes)."""
+        """The class term of the cost, -p̂(c): logits (…, num_logits) → (…, num_logits)."""
         if not self.focal:
             return -ops.softmax(logits, dim=-1).data
         present, absent = (ops.sigmoid_focal_loss(logits, array_module(logits).full_like(logits, t)) for t in (1, 0))
@@ -202,7 +228,7 @@ def _plain(x: Any) -> Array:
 
 
 def _where_not_finite(cost: NDArray[np.float32], objects: Objects) -> str:
-    """In words; cost (L, T, Q)."""
+    """The message of NonFiniteCosts; cost (L, T, N)."""
     bad = ~np.isfinite(cost)
     layer, first, _ = np.argwhere(bad)[0]
     image = objects.image[first]

@@ -1,4 +1,4 @@
-"""From what a detector gives to what was found: classes, scores and boxes in pixels."""
+"""From the outputs of a detector to detections: classes, scores and boxes in pixels. Symbols: see models/detr.py."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from scratchvit.ops.elementwise import logistic
 def postprocess(
     outputs: Mapping[str, Any], sizes: Sequence[tuple[int, int]], focal: bool = False
 ) -> list[dict[str, np.ndarray]]:
-    """What the last decoder layer found in each image: {"scores" (N,), "labels" (N,), "boxes" (N, 4), "queries" (N,)}.
+    """The detections of each image: {"scores" (N,), "labels" (N,), "boxes" (N, 4), "queries" (N,)}.
 
-    outputs: of a DETR, {"pred_logits" (B, N, classes + 1), "pred_boxes" (B, N, 4)}, Tensors. sizes: (height, width) of
-    each image as boxes are to count its pixels: the original's for COCO's figures, padding never included.
-    Row n is what query n answers: its likeliest class. "No object" takes its share of the probability and is never
-    chosen, so that a query that holds nothing scores low.
-    focal: classes are told by sigmoids, pred_logits (B, N, classes), as of a model whose configuration says so. A query
-    may then hold several classes, and none: the rows are the N likeliest of all N · classes pairs, best first, as for
-    the authors of Deformable DETR and DAB-DETR (who take the best 100, or 300).
-    scores: float32, the probability. labels: int64, from 0 up to but not classes. boxes: float32, left, top, right,
-    bottom, not cut at the image's borders. queries: int64, whose answer a row is. The arrays are on the host:
-    predictions leave the device here, in two transfers.
+    outputs: of a DETR, {"pred_logits" (B, N, num_classes + 1), "pred_boxes" (B, N, 4)}, Tensors. sizes: (height, width)
+    of each image, without padding, in the pixels that boxes are to have: those of the original for COCO's evaluation.
+    Row n is the prediction of query n: its most probable class except "no object". "No object" keeps its share of the
+    probability, so that a query without an object has a low score.
+    focal: for classes by sigmoids, pred_logits (B, N, num_classes), as the model's configuration says. A query may then
+    have several classes, or none: the rows are the N most probable of all N · num_classes pairs, best first, as in the
+    code of Deformable DETR and DAB-DETR (which take the best 100 or 300).
+    scores: float32, probabilities. labels: int64, 0 … num_classes - 1. boxes: float32, left, top, right, bottom, not
+    clipped to the image. queries: int64, the query of each row. All arrays are on the host; two transfers bring them
+    there.
     Raises ScratchvitError unless there is one size for each image.
     """
     logits, boxes = asnumpy(outputs["pred_logits"].data), asnumpy(outputs["pred_boxes"].data)
     if len(sizes) != len(logits) or np.shape(sizes) != (len(logits), 2):
         raise ScratchvitError(f"{len(logits)} images need a (height, width) each, sizes have shape {np.shape(sizes)}")
-    probabilities = class_probabilities(logits, focal)                                  # (B, N, classes)
-    B, N, classes = probabilities.shape
+    probabilities = class_probabilities(logits, focal)                                  # (B, N, num_classes)
+    B, N, num_classes = probabilities.shape
     if focal:
-        pairs = probabilities.reshape(B, -1)                                            # (B, N · classes)
-        best = np.argsort(pairs, axis=1)[:, : -N - 1 : -1]      # what is no number comes first, so that it is noticed
-        queries, labels = np.divmod(best, classes)                                      # each (B, N)
+        pairs = probabilities.reshape(B, -1)                                            # (B, N · num_classes)
+        best = np.argsort(pairs, axis=1)[:, : -N - 1 : -1]      # NaN comes first, so that it is noticed
+        queries, labels = np.divmod(best, num_classes)                                      # each (B, N)
         scores = np.take_along_axis(pairs, best, axis=1)
         boxes = np.take_along_axis(boxes, queries[..., None], axis=1)                   # (B, N, 4)
     else:
@@ -52,5 +52,5 @@ def postprocess(
 
 
 def class_probabilities(logits: np.ndarray, focal: bool) -> np.ndarray:
-    """pred_logits (…, classes + 1), with focal (…, classes), on the host → probabilities (…, classes)."""
+    """pred_logits (…, num_classes + 1), with focal (…, num_classes), on the host → probabilities (…, num_classes)."""
     return logistic(logits) if focal else np.exp(log_probabilities(logits, -1))[..., :-1]

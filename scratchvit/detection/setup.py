@@ -190,9 +190,9 @@ def model_args(config: DetectConfig, about: dict[str, Any]) -> dict[str, Any]:
 
 
 def make_criterion(config: DetectConfig, model: Any) -> SetCriterion:
-    """What the model's kind of answer is judged by. Its `matcher` is the one of the run."""
+    """The criterion, with its matcher, for the model's kind of class scores: softmax or sigmoids."""
     focal, num_classes = model.config.focal, model.config.num_classes
-    # What a class counts has another unit if it is told by sigmoids.
+    # The class terms of softmax and focal loss differ in scale, so that their default weights differ too.
     usual = (FOCAL_WEIGHTS if focal else WEIGHTS)["ce"]
     cost_class = usual if config.cost_class is None else config.cost_class
     weight_ce = usual if config.weight_ce is None else config.weight_ce

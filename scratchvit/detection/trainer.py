@@ -1,7 +1,7 @@
 """Training a detector: what the loop of `training.loop` is to know of boxes.
 
     outputs = model(images, mask, targets)
-    losses = criterion(outputs, targets)        # of every decoder layer; what is shown, and summed up in metrics.csv
+    losses = criterion(outputs, targets)        # of every output, see losses.py; their means go to metrics.csv
     criterion.total(losses).backward(); …
 
 The best epoch is the one of the highest AP on val. After every epoch the same few pictures of val are drawn with what
@@ -25,6 +25,7 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.criterion import SetCriterion
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
+from scratchvit.detection.losses import Losses, from_columns, layers_of, to_columns
 from scratchvit.detection.matcher import NonFiniteCosts
 from scratchvit.detection.pictures import write_predictions
 from scratchvit.detection.postprocess import postprocess
@@ -50,20 +51,23 @@ class DetectionResult(Course):
 
 @dataclass
 class LossMeter:
-    """Sums over images of every loss by name, the total being "loss". They stay on the device until they are read."""
+    """Sums over images of every loss, under its name in metrics.csv; the total is "loss".
+
+    The sums stay on the device until they are read.
+    """
 
     sums: dict[str, Any] = field(default_factory=dict)
     images: int = 0
 
-    def add(self, total: Tensor, losses: Mapping[str, Any], images: int) -> None:
-        """Count a batch of so many images: what a criterion gives, and its total."""
-        for name, value in {"loss": total, **losses}.items():
+    def add(self, total: Tensor, losses: Losses, images: int) -> None:
+        """Add a batch: what a criterion gives, its total, and the number of images."""
+        for name, value in {"loss": total, **to_columns(losses)}.items():
             number = value.data if isinstance(value, Tensor) else value
             self.sums[name] = self.sums.get(name, 0.0) + number * images
         self.images += images
 
     def read(self) -> LossMeter:
-        """The same as plain numbers. On the GPU this waits for the device."""
+        """The sums as Python floats. On the GPU this waits for the device."""
         return LossMeter({name: float(value) for name, value in self.sums.items()}, self.images)
 
     def columns(self, prefix: str) -> Row:
@@ -181,20 +185,16 @@ class DetectionTrainer(TrainingLoop[DetectionResult]):
         return row["AP"] or 0.0, -row["val_loss"]
 
     def line(self, row: Row, best: str) -> str:
-        parts = ", ".join(f"{kind} {row[f'train_loss_{kind}']:.4f}" for kind in self.objective.weights)
-        layers = " ".join(f"{loss:.3f}" for loss in self._by_layer(row))
+        weights = self.objective.weights
+        decoder = layers_of(from_columns(row, "train_"), "decoder")
+        parts = ", ".join(f"{kind} {decoder[-1][kind]:.4f}" for kind in weights)
+        sums = (sum(weight * of_layer[kind] for kind, weight in weights.items()) for of_layer in decoder)
+        layers = " ".join(f"{loss:.3f}" for loss in sums)
         AP, AP50 = ("–" if figure is None else f"{figure:.3f}" for figure in (row["AP"], row["AP50"]))
         return (
             f"train loss {row['train_loss']:.4f} (last layer: {parts}; by layer: {layers})  "
             f"val loss {row['val_loss']:.4f}, AP {AP}, AP50 {AP50}{best}"
         )
-
-    def _by_layer(self, row: Row) -> list[float]:
-        """The weighted training loss of each decoder layer, the first layer's first; without that of denoising."""
-        earlier = sum(name.startswith("train_loss_ce_") for name in row)
-        suffixes = [*(f"_{layer}" for layer in range(earlier)), ""]
-        weights = self.objective.weights.items()
-        return [sum(weight * row[f"train_loss_{kind}{suffix}"] for kind, weight in weights) for suffix in suffixes]
 
     def test(self, row: Row, course: Course) -> DetectionResult:
         meter, _, figures = self._evaluate(self.data.splits.test)

@@ -1,31 +1,31 @@
 """DAB-DETR: object queries that are boxes (Liu et al., ICLR 2022, arXiv 2201.12329).
 
-DETR's object queries are learned vectors of which nobody can say where they look, and it takes hundreds of epochs until
-they look somewhere. What changes: a query is a box, its *anchor* A_q = (x, y, w, h).
+DETR's object queries are learned vectors with no defined meaning, and it takes hundreds of epochs until each looks at a
+certain region. What changes: a query is a box, its *anchor* A_q = (x, y, w, h). Symbols are those of detr.py.
 
-- Its position is where it looks: PE(x, y) of the anchor and PE of every feature are made in the same way, so that
-  their product is large where the two are near each other, from the first step on (§4.2, eq. 4).
-- Content and position are set side by side in cross-attention, instead of added, so that the product of one with the
-  other does not disturb (Conditional DETR, arXiv 2108.06152).
-- Wide boxes look wide: the product over x is multiplied by w_ref / w, that over y by h_ref / h, with w_ref, h_ref read
-  from the content (§4.4, eq. 6 and 7).
-- Every decoder layer moves the anchor, by what the box head says, and the next begins there (§4.3).
+- The query's positional embedding is that of the anchor's centre, PE(x, y), made in the same way as those of the
+  features, so that their dot product is large where the two are close, from the first step on (§4.2, eq. 4).
+- In cross-attention content and position are concatenated instead of added, so that there are no dot products of one
+  with the other (Conditional DETR, arXiv 2108.06152).
+- Attention follows the shape of the anchor: the dot product over x is multiplied by w_ref / w and that over y by
+  h_ref / h, so that wide boxes attend widely. w_ref and h_ref are predicted from the content (§4.4, eq. 6 and 7).
+- Every decoder layer moves the anchor by the output of the box head, and the next layer starts from there (§4.3).
 
     paper       here                            shape
-    A_q         anchors, boxes                  (B, N, 4): centre x, y, width, height, in 0 … 1
-    P_q         query_pos                       (B, N, D): what self-attention adds, ref_point_head(PE(A_q)), eq. 1
-    PE(x, y)    query_sine                      (B, N, D): of the anchor's centre
-    MLP(csq)    query_scale                     (B, N, D): the content's say in where to look, eq. 4
-    w_ref, h_ref    ref_anchor_head             (B, N, 2)
-    C_q         x                               (B, N, D): content, zero in the beginning
+    A_q         anchors, boxes                  (B, Q, 4): centre x, y, width, height, in 0 … 1
+    P_q         query_pos                       (B, Q, D): added in self-attention, ref_point_head(PE(A_q)), eq. 1
+    PE(x, y)    query_sine                      (B, Q, D): of the anchor's centre
+    MLP(csq)    query_scale                     (B, Q, D): scales the positions by the content, eq. 4
+    w_ref, h_ref    ref_anchor_head             (B, Q, 2)
+    C_q         x                               (B, Q, D): content, initially zero
 
-With two_stage the anchors are no parameters: every feature of the encoder says which object it sees, and the best of
-their boxes are where the decoder begins (Deformable DETR, arXiv 2010.04159). From scratch this matters most: the
-backbone is taught at every place of the image, not only where queries happen to look.
+With two_stage the anchors are not parameters: every feature of the encoder predicts an object, and the best of these
+boxes are the decoder's first anchors (Deformable DETR, arXiv 2010.04159). This matters most when training from scratch,
+because the backbone then learns from every position of the image, not only from those that queries attend to.
 
-Names of parameters and sizes are those of the authors' code, which has PReLU in the MLPs, scales the positions in the
-encoder by its features too, and tells where a feature is with frequencies down to 1/20 only (§4.5; where an anchor is,
-down to DETR's 1/10,000). Classes are told by sigmoids and learned by focal loss there.
+Names of parameters and sizes are those of the authors' code, which also has PReLU in the MLPs, scales the encoder's
+positions by its features, uses the temperature 20 for the positions of features (§4.5; 10,000 for those of anchors),
+and predicts classes by sigmoids with focal loss.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ import numpy as np
 from scratchvit import nn, ops
 from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
-from scratchvit.models.detr import DETR, MLP, Answer, DETRConfig, Memory, box_embedding, init_linear, places
+from scratchvit.models.detr import MLP, Memory, coordinates, init_linear
+from scratchvit.models.detr_extended import Answer, ExtendedDETR, ExtendedDETRConfig, box_embedding
 from scratchvit.models.detr_queries import NoisedObjects
 from scratchvit.models.detr_transformer import EPS, EncoderLayer, Layer, MultiheadAttention
 from scratchvit.models.registry import register
@@ -46,15 +47,24 @@ from scratchvit.tensor import Tensor
 
 
 @dataclass(frozen=True)
-class DABDETRConfig(DETRConfig):
+class DABDETRConfig(ExtendedDETRConfig):
     """The sizes of a DAB-DETR."""
 
-    num_queries: int = 300
-    focal: bool = True              # classes told by sigmoids, and learned by focal loss, instead of a softmax with ∅
-    two_stage: bool = False         # of Deformable DETR: anchors are the encoder's best boxes, not learned ones
+    num_queries: int = 300          # object queries: the largest number of objects that can be found
+    focal: bool = True              # classes by sigmoids with focal loss, instead of by a softmax with "no object"
+    two_stage: bool = False         # Deformable DETR: the encoder's best boxes are the anchors, not learned ones
+
+    def check(self) -> None:
+        super().check()
+        if self.normalize_before:
+            raise ScratchvitError("DAB-DETR has its norms after every sum: normalize_before=True is for DETR alone")
+        if self.two_stage and self.query_groups > 1:
+            raise ScratchvitError(
+                "two_stage gives all groups the same anchors: leave query_groups at 1, or two_stage out"
+            )
 
 
-# Not of the paper: of the sizes of detr_tiny.
+# Not in the paper: with the sizes of detr_tiny.
 TINY = DABDETRConfig(
     img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
     frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
@@ -71,7 +81,10 @@ PRESETS = {
 
 
 class Attention(nn.Module):
-    """Heads of softmax(q kᵀ / √d) v. q (B, N, E), k (B, L, E) and v (B, L, D), projected before → (B, N, D)."""
+    """Attention softmax(q kᵀ / √d) v on inputs that are already projected: q (B, Q, E), k (B, S, E), v (B, S, D).
+
+    Returns (B, Q, D). E: D in self-attention, 2 D in cross-attention. visible: see detr_transformer.MultiheadAttention.
+    """
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         self.num_heads = num_heads
@@ -83,20 +96,23 @@ class Attention(nn.Module):
             self.split(q), self.split(k), self.split(v), mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
-        return self.out_proj(x.transpose(1, 2).reshape(*q.shape[:2], -1))
+        return self.out_proj(x.transpose(1, 2).reshape(*q.shape[:2], -1))       # (B, heads, Q, D / heads) → (B, Q, D)
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, N, E) → (B, heads, N, E / heads)."""
+        """(B, Q, E) → (B, heads, Q, E / heads)."""
         return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
-        """Two of (B, N, D) → (B, N, 2D), such that every head has its part of both."""
-        parts = [each.reshape(*each.shape[:2], self.num_heads, -1) for each in (x, y)]
-        return ops.concatenate(parts, -1).reshape(*x.shape[:2], -1)
+        """Two of (B, Q, D) → (B, Q, 2D), concatenated head by head."""
+        parts = [each.reshape(*each.shape[:2], self.num_heads, -1) for each in (x, y)]      # (B, Q, heads, D / heads)
+        return ops.concatenate(parts, -1).reshape(*x.shape[:2], -1)                         # (B, Q, 2D)
 
 
 class DecoderLayer(Layer):
-    """Queries agree who takes what, then look at the image near their anchors. x (B, N, D) → (B, N, D)."""
+    """Self-attention among the queries, cross-attention to the image near their anchors, an MLP.
+
+    x, query_pos, query_sine (B, Q, D) → (B, Q, D). Masks: see detr_transformer.DecoderLayer.
+    """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, is_first: bool):
         self.sa_qcontent_proj, self.sa_qpos_proj = nn.Linear(dim, dim), nn.Linear(dim, dim)
@@ -114,29 +130,29 @@ class DecoderLayer(Layer):
 
     def forward(
         self, x: Tensor, query_pos: Tensor, query_sine: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
-        sees: Array | None,
+        self_mask: Array | None,
     ) -> Tensor:  # fmt: skip
-        def look_at_each_other(x: Tensor) -> Tensor:
+        def self_attention(x: Tensor) -> Tensor:
             q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)                 # eq. 3
             k = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_pos)
-            return self.self_attn(q, k, self.sa_v_proj(x), sees)
+            return self.self_attn(q, k, self.sa_v_proj(x), self_mask)
 
-        def look_at_the_image(x: Tensor) -> Tensor:
+        def cross_attention(x: Tensor) -> Tensor:
             q, k, k_pos = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory), self.ca_kpos_proj(pos)
-            if self.ca_qpos_proj is not None:       # the first layer, which has no content to speak of, adds them too
+            if self.ca_qpos_proj is not None:       # the first layer, where the content is zero, adds positions too
                 q, k = q + self.ca_qpos_proj(query_pos), k + k_pos
             attend = self.cross_attn
             q = attend.side_by_side(q, self.ca_qpos_sine_proj(query_sine))              # eq. 4
             k = attend.side_by_side(k, k_pos.expand(k.shape))
             return attend(q, k, self.ca_v_proj(memory), visible)
 
-        x = self.residual(x, self.norm1, look_at_each_other)
-        x = self.residual(x, self.norm2, look_at_the_image)
+        x = self.residual(x, self.norm1, self_attention)
+        x = self.residual(x, self.norm2, cross_attention)
         return self.residual(x, self.norm3, self.feed_forward)
 
 
 class Encoder(nn.Module):
-    """DETR's, with positions scaled by the features. x (B, HW, D), pos (B or 1, HW, D) → memory (B, HW, D)."""
+    """DETR's encoder with positions scaled by the features. x (B, HW, D), pos (B or 1, HW, D) → memory (B, HW, D)."""
 
     def __init__(self, config: DABDETRConfig):
         D = config.hidden_dim
@@ -155,9 +171,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content and anchors → for every layer what it gives, normalised (B, N, D), and the anchors that it had (B, N, 4).
+    """Content x (B, Q, D), anchors (B, Q, 4) → of every layer its normalised output (B, Q, D) and anchors (B, Q, 4).
 
-    box_head: the model's bbox_embed, by which what a layer gives moves its anchor.
+    box_head: the model's bbox_embed, which predicts from a layer's output how its anchors move.
     """
 
     def __init__(self, config: DABDETRConfig):
@@ -172,36 +188,36 @@ class Decoder(nn.Module):
         self.ref_anchor_head = MLP(D, D, 2, depth=2)
 
     def forward(
-        self, x: Tensor, anchors: Tensor, memory: Tensor, pos: Tensor, visible: Array | None, sees: Array | None,
-        box_head: MLP,
+        self, x: Tensor, anchors: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
+        self_mask: Array | None, box_head: MLP,
     ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
-        given_out, D = [], x.shape[-1]
-        boxes = anchors                                                                 # (B, N, 4)
+        outputs, D = [], x.shape[-1]
+        boxes = anchors                                                                 # (B, Q, 4)
         for number, layer in enumerate(self.layers):
-            waves = box_embedding(boxes, D)                                             # (B, N, 2D): of y, x, w, h
+            waves = box_embedding(boxes, D)                                             # (B, Q, 2D): of y, x, w, h
             query_sine = waves[..., :D]                                                 # PE(x, y)
-            if number:      # eq. 4; before the first layer content has nothing to say
+            if number:      # eq. 4; not before the first layer, where the content is zero
                 query_sine = query_sine * self.query_scale(x)
-            size = self.ref_anchor_head(x).sigmoid()                                    # (B, N, 2), eq. 7
-            wide, high = (size / boxes[..., 2:]).split(1, -1)
-            y_waves, x_waves = query_sine.split(D // 2, -1)
+            size = self.ref_anchor_head(x).sigmoid()                                    # (B, Q, 2), eq. 7
+            wide, high = (size / boxes[..., 2:]).split(1, -1)                           # (B, Q, 1) each
+            y_waves, x_waves = query_sine.split(D // 2, -1)                             # (B, Q, D / 2) each
             query_sine = ops.concatenate([y_waves * high, x_waves * wide], -1)          # eq. 6
             query_pos = self.ref_point_head(waves)                                      # eq. 1
-            x = layer(x, query_pos, query_sine, memory, pos, visible, sees)
-            given_out.append((self.norm(x), anchors))
+            x = layer(x, query_pos, query_sine, memory, pos, visible, self_mask)
+            outputs.append((self.norm(x), anchors))
             if number + 1 < len(self.layers):
                 anchors = moved(boxes, box_head(x))
-                boxes = anchors.detach()    # where the next layer looks is no matter of this one's
-        return given_out
+                boxes = anchors.detach()    # stop the gradient: the next layer's loss does not train this layer's boxes
+        return outputs
 
 
 def moved(boxes: Tensor, by: Tensor) -> Tensor:
-    """Boxes in 0 … 1, moved by numbers that are added before the sigmoid (§4.3)."""
+    """Boxes in 0 … 1 (…, 4) and offsets (…, 4), which are added before the sigmoid (§4.3) → boxes (…, 4)."""
     return (unsigmoid(boxes) + by).sigmoid()
 
 
 def unsigmoid(x: Tensor) -> Tensor:
-    """The x of which it is the sigmoid, from -11.5 to 11.5."""
+    """The inverse of the sigmoid, clipped to -11.5 … 11.5."""
     return ops.log(x.clip(1e-5) / (1 - x).clip(1e-5))
 
 
@@ -213,7 +229,7 @@ class Transformer(nn.Module):
         self.decoder = Decoder(config)
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices by their width (Glorot & Bengio 2010), biases as in PyTorch's layers, of attention's output zero."""
+        """Weights by Glorot & Bengio (2010); biases as in PyTorch's layers, those of attention's output zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 init_linear(module, rng)
@@ -226,21 +242,21 @@ class Transformer(nn.Module):
                 parameter.assign(init.xavier_uniform(parameter.shape, rng))
 
 
-WIDEST = 0.9        # of the encoder's boxes in the beginning: at 1 the sigmoid is flat, and nothing would be learned
+WIDEST = 0.9        # largest side of the encoder's first boxes: near 1 the sigmoid is flat, and has no gradient
 
 
 class Proposals(nn.Module):
-    """The encoder's own answer: every feature says which object is there, and where (arXiv 2010.04159, §4.2, §A.4).
+    """Predictions of the encoder: a class and a box for every feature (arXiv 2010.04159, §4.2, §A.4).
 
-    Its box begins as four features wide and high around the feature (there: a twentieth of the image). memory →
-    {"pred_logits" (B, HW, classes), "pred_boxes" (B, HW, 4)}, which is learned as the answer of a decoder layer. It
-    tells the classes, as in DINO (arXiv 2203.03605), not only that there is something. On padding there is nothing.
+    A box starts around its feature, four features wide and high (in the paper: a twentieth of the image). memory →
+    {"pred_logits" (B, HW, num_logits), "pred_boxes" (B, HW, 4)}, which have the same loss as those of a decoder layer.
+    Classes are predicted, as in DINO (arXiv 2203.03605), not only whether there is an object. On padding there is none.
     """
 
     def __init__(self, config: DABDETRConfig):
         D = config.hidden_dim
         self.enc_output, self.enc_output_norm = nn.Linear(D, D), nn.LayerNorm(D, EPS)
-        self.class_embed = nn.Linear(D, config.num_classes + (not config.focal))
+        self.class_embed = nn.Linear(D, config.num_logits)
         self.bbox_embed = MLP(D, D, 4, depth=3)
         self.num_classes = config.num_classes
 
@@ -250,40 +266,35 @@ class Proposals(nn.Module):
         if memory.keys is not None:
             nothing = xp.where(xp.arange(logits.shape[-1]) < self.num_classes, -100, 0).astype(logits.dtype)
             logits = ops.where(memory.visible.reshape(len(x), -1, 1), logits, nothing)
-        row, column = places(memory.visible, x.dtype)
+        row, column = coordinates(memory.visible, x.dtype)                                      # (B or 1, H, W)
         height, width = (each.max(axis=(1, 2), keepdims=True) for each in (row, column))        # (B or 1, 1, 1)
         sides = (xp.broadcast_to(xp.minimum(4 / side, WIDEST), row.shape) for side in (width, height))
-        begun = xp.stack([(column - 0.5) / width, (row - 0.5) / height, *sides], axis=-1)       # (B or 1, H, W, 4)
-        boxes = moved(Tensor(begun.reshape(len(begun), -1, 4)), self.bbox_embed(x))             # (B, HW, 4)
+        first = xp.stack([(column - 0.5) / width, (row - 0.5) / height, *sides], axis=-1)       # (B or 1, H, W, 4)
+        boxes = moved(Tensor(first.reshape(len(first), -1, 4)), self.bbox_embed(x))             # (B, HW, 4)
         return {"pred_logits": logits, "pred_boxes": boxes}
 
     def best(self, answer: Answer, count: int) -> Tensor:
-        """The boxes of the features that are surest of an object (B, count, 4), from which nothing is learned."""
+        """The boxes of the features with the highest scores (B, count, 4), without gradients."""
         logits, boxes = answer["pred_logits"].data, answer["pred_boxes"].data
         xp = array_module(logits)
-        object_, none = logits[..., : self.num_classes], logits[..., self.num_classes :]        # the latter 1, or 0
+        object_, none = logits[..., : self.num_classes], logits[..., self.num_classes :]        # none: 1 number, or 0
         chosen = xp.argsort(none.sum(axis=-1) - object_.max(axis=-1), axis=1)[:, :count]        # (B, count)
         return Tensor(boxes[xp.arange(len(boxes))[:, None], chosen])
 
 
-class DABDETR(DETR):
-    """images (B, C, H, W), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}, all as of `DETR`.
+class DABDETR(ExtendedDETR):
+    """images (B, in_chans, H0, W0) → {"pred_logits", "pred_boxes", "aux_outputs"}, as `DETR` and `ExtendedDETR`.
 
-    With two_stage also "proposals", {"pred_logits" (B, HW, classes), "pred_boxes" (B, HW, 4)}: the encoder's answer.
+    With two_stage also "proposals", {"pred_logits" (B, HW, num_logits), "pred_boxes" (B, HW, 4)}: the encoder's
+    predictions.
     """
 
     config: DABDETRConfig
-    transformer: Transformer        # another than DETR's
-    temperature = 20.0              # of the features' positions
+    transformer: Transformer        # not DETR's
+    temperature = 20.0              # of the features' positional embedding
 
     def add_transformer(self) -> None:
         config = self.config
-        if config.normalize_before:
-            raise ScratchvitError("DAB-DETR has its norms after every sum: normalize_before=True is for DETR alone")
-        if config.two_stage and config.query_groups > 1:
-            raise ScratchvitError(
-                "two_stage gives all groups the same anchors: leave query_groups at 1, or two_stage out"
-            )
         self.transformer = Transformer(config)
         if config.two_stage:
             self.proposals = Proposals(config)
@@ -291,33 +302,33 @@ class DABDETR(DETR):
             self.refpoint_embed = nn.Embedding(config.num_queries * config.query_groups, 4)
 
     def queries_for(self, memory: Memory) -> int:
-        """N, of each group; with two_stage no more than there are features, since each query begins at another."""
+        """N; with two_stage at most the number of features, because each query starts at another feature."""
         N = self.config.num_queries
         return min(N, memory.features.shape[1]) if self.config.two_stage else N
 
-    def forward_decoder(
-        self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None
+    def decode(
+        self, content: Tensor, noised: NoisedObjects | None, memory: Memory, self_mask: Array | None
     ) -> tuple[list[Answer], dict[str, Answer]]:
-        known = 0 if noised is None else noised.objects.shape[1]
-        B, queries = len(content), content.shape[1] - known                                         # N or K·N
+        M = 0 if noised is None else noised.objects.shape[1]
+        B, queries = len(content), content.shape[1] - M                                             # K·N
         others = {}
         if self.config.two_stage:
             others["proposals"] = self.proposals(memory)
             anchors = self.proposals.best(others["proposals"], queries)                             # (B, N, 4)
         else:
-            anchors = self.refpoint_embed.weight[:queries].sigmoid().expand((B, queries, 4))
+            anchors = self.refpoint_embed.weight[:queries].sigmoid().expand((B, queries, 4))        # (B, K·N, 4)
         if noised is not None:
             anchors = ops.concatenate([Tensor(asarray(noised.boxes)), anchors], 1)                  # (B, Q, 4)
         states = self.transformer.decoder(
-            content, anchors, memory.features, memory.pos, memory.keys, sees, self.bbox_embed
+            content, anchors, memory.features, memory.pos, memory.keys, self_mask, self.bbox_embed
         )
         answers = [
-            {"pred_logits": self.class_embed(x), "pred_boxes": moved(begun, self.bbox_embed(x))} for x, begun in states
+            {"pred_logits": self.class_embed(z), "pred_boxes": moved(boxes, self.bbox_embed(z))} for z, boxes in states
         ]
         return answers, others
 
     def init_transformer(self, rng: np.random.Generator) -> None:
-        """Anchors normal before the sigmoid; the box heads begin by leaving them where they are."""
+        """Anchors from a standard normal distribution before the sigmoid; box heads zero: they move no anchor yet."""
         self.transformer.init_weights(rng)
         box_heads = [self.bbox_embed]
         if self.config.two_stage:
@@ -332,7 +343,7 @@ class DABDETR(DETR):
             head.layers[-1].bias.assign(0)
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """DETR's, with what this Transformer has besides."""
+        """As of DETR, with the further parts of this Transformer."""
         *before, heads = super().layer_names()
         shared = ("query_scale", "ref_point_head", "ref_anchor_head")
         before[-1] += tuple(f"transformer.decoder.{name}" for name in shared)
@@ -340,7 +351,7 @@ class DABDETR(DETR):
         return [*before, heads]
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
+        """Parameters that are not weight matrices, so that weight decay is not applied to them."""
         return {"refpoint_embed.weight", "label_enc.weight"}
 
 

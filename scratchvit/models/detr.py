@@ -1,45 +1,54 @@
 """DETR: end-to-end object detection with Transformers (Carion et al., ECCV 2020, arXiv 2005.12872).
 
-A detector used to be asked about a hundred thousand candidate boxes, laid over the image by hand, and what it said
-twice was struck out afterwards. What changes: the objects of an image are a *set*, and a set is what comes out. N slots
-are filled at once; each gives one box and one class, or says that it holds no object. In training every true object is
-assigned to one slot (detection/matcher.py), all others must say "none" (criterion.py), so that nothing is said twice.
+Earlier detectors classify about a hundred thousand candidate boxes (anchor boxes), placed by hand on a grid, and remove
+duplicates afterwards by non-maximum suppression (NMS). What changes: DETR predicts the objects of an image as a *set*.
+N outputs, computed in parallel, each give one class and one box, or "no object". In training every true object is
+assigned to exactly one of them (detection/matcher.py), and all others learn "no object" (detection/criterion.py), so
+that there are no duplicates to remove.
 
-A CNN sees, an encoder relates what was seen, a decoder asks. Each slot has a learned vector, its *object query*, which
-in time comes to ask for objects of certain places and sizes. The Transformer stands in detr_transformer.py.
+    images → ResNet → 1×1 convolution → encoder → decoder → classes and boxes
+                          sine positions ↗          ↖ object queries, which are learned
 
     paper      here                       shape at ResNet-50, 800×1066
     x_img      images                     (B, 3, 800, 1066)
     f          features of the backbone   (B, C, H, W) = (B, 2048, 25, 34)
-    d          hidden_dim                 256: D in the code
     z_0        input_proj(f), flattened   (B, HW, D) = (B, 850, 256)
-    P          sine_positions             (B, HW, D), as the image's padding is its own
-    N          num_queries                100
-               query_embed                (N, D), the object queries
-               what a decoder layer gives (B, N, D)
-    p̂(c)       pred_logits, class_embed   (B, N, classes + 1); no object, ∅, is the last
+    P          sine_positions             (B, HW, D): one per image, because each is padded differently
+               query_embed                (N, D): the object queries
+               output of a decoder layer  (B, N, D)
+    p̂(c)       pred_logits, class_embed   (B, N, num_classes + 1); the last is ∅, "no object"
     b̂          pred_boxes, bbox_embed     (B, N, 4): centre x, y, width, height, in 0 … 1 of the image without padding
 
-Every decoder layer is asked for boxes by the same heads, and each of these answers is trained (auxiliary losses, §3.2).
+Symbols of all files about DETR, which are detr.py, detr_transformer.py, detr_queries.py, detr_extended.py, dab_detr.py,
+and in detection/ matcher.py, criterion.py and postprocess.py:
 
-DC5: the last stage of the ResNet dilates its kernels instead of halving the map, for small objects: 4 times the tokens,
-16 times the attention of the encoder. Names of parameters are those of the authors' code, options too, but for what
-says which ResNet it is (layers, bottleneck, channels, stages: its class there), and for `num_classes`: here the number
-of real classes. The authors also keep conv1 and layer1 of a pretrained backbone as they are and let the rest of it
-learn ten times slower, which is left to the training.
+    B          images in a batch                        N    object queries of an image: num_queries
+    H0, W0     height and width of an image             K    groups of N queries: query_groups (1 in the paper)
+    H, W, C    the same of its feature map; channels    M    noised objects of an image (0 in the paper)
+    D          width of a token: hidden_dim (paper: d)  Q    all queries of the decoder: M + K·N (N in the paper)
+    F          hidden width of MLPs: dim_feedforward    S    keys of an attention: HW, or Q
+    L          layers of the decoder: dec_layers        T, n objects in a batch, in one image
+    c, ∅       a class; "no object"                     P    matched pairs of a query and an object
+    b, b̂       true and predicted box                   p̂    predicted probability
 
-Five options are not the paper's, and without them this is its model. `focal` tells classes by sigmoids, without ∅. The
-others give training more queries, and are told in detr_queries.py: `query_groups`; `denoising`, of which `box_noise`
-and `label_noise` say how much. (Queries that are boxes are another model: dab_detr.py.)
+The same heads read the output of every decoder layer, and each is trained (auxiliary losses, §3.2).
+
+DC5: the last stage of the ResNet dilates its kernels instead of halving the map, for small objects. That makes 4 times
+as many tokens, and the encoder's attention 16 times as large.
+
+Names of parameters and options are those of the authors' code, except the options that choose the ResNet (layers,
+bottleneck, channels, stages: its class there), and `num_classes`, which is the number of real classes here. The authors
+also freeze conv1 and layer1 of a pretrained backbone and train the rest of it with a tenth of the learning rate; these
+are settings of the training. Options that are not the paper's are in detr_extended.py, which registers the presets.
+`scratchvit inspect RUN` draws the attention of a trained model.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,9 +56,7 @@ from scratchvit import backend, nn, ops
 from scratchvit.backend import Array, array_module, asarray, is_array
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_numbers
-from scratchvit.models.detr_queries import NoisedObjects, noised_objects, split_outputs, who_sees_whom
 from scratchvit.models.detr_transformer import Transformer
-from scratchvit.models.registry import register
 from scratchvit.models.resnet import ResNet, ResNetConfig
 from scratchvit.nn import init
 from scratchvit.random import Generator
@@ -60,36 +67,56 @@ from scratchvit.tensor import Tensor
 class DETRConfig:
     """The sizes of a DETR."""
 
-    detects = True      # no field: boxes come out, where other models tell the class of a picture
+    detects = True      # not a field: the model predicts boxes, where others predict the class of a picture
+    focal = False       # not a field: classes are predicted by a softmax with ∅, not by sigmoids
 
-    img_size: int | tuple[int, int] = (800, 1066)   # what its cost is told for; the model takes images of any size
+    img_size: int | tuple[int, int] = (800, 1066)   # size that `scratchvit cost` assumes; the model takes any size
     in_chans: int = 3
-    num_classes: int = 91           # real ones. 91: COCO's ids go up to 90, and the authors' head has a place for each
+    num_classes: int = 91           # real classes. 91: COCO's ids go up to 90, and the authors' head has room for each
     layers: tuple[int, ...] = (3, 4, 6, 3)          # of the ResNet: blocks of each stage
     bottleneck: bool = True         # of the ResNet: blocks of 1×1, 3×3, 1×1 convolutions; False: of two 3×3
-    channels: tuple[int, ...] = (64, 128, 256, 512)     # of the ResNet: of the 3×3 convolutions of each stage
+    channels: tuple[int, ...] = (64, 128, 256, 512)     # of the ResNet: width of the 3×3 convolutions of each stage
     stages: int = 4                 # of the ResNet: 4, or the first 3, whose map has stride 16 instead of 32
-    dilation: bool = False          # DC5: the last stage dilates its kernels, and the map has half the stride
-    frozen_bn: bool = True          # whether batch norm never changes, for a trained backbone; from scratch: False
-    num_queries: int = 100          # N: the most objects that can be found in an image
-    hidden_dim: int = 256           # d: the numbers in a token
-    nheads: int = 8                 # M: heads of every attention
+    dilation: bool = False          # DC5: dilate the last stage, whose map then has half the stride
+    frozen_bn: bool = True          # freeze batch norm, for a pretrained backbone; turn off to train from scratch
+    num_queries: int = 100          # object queries: the largest number of objects that can be found
+    hidden_dim: int = 256           # width of a token
+    nheads: int = 8                 # heads of every attention
     enc_layers: int = 6             # layers of the encoder
     dec_layers: int = 6             # layers of the decoder
-    dim_feedforward: int = 2048     # the MLPs' hidden layer
-    dropout: float = 0.1            # of attention probabilities, in the MLPs, and before every residual sum
-    normalize_before: bool = False  # whether norms stand before attention and MLP, as in a ViT, or after the sum
-    aux_loss: bool = True           # whether all decoder layers give boxes, not the last alone
+    dim_feedforward: int = 2048     # hidden width of the MLPs
+    dropout: float = 0.1            # dropout rate of attention probabilities, in the MLPs, and before residual sums
+    normalize_before: bool = False  # layer norm before attention and MLP, as in a ViT, instead of after the sum
+    aux_loss: bool = True           # predictions of every decoder layer, not only of the last one
 
-    # Not of the paper: each lets it converge sooner (focal: arXiv 1708.02002; the others: detr_queries.py).
-    focal: bool = False             # classes told by sigmoids, and learned by focal loss, instead of a softmax with ∅
-    query_groups: int = 1           # K of Group DETR: sets of queries in training, of which the first is used later
-    denoising: int = 0              # of DN-DETR: copies of the true objects, with noise, to be restored in training
-    box_noise: float = 0.4          # of DN-DETR: by what share of its size a box is moved and resized at most
-    label_noise: float = 0.2        # of DN-DETR: share of the classes that are drawn anew
+    @property
+    def num_logits(self) -> int:
+        """Scores of a query."""
+        return self.num_classes + 1
+
+    def check(self) -> None:
+        """Raise ScratchvitError for options that are out of range or do not fit together."""
+        check_numbers(self)
+        for name in ("num_classes", "num_queries", "hidden_dim", "nheads", "dec_layers", "dim_feedforward"):
+            if getattr(self, name) < 1:
+                raise ScratchvitError(f"{name} is at least 1, not {getattr(self, name)}")
+        if self.enc_layers < 0:
+            raise ScratchvitError(f"enc_layers is 0, for no encoder, or more, not {self.enc_layers}")
+        if not 0 <= self.dropout < 1:
+            raise ScratchvitError(f"dropout is a probability, from 0 up to but not 1, not {self.dropout}")
+        if self.hidden_dim % 4:
+            raise ScratchvitError(
+                f"hidden_dim is a multiple of 4, for sines and cosines of y and x, not {self.hidden_dim}"
+            )
+        if self.hidden_dim % self.nheads:
+            raise ScratchvitError(
+                f"hidden_dim {self.hidden_dim} cannot be shared by {self.nheads} heads: choose a multiple"
+            )
+        if self.stages not in (3, 4):
+            raise ScratchvitError(f"stages of the ResNet are 4 or 3, not {self.stages}")
 
 
-# Not of the paper: for training from scratch on pictures of about 96×96, with a map of stride 8.
+# Not in the paper: for training from scratch on pictures of about 96×96, with a map of stride 8.
 TINY = DETRConfig(
     img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
     frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
@@ -107,16 +134,11 @@ PRESETS = {
 }  # fmt: skip
 
 
-Answer: TypeAlias = dict[str, Tensor]
-
-RARE = -math.log((1 - 0.01) / 0.01)     # where logits begin with focal: at a probability of 0.01 (1708.02002, §4.1)
-
-
 class Backbone(nn.Module):
-    """A ResNet up to its last map. images (B, in_chans, H0, W0) → (f (B, C, H, W), where f shows the images).
+    """A ResNet up to its last feature map: images (B, in_chans, H0, W0) → f (B, C, H, W), and where f is not padding.
 
-    mask: bool (B, H0, W0), True where an image is padding; None: nowhere. The second is bool (B, H, W), True where f
-    shows an image, or None.
+    mask: bool (B, H0, W0), True on padding; None: no padding. The second result is bool (B, H, W), False on padding, or
+    None.
     """
 
     def __init__(self, config: DETRConfig, seed: int):
@@ -137,11 +159,11 @@ class Backbone(nn.Module):
 
 
 def visible_features(mask: Any, images: tuple[int, ...], features: tuple[int, ...]) -> Array:
-    """A mask (B, H0, W0), True on padding → bool (B, H, W), True where a feature shows the image.
+    """mask bool (B, H0, W0), True on padding → bool (B, H, W), True where a feature shows the image.
 
-    A feature shows what the nearest pixel shows, as for the authors. images, features: shapes (B, C, height, width).
-    Raises ScratchvitError for a mask that is not bool or of another shape, and for an image that is padding everywhere
-    (looked at on the host only: a mask that is on the device is believed, as asking would wait for it).
+    A feature takes the value of the nearest pixel, as in the authors' code. images, features: shapes (B, C, height,
+    width). Raises ScratchvitError for a mask that is not bool or of another shape, and for an image that is padding
+    everywhere (only if the mask is on the host: reading one on the device would wait for it).
     """
     padding = mask.data if isinstance(mask, Tensor) else mask if is_array(mask) else np.asarray(mask)
     expected = (images[0], *images[2:])
@@ -160,44 +182,36 @@ def visible_features(mask: Any, images: tuple[int, ...], features: tuple[int, ..
     return asarray(visible)
 
 
-def places(visible: Array, dtype: Any) -> tuple[Array, Array]:
-    """Where each feature is in its image: visible bool (B, H, W) → y and x (B, H, W).
+def coordinates(visible: Array, dtype: Any) -> tuple[Array, Array]:
+    """visible bool (B, H, W), False on padding → y and x of each feature (B, H, W).
 
-    y counts 1, 2, 3, … up to the height of the image without its padding, x likewise.
+    y is 1, 2, 3, … up to the height of the image without its padding; x likewise.
     """
     xp = array_module(visible)
-    y, x = xp.cumsum(visible, axis=1, dtype=dtype), xp.cumsum(visible, axis=2, dtype=dtype)
-    return y, x
+    return xp.cumsum(visible, axis=1, dtype=dtype), xp.cumsum(visible, axis=2, dtype=dtype)
 
 
 def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10_000) -> Array:
-    """What tells where each feature is (§A.4): visible bool (B, H, W) → (B, HW, dim).
+    """Positional embedding of each feature (§A.4): visible bool (B, H, W), False on padding → (B, HW, dim).
 
-    The first half of the numbers is of y, the second of x. Both go from 0 to 1 across the image, whatever its size; see
+    The first half encodes y, the second x; both go from 0 to 1 across the image, whatever its size. See
     `sine_embedding`.
     """
-    y, x = places(visible, dtype)
+    y, x = coordinates(visible, dtype)
     parts = Tensor(y / (y[:, -1:] + 1e-6)), Tensor(x / (x[:, :, -1:] + 1e-6))
-    waves = [sine_embedding(part, dim // 2, temperature) for part in parts]                     # (B, H, W, dim / 2)
-    return ops.concatenate(waves, -1).reshape(len(visible), -1, dim).data
+    waves = [sine_embedding(part, dim // 2, temperature) for part in parts]                 # (B, H, W, dim / 2) each
+    return ops.concatenate(waves, -1).reshape(len(visible), -1, dim).data                   # (B, HW, dim)
 
 
-def sine_embedding(place: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
+def sine_embedding(x: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
     """Numbers in 0 … 1 (…) → (…, dim): sines and cosines, in turn, at dim / 2 frequencies.
 
-    The first goes round once from 0 to 1, the last almost 1/temperature of that.
+    The first frequency is one period from 0 to 1, the last almost 1 / temperature of that.
     """
-    xp = array_module(place.data)
-    omega = 2 * math.pi * temperature ** (-xp.arange(dim // 2, dtype=place.dtype) / (dim // 2))
-    angles = place[..., None] * omega                                                           # (…, dim / 2)
-    return ops.stack([ops.sin(angles), ops.cos(angles)], -1).reshape(*place.shape, dim)
-
-
-def box_embedding(boxes: Tensor, dim: int) -> Tensor:
-    """cxcywh in 0 … 1 (B, M, 4) → (B, M, 2 dim): of y, x, width and height, dim / 2 numbers each."""
-    x, y, width, height = boxes.split(1, -1)
-    waves = sine_embedding(ops.concatenate([y, x, width, height], -1), dim // 2)                # (B, M, 4, dim / 2)
-    return waves.reshape(*boxes.shape[:-1], 2 * dim)
+    xp = array_module(x.data)
+    omega = 2 * math.pi * temperature ** (-xp.arange(dim // 2, dtype=x.dtype) / (dim // 2))
+    angles = x[..., None] * omega                                                           # (…, dim / 2)
+    return ops.stack([ops.sin(angles), ops.cos(angles)], -1).reshape(*x.shape, dim)         # (…, dim / 2, 2) → (…, dim)
 
 
 class MLP(nn.Module):
@@ -216,7 +230,7 @@ class MLP(nn.Module):
 
 
 def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
-    """Weights and biases uniform by the layer's inputs, as PyTorch's own."""
+    """Weights and biases uniform in ± 1 / √(number of inputs), as in PyTorch's layers."""
     assert layer.bias is not None
     bound = init.fans(layer.weight.shape)[0] ** -0.5
     layer.weight.assign(init.uniform(layer.weight.shape, rng, bound))
@@ -224,23 +238,22 @@ def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
 
 
 class Memory(NamedTuple):
-    """What the encoder makes of images, for the decoder to ask."""
+    """The encoder's output, and what the decoder must know of it."""
 
     features: Tensor            # (B, HW, D)
-    pos: Tensor                 # (B or 1, HW, D)
+    pos: Tensor                 # positional embedding (B or 1, HW, D)
     visible: Array              # bool (B or 1, H, W), False on padding
-    keys: Array | None          # the same as attention wants it, (B, 1, 1, HW); None where there is no padding
+    keys: Array | None          # the same as a mask of keys, bool (B, 1, 1, HW); None: no padding
 
 
 class DETR(nn.Module):
-    """images (B, C, H, W), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}.
+    """images (B, in_chans, H0, W0), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}.
 
-    mask: bool (B, H, W), True where an image is padding; None: nowhere. targets: what there is to find in each image
-    (see detection/matcher.py), of which only a model with denoising, while it trains, makes use.
-    pred_logits (B, N, num_classes + 1), no object being the last; pred_boxes (B, N, 4), centre x and y, width and
-    height, in 0 … 1 of the image without its padding; aux_outputs: a dictionary of the two for every decoder layer but
-    the last, the first layer's first (none with aux_loss=False). With focal, pred_logits are (B, N, num_classes).
-    While they train, models with query_groups or denoising give more: see `detr_queries.split_outputs`.
+    mask: padding mask, bool (B, H0, W0), True where an image is padding; None: no padding.
+    targets: not used by the paper's model (see detr_extended.py).
+    pred_logits (B, N, num_classes + 1), of which the last is "no object"; pred_boxes (B, N, 4), centre x and y, width
+    and height, in 0 … 1 of the image without its padding; aux_outputs: a list of dictionaries of these two, one for
+    each decoder layer but the last, the first layer's first (empty with aux_loss=False).
 
     Attentions are called in this order (see `ops.record_attention`): (B, heads, HW, HW) of every encoder layer, then
     of every decoder layer (B, heads, N, N) and (B, heads, N, HW).
@@ -248,153 +261,83 @@ class DETR(nn.Module):
     """
 
     transformer: Any
-    temperature = 10_000.0      # of the features' positions
+    temperature = 10_000.0      # of the positional embedding
 
     def __init__(self, config: DETRConfig, seed: int = 0):
-        _check(config)
+        config.check()
         self.config = config
-        D = config.hidden_dim
-        # The authors' backbone.1 computes positions, and has no weights.
+        # A list, for the authors' names: their backbone.1 computes positions, and has no weights.
         self.backbone = nn.ModuleList([Backbone(config, seed)])
-        self.input_proj = nn.Conv2d(self.backbone[0].num_channels, D, 1)
-        self.class_embed = nn.Linear(D, config.num_classes + (not config.focal))
-        self.bbox_embed = MLP(D, D, 4, depth=3)
-        if config.denoising:
-            self.label_enc = nn.Embedding(config.num_classes + 1, D - 1)    # the last: unknown, for all other queries
+        self.input_proj = nn.Conv2d(self.backbone[0].num_channels, config.hidden_dim, 1)
+        self.add_heads()
         self.add_transformer()
-
-        self.generator = Generator(seed)        # of noise
         self.init_weights(np.random.default_rng(seed))
-        self.set_generator(self.generator)
+        self.set_generator(Generator(seed))
+
+    def add_heads(self) -> None:
+        D = self.config.hidden_dim
+        self.class_embed = nn.Linear(D, self.config.num_logits)
+        self.bbox_embed = MLP(D, D, 4, depth=3)
 
     def add_transformer(self) -> None:
-        """The Transformer, and where its queries look."""
         config, D = self.config, self.config.hidden_dim
         self.transformer = Transformer(
             D, config.nheads, config.enc_layers, config.dec_layers, config.dim_feedforward, config.dropout,
             config.normalize_before,
         )  # fmt: skip
-        self.query_embed = nn.Embedding(config.num_queries * config.query_groups, D)
-        if config.denoising:
-            self.place_enc = MLP(2 * D, D, D, depth=2)      # of a noised object, which has a place of its own
+        self.query_embed = nn.Embedding(config.num_queries, D)
 
-    def forward(
-        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
-    ) -> dict[str, Any]:
-        memory = self.forward_encoder(x, mask)
-        noised = self.forward_noise(targets)
-        N, groups = self.queries_for(memory), self.config.query_groups if self.training else 1
-        content = self.forward_content(len(memory.features), N * groups, noised)
-        layers, others = self.forward_decoder(content, noised, memory, who_sees_whom(noised, N, groups))
-        return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
+    def forward(self, x: Tensor | Array, mask: Any = None, targets: Any = None) -> dict[str, Any]:
+        features, visible = self.backbone[0](x, mask)                       # (B, C, H, W); bool (B, H, W), or None
+        memory = self.encode(features, visible)                             # its features (B, HW, D)
+        queries = self.query_embed.weight                                   # (N, D)
+        content = self.zeros(len(features), len(queries))                   # (B, N, D)
+        states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys)   # L × (B, N, D)
+        layers = [{"pred_logits": self.class_embed(z), "pred_boxes": self.bbox_embed(z).sigmoid()} for z in states]
+        *earlier, last = layers if self.config.aux_loss else layers[-1:]
+        return {**last, "aux_outputs": earlier}
 
-    def queries_for(self, memory: Memory) -> int:
-        """N, of each group."""
-        return self.config.num_queries
-
-    def forward_encoder(self, x: Tensor | Array, mask: Any = None) -> Memory:
-        features, visible = self.backbone[0](x, mask)               # (B, C, H, W), (B, H, W)
+    def encode(self, features: Tensor, visible: Array | None) -> Memory:
+        """features (B, C, H, W), visible bool (B, H, W) or None → the encoder's output."""
         B, _, H, W = features.shape
-        keys = None if visible is None else visible.reshape(B, 1, 1, H * W)
+        keys = None if visible is None else visible.reshape(B, 1, 1, H * W)         # (B, H, W) → (B, 1, 1, HW)
         if visible is None:
             visible = backend.current().xp.ones((1, H, W), bool)
         pos = Tensor(sine_positions(visible, self.config.hidden_dim, self.class_embed.weight.dtype, self.temperature))
-        src = self.input_proj(features).flatten(2).transpose(1, 2)  # (B, D, H, W) → (B, HW, D)
+        src = self.input_proj(features).flatten(2).transpose(1, 2)                  # (B, D, H, W) → (B, HW, D)
         return Memory(self.transformer.encoder(src, pos, keys), pos, visible, keys)
 
-    def forward_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
-        """The denoising queries of a batch, if there are to be any."""
-        if not (self.config.denoising and self.training and targets is not None):
-            return None
-        config = self.config
-        return noised_objects(
-            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise, self.generator.numpy()
-        )
-
-    def forward_content(self, batch: int, queries: int, noised: NoisedObjects | None) -> Tensor:
-        """What the decoder begins with, (B, Q, D): zeros; in DN-DETR (§4.5) a class, or unknown, and which of these."""
-        D, dtype = self.config.hidden_dim, self.class_embed.weight.dtype
-        if not self.config.denoising:
-            return Tensor(backend.current().xp.zeros((batch, queries, D), dtype))
-        unknown = np.full((batch, queries), self.config.num_classes)
-        labels = unknown if noised is None else np.concatenate([noised.labels, unknown], axis=1)    # (B, Q)
-        known = asarray((labels != self.config.num_classes)[..., None], dtype=dtype)
-        return ops.concatenate([self.label_enc(labels), known], -1)
-
-    def forward_decoder(
-        self, content: Tensor, noised: NoisedObjects | None, memory: Memory, sees: Array | None
-    ) -> tuple[list[Answer], dict[str, Answer]]:
-        """content (B, Q, D) → {"pred_logits" (B, Q, classes), "pred_boxes" (B, Q, 4)} of every decoder layer.
-
-        And what else a model has to say by name; this one has nothing.
-        """
-        known = 0 if noised is None else noised.objects.shape[1]
-        queries = self.query_embed.weight[: content.shape[1] - known]                               # (N or K·N, D)
-        if noised is not None:
-            at = self.place_enc(box_embedding(Tensor(asarray(noised.boxes)), self.config.hidden_dim))       # (B, M, D)
-            queries = ops.concatenate([at, queries.expand((len(content), *queries.shape))], 1)      # (B, Q, D)
-        states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys, sees)
-        answers = [{"pred_logits": self.class_embed(x), "pred_boxes": self.bbox_embed(x).sigmoid()} for x in states]
-        return answers, {}
+    def zeros(self, images: int, queries: int) -> Tensor:
+        """What the decoder starts from, (images, queries, D)."""
+        shape = images, queries, self.config.hidden_dim
+        return Tensor(backend.current().xp.zeros(shape, self.class_embed.weight.dtype))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Heads and projection as PyTorch's layers, queries normal, the Transformer. (The backbone draws its own.)"""
-        for layer in (self.input_proj, self.class_embed, *self.bbox_embed.layers):
-            init_linear(layer, rng)
-        if self.config.focal:
-            assert self.class_embed.bias is not None
-            self.class_embed.bias.assign(RARE)
-        if self.config.denoising:
-            self.label_enc.weight.assign(init.normal(self.label_enc.weight.shape, rng, 1.0))
+        """Draw all weights but the backbone's, which has drawn its own."""
+        init_linear(self.input_proj, rng)
+        self.init_heads(rng)
         self.init_transformer(rng)
 
+    def init_heads(self, rng: np.random.Generator) -> None:
+        for layer in (self.class_embed, *self.bbox_embed.layers):
+            init_linear(layer, rng)
+
     def init_transformer(self, rng: np.random.Generator) -> None:
+        """The queries from a standard normal distribution, then the Transformer."""
         self.query_embed.weight.assign(init.normal(self.query_embed.weight.shape, rng, 1.0))
         self.transformer.init_weights(rng)
-        if self.config.denoising:
-            for layer in self.place_enc.layers:
-                init_linear(layer, rng)
 
     def no_weight_decay(self) -> set[str]:
-        """Parameters that are not matrices of a layer: decay has no business with them."""
-        return {"query_embed.weight", "label_enc.weight"}
+        """Parameters that are not weight matrices, so that weight decay is not applied to them."""
+        return {"query_embed.weight"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The parts of each layer, from the image to the heads, for `layer_decay` (see `optim.param_groups`)."""
         *body, _ = self.backbone[0].body.layer_names()              # without its head
         layers: list[tuple[str, ...]] = [tuple(f"backbone.0.body.{name}" for name in names) for names in body]
         layers.append(("input_proj",))
         layers += [(f"transformer.encoder.layers.{i}",) for i in range(self.config.enc_layers)]
-        layers[-1] += ("transformer.encoder.norm", "query_embed", "label_enc", "place_enc")
+        layers[-1] += ("transformer.encoder.norm", "query_embed")
         layers += [(f"transformer.decoder.layers.{i}",) for i in range(self.config.dec_layers)]
         layers[-1] += ("transformer.decoder.norm",)
         return [*layers, ("class_embed", "bbox_embed")]
-
-
-def _check(config: DETRConfig) -> None:
-    """Raise ScratchvitError for options that do not fit together."""
-    check_numbers(config)
-    for name in (
-        "num_classes", "num_queries", "hidden_dim", "nheads", "dec_layers", "dim_feedforward", "query_groups"
-    ):  # fmt: skip
-        if getattr(config, name) < 1:
-            raise ScratchvitError(f"{name} is at least 1, not {getattr(config, name)}")
-    for name in ("enc_layers", "denoising"):
-        if getattr(config, name) < 0:
-            raise ScratchvitError(f"{name} is 0, for none, or more, not {getattr(config, name)}")
-    for name in ("box_noise", "label_noise"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise ScratchvitError(f"{name} is a share, 0 … 1, not {getattr(config, name)}")
-    if not 0 <= config.dropout < 1:
-        raise ScratchvitError(f"dropout is a probability, from 0 up to but not 1, not {config.dropout}")
-    if config.hidden_dim % 4:
-        raise ScratchvitError(f"hidden_dim is a multiple of 4, for sines and cosines of y, x, not {config.hidden_dim}")
-    if config.hidden_dim % config.nheads:
-        raise ScratchvitError(
-            f"hidden_dim {config.hidden_dim} cannot be shared by {config.nheads} heads: choose a multiple"
-        )
-    if config.stages not in (3, 4):
-        raise ScratchvitError(f"stages of the ResNet are 4 or 3, not {config.stages}")
-
-
-register(DETR, PRESETS, paper="DETR, arXiv 2005.12872")

@@ -1,24 +1,24 @@
-"""DETR's Transformer: an encoder over an image's features, a decoder over its objects (arXiv 2005.12872, §3.2, §A.3).
+"""DETR's Transformer: an encoder of the image's features, a decoder of object queries (arXiv 2005.12872, §3.2, §A.3).
 
-It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes:
+It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes. Symbols are those of detr.py.
 
-- *Where* is told apart from *what*, in every layer anew. Positions P are added to what asks and to what is asked, never
-  to what is fetched, so that the values stay features alone:
+- Positional embeddings are added in every layer, not once at the input, and only to queries and keys. Values stay free
+  of positions, so that they carry features alone:
 
-      Q = T_q (X_q + P_q),   K = T_k (X_kv + P_kv),   V = T_v X_kv                              eq. 7 of §A.1
+      q = W_q (x_q + p_q),   k = W_k (x_k + p_k),   v = W_v x_k                                 eq. 7 of §A.1
 
-- The decoder's words are no words. It begins with N zeros, and what tells the N apart are learned positions, the
-  *object queries*: P_q of the decoder. All N are decoded at once, each may look at every other, none is masked. (In
-  the first layer there is nothing to see yet: whoever looks at zeros sees the same everywhere.)
-- What comes out of every decoder layer is normalised and given out, so that each can be asked for boxes.
+- The decoder does not read words. Its input is N zero vectors, which differ only by learned positional embeddings, the
+  *object queries*. All N are decoded in parallel, and each attends to all others, without a causal mask. (The first
+  self-attention has no effect yet, because all its values are the same.)
+- The output of every decoder layer is normalised and returned, so that each can be trained (auxiliary losses).
 
-                          self_attn                    multihead_attn                 linear1, linear2
-    encoder layer   src asks src, both + pos                   –                 on every feature
-    decoder layer   tgt asks tgt, both + query_pos   tgt + query_pos asks        on every object
-                                                     memory + pos
+                          self_attn                     multihead_attn                   linear1, linear2
+    encoder layer   q, k: x + pos; v: x                            –                   on every feature
+    decoder layer   q, k: x + query_pos; v: x     q: x + query_pos; k: memory + pos;   on every query
+                                                  v: memory
 
-Images of a batch differ in size and are padded. `visible` (B, 1, 1, HW) is True where a feature shows the image: nobody
-looks at the others. (They look themselves, and nobody minds what they find.)
+Images of a batch differ in size and are padded. The mask of keys, (B, 1, 1, HW), is True where a feature shows the
+image. Padding is masked as a key only: as a query it still gives values, which no other position uses.
 
 Names of parameters are those of the authors' code, and so of PyTorch's nn.MultiheadAttention.
 """
@@ -38,23 +38,24 @@ EPS = 1e-5      # of every layer norm
 
 
 class MultiheadAttention(nn.Module):
-    """M heads of d' = D / M numbers (§A.1). query (B, N, D); key, value (B, L, D); visible (…, 1, L) → (B, N, D).
+    """Attention with heads of width d' = D / heads (§A.1). query (B, Q, D); key, value (B, S, D) → (B, Q, D).
 
-    Positions are in query and key already. visible: bool, True where a key may be looked at; None: everywhere.
+    Positional embeddings are already added to query and key. visible: bool (…, 1 or Q, S), True where a key may be
+    attended to; None: everywhere.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float):
         rng = np.random.default_rng()
         self.num_heads = num_heads
-        self.in_proj_weight = nn.Parameter(init.xavier_uniform((3 * dim, dim), rng))    # T_q, T_k, T_v of all heads
+        self.in_proj_weight = nn.Parameter(init.xavier_uniform((3 * dim, dim), rng))    # W_q, W_k, W_v of all heads
         self.in_proj_bias = nn.Parameter(np.zeros(3 * dim, np.float32))
-        self.out_proj = nn.Linear(dim, dim)                                             # L
+        self.out_proj = nn.Linear(dim, dim)
         self.attn_drop = nn.Dropout(dropout)
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Array | None = None) -> Tensor:
-        B, N, D = query.shape
-        weights, biases = self.in_proj_weight.split(D), self.in_proj_bias.split(D)
-        q, k, v = (                                                 # each (B, heads, N or L, d'), eq. 7
+        B, Q, D = query.shape
+        weights, biases = self.in_proj_weight.split(D), self.in_proj_bias.split(D)      # (3D, D) → three of (D, D)
+        q, k, v = (                                                 # (B, Q or S, D) → (B, heads, Q or S, d'), eq. 7
             ops.linear(x, weight, bias).reshape(B, x.shape[1], self.num_heads, D // self.num_heads).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases)
         )
@@ -62,11 +63,11 @@ class MultiheadAttention(nn.Module):
             q, k, v, mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )  # fmt: skip
-        return self.out_proj(x.transpose(1, 2).reshape(B, N, D))    # the heads side by side again
+        return self.out_proj(x.transpose(1, 2).reshape(B, Q, D))    # (B, heads, Q, d') → (B, Q, D)
 
 
 class Layer(nn.Module):
-    """What layers of encoder and decoder share: sums with the input, where the norms stand, and the MLP at the end."""
+    """What encoder and decoder layers share: residual sums with their norms, and the MLP."""
 
     def __init__(self, dim: int, dim_feedforward: int, dropout: float, normalize_before: bool):
         self.linear1 = nn.Linear(dim, dim_feedforward)
@@ -82,12 +83,12 @@ class Layer(nn.Module):
         return norm(x + self.dropout(branch(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """Two layers on each vector alone: (B, N, D) → (B, N, F) → (B, N, D)."""
+        """The MLP, on each token by itself: (B, Q, D) → (B, Q, F) → (B, Q, D)."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class EncoderLayer(Layer):
-    """Every feature asks every feature of its image. x (B, HW, D); pos (B or 1, HW, D) → (B, HW, D)."""
+    """Self-attention among the features of an image, and an MLP. x (B, HW, D); pos (B or 1, HW, D) → (B, HW, D)."""
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, normalize_before: bool):
         self.self_attn = MultiheadAttention(dim, num_heads, dropout)
@@ -96,19 +97,21 @@ class EncoderLayer(Layer):
         self.norm2 = nn.LayerNorm(dim, EPS)
 
     def forward(self, x: Tensor, pos: Tensor, visible: Array | None) -> Tensor:
-        def look_around(x: Tensor) -> Tensor:
-            placed = x + pos
-            return self.self_attn(placed, placed, x, visible)
+        def self_attention(x: Tensor) -> Tensor:
+            with_pos = x + pos
+            return self.self_attn(with_pos, with_pos, x, visible)
 
-        x = self.residual(x, self.norm1, look_around)
+        x = self.residual(x, self.norm1, self_attention)
         return self.residual(x, self.norm2, self.feed_forward)
 
 
 class DecoderLayer(Layer):
-    """Objects agree who takes what, then look at the image. x (B, N, D), query_pos (N, D) or (B, N, D) → (B, N, D).
+    """Self-attention among the queries, cross-attention to the image, an MLP.
 
-    memory (B, HW, D): the encoder's features; placed_memory: the same + pos, for all layers alike.
-    sees: bool (N, N) or (B, 1, N, N), True where an object may look at another; None: everywhere.
+    x (B, Q, D), query_pos (Q, D) or (B, Q, D) → (B, Q, D). memory (B, HW, D): the encoder's output; memory_with_pos:
+    memory + pos, computed once for all layers. visible: mask of keys, bool (B, 1, 1, HW), or None.
+    self_mask: bool (Q, Q) or (B, 1, Q, Q), True where a query (row) may attend to another; None: everywhere, as in the
+    paper.
     """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, normalize_before: bool):
@@ -120,18 +123,18 @@ class DecoderLayer(Layer):
         self.norm3 = nn.LayerNorm(dim, EPS)
 
     def forward(
-        self, x: Tensor, query_pos: Tensor, memory: Tensor, placed_memory: Tensor, visible: Array | None,
-        sees: Array | None = None,
+        self, x: Tensor, query_pos: Tensor, memory: Tensor, memory_with_pos: Tensor, visible: Array | None,
+        self_mask: Array | None = None,
     ) -> Tensor:  # fmt: skip
-        def look_at_each_other(x: Tensor) -> Tensor:
-            placed = x + query_pos
-            return self.self_attn(placed, placed, x, sees)
+        def self_attention(x: Tensor) -> Tensor:
+            with_pos = x + query_pos
+            return self.self_attn(with_pos, with_pos, x, self_mask)
 
-        def look_at_the_image(x: Tensor) -> Tensor:
-            return self.multihead_attn(x + query_pos, placed_memory, memory, visible)
+        def cross_attention(x: Tensor) -> Tensor:
+            return self.multihead_attn(x + query_pos, memory_with_pos, memory, visible)
 
-        x = self.residual(x, self.norm1, look_at_each_other)
-        x = self.residual(x, self.norm2, look_at_the_image)
+        x = self.residual(x, self.norm1, self_attention)
+        x = self.residual(x, self.norm2, cross_attention)
         return self.residual(x, self.norm3, self.feed_forward)
 
 
@@ -144,7 +147,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(dim, num_heads, dim_feedforward, dropout, normalize_before) for _ in range(depth)
         )
-        # Norms at the end of each layer leave nothing to do after the last one.
+        # With the norm at the end of each layer, the output of the last one is already normalised.
         self.norm = nn.LayerNorm(dim, EPS) if normalize_before else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, visible: Array | None) -> Tensor:
@@ -154,9 +157,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """x (B, N, D), query_pos (N, D), memory (B, HW, D), pos (B or 1, HW, D) → what every layer gives, normalised.
+    """x (B, Q, D), query_pos (Q, D), memory (B, HW, D), pos (B or 1, HW, D) → outputs of all layers, L × (B, Q, D).
 
-    That is a list of (B, N, D). What goes from layer to layer is not that, but what was before this norm.
+    The outputs are normalised; the next layer reads the values before that norm. Masks: see `DecoderLayer`.
     """
 
     def __init__(
@@ -169,13 +172,13 @@ class Decoder(nn.Module):
 
     def forward(
         self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
-        sees: Array | None = None,
+        self_mask: Array | None = None,
     ) -> list[Tensor]:  # fmt: skip
-        placed_memory, given_out = memory + pos, []
+        memory_with_pos, outputs = memory + pos, []
         for layer in self.layers:
-            x = layer(x, query_pos, memory, placed_memory, visible, sees)
-            given_out.append(self.norm(x))
-        return given_out
+            x = layer(x, query_pos, memory, memory_with_pos, visible, self_mask)
+            outputs.append(self.norm(x))
+        return outputs
 
 
 class Transformer(nn.Module):
@@ -190,7 +193,7 @@ class Transformer(nn.Module):
         self.decoder = Decoder(dec_layers, *sizes)
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices by their width (Glorot & Bengio 2010); biases of attention zero, of MLPs as in PyTorch's layers."""
+        """Weights by Glorot & Bengio (2010); biases of attention zero, biases of MLPs as in PyTorch's layers."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 assert module.bias is not None

@@ -6,13 +6,13 @@ Sections (§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 200
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from xml.etree.ElementTree import Element
 
 import numpy as np
 
+from scratchvit.detection.losses import from_columns, layers_of
 from scratchvit.inspect.figures import TRAIN, VALIDATION, Lines
 from scratchvit.reports.page import curves, element, numbers
 
@@ -57,28 +57,33 @@ def _number(value: Any) -> float:
 def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
     """What is drawn of the columns that there are: losses in training and validation, AP, and losses by layer."""
     both = (("train_", TRAIN, "training"), ("val_", VALIDATION, "validation"))
-    wanted = {"loss": "loss"} | {title: f"loss_{kind}" for kind, title in LOSSES.items()}
-    wanted |= {f"denoising: {title}": f"dn_loss_{kind}" for kind, title in LOSSES.items()}
-    wanted |= {"class error, %": "class_error", "objects too many or too few": "cardinality_error"}
+    found = {split: from_columns({column: column for column in columns}, split) for split, *_ in both}
+    # Of the layers of a decoder the last one is drawn, which comes after the others.
+    names = {split: {(source, kind): column for (source, _), of_output in found[split].items()
+                     for kind, column in of_output.items()} for split in found}  # fmt: skip
+    wanted = {title: ("decoder", kind) for kind, title in LOSSES.items()}
+    wanted |= {f"denoising: {title}": ("denoising", kind) for kind, title in LOSSES.items()}
+    wanted |= {"class error, %": ("decoder", "class_error")}
+    wanted |= {"objects too many or too few": ("decoder", "cardinality_error")}
     losses: dict[str, Lines] = {
-        title: [(part + name, colour, of) for part, colour, of in both if part + name in columns]
-        for title, name in wanted.items()
+        "loss": [(f"{split}loss", colour, of) for split, colour, of in both if f"{split}loss" in columns]
+    }
+    losses |= {
+        title: [(names[split][loss], colour, of) for split, colour, of in both if loss in names[split]]
+        for title, loss in wanted.items()
     }
     precisions: dict[str, Lines] = {"average precision": [line for line in PRECISIONS if line[0] in columns]}
-    layers = {title: _by_layer(columns, f"loss_{kind}") for kind, title in LOSSES.items()}
+    decoders = [layers_of(found[split], "decoder") for split in ("val_", "train_")]
+    decoder = next((of_layers for of_layers in decoders if len(of_layers) > 1), [])
+    layers = {title: _by_layer([of_layer[kind] for of_layer in decoder]) for kind, title in LOSSES.items()}
     for plots in (losses, precisions, layers):
         yield {title: lines for title, lines in plots.items() if lines}
 
 
-def _by_layer(columns: Sequence[str], name: str) -> Lines:
-    """Of a loss, a line for each decoder layer: those before the last have its name and _0, _1, …"""
-    part = "val_" if f"val_{name}_0" in columns else "train_"
-    earlier = sum(re.fullmatch(rf"{part}{name}_\d+", column) is not None for column in columns)
-    if not earlier:
-        return []
-    names = [*(f"{part}{name}_{layer}" for layer in range(earlier)), part + name]
-    colours = np.linspace(0, len(LAYERS) - 1, len(names)).round().astype(int)
-    return [(column, LAYERS[colour], f"layer {i + 1}") for i, (column, colour) in enumerate(zip(names, colours))]
+def _by_layer(columns: Sequence[str]) -> Lines:
+    """A line for each decoder layer."""
+    colours = np.linspace(0, len(LAYERS) - 1, len(columns)).round().astype(int)
+    return [(column, LAYERS[colour], f"layer {i + 1}") for i, (column, colour) in enumerate(zip(columns, colours))]
 
 
 def _key(entries: Sequence[tuple[str, str]]) -> Element:
