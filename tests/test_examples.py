@@ -23,7 +23,8 @@ PRINTED = {
 # Where readers stop: these have an example.
 EXPECTED = (
     "scratchvit.tensor", "scratchvit.graph", "scratchvit.learn.engine", "scratchvit.models.windows",
-    "scratchvit.models.mvit_v2", "scratchvit.ops.norm", "scratchvit.detection.matcher", "scratchvit.detection.criterion",
+    "scratchvit.models.mvit_v2", "scratchvit.ops.norm", "scratchvit.detection.matcher",
+    "scratchvit.detection.criterion",
 )  # fmt: skip
 
 

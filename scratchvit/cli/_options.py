@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
-import inspect
 import math
 import os
 import re
@@ -47,16 +46,15 @@ def add_fields(
 ) -> None:
     """An option for each named field of a configuration dataclass; the namespace gets only those that are given.
 
-    Help and choices are the field's metadata, or the help is the comment that stands beside it in the source.
+    Help and choices are those of `scratchvit.options.option`.
     prefix: put before the names in the namespace, to keep two configurations apart there.
     """
     types = typing.get_type_hints(config_type)
-    comments = _field_comments(config_type)
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     for name in names:
         metadata = fields[name].metadata
         default = _shown(defaults[name])
-        help_text = f"{metadata.get('help', comments.get(name, ''))} (default: {default})".strip().replace("%", "%%")
+        help_text = f"{metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {
             "type": _reader(types[name]),
             "choices": metadata.get("choices") or None,
@@ -106,14 +104,6 @@ def size(text: str) -> int | tuple[int, int]:
     if min(sides) < 1:
         raise argparse.ArgumentTypeError(f"a size of {text} pixels is none: at least 1")
     return (sides[0], sides[1]) if len(set(sides)) > 1 else sides[0]
-
-
-def _field_comments(config_type: type) -> dict[str, str]:
-    """What stands beside the fields in the source, those of a parent class among them."""
-    comments: dict[str, str] = {}
-    for ancestor in reversed(config_type.__mro__[:-1]):
-        comments |= re.findall(r"^ {4}(\w+): .*?  # (.*)$", inspect.getsource(ancestor), re.MULTILINE)
-    return comments
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from scratchvit.training.config import RunConfig, option
+from scratchvit.options import option
+from scratchvit.training.config import RunConfig
 
 
 @dataclass(frozen=True)

@@ -43,6 +43,7 @@ from scratchvit.models.detr_queries import NoisedObjects
 from scratchvit.models.detr_transformer import EPS, EncoderLayer, Layer, MultiheadAttention
 from scratchvit.models.registry import register
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.tensor import Tensor
 
 
@@ -50,9 +51,9 @@ from scratchvit.tensor import Tensor
 class DABDETRConfig(ExtendedDETRConfig):
     """The sizes of a DAB-DETR."""
 
-    num_queries: int = 300          # object queries: the largest number of objects that can be found
-    focal: bool = True              # classes by sigmoids with focal loss, instead of by a softmax with "no object"
-    two_stage: bool = False         # Deformable DETR: the encoder's best boxes are the anchors, not learned ones
+    num_queries: int = option(300, "object queries: the largest number of objects that can be found")
+    focal: bool = option(True, "classes by sigmoids with focal loss, instead of by a softmax with \"no object\"")
+    two_stage: bool = option(False, "Deformable DETR: the encoder's best boxes are the anchors, not learned ones")
 
     def check(self) -> None:
         super().check()

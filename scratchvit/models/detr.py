@@ -59,6 +59,7 @@ from scratchvit.models.checks import check_numbers
 from scratchvit.models.detr_transformer import Transformer
 from scratchvit.models.resnet import ResNet, ResNetConfig
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -70,24 +71,28 @@ class DETRConfig:
     detects = True      # not a field: the model predicts boxes, where others predict the class of a picture
     focal = False       # not a field: classes are predicted by a softmax with ∅, not by sigmoids
 
-    img_size: int | tuple[int, int] = (800, 1066)   # size that `scratchvit cost` assumes; the model takes any size
+    img_size: int | tuple[int, int] = option(
+        (800, 1066), "size that `scratchvit cost` assumes; the model takes any size"
+    )
     in_chans: int = 3
-    num_classes: int = 91           # real classes. 91: COCO's ids go up to 90, and the authors' head has room for each
-    layers: tuple[int, ...] = (3, 4, 6, 3)          # of the ResNet: blocks of each stage
-    bottleneck: bool = True         # of the ResNet: blocks of 1×1, 3×3, 1×1 convolutions; False: of two 3×3
-    channels: tuple[int, ...] = (64, 128, 256, 512)     # of the ResNet: width of the 3×3 convolutions of each stage
-    stages: int = 4                 # of the ResNet: 4, or the first 3, whose map has stride 16 instead of 32
-    dilation: bool = False          # DC5: dilate the last stage, whose map then has half the stride
-    frozen_bn: bool = True          # freeze batch norm, for a pretrained backbone; turn off to train from scratch
-    num_queries: int = 100          # object queries: the largest number of objects that can be found
-    hidden_dim: int = 256           # width of a token
-    nheads: int = 8                 # heads of every attention
-    enc_layers: int = 6             # layers of the encoder
-    dec_layers: int = 6             # layers of the decoder
-    dim_feedforward: int = 2048     # hidden width of the MLPs
-    dropout: float = 0.1            # dropout rate of attention probabilities, in the MLPs, and before residual sums
-    normalize_before: bool = False  # layer norm before attention and MLP, as in a ViT, instead of after the sum
-    aux_loss: bool = True           # predictions of every decoder layer, not only of the last one
+    num_classes: int = option(91, "real classes. 91: COCO's ids go up to 90, and the authors' head has room for each")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "of the ResNet: blocks of each stage")
+    bottleneck: bool = option(True, "of the ResNet: blocks of 1×1, 3×3, 1×1 convolutions; False: of two 3×3")
+    channels: tuple[int, ...] = option(
+        (64, 128, 256, 512), "of the ResNet: width of the 3×3 convolutions of each stage"
+    )
+    stages: int = option(4, "of the ResNet: 4, or the first 3, whose map has stride 16 instead of 32")
+    dilation: bool = option(False, "DC5: dilate the last stage, whose map then has half the stride")
+    frozen_bn: bool = option(True, "freeze batch norm, for a pretrained backbone; turn off to train from scratch")
+    num_queries: int = option(100, "object queries: the largest number of objects that can be found")
+    hidden_dim: int = option(256, "width of a token")
+    nheads: int = option(8, "heads of every attention")
+    enc_layers: int = option(6, "layers of the encoder")
+    dec_layers: int = option(6, "layers of the decoder")
+    dim_feedforward: int = option(2048, "hidden width of the MLPs")
+    dropout: float = option(0.1, "dropout rate of attention probabilities, in the MLPs, and before residual sums")
+    normalize_before: bool = option(False, "layer norm before attention and MLP, as in a ViT, instead of after the sum")
+    aux_loss: bool = option(True, "predictions of every decoder layer, not only of the last one")
 
     @property
     def num_logits(self) -> int:

@@ -28,6 +28,7 @@ from scratchvit.models.detr import DETR, MLP, DETRConfig, Memory, init_linear, s
 from scratchvit.models.detr_queries import NoisedObjects, noised_objects, self_attention_mask, split_outputs
 from scratchvit.models.registry import register
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -36,11 +37,11 @@ from scratchvit.tensor import Tensor
 class ExtendedDETRConfig(DETRConfig):
     """The sizes of a DETR, and options that are not in its paper."""
 
-    focal: bool = False             # classes by sigmoids with focal loss, instead of by a softmax with "no object"
-    query_groups: int = 1           # Group DETR: groups of queries in training; only the first is used afterwards
-    denoising: int = 0              # DN-DETR: noised copies of the true objects, to be restored in training
-    box_noise: float = 0.4          # DN-DETR: largest shift and change of size of a noised box, as a share of its size
-    label_noise: float = 0.2        # DN-DETR: share of the noised classes that are drawn at random
+    focal: bool = option(False, "classes by sigmoids with focal loss, instead of by a softmax with \"no object\"")
+    query_groups: int = option(1, "Group DETR: groups of queries in training; only the first is used afterwards")
+    denoising: int = option(0, "DN-DETR: noised copies of the true objects, to be restored in training")
+    box_noise: float = option(0.4, "DN-DETR: largest shift and change of size of a noised box, as a share of its size")
+    label_noise: float = option(0.2, "DN-DETR: share of the noised classes that are drawn at random")
 
     @property
     def num_logits(self) -> int:

@@ -42,6 +42,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.registry import register
 from scratchvit.models.resnet_v2 import ResNetV2, ResNetV2Config, Stem
 from scratchvit.models.vit import PatchEmbed, VisionTransformer, ViTConfig, pair
+from scratchvit.options import option
 from scratchvit.tensor import Tensor
 
 
@@ -49,9 +50,11 @@ from scratchvit.tensor import Tensor
 class HybridConfig(ViTConfig):
     """The sizes of a hybrid: those of a ViT, and of the CNN before it."""
 
-    patch_size: int | tuple[int, int] = 1   # P: side of the patches, in features of the CNN, or (height, width)
-    layers: tuple[int, ...] = (3, 4, 9)     # blocks of each stage of the CNN, up to four stages; none: only its stem
-    width_factor: int = 1                   # the CNN's channels times this
+    patch_size: int | tuple[int, int] = option(1, "P: side of the patches, in features of the CNN, or (height, width)")
+    layers: tuple[int, ...] = option(
+        (3, 4, 9), "blocks of each stage of the CNN, up to four stages; none: only its stem"
+    )
+    width_factor: int = option(1, "the CNN's channels times this")
 
 
 #    name                   CNN's layers    P   D      L   k   pixels

@@ -45,6 +45,7 @@ from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.models.vit import VisionTransformer, ViTConfig, pair
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -53,16 +54,16 @@ from scratchvit.tensor import Tensor
 class IGPTConfig:
     """The sizes of an iGPT."""
 
-    img_size: int | tuple[int, int] = 32    # side of the images, or (height, width): the square is the sequence
+    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width): the square is the sequence")
     in_chans: int = 3
-    num_classes: int = 0            # 0: it learns to say the next pixel; otherwise to tell so many classes apart
-    num_colors: int = 512           # K: the colours of the palette
-    embed_dim: int = 512            # d: the numbers in a token
-    depth: int = 24                 # L: the blocks
-    num_heads: int = 8              # divides d
-    pos_drop_rate: float = 0.0      # dropout after the positions are added
-    proj_drop_rate: float = 0.0     # after attention and MLP
-    attn_drop_rate: float = 0.0     # of attention probabilities
+    num_classes: int = option(0, "0: it learns to say the next pixel; otherwise to tell so many classes apart")
+    num_colors: int = option(512, "K: the colours of the palette")
+    embed_dim: int = option(512, "d: the numbers in a token")
+    depth: int = option(24, "L: the blocks")
+    num_heads: int = option(8, "divides d")
+    pos_drop_rate: float = option(0.0, "dropout after the positions are added")
+    proj_drop_rate: float = option(0.0, "after attention and MLP")
+    attn_drop_rate: float = option(0.0, "of attention probabilities")
 
     # (mean, deviation) by which pixels in 0 … 1 become the images that the model and its palette know, in -1 … 1
     normalisation: ClassVar = (0.5, 0.5)
@@ -331,8 +332,8 @@ def _check(config: IGPTConfig) -> None:
 class PixelTransformerConfig(ViTConfig):
     """The sizes of a pixel Transformer: a ViT's, with patches of one pixel."""
 
-    img_size: int | tuple[int, int] = 32    # side of the images, or (height, width): every pixel is a token
-    patch_size: int | tuple[int, int] = 1   # always one pixel
+    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width): every pixel is a token")
+    patch_size: int | tuple[int, int] = option(1, "always one pixel")
 
 
 #  of ViT's sizes those that can be afforded; at 32×32 a matrix of 1,025 tokens is 4 MiB, and tiny has 36 of them

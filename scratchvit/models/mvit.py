@@ -59,6 +59,7 @@ from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.models.vit import pair
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -70,21 +71,23 @@ Size = tuple[int, ...]
 class MViTConfig:
     """The sizes of an MViT."""
 
-    img_size: int | tuple[int, int] = 224           # side of the frames, or (height, width)
-    num_frames: int = 16                            # T: frames of a clip; 1: images
+    img_size: int | tuple[int, int] = option(224, "side of the frames, or (height, width)")
+    num_frames: int = option(16, "T: frames of a clip; 1: images")
     in_chans: int = 3
-    num_classes: int = 400                          # 0: no head, the class token's features come out
-    depths: tuple[int, ...] = (1, 2, 11, 2)         # blocks in each stage
-    embed_dim: int = 96                             # D: channels (width) of a token in stage 1
-    num_heads: int = 1                              # h: attention heads in stage 1
-    mlp_ratio: float = 4.0                          # hidden width of the MLP as a multiple of D
-    patch_kernel: tuple[int, ...] = (3, 7, 7)       # size of the cubes that a clip is cut into: frames, rows, columns
-    patch_stride: tuple[int, ...] = (2, 4, 4)       # distance between neighbouring cubes
-    kernel_qkv: tuple[int, ...] = (3, 3, 3)         # kernel of the pooling of q, k and v
-    stride_kv: tuple[int, ...] = (1, 8, 8)          # stride of keys and values in stage 1; halved whenever the grid is
-    drop_rate: float = 0.5                          # dropout rate before the head
-    proj_drop_rate: float = 0.0                     # dropout rate after the projections of attention and MLP
-    drop_path_rate: float = 0.2                     # stochastic depth rate of the last block; rises linearly from 0
+    num_classes: int = option(400, "0: no head, the class token's features come out")
+    depths: tuple[int, ...] = option((1, 2, 11, 2), "blocks in each stage")
+    embed_dim: int = option(96, "D: channels (width) of a token in stage 1")
+    num_heads: int = option(1, "h: attention heads in stage 1")
+    mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
+    patch_kernel: tuple[int, ...] = option(
+        (3, 7, 7), "size of the cubes that a clip is cut into: frames, rows, columns"
+    )
+    patch_stride: tuple[int, ...] = option((2, 4, 4), "distance between neighbouring cubes")
+    kernel_qkv: tuple[int, ...] = option((3, 3, 3), "kernel of the pooling of q, k and v")
+    stride_kv: tuple[int, ...] = option((1, 8, 8), "stride of keys and values in stage 1; halved whenever the grid is")
+    drop_rate: float = option(0.5, "dropout rate before the head")
+    proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
+    drop_path_rate: float = option(0.2, "stochastic depth rate of the last block; rises linearly from 0")
 
 
 PRESETS = {

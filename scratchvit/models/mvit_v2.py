@@ -68,6 +68,7 @@ from scratchvit.models.mvit import (
 from scratchvit.models.registry import register
 from scratchvit.models.vit import pair
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -76,26 +77,26 @@ from scratchvit.tensor import Tensor
 class MViTv2Config:
     """The sizes of an MViTv2. For clips, kernels and strides are three numbers: frames, rows, columns."""
 
-    img_size: int | tuple[int, int] = 224       # side of the images, or (height, width)
-    num_frames: int = 1                         # T: frames of a clip; 1: images
+    img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
+    num_frames: int = option(1, "T: frames of a clip; 1: images")
     in_chans: int = 3
-    num_classes: int = 1000                     # 0: no head, the pooled features come out
-    depths: tuple[int, ...] = (2, 3, 16, 3)     # blocks in each stage
-    embed_dim: int = 96                         # D: channels (width) of a token in stage 1; doubled at each later stage
-    num_heads: int = 1                          # h: attention heads in stage 1; doubled at each later stage
-    mlp_ratio: float = 4.0                      # hidden width of the MLP as a multiple of D
-    qkv_bias: bool = True                       # whether q, k and v have biases
-    expand_attn: bool = True                    # channels grow in a stage's first attention; no: in the MLP before it
-    residual_pooling: bool = True               # whether the pooled queries are added to the output of attention
-    use_cls_token: bool = False                 # whether a learned class token is put before the others
-    cls_residual: bool = True                   # whether residual pooling includes the class token
-    patch_kernel: tuple[int, ...] = (7, 7)      # size of the patches, which overlap
-    patch_stride: tuple[int, ...] = (4, 4)      # distance between neighbouring patches
-    kernel_qkv: tuple[int, ...] = (3, 3)        # kernel of the pooling of q, k and v
-    stride_kv: tuple[int, ...] = (4, 4)         # stride of keys and values in stage 1; halved whenever the grid is
-    global_pool: str = "avg"                    # input of the head: "avg", the mean; "token", the class token
-    drop_rate: float = 0.0                      # dropout rate before the head
-    drop_path_rate: float = 0.0                 # stochastic depth rate of the last block; rises linearly from 0
+    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    depths: tuple[int, ...] = option((2, 3, 16, 3), "blocks in each stage")
+    embed_dim: int = option(96, "D: channels (width) of a token in stage 1; doubled at each later stage")
+    num_heads: int = option(1, "h: attention heads in stage 1; doubled at each later stage")
+    mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
+    qkv_bias: bool = option(True, "whether q, k and v have biases")
+    expand_attn: bool = option(True, "channels grow in a stage's first attention; no: in the MLP before it")
+    residual_pooling: bool = option(True, "whether the pooled queries are added to the output of attention")
+    use_cls_token: bool = option(False, "whether a learned class token is put before the others")
+    cls_residual: bool = option(True, "whether residual pooling includes the class token")
+    patch_kernel: tuple[int, ...] = option((7, 7), "size of the patches, which overlap")
+    patch_stride: tuple[int, ...] = option((4, 4), "distance between neighbouring patches")
+    kernel_qkv: tuple[int, ...] = option((3, 3), "kernel of the pooling of q, k and v")
+    stride_kv: tuple[int, ...] = option((4, 4), "stride of keys and values in stage 1; halved whenever the grid is")
+    global_pool: str = option("avg", "input of the head: \"avg\", the mean; \"token\", the class token")
+    drop_rate: float = option(0.0, "dropout rate before the head")
+    drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rises linearly from 0")
 
 
 #          blocks of each stage    D   h      Table 1 of the paper

@@ -39,6 +39,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_images, check_numbers, check_out_indices
 from scratchvit.models.registry import register
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -47,20 +48,22 @@ from scratchvit.tensor import Tensor
 class ResNetConfig:
     """The sizes of a ResNet."""
 
-    layers: tuple[int, ...] = (3, 4, 6, 3)  # blocks of each stage
-    bottleneck: bool = True         # blocks of 1×1, 3×3, 1×1 convolutions (the last fourfold); False: of two 3×3
-    channels: tuple[int, ...] = (64, 128, 256, 512)     # of the 3×3 convolutions of each stage
-    img_size: int | tuple[int, int] = 224   # what it is meant for; the model takes images of any size
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks of each stage")
+    bottleneck: bool = option(True, "blocks of 1×1, 3×3, 1×1 convolutions (the last fourfold); False: of two 3×3")
+    channels: tuple[int, ...] = option((64, 128, 256, 512), "of the 3×3 convolutions of each stage")
+    img_size: int | tuple[int, int] = option(224, "what it is meant for; the model takes images of any size")
     in_chans: int = 3
-    num_classes: int = 1000         # 0: no head, the pooled features come out
-    small_stem: bool = False        # for images of about 32×32: conv1 is 3×3 with stride 1, and nothing is pooled
-    output_stride: int = 32         # 32, 16 or 8: beyond this stride a stage dilates its kernels instead of shrinking
-    features_only: bool = False     # no head: the maps at out_indices come out, as a list
-    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)  # 0: before the max pool; 1…4: after that stage; later ones unbuilt
-    frozen_bn: bool = False         # batch norm whose statistics, weight and bias never change
-    zero_init_last: bool = True     # whether the last norm of every block starts at zero
-    drop_rate: float = 0.0          # dropout before the head
-    drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
+    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    small_stem: bool = option(False, "for images of about 32×32: conv1 is 3×3 with stride 1, and nothing is pooled")
+    output_stride: int = option(32, "32, 16 or 8: beyond this stride a stage dilates its kernels instead of shrinking")
+    features_only: bool = option(False, "no head: the maps at out_indices come out, as a list")
+    out_indices: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4), "0: before the max pool; 1…4: after that stage; later ones unbuilt"
+    )
+    frozen_bn: bool = option(False, "batch norm whose statistics, weight and bias never change")
+    zero_init_last: bool = option(True, "whether the last norm of every block starts at zero")
+    drop_rate: float = option(0.0, "dropout before the head")
+    drop_path_rate: float = option(0.0, "stochastic depth of the last block; earlier ones linearly less")
 
 
 #   layers: conv2_x conv3_x conv4_x conv5_x   each block        Table 1 of the paper

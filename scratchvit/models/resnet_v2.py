@@ -36,6 +36,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_images, check_numbers, check_out_indices
 from scratchvit.models.registry import register
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -47,19 +48,21 @@ STEM_CHANNELS = 64                  # at width 1
 class ResNetV2Config:
     """The sizes of a ResNetV2."""
 
-    img_size: int | tuple[int, int] = 224   # what it is meant for; the model takes images of any size
+    img_size: int | tuple[int, int] = option(224, "what it is meant for; the model takes images of any size")
     in_chans: int = 3
-    num_classes: int = 1000         # 0: no head, the pooled features come out
-    layers: tuple[int, ...] = (3, 4, 6, 3)                  # blocks of each stage; three convolutions a block
-    channels: tuple[int, ...] = (256, 512, 1024, 2048)      # of each stage's output, at width 1
-    width_factor: int = 1           # all channels times this
-    preact: bool = True             # norm and ReLU before each convolution; False: after it, as in ViT's hybrids
-    padding_same: bool = False      # True: TensorFlow's, uneven and by the image's size; False: k // 2 on each side
-    global_pool: str = "avg"        # "avg", or "" for the whole last feature map (without a head)
-    features_only: bool = False     # no head: the maps at out_indices come out, as a list
-    out_indices: tuple[int, ...] = (0, 1, 2, 3, 4)  # 0: before the max pool; 1…4: after that stage; later ones unbuilt
-    drop_rate: float = 0.0          # dropout before the head
-    drop_path_rate: float = 0.0     # stochastic depth of the last block; earlier ones linearly less
+    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks of each stage; three convolutions a block")
+    channels: tuple[int, ...] = option((256, 512, 1024, 2048), "of each stage's output, at width 1")
+    width_factor: int = option(1, "all channels times this")
+    preact: bool = option(True, "norm and ReLU before each convolution; False: after it, as in ViT's hybrids")
+    padding_same: bool = option(False, "True: TensorFlow's, uneven and by the image's size; False: k // 2 on each side")
+    global_pool: str = option("avg", "\"avg\", or \"\" for the whole last feature map (without a head)")
+    features_only: bool = option(False, "no head: the maps at out_indices come out, as a list")
+    out_indices: tuple[int, ...] = option(
+        (0, 1, 2, 3, 4), "0: before the max pool; 1…4: after that stage; later ones unbuilt"
+    )
+    drop_rate: float = option(0.0, "dropout before the head")
+    drop_path_rate: float = option(0.0, "stochastic depth of the last block; earlier ones linearly less")
 
 
 #    name              layers         width  pixels of timm's default weights

@@ -55,6 +55,7 @@ from scratchvit.models.windows import (
     window_reverse,
 )
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -65,21 +66,21 @@ EPS = 1e-5      # of every layer norm
 class SwinConfig:
     """The sizes of a Swin Transformer."""
 
-    img_size: int | tuple[int, int] = 224   # side of the images, or (height, width)
-    patch_size: int | tuple[int, int] = 4   # side of the patches, or (height, width)
+    img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
+    patch_size: int | tuple[int, int] = option(4, "side of the patches, or (height, width)")
     in_chans: int = 3
-    num_classes: int = 1000         # 0: no head, the pooled features come out
-    embed_dim: int = 96             # C: channels (width) of a token in stage 1
-    depths: tuple[int, ...] = (2, 2, 6, 2)          # blocks in each stage; every second one shifts its windows
-    num_heads: tuple[int, ...] = (3, 6, 12, 24)     # attention heads in each stage
-    window_size: int | tuple[int, int] = 7  # M: side of the windows in tokens, or (height, width)
-    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of its tokens' width
-    qkv_bias: bool = True           # whether q, k and v have biases
-    weight_init: str = "timm"       # "timm": standard deviation 0.02; "xavier": by width, for small models
-    drop_rate: float = 0.0          # dropout rate before the head
-    proj_drop_rate: float = 0.0     # dropout rate after the projections of attention and MLP
-    attn_drop_rate: float = 0.0     # dropout rate of the attention probabilities
-    drop_path_rate: float = 0.1     # stochastic depth rate of the last block; rises linearly from 0 at the first
+    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    embed_dim: int = option(96, "C: channels (width) of a token in stage 1")
+    depths: tuple[int, ...] = option((2, 2, 6, 2), "blocks in each stage; every second one shifts its windows")
+    num_heads: tuple[int, ...] = option((3, 6, 12, 24), "attention heads in each stage")
+    window_size: int | tuple[int, int] = option(7, "M: side of the windows in tokens, or (height, width)")
+    mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of its tokens' width")
+    qkv_bias: bool = option(True, "whether q, k and v have biases")
+    weight_init: str = option("timm", "\"timm\": standard deviation 0.02; \"xavier\": by width, for small models")
+    drop_rate: float = option(0.0, "dropout rate before the head")
+    proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
+    attn_drop_rate: float = option(0.0, "dropout rate of the attention probabilities")
+    drop_path_rate: float = option(0.1, "stochastic depth rate of the last block; rises linearly from 0 at the first")
 
 
 #          name      C   depths          heads               §3.3 of the paper: 32 channels a head, MLP 4 times as wide

@@ -41,6 +41,7 @@ from scratchvit.models import swin
 from scratchvit.models.registry import register
 from scratchvit.models.swin import EPS, SIZES, neighbours
 from scratchvit.models.windows import bias_of_pairs, relative_position_index
+from scratchvit.options import option
 from scratchvit.tensor import Tensor
 
 HIDDEN = 512                # of G
@@ -52,9 +53,11 @@ EARLIEST_SCALE = 10.0       # initial 1/τ
 class SwinV2Config(swin.SwinConfig):
     """The sizes of a Swin Transformer V2."""
 
-    img_size: int | tuple[int, int] = 256   # side of the images, or (height, width)
-    window_size: int | tuple[int, int] = 8  # M: side of the windows in tokens, or (height, width)
-    pretrained_window_sizes: tuple[int, ...] = ()   # per stage, of the training of the weights; 0: as here; (): all 0
+    img_size: int | tuple[int, int] = option(256, "side of the images, or (height, width)")
+    window_size: int | tuple[int, int] = option(8, "M: side of the windows in tokens, or (height, width)")
+    pretrained_window_sizes: tuple[int, ...] = option(
+        (), "per stage, of the training of the weights; 0: as here; (): all 0"
+    )
 
 
 #    windows and images        sizes, as Swin's           image   M  trained before with

@@ -35,6 +35,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.nn import init
+from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -43,24 +44,28 @@ from scratchvit.tensor import Tensor
 class ViTConfig:
     """The sizes of a ViT."""
 
-    img_size: int | tuple[int, int] = 224   # side of the images, or (height, width)
-    patch_size: int | tuple[int, int] = 16  # P: side of the patches, or (height, width)
+    img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
+    patch_size: int | tuple[int, int] = option(16, "P: side of the patches, or (height, width)")
     in_chans: int = 3
-    num_classes: int = 1000         # 0: no head, the pooled features come out
-    embed_dim: int = 768            # D: channels (width) of a token
-    depth: int = 12                 # L: number of blocks
-    num_heads: int = 12             # k: attention heads; must divide D
-    mlp_ratio: float = 4.0          # hidden width of the MLP as a multiple of D
-    qkv_bias: bool = True           # whether q, k and v have biases
-    class_token: bool = True        # whether a learned class token is put before the patches
-    global_pool: str = "token"      # input of the head: "token", the class token; "avg", the mean of the patches
-    pos_embed: str = "learn"        # "learn", or "sincos": fixed sines and cosines of row and column
-    weight_init: str = "timm"       # "timm": standard deviation 0.02; "xavier" (paper's code): by width, for small D
-    drop_rate: float = 0.0          # dropout rate before the head
-    pos_drop_rate: float = 0.0      # dropout rate after the positional embedding is added
-    proj_drop_rate: float = 0.0     # dropout rate after the projections of attention and MLP
-    attn_drop_rate: float = 0.0     # dropout rate of the attention probabilities
-    drop_path_rate: float = 0.0     # stochastic depth rate of the last block; rises linearly from 0 at the first
+    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    embed_dim: int = option(768, "D: channels (width) of a token")
+    depth: int = option(12, "L: number of blocks")
+    num_heads: int = option(12, "k: attention heads; must divide D")
+    mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
+    qkv_bias: bool = option(True, "whether q, k and v have biases")
+    class_token: bool = option(True, "whether a learned class token is put before the patches")
+    global_pool: str = option(
+        "token", "input of the head: \"token\", the class token; \"avg\", the mean of the patches"
+    )
+    pos_embed: str = option("learn", "\"learn\", or \"sincos\": fixed sines and cosines of row and column")
+    weight_init: str = option(
+        "timm", "\"timm\": standard deviation 0.02; \"xavier\" (paper's code): by width, for small D"
+    )
+    drop_rate: float = option(0.0, "dropout rate before the head")
+    pos_drop_rate: float = option(0.0, "dropout rate after the positional embedding is added")
+    proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
+    attn_drop_rate: float = option(0.0, "dropout rate of the attention probabilities")
+    drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rises linearly from 0 at the first")
 
 
 #          name      L  D     MLP/D  k        Table 1 of the paper (B, L, H); Ti and S from DeiT, arXiv 2012.12877

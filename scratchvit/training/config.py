@@ -12,11 +12,7 @@ from typing import Any, ClassVar, Self
 
 from scratchvit.backend import default_device
 from scratchvit.data.randaugment import LEVELS
-
-
-def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field with what the command line says of it."""
-    return field(default=default, metadata={"help": help, "choices": choices})
+from scratchvit.options import option
 
 
 @dataclass(frozen=True)
