@@ -203,13 +203,13 @@ def report(
         who: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory-of", who], check=True,
                                 capture_output=True, text=True).stdout)
         for who in ("ours", "torch")
-    }  # fmt: skip
+    }
     ratios = [a / b for a, b in zip(ours, theirs)]
     threads = f"{backend.cpu_threads()} threads of {os.cpu_count()} cores"
     print(f"{args.model}, {'×'.join(map(str, image[1:]))}, batch {args.batch}, {threads}")
     print(f"{'':24}{'min':>9}{'median':>9}{'max':>9}")
     for name, values, unit in (("scratchvit, step", ours, "s"), ("PyTorch eager, step", theirs, "s"),
-                               ("ratio, pair by pair", ratios, "")):  # fmt: skip
+                               ("ratio, pair by pair", ratios, "")):
         print(f"{name:24}{min(values):9.3f}{statistics.median(values):9.3f}{max(values):9.3f} {unit}")
     share = products / statistics.median(ours)
     print(f"matrix products alone   {products:18.3f} s   ({share:.0%} of our step)")

@@ -54,7 +54,7 @@ def main() -> None:
         data=args.data, data_dir=args.data_dir, batch_size=args.batch, epoch_images=args.batch * args.batches,
         crop_padding=0 if args.crop_scale else 4, crop_scale=args.crop_scale, flip=True, augment="medium1",
         random_erasing=0.25, model_args={"img_size": args.img_size} if args.img_size else {},
-    )  # fmt: skip
+    )
     data = setup.load_data(config)
     height, width, channels = data.splits.train.image_shape
     print(
@@ -88,7 +88,7 @@ def training_step(size: tuple[int | None, int, int, int], pictures: Any) -> Step
         "vit_tiny_patch16_224", img_size=side, in_chans=pictures.image_shape[2],
         num_classes=len(pictures.classes), patch_size=side // tokens if tokens else 4,
         embed_dim=width, depth=depth, num_heads=heads,
-    )  # fmt: skip
+    )
     optimizer = sv.optim.AdamW(model.parameters(), lr=1e-3)
 
     def step(images: np.ndarray, labels: np.ndarray) -> None:

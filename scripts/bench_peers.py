@@ -27,7 +27,7 @@ def peer_of(name: str, config: Any) -> Callable[[], Any]:
         return functools.partial(
             timm.models.vision_transformer.VisionTransformer, config.img_size, patch_size=1,
             num_classes=config.num_classes, embed_dim=config.embed_dim, depth=config.depth, num_heads=config.num_heads,
-        )  # fmt: skip
+        )
     if name.startswith("igpt"):
         return functools.partial(_image_gpt, config)
     if hasattr(video, name):
@@ -46,7 +46,7 @@ def _torchvisions(name: str, config: Any) -> Callable[[], Any]:
     return torchvisions(
         pytest.MonkeyPatch, name, spatial_size=pair(config.img_size), temporal_size=config.num_frames, dropout=0.0,
         stochastic_depth_prob=0.0,
-    )  # fmt: skip
+    )
 
 
 def _image_gpt(config: Any) -> Any:
@@ -69,4 +69,4 @@ def _image_gpt(config: Any) -> Any:
     return OfImages(transformers.ImageGPTConfig(
         vocab_size=K + 1, n_positions=H * W, n_embd=config.embed_dim, n_layer=config.depth, n_head=config.num_heads,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False,
-    ))  # fmt: skip
+    ))

@@ -127,7 +127,7 @@ def train_losses(device: backend.Backend, steps: int) -> np.ndarray:
     model = sv.create_model(
         "vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=28, patch_size=7, embed_dim=64, depth=4,
         num_heads=4, proj_drop_rate=0.1, drop_path_rate=0.1,
-    )  # fmt: skip
+    )
     optimizer = optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
     losses: list[float] = []
     start = time.perf_counter()

@@ -235,4 +235,4 @@ MUTANTS = [
         "DETR's criterion: GIoU loss per pair, not per object", "a wrong divisor", "detection/criterion.py",
         "(1 - giou).sum(1) / num_boxes", "(1 - giou).mean(1)", CRITERION,
     ),
-]  # fmt: skip
+]

@@ -143,7 +143,7 @@ def run_tests(copy: Path, tests: Sequence[str] = (), leave_out: Sequence[str] = 
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", errors="replace",
             timeout=TIMEOUT, check=False,
-        )  # fmt: skip
+        )
     except subprocess.TimeoutExpired:
         return Result("broken", why=f"the tests did not end within {TIMEOUT / 60:g} minutes")
     if done.returncode == 0:

@@ -86,7 +86,7 @@ def rows() -> list[Row]:
         Row("one process", options=("-n", "0")),
         Row("lowest versions", "3.11", "lowest"),
         *(Row(f"Python {python}", python, numerical=python != pythons[-1]) for python in pythons),
-    ]  # fmt: skip
+    ]
 
 
 def processor_flags() -> str:
@@ -123,7 +123,7 @@ def environment(row: Row, folder: Path, parity: bool) -> Path | None:
             [*uv, "pip", "compile", "-q", "--extra", "test", "--resolution", "lowest-direct", "--python", python,
              ROOT / "pyproject.toml"],
             check=True, capture_output=True, text=True,
-        ).stdout  # fmt: skip
+        ).stdout
         (place / "pinned.txt").write_text(pinned, encoding="utf-8")
         subprocess.run([*install, "-r", place / "pinned.txt"], check=True)
         subprocess.run([*install, "--no-deps", "-e", ROOT], check=True)
@@ -180,7 +180,7 @@ def run(row: Row, python: Path, marker: str, log: Path) -> Result:
         closest=closest[2] if closest else "", seconds=seconds, megabytes=megabytes,
         green=status == 0 and (margin or 0) <= LARGEST and bool(small),
         command=" ".join([*(f'{k}="{v}"' for k, v in row.variables.items()), "pytest", *row.options]),
-    )  # fmt: skip
+    )
 
 
 def outcome(command: list[str], variables: dict[str, str], log: Path) -> tuple[int, float | None]:
@@ -227,7 +227,7 @@ def table(results: list[Result]) -> str:
             "" if r.margin is None else f"{r.margin:.3f}", r.closest.replace("|", "/"), r.kernel, r.versions,
             "" if r.megabytes is None else f"{r.megabytes:.0f}", f"{r.seconds:.0f}",
             f"{r.day}, {r.commit}",
-        )  # fmt: skip
+        )
         return f"| {' | '.join(cells)} |\n"
 
     missing = ", ".join(row.name for row in rows() if row.name not in {r.name for r in results})

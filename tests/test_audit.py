@@ -106,7 +106,7 @@ def audited(program, places, report):
             "MPLCONFIGDIR": str(places["matplotlib"]),  # Matplotlib lists the machine's fonts there, once
             "HOME": str(places["home"]), "TMPDIR": str(places["tmp"]),
         },
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(report.read_text())
 
@@ -149,7 +149,7 @@ def test_nothing_is_written_outside_the_run_and_nothing_unpickled(tmp_path, plac
      "os.mkdir('elsewhere')", "__import__('pathlib').Path('elsewhere').touch()",
      "os.rename(__import__('tempfile').mkstemp()[1], 'elsewhere')", "np.save('elsewhere', np.zeros(1))",
      "__import__('PIL.Image').Image.new('L', (1, 1)).save('elsewhere', 'png')"],
-)  # fmt: skip
+)
 def test_the_hook_sees_what_is_written(write, tmp_path, places):
     seen = audited(f"import numpy as np\n{write}", places, tmp_path / "report.json")
     assert any(Path(path).name.startswith("elsewhere") for path in outside(seen["written"], places["matplotlib"]))
@@ -162,7 +162,7 @@ def test_the_hook_sees_what_is_written(write, tmp_path, places):
      "_pickle.loads(pickle.dumps(1))", "pickle.loads(pickle.dumps(np.zeros(1)))",
      "np.save('a.npy', np.array([None])); np.load('a.npy', allow_pickle=True)",
      "from pickle import load; load(io.BytesIO(b'N.'))"],
-)  # fmt: skip
+)
 def test_the_hook_sees_what_is_unpickled(read, tmp_path, places):
     seen = audited(f"import io\nimport numpy as np\n{read}", places, tmp_path / "report.json")
     assert seen["unpickled"]

@@ -21,7 +21,7 @@ from tests.support.seeds import moved
 TRANSFORMS = [
     RandAugment(2, 15), RandomResizedCrop((9, 12)), ColorJitter(0.4, 0.4, 0.4, 0.1),
     Compose(Normalize((0.5,) * 3, (0.2,) * 3), RandomErasing(0.7, count=3)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("transform", TRANSFORMS)
@@ -41,7 +41,7 @@ def test_a_loader_gives_the_same_pictures_however_far_ahead_it_works(prefetch):
     transform = Compose(
         RandomResizedCrop(12), RandomHorizontalFlip(), RandAugment(2, 10), Normalize((0.5,) * 3, (0.2,) * 3),
         RandomErasing(mode="pixel"),
-    )  # fmt: skip
+    )
     dataset = random_dataset(50)
     expected = [x for x, _ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=1)]
     given = [x for x, _ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=prefetch)]
@@ -215,7 +215,7 @@ def test_of_several_boxes_each_gets_its_share_and_never_the_whole_side():
         lambda: RandomErasing(1.1), lambda: RandomErasing(scale=(0, 0.1)), lambda: RandomErasing(count=0),
         lambda: RandomErasing(ratio=(0, 1)), lambda: RandomErasing(mode="noise"),
     ],
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_refused(make):
     with pytest.raises(ScratchvitError):
         make()

@@ -155,7 +155,7 @@ LEVELS_OF_TORCHVISION = {
     "Sharpness":  ((0.1, 1.9),   (1.0, 1.9),       "likewise"),
     "Posterize":  ((0, 4),       (8, 4),           "stronger with the magnitude there, weaker here"),
     "Solarize":   ((0, 256),     (255, 0),         "stronger with the magnitude there, weaker here, up to 256 → 0"),
-}  # fmt: skip
+}
 
 
 def test_levels_against_torchvisions():

@@ -27,7 +27,7 @@ def arguments(model, size, batch=1):
         ("resnet18", 2, (3, 32, 32)), ("mvit_v2_s", 1, (3, 16, 32, 32)),
         ("pixel_transformer_tiny", 1, (3, 8, 8)), ("igpt_tiny", 2, (3, 8, 8)),
     ],
-)  # fmt: skip
+)
 def test_both_take_the_same_steps(model, batch, image, monkeypatch):
     """With timm, with torchvision on clips, with transformers on pixels; `alternate` compares the losses."""
     import_timm()

@@ -36,7 +36,7 @@ def on_device(function, *arrays):
     (B.box_xyxy_to_cxcywh, [0.25, 0.125, 0.75, 0.375], [0.5, 0.25, 0.5, 0.25]),
     (B.box_xywh_to_xyxy, [0.25, 0.125, 0.5, 0.25], [0.25, 0.125, 0.75, 0.375]),
     (B.box_area, [0.25, 0.125, 0.75, 0.375], 0.125),
-])  # fmt: skip
+])
 def test_formats_and_area_by_hand(device, function, box, expected):
     for dtype in (np.float32, np.float64):
         for shape in ((4,), (1, 4), (2, 3, 4)):
@@ -67,7 +67,7 @@ A = [2.0, 2, 6, 6]      # area 16
     ([3, 3, 3, 3], 0, 0, 16),                                   # a point within
     ([8, 4, 8, 4], 0, -8 / 24, 16),                             # a point outside
     ([5, 5, 3, 3], 0, 0, 16),                                   # reversed, within
-])  # fmt: skip
+])
 def test_overlap_by_hand(device, b, iou, giou, union):
     for x, y in ((A, b), (b, A)):
         x, y = np.array([x], np.float32), np.array([y], np.float32)
@@ -84,7 +84,7 @@ def test_overlap_by_hand(device, b, iou, giou, union):
     ([2, 2, 2, 6], [5, 2, 5, 6], -1),       # two lines
     ([2, 2, 2, 6], [2, 2, 2, 6], 0),        # the same line
     ([1e-30, 0, 2e-30, 1e-30], [1e-30, 0, 2e-30, 1e-30], 0),        # so small that float32 knows no area of it
-])  # fmt: skip
+])
 def test_two_degenerate_boxes_give_a_number_with_a_gradient_that_is_one(device, a, b, giou):
     a, b = Tensor(np.array([a], np.float32), requires_grad=True), Tensor(np.array([b], np.float32), requires_grad=True)
     value = B.paired_generalized_box_iou(a, b)

@@ -26,7 +26,7 @@ from tests.support.seeds import seeded
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
     "--epochs=1", "--warmup-epochs=0", "--batch-size=128", "--lr=1e-2",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(autouse=True)
@@ -67,7 +67,7 @@ def test_a_run_leaves_its_files_and_says_where(run):
     assert names == {
         "best.safetensors", "last.safetensors", "metrics.csv", "config.json",
         "report.html", "curves.png", "attention.png", "sample.png",
-    }  # fmt: skip
+    }
     assert "1,257 train, 180 val, 360 test; 16×16×1, 10 classes" in out
     assert "16 tokens" in out and "test accuracy" in out
     assert all(name in out for name in names)
@@ -127,7 +127,7 @@ def test_options_go_over_the_recipe_of_the_data():
     assert config == recipe.replace(
         flip=False, lr=0.1,
         model_args={**recipe.model_args, "drop_path_rate": 0.2, "patch_size": (4, 2), "qkv_bias": False},
-    )  # fmt: skip
+    )
 
 
 def test_a_model_that_is_named_has_its_own_sizes():
@@ -201,7 +201,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("predict --checkpoint x", "the following arguments are required: IMAGE"),
     ("predict a.png --checkpoint x --top-k 0", "--top-k 0: show at least one class"),
     ("models --pattern x", "there is no option --pattern"),
-])  # fmt: skip
+])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())
     assert sentence in error and code == 2
@@ -220,7 +220,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--global-pool max", "global_pool is"),
     ("--resume nowhere", "nowhere holds no run"),
     ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
-])  # fmt: skip
+])
 def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):
     error, code = refused(capsys, "train", *words.split())
     assert error.startswith("scratchvit: ") and sentence in error and code == 1
@@ -354,7 +354,7 @@ def test_models_for_images_of_another_size(capsys):
     shown = capsys.readouterr()
     assert [line.split()[0] for line in shown.out.splitlines()] == [
         "name", "vit_base_patch32_224", "vit_base_patch16_224"
-    ]  # fmt: skip
+    ]
     assert shown.err.startswith("left out: vit_base_patch14_224: an image of 384×384 cannot be cut into patches")
     error, code = refused(capsys, "models", "vit_*_patch14_224", "--img-size", "384")
     assert "vit_tiny_patch14_224: an image of 384×384" in error and code == 1

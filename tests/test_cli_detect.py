@@ -114,7 +114,7 @@ def test_image_ids_come_from_a_list_of_images_too(trained, tmp_path):
     for part in ("a", "b"):
         write_picture(tmp_path / part / "1.png", SIZE)
     listing = {"images": [{"id": 5, "file_name": "b/1.png"}, {"id": 4, "file_name": "a/1.png"}],
-               "categories": [{"id": 12, "name": "cat"}]}  # fmt: skip
+               "categories": [{"id": 12, "name": "cat"}]}
     (tmp_path / "info.json").write_text(json.dumps(listing))
     words = ["a/1.png", "b/1.png", "--checkpoint", str(path), "--annotations", "info.json", "--json", "found.json"]
     assert main(["detect", *words]) == 0
@@ -132,7 +132,7 @@ def test_a_drawn_picture_is_never_one_that_was_named(trained, tmp_path):
     assert (tmp_path / "a-boxes.png").read_bytes() == before
     assert {file.name for file in tmp_path.glob("a*.png")} == {
         "a.png", "a-boxes.png", "a-boxes-2.png", "a-boxes-3.png", "a-boxes-boxes.png"
-    }  # fmt: skip
+    }
 
 
 def test_a_picture_that_will_take_long_is_told_and_can_be_made_smaller(trained, tmp_path, capsys):
@@ -197,7 +197,7 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     ({"size": {"height": 32, "width": 64}, "rescale_factor": 1 / 127.5, "image_mean": [1.0] * 3,
       "image_std": [1.0] * 3}, "squashed to 32×64", (32, 64), 0.5, 0.5),
     ({"do_resize": False, "do_normalize": False}, "at their own size", (30, 40), 0.0, 1.0),
-], ids=str)  # fmt: skip
+], ids=str)
 def test_pictures_are_prepared_as_the_file_beside_weights_says(tmp_path, content, shown, sides, mean, std):
     asked = open_detector(write_weights(tmp_path / "detr", content))
     assert shown in asked.prepares
@@ -217,7 +217,7 @@ def test_pictures_are_prepared_as_the_file_beside_weights_says(tmp_path, content
     ({"resample": 3}, "its resample is 3"),
     ({"image_std": [0, 1, 1]}, "each std > 0"),
     ({"image_mean": "grey"}, "cannot be followed"),
-], ids=str)  # fmt: skip
+], ids=str)
 def test_preprocessing_that_makes_no_sense_is_refused_with_its_file(tmp_path, capsys, content, sentence):
     weights = write_weights(tmp_path / "detr", content)
     write_picture(tmp_path / "a.png", SIZE)
@@ -256,7 +256,7 @@ def test_a_folder_of_hugging_face_finds_what_transformers_finds(tmp_path):
         use_timm_backbone=False, backbone_config=backbone, use_pretrained_backbone=False, d_model=32, encoder_layers=1,
         decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32,
         num_queries=5, num_labels=3, id2label={0: "N/A", 1: "ant", 2: "cat"}, label2id={"ant": 1, "cat": 2},
-    )  # fmt: skip
+    )
     theirs = randomise(transformers.DetrForObjectDetection(config), seed=0).eval()
     size = {"shortest_edge": 96, "longest_edge": 128}
     processor = transformers.DetrImageProcessorPil(size=size)
@@ -303,7 +303,7 @@ def test_a_classifier_is_no_detector_and_the_other_way_round(classifier, trained
         error, code = refused(capsys, *words, "--checkpoint", classifier)
         assert "resnet18 is no detector" in error and "`scratchvit predict`" in error and code == 1
     for words in (["predict", "a.png", "--checkpoint"], ["eval", "--checkpoint"], ["probe"], ["complete"],
-                  ["export", "--out", "x"]):  # fmt: skip
+                  ["export", "--out", "x"]):
         error, code = refused(capsys, *words, trained)
         assert "detr_tiny" in error and code == 1
         assert words == ["complete"] or "`scratchvit detect-eval` and `scratchvit detect`" in error
@@ -342,7 +342,7 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     ("detect-eval --checkpoint x --annotations y", "go together"),
     ("detect-eval --checkpoint x --split train", "invalid choice: 'train'"),
     ("detect-eval --checkpoint x --batch-size 0", "at least one picture"),
-])  # fmt: skip
+])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())
     assert sentence in error and code == 2

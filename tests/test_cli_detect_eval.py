@@ -142,7 +142,7 @@ def test_bad_annotations_are_named_and_can_be_left_out(animals, trained, capsys,
     ("", "this annotation file is empty"),
     ('{"images": [{"id": 1, "file', "is no JSON, perhaps cut short"),
     ("[]", "is a list, like a file of results"),
-])  # fmt: skip
+])
 def test_files_that_are_no_annotations_are_named_even_with_skip_bad(animals, trained, capsys, text, sentence):
     path = animals / "annotations" / "instances_test.json"
     path.write_text(text)

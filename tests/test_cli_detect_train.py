@@ -28,7 +28,7 @@ TINY = [
     "--model=detr_tiny", "--layers=1,1,1,1", "--channels=8,8,8,8", "--hidden-dim=16", "--nheads=2", "--enc-layers=1",
     "--dec-layers=2", "--dim-feedforward=16", "--num-queries=3", "--epochs=1", "--batch-size=4", "--short-side=0",
     "--no-multi-scale",
-]  # fmt: skip
+]
 
 
 @pytest.fixture(autouse=True)
@@ -63,7 +63,7 @@ def test_a_run_leaves_its_files_and_says_what_it_is(run):
     names = {path.name for path in folder.iterdir()} - {"tensorboard"}
     assert names == {
         "best.safetensors", "last.safetensors", "metrics.csv", "config.json", "report.html", "sample.png", "predictions"
-    }  # fmt: skip
+    }
     assert all(name in out for name in names)
     assert "animals: 4 train, 4 val, 4 test" in out and "8 train, 8 val, 8 test" in out and "2: ant, cat" in out
     assert "the largest 30×40, of which the encoder makes 20 tokens" in out         # a map of stride 8
@@ -224,7 +224,7 @@ def test_training_names_bad_annotations_and_can_leave_them_out(animals, capsys, 
 @pytest.mark.parametrize(("text", "sentence"), [
     ("", "this annotation file is empty"),
     ('{"images": [{"id": 1, "file', "is no JSON, perhaps cut short"),
-])  # fmt: skip
+])
 def test_training_names_files_that_are_no_annotations(animals, capsys, text, sentence):
     path = animals / "annotations" / "instances_train.json"
     path.write_text(text)
@@ -247,7 +247,7 @@ def test_training_names_files_that_are_no_annotations(animals, capsys, text, sen
     ("--model resnet18", "resnet18 is no detector", 1),
     ("--data nowhere", "nowhere: is no folder", 1),
     ("--resume nowhere", "nowhere holds no run", 1),
-])  # fmt: skip
+])
 def test_bad_settings_are_one_sentence(capsys, words, sentence, expected):
     error, code = refused(capsys, "detect-train", *words.split())
     assert sentence in error and code == expected
@@ -275,7 +275,7 @@ def test_what_lets_it_converge_sooner_trains_and_is_evaluated(animals, capsys, n
 def test_hugging_faces_weights_to_begin_with(animals, tmp_path, capsys, no_report):
     """Their preprocessing says how pixels are normalised."""
     weights = write_weights(tmp_path / "detr", {"size": 800, "image_processor_type": "DetrImageProcessor",
-                                                "image_mean": [0.25] * 3, "image_std": [0.5] * 3})  # fmt: skip
+                                                "image_mean": [0.25] * 3, "image_std": [0.5] * 3})
     words = ["--data", str(animals), *TINY, "--dec-layers=1", "--init", str(weights), "--new-head", "--out", "run"]
     assert main(["detect-train", *words]) == 0
     assert open_detector("run").normalize.mean == (0.25,) * 3

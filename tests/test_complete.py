@@ -17,7 +17,7 @@ from tests.support.seeds import seeded
 
 PIXELS = CONFIG.replace(
     model="igpt_tiny", model_args={"num_colors": 17, "embed_dim": 16, "depth": 2, "num_heads": 2}, epochs=1,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -108,7 +108,7 @@ def test_a_run_from_the_command_line_tells_its_bits_and_draws(tmp_path, capsys):
     code, text, _ = said(
         capsys, "train", "--recipe", "igpt_digits", "--epochs", 1, "--batch-size", 256, "--depth", 1, "--embed-dim", 16,
         "--out", tmp_path / "run",
-    )  # fmt: skip
+    )
     assert code == 0 and "bits per pixel, of 17 colours; 2.428 for who knows only" in text
     assert f"scratchvit complete {tmp_path / 'run'}" in text and "scratchvit predict" not in text
     assert (tmp_path / "run" / "complete.png").exists()

@@ -92,7 +92,7 @@ def test_a_convnet_equals_the_formula_by_hand():
     found = cost(ConvNet(), (3, 33, 30))                # 33×30 → 17×15 → 9×8 → 9×8 → 5×4 → 5×1
     assert [row.outputs[0] for row in found.layers if row.macs] == [
         (1, 8, 17, 15), (1, 16, 9, 8), (1, 12, 5, 1), (1, 10)
-    ]  # fmt: skip
+    ]
     assert found.macs == 8 * 17 * 15 * (3 * 49) + 16 * 9 * 8 * (1 * 9) + 12 * 5 * 1 * (4 * 3) + 12 * 10
     assert found.parameters == 8 * 3 * 49 + 2 * 8 + (16 * 9 + 16) + (12 * 4 * 3 + 12) + 2 * 12 + (120 + 10)
     assert found.tokens is None and found.attention_bytes == 0
@@ -102,7 +102,7 @@ def test_the_courses_figures():
     """Pixels at R=128 in 48 layers of 16 heads: 768 GiB for one image. 196 patches: 38,416 entries, 150 KiB."""
     pixels = cost(without_weights(
         "vit_tiny_patch16_224", img_size=128, patch_size=1, depth=48, num_heads=16, embed_dim=64, **WITHOUT_CLASS_TOKEN
-    ))  # fmt: skip
+    ))
     assert pixels.tokens == 128**2
     assert pixels.attention_bytes == 768 << 30
     assert readable_bytes(pixels.attention_bytes) == "768 GiB"
@@ -135,7 +135,7 @@ def test_tokens_count_all_windows_and_only_queries():
     (lambda x: ops.einsum("bhwc->bc", x), (2, 3, 4), 0),
     (lambda x: ops.linear(x, np.ones((7, 4), np.float32)), (2, 3, 4), 2 * 3 * 4 * 7),
     (lambda x: ops.gelu(ops.layer_norm(x * 2 + x, 4)).softmax(-1).mean(1), (2, 3, 4), 0),
-])  # fmt: skip
+])
 def test_multiply_adds_of_products_by_hand(function, shape, macs):
     assert cost(Calling(function), shape).macs == macs
 
@@ -155,7 +155,7 @@ def test_rows_say_which_module_called_what():
 @pytest.mark.parametrize(("count", "text"), [
     (0, "0 B"), (1023, "1023 B"), (1024, "1.0 KiB"), (153_664, "150 KiB"), (22_353_984, "21.3 MiB"),
     ((1 << 30) - 1, "1024 MiB"), (768 << 30, "768 GiB"), (5 << 50, "5120 TiB"),
-])  # fmt: skip
+])
 def test_readable_bytes(count, text):
     assert readable_bytes(count) == text
 

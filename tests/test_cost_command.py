@@ -31,7 +31,7 @@ def test_the_table_of_a_small_vit(capsys):
     assert list(rows) == [
         "layer", "patch_embed", "between layers", "blocks.0 … 2, each", "norm", "head", "cls_token", "pos_embed",
         "total",
-    ]  # fmt: skip
+    ]
     N, D, heads = 17, 32, 2
     block = 12 * D * D + 13 * D
     entries = heads * N * N
@@ -93,7 +93,7 @@ def test_every_op_in_a_row(capsys):
         ("backbone.0.body.layer3.1.conv2", "backbone.0.body.layer3.1"), ("backbone.0.body.conv1", "backbone.0"),
         ("transformer.decoder.layers.2.multihead_attn", "transformer.decoder.layers.2"),
     ],
-)  # fmt: skip
+)
 def test_a_layer_ends_with_the_number_of_a_block(path, layer):
     assert layer_of(path) == layer
 
@@ -131,7 +131,7 @@ def test_memory_on_any_device(device):
         (["vit_tiny_patch16_224", "--batch-size", "0"], "--batch-size is at least 1"),
         (["resnet18", "--patch-size", "4"], "there is no option --patch-size"),
     ],
-)  # fmt: skip
+)
 def test_what_cannot_be_counted_is_said(capsys, words, sentence):
     assert main(["cost", *words]) in (1, 2)
     shown = capsys.readouterr()

@@ -83,7 +83,7 @@ def test_each_loss_of_each_layer_is_that_written_out(device, counts):
     assert list(losses) == [decoder(2), decoder(0), decoder(1)]
     assert {output: set(of_layer) for output, of_layer in losses.items()} == {
         decoder(0): {*OF_A_LAYER}, decoder(1): {*OF_A_LAYER}, decoder(2): {*OF_A_LAYER, "class_error"},
-    }  # fmt: skip
+    }
     for of_layer in losses.values():
         assert all(loss.dtype == np.float32 and loss.shape == () for loss in of_layer.values())
     expected = {}
@@ -261,7 +261,7 @@ def test_queries_that_learn_from_it_find_the_objects(device):
     ({"weights": {"ce": 1, "bbox": 5, "giou": -2}}, "a number, 0 or more"),
     ({"eos_coef": -0.1}, "eos_coef, the weight of no-object, is 0 or more, not -0.1"),
     ({"eos_coef": float("nan")}, "eos_coef"),
-])  # fmt: skip
+])
 def test_settings_out_of_range_are_refused(changed, says):
     with pytest.raises(ScratchvitError, match=says):
         make_criterion(**changed)
@@ -306,7 +306,7 @@ def by_transformers(logits, boxes, targets, classes, focal):
     layers = [{"logits": l, "pred_boxes": b} for l, b in zip(logits, boxes)]
     losses = criterion({**layers[-1], "auxiliary_outputs": layers[:-1]}, [
         {"class_labels": torch.tensor(target["labels"]), "boxes": torch.tensor(target["boxes"])} for target in targets
-    ])  # fmt: skip
+    ])
     weights = {"ce": class_weight, "bbox": 5, "giou": 2}
     sum(weights[name.split("_")[1]] * x for name, x in losses.items() if name.startswith("loss_")).backward()
     last, *before = matchings

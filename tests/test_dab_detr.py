@@ -22,7 +22,7 @@ from tests.test_detr import answers, by_module, everything, module_of, padding, 
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "hidden_dim": 32, "nheads": 4, "enc_layers": 2,
     "dec_layers": 3, "dim_feedforward": 48, "num_queries": 6, "num_classes": 5,
-}  # fmt: skip
+}
 
 
 def small(seed=0, **options):
@@ -126,7 +126,7 @@ def test_sizes_are_the_papers():
         sizes = {name: sv.create_model(name).num_parameters() for name in sv.list_models("dab_detr_resnet*")}
     assert {name: round(size / 1e6) for name, size in sizes.items()} == {
         "dab_detr_resnet50": 44, "dab_detr_resnet50_dc5": 44, "dab_detr_resnet101": 63, "dab_detr_resnet101_dc5": 63,
-    }  # fmt: skip
+    }
 
 
 def test_the_authors_names_are_ours():
@@ -135,24 +135,24 @@ def test_the_authors_names_are_ours():
         "sa_qcontent_proj", "sa_qpos_proj", "sa_kcontent_proj", "sa_kpos_proj", "sa_v_proj", "self_attn.out_proj",
         "ca_qcontent_proj", "ca_qpos_proj", "ca_kcontent_proj", "ca_kpos_proj", "ca_v_proj", "ca_qpos_sine_proj",
         "cross_attn.out_proj", "linear1", "linear2", "norm1", "norm2", "norm3",
-    ) for kind in ("weight", "bias")]  # fmt: skip
+    ) for kind in ("weight", "bias")]
     shared = [f"{name}.layers.{i}.{kind}" for name in (
         "decoder.query_scale", "decoder.ref_point_head", "decoder.ref_anchor_head", "encoder.query_scale",
-    ) for i in (0, 1) for kind in ("weight", "bias")]  # fmt: skip
+    ) for i in (0, 1) for kind in ("weight", "bias")]
     of_encoder = ["self_attn.in_proj_weight", "self_attn.in_proj_bias", "activation.weight", *(
         f"{name}.{kind}" for name in ("self_attn.out_proj", "linear1", "linear2", "norm1", "norm2")
         for kind in ("weight", "bias")
-    )]  # fmt: skip
+    )]
     expected = {
         "decoder.norm.weight", "decoder.norm.bias", *shared, *(f"encoder.layers.0.{name}" for name in of_encoder),
         *(f"decoder.layers.{i}.{name}" for i in (0, 1) for name in [*linear, "activation.weight"]
           if (i, name.partition(".")[0]) != (1, "ca_qpos_proj")),
-    }  # fmt: skip
+    }
     assert {name.removeprefix("transformer.") for name in state if name.startswith("transformer.")} == expected
     others = {name for name in state if not name.startswith(("transformer.", "backbone.0.body."))}
     assert others == {f"{name}.{kind}" for name in ("input_proj", "class_embed") for kind in ("weight", "bias")} | {
         "refpoint_embed.weight", *(f"bbox_embed.layers.{i}.{kind}" for i in range(3) for kind in ("weight", "bias"))
-    }  # fmt: skip
+    }
     # Their decoder holds the model's box head too, under a second name.
     theirs = state | {f"transformer.decoder.{name}": state[name] for name in others if name.startswith("bbox")}
     assert recognise(theirs) is idea.DAB_DETR
@@ -308,7 +308,7 @@ def test_what_is_found_equals_conditional_detrs():
     theirs = transformers.ConditionalDetrImageProcessor().post_process_object_detection(
         DabDetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes)),
         threshold=0.0, target_sizes=sizes, top_k=9,
-    )  # fmt: skip
+    )
     ours = postprocess({"pred_logits": sv.Tensor(logits), "pred_boxes": sv.Tensor(boxes)}, sizes, focal=True)
     for found, expected in zip(ours, theirs, strict=True):
         assert found["labels"].tolist() == expected["labels"].tolist()
@@ -328,7 +328,7 @@ def test_either_name_of_the_box_head_will_do(kept):
     [({"temperature_height": 10}, "temperature_height is 10"), ({"num_patterns": 3}, "num_patterns is 3"),
      ({"activation_function": "relu"}, "activation_function is relu"), ({"keep_query_pos": True}, "keep_query_pos"),
      ({"normalize_before": True}, "normalize_before is True")],
-)  # fmt: skip
+)
 def test_what_is_no_dab_detr_here_is_refused(change, text, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "dab-detr", **change}))
     np.savez(tmp_path / "weights.npz", **{"model.query_refpoint_embeddings.weight": np.zeros((2, 4))})
@@ -385,4 +385,4 @@ def test_outputs_and_gradients_equal_hugging_faces(monkeypatch):
     agree(
         lambda: everything(model, x, mask, cotangents, module),
         {"answers": given, "gradients": by_module(gradients, module)}, "in float64:", dtype=np.float64,
-    )  # fmt: skip
+    )

@@ -38,7 +38,7 @@ def config(photos):
     return EVERYTHING.replace(
         data=str(photos), epochs=2, batch_size=4, crop_scale=0.2, save_every=0,
         model_args={**EVERYTHING.model_args, "img_size": 8},
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,7 @@ HOW = {
 @pytest.mark.parametrize(("kind", "workers"), [
     *((kind, 0) for kind in HOW), ("truncated", 2),
     *(pytest.param(kind, 2, marks=pytest.mark.slow) for kind in ("deleted", "overwritten")),
-])  # fmt: skip
+])
 def test_a_picture_that_rots_in_the_middle_of_an_epoch(config, straight, rot, kind, workers, tmp_path, monkeypatch):
     how, sentence = HOW[kind]
     run = tmp_path / "run"

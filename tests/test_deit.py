@@ -19,7 +19,7 @@ TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 32, "depth": 2, "num_heads
      ("deit_base_patch16_224", 86_567_656), ("deit_base_patch16_384", 86_859_496),
      ("deit_tiny_distilled_patch16_224", 5_910_800), ("deit_small_distilled_patch16_224", 22_436_432),
      ("deit_base_distilled_patch16_224", 87_338_192), ("deit_base_distilled_patch16_384", 87_630_032)],
-)  # fmt: skip
+)
 def test_parameter_counts(name, parameters):
     with sv.nn.init.without_weights():
         assert sv.create_model(name).num_parameters() == parameters
@@ -61,7 +61,7 @@ def test_the_distillation_token_is_drawn_and_never_decays():
     "options",
     [{"global_pool": "avg"}, {"global_pool": "avg", "class_token": False}, {"class_token": False}],
     ids=str,
-)  # fmt: skip
+)
 def test_a_head_without_its_token_is_refused(options):
     with pytest.raises(sv.ScratchvitError, match="needs class_token"):
         sv.create_model(NAME, **TINY, **options)

@@ -174,7 +174,7 @@ def test_a_resumed_run_goes_on_with_the_same_batches(workers):
     def make():
         colours = ColorJitter(0.4, 0.4, 0.4, 0.1)
         return DetectionLoader(mixed(20), 4, NORMALIZE, steps=detr_steps(40), colours=colours, shuffle=True, seed=3,
-                               workers=workers)  # fmt: skip
+                               workers=workers)
 
     loader = make()
     list(loader)

@@ -106,7 +106,7 @@ def test_an_area_that_is_none_is_the_box_s(tmp_path, missing):
     ("bbox", "said"),
     [([4, 6, 0, 12], "no width or no height"), ([4, 6, 10, 0], "no width or no height"), (None, "has no box"),
      ([], "has no box")],
-)  # fmt: skip
+)
 def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, bbox, said):
     data = read_with(tmp_path, bbox=bbox)
     (note,) = data.notes
@@ -142,7 +142,7 @@ BAD_ENTRIES = [
     ({"images": [{"id": 10, "file_name": "1.png"}]}, r"images\[2\] \(1.png\) has the id 10 of 0.png"),
     ({"images": [{"id": 12, "file_name": "gone.png"}]}, r"images\[2\]: there is no picture .*train[/\\]gone.png"),
     ({"images": [{"id": "12", "file_name": "1.png"}]}, r"images\[2\] is \{'id': '12', .*, expected a whole number id"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("fault", "said"), BAD_ENTRIES)

@@ -34,7 +34,7 @@ def truth_of(*annotations, images=(10, 20, 30), categories=None):
             for i, (image, category, box, *more) in enumerate(annotations)
         ],
         "categories": [{"id": number, "name": name, "supercategory": "animal"} for number, name in categories.items()],
-    }  # fmt: skip
+    }
 
 
 def result(image, category, box, score):
@@ -63,7 +63,7 @@ def random_files(folder, seed):
                 "segmentation": [[1.0, 1.0, 2.0, 1.0, 2.0, 2.0]], "area": box[2] * box[3] * rng.uniform(0.5, 1),
                 "iscrowd": crowd, "image_id": image, "bbox": box.round(2).tolist(), "category_id": category,
                 "id": 1000 + 17 * len(annotations),
-            })  # fmt: skip
+            })
             for _ in range(rng.integers(0, 4) + 5 * crowd):
                 near = np.abs(box + rng.normal(0, 0.07, 4) * box[[2, 3, 2, 3]])
                 said = int(rng.choice(classes)) if rng.random() < 0.2 else category
@@ -216,7 +216,7 @@ def perfect(data):
 
 def test_results_of_is_cocos_form(tmp_path):
     found = {"scores": np.float32([0.5, 0.25]), "labels": np.array([1, 0]),
-             "boxes": np.float32([[1, 2, 4, 8], [0.5, 0, 2, 2]])}  # fmt: skip
+             "boxes": np.float32([[1, 2, 4, 8], [0.5, 0, 2, 2]])}
     nothing = {key: array[:0] for key, array in found.items()}
     results = results_of([found, nothing], np.array([10, 20]), (3, 7))
     assert results == [result(10, 7, [1, 2, 3, 6], 0.5), result(10, 3, [0.5, 0, 1.5, 2], 0.25)]

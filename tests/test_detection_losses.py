@@ -10,7 +10,7 @@ COLUMNS = [     # of a run of before: three decoder layers, denoising, two stage
     *(f"cardinality_error{suffix}" for suffix in ("", "_0", "_1")),
     *(f"dn_loss_{kind}{suffix}" for kind in KINDS for suffix in ("", "_0", "_1")),
     *(f"enc_loss_{kind}" for kind in KINDS), "class_error",
-]  # fmt: skip
+]
 
 
 def test_old_columns_are_read_and_written_again():
@@ -20,7 +20,7 @@ def test_old_columns_are_read_and_written_again():
     assert list(losses) == [
         *(Output("decoder", layer) for layer in range(3)), *(Output("denoising", layer) for layer in range(3)),
         Output("encoder", 0),
-    ]  # fmt: skip
+    ]
     assert losses[Output("decoder", 1)] == {
         kind: row[f"train_{name}_1"]
         for kind, name in (*((kind, f"loss_{kind}") for kind in KINDS), ("cardinality_error", "cardinality_error"))

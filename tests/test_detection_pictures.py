@@ -29,7 +29,7 @@ def found(*boxes, labels=None, scores=None):
 def there(*boxes, crowd=False):
     boxes = np.array(boxes, float).reshape(-1, 4)
     return Annotations(1, "a.png", (150, 200), boxes, np.zeros(len(boxes), np.int64), np.ones(len(boxes)),
-                       np.full(len(boxes), crowd))  # fmt: skip
+                       np.full(len(boxes), crowd))
 
 
 def where(picture, colour):

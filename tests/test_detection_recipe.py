@@ -11,7 +11,7 @@ BAR = 0.1       # of AP50 on the test scenes; two seeds gave 0.25 and 0.17, and 
 SMALLER = {
     "channels": (24, 48, 96, 192), "hidden_dim": 96, "nheads": 4, "dec_layers": 1, "dim_feedforward": 192,
     "num_queries": 12, "denoising": 0,
-}  # fmt: skip
+}
 
 
 @pytest.mark.slow
@@ -21,7 +21,7 @@ def test_a_small_detr_learns_digits_in_a_minute(tmp_path):
     config = recipe.replace(
         model_args={**recipe.model_args, **SMALLER}, epochs=1, epoch_images=3800, warmup_epochs=0.1, lr=1.5e-3,
         weight_ce=10.0,
-    )  # fmt: skip
+    )
     result = train_detector(config, tmp_path / "run", log=print)
     print(f"test AP50 {result.test.AP50:.3f}, AP {result.test.AP:.3f}, {result.seconds:.0f} s")
     assert result.test.AP50 > BAR

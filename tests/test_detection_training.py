@@ -77,10 +77,10 @@ def test_every_loss_of_every_decoder_layer_has_its_column(finished):
             terms = [
                 weight * float(row[f"{part}_loss_{kind}{suffix}"])
                 for kind, weight in (("ce", 1), ("bbox", 5), ("giou", 2)) for suffix in ("", "_0")
-            ]  # fmt: skip
+            ]
             assert_close(float(row[f"{part}_loss"]), sum(terms), ulps(sum(terms), 4), f"{part}: six terms in float32")
     assert {"train_class_error", "val_class_error", "AP", "AP50", "AP75", "lr", "images_per_second", "seconds",
-            "skipped"} <= rows[0].keys()  # fmt: skip
+            "skipped"} <= rows[0].keys()
     assert result.val_loss == float(rows[result.best_epoch - 1]["val_loss"])
     layers = [float(loss) for loss in lines[0].split("by layer: ")[1].split(")")[0].split()]
     assert len(layers) == 2 and sum(layers) == pytest.approx(float(rows[0]["train_loss"]), abs=0.0011)
@@ -303,7 +303,7 @@ def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
         states.append(all(
             one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
             for one, two in zip(before, after)
-        ))  # fmt: skip
+        ))
 
     monkeypatch.setattr(DetectionTrainer, "_step", watched)
     spoil(monkeypatch, 2)

@@ -174,7 +174,7 @@ def test_one_of_two():
     [lambda: RandomHorizontalFlip(1.1), lambda: RandomSelect(None, None, -0.1), lambda: RandomResize([]),
      lambda: RandomResize([0]), lambda: RandomResize([9], 0), lambda: RandomSizeCrop(5, 4),
      lambda: RandomSizeCrop(0, 4)],
-)  # fmt: skip
+)
 def test_settings_out_of_range(make):
     with pytest.raises(ScratchvitError, match=r"^Random"):
         make()

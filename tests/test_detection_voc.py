@@ -23,7 +23,7 @@ def test_boxes_are_pixels_counted_from_one(tmp_path):
     assert data.annotations(1).boxes.shape == (0, 4)
     assert data.ground_truth()["annotations"][0] == {
         "id": 1, "image_id": 1, "category_id": 2, "bbox": [0, 0, 40, 30], "area": 1200, "iscrowd": 0,
-    }  # fmt: skip
+    }
 
 
 def test_difficult_objects_are_not_trained_on(tmp_path):

@@ -21,7 +21,7 @@ from tests.support.strict_array import no_transfers
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "hidden_dim": 32, "nheads": 4, "enc_layers": 2,
     "dec_layers": 3, "dim_feedforward": 48, "num_queries": 6, "num_classes": 5,
-}  # fmt: skip
+}
 
 
 def small(seed=0, **options):
@@ -84,7 +84,7 @@ def test_both_devices_give_the_same(device):
 
 def test_maps_have_the_strides_that_are_promised():
     for options, stride in (({}, 8), ({"dilation": False}, 16), ({"stages": 4}, 16),
-                            ({"stages": 4, "dilation": False}, 32)):  # fmt: skip
+                            ({"stages": 4, "dilation": False}, 32)):
         features, visible = small(**options).backbone[0](images(1, 3, 64, 96), padding((33, 96)))
         assert features.shape == (1, 16, 64 // stride, 96 // stride)
         assert np.array_equal(visible[0], np.arange(0, 64, stride)[:, None] < np.full(96 // stride, 33))
@@ -99,10 +99,10 @@ def test_an_auxiliary_output_is_what_a_decoder_that_ends_there_gives():
     for depth in (1, 2, 3):
         shorter = small(seed=1, dec_layers=depth)
         shorter.load_state_dict({name: value for name, value in model.state_dict().items()
-                                 if name in shorter.state_dict()})  # fmt: skip
+                                 if name in shorter.state_dict()})
         agree(
             lambda model=shorter: values(model, x, mask)[-2:], given[2 * depth - 2 : 2 * depth], f"layer {depth}"
-        )  # fmt: skip
+        )
 
 
 def test_queries_that_change_places_change_answers():
@@ -130,7 +130,7 @@ def test_sine_positions_by_hand(device):
     agree(
         lambda: sv.backend.asnumpy(sine_positions(visible, 16, np.float64)).reshape(2, 3, 4, 16) * shown,
         expected, "positions", dtype=np.float64,
-    )  # fmt: skip
+    )
     assert sine_positions(visible, 16, np.float32).dtype == np.float32
 
 
@@ -216,7 +216,7 @@ def test_initial_weights():
         layer + "multihead_attn.out_proj.weight": math.sqrt(6 / (D + D)),
         layer + "linear1.weight": math.sqrt(6 / (D + F)), layer + "linear2.bias": F**-0.5,
         "input_proj.weight": D**-0.5, "class_embed.weight": D**-0.5, "bbox_embed.layers.2.weight": D**-0.5,
-    }  # fmt: skip
+    }
     for name, bound in bounds.items():
         assert 0.9 * bound < np.abs(state[name]).max() <= bound, name
     for name in ("multihead_attn.in_proj_bias", "self_attn.out_proj.bias"):
@@ -290,7 +290,7 @@ def test_queries_norms_and_biases_do_not_decay():
      ({"layers": (2, 2)}, "four stages"), ({"channels": (8, 8, 8, 0)}, "channels gives the width of four stages"),
      ({"in_chans": 0}, "in_chans"), ({"num_query": 5}, "did you mean 'num_queries'")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         small(**options)
@@ -369,7 +369,7 @@ def peers_gradients(peer, given, cotangents):
      ("detr_resnet34", {"enc_layers": 2, "dec_layers": 3}, False),
      ("detr_resnet18", {"enc_layers": 0, "dec_layers": 1, "hidden_dim": 64, "nheads": 2, "frozen_bn": False}, True)],
     ids=lambda value: value if isinstance(value, str) else "",
-)  # fmt: skip
+)
 def test_values_and_gradients_equal_pytorchs(name, options, train):
     """Of every decoder layer, with padding; the authors' names load here, and ours there, strictly."""
     torch = pytest.importorskip("torch")

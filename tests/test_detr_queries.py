@@ -32,7 +32,7 @@ def small(name, **options):
         "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "hidden_dim": 32, "nheads": 4, "enc_layers": 1,
         "dec_layers": 3, "dim_feedforward": 48, "num_queries": N, "num_classes": CLASSES, "dropout": 0.0,
         "frozen_bn": True, **options,
-    })  # fmt: skip
+    })
 
 
 def random_head(model, seed=0):
@@ -86,7 +86,7 @@ def test_boxes_move_and_grow_as_far_as_is_promised(noise):
             np.testing.assert_allclose(
                 np.quantile(share[:, axis], (0.05, 0.25, 0.5, 0.75, 0.95)),
                 noise * np.array([-0.9, -0.5, 0, 0.5, 0.9]), atol=0.05 * noise,
-            )  # fmt: skip
+            )
     independent = np.corrcoef([part for share in shares for part in share.reshape(-1, 2).T])
     assert np.abs(independent - np.eye(4)).max() < 0.05
     assert np.array_equal(noised.labels, np.zeros((1, 10_000)))
@@ -127,7 +127,7 @@ def test_a_batch_without_objects_has_no_noised_ones():
 
 @pytest.mark.parametrize(("counts", "copies", "groups"), [
     ((2, 0, 3), 2, 1), ((2, 0, 3), 3, 3), ((1,), 1, 2), ((0, 0), 2, 2), ((4, 4), 1, 1),
-], ids=str)  # fmt: skip
+], ids=str)
 def test_who_sees_whom_query_by_query(device, counts, copies, groups):
     _, noised = noisy(counts, copies)
     most = max(counts)
@@ -176,7 +176,7 @@ def test_group_0_does_not_change_by_a_bit_when_others_do(name, device):
             outputs = model(x, targets=targets)
         weight.assign(before)
         parts = {"group 0": outputs, "group 1": outputs["group_outputs"][0], "group 2": outputs["group_outputs"][1],
-                 "noised": outputs["denoising"]}  # fmt: skip
+                 "noised": outputs["denoising"]}
         return {part: as_numbers(values) for part, values in parts.items()}
 
     def changes(given, other):
@@ -339,7 +339,7 @@ def test_nothing_waits_for_the_device(name):
     [({"query_groups": 0}, "query_groups is at least 1"), ({"denoising": -1}, "denoising is 0, for none, or more"),
      ({"box_noise": 1.5}, "box_noise is a share"), ({"label_noise": -0.1}, "label_noise is a share")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         small("detr_tiny", **options)

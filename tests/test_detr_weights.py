@@ -17,7 +17,7 @@ from tests.support.seeds import seeded
 from tests.test_detr import by_module, everything, peers_gradients, values
 
 SMALL = {"layers": (1, 1, 1, 1), "hidden_dim": 32, "nheads": 4, "enc_layers": 1, "dec_layers": 2,
-         "dim_feedforward": 48, "num_queries": 6, "num_classes": 5}  # fmt: skip
+         "dim_feedforward": 48, "num_queries": 6, "num_classes": 5}
 
 
 def small(seed=0, **options):
@@ -60,7 +60,7 @@ def test_the_authors_names_are_ours():
      ("detr.model.input_projection.weight", "input_proj.weight"),
      ("class_labels_classifier.bias", "class_embed.bias"), ("detr.bbox_predictor.layers.2.bias",
                                                              "bbox_embed.layers.2.bias")],
-)  # fmt: skip
+)
 def test_hugging_faces_names(theirs, ours):
     weights = {"model.query_position_embeddings.weight": np.zeros((2, 2)), theirs: np.ones(2)}
     assert recognise(weights) is huggingface.DETR
@@ -123,7 +123,7 @@ def test_a_file_of_another_kind_is_named(tmp_path):
       ("detr_resnet50_dc5", (3, 4, 6, 3), True)),
      ({"backbone_config": {"model_type": "resnet", "depths": [2, 2, 2, 2], "layer_type": "basic",
                            "hidden_sizes": [64, 128, 256, 512]}}, ("detr_resnet18", (2, 2, 2, 2), False))],
-)  # fmt: skip
+)
 def test_hugging_faces_configurations(change, expected, tmp_path):
     """Of the published files: those before 2026 name timm's ResNet as `backbone`."""
     config = {"model_type": "detr", "num_queries": 50, "encoder_layers": 3, "dilation": False, **change}
@@ -143,7 +143,7 @@ def test_hugging_faces_configurations(change, expected, tmp_path):
      ({"position_embedding_type": "learned"}, "position_embedding_type is learned"),
      ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4"),
      ({"encoder_layers": 10**9}, "its enc_layers is '1000000000'")],
-)  # fmt: skip
+)
 def test_what_is_no_detr_here_is_refused(change, text, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "detr", **change}))
     path = saved(tmp_path, {"model.query_position_embeddings.weight": np.zeros((2, 2))})
@@ -160,7 +160,7 @@ def test_postprocess_by_hand(device):
     outputs = {
         "pred_logits": sv.Tensor(np.log(probabilities) + 3, dtype=np.float32),
         "pred_boxes": sv.Tensor([[[0.5, 0.5, 1.0, 1.0], [0.25, 0.5, 0.5, 0.2]], [[0.1, 0.1, 0.4, 0.4], [1, 1, 0, 0]]]),
-    }  # fmt: skip
+    }
     first, second = postprocess(outputs, [(100, 200), (10, 20)])
     # Logits of up to 3, which are rounded, and so is what is taken off them.
     assert_close(first["scores"], [0.7, 0.3], ulps(3, 2))
@@ -254,7 +254,7 @@ def test_outputs_and_gradients_equal_hugging_faces():
     agree(
         lambda: everything(model, x, mask, cotangents), {"answers": given, "gradients": by_module(gradients)},
         "in float64:", dtype=np.float64, samples=1,
-    )  # fmt: skip
+    )
 
 
 @pytest.mark.parity
@@ -269,7 +269,7 @@ def test_what_is_found_equals_hugging_faces():
     theirs = transformers.DetrImageProcessor().post_process_object_detection(
         DetrObjectDetectionOutput(logits=torch.from_numpy(logits), pred_boxes=torch.from_numpy(boxes)),
         threshold=0.0, target_sizes=sizes,
-    )  # fmt: skip
+    )
     ours = postprocess({"pred_logits": sv.Tensor(logits), "pred_boxes": sv.Tensor(boxes)}, sizes)
     for found, expected in zip(ours, theirs, strict=True):
         assert found["labels"].tolist() == expected["labels"].tolist()

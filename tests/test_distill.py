@@ -99,7 +99,7 @@ def test_values_and_gradients_are_the_papers(kind, options, with_token, target, 
     expected = in_pytorch(
         torch, kind, theirs[0], theirs[-1], torch.tensor(y), torch.tensor(teacher.numpy()).double(), **settings,
         smoothing=options.get("label_smoothing", 0.0),
-    )  # fmt: skip
+    )
     expected.backward()
     agree(ours, {"loss": expected, "gradients": [head.grad for head in theirs]}, dtype=dtype)
     assert teacher.grad is None
@@ -238,7 +238,7 @@ CLASSES = ["ant", "bee", "cat", "dog", "elk"]
 OWN = {"mean": [0.2, 0.5, 0.7], "std": [0.1, 0.2, 0.3]}
 STUDENT = {"name": "photos", "classes": CLASSES, "image_shape": [16, 16, 3]} | {
     "mean": [0.4, 0.45, 0.5], "std": [0.25, 0.2, 0.15],
-}  # fmt: skip
+}
 
 
 def pictures(count=4, size=16, channels=3):
@@ -262,7 +262,7 @@ def run_of(net, path, ema=None, **about):
     checkpoint = Checkpoint(
         config={}, model_name="vit_tiny_patch16_224", model_args=TINY, data={**STUDENT, **OWN, **about}, progress={},
         model=net.state_dict(), ema=ema.state_dict() if ema else {},
-    )  # fmt: skip
+    )
     save_checkpoint(path, checkpoint)
     return path
 

@@ -64,7 +64,7 @@ def test_areas_ratios_and_places_of_crops():
         "area": in_unit(height * width / (H * W), 0.1, 0.4),
         "log ratio": in_unit(np.log(width / height), math.log(0.5), math.log(1.5)),
         "y": y, "x": x,
-    })  # fmt: skip
+    })
 
 
 @pytest.mark.parametrize("count", [1, 3])
@@ -81,7 +81,7 @@ def test_areas_ratios_and_places_of_erased_boxes(count):
             "area": in_unit(box[:, 2] * box[:, 3] * number[:, 0] / (H * W), 0.05, 0.3),
             "log ratio": in_unit(np.log(box[:, 2] / box[:, 3]), math.log(0.4), math.log(1.6)),
             "y": y, "x": x,
-        })  # fmt: skip
+        })
     if count > 1:
         first, second, _ = np.array([some for some in boxes if len(some) == 3]).swapaxes(0, 1)
         assert all(independent(a, b) for a, b in zip(first.T, second.T))        # top, left, height, width

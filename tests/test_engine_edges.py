@@ -126,7 +126,7 @@ def test_going_back_before_the_step_is_right() -> None:
 def test_a_parameter_buffer_or_module_is_replaced_by_its_like_only() -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2))
     for module, name, kind in ((model, "0", "Module"), (model[0], "weight", "Parameter"),
-                               (model[1], "running_mean", "Buffer")):  # fmt: skip
+                               (model[1], "running_mean", "Buffer")):
         before = getattr(module, name)
         for value in (Tensor(np.zeros((2, 2), np.float32)), np.zeros(2), 1.0):
             with pytest.raises(TypeError, match=f"is a {kind} and cannot become a {type(value).__name__}"):
@@ -179,7 +179,7 @@ def test_the_entropy_of_a_prediction_has_its_whole_gradient() -> None:
         lambda x, t, w: ops.cross_entropy(x, ops.softmax(t, 1), w, 0.1),
         leaf(2, 3, 4, seed=1, dtype=np.float64).numpy(), leaf(2, 3, 4, seed=2, dtype=np.float64).numpy(),
         np.array([0.5, 2, 1]),
-    )  # fmt: skip
+    )
 
 
 def test_limits_have_gradients(device: str) -> None:
@@ -274,7 +274,7 @@ def test_axes_may_be_given_one_by_one(device: str) -> None:
     (lambda a, b: ops.where(np.ones((2, 3), bool), a, b), r"^where: .*shape \(2, 3\), \(4,\)"),
     (lambda a, b: a @ b, r"^matmul: x of shape \(2, 3\) and y of shape \(4,\)"),
     (lambda a, b: ops.mse_loss(a, b), r"^mse_loss: target has shape \(4,\), x has shape \(2, 3\)"),
-])  # fmt: skip
+])
 def test_a_wrong_shape_names_the_op_and_both_shapes(call, says: str, device: str) -> None:
     with pytest.raises(ValueError, match=says):
         call(leaf(2, 3), leaf(4))

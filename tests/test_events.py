@@ -16,7 +16,7 @@ ROWS = [
     {"epoch": n, "step": 5 * n, "lr": 0.1 / n, "train_loss": 2.0 / n, "train_accuracy": 0.1 * n, "val_loss": 3.0 / n,
      "val_accuracy": 0.2 * n, "images_per_second": 100.0, "seconds": 10.0}
     for n in (1, 2, 3, 4)
-]  # fmt: skip
+]
 
 
 def scalars(folder):

@@ -19,13 +19,13 @@ PACKAGE = Path(scratchvit.__file__).parent
 PRINTED = {
     "precision": 8, "threshold": 1000, "edgeitems": 3, "linewidth": 75, "suppress": False, "nanstr": "nan",
     "infstr": "inf", "sign": "-", "floatmode": "maxprec", "formatter": None, "legacy": False,
-}  # fmt: skip
+}
 # Where readers stop: these have an example.
 EXPECTED = (
     "scratchvit.tensor", "scratchvit.graph", "scratchvit.learn.engine", "scratchvit.models.windows",
     "scratchvit.models.mvit_v2", "scratchvit.ops.norm", "scratchvit.detection.matcher",
     "scratchvit.detection.criterion",
-)  # fmt: skip
+)
 
 
 def lines_with_examples(path: Path) -> int:

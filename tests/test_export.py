@@ -90,7 +90,7 @@ def test_the_configuration_says_what_the_model_is_and_sees(tmp_path):
             **IMAGES.to_timm(), "fixed_input_size": True, "num_classes": 5, "first_conv": "patch_embed.proj",
             "classifier": "head",
         },
-    }  # fmt: skip
+    }
     assert preprocessing_for(name, tmp_path) == IMAGES
     with safetensors.safe_open(tmp_path / "model.safetensors", "np") as file:
         assert file.metadata() == {"format": "pt"}      # without which transformers refuses a file
@@ -186,7 +186,7 @@ def test_a_failure_leaves_no_half(tmp_path, monkeypatch):
     ("argv", "text"),
     [(["--out", "x"], "name a checkpoint, or weights"), (["a", "--weights", "b", "--out", "x"], "one of them"),
      (["a", "--model", "vit", "--out", "x"], "--model is for --weights"), (["a"], "--out")],
-)  # fmt: skip
+)
 def test_bad_usage(argv, text, capsys):
     assert main(["export", *argv]) == 2
     assert text in capsys.readouterr().err

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.parity
 STEPS, BATCH = 100, 16
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10} | {
     "embed_dim": 16, "depth": 3, "num_heads": 2,
-}  # fmt: skip
+}
 WEIGHT_DECAY, EMA_DECAY = 0.05, 0.97
 TOGETHER = {"warmup": 10, "layer_decay": 0.75, "max_norm": 2.0}
 ADAMW = ("AdamW", 5e-3, {})
@@ -146,7 +146,7 @@ class FromConfig(Ours):
             optimizer=name.lower(), lr=lr, min_lr=0.0, weight_decay=WEIGHT_DECAY, layer_decay=layer_decay,
             clip_grad=max_norm, schedule=schedule, epochs=10, warmup_epochs=warmup / 10, loss_scale=loss_scale,
             **options,
-        )  # fmt: skip
+        )
         self.optimizer = setup.make_optimizer(config, self.model)
         self.schedule = setup.make_schedule(config, steps_per_epoch=STEPS // 10)
         self.learn = LearningStep(config, self.model, self.optimizer, self.ema)

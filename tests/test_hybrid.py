@@ -28,7 +28,7 @@ SIZES = {        # parameters, tokens with the class token
     "vit_base_r26_s32_224": (101_383_976, 50),
     "vit_base_r50_s16_224": (98_659_112, 197), "vit_base_r50_s16_384": (98_950_952, 577),
     "vit_large_r50_s32_224": (328_994_856, 50), "vit_large_r50_s32_384": (329_092_136, 145),
-}  # fmt: skip
+}
 
 
 
@@ -45,7 +45,7 @@ def test_parameters_and_tokens(name):
      {"img_size": (16, 40)}, {"in_chans": 1}, {"global_pool": "avg", "class_token": False}, {"pos_embed": "sincos"},
      {"width_factor": 2}, {"drop_path_rate": 0.1, "proj_drop_rate": 0.1}],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model(NAME, **{**TINY, **options})
     assert_learns(model, images(2, model.config.in_chans, *model.patch_embed.img_size), np.array([0, 4]), lr=0.05)
@@ -57,7 +57,7 @@ def test_options_train_and_reach_every_parameter(device, options):
      ((32, 96), (1, 1, 1, 1), 1, (1, 3)), (33, (1, 1), 1, (5, 5)), ((50, 61), (1, 1, 1), 2, (2, 2)),
      (1, (1, 1), 1, (1, 1))],
     ids=str,
-)  # fmt: skip
+)
 def test_every_stride_rounds_the_grid_up(img_size, layers, patch_size, grid):
     model = sv.create_model(NAME, **{**TINY, "img_size": img_size, "layers": layers, "patch_size": patch_size})
     embed = model.patch_embed
@@ -95,7 +95,7 @@ def test_weights_are_the_seeds_and_blocks_of_the_cnn_begin_as_their_shortcuts():
      ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),
      ({"num_heads": 5}, "embed_dim 32 cannot be shared by 5 heads"), ({"layer": (1,)}, "did you mean 'layers'")],
     ids=str,
-)  # fmt: skip
+)
 def test_sizes_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model(NAME, **{**TINY, **options})
@@ -147,7 +147,7 @@ def test_names_and_shapes_are_timms(name):
         full_size("vit_base_r50_s16_224", 224), full_size("vit_base_r50_s16_384", (64, 90)),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_logits_and_gradients_equal_timms(name, size):
     """A preset for 384 pixels is that for 224 at another size. Of all depth in test_weight_names.py."""
     options = {"num_classes": 1000, "img_size": size, "depth": 3}
@@ -162,7 +162,7 @@ def test_logits_and_gradients_equal_timms(name, size):
     [{"layers": (1, 2, 1), "embed_dim": 96, "num_heads": 4, "depth": 3, "in_chans": 1, "img_size": (80, 112)},
      {"layers": (2,), "embed_dim": 64, "num_heads": 2, "depth": 2, "img_size": (61, 48), "patch_size": 4}],
     ids=str,
-)  # fmt: skip
+)
 def test_sizes_of_ones_own_equal_timms(options):
     model, peer = pair(timms_of(**{"patch_size": 1, **options}), NAME, **options)
     x = images(2, model.config.in_chans, *model.patch_embed.img_size)

@@ -255,7 +255,7 @@ def test_what_does_not_fit_is_told(ask, says):
 RUN = TrainConfig(
     data="digits", model="igpt_tiny", model_args={"num_colors": 17, "embed_dim": 16, "depth": 1, "num_heads": 2},
     epochs=2, batch_size=256, lr=0.02, warmup_epochs=0, save_every=2,
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -312,7 +312,7 @@ def test_bits_per_pixel_fall_below_the_histograms(tmp_path):
     config = RUN.replace(
         model_args={"num_colors": 17, "embed_dim": 32, "depth": 1, "num_heads": 4}, epochs=5, batch_size=64, lr=0.01,
         warmup_epochs=1, save_every=0,
-    )  # fmt: skip
+    )
     result = train(config, tmp_path / "run", log=lambda line: None)
     splits = sv.data.load("digits")
     baseline = histogram_bits(splits.train, splits.test, load_checkpoint(result.checkpoint).model["palette"])

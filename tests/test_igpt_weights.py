@@ -19,7 +19,7 @@ def theirs(kind="ImageGPTForCausalImageModeling", **options):
     config = transformers.ImageGPTConfig(
         vocab_size=K + 1, n_positions=25, n_embd=32, n_layer=3, n_head=4, resid_pdrop=0, embd_pdrop=0, attn_pdrop=0,
         **options,
-    )  # fmt: skip
+    )
     return peers.randomise(getattr(transformers, kind)(config))
 
 

@@ -92,7 +92,7 @@ def test_attention_sheet_of_any_vit(tmp_path: Path, options):
     draw_attention(
         tiny(**options), pictures, lambda p: p.transpose(0, 3, 1, 2).astype(np.float32) / 255,
         [0, 1, 2, 0, 1], ("a", "b", "c"), path,
-    )  # fmt: skip
+    )
     with Image.open(path) as sheet:
         assert sheet.size[0] > 500
     assert list(tmp_path.iterdir()) == [path]       # no unfinished file beside it
@@ -103,7 +103,7 @@ def test_attention_sheet_in_colour(tmp_path: Path):
     draw_attention(
         tiny(in_chans=3), pictures, lambda p: p.transpose(0, 3, 1, 2).astype(np.float32) / 255,
         [0], ("a", "b", "c"), tmp_path / "a.png",
-    )  # fmt: skip
+    )
     assert (tmp_path / "a.png").is_file()
 
 
@@ -132,7 +132,7 @@ def test_without_matplotlib_there_is_one_sentence(tmp_path: Path, monkeypatch):
     ("deit_tiny_distilled_patch16_224", {"img_size": 32, "patch_size": 8}, True),
     ("resnet18", {}, False),
     ("swin_tiny_patch4_window7_224", {"img_size": 28, "depths": (1,), "num_heads": (2,), "embed_dim": 16}, False),
-])  # fmt: skip
+])
 def test_attention_is_drawn_where_all_layers_see_the_same_patches(tmp_path: Path, name, options, shown):
     model = create_model(name, num_classes=2, **options)
     assert shows_attention(model) == shown and not shows_attention(None)

@@ -56,7 +56,7 @@ from .test_report import EVIL, SCRIPT, Page, assert_self_contained
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 16, 16), "hidden_dim": 16, "nheads": 2, "enc_layers": 2,
     "dec_layers": 3, "dim_feedforward": 24, "num_queries": 6, "num_classes": 10,
-}  # fmt: skip
+}
 NORMALIZE = Normalize((0.5,) * 3, (0.25,) * 3)
 KINDS = ("detr_tiny", "dab_detr_tiny")
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_looked_into_is_one_sentence():
     for look in (
         lambda: cross_attention(vit, image()), lambda: encoder_attention(vit, image(), (0, 0)),
         lambda: query_boxes(vit, loader), lambda: matching(vit, HungarianMatcher(), next(iter(loader))),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ScratchvitError, match="VisionTransformer is no detector"):
             look()
     with pytest.raises(ScratchvitError, match="no encoder layers"):
@@ -358,7 +358,7 @@ def test_detections_and_their_attention_are_drawn_best_first(tmp_path, monkeypat
     assert said == [
         "3 detections", "query 1: bee, 0.90", "query 3: bee, 0.70",
         "nothing scores 0.50", "query 1: bee, 0.30", "query 2: ant, 0.20", "1 detection", "query 0: ant, 0.50",
-    ]  # fmt: skip
+    ]
     assert_drawn(path)
 
 
@@ -494,7 +494,7 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
         "The weights of epoch 2, the best on the validation pictures, on the 3 test pictures.", "2 of 3",
         "1 min 30 s", "object queries", "try another learning rate", "6 queries", "at least 0.5", "§4.3",
         "Run it again:", "scenes: train is made as it goes",
-    ):  # fmt: skip
+    ):
         assert fact in page.text, fact
     assert ("An answer without fault costs −3." in page.text) == (name == "detr_tiny")     # focal costs have no least
     for rows in (run.figures.rows(), run.figures.class_rows()):
@@ -645,7 +645,7 @@ def test_the_command_tells_whose_answers_it_draws(photo, tmp_path, capsys):
     about = {
         "name": "digits", "classes": list("0123456789"), "category_ids": list(range(10)), "mean": [0.5] * 3,
         "std": [0.25] * 3, "short_side": 0, "longest": 0,
-    }  # fmt: skip
+    }
     config = dataclasses.asdict(DetectConfig())
     save_checkpoint(path, Checkpoint(config, "dab_detr_tiny", SMALL, about, {}, state))
     (found,) = open_detector(path).in_pictures([Image.open(photo)])

@@ -28,7 +28,7 @@ from tests.support.window_blocks import axis_groups, randomised
 
 NAMES = {"V1": "swin_tiny_patch4_window7_224", "V2": "swinv2_tiny_window8_256"}
 TINY = {"img_size": 32, "patch_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), "window_size": 4,
-        "num_classes": 3, "mlp_ratio": 1.0}  # fmt: skip
+        "num_classes": 3, "mlp_ratio": 1.0}
 CASES = {
     "whole windows": {},
     "padded": {"img_size": 20, "window_size": 4},                               # maps of 10, of 5
@@ -37,7 +37,7 @@ CASES = {
     "a window covers one axis": {"img_size": (6, 24), "window_size": 4},
     "windows of one token": {"img_size": 8, "window_size": 1},
     "odd maps": {"img_size": (14, 22), "window_size": 3, "depths": (2, 1, 2), "num_heads": (2, 2, 2)},
-}  # fmt: skip
+}
 
 
 def small(version, **options):
@@ -234,14 +234,14 @@ def saved(folder, version, **options):
 @pytest.mark.slow
 def test_weights_of_any_size_a_picture_below_and_a_token_at_the_edge(tmp_path, capsys):
     weights = saved(tmp_path / "weights", "V2", img_size=[24, 40], patch_size=[2, 4], window_size=[5, 3],
-                    depths=[2], num_heads=[2])  # fmt: skip
+                    depths=[2], num_heads=[2])
     Image.new("RGB", (60, 20), (255, 0, 255)).save(tmp_path / "magenta.png")
     plain, over = tmp_path / "plain", tmp_path / "over"
     code, text, error = said(capsys, weights, "--token", "0,9", "--out", plain)
     assert (code, error) == (0, "") and "names: timm" in text and "image 24×40 pixels" in text
     assert "the token in row 0, column 9" in text and " of padding" in text
     code, text, _ = said(capsys, NAMES["V2"], "--weights", weights, "--token", "0,9", "--out", over, "--image",
-                         tmp_path / "magenta.png")  # fmt: skip
+                         tmp_path / "magenta.png")
     assert code == 0 and "image 24×40 pixels" in text
     assert_pictures(plain), assert_pictures(over)
     for name in ("windows.png", "receptive.png"):

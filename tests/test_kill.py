@@ -25,12 +25,12 @@ OPTIONS = [
     "--proj-drop-rate", 0.1, "--attn-drop-rate", 0.1, "--drop-path-rate", 0.2, "--label-smoothing", 0.1,
     "--crop-padding", 1, "--flip", "--random-erasing", 0.3, "--mixup", 0.2, "--cutmix", 1, "--mix-mode", "elem",
     "--ema-decay", 0.9, "--non-finite", "skip", "--loss-scale", 3.4e38,
-]  # fmt: skip
+]
 
 WRITTEN = {
     "config.json", "metrics.csv", "last.safetensors", "best.safetensors",
     "curves.png", "attention.png", "sample.png", "report.html",
-}  # fmt: skip
+}
 KNOWN = {".lock", "tensorboard"} | WRITTEN | {f".{name}.tmp" for name in WRITTEN}
 PROGRAM = "import sys; from scratchvit.cli import main; sys.exit(main())"
 
@@ -40,7 +40,7 @@ def start(*words):
         [sys.executable, "-c", PROGRAM, "train", *map(str, words)],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
 
 
 def finish(process):

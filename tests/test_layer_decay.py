@@ -32,7 +32,7 @@ def settings_by_name(model, groups):
     "name",
     ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "vit_small_r26_s32_224",
      "resnet18", "resnet50", "resnetv2_50x1_bit"],
-)  # fmt: skip
+)
 def test_scales_by_name_as_in_timm(name):
     timm = import_timm()
     torch, groups = pytest.importorskip("torch"), pytest.importorskip("timm.optim")
@@ -67,7 +67,7 @@ def test_scales_by_name_as_in_timm(name):
         }),
         ("resnetv2_50x1_bit", {"features_only": True, "out_indices": (0,)}, {0: {"stem.conv.weight"}}),
     ],
-)  # fmt: skip
+)
 def test_layers_of_a_model(name, options, layers):
     with nn.init.without_weights():
         model = sv.create_model(name, **options)

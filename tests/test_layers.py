@@ -28,7 +28,7 @@ FLOORS = [
     ["inspect"],
     ["reports"],
     ["cli"],
-]  # fmt: skip
+]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
 
@@ -64,7 +64,7 @@ def test_imports_run_one_way():
     upward = [
         f"{name} → {other}" for name, others in graph.items() for other in others
         if FLOOR[other.partition(".")[0]] > FLOOR[name.partition(".")[0]]
-    ]  # fmt: skip
+    ]
     assert not upward, f"imports from a higher floor: {', '.join(upward)}"
     # A package's __init__ gathers its own modules, which import each other and not it.
     inner = {name: {other for other in others if not name.startswith(f"{other}.")} for name, others in graph.items()}

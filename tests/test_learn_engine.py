@@ -40,7 +40,7 @@ def random_expression(tanh: Any, *leaves: Any, seed: int) -> Any:
         i, j = rng.integers(len(known), size=2)
         known.append([lambda x, y: x + y, lambda x, y: tanh(x) * y, lambda x, y: tanh(x + y * 0.5)][rng.integers(3)](
             known[i], known[j]
-        ))  # fmt: skip
+        ))
     z = known[-1]
     for x in known[:-1]:
         z = z + tanh(x)

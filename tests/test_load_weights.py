@@ -170,7 +170,7 @@ def test_channels_keep_their_sum():
         ("vit_small_r26_s32_224", "patch_embed.backbone.stem.conv.weight",
          {"depth": 1, "layers": (1,), "img_size": 64}),
     ],
-)  # fmt: skip
+)
 def test_every_familys_first_kernel_is_found(saved, name, kernel, options):
     donor = sv.create_model(name, seed=1, **options)
     model = sv.create_model(name, in_chans=1, **options)
@@ -256,7 +256,7 @@ def test_a_table_of_the_models_own_length_is_left_alone(saved):
         ({"pos_embed": "sincos"}, {}, "the file has no position table.*sincos"),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_the_likely_cause_comes_first_and_nothing_is_loaded(saved, donor, model, cause):
     model = tiny(**model)
     before = model.state_dict()
@@ -399,7 +399,7 @@ def test_a_whole_model_is_adapted_as_timm_does(options, more, tmp_path):
     peer = timm.create_model(
         NAME, depth=1, pretrained=True, **options, **more,
         pretrained_cfg_overlay={"file": str(tmp_path / "model.pth"), "input_size": (3, 64, 64), "custom_load": False},
-    )  # fmt: skip
+    )
     model = sv.create_model(NAME, depth=1, **options, **more)
     report = sv.load_weights(model, tmp_path / "model.pth")
     assert report.adapted

@@ -158,4 +158,4 @@ def test_the_option_prints_the_largest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert lines == [
         "measured / allowed in 15 comparisons of 3 tests",
         " 0.300  a test  y", " 0.200  a test  y", " 0.100  a test  y",
-    ]  # fmt: skip
+    ]

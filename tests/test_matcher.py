@@ -36,7 +36,7 @@ def random_targets(counts, seed, classes=CLASSES):
             "image_id": 1000 + i,
         }
         for i, n in enumerate(counts)
-    ]  # fmt: skip
+    ]
 
 
 def cost_of(logits, box, label, target, weights):
@@ -61,7 +61,7 @@ def cost_matrix(outputs, targets, image, weights):
     return np.array([
         [cost_of(*query, label, box.astype(float), weights) for label, box in zip(target["labels"], target["boxes"])]
         for query in zip(logits, boxes)
-    ]).reshape(len(logits), -1)  # fmt: skip
+    ]).reshape(len(logits), -1)
 
 
 def least_cost(cost):
@@ -163,7 +163,7 @@ def test_only_the_class_counts_or_only_the_box():
 @pytest.mark.parametrize(("key", "value"), [
     ("pred_logits", np.nan), ("pred_logits", np.inf), ("pred_boxes", np.nan), ("pred_boxes", np.inf),
     ("pred_boxes", -np.inf), ("pred_boxes", 3e38),
-])  # fmt: skip
+])
 def test_predictions_that_are_not_finite_are_named_with_their_image(device, key, value):
     outputs = random_outputs(4, 4, 0)
     outputs[key].data[0] = value            # of no object: nobody asks
@@ -206,7 +206,7 @@ box = [0.5, 0.5, 0.2, 0.2]
     ({"labels": [0.0], "boxes": [box]}, r"labels of image 1 .* must be integers \(n,\), not float64 \(1,\)"),
     ({"labels": [0]}, "targets of image 1 .* have no 'boxes'"),
     ({"labels": [0], "boxes": Tensor([box])}, "boxes of image 1 .* a Tensor: leave targets on the host"),
-])  # fmt: skip
+])
 def test_targets_that_are_none_are_named_with_their_image(target, says):
     targets = [{"labels": [0], "boxes": [box]}, {**target, "image_id": 7}]
     with pytest.raises(ScratchvitError, match=says) as caught:

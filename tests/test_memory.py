@@ -40,7 +40,7 @@ FAMILIES = {
     "mvit_v2_s": {"img_size": 64, "num_frames": 8, "depths": (1, 2)},
     "detr_tiny": {"img_size": 96, "enc_layers": 2},
     "dab_detr_tiny": {},
-}  # fmt: skip
+}
 
 
 def without_weights(name, **options):
@@ -62,7 +62,7 @@ def measured(name, batch_size):
         layers = [answers, *answers["aux_outputs"]]             # a detector's: of all classes and boxes
         return sum(ops.cross_entropy(
             layer["pred_logits"].transpose(1, 2), np.zeros(layer["pred_boxes"].shape[:2], np.int64)
-        ) + abs(layer["pred_boxes"]).mean() for layer in layers)  # fmt: skip
+        ) + abs(layer["pred_boxes"]).mean() for layer in layers)
 
     optimizer = sv.optim.AdamW(model.parameters(), lr=1e-4)
 
@@ -239,7 +239,7 @@ LARGE_CALLS = {
         for blocks in (False, True)
         for masked in (False, True)
     },
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", LARGE_CALLS)

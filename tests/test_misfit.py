@@ -53,7 +53,7 @@ def test_names_that_would_harm_are_told_escaped_and_short(name):
 @pytest.mark.parametrize("names", [
     ["embedding/kernel", f"block{'9' * 5000}/unit1/conv1/kernel"],
     ["embedder.embedder.convolution.weight", f"encoder.stages.{'9' * 5000}.x"],
-])  # fmt: skip
+])
 def test_a_number_beyond_all_measure_is_part_of_the_name(names):
     weights = {name: np.zeros((1, 1, 1, 1)) for name in names}
     assert any("9" * 5000 in name for name in recognise(weights).rename(weights).weights)
@@ -85,12 +85,12 @@ PIECES = st.sampled_from([
     "blocks", "0", "9" * 11, "embedding", "kernel", "encoderblock", "Transformer", "MultiHeadDotProductAttention_1",
     "query", "block1", "unit01", "embedder", "convolution", "weight", "bias", "embeddings", "cls_token", "head",
     "pos_embed", "patch_embed", "proj", "\n", "\x00", "é", "", "ema", "model", "layers", "num_batches_tracked",
-])  # fmt: skip
+])
 NAMES = st.builds(lambda pieces, by: by.join(pieces), st.lists(PIECES, min_size=1, max_size=4), st.sampled_from("./:_"))
 MARKS = st.sampled_from([
     "embedding/kernel", "embeddings.cls_token", "encoder.pos_embedding", "embedder.convolution.weight",
     "embedder.embedder.convolution.weight", "resnet/root_block/standardized_conv2d/kernel", "ema.a", "cls_token",
-])  # fmt: skip
+])
 SHAPES = st.lists(st.integers(0, 3), max_size=5).map(tuple)
 
 
@@ -105,7 +105,7 @@ def test_any_names_and_shapes_are_refused_with_a_sentence(mark, shapes, new_head
 DETR = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "hidden_dim": 16, "nheads": 2, "enc_layers": 1, "dec_layers": 1,
     "dim_feedforward": 16, "num_queries": 3, "num_classes": 2,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("theirs", "change", "ours", "other", "said"), [
@@ -118,7 +118,7 @@ DETR = {
     ("dab_detr_tiny", {}, "dab_detr_tiny", {"two_stage": True}, "proposals of the encoder, .* with two_stage=False"),
     ("dab_detr_tiny", {"two_stage": True}, "dab_detr_tiny", {"two_stage": True, "num_classes": 5},
      "its head knows 2 classes, the model's 5"),
-])  # fmt: skip
+])
 def test_how_two_detectors_differ(tmp_path, theirs, change, ours, other, said):
     np.savez(tmp_path / "weights.npz", **sv.create_model(theirs, **DETR | change).state_dict())
     with pytest.raises(ScratchvitError) as caught:

@@ -55,7 +55,7 @@ def test_without_a_configuration_the_model_must_be_named(saved):
           "num_heads": 2, "img_size": 16}}, {}),
     ],
     ids=["timm", "Hugging Face", "another size's name"],
-)  # fmt: skip
+)
 def test_the_configuration_beside_the_file_says_it(saved, tmp_path, config, options):
     donor = tiny(seed=1)
     (tmp_path / "config.json").write_text(json.dumps(config))
@@ -155,12 +155,12 @@ def test_nothing_is_drawn_and_the_weights_are_the_models_own(saved, monkeypatch)
 JUNK = st.sampled_from([
     -1, 0, 10**8, 10**400, 1e-320, 1e308, float("nan"), float("inf"), None, True, "x", "", [], [1], [0, 0],
     [1, 10**400], [16, 16, 16], [None, None], ["a"] * 3, {}, {"a": 1},
-])  # fmt: skip
+])
 TIMM_KEYS = ["architecture", "model_args", "pretrained_cfg", "num_classes", "input_size"]
 VIT_KEYS = ["image_size", "patch_size", "num_channels", "hidden_size", "num_hidden_layers", "num_attention_heads",
-            "intermediate_size", "qkv_bias", "hidden_act"]      # fmt: skip
+            "intermediate_size", "qkv_bias", "hidden_act"]
 HUGGING_FACE = {"model_type": "vit", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2,
-                "intermediate_size": 96, "image_size": 16, "patch_size": 4}      # fmt: skip
+                "intermediate_size": 96, "image_size": 16, "patch_size": 4}
 
 
 @st.composite

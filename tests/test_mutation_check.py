@@ -31,7 +31,7 @@ def checkout(tmp_path_factory):
         "tests/test_other.py": "import scratchvit\n\n\ndef test_nothing():\n    assert scratchvit\n",
         "tests/test_mutation_check.py": "def test_that_fails_for_every_mutant():\n    assert False\n",
         ".git": "gitdir: elsewhere\n",
-    }  # fmt: skip
+    }
     for name, text in files.items():
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(text)

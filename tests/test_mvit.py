@@ -39,7 +39,7 @@ def test_the_pyramid_is_the_papers():
     stages = list(pyramid(MViTConfig(), (8, 56, 56), expand_first=False))
     assert [len(stage) for stage in stages] == [1, 2, 11, 2]
     first_and_last = [[(s.dim, s.dim_out, s.num_heads, s.q_size, s.kv_size) for s in (stage[0], stage[-1])]
-                      for stage in stages]  # fmt: skip
+                      for stage in stages]
     assert first_and_last == [
         [(96, 192, 1, (8, 56, 56), (8, 7, 7))] * 2,
         [(192, 192, 2, (8, 28, 28), (8, 14, 14)), (192, 384, 2, (8, 28, 28), (8, 7, 7))],
@@ -54,7 +54,7 @@ def test_channels_may_grow_in_a_stages_first_block():
     stages = list(pyramid(MViTConfig(depths=(2, 2)), (4, 8, 8), expand_first=True))
     assert [[(s.dim, s.dim_out, s.q_size) for s in stage] for stage in stages] == [
         [(96, 96, (4, 8, 8))] * 2, [(96, 192, (4, 4, 4)), (192, 192, (4, 4, 4))],
-    ]  # fmt: skip
+    ]
 
 
 @pytest.mark.parametrize(
@@ -64,7 +64,7 @@ def test_channels_may_grow_in_a_stages_first_block():
      ("mvit_v1_b", {"proj_drop_rate": 0.1, "drop_path_rate": 0.1}, (4, 16, 16)),
      ("mvit_v1_b_image", {}, (16, 16)), ("mvit_v1_b_image", {"img_size": (20, 12)}, (20, 12))],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, name, options, shape):
     model = sv.create_model(name, **{**(IMAGE if "image" in name else TINY), "drop_rate": 0.0, **options})
     assert_learns(model, images(4, 3, *shape), np.array([0, 4, 1, 1]), lr=0.05)
@@ -96,7 +96,7 @@ def test_an_image_is_a_clip_of_one_frame():
 def test_a_pooled_grid_is_what_the_convolution_gives(n, stride):
     for kernel in (1, 3, 7):
         y = ops.conv2d(np.ones((1, 1, n, 3), np.float32), np.ones((1, 1, kernel, 1), np.float32),
-                       stride=(stride, 1), padding=(kernel // 2, 0))  # fmt: skip
+                       stride=(stride, 1), padding=(kernel // 2, 0))
         assert pooled((n, 3), (stride, 1)) == y.shape[2:]
 
 
@@ -166,7 +166,7 @@ def test_pooling_attention_by_loops():
             for t, stride, pool in ((q, ATTENTION.stride_q, attention.pool_q),
                                     (k, ATTENTION.stride_kv, attention.pool_k),
                                     (v, ATTENTION.stride_kv, attention.pool_v))
-        )  # fmt: skip
+        )
         p = np.exp(q @ k.T / 2)
         heads.append(p / p.sum(axis=1, keepdims=True) @ v)
     linear = next(iter(attention.project))
@@ -178,7 +178,7 @@ def test_pooling_attention_by_loops():
 def check_gradients(module, x):
     """Finite differences with respect to x and every parameter of a module in float64."""
     places = [(owner, name) for owner in module.modules() for name, value in vars(owner).items()
-              if isinstance(value, nn.Parameter)]  # fmt: skip
+              if isinstance(value, nn.Parameter)]
     values = [getattr(owner, name).data for owner, name in places]
 
     def run(x, *parameters):
@@ -214,7 +214,7 @@ def test_positions_are_of_the_place_and_of_the_time():
      ({"kernel_qkv": (3, 2, 3)}, "kernel_qkv must be odd"), ({"mlp_ratio": 0.01}, "leaves no hidden layer"),
      ({"drop_rate": 1.0}, "drop_rate is a probability")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(sv.ScratchvitError, match=message):
         sv.create_model("mvit_v1_b", **{**TINY, **options})
@@ -246,7 +246,7 @@ def test_what_does_not_decay():
 def test_positions_are_brought_to_the_models_size(tmp_path):
     """And the file is known as torchvision's."""
     small, large = sv.create_model("mvit_v1_b", **TINY), sv.create_model("mvit_v1_b", **{
-        **TINY, "img_size": (24, 16), "num_frames": 7}, seed=1)  # fmt: skip
+        **TINY, "img_size": (24, 16), "num_frames": 7}, seed=1)
     safetensors.numpy.save_file(small.state_dict(), tmp_path / "small.safetensors")
     report = str(sv.load_weights(large, tmp_path / "small.safetensors"))
     assert "names: torchvision" in report
@@ -324,7 +324,7 @@ def test_images_equal_torchvisions_class_on_one_frame(monkeypatch):
     make = torchvisions(
         monkeypatch, "mvit_v1_b", spatial_size=(64, 64), temporal_size=1, block_setting=blocks, num_classes=1000,
         patch_embed_kernel=(1, 7, 7), patch_embed_stride=(1, 4, 4), patch_embed_padding=(0, 3, 3),
-    )  # fmt: skip
+    )
     model, peer = pair(make, "mvit_v1_b_image", img_size=64)
     assert_same_model(model, peer, images(1, 3, 64, 64), idle=OF_KEYS)
 

@@ -36,7 +36,7 @@ OF_KEYS = ("attn.norm_k.bias",)
     ("name", "millions"),       # Table 1 of the paper, and §5.1 for H; torchvision's count of the video model
     [("mvitv2_tiny", 24), ("mvitv2_small", 35), ("mvitv2_base", 52), ("mvitv2_large", 218), ("mvitv2_huge_cls", 667),
      ("mvit_v2_s", 34.537744)],
-)  # fmt: skip
+)
 def test_parameter_counts_are_the_papers(name, millions):
     count = without_weights(name).num_parameters() / 1e6
     assert count == millions if isinstance(millions, float) else abs(count - millions) < 0.6
@@ -57,7 +57,7 @@ def test_the_scores_need_no_matrix_of_relative_positions():
      {"residual_pooling": False}, {"img_size": (40, 24)}, {"in_chans": 1}, {"qkv_bias": False},
      {"num_heads": 2, "depths": (2, 1, 2)}, {"drop_rate": 0.1, "drop_path_rate": 0.1}],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model("mvitv2_tiny", **{**TINY, **options})
     x = images(4, model.config.in_chans, *model.patch_embed.img_size)
@@ -122,7 +122,7 @@ def test_key_places():
         [0, 0, 0, 0, 0],
         [1, 0, 1, 0, 0], [1, 0, 0, 1, 0], [1, 0, 0, 0, 1],
         [0, 1, 1, 0, 0], [0, 1, 0, 1, 0], [0, 1, 0, 0, 1],
-    ]  # fmt: skip
+    ]
 
 
 SCALE = Scale(dim=6, dim_out=8, num_heads=2, size=(4, 6), stride_q=(2, 2), stride_kv=(1, 2), drop_path=0.0)
@@ -132,7 +132,7 @@ IN_TIME = Scale(
 KINDS = [
     (SCALE, {}), (SCALE, {"use_cls_token": True}), (SCALE, {"residual_pooling": False}),
     (IN_TIME, {"use_cls_token": True, "cls_residual": False, "kernel_qkv": (3, 3, 3)}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("scale", "options"), KINDS, ids=str)
@@ -152,7 +152,7 @@ def test_attention_is_softmax_of_products_and_a_matrix_of_relative_positions(sca
                 for i, (pool, norm) in enumerate(((attention.pool_q, attention.norm_q),
                                                   (attention.pool_k, attention.norm_k),
                                                   (attention.pool_v, attention.norm_v)))
-            )  # fmt: skip
+            )
             E = np.zeros((len(q), len(k)))
             for i, place in enumerate(np.ndindex(*scale.q_size), start=prefix):
                 for j, key in enumerate(np.ndindex(*scale.kv_size), start=prefix):
@@ -183,7 +183,7 @@ def test_finite_differences_of_attention(device, scale, options):
      ({"kernel_qkv": (3, 3, 3)}, "kernel_qkv is 2 positive numbers"), ({"global_pool": "max"}, '"avg" or "token"'),
      ({"global_pool": "token"}, "without a class token"), ({"num_heads": 3}, "cannot be shared by 3 heads")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit(options, message):
     with pytest.raises(sv.ScratchvitError, match=message):
         sv.create_model("mvitv2_tiny", **{**TINY, **options})
@@ -220,7 +220,7 @@ def test_torchvisions_names():
         "blocks.12.mlp.0.bias": "stages.2.blocks.9.mlp.fc1.bias", "blocks.3.attn.project.0.weight":
         "stages.2.blocks.0.attn.proj.weight", "head.1.weight": "head.fc.weight", "norm.bias": "norm.bias",
         "blocks.1.project.weight": "stages.1.blocks.0.shortcut_proj_attn.weight",
-    }  # fmt: skip
+    }
     weights = {name: np.full((1, 1), i) for i, name in enumerate(names)}
     weights |= {f"blocks.{i}.norm1.bias": np.full(1, 99) for i in range(4, 12)}
     assert recognise(weights) is torchvision.MVIT_V2
@@ -264,7 +264,7 @@ def test_logits_and_gradients_equal_timms(name, size):
 @pytest.mark.parametrize("options", [
     {"expand_attn": False, "embed_dim": 48, "num_heads": 2}, {"use_cls_token": True}, {"use_cls_token": True,
     "global_pool": "avg"}, {"residual_pooling": False, "qkv_bias": False, "mlp_ratio": 2.0},
-], ids=str)  # fmt: skip
+], ids=str)
 def test_options_equal_timms(options):
     """As of the models L and …_cls, whose full sizes are large; of depth 1, 2, 1, 2."""
     import_timm()
@@ -276,7 +276,7 @@ def test_options_equal_timms(options):
     model, peer = pair(
         lambda: MultiScaleVit(MultiScaleVitCfg(**sizes), img_size=(96, 96), num_classes=10, **pool),
         "mvitv2_tiny", img_size=96, num_classes=10, **sizes, **chosen,
-    )  # fmt: skip
+    )
     assert_same_model(model, peer, images(2, 3, 96, 96), idle=OF_KEYS)
 
 

@@ -27,9 +27,9 @@ class Net(nn.Module):
 def test_names_are_paths_in_order_of_assignment_and_shared_parameters_count_once():
     names = [name for name, _ in Net().named_parameters()]
     assert names == ["scale", "first.weight", "first.bias", "blocks.0.weight", "blocks.0.bias", "blocks.1.weight",
-                     "blocks.1.bias", "blocks.2.weight", "blocks.2.bias", "norm.weight", "norm.bias"]  # fmt: skip
+                     "blocks.1.bias", "blocks.2.weight", "blocks.2.bias", "norm.weight", "norm.bias"]
     assert [name for name, _ in Net().named_buffers()] == [
-        "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]  # fmt: skip
+        "norm.running_mean", "norm.running_var", "norm.num_batches_tracked"]
     assert Net().num_parameters() == 3 * 4 + 4 + 4 + 3 * 8 + 8
 
 
@@ -70,7 +70,7 @@ def test_repr_merges_equal_blocks_and_counts_parameters():
     text = repr(nn.Sequential(nn.Linear(3, 4), nn.LayerNorm(4), nn.LayerNorm(4)))
     assert text.split("\n") == [
         "Sequential()  32 parameters", "  0: Linear(3 → 4)  16 parameters", "  1…2: LayerNorm(4)  8 parameters"
-    ]  # fmt: skip
+    ]
 
 
 def test_one_generator_serves_the_whole_model():

@@ -99,7 +99,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(teacher, tmp_path):
         model=DISTILLED.model, model_args=CONFIG.model_args, teacher=str(teacher), distill="soft", augment="light2",
         crop_padding=0, crop_scale=0.5, color_jitter=0.2, random_erasing=0.3, cutmix=1.0, mix_mode="elem",
         regularisation=0.1, layer_decay=0.8, schedule="constant", warmup_epochs=0,
-    )  # fmt: skip
+    )
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     train(config.replace(epochs=3), whole)
     train(config.replace(epochs=1), parts)
@@ -111,7 +111,7 @@ def test_a_run_with_all_of_it_goes_on_bit_for_bit(teacher, tmp_path):
     ("model", "rates"),
     [("vit_tiny_patch16_224", {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}),
      ("resnet18", {"drop_rate", "drop_path_rate"})],
-)  # fmt: skip
+)
 def test_regularisation_is_dropout_and_stochastic_depth(model, rates, tmp_path):
     sizes = CONFIG.model_args if model.startswith("vit") else {"small_stem": True}
     config = CONFIG.replace(model=model, model_args=sizes, regularisation=0.1)
@@ -126,7 +126,7 @@ def test_regularisation_is_dropout_and_stochastic_depth(model, rates, tmp_path):
      ({"layer_decay": 0.0}, "layer_decay"), ({"mix_mode": "all"}, "mix_mode"), ({"augment": "medium"}, "augment"),
      ({"crop_scale": 2.0}, "RandomResizedCrop"), ({"random_erasing": 2.0}, "RandomErasing")],
     ids=str,
-)  # fmt: skip
+)
 def test_settings_out_of_range_are_refused(settings, text, tmp_path):
     with pytest.raises(sv.ScratchvitError, match=text):
         prepare(CONFIG.replace(**settings), tmp_path / "run")

@@ -39,7 +39,7 @@ LONG = [
     ((300_000, 2), (0,)), ((1_000_000, 10), (0,)), ((25_216, 192), (0,)), ((64, 196, 192), (0, 1)),
     ((64, 196, 48), (1,)), ((2, 64, 60, 60), (0, 2, 3)), ((40, 5, 3000, 7), (0, 2)), ((100_000, 4, 3), (0, 2)),
     ((1 << 21,), (0,)),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("shape", "axes"), LONG, ids=str)
@@ -67,7 +67,7 @@ def test_sums_over_any_axes_of_any_layout(axes, layout) -> None:
     x = seeded(1).standard_normal((6, 40, 7, 30)).astype(np.float32)
     layouts = {
         "C": x, "transposed": x.transpose(2, 0, 3, 1), "every other": x[::2, :, :, ::2], "reversed": x[:, ::-1],
-    }  # fmt: skip
+    }
     x = layouts[layout]
     for keepdims in (False, True):
         found, expected = total(x, axes, keepdims), x.astype(np.float64).sum(axis=axes, keepdims=keepdims)
@@ -155,7 +155,7 @@ def test_labels_that_are_all_ignored_give_no_gradient(weighted, device) -> None:
 
 
 LOSSES = ["l1_loss", "mse_loss", "smooth_l1_loss", "kl_div", "binary_cross_entropy", "binary_cross_entropy_with_logits",
-          "sigmoid_focal_loss"]  # fmt: skip
+          "sigmoid_focal_loss"]
 
 
 @pytest.mark.parametrize("name", LOSSES)
@@ -243,7 +243,7 @@ def test_a_share_to_drop_that_is_none(rate) -> None:
      (ops.minimum, ([1.0, 2.0], [3.0, 1.0]), [[INF, 0], [0, INF]]),
      (ops.maximum, ([1.0], [1.0]), [[INF], [INF]]),
      (lambda x: ops.max(x, 0, True).expand((2,)), ([1.0, 2.0],), [[0, INF]])],
-)  # fmt: skip
+)
 def test_an_infinite_gradient_goes_nowhere_else(op, inputs, expected, device) -> None:
     """PyTorch picks; a product with a mask makes NaN of ∞ · 0."""
     tensors = [leaf(x) for x in inputs]

@@ -115,7 +115,7 @@ def test_the_histogram_of_the_digits_is_worth_2_43_bits():
     splits = load("digits")
     palette = fit_palette(splits.train, 17)
     levels = [np.rint(part.images(np.arange(len(part))).reshape(-1, 64) / (255 / 16)).astype(int) for part in
-              (splits.train, splits.test)]  # fmt: skip
+              (splits.train, splits.test)]
     counts = np.stack([(levels[0] == grey).sum(0) for grey in range(17)], axis=1) + 1
     bits = -np.log2(counts / counts.sum(1, keepdims=True))[np.arange(64), levels[1]].mean()
     assert histogram_bits(splits.train, splits.test, palette) == pytest.approx(bits, rel=1e-12)

@@ -83,7 +83,7 @@ Image.open(path)
 COMMANDS = [
     "train", "eval", "predict", "models", "cost", "inspect", "export", "show-augment", "detect-train", "detect-eval",
     "detect", "report", "complete", "probe", "doctor",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("encoding", ["cp1252", "cp437", "ascii"])
@@ -177,4 +177,4 @@ def test_an_op_may_be_written_with_and_without_postponed_annotations():
     assert found[0] == found[1] == [
         (0, "x", False, False, False), (2, "bias", False, False, False), (3, "others", True, False, False),
         (4, "rest", False, True, False),
-    ]  # fmt: skip
+    ]

@@ -79,7 +79,7 @@ def write_sample(folder):
 
 FORMATS = {
     "safetensors": safetensors_of, "npz": npz_bytes, "torch zip": torch_zip_of, "torch legacy": torch_legacy_of
-}  # fmt: skip
+}
 
 
 @is_imitated

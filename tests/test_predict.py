@@ -55,7 +55,7 @@ def save_as_timm(folder, model, **more):
     folder.mkdir()
     safetensors.numpy.save_file(model.state_dict(), folder / "model.safetensors")
     cfg = {"input_size": [3, 16, 16], "crop_pct": 0.5, "crop_mode": "squash", "interpolation": "nearest",
-           "mean": [0.5] * 3, "std": [0.25] * 3}        # fmt: skip
+           "mean": [0.5] * 3, "std": [0.25] * 3}
     config = {"architecture": NAME, "num_classes": 4, "model_args": TINY, "pretrained_cfg": cfg, "label_names": ANIMALS}
     (folder / "config.json").write_text(json.dumps(config | more))
     return folder / "model.safetensors"
@@ -207,7 +207,7 @@ def test_weights_that_cannot_tell_classes(tmp_path, capsys):
     ("empty --checkpoint run", "empty: no pictures in this folder"),
     ("absent.png --checkpoint run", "absent.png: no such picture"),
     ("a.png --checkpoint run --labels absent.txt", "absent.txt: no such file of class names"),
-])  # fmt: skip
+])
 def test_bad_input_is_one_sentence_and_exit_1(run, capsys, tmp_path, words, sentence):
     write_picture(tmp_path / "a.png")
     (tmp_path / "empty").mkdir()
@@ -281,7 +281,7 @@ def test_a_folder_that_cannot_be_read(run, capsys, monkeypatch, tmp_path):
     ("config.json", '{"model_type": "vit", "id2label": {"0": "tench", "1": "cod"}}', ["tench", "cod"]),
     ("config.json", '{"label_names": ["n1", "n2"], "label_descriptions": {"n2": "two"}}', ["n1", "two"]),
     ("config.json", '{"pretrained_cfg": {"label_names": {"0": "a", "1": "b"}}}', ["a", "b"]),
-])  # fmt: skip
+])
 def test_files_of_class_names(tmp_path, file, content, expected):
     (tmp_path / file).write_text(content, encoding="utf-8", newline="")
     assert read_labels(tmp_path / file) == expected
@@ -308,7 +308,7 @@ def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
     ("a.json", b'{"0": "a", "00": "b"}', "its numbers are not 0 to 1"), ("a.json", b"[" * 100_000, "cannot be read"),
     ("a.json", b'{"label_names": ["a"], "label_descriptions": {"a": 3}}', "not every name is a text"),
     ("a.json", b'{"id2label": 3}', "cannot be read"), ("a.json", b'{"label_names": "ab"}', "cannot be read"),
-])  # fmt: skip
+])
 def test_files_of_no_class_names(tmp_path, file, content, sentence):
     (tmp_path / file).write_bytes(content)
     with pytest.raises(ScratchvitError, match=sentence) as caught:
@@ -340,7 +340,7 @@ def test_names_beside_the_weights(tmp_path):
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "resnet18",
-])  # fmt: skip
+])
 def test_the_answers_are_timms(name, tmp_path, capsys):
     timm = import_timm()
     torch = pytest.importorskip("torch")
@@ -374,7 +374,7 @@ def test_the_answers_are_those_of_transformers(tmp_path, capsys):
     config = transformers.ViTConfig(
         hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=64, image_size=64,
         id2label={i: f"n{i}" for i in range(6)}, label2id={f"n{i}": i for i in range(6)}, initializer_range=0.3,
-    )  # fmt: skip
+    )
     model = transformers.ViTForImageClassification(config).eval()
     processor = transformers.ViTImageProcessorPil(size={"height": 64, "width": 64}, image_mean=[0.4, 0.5, 0.6])
     model.save_pretrained(tmp_path)

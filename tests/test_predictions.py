@@ -15,7 +15,7 @@ from tests.support.seeds import seeded
 
 def test_predictions_are_the_answers_in_order_and_measured_as_by_evaluate(device):
     model = create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2,
-                         num_classes=5)  # fmt: skip
+                         num_classes=5)
     dataset = ArrayDataset(random_images(23), np.arange(23) % 5, "abcde")
 
     def batches():

@@ -46,7 +46,7 @@ def picture(height, width, seed=0, mode="RGB"):
     ({"crop_mode": "border", "crop_pct": 1.0, "crop_rounding": "floor"}, 100, 300, (75, 224), (-75, 0)),
     ({"crop_mode": "border", "crop_pct": 1.0}, 1, 1000, (1, 224), (-111, 0)),   # 0.2 of a pixel is one
     ({"resize": False}, 10, 300, (10, 300), (-107, 38)),
-])  # fmt: skip
+])
 def test_sizes_and_offsets(fields, height, width, resized, offsets):
     prepare = Preprocessing(**fields)
     assert prepare._resized_size(height, width) == resized
@@ -110,7 +110,7 @@ def test_a_sliver_costs_no_memory_and_changes_no_pixel(monkeypatch):
 
 def test_timm_configurations():
     cfg = {"input_size": [3, 384, 256], "crop_pct": 1.0, "crop_mode": "squash", "interpolation": "bilinear",
-           "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}      # fmt: skip
+           "mean": [0.5, 0.4, 0.3], "std": [0.1, 0.2, 0.3]}
     expected = Preprocessing((384, 256), 1.0, "squash", "bilinear", (0.5, 0.4, 0.3), (0.1, 0.2, 0.3))
     assert Preprocessing.from_timm(cfg) == Preprocessing.from_timm({"pretrained_cfg": cfg}) == expected
     assert expected.to_timm() == cfg
@@ -145,7 +145,7 @@ VIT = {"do_normalize": True, "do_resize": True, "image_mean": [0.5] * 3, "image_
      Preprocessing((32, 48), 1.0, "squash", "bilinear", (127.5,) * 3, (127.5,) * 3, 1.0)),
     ({**VIT, "rescale_factor": 1 / 128, "do_normalize": False},
      Preprocessing((224, 224), 1.0, "squash", "bilinear", (0.0,) * 3, (1.0,) * 3, 1 / 128)),
-])  # fmt: skip
+])
 def test_hugging_face_configurations(config, expected):
     found = Preprocessing.from_huggingface(config)
     for name in ("input_size", "crop_mode", "interpolation", "mean", "std", "rescale", "resize"):
@@ -192,7 +192,7 @@ def test_other_pixel_units_are_folded_into_timms_numbers():
     ({"mean": (0.5,) * 4}, "mean is .* 3 numbers"),
     ({"std": (0.5,)}, "std is .* a channel"),
     ({"std": (0.5, 0.0, 0.5)}, "std is .* positive"),
-])  # fmt: skip
+])
 def test_values_that_make_no_sense(fields, sentence):
     with pytest.raises(ScratchvitError, match=sentence):
         Preprocessing(**fields)
@@ -205,7 +205,7 @@ def test_values_that_make_no_sense(fields, sentence):
     ({"size": [256, 300], "crop_size": 224, "do_center_crop": True}, "differ in proportion"),
     ({"size": {"shortest_edge": 256}, "crop_size": [224, 200], "do_center_crop": True}, "differ in proportion"),
     ({"image_processor_type": "ConvNextImageProcessor", "do_center_crop": True, "crop_size": 9}, "a crop of"),
-])  # fmt: skip
+])
 def test_hugging_face_settings_that_are_refused(config, sentence):
     with pytest.raises(ScratchvitError, match=sentence):
         Preprocessing.from_huggingface(config)
@@ -221,7 +221,7 @@ def write(path, config):
 def test_the_convention_of_the_family():
     for name, crop_pct, colours in (("vit_tiny_patch16_224", 0.9, HALF), ("vit_base_r50_s16_384", 1.0, HALF),
                                     ("deit_tiny_patch16_224", 0.9, IMAGENET), ("resnet50", 0.95, IMAGENET),
-                                    ("resnetv2_50x1_bit", 0.875, HALF)):        # fmt: skip
+                                    ("resnetv2_50x1_bit", 0.875, HALF)):
         found = preprocessing_for(name)
         assert (found.crop_pct, found.mean, found.interpolation) == (crop_pct, colours["mean"], "bicubic")
         assert found.source == f"the convention for {name}"
@@ -233,7 +233,7 @@ def test_torchvision_has_one_convention_for_all(tmp_path):
     expected = Preprocessing(crop_pct=0.875, interpolation="bilinear", **IMAGENET)
     np.savez(tmp_path / "mine.npz", **{"encoder.pos_embedding": np.zeros((1, 5, 8), np.float32)})       # its ViT's name
     for found in (preprocessing_for("vit_base_patch16_224", tmp_path / "mine.npz"),
-                  preprocessing_for("resnet50", "weights/resnet50-0676ba61.pth")):      # fmt: skip
+                  preprocessing_for("resnet50", "weights/resnet50-0676ba61.pth")):
         assert found == expected and found.source == "the convention of torchvision"
     assert preprocessing_for("resnet50", "resnet50_a1_0-14fe96d1.pth") == preprocessing_for("resnet50")     # timm's
 
@@ -269,7 +269,7 @@ def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
 @pytest.mark.parametrize("cfg", [
     {"input_size": 224}, {"input_size": [3, "a", 4]}, {"input_size": [4, 224, 224]}, {"mean": ["a"]},
     {"mean": {"a": 1}}, {"crop_pct": "wide"}, {"crop_pct": -1}, {"interpolation": ["bicubic"]}, {"std": [0.5, 0.5, 0]},
-])  # fmt: skip
+])
 def test_a_configuration_that_makes_no_sense_is_named(tmp_path, cfg):
     write(tmp_path / "config.json", {"architecture": "resnet50", **cfg})
     with pytest.raises(ScratchvitError, match=re.escape(str(tmp_path / "config.json"))):
@@ -281,7 +281,7 @@ def test_a_configuration_that_makes_no_sense_is_named(tmp_path, cfg):
     {"image_processor_type": 3}, {"size": 0}, {"size": {"height": 0, "width": 3}}, {"do_center_crop": True, "size": 0},
     {"rescale_factor": "x"}, {"rescale_factor": 0}, {"do_center_crop": True, "crop_size": 0},
     {"image_processor_type": "ConvNextImageProcessor", "size": 224, "crop_pct": 0},
-])  # fmt: skip
+])
 def test_a_processor_that_makes_no_sense_is_named(tmp_path, config):
     write(tmp_path / "preprocessor_config.json", config)
     with pytest.raises(ScratchvitError, match=re.escape(str(tmp_path / "preprocessor_config.json"))):
@@ -295,7 +295,7 @@ def test_a_processor_that_makes_no_sense_is_named(tmp_path, config):
     (Preprocessing(crop_mode="border", mean=(0.5,), std=(0.5,)),
      "longer side to 256, padded (bicubic), centre 224×224, grey, mean 0.5, std 0.5"),
     (Preprocessing(resize=False, **PLAIN), "not resized, centre 224×224, pixels × 1, mean 0, std 1"),
-])  # fmt: skip
+])
 def test_it_says_what_it_does(prepare, text):
     assert str(prepare) == text
 
@@ -305,7 +305,7 @@ def test_it_says_what_it_does(prepare, text):
 SIZES = (
     (1, 1), (17, 300), (300, 17), (224, 224), (256, 256), (248, 248), (225, 224), (224, 227), (1000, 700), (700, 1000),
     (333, 500), (500, 333), (231, 1001), (40, 40), (97, 113), (223, 447), (449, 449), (3, 2), (250, 248),
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -359,7 +359,7 @@ TIMM = [
     {"crop_pct": 0.97, "interpolation": "lanczos", "input_size": (3, 225, 225)},
     {"crop_pct": 0.9, "interpolation": "nearest", "input_size": (3, 31, 31)},
     {"crop_pct": 1.25, "interpolation": "hamming"}, {"crop_pct": 0.6, "interpolation": "box"}, {"num_classes": 1000},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parity
@@ -438,7 +438,7 @@ HUGGINGFACE = [
     ("ConvNext", {"size": {"shortest_edge": 97}, "crop_pct": 0.91, "resample": 1}),
     ("Bit", {}), ("Bit", {"size": {"shortest_edge": 229}, "resample": 2}),
     ("Bit", {"size": {"shortest_edge": 64}, "crop_size": 97, "resample": 0}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parity

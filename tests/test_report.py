@@ -31,7 +31,7 @@ from tests.support.seeds import seeded
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
     "--epochs=2", "--warmup-epochs=0", "--batch-size=128", "--lr=1e-2",
-]  # fmt: skip
+]
 SCRIPT = "<script>alert(1)</script>"
 EVIL = ("<img src=x onerror=alert(1)>", "&amp;\"'><b>", "${body} $title")
 IN_FILES = ("&amp;'", "${body} $title", "&lt;b&gt;") if WINDOWS else EVIL      # no name there has < > or "
@@ -94,14 +94,14 @@ def made_up(classes, path, labels=None, predicted=None, **changes):
     row = {
         "epoch": 1, "step": 3, "lr": 0.1, "train_loss": 2.0, "train_accuracy": 0.25, "val_loss": 1.5,
         "val_accuracy": 0.5, "images_per_second": 1000.0, "seconds": 83.0,
-    }  # fmt: skip
+    }
     sizes = {"img_size": 8, "patch_size": 2, "in_chans": 1, "embed_dim": 16, "depth": 1, "num_heads": 2}
     return Run(**{
         "path": path, "config": TrainConfig(epochs=1, model_args=sizes), "history": [row],
         "data": TrainingData(Splits(dataset, dataset, dataset), (0.5,), (0.25,)),
         "model": create_model("vit_tiny_patch16_224", num_classes=len(classes), **sizes).eval(),
         "best_epoch": 1, "predictions": Predictions(meter, labels, predicted, probability),
-    } | changes)  # fmt: skip
+    } | changes)
 
 
 def report(run, folder):
@@ -133,7 +133,7 @@ def test_the_figures_of_the_page_are_those_of_the_run(tmp_path):
     page = report(made_up(("ant", "bee", "cat"), tmp_path, labels, predicted), tmp_path)
     assert page.rows[page.rows.index(["", "ant", "bee", "cat"]) + 1 :][:3] == [
         ["ant", "1", "2", "·"], ["bee", "1", "1", "·"], ["cat", "·", "1", "·"],
-    ]  # fmt: skip
+    ]
     assert ["ant", "3", "50.0%", "33.3%", "40.0%"] in page.rows and ["cat", "1", "–", "0.0%", "0.0%"] in page.rows
     for fact in ("33.33%", "0.5000", "1 of 1", "1 min 23 s", "1,000", "6 test images", "4 of the 6 test images"):
         assert fact in page.text, fact
@@ -141,7 +141,7 @@ def test_the_figures_of_the_page_are_those_of_the_run(tmp_path):
     assert re.findall(r"says (\w+) ([\d.]+)%is (\w+)no. (\d)", surest.replace("\n", "")) == [
         ("bee", "90.0", "cat", "5"), ("ant", "82.0", "bee", "4"),
         ("bee", "66.0", "ant", "2"), ("bee", "58.0", "ant", "1"),
-    ]  # fmt: skip
+    ]
     assert_self_contained(page)
 
 
@@ -363,7 +363,7 @@ def test_images_that_were_moved_can_be_named(trained, tmp_path, capsys):
     "--no-download --flip --crop-padding 0", "--model vit_tiny_patch16_224 --img-size 8",
     "--depth 2 --mlp-ratio 3.5 --no-class-token --augment heavy2",
     "--data fashion-mnist --data-dir 'a folder' --clip-grad 0", *(f"--recipe {name}" for name in list_recipes()),
-])  # fmt: skip
+])
 def test_the_command_line_that_it_tells_asks_for_the_same_run(words):
     config = COMMAND.parse(words_of(words))[0]
     told = words_of(COMMAND.command_line(config))

@@ -22,7 +22,7 @@ from tests.support.peers import import_timm, import_torchvision
 PARAMETERS = {  # timm's and torchvision's counts
     "resnet18": 11_689_512, "resnet34": 21_797_672, "resnet50": 25_557_032, "resnet101": 44_549_160,
     "resnet152": 60_192_808,
-}  # fmt: skip
+}
 SMALL = {"num_classes": 5, "small_stem": True, "channels": (8, 16, 24, 32)}
 
 
@@ -48,7 +48,7 @@ def test_table_1_of_the_paper():
     [{}, {"bottleneck": True}, {"in_chans": 1}, {"zero_init_last": False}, {"output_stride": 8, "small_stem": False},
      {"drop_rate": 0.2, "drop_path_rate": 0.3}],
     ids=str,
-)  # fmt: skip
+)
 def test_a_step_of_training_lowers_the_loss_and_reaches_every_parameter(device, options):
     model = sv.create_model("resnet18", **{**SMALL, "layers": (1, 1, 1, 2), **options})
     assert_learns(model, images(4, model.config.in_chans, 10, 14), np.array([0, 4, 2, 2]))
@@ -87,7 +87,7 @@ def test_the_seed_decides_the_weights():
     [({}, [2, 4, 8, 16, 32]), ({"output_stride": 16}, [2, 4, 8, 16, 16]), ({"output_stride": 8}, [2, 4, 8, 8, 8]),
      ({"small_stem": True}, [1, 1, 2, 4, 8]), ({"out_indices": (1, 3)}, [4, 16]), ({"out_indices": [0]}, [2])],
     ids=str,
-)  # fmt: skip
+)
 def test_feature_maps_have_the_strides_and_channels_that_are_promised(options, strides):
     model = sv.create_model("resnet18", features_only=True, layers=(1, 1, 1, 1), channels=(8, 16, 24, 32), **options)
     maps = model(images(2, 3, 64, 96))
@@ -145,7 +145,7 @@ def test_norms_and_biases_do_not_decay():
      ({"out_indices": (4,)}, "features_only=True"), ({"drop_rate": 1.0}, "drop_rate"),
      ({"drop_path_rate": -0.1}, "drop_path_rate"), ({"frozen": True}, "did you mean 'frozen_bn'")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model("resnet18", **options)
@@ -153,7 +153,7 @@ def test_options_that_do_not_fit_are_refused(options, text):
 
 def test_lists_as_json_has_them_are_tuples():
     for name, options in (("resnet34", {"layers": [2, 2, 2, 2]}), ("resnetv2_50x1_bit", {"layers": [3, 4]}),
-                          ("vit_base_r50_s16_224", {"layers": [1], "img_size": [32, 64]})):  # fmt: skip
+                          ("vit_base_r50_s16_224", {"layers": [1], "img_size": [32, 64]})):
         as_tuples = {key: tuple(value) for key, value in options.items()}
         assert sv.models.model_config(name, **options) == sv.models.model_config(name, **as_tuples)
 
@@ -241,7 +241,7 @@ def test_torchvisions_resnet50_too():
      ("resnet18", {"output_stride": 8, "features_only": True, "out_indices": (4,)}), ("resnet50", {"output_stride": 8}),
      ("resnet18", {"in_chans": 1, "num_classes": 0})],
     ids=str,
-)  # fmt: skip
+)
 def test_options_equal_timms(name, options):
     options = {**NARROW, **options}
     model, peer = pair(timms(name, **options), name, **options)
@@ -271,7 +271,7 @@ def test_frozen_and_dilated_equals_torchvisions_backbone_of_detr(stride, replace
         return torchvision.models.ResNet(
             torchvision.models.resnet.Bottleneck, layers, replace_stride_with_dilation=replaced,
             norm_layer=torchvision.ops.misc.FrozenBatchNorm2d,
-        )  # fmt: skip
+        )
 
     model, peer = pair(backbone, "resnet50", layers=layers, frozen_bn=True, output_stride=stride)
     assert_same_cnn(model, peer, images(1, 3, 64, 96), modes=(True,))

@@ -28,7 +28,7 @@ TINY = {"layers": (1, 2), "channels": (128, 256), "num_classes": 5}
 PARAMETERS = {
     "resnetv2_50x1_bit": 25_549_352, "resnetv2_50x3_bit": 217_319_080, "resnetv2_101x1_bit": 44_541_480,
     "resnetv2_101x3_bit": 387_934_888, "resnetv2_152x2_bit": 236_335_208, "resnetv2_152x4_bit": 936_533_224,
-}  # fmt: skip
+}
 
 
 # --- padding="same" -------------------------------------------------------------------------------------------------
@@ -97,7 +97,7 @@ def test_parameter_counts(name):
      ({"padding_same": True}, (33, 33)), ({"drop_rate": 0.1, "drop_path_rate": 0.1}, (32, 32)),
      ({"width_factor": 2, "channels": (64, 128)}, (16, 16))],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options, size):
     model = sv.create_model(NAME, **{**TINY, **options})
     assert_learns(model, images(2, model.config.in_chans, *size), np.array([0, 4]))
@@ -173,7 +173,7 @@ def test_the_seed_decides_the_weights():
      ({"features_only": True, "out_indices": (1, 0)}, "rising"), ({"out_indices": (1,)}, "features_only=True"),
      ({"layer": (1,)}, "did you mean 'layers'")],
     ids=str,
-)  # fmt: skip
+)
 def test_options_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model(NAME, **{**TINY, **options})
@@ -210,7 +210,7 @@ def test_names_and_shapes_are_timms(name):
     [full_size("resnetv2_50x1_bit", (1, 3, 224, 224)), full_size("resnetv2_50x1_bit", (2, 3, 75, 64)),
      full_size("resnetv2_101x1_bit", (2, 3, 75, 64))],
     ids=str,
-)  # fmt: skip
+)
 def test_logits_and_gradients_equal_timms(name, shape):
     """Training is the same function as evaluation: nothing here depends on the batch."""
     model, peer = pair(timms(name), name)

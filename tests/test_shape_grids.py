@@ -19,7 +19,7 @@ pytestmark = pytest.mark.parity
 MODES = {
     "nearest": (1, 2, 3), "nearest-exact": (1, 2, 3), "linear": (1,), "bilinear": (2,), "bicubic": (2,),
     "trilinear": (3,),
-}  # fmt: skip
+}
 FACTORS = (0.5, 0.77, 1.0, 14.1 / 14, 1.7, 2.0, 2.6, 3.0)
 
 
@@ -73,7 +73,7 @@ def test_resizing(mode, axes, dtype) -> None:
                 ops.interpolate(Tensor(x), **options)
             continue
         agree(lambda x=x, options=options: run(lambda t: ops.interpolate(t, **options), [x]), expected,
-              f"{shape} {options}", dtype=dtype, samples=1)  # fmt: skip
+              f"{shape} {options}", dtype=dtype, samples=1)
         compared += 1
     assert compared > 30
 

@@ -26,7 +26,7 @@ NAME = "swin_tiny_patch4_window7_224"
 TINY = {
     "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 3,
     "num_classes": 5,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -34,7 +34,7 @@ TINY = {
     [("swin_tiny_patch4_window7_224", 28_288_354), ("swin_small_patch4_window7_224", 49_606_258),
      ("swin_base_patch4_window7_224", 87_768_224), ("swin_base_patch4_window12_384", 87_903_584),
      ("swin_large_patch4_window7_224", 196_532_476), ("swin_large_patch4_window12_384", 196_735_516)],
-)  # fmt: skip
+)
 def test_parameter_counts(name, parameters):
     with nn.init.without_weights():
         assert sv.create_model(name).num_parameters() == parameters
@@ -47,7 +47,7 @@ def test_parameter_counts(name, parameters):
      {"in_chans": 1}, {"qkv_bias": False}, {"mlp_ratio": 0.5}, {"weight_init": "xavier"},
      {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model(NAME, **{**TINY, **options})
     assert_learns(model, images(2, model.config.in_chans, *model.patch_embed.img_size), np.array([0, 4]))
@@ -97,7 +97,7 @@ def test_what_is_computed_is_not_saved():
      ({"weight_init": "jax"}, 'weight_init is "timm" or "xavier"'),
      ({"depths": 2}, "several numbers"), ({"window": 3}, "did you mean 'window_size'")],
     ids=str,
-)  # fmt: skip
+)
 def test_sizes_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model(NAME, **{**TINY, **options})
@@ -125,7 +125,7 @@ def test_windows_are_cut_row_by_row_and_put_together_again(device):
     [((8, 8), (7, 7), True, ((7, 7), (3, 3))), ((8, 8), (7, 7), False, ((7, 7), (0, 0))),
      ((7, 7), (7, 7), True, ((7, 7), (0, 0))), ((4, 14), (7, 7), True, ((4, 7), (0, 3))),
      ((5, 5), (2, 9), True, ((2, 5), (1, 0))), ((5, 5), (1, 1), True, ((1, 1), (0, 0)))],
-)  # fmt: skip
+)
 def test_a_window_never_exceeds_the_map(size, window, shifted, expected):
     assert window_and_shift(size, window, shifted) == expected
 
@@ -257,7 +257,7 @@ def test_attention_entries_grow_with_the_number_of_tokens():
                                           "depths": (2, 2), "num_heads": (3, 6), "mlp_ratio": 2.0, "num_classes": 0}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_logits_and_gradients_equal_timms(name, options):
     model, peer = pair(timms(name, **options), name, **options)
     assert_same_model(model, peer, images(1, model.config.in_chans, *model.patch_embed.img_size))

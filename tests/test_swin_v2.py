@@ -18,7 +18,7 @@ NAME = "swinv2_tiny_window8_256"
 TINY = {
     "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 3,
     "num_classes": 5,
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ TINY = {
     [("swinv2_tiny_window8_256", 28_347_154), ("swinv2_tiny_window16_256", 28_347_154),
      ("swinv2_small_window16_256", 49_728_418), ("swinv2_base_window12to24_192to384", 87_918_816),
      ("swinv2_large_window12to16_192to256", 196_739_932)],
-)  # fmt: skip
+)
 def test_parameter_counts(name, parameters):
     """The bias is computed by a network of one size, so windows of every size have as many."""
     with nn.init.without_weights():
@@ -47,7 +47,7 @@ def test_the_presets_are_timms():
      {"pretrained_window_sizes": (2, 5)},
      {"drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2}],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model(NAME, **{**TINY, **options})
     for module in model.modules():
@@ -72,7 +72,7 @@ def test_a_new_block_adds_nothing():
      ({"num_heads": (2, 3)}, "stage 2 cannot be shared by 3 heads"), ({"window_size": 0}, "window_size is at least 1"),
      ({"pretrained_window_sizes": 12}, "several numbers")],
     ids=str,
-)  # fmt: skip
+)
 def test_sizes_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model(NAME, **{**TINY, **options})
@@ -221,7 +221,7 @@ def test_attention_entries_grow_with_the_area_of_the_window():
                                      "depths": (2, 2), "num_heads": (3, 6), "pretrained_window_sizes": (12, 6)}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_logits_and_gradients_equal_timms(name, options):
     """Gradients of windows of 16×16 only at small sizes: τ's is a sum over 65,536 pairs, which issue 13 makes exact."""
     model, peer = pair(timms(name, **options), name, **options)

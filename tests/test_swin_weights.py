@@ -23,7 +23,7 @@ FIRST, SECOND = "swin_tiny_patch4_window7_224", "swinv2_tiny_window8_256"
 TINY = {
     "img_size": 32, "patch_size": 4, "embed_dim": 8, "depths": (2, 1), "num_heads": (2, 4), "window_size": 3,
     "num_classes": 5,
-}  # fmt: skip
+}
 
 
 def renamed(*names):
@@ -56,27 +56,27 @@ def test_a_layout_is_recognised_by_its_names(names, layout):
 def test_microsoft_merges_at_the_end_of_a_stage():
     names = ("layers.0.downsample.reduction.weight", "layers.2.downsample.norm.bias", "head.weight",
              "layers.1.blocks.0.attn.qkv.weight", "layers.0.blocks.1.attn_mask",
-             "layers.0.blocks.0.attn.relative_position_index")  # fmt: skip
+             "layers.0.blocks.0.attn.relative_position_index")
     assert list(renamed(*names).values()) == [
         "layers.1.downsample.reduction.weight", "layers.3.downsample.norm.bias", "head.fc.weight",
         "layers.1.blocks.0.attn.qkv.weight", None, None,
-    ]  # fmt: skip
+    ]
 
 
 def test_torchvisions_stages_and_mergings_follow_each_other():
     names = ("features.0.0.weight", "features.0.2.bias", "features.1.0.attn.qkv.weight", "features.2.reduction.weight",
              "features.3.1.mlp.0.weight", "features.3.1.mlp.3.bias", "features.6.norm.weight", "head.bias",
-             "features.7.0.attn.relative_position_bias_table", "features.1.0.attn.relative_position_index")  # fmt: skip
+             "features.7.0.attn.relative_position_bias_table", "features.1.0.attn.relative_position_index")
     assert list(renamed(*names).values()) == [
         "patch_embed.proj.weight", "patch_embed.norm.bias", "layers.0.blocks.0.attn.qkv.weight",
         "layers.1.downsample.reduction.weight", "layers.1.blocks.1.mlp.fc1.weight", "layers.1.blocks.1.mlp.fc2.bias",
         "layers.3.downsample.norm.weight", "head.fc.bias", "layers.3.blocks.0.attn.relative_position_bias_table", None,
-    ]  # fmt: skip
+    ]
 
 
 def test_torchvisions_bias_of_k_is_left_out():
     weights = {"features.1.0.attn.qkv.weight": np.zeros((6, 2)), "features.1.0.attn.qkv.bias": np.arange(6.0),
-               "features.1.0.attn.logit_scale": np.zeros((1, 1, 1))}  # fmt: skip
+               "features.1.0.attn.logit_scale": np.zeros((1, 1, 1))}
     found = recognise(weights).rename(weights).weights
     assert found["layers.0.blocks.0.attn.q_bias"].tolist() == [0, 1]
     assert found["layers.0.blocks.0.attn.v_bias"].tolist() == [4, 5]
@@ -92,14 +92,14 @@ def test_hugging_faces_names_of_version_4_and_5(v5):
         "attention.self.relative_position_bias_table": "attention.relative_position_bias.relative_position_bias_table",
         "attention.output.dense.bias": "attention.o_proj.bias", "intermediate.dense.bias": "mlp.fc1.bias",
         "output.dense.bias": "mlp.fc2.bias", "layernorm_after.bias": "layernorm_after.bias",
-    }  # fmt: skip
+    }
     theirs = [old + (newer if v5 else older) for older, newer in names.items()]
     merging = "swin.encoder.layers.0.downsample.norm.weight"
     found = renamed(f"swin.{_BLOCK}layernorm_before.weight", *theirs, merging, "swin.layernorm.bias", "classifier.bias")
     assert [found[name] for name in theirs] == [
         f"{new}attn.relative_position_bias_table", f"{new}attn.proj.bias", f"{new}mlp.fc1.bias", f"{new}mlp.fc2.bias",
         f"{new}norm2.bias",
-    ]  # fmt: skip
+    ]
     assert found[merging] == "layers.1.downsample.norm.weight"
     assert (found["swin.layernorm.bias"], found["classifier.bias"]) == ("norm.bias", "head.fc.bias")
 
@@ -129,7 +129,7 @@ def test_weights_of_another_window_are_brought_to_the_models(tmp_path):
     expected = resize_offsets(donor.state_dict()[table], (3, 3), (4, 2))
     assert np.array_equal(model.state_dict()[table], expected)
     assert np.array_equal(model.state_dict()["layers.1.blocks.0.mlp.fc1.weight"],
-                          donor.state_dict()["layers.1.blocks.0.mlp.fc1.weight"])  # fmt: skip
+                          donor.state_dict()["layers.1.blocks.0.mlp.fc1.weight"])
 
 
 def test_a_table_that_is_no_window_is_refused(tmp_path):
@@ -170,7 +170,7 @@ def test_another_size_is_told(tmp_path):
          {}),
     ],
     ids=str,
-)  # fmt: skip
+)
 def test_a_configuration_says_which_model_it_is(tmp_path, config, name, options):
     (tmp_path / "config.json").write_text(json.dumps(config))
     found = describe(tmp_path / "model.safetensors")
@@ -183,7 +183,7 @@ def test_a_configuration_says_which_model_it_is(tmp_path, config, name, options)
      ({"model_type": "swin", "depths": [2, 10**9]}, "its depths is"),
      ({"model_type": "swin", "window_size": 0}, "its window_size is '0'"),
      ({"model_type": "swinv2", "num_heads": 3}, "its num_heads is '3'")],
-)  # fmt: skip
+)
 def test_a_configuration_beyond_all_measure_is_refused(tmp_path, config, text):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ScratchvitError, match=text):
@@ -197,7 +197,7 @@ def test_the_preprocessing_of_each_publisher(tmp_path):
     for file, name, shorter, side in (
         ("swin_t-704ceda3.pth", FIRST, 232, 224), ("swin_s-5e29d889.pth", "swin_small_patch4_window7_224", 246, 224),
         ("swin_v2_b-781e5279.pth", "swinv2_base_window8_256", 272, 256),
-    ):  # fmt: skip
+    ):
         found = preprocessing_for(name, tmp_path / file)
         assert found.source == "the convention of torchvision" and found.interpolation == "bicubic"
         assert found.input_size == (side, side) and found._scale_size() == (shorter, shorter)
@@ -212,7 +212,7 @@ def test_the_preprocessing_of_each_publisher(tmp_path):
     [(FIRST, TINY), (FIRST, {**TINY, "img_size": (32, 48), "window_size": (2, 4), "num_classes": 0}),
      (SECOND, TINY)],
     ids=str,
-)  # fmt: skip
+)
 def test_what_is_exported_loads_here_again(tmp_path, name, options):
     model = randomised(sv.create_model(name, **options))
     export(model, name, tmp_path, preprocessing_for(name, None, model.config.img_size))
@@ -250,7 +250,7 @@ def randomised_but_for_its_tables(peer):
     ("theirs", "ours", "options"),
     [("swin_t", FIRST, {}), ("swin_v2_t", SECOND, {}), ("swin_t", FIRST, {"img_size": (224, 448)}),
      ("swin_v2_t", SECOND, {"img_size": (512, 256)})],
-)  # fmt: skip
+)
 def test_torchvisions_files(theirs, ours, options, tmp_path):
     """Where windows divide every map. Where not, torchvision pads before it rolls, and timm and we after."""
     models = peers.import_torchvision().models
@@ -273,7 +273,7 @@ HUGGING_FACE = [
     ("Swinv2", {**_SMALL, "image_size": 128, "window_size": 8, "pretrained_window_sizes": [6, 6, 3]}, SECOND),
     ("Swinv2", {**_SMALL, "image_size": 64, "window_size": 16, "num_channels": 1, "pretrained_window_sizes": [0] * 3},
      "swinv2_tiny_window16_256"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parity
@@ -335,7 +335,7 @@ def test_timm_and_we_read_microsofts_names_alike(tmp_path, name, options):
     peer = peers.randomise(timm.create_model(name, **options))
     theirs_of = {FIRST: timm.models.swin_transformer, SECOND: timm.models.swin_transformer_v2}[name]
     theirs = {key.replace("layers.1.downsample", "layers.0.downsample").replace("head.fc.", "head."): value
-              for key, value in peer.state_dict().items()}  # fmt: skip
+              for key, value in peer.state_dict().items()}
     theirs |= {f"layers.0.blocks.1.{table}": torch.zeros(1) for table in ("attn_mask", "attn.relative_position_index")}
     peer.load_state_dict(theirs_of.checkpoint_filter_fn({"model": theirs}, peer), strict=True)
     torch.save({"model": theirs}, tmp_path / "model.pth")

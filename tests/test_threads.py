@@ -152,7 +152,7 @@ def trained(seed: int, steps: int) -> list[np.ndarray]:
     model = sv.create_model(
         "vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=8, depth=1, num_heads=2, num_classes=3,
         drop_rate=0.1, seed=seed,
-    )  # fmt: skip
+    )
     model.set_generator(sv.random.Generator(seed))
     images, labels = rng.standard_normal((4, 3, 8, 8), dtype=np.float32), rng.integers(0, 3, 4)
     optimizer = sv.optim.SGD(model.parameters(), lr=0.05)

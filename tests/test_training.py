@@ -46,7 +46,7 @@ def test_it_learns_and_reports(finished):
     assert result.test_accuracy > 0.8
     assert result.epochs == len(lines) == config.epochs
     assert result.val_accuracy == max(row["val_accuracy"] for row in load_checkpoint(
-        result.run_dir / "last.safetensors").progress["history"])  # fmt: skip
+        result.run_dir / "last.safetensors").progress["history"])
     assert "(best)" in lines[0] and "val loss" in lines[0]
     written = {path.name for path in result.run_dir.iterdir()}
     assert written - {"tensorboard"} == {"best.safetensors", "config.json", "last.safetensors", "metrics.csv"}

@@ -67,7 +67,7 @@ def test_weights_without_a_run(tmp_path):
      '{"format": 1, "config": {}, "model_name": "vit_tiny_patch16_224", "model_args": {"depth": "x"}, "data": {}, '
      '"progress": {}, "model": {}}'],
     ids=lambda text: text[:60],
-)  # fmt: skip
+)
 def test_a_checkpoint_that_somebody_made_up(text, tmp_path):
     tensors = {"model.w": np.zeros(2, np.float32)}
     path = tmp_path / "made_up.safetensors"

@@ -20,7 +20,7 @@ def train(steps: int, guard: contextlib.AbstractContextManager) -> tuple[list[fl
     model = sv.create_model(
         "vit_tiny_patch16_224", img_size=16, patch_size=4, in_chans=1, num_classes=5, embed_dim=32, depth=2,
         num_heads=2, proj_drop_rate=0.1, attn_drop_rate=0.1, drop_path_rate=0.1,
-    )  # fmt: skip
+    )
     model.set_generator(Generator(moved(3)))
     optimizer = optim.AdamW(optim.param_groups(model, 0.05), lr=1e-3)
     ema = optim.EMA(model, 0.9)

@@ -17,7 +17,7 @@ pytestmark = [
 ]
 SIZES = {"img_size": 28, "patch_size": 7, "in_chans": 1, "num_classes": 10} | {
     "embed_dim": 128, "depth": 4, "num_heads": 4,
-}  # fmt: skip
+}
 STEPS, BATCH = 50, 16
 DECAY, LR = 0.05, 1e-3
 

@@ -51,7 +51,7 @@ def test_boxes_begin_around_their_features(device):
     agree(parts_of_boxes, [
         (np.arange(H) + 0.5) / H, (np.arange(W) + 0.5) / W, np.broadcast_to([4 / W, 4 / H], (H, W, 2)),
         (np.arange(3) + 0.5) / 3, np.broadcast_to([0.5, 0.9], (3, W, 2)),
-    ])  # fmt: skip
+    ])
 
 
 @pytest.mark.parametrize("focal", [True, False])

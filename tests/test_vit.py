@@ -17,7 +17,7 @@ NAME = "vit_tiny_patch16_224"
     ("name", "parameters"),       # Table 1 of the paper (86 M, 307 M) and timm's counts
     [("vit_tiny_patch16_224", 5_717_416), ("vit_small_patch16_224", 22_050_664), ("vit_base_patch16_224", 86_567_656),
      ("vit_base_patch32_224", 88_224_232)],
-)  # fmt: skip
+)
 def test_parameter_counts(name, parameters):
     with sv.nn.init.without_weights():
         assert sv.create_model(name).num_parameters() == parameters
@@ -44,7 +44,7 @@ def test_every_size_and_patch_is_listed():
      {"img_size": (16, 24)}, {"patch_size": (4, 8)}, {"in_chans": 1}, {"qkv_bias": False},
      {"drop_rate": 0.1, "pos_drop_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.1}],
     ids=str,
-)  # fmt: skip
+)
 def test_options_train_and_reach_every_parameter(device, options):
     model = sv.create_model(NAME, **{**TINY, **options})
     H, W = model.patch_embed.img_size
@@ -87,7 +87,7 @@ def test_sincos_positions_tell_every_place_apart():
      ({"pos_embed": "sincos", "embed_dim": 30, "num_heads": 3}, "4 divides"),
      ({"emded_dim": 3}, "did you mean 'embed_dim'")],
     ids=str,
-)  # fmt: skip
+)
 def test_sizes_that_do_not_fit_are_refused(options, text):
     with pytest.raises(sv.ScratchvitError, match=text):
         sv.create_model(NAME, **{**TINY, **options})

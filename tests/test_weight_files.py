@@ -272,7 +272,7 @@ def shards(folder, places, **files):
 @pytest.mark.parametrize("given", ["index", "folder"])
 def test_shards_are_merged(tmp_path, given):
     index = shards(tmp_path, {"a": "one.safetensors", "b": "two.safetensors", "c": "one.safetensors"},
-                   one={"a": np.ones(2), "c": np.zeros(1)}, two={"b": np.arange(3)})  # fmt: skip
+                   one={"a": np.ones(2), "c": np.zeros(1)}, two={"b": np.arange(3)})
     found = read_weights(index if given == "index" else tmp_path)
     assert sorted(found) == ["a", "b", "c"] and found["b"].tolist() == [0, 1, 2]
 

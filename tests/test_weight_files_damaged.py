@@ -170,7 +170,7 @@ def test_lying_sizes_within_a_limit_of_memory(tmp_path):
         "bomb": zip_bytes({"w.npy": bytes(300_000_000)}, zipfile.ZIP_DEFLATED),
         "dicts": torch_zip(Raw(b"}K\x01Ns" * (unpickler.MOST_INSTRUCTIONS // 4 + 1))),
         "memory": torch_zip(Raw(b"N" + b"\x94" * unpickler.MOST_INSTRUCTIONS)),
-    }  # fmt: skip
+    }
     for name, content in lies.items():
         (tmp_path / name).write_bytes(content)
     code = """if True:
@@ -206,7 +206,7 @@ WHOLE = {
          "best": Call(Global("numpy.core.multiarray", "scalar"), (Call(Global("numpy", "dtype"), ("f8",)), bytes(8)))},
         CONTENT,
     ),
-}  # fmt: skip
+}
 ZIPS = [kind for kind in WHOLE if kind not in ("safetensors", "torch legacy")]     # which have checksums
 
 
@@ -291,7 +291,7 @@ PIECES = st.one_of(
                      b"cnumpy\ndtype\n", b"cnumpy.core.multiarray\n_reconstruct\n", b"c_codecs\nencode\n",
                      b"cnumpy\nndarray\n", b"cargparse\nNamespace\n", b"cos\nsystem\n"]),
     st.binary(max_size=4),
-)  # fmt: skip
+)
 programs = st.lists(PIECES, max_size=40).map(lambda pieces: torch_zip(Raw(b"".join(pieces)), CONTENT))
 beginnings = st.sampled_from(
     [b"PK\x03\x04", b"PK\x05\x06", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19.", b"{", bytes(8) + b"{"]

@@ -121,7 +121,7 @@ GADGETS = {
     ),
     "set of a text": (Call(Global("builtins", "set"), ("abc",)), "builtins.set"),
     "bytes of a number": (Call(Global("builtins", "bytes"), (1 << 40,)), "builtins.bytes"),
-}  # fmt: skip
+}
 
 MALFORMED = {
     "key that is a tuple": (Raw(b"}" + b")" + b"N" + b"s"), "a tuple is a key"),
@@ -135,7 +135,7 @@ MALFORMED = {
     "empty stack": (Raw(b"0"), "b'0'"),
     "protocol 9": (Raw(b"\x80\x09N"), "unknown protocol"),
     "left over": (Raw(b"N(N"), "left over"),
-}  # fmt: skip
+}
 
 
 def with_canary(value, canary):

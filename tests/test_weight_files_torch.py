@@ -43,7 +43,7 @@ def assorted(torch):
         "expanded": base[:1].expand(3, 6),
         "parameter": torch.nn.Parameter(base + 1), "scalar": torch.tensor(3), "empty": torch.zeros(0, 4),
         "channels last": torch.randn(2, 3, 4, 5).contiguous(memory_format=torch.channels_last),
-    }  # fmt: skip
+    }
     return weights | {name: base.sub(2).abs().to(getattr(torch, name)) for name in DTYPES}
 
 
@@ -75,7 +75,7 @@ def test_a_training_checkpoint(tmp_path, torch, zipped):
         "args": argparse.Namespace(lr=1e-3, device=torch.device("cuda", 0), dtype=torch.float16, size=torch.Size([2])),
         "numpy_rng": np.random.RandomState(0).get_state(), "rng": torch.get_rng_state(),
         "arrays": [np.zeros((0, 3)), np.asfortranarray(np.ones((2, 3), np.float32)), np.arange(3, dtype=">i2")],
-    }  # fmt: skip
+    }
     path = tmp_path / "checkpoint.pth"
     torch.save(checkpoint, path, _use_new_zipfile_serialization=zipped)
     assert is_equal(read_weights(path), state)
@@ -90,7 +90,7 @@ def test_a_training_checkpoint(tmp_path, torch, zipped):
         (), ("state_dict",), ("model",), ("state_dict", "model"), ("state_dict", "state_dict_ema"),
         ("model", "model_ema"), ("model", "state_dict", "model_ema", "state_dict_ema"),
     ],
-)  # fmt: skip
+)
 def test_the_same_state_dict_is_chosen_as_by_timm(tmp_path, torch, keys, use_ema):
     import_timm()
     from timm.models import load_state_dict
@@ -136,7 +136,7 @@ REFUSED = {
     "module": (lambda torch: torch.nn.Linear(2, 2), "torch.nn.modules.linear.Linear"),
     "path": (lambda torch: pathlib.PurePosixPath("a"), "pathlib.PurePosixPath"),
     "function": (lambda torch: torch.nn.functional.relu, "torch.nn.functional.relu"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.filterwarnings("ignore")           # PyTorch's own, of deprecated kinds of tensors

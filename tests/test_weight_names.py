@@ -127,7 +127,7 @@ def test_broken_shapes_do_not_break_the_renaming():
         weights = {f"Transformer/encoderblock_0/MlpBlock_3/Dense_0/{name}": np.zeros(shape) for name in names[:2]}
         weights |= {"embedding/kernel": np.zeros(shape), "Transformer/encoderblock/LayerNorm_0/bias": np.zeros(shape)}
         weights |= {f"Transformer/encoderblock_0/MultiHeadDotProductAttention_1/{name}/kernel": np.zeros(shape)
-                    for name in ("query", "key", "value", "out")}  # fmt: skip
+                    for name in ("query", "key", "value", "out")}
         assert "patch_embed.proj.weight" in recognise(weights).rename(weights).weights
 
 
@@ -142,7 +142,7 @@ UP_TO_B = [
     "vit_small_r26_s32_224", "vit_small_r26_s32_384", "vit_base_r26_s32_224", "vit_base_r50_s16_224",
     "vit_base_r50_s16_384", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnetv2_50x1_bit",
     "resnetv2_101x1_bit",
-]  # fmt: skip
+]
 
 
 @pytest.mark.parity
@@ -188,7 +188,7 @@ def test_the_same_names_in_every_kind_of_file(file, tmp_path):
     [("resnet18", "resnet18"), full_size("vit_b_16", "vit_base_patch16_224"),
      full_size("vit_b_32", "vit_base_patch32_224"),
      *(full_size(name, name) for name in ("resnet34", "resnet50", "resnet101", "resnet152"))],
-)  # fmt: skip
+)
 def test_torchvisions_files(theirs, ours, tmp_path):
     models = peers.import_torchvision().models
     import torch
@@ -214,7 +214,7 @@ HUGGING_FACE = [
      {"depths": [2, 2, 2, 2], "hidden_sizes": [64, 128, 256, 512], "layer_type": "basic"}, "resnet18"),
     ("ResNetForImageClassification", "ResNetConfig", {}, "resnet50"),
     ("BitForImageClassification", "BitConfig", {"depths": [1, 1, 2, 1]}, "resnetv2_50x1_bit"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parity

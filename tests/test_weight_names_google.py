@@ -110,7 +110,7 @@ GOOGLE = {
         {"D": 768, "heads": 12, "depth": 2, "patch": 1, "grid": (4, 4), "classes": 9, "stages": (3, 4, 9)},
         {"img_size": 64},
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parity

@@ -20,7 +20,7 @@ def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None
         "--checkpoint", type=Path, required=required, metavar="FILE",
         help="of `scratchvit detect-train`, or the run's folder; or DETR's weights from elsewhere: .safetensors, .pth, "
         ".bin, .npz",
-    )  # fmt: skip
+    )
     parser.add_argument("--model", metavar="NAME", help="the model of the weights (default: what config.json says)")
     parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes: one a line, or JSON")
 

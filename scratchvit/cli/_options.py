@@ -59,7 +59,7 @@ def add_fields(
             "type": _reader(types[name]),
             "choices": metadata.get("choices") or None,
             "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
-        }  # fmt: skip
+        }
         flag = f"--{name.replace('_', '-')}"
         group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
 

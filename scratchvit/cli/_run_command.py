@@ -65,7 +65,7 @@ class TrainingCommand(Generic[ConfigT]):
         parser.add_argument(
             "--recipe", metavar="NAME", choices=recipes, default=argparse.SUPPRESS,
             help=f"what stands where no option says otherwise: {', '.join(recipes)}",
-        )  # fmt: skip
+        )
         for title, names in self.groups.items():
             group = parser.add_argument_group(title)
             add_fields(group, self.kind, names, vars(base))
@@ -107,7 +107,7 @@ class TrainingCommand(Generic[ConfigT]):
         kept = {
             name: value for name, value in recipe.model_args.items()
             if name in self.data_sizes and (same_family or name == "img_size")
-        }  # fmt: skip
+        }
         return recipe.replace(model=chosen.model, model_args=kept)
 
     def command_line(self, config: ConfigT) -> str | None:
@@ -195,4 +195,4 @@ def files_and_commands(folder: RunFolder, measured: str, files: Mapping[str, str
         *(f"  {name:<18}{what}" for name, what in there.items()),
         "\ntry next",
         *(f"  {command}" for command in commands if command),
-    ])  # fmt: skip
+    ])

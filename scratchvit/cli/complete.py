@@ -35,7 +35,7 @@ def complete(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--temperature", type=number, default=1.0, metavar="T",
         help="below 1 likelier colours get likelier; 0: the likeliest alone (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument("--top-k", type=int, metavar="K", help="draw from the K likeliest colours alone")
     parser.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     parser.add_argument(

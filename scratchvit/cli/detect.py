@@ -101,25 +101,25 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument(
         "--threshold", type=number, default=0.5, metavar="SCORE",
         help="the lowest score that is drawn and written, 0 … 1; for evaluation: 0 (default: 0.5)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("detected"), metavar="DIR",
         help="folder for the pictures with boxes, NAME-boxes.png; it is made (default: detected)",
-    )  # fmt: skip
+    )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as COCO's results")
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
         help="a COCO file that lists the pictures by their names: take image and category ids from it",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--short-side", type=int, metavar="PIXELS",
         help="bring the shorter side of pictures to that: objects are best about as large as in training "
         "(default: as in training, or as the weights' preprocessor_config.json says)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="SIZE",
         help="pictures at a time, padded to the largest of them: for a GPU (default: 1)",
-    )  # fmt: skip
+    )
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
     add_device(parser)
     given = parser.parse_strictly(argv)

@@ -38,7 +38,7 @@ def detect_eval(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--results-of", type=Path, metavar="FILE",
         help="evaluate these results, in COCO's JSON and written by any program, instead of a detector's",
-    )  # fmt: skip
+    )
     parser.add_argument("--annotations", type=Path, metavar="FILE", help="for --results-of: what is there, COCO's JSON")
     add_device(parser)
     given = parser.parse_strictly(argv)
@@ -86,7 +86,7 @@ def _splits(detector: Detector, name: str | None, skip_bad: bool) -> DetectionSp
     return load_detection(
         name or config["data"], val_fraction=config["val_fraction"], seed=config["seed"],
         skip_bad=skip_bad or (name is None and config["skip_bad"]),
-    )  # fmt: skip
+    )
 
 
 def _unmatched(detector: Detector, dataset: DetectionDataset, categories: Sequence[int | None]) -> list[str]:

@@ -57,7 +57,7 @@ GROUPS = {
     "matching and loss": (
         "cost_class", "cost_bbox", "cost_giou", "weight_ce", "weight_bbox", "weight_giou", "eos_coef",
     ),
-}  # fmt: skip
+}
 # No options of the model: the data decide, and img_size is only what its cost is told for.
 FROM_THE_DATA = {"in_chans", "num_classes", "img_size"}
 COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM_THE_DATA)
@@ -110,7 +110,7 @@ def _begins(trainer: DetectionTrainer) -> str:
         ("regime", differing(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", place(config)),
         ("folder", str(trainer.folder.path)),
-    ]  # fmt: skip
+    ]
     return told(rows)
 
 
@@ -188,7 +188,7 @@ def _draw(trainer: DetectionTrainer, result: DetectionResult) -> dict[str, str]:
         run = DetectionRun(
             folder.path, trainer.config, trainer.history, splits, open_detector(folder.best), result.test,
             result.best_epoch, commands=COMMAND.lines(trainer.config, folder.path),
-        )  # fmt: skip
+        )
         write_detection_report(run, folder.path / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"
         png = io.BytesIO()

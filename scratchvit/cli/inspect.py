@@ -60,7 +60,7 @@ def inspect(argv: Sequence[str]) -> int:
         "model", metavar="CHECKPOINT|MODEL",
         help="of `scratchvit train` or `detect-train`: a file, or the run's folder; or a name that `scratchvit models` "
         "lists",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="anybody's, for a MODEL (default: as drawn before training)"
     )
@@ -73,11 +73,11 @@ def inspect(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--token", type=_token, metavar="Y,X",
         help="row and column, from 0, of the token to follow, in the first stage's map (default: its middle)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--point", type=_point, action="append", metavar="X,Y", dest="points",
         help="of a DETR's picture, from 0,0 at its upper left to 1,1; also several times (default: where objects are)",
-    )  # fmt: skip
+    )
     parser.add_argument(
         "--out", type=Path, default=Path("inspect"), metavar="FOLDER", help="it is made (default: inspect)"
     )
@@ -153,7 +153,7 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
             by(block.shift) if any(block.shift) else "–", by(block.padding) if any(block.padding) else "–",
             f"{seen} tokens" + (f" + {padding} of padding" if padding else ""),
             in_words(patches, scene.patch_size), f"{patches.mean():.1%}",
-        ))  # fmt: skip
+        ))
     print(f"{table(rows)}\n")
     paths = []
     for file, draw in PICTURES.items():

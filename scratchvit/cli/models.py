@@ -31,7 +31,7 @@ def models(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--img-size", type=size, metavar="SIZE",
         help="for images of another size: 384, or 384x288 (height x width) (default: each model's own)",
-    )  # fmt: skip
+    )
     given = parser.parse_strictly(argv)
     names = list_models(given.pattern)
     if not names:

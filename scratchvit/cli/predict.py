@@ -55,12 +55,12 @@ def predict(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="FILE",
         help="of `scratchvit train`, or the run's folder; or weights from elsewhere: .safetensors, .pth, .bin, .npz",
-    )  # fmt: skip
+    )
     parser.add_argument("--model", metavar="NAME", help="the model of the weights (default: what config.json says)")
     parser.add_argument(
         "--labels", type=Path, metavar="FILE",
         help="names of the classes: one a line, JSON, or a folder with a folder for each class",
-    )  # fmt: skip
+    )
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per picture (default: 5)")
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
     add_device(parser)

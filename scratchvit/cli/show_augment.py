@@ -29,7 +29,7 @@ def show_augment(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--operations", metavar="NAMES", default=",".join((*OPERATIONS, *RANDOM)),
         help="which, separated by commas (default: all of %(default)s)",
-    )  # fmt: skip
+    )
     parser.add_argument("--img-size", type=int, default=224, metavar="SIZE", help="pixels a side (default: 224)")
     parser.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
     parser.add_argument(

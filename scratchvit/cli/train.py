@@ -57,7 +57,7 @@ GROUPS = {
         "mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_mode",
     ),
     "distillation": ("teacher", "teacher_model", "distill", "distill_weight", "distill_temperature"),
-}  # fmt: skip
+}
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
 
@@ -70,7 +70,7 @@ def _no_square(config: TrainConfig) -> str | None:
 COMMAND = TrainingCommand(
     TrainConfig, DESCRIPTION, GROUPS, check_classifies, FROM_THE_DATA, SIZES_OF_THE_DATA,
     shown={"img_size": "the data's own; a folder's: 224"}, refuses=_no_square,
-)  # fmt: skip
+)
 
 
 def train(argv: Sequence[str]) -> int:
@@ -114,7 +114,7 @@ def _begins(trainer: Trainer) -> str:
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         ("device", place(config)),
         ("folder", str(trainer.folder.path)),
-    ]  # fmt: skip
+    ]
     return told(rows)
 
 
@@ -147,7 +147,7 @@ def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
         run = Run(
             folder, trainer.config, trainer.history, trainer.data, trainer.model, result.best_epoch,
             result.test_predictions, commands=COMMAND.lines(trainer.config, folder),
-        )  # fmt: skip
+        )
         write_report(run, folder / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"
         png = io.BytesIO()

@@ -82,7 +82,7 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
     return PeakMemory(
         weights, learned, MOMENTS * learned, weights + MOMENTS * learned + training.peak, weights + inference.peak,
         batch_size, training.worst, kept,
-    )  # fmt: skip
+    )
 
 
 def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:

@@ -57,7 +57,7 @@ DATASETS = {
         subfolder="FashionMNIST/raw",
         system_folders=(Path("/usr/share/datasets/fashion-mnist"),),  # Debian's dataset-fashion-mnist
     ),
-}  # fmt: skip
+}
 
 
 def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayDataset, ArrayDataset]:

@@ -57,7 +57,7 @@ LEVELS = {
     "medium2": Level(2, 15, 0.5),
     "heavy1":  Level(2, 20, 0.5),
     "heavy2":  Level(2, 20, 0.8),
-}  # fmt: skip
+}
 
 
 class RandAugment:
@@ -296,4 +296,4 @@ OPERATIONS = {
     "TranslateY":   Operation(_signed(100),           translate_y),
     "Cutout":       Operation(lambda level, chance: (int(level * 40), chance[:, 1:]), cutout),  # 80 of 224 pixels
     "SolarizeAdd":  Operation(_whole(110),            solarize_add),    # 110 grey levels
-}  # fmt: skip
+}

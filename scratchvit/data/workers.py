@@ -136,7 +136,7 @@ def _start_process(memory: int | None) -> _Process:
             # Ctrl-C at the terminal is the parent's. Windows has its own kind of groups, and only a constant for it.
             process_group=None if os.name == "nt" else 0,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
-        )  # fmt: skip
+        )
     except OSError as error:
         raise ScratchvitError(
             f"Loader: a worker process could not be started ({error.strerror}); take fewer workers, or workers=0."

@@ -178,7 +178,7 @@ def _each_class(evaluation: Any, truth: Entry) -> tuple[ClassFigures, ...]:
             _figure(precision[:, :, k].mean()), _figure(precision[0, :, k].mean()),
         )
         for k, number in enumerate(evaluation.params.catIds)
-    )  # fmt: skip
+    )
 
 
 # --- what is wrong with a file --------------------------------------------------------------------------------------

@@ -37,7 +37,7 @@ PREFIXES = {"decoder": "", "denoising": "dn_", "encoder": "enc_"}
 NAMES = {
     "ce": "loss_ce", "bbox": "loss_bbox", "giou": "loss_giou",
     "cardinality_error": "cardinality_error", "class_error": "class_error",
-}  # fmt: skip
+}
 
 
 def to_columns(losses: Mapping[Output, Mapping[str, Value]]) -> dict[str, Value]:
@@ -50,7 +50,7 @@ def to_columns(losses: Mapping[Output, Mapping[str, Value]]) -> dict[str, Value]
     return {
         PREFIXES[source] + name + ("" if layer == last[source] else f"_{layer}"): of_output[kind]
         for kind, name in NAMES.items() for (source, layer), of_output in losses.items() if kind in of_output
-    }  # fmt: skip
+    }
 
 
 def from_columns(row: Mapping[str, Value], split: str = "") -> dict[Output, dict[str, Value]]:

@@ -95,14 +95,14 @@ class Objects:
         for index, target in enumerate(targets):
             names.append(f"image {index} of the batch" + (
                 f" (image_id {target['image_id']})" if "image_id" in target else ""
-            ))  # fmt: skip
+            ))
             labels.append(_host_array(names[-1], target, "labels", (), "iu"))
             boxes.append(_host_array(names[-1], target, "boxes", (4,), "fiu"))
             _check(names[-1], labels[-1], boxes[-1], num_classes)
         return cls(
             np.concatenate([np.zeros(0, np.int64), *labels]), np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
             [len(each) for each in labels], names,
-        )  # fmt: skip
+        )
 
 
 def _host_array(name: str, target: Mapping[str, Any], key: str, item: tuple[int, ...], kinds: str) -> Array:

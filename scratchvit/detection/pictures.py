@@ -29,7 +29,7 @@ Edges = tuple[int, int, int, int]   # the first and the last pixel inside: left,
 def draw_boxes(
     picture: Image.Image, classes: Sequence[str], found: Found | None = None, truth: Annotations | None = None,
     *, threshold: float = 0.5, side: int | None = None,
-) -> Image.Image:  # fmt: skip
+) -> Image.Image:
     """A copy of an RGB picture with boxes drawn on it.
 
     found       {"scores", "labels", "boxes"} of it, boxes as (left, top, right, bottom) in its pixels
@@ -92,7 +92,7 @@ def sheet(pictures: Sequence[Image.Image], columns: int = 4, caption: str = "") 
 def write_predictions(
     path: str | Path, examples: Sequence[tuple[Image.Image, Annotations | None]], found: Sequence[Found],
     classes: Sequence[str], *, threshold: float = 0.5, side: int = 360, columns: int = 4,
-) -> None:  # fmt: skip
+) -> None:
     """A PNG of pictures side by side with what a detector found in each, and what is there: see `draw_boxes`.
 
     examples: as `DetectionDataset.example` gives them, or with None where nobody knows what is there.

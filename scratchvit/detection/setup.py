@@ -72,12 +72,12 @@ class DetectionData:
             return DetectionLoader(
                 self.splits.train, config.batch_size, normalize, steps=self.sizes, stretch=1, seed=config.seed,
                 workers=config.workers,
-            )  # fmt: skip
+            )
         return DetectionLoader(
             self.splits.train, config.batch_size, normalize, steps=self._training_steps(config),
             colours=ColorJitter(jitter, jitter, jitter) if jitter else None, shuffle=True, seed=config.seed,
             workers=config.workers,
-        )  # fmt: skip
+        )
 
     def _training_steps(self, config: DetectConfig) -> Step:
         flip = [RandomHorizontalFlip()] if config.flip else []

@@ -176,7 +176,7 @@ def _from_run(path: Path, name: str | None, labels: str | Path | None) -> Detect
     return Detector(
         model, checkpoint.model_name, tuple(classes), category_ids, classes_from, normalize, sizes,
         f"{sizes}, as in training", checkpoint=checkpoint,
-    )  # fmt: skip
+    )
 
 
 def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> Detector:
@@ -191,7 +191,7 @@ def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> De
     return Detector(
         model, name, tuple(classes), tuple(range(len(classes))), classes_from, normalize, sizes,
         f"{sizes} ({source})", tuple(str(report).splitlines()),
-    )  # fmt: skip
+    )
 
 
 # --- anybody's preprocessing ----------------------------------------------------------------------------------------
@@ -254,7 +254,7 @@ _HUGGINGFACE: dict[str, Any] = {        # what its file leaves out
     "size": {"shortest_edge": 800, "longest_edge": 1333}, "max_size": 1333, "resample": Image.Resampling.BILINEAR,
     "image_mean": IMAGENET["mean"], "image_std": IMAGENET["std"], "rescale_factor": 1 / 255,
     "do_resize": True, "do_rescale": True, "do_normalize": True,
-}  # fmt: skip
+}
 
 
 # --- from its classes to those of some annotations ------------------------------------------------------------------

@@ -233,5 +233,5 @@ def matching(model: Module, matcher: HungarianMatcher, batch: DetectionBatch) ->
         matchings.append(Matching(
             objects.labels[of_image], objects.boxes[of_image], images_boxes[place], by_object, total[of_image],
             {name: part[of_image] for name, part in parts.items()},
-        ))  # fmt: skip
+        ))
     return matchings

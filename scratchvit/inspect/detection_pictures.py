@@ -150,7 +150,7 @@ def draw_matching(
                 left.text(
                     *ends[1], words, color="white", fontsize=6.5, va="bottom",
                     bbox={"facecolor": colour, "edgecolor": "none", "pad": 1}, clip_on=True,
-                )  # fmt: skip
+                )
             left.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
             _cost_table(right, matching, classes, colours)
 
@@ -179,7 +179,7 @@ def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Se
             ax.text(
                 place, y, cell, transform=ax.transAxes, ha="left" if place == 0 else "right", va="top", fontsize=7.5,
                 color=colour if place == 0 else INK,
-            )  # fmt: skip
+            )
 
 
 def _show(ax: Any, picture: Picture, heat: NDArray[np.float32] | None = None) -> None:

@@ -120,7 +120,7 @@ def draw_masks(scene: Scene, path: Path) -> None:
             for ax, kind, letter in zip(row[1:], masks, LETTERS.lower()):
                 count, N = int(kind.windows.sum()), len(kind.mask)
                 colours = np.where(kind.mask[..., None], np.where(kind.padding[:, None], _rgb(MAY_PADDING), _rgb(MAY)),
-                                   _rgb(MAY_NOT))  # fmt: skip
+                                   _rgb(MAY_NOT))
                 ax.imshow(colours, interpolation="nearest", extent=(0.5, N + 0.5, N + 0.5, 0.5))
                 _ticks(ax, (1, N), (1, N))
                 _title(ax, f"{letter}: mask of {count} window{'s' * (count > 1)}")
@@ -154,7 +154,7 @@ def draw_bias(scene: Scene, path: Path) -> None:
                 ax.imshow(
                     values, cmap="RdBu_r", vmin=-largest, vmax=max(largest, np.finfo(np.float32).tiny),
                     interpolation="nearest", extent=(head + 0.5 - left, head + 0.5 + left, up, -up),
-                )  # fmt: skip
+                )
             ax.set(xlim=(0, columns), ylim=(tall / 2, -tall / 2), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
             heads = f"{len(table)} head{'s' * (len(table) > 1)}"
@@ -168,7 +168,7 @@ def draw_bias(scene: Scene, path: Path) -> None:
             "Red: looked at more, blue: less. Of each table its mean is taken off, which a softmax does not see;\n"
             "the colours of a block go from − to + the number at its right.",
             x=0.01, ha="left", color=INK, fontsize=8,
-        )  # fmt: skip
+        )
 
 
 def draw_receptive(scene: Scene, path: Path) -> None:
@@ -190,12 +190,12 @@ def draw_receptive(scene: Scene, path: Path) -> None:
         _legend(
             page, [(KINDS[0], "what it can depend on"), (VALIDATION, "the token itself"),
                    ("#ffffff", "outlined: the tokens that it looks at in this block")],
-        )  # fmt: skip
+        )
 
 
 PICTURES = {
     "windows.png": draw_windows, "masks.png": draw_masks, "bias.png": draw_bias, "receptive.png": draw_receptive,
-}  # fmt: skip
+}
 
 
 def in_words(reached: NDArray[np.bool_], patch_size: tuple[int, int]) -> str:
@@ -318,7 +318,7 @@ def _legend(page: Any, entries: Sequence[tuple[str, str]], note: str | None = No
     legend = page.legend(
         handles=handles, loc="outside lower left", ncols=min(len(handles), 4), frameon=False, fontsize=8,
         labelcolor=INK, title=note, title_fontsize=8, alignment="left",
-    )  # fmt: skip
+    )
     legend.get_title().set_color(INK)
 
 

@@ -67,6 +67,6 @@ def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> 
         wanted = ", ".join(str(expected or axis) for expected, axis in zip(shape, ("C", "height", "width")))
         mend = "create the model with that in_chans" if None in shape else (
             "resize them, or create the model with that img_size and in_chans"
-        )  # fmt: skip
+        )
         raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {mend}")
     return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)

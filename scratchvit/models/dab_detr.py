@@ -69,7 +69,7 @@ class DABDETRConfig(ExtendedDETRConfig):
 TINY = DABDETRConfig(
     img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
     frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
-)  # fmt: skip
+)
 
 #                                                                             Table 2: AP, 50 epochs
 PRESETS = {
@@ -78,7 +78,7 @@ PRESETS = {
     "dab_detr_resnet50_dc5":  DABDETRConfig(dilation=True),                             # 44.5
     "dab_detr_resnet101":     DABDETRConfig(layers=(3, 4, 23, 3)),                      # 43.5
     "dab_detr_resnet101_dc5": DABDETRConfig(layers=(3, 4, 23, 3), dilation=True),       # 45.8
-}  # fmt: skip
+}
 
 
 class Attention(nn.Module):
@@ -96,7 +96,7 @@ class Attention(nn.Module):
         x = ops.attention(
             self.split(q), self.split(k), self.split(v), mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
-        )  # fmt: skip
+        )
         return self.out_proj(x.transpose(1, 2).reshape(*q.shape[:2], -1))       # (B, heads, Q, D / heads) → (B, Q, D)
 
     def split(self, x: Tensor) -> Tensor:
@@ -132,7 +132,7 @@ class DecoderLayer(Layer):
     def forward(
         self, x: Tensor, query_pos: Tensor, query_sine: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
         self_mask: Array | None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         def self_attention(x: Tensor) -> Tensor:
             q = self.sa_qcontent_proj(x) + self.sa_qpos_proj(query_pos)                 # eq. 3
             k = self.sa_kcontent_proj(x) + self.sa_kpos_proj(query_pos)
@@ -191,7 +191,7 @@ class Decoder(nn.Module):
     def forward(
         self, x: Tensor, anchors: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
         self_mask: Array | None, box_head: MLP,
-    ) -> list[tuple[Tensor, Tensor]]:  # fmt: skip
+    ) -> list[tuple[Tensor, Tensor]]:
         outputs, D = [], x.shape[-1]
         boxes = anchors                                                                 # (B, Q, 4)
         for number, layer in enumerate(self.layers):

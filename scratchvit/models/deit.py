@@ -38,7 +38,7 @@ _SIZES = {
     "tiny":  (192,  3),
     "small": (384,  6),
     "base":  (768, 12),
-}  # fmt: skip
+}
 
 
 def _presets(infix: str) -> dict[str, ViTConfig]:

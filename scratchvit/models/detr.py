@@ -125,7 +125,7 @@ class DETRConfig:
 TINY = DETRConfig(
     img_size=96, layers=(1, 1, 1, 1), bottleneck=False, channels=(32, 64, 128, 256), stages=3, dilation=True,
     frozen_bn=False, num_queries=25, hidden_dim=128, enc_layers=1, dec_layers=3, dim_feedforward=256, dropout=0.0,
-)  # fmt: skip
+)
 
 #                                    conv2_x … conv5_x                                     Table 1: AP   GFLOPs
 PRESETS = {
@@ -136,7 +136,7 @@ PRESETS = {
     "detr_resnet50_dc5":  DETRConfig(layers=(3, 4,  6, 3), dilation=True),                  # 43.3      187
     "detr_resnet101":     DETRConfig(layers=(3, 4, 23, 3)),                                 # 43.5      152
     "detr_resnet101_dc5": DETRConfig(layers=(3, 4, 23, 3), dilation=True),                  # 44.9      253
-}  # fmt: skip
+}
 
 
 class Backbone(nn.Module):
@@ -155,7 +155,7 @@ class Backbone(nn.Module):
                 features_only=True, out_indices=(config.stages,),
             ),
             seed,
-        )  # fmt: skip
+        )
         self.num_channels = self.body.feature_channels[0]
 
     def forward(self, x: Tensor | Array, mask: Any = None) -> tuple[Tensor, Array | None]:
@@ -289,7 +289,7 @@ class DETR(nn.Module):
         self.transformer = Transformer(
             D, config.nheads, config.enc_layers, config.dec_layers, config.dim_feedforward, config.dropout,
             config.normalize_before,
-        )  # fmt: skip
+        )
         self.query_embed = nn.Embedding(config.num_queries, D)
 
     def forward(self, x: Tensor | Array, mask: Any = None, targets: Any = None) -> dict[str, Any]:

@@ -52,7 +52,7 @@ class NoisedObjects:
 def noised_objects(
     targets: Sequence[Mapping[str, Any]], copies: int, num_classes: int, box_noise: float, label_noise: float,
     rng: np.random.Generator,
-) -> NoisedObjects:  # fmt: skip
+) -> NoisedObjects:
     """True objects with noise (DN-DETR §4.3).
 
     targets: for each image "labels" int (n,) and "boxes" (n, 4) cxcywh. box_noise: λ, the largest shift of a centre, as

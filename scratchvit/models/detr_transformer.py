@@ -62,7 +62,7 @@ class MultiheadAttention(nn.Module):
         x = ops.attention(                                          # softmax(q kᵀ / √d') v, eq. 8
             q, k, v, mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
-        )  # fmt: skip
+        )
         return self.out_proj(x.transpose(1, 2).reshape(B, Q, D))    # (B, heads, Q, d') → (B, Q, D)
 
 
@@ -125,7 +125,7 @@ class DecoderLayer(Layer):
     def forward(
         self, x: Tensor, query_pos: Tensor, memory: Tensor, memory_with_pos: Tensor, visible: Array | None,
         self_mask: Array | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         def self_attention(x: Tensor) -> Tensor:
             with_pos = x + query_pos
             return self.self_attn(with_pos, with_pos, x, self_mask)
@@ -173,7 +173,7 @@ class Decoder(nn.Module):
     def forward(
         self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
         self_mask: Array | None = None,
-    ) -> list[Tensor]:  # fmt: skip
+    ) -> list[Tensor]:
         memory_with_pos, outputs = memory + pos, []
         for layer in self.layers:
             x = layer(x, query_pos, memory, memory_with_pos, visible, self_mask)
@@ -187,7 +187,7 @@ class Transformer(nn.Module):
     def __init__(
         self, dim: int, num_heads: int, enc_layers: int, dec_layers: int, dim_feedforward: int, dropout: float,
         normalize_before: bool,
-    ):  # fmt: skip
+    ):
         sizes = (dim, num_heads, dim_feedforward, dropout, normalize_before)
         self.encoder = Encoder(enc_layers, *sizes)
         self.decoder = Decoder(dec_layers, *sizes)

@@ -64,7 +64,7 @@ _SIZES = {
     "vit_base_r26_s32":   ((2, 2, 2, 2),    1,  768,  12, 12, (224,)),
     "vit_base_r50_s16":   ((3, 4, 9),       1,  768,  12, 12, (224, 384)),
     "vit_large_r50_s32":  ((3, 4, 6, 3),    1, 1024,  24, 16, (224, 384)),
-}  # fmt: skip
+}
 
 PRESETS = {
     f"{name}_{size}": HybridConfig(
@@ -82,7 +82,7 @@ class HybridEmbed(PatchEmbed):
         cnn = ResNetV2Config(
             in_chans=config.in_chans, num_classes=0, global_pool="", layers=tuple(config.layers),
             width_factor=config.width_factor, preact=False, padding_same=True,
-        )  # fmt: skip
+        )
         backbone = ResNetV2(cnn) if config.layers else Stem(cnn)
         (H, W), (P, Q), s = pair(config.img_size), pair(config.patch_size), backbone.stride
         features = (math.ceil(H / s), math.ceil(W / s))

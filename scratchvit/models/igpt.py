@@ -75,7 +75,7 @@ PRESETS = {
     "igpt_small":  IGPTConfig(depth=24, embed_dim=512,  num_heads=8),
     "igpt_medium": IGPTConfig(depth=36, embed_dim=1024, num_heads=8),
     "igpt_large":  IGPTConfig(depth=48, embed_dim=1536, num_heads=16),
-}  # fmt: skip
+}
 
 
 def nearest_colors(pixels: Array, palette: Array) -> Array:
@@ -159,7 +159,7 @@ class Attention(nn.Module):
         x = ops.attention(
             q, k, v, mask=mask,
             dropout=self.attn_dropout.p if self.training else 0.0, generator=self.attn_dropout.generator,
-        )  # fmt: skip
+        )
         x = x.transpose(1, 2).reshape(B, n, D)                      # the heads side by side again
         return self.resid_dropout(self.c_proj(x))
 
@@ -341,7 +341,7 @@ PIXEL_PRESETS = {
     "pixel_transformer_tiny":  PixelTransformerConfig(embed_dim=192, num_heads=3),
     "pixel_transformer_small": PixelTransformerConfig(embed_dim=384, num_heads=6),
     "pixel_transformer_base":  PixelTransformerConfig(embed_dim=768, num_heads=12),
-}  # fmt: skip
+}
 
 
 def pixel_transformer(config: PixelTransformerConfig, seed: int = 0) -> VisionTransformer:

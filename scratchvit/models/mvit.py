@@ -96,7 +96,7 @@ PRESETS = {
         stride_kv=(1, 4, 4), drop_rate=0.0, drop_path_rate=0.1,
     ),
     "mvit_v1_b": MViTConfig(),
-}  # fmt: skip
+}
 
 
 # --- the schedule of channels and resolution, and the pooling of tokens: MViTv2 has the same --------------------------
@@ -237,7 +237,7 @@ class Block(nn.Module):
         self.mlp = nn.Sequential(
             nn.Linear(D, hidden), nn.GELU(), nn.Dropout(config.proj_drop_rate),
             nn.Linear(hidden, scale.dim_out), nn.Dropout(config.proj_drop_rate),
-        )  # fmt: skip
+        )
         self.drop_path = nn.DropPath(scale.drop_path)
         self.project = nn.Linear(D, scale.dim_out) if scale.dim_out != D else None
 

@@ -106,7 +106,7 @@ _SIZES = {
     "base":  ((2, 3, 16, 3),          96,  1),
     "large": ((2, 6, 36, 4),         144,  2),
     "huge":  ((4, 8, 60, 8),         192,  3),
-}  # fmt: skip
+}
 
 PRESETS = {
     f"mvitv2_{size}": MViTv2Config(depths=depths, embed_dim=dim, num_heads=heads, expand_attn=size != "large")
@@ -124,7 +124,7 @@ PRESETS["mvit_v2_s"] = MViTv2Config(                                # MViTv2-S f
     depths=(1, 2, 11, 2), num_frames=16, num_classes=400, patch_kernel=(3, 7, 7), patch_stride=(2, 4, 4),
     kernel_qkv=(3, 3, 3), stride_kv=(1, 8, 8), use_cls_token=True, global_pool="token", cls_residual=False,
     drop_rate=0.5, drop_path_rate=0.2,
-)  # fmt: skip
+)
 
 
 class PatchEmbed(nn.Module):
@@ -136,7 +136,7 @@ class PatchEmbed(nn.Module):
         self.proj = _conv(axes)(
             config.in_chans, config.embed_dim, config.patch_kernel, config.patch_stride,
             padding=half(config.patch_kernel),
-        )  # fmt: skip
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return self.proj(x).flatten(2).transpose(1, 2)                          # (B, N, D)

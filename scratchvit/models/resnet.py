@@ -73,7 +73,7 @@ PRESETS = {
     "resnet50":  ResNetConfig(layers=(3, 4,  6, 3), bottleneck=True),
     "resnet101": ResNetConfig(layers=(3, 4, 23, 3), bottleneck=True),
     "resnet152": ResNetConfig(layers=(3, 8, 36, 3), bottleneck=True),
-}  # fmt: skip
+}
 
 
 def _norm(config: ResNetConfig, channels: int) -> nn.BatchNorm2d | nn.FrozenBatchNorm2d:
@@ -100,7 +100,7 @@ class BasicBlock(nn.Module):
     def __init__(
         self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int],
         drop_path: float,
-    ):  # fmt: skip
+    ):
         first, second = dilations
         self.conv1 = nn.Conv2d(in_channels, width, 3, stride=stride, padding=first, dilation=first, bias=False)
         self.bn1 = _norm(config, width)
@@ -130,7 +130,7 @@ class Bottleneck(nn.Module):
     def __init__(
         self, config: ResNetConfig, in_channels: int, width: int, stride: int, dilations: tuple[int, int],
         drop_path: float,
-    ):  # fmt: skip
+    ):
         out_channels, dilation = width * self.expansion, dilations[0]
         self.conv1 = nn.Conv2d(in_channels, width, 1, bias=False)
         self.bn1 = _norm(config, width)

@@ -73,7 +73,7 @@ _SIZES = {
     "resnetv2_101x3_bit": ((3, 4, 23, 3), 3, 448),
     "resnetv2_152x2_bit": ((3, 8, 36, 3), 2, 224),
     "resnetv2_152x4_bit": ((3, 8, 36, 3), 4, 480),
-}  # fmt: skip
+}
 
 PRESETS = {
     name: ResNetV2Config(img_size=size, layers=layers, width_factor=width)

@@ -89,7 +89,7 @@ SIZES = {
     "small": ( 96, (2, 2, 18, 2), (3,  6, 12, 24)),
     "base":  (128, (2, 2, 18, 2), (4,  8, 16, 32)),
     "large": (192, (2, 2, 18, 2), (6, 12, 24, 48)),
-}  # fmt: skip
+}
 
 PRESETS = {
     f"swin_{size}_patch4_window{window}_{side}": SwinConfig(
@@ -107,7 +107,7 @@ class PatchEmbed(vit.PatchEmbed):
         super().__init__(vit.ViTConfig(
             img_size=config.img_size, patch_size=config.patch_size, in_chans=config.in_chans,
             embed_dim=config.embed_dim,
-        ))  # fmt: skip
+        ))
         self.norm = nn.LayerNorm(config.embed_dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -137,7 +137,7 @@ class WindowAttention(nn.Module):
         x = ops.attention(                                          # softmax(q kᵀ / √d + bias) v, eq. 4
             q, k, v, bias=bias_of_pairs(self.relative_position_bias_table, self.index), mask=mask,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
-        )  # fmt: skip
+        )
         x = x.transpose(1, 2).reshape(windows, N, D)                # (B·nW, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 
@@ -213,12 +213,12 @@ class Stage(nn.Module):
     def __init__(
         self, config: SwinConfig, stage: int, size: tuple[int, int], drop_paths: Sequence[float],
         layers: tuple[type[Block], Callable[[int], nn.Module]],
-    ):  # fmt: skip
+    ):
         block, merging = layers
         self.downsample = merging(config.embed_dim * 2 ** (stage - 1)) if stage else nn.Identity()
         self.blocks = nn.Sequential(*(
             block(config, stage, size, i % 2 == 1, drop_path) for i, drop_path in enumerate(drop_paths)
-        ))  # fmt: skip
+        ))
 
     def forward(self, x: Tensor) -> Tensor:
         return self.blocks(self.downsample(x))

@@ -67,7 +67,7 @@ _WINDOWS = {
     "window12_192":          (("base", "large"),           192,  12, ()),
     "window12to16_192to256": (("base", "large"),           256,  16, (12, 12, 12, 6)),
     "window12to24_192to384": (("base", "large"),           384,  24, (12, 12, 12, 6)),
-}  # fmt: skip
+}
 
 PRESETS = {
     f"swinv2_{size}_{windows}": SwinV2Config(
@@ -77,7 +77,7 @@ PRESETS = {
     for windows, (sizes, side, window, pretrained) in _WINDOWS.items()
     for size in sizes
     for dim, depths, heads in [SIZES[size]]
-}  # fmt: skip
+}
 
 
 @functools.lru_cache(maxsize=64)
@@ -137,7 +137,7 @@ class WindowAttention(nn.Module):
         x = ops.attention(                                          # softmax(cos(q, k) / τ + bias) v, eq. 2
             q * (inverse_length(q) * scale), k * inverse_length(k), v, scale=1.0, bias=self.position_bias(), mask=mask,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
-        )  # fmt: skip
+        )
         x = x.transpose(1, 2).reshape(windows, N, D)                # (B·nW, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 

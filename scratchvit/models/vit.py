@@ -75,7 +75,7 @@ _SIZES = {
     "base":  (12,  768, 4.0, 12),
     "large": (24, 1024, 4.0, 16),
     "huge":  (32, 1280, 4.0, 16),
-}  # fmt: skip
+}
 
 PRESETS = {
     f"vit_{size}_patch{patch}_224": ViTConfig(
@@ -128,7 +128,7 @@ class Attention(nn.Module):
         x = ops.attention(                                          # softmax(q kᵀ / √d) v, eqs. 6 and 7
             q, k, v,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
-        )  # fmt: skip
+        )
         x = x.transpose(1, 2).reshape(B, N, D)                      # (B, N, D), the heads side by side again
         return self.proj_drop(self.proj(x))
 

@@ -235,7 +235,7 @@ def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
     y, backward = attention_in_blocks(
         q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(mask),
         kept, dropout, scale,
-    )  # fmt: skip
+    )
 
     def backward_as_given(dy, need):
         dq, dk, dv, dbias = backward(dy, need)
@@ -275,7 +275,7 @@ def _dropping(kept: Any) -> Facts:
     return per_entry(
         shape=like("x"), view=idle, passes_on=idle, order=None,
         saves=lambda x, p, training: () if idle(p, training) else kept(x),
-    )  # fmt: skip
+    )
 
 
 @op(facts=_dropping(lambda x: Bytes(x.size)))

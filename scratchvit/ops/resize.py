@@ -53,7 +53,7 @@ def interpolate(
     there, back = zip(*(
         _taps(before, after, factor, mode, align_corners, antialias)
         for before, (after, factor) in zip(shape[2:], targets)
-    ))  # fmt: skip
+    ))
     return _resized(x, there), lambda dy: _resized(dy, back)
 
 

@@ -13,4 +13,4 @@ RECIPE = DetectConfig(
     data="FOLDER", model="detr_resnet50", init="WEIGHTS", new_head=True, freeze_stem=True,
     epochs=50, batch_size=2, lr=1e-4, lr_backbone=0.1, min_lr=1e-6, weight_decay=1e-4, clip_grad=0.1,
     short_side=800, longest=1333, multi_scale=True, flip=True,
-)  # fmt: skip
+)

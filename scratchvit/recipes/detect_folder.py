@@ -16,4 +16,4 @@ RECIPE = DetectConfig(
     data="FOLDER", model="dab_detr_tiny",
     model_args={"two_stage": True, "denoising": 2, "num_queries": 60, "dilation": False},
     epochs=90, batch_size=4, lr=1e-3, ema_decay=0.998, short_side=240, multi_scale=True, flip=True,
-)  # fmt: skip
+)

@@ -16,4 +16,4 @@ from scratchvit.detection.config import DetectConfig
 RECIPE = DetectConfig(
     data="scenes", model="dab_detr_tiny", model_args={"two_stage": True, "denoising": 3},
     epochs=12, batch_size=8, lr=1e-3,
-)  # fmt: skip
+)

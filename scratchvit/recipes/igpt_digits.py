@@ -19,4 +19,4 @@ from scratchvit.training import TrainConfig
 RECIPE = TrainConfig(
     data="digits", model="igpt_tiny", model_args={"num_colors": 17, "proj_drop_rate": 0.1, "pos_drop_rate": 0.1},
     epochs=40, batch_size=32, lr=3e-3, weight_decay=0.1, ema_decay=0.99,
-)  # fmt: skip
+)

@@ -19,4 +19,4 @@ RECIPE = TrainConfig(
         "num_heads": 1, "stride_kv": (1, 2, 2), "mlp_ratio": 2.0,
     },
     epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
-)  # fmt: skip
+)

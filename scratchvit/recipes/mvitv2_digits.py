@@ -16,4 +16,4 @@ RECIPE = mvit_digits.RECIPE.replace(
     model_args={    # without the axis of time
         **mvit_digits.RECIPE.model_args, "patch_kernel": (3, 3), "patch_stride": (2, 2), "stride_kv": (2, 2),
     },
-)  # fmt: skip
+)

@@ -13,4 +13,4 @@ RECIPE = TrainConfig(
     data="cifar10", model="resnet18", model_args={"img_size": 32},
     epochs=5, batch_size=64, optimizer="sgd", lr=0.05, weight_decay=5e-4, warmup_epochs=1, clip_grad=0, flip=True,
     crop_padding=4,
-)  # fmt: skip
+)

@@ -25,4 +25,4 @@ RECIPE = TrainConfig(
         "window_size": 4, "mlp_ratio": 2.0, "weight_init": "xavier",
     },
     epochs=40, batch_size=32, lr=2e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
-)  # fmt: skip
+)

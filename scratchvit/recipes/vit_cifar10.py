@@ -23,4 +23,4 @@ RECIPE = TrainConfig(
     },
     epochs=30, batch_size=64, lr=1e-3, weight_decay=0.05, flip=True, crop_padding=4, label_smoothing=0.1,
     ema_decay=0.999,
-)  # fmt: skip
+)

@@ -19,4 +19,4 @@ RECIPE = TrainConfig(
         "class_token": False, "global_pool": "avg", "pos_embed": "sincos", "weight_init": "xavier",
     },
     epochs=40, batch_size=32, lr=1e-3, warmup_epochs=5, crop_padding=1, ema_decay=0.98,
-)  # fmt: skip
+)

@@ -24,4 +24,4 @@ RECIPE = TrainConfig(
     },
     epochs=32, batch_size=64, lr=1e-3, weight_decay=0.1, flip=True, crop_padding=1, label_smoothing=0.1,
     ema_decay=0.999,
-)  # fmt: skip
+)

@@ -188,14 +188,14 @@ def _confusion(run: Run) -> list[Element]:
     confused = [
         [names[i], names[j], f"{wrong[i, j]:,}", f"{wrong[i, j] / counts[i].sum():.1%}"]
         for i, j in pairs if wrong[i, j]
-    ]  # fmt: skip
+    ]
     worst = np.argsort(scores["F1"], kind="stable")[:WORST]        # NaN, classes without images, come last
     return [
         lead, _confusion_map(counts),
         element("h3", "What is confused most"), table(["is", "the model says", "images", "of that class"], confused),
         element("h3", "The hardest classes, by F1"), table(head, [rows[i] for i in worst]),
         element("details", element("summary", f"all {len(names)} classes"), table(head, rows)),
-    ]  # fmt: skip
+    ]
 
 
 def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Element:
@@ -239,7 +239,7 @@ def _mistakes(run: Run) -> list[Element]:
         caption = element(
             "figcaption", "says ", element("b", says), f" {said.probability[place]:.1%}", element("br"), "is ",
             element("b", is_), element("br"), element("small", name),
-        )  # fmt: skip
+        )
         img = picture(pixels, f"{is_}, taken for {says}", str(files[place]) if files else name)
         figures.append(element("figure", img, caption))
     lead = f"{wrong:,} of the {_count(run)} are taken for another class; here those of which the model is surest."

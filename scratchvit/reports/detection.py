@@ -156,7 +156,7 @@ def write_detection_report(run: DetectionRun, path: str | Path) -> None:
             run.config, detector.model.config if detector else None, run.commands
         )),
         footer(run.path, run.versions),
-    ]  # fmt: skip
+    ]
     write_page(path, _title(run), sections)
 
 
@@ -242,7 +242,7 @@ def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
             one.original, run.split.classes, found, one.annotations, threshold=THRESHOLD, side=320
         )
         for one in examples for found in detector.in_pictures([one.original])
-    ]  # fmt: skip
+    ]
     lead = (
         f"The first {len(drawn)} of the {_count(run)}. Solid: found, with a score of at least {THRESHOLD}; dashed: "
         "what is there. Two boxes on one object: nothing strikes them out afterwards, queries must agree who takes it, "
@@ -267,7 +267,7 @@ def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_
     return [element("p", words), _drawn(
         functools.partial(draw_cross_attention, seen, run.split.classes),
         "what each detection looks at",
-    )]  # fmt: skip
+    )]
 
 
 def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -309,7 +309,7 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         "objects (§3.1), but a picture with more objects than queries must miss some."
     )
     return [element("p", words), _drawn(functools.partial(draw_query_boxes, asked),
-                                        "where the boxes of each query fall", "png")]  # fmt: skip
+                                        "where the boxes of each query fall", "png")]
 
 
 def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:

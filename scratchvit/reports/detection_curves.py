@@ -60,7 +60,7 @@ def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
     found = {split: from_columns({column: column for column in columns}, split) for split, *_ in both}
     # Of the layers of a decoder the last one is drawn, which comes after the others.
     names = {split: {(source, kind): column for (source, _), of_output in found[split].items()
-                     for kind, column in of_output.items()} for split in found}  # fmt: skip
+                     for kind, column in of_output.items()} for split in found}
     wanted = {title: ("decoder", kind) for kind, title in LOSSES.items()}
     wanted |= {f"denoising: {title}": ("denoising", kind) for kind, title in LOSSES.items()}
     wanted |= {"class error, %": ("decoder", "class_error")}
@@ -91,4 +91,4 @@ def _key(entries: Sequence[tuple[str, str]]) -> Element:
     return element("p", *(
         element("span", name, class_=named.get(colour, "key"), style=None if colour in named else f"color: {colour}")
         for name, colour in entries
-    ))  # fmt: skip
+    ))

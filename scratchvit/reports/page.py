@@ -162,7 +162,7 @@ def curves(rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], key:
             element("figure", element("figcaption", what), inline_svg(curve_svg(rows, what, lines),
                                                                       _last(rows, what, lines)))
             for what, lines in plots.items()
-        ]  # fmt: skip
+        ]
     except ScratchvitError as error:
         return [element("p", str(error), class_="faint")]
     return [key, element("div", *figures, class_="curves")]
@@ -205,5 +205,5 @@ def _settings(values: Mapping[str, Any], defaults: Mapping[str, Any], about: Map
             class_="changed" if value != defaults[name] else None,
         )
         for name, value in values.items()
-    ]  # fmt: skip
+    ]
     return element("div", element("table", element("tbody", *rows), class_="settings"), class_="scroll")

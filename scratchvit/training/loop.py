@@ -53,7 +53,7 @@ LoopT = TypeVar("LoopT", bound="TrainingLoop[Any]")
 def prepare_run(
     make: Callable[[Any, RunFolder, Callable[[str], None]], LoopT], config: RunConfig, run_dir: str | Path,
     resume: bool, log: Callable[[str], None],
-) -> LoopT:  # fmt: skip
+) -> LoopT:
     """A run, `make(config, folder, log)`, with everything loaded and built and the folder made, ready to `run()`.
 
     Until `folder.release()`, which `with trainer.folder` calls, no other run can write there.

@@ -29,7 +29,7 @@ def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
         num_classes=num_classes, mixup_alpha=mixup, cutmix_alpha=config.cutmix,
         prob=config.mix_prob, switch_prob=config.mix_switch_prob, mode=config.mix_mode,
         label_smoothing=config.label_smoothing,
-    )  # fmt: skip
+    )
 
 
 def _mixes(config: TrainConfig) -> bool:
@@ -88,5 +88,5 @@ class Objective:
             return soft_distillation(
                 answers, target, teacher_logits, temperature=config.distill_temperature, label_smoothing=smoothing,
                 **given,
-            )  # fmt: skip
+            )
         return hard_distillation(answers, target, teacher_logits, label_smoothing=smoothing, **given)

@@ -88,7 +88,7 @@ class TrainingData:
         return Loader(
             train.originals() if config.crop_scale else train, config.batch_size, transform,
             shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
-        )  # fmt: skip
+        )
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
         """In order, as they are."""

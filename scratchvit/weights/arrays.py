@@ -22,7 +22,7 @@ DTYPES: dict[str, np.dtype] = {
     "int64": np.dtype("<i8"), "int32": np.dtype("<i4"), "int16": np.dtype("<i2"), "int8": np.dtype("i1"),
     "uint64": np.dtype("<u8"), "uint32": np.dtype("<u4"), "uint16": np.dtype("<u2"), "uint8": np.dtype("u1"),
     "bool": np.dtype("?"),
-}  # fmt: skip
+}
 
 MOST_AXES = 64  # NumPy's own limit
 

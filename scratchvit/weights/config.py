@@ -131,37 +131,37 @@ def _from_huggingface(config: Mapping[str, Any]) -> Described:
 _VIT = {
     "image_size": 224, "patch_size": 16, "num_channels": 3, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "intermediate_size": 3072, "qkv_bias": True, "hidden_act": "gelu",
-}  # fmt: skip
+}
 _RESNET = {
     "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "layer_type": "bottleneck",
     "hidden_act": "relu", "downsample_in_first_stage": False, "downsample_in_bottleneck": False,
-}  # fmt: skip
+}
 _BIT = {
     "embedding_size": 64, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "width_factor": 1,
     "layer_type": "preactivation", "hidden_act": "relu", "num_groups": 32, "output_stride": 32,
     "global_padding": None, "embedding_dynamic_padding": False,
-}  # fmt: skip
+}
 _IMAGEGPT = {
     "vocab_size": 513, "n_positions": 1024, "n_embd": 512, "n_layer": 24, "n_head": 8, "n_inner": None,
     "activation_function": "quick_gelu", "layer_norm_epsilon": 1e-5, "scale_attn_weights": True,
     "scale_attn_by_inverse_layer_idx": False, "add_cross_attention": False,
-}  # fmt: skip
+}
 _DETR = {
     "num_channels": 3, "num_queries": 100, "d_model": 256, "encoder_layers": 6, "decoder_layers": 6,
     "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048, "decoder_ffn_dim": 2048,
     "activation_function": "relu", "position_embedding_type": "sine", "dropout": 0.1, "dilation": False,
     "backbone": "resnet50", "backbone_config": None,
-}  # fmt: skip
+}
 _DAB_DETR = _DETR | {
     "num_queries": 300, "hidden_size": 256, "activation_function": "prelu", "temperature_height": 20,
     "temperature_width": 20, "sine_position_embedding_scale": None, "keep_query_pos": False, "num_patterns": 0,
     "normalize_before": False,
-}  # fmt: skip
+}
 _SWIN = {
     "image_size": 224, "patch_size": 4, "num_channels": 3, "embed_dim": 96, "depths": [2, 2, 6, 2],
     "num_heads": [3, 6, 12, 24], "window_size": 7, "mlp_ratio": 4.0, "qkv_bias": True, "hidden_act": "gelu",
     "use_absolute_embeddings": False,
-}  # fmt: skip
+}
 
 
 def _from_huggingface_vit(given: Mapping[str, Any], distilled: bool) -> Described:
@@ -171,7 +171,7 @@ def _from_huggingface_vit(given: Mapping[str, Any], distilled: bool) -> Describe
         "img_size": given["image_size"], "patch_size": given["patch_size"], "in_chans": given["num_channels"],
         "embed_dim": D, "depth": given["num_hidden_layers"], "num_heads": given["num_attention_heads"],
         "mlp_ratio": given["intermediate_size"] / D, "qkv_bias": given["qkv_bias"],
-    }  # fmt: skip
+    }
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return _nearest("deit_*_distilled_*" if distilled else "vit_*_patch*", options)
 
@@ -182,7 +182,7 @@ def _from_huggingface_resnet(given: Mapping[str, Any]) -> Described:
     _require(
         given, embedding_size=64, hidden_sizes=widths, hidden_act="relu", downsample_in_first_stage=False,
         downsample_in_bottleneck=False,
-    )  # fmt: skip
+    )
     return _nearest("resnet[0-9]*", {"layers": tuple(given["depths"]), "bottleneck": bottleneck})
 
 
@@ -191,7 +191,7 @@ def _from_huggingface_bit(given: Mapping[str, Any]) -> Described:
     _require(
         given, embedding_size=64, layer_type="preactivation", hidden_act="relu", num_groups=32, output_stride=32,
         hidden_sizes=[256, 512, 1024, 2048], embedding_dynamic_padding=same,
-    )  # fmt: skip
+    )
     options = {"layers": tuple(given["depths"]), "width_factor": given["width_factor"], "padding_same": same}
     return _nearest("resnetv2_*", options)
 
@@ -201,7 +201,7 @@ def _from_huggingface_swin(given: Mapping[str, Any], second: bool) -> Described:
     options = {
         "img_size": given["image_size"], "patch_size": given["patch_size"], "in_chans": given["num_channels"],
         **{key: given[key] for key in ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")},
-    }  # fmt: skip
+    }
     if second:
         sizes = given.get("pretrained_window_sizes", ())
         options["pretrained_window_sizes"] = tuple(sizes) if any(sizes) else ()     # four zeros whatever the stages
@@ -213,7 +213,7 @@ def _from_huggingface_imagegpt(given: Mapping[str, Any]) -> Described:
     _require(
         given, activation_function="quick_gelu", layer_norm_epsilon=1e-5, scale_attn_weights=True,
         scale_attn_by_inverse_layer_idx=False, add_cross_attention=False,
-    )  # fmt: skip
+    )
     D, side = given["n_embd"], math.isqrt(given["n_positions"])
     _require(given, n_positions=side * side)
     if given["n_inner"] is not None:
@@ -221,7 +221,7 @@ def _from_huggingface_imagegpt(given: Mapping[str, Any]) -> Described:
     options = {
         "img_size": side, "num_colors": given["vocab_size"] - 1, "embed_dim": D, "depth": given["n_layer"],
         "num_heads": given["n_head"],
-    }  # fmt: skip
+    }
     return _nearest("igpt_*", options)
 
 
@@ -234,7 +234,7 @@ def _from_huggingface_dab_detr(given: Mapping[str, Any]) -> Described:
     _require(
         given, activation_function="prelu", temperature_height=20, temperature_width=20,
         sine_position_embedding_scale=None, keep_query_pos=False, num_patterns=0, normalize_before=False,
-    )  # fmt: skip
+    )
     return _nearest("dab_detr_*", _options_of_detr({**given, "d_model": given["hidden_size"]}))
 
 
@@ -242,7 +242,7 @@ def _options_of_detr(given: Mapping[str, Any]) -> dict[str, Any]:
     _require(
         given, position_embedding_type="sine", decoder_attention_heads=given["encoder_attention_heads"],
         decoder_ffn_dim=given["encoder_ffn_dim"],
-    )  # fmt: skip
+    )
     cnn = dict(given["backbone_config"] or {})
     if cnn.get("model_type") == "resnet":
         resnet, dilation = _from_huggingface_resnet(_RESNET | cnn).options, False
@@ -257,7 +257,7 @@ def _options_of_detr(given: Mapping[str, Any]) -> dict[str, Any]:
         "hidden_dim": given["d_model"], "nheads": given["encoder_attention_heads"], "dropout": given["dropout"],
         "enc_layers": given["encoder_layers"], "dec_layers": given["decoder_layers"],
         "dim_feedforward": given["encoder_ffn_dim"],
-    }  # fmt: skip
+    }
 
 
 def _require(given: Mapping[str, Any], **expected: Any) -> None:

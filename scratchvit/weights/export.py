@@ -67,7 +67,7 @@ _FAMILIES = {
 _NOT_IN_TIMM = {
     "vit_tiny_patch32_224", "vit_tiny_patch14_224", "vit_small_patch14_224", "vit_base_patch14_224",
     "vit_huge_patch32_224", "vit_huge_patch16_224", "mvit_v2_s",
-}  # fmt: skip
+}
 
 
 def export(

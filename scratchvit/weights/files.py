@@ -31,7 +31,7 @@ from scratchvit.weights.zip_files import ZipArchive
 IN_A_FOLDER = (
     "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
     "best.safetensors",
-)  # fmt: skip
+)
 LARGEST_INDEX = 64 << 20  # bytes; a name takes about 100
 
 # Files that are mistaken for weights: how they begin, and what they are.

@@ -59,7 +59,7 @@ class LoadReport:
 def fit(
     model: Module, renamed: Renamed, new_head: bool = False, img_size: tuple[int, int] | None = None,
     query_groups: int = 1,
-) -> tuple[Weights, LoadReport]:  # fmt: skip
+) -> tuple[Weights, LoadReport]:
     """(the whole state for `model.load_state_dict`, what was done).
 
     new_head: the model's heads stay as they are, whatever the file has.
@@ -268,7 +268,7 @@ def _offset_matrix(before: int, after: int) -> np.ndarray:
     return np.stack([
         np.interp(np.arange(1 - after, after), np.concatenate([-out[::-1], [0], out]), entry)
         for entry in np.eye(2 * before - 1)
-    ], axis=1)  # fmt: skip
+    ], axis=1)
 
 
 def _fit_separable(model: Any, weights: Weights, report: LoadReport, img_size: tuple[int, int] | None) -> None:

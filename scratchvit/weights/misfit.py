@@ -26,7 +26,7 @@ HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "
 FIRST_KERNELS = (
     "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight",
     "stem.conv.weight", "conv1.weight", "backbone.0.body.conv1.weight",
-)  # fmt: skip
+)
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -246,4 +246,4 @@ def _other_head(found: Misfit) -> str:
 
 _CAUSES: tuple[Callable[[Misfit], str], ...] = (
     _other_names, _other_kind, _other_size, _other_detector, _other_positions, _other_head,
-)  # fmt: skip
+)

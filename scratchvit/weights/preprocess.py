@@ -222,12 +222,12 @@ _HUGGINGFACE: dict[str, dict[str, Any]] = {
         ("ConvNext", 384, False, Image.Resampling.BICUBIC, HALF),
         ("Bit", 224, True, Image.Resampling.BICUBIC, CLIP),
     )
-}  # fmt: skip
+}
 
 _PROCESSORS = {
     "vit": "ViT", "deit": "DeiT", "resnet": "ConvNext", "convnext": "ConvNext", "bit": "Bit", "swin": "ViT",
     "swinv2": "ViT",
-}  # fmt: skip
+}
 
 #  model                   crop_pct  filter      mean, std      as timm's weights of that name were trained
 _CONVENTIONS: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
@@ -245,7 +245,7 @@ _CONVENTIONS: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
     ("mvitv2_*",           0.9,      "bicubic",  IMAGENET),
     ("mvit_v?_?",          0.875,    "bilinear", KINETICS),    # clips: torchvision's
     ("*",                  0.875,    "bicubic",  IMAGENET),
-)  # fmt: skip
+)
 #  as torchvision's weights were trained: the shorter side before the crop is 256, in Swins another for every size
 _TORCHVISION: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
     ("swin_tiny_*",        224 / 232, "bicubic", IMAGENET),
@@ -255,7 +255,7 @@ _TORCHVISION: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
     ("swinv2_*",           256 / 260, "bicubic", IMAGENET),
     ("mvit_*",             0.875,    "bilinear", KINETICS),
     ("*",                  0.875,    "bilinear", IMAGENET),
-)  # fmt: skip
+)
 _TORCHVISION_FILE = re.compile(     # its downloads
     r"(resnet\d+|vit_[blh]_\d+|swin_(v2_)?[tsb]|mvit_v[12]_[bs])-[0-9a-f]{8}\.pth"
 )

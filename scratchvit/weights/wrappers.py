@@ -13,11 +13,11 @@ from scratchvit.weights.unpickler import WAY_OUT
 EMA_KEYS = (
     "state_dict_ema", "model_ema",              # timm; DeiT
     "teacher",                                  # DINO, whose teacher is the average of its student
-)  # fmt: skip
+)
 PLAIN_KEYS = (
     "state_dict", "model", "model_state_dict",  # timm, Lightning; DeiT, DETR, Swin, MAE; PyTorch's tutorials
     "module", "net", "student",                 # DeepSpeed; many small repositories; DINO
-)  # fmt: skip
+)
 
 # DistributedDataParallel; torch.compile; Lightning and other modules that hold the network in an attribute.
 PREFIXES = ("module.", "_orig_mod.", "model.")

@@ -46,7 +46,7 @@ class ZipArchive:
                 entries, comment = directory.infolist(), directory.comment
         except (
             zipfile.BadZipFile, NotImplementedError, ValueError, OverflowError, EOFError, OSError, struct.error,
-        ) as error:  # fmt: skip
+        ) as error:
             raise ScratchvitError(f"its zip directory cannot be read ({short(str(error))}): {CUT}") from error
         self._entries = {entry.filename: entry for entry in entries}
         self.names = list(self._entries)

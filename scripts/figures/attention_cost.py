@@ -75,7 +75,7 @@ MODELS = {
         "swin_tiny_patch4_window7_224", (112, 224, 448, 672, 896), entries=2, macs=2, ways=("matrix",),
         quick={"embed_dim": 8, "depths": (2, 2), "num_heads": (1, 2), "window_size": 4},
     ),
-}  # fmt: skip
+}
 FITTED = 3          # sides: the largest
 SECONDS = 2.0       # that a side is measured for, at least three times
 
@@ -150,7 +150,7 @@ def measure(model: sv.nn.Module, x: np.ndarray, way: str, seconds: float) -> dic
         "step_ms": statistics.median(totals), "step_ms_min": min(totals), "step_ms_max": max(totals),
         "attention_ms": 1e3 * statistics.median(meter.seconds for _, _, meter in passes),
         "step_MiB": step_peak / 2**20, "inference_MiB": inference_peak / 2**20, "attention_MiB": meter.kept / 2**20,
-    }  # fmt: skip
+    }
 
 
 class tracing:
@@ -174,7 +174,7 @@ def counts(found: Cost, way: str) -> dict[str, int]:
         "macs": found.macs, "attention_macs": sum(layer.macs for layer in attention),
         "attention_entries": found.attention_entries,
         "attention_kept": results + (queries if way == "blocks" else found.attention_entries),
-    }  # fmt: skip
+    }
 
 
 def rows_of(name: str, subject: Subject, quick: bool) -> Iterator[dict[str, Any]]:
@@ -210,7 +210,7 @@ def exponents(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 "fitted": slope(sides, [row[quantity] for row in own]),
                 "counts": slope(sides, [row[count] for row in own]) if count else "",
                 "in the end": in_the_end(MODELS[name], way, quantity),
-            })  # fmt: skip
+            })
     return found
 
 
@@ -239,7 +239,7 @@ def draw(rows: list[dict[str, Any]], fits: list[dict[str, Any]], path: Path) -> 
                 ax.plot(
                     sides, values, "o-" if solid else "o--", color=colour, linewidth=1.8 if solid else 1.2,
                     markersize=4 if solid else 3, label=label,
-                )  # fmt: skip
+                )
                 if solid:
                     beyond = max(side for side in all_sides if side < 2 * sides[-1])    # its neighbours' lines, too
                     ends.append((beyond, values[-1], fit["model"], colour))
@@ -261,7 +261,7 @@ def _finish(ax: Any, sides: list[int], title: str) -> None:
     ax.tick_params(colors=INK, length=0)
     legend = ax.legend(
         frameon=False, fontsize=8, title="fitted exponent", title_fontsize=8, loc="upper left", bbox_to_anchor=(1, 1)
-    )  # fmt: skip
+    )
     legend.get_title().set_color(INK)
 
 

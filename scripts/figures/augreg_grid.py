@@ -23,7 +23,7 @@ REGULARISATION = (0.0, 0.1)
 REGIME = TrainConfig(
     model=VIT, val_fraction=0.05, train_fraction=1 / 30, epoch_images=9_000, epochs=8, batch_size=64, lr=2e-3,
     weight_decay=0.05, warmup_epochs=1, flip=True, ema_decay=0.99,
-)  # fmt: skip
+)
 QUICK = REGIME.replace(train_fraction=1.0, epoch_images=6_000, epochs=2, flip=False, ema_decay=0.9)
 
 

@@ -40,13 +40,13 @@ def runs(data: str, data_dir: str | None, seeds: int, quick: bool) -> list[Run]:
                     model_args={**sizes, "img_size": splits.train.image_shape[0]}, epochs=epochs, batch_size=64,
                     lr=lr, weight_decay=0.05, warmup_epochs=1, flip=not quick, crop_padding=1, label_smoothing=0.1,
                     ema_decay=0.9 if quick else 0.99, seed=seed,
-                )  # fmt: skip
+                )
                 per_image = macs(config, splits.train.image_shape, len(splits.train.classes))
                 images = round(compute / per_image / epochs)        # of an epoch
                 columns = {
                     "model": name, "fraction": fraction, "images": round(fraction * len(splits.train)), "seed": seed,
                     "macs_per_image": per_image, "images_seen": images * epochs,
-                }  # fmt: skip
+                }
                 made.append(Run(config.replace(epoch_images=images), columns))
     return made
 

@@ -46,7 +46,7 @@ OPTIONS: dict[str, tuple[str, dict[str, Any]]] = {
     "anchors":           ("dab_detr_tiny",  {"focal": False}),
     "two stages":        ("dab_detr_tiny",  {"focal": False, "two_stage": True}),
     "recipe":            ("dab_detr_tiny",  RECIPE),
-}  # fmt: skip
+}
 EPOCHS = {"scenes": 6}      # of 2,000 images
 FOLDER_EPOCHS = 12
 # Of --quick.
@@ -60,7 +60,7 @@ def config_of(name: str, data: str, quick: bool) -> DetectConfig:
     kept = {key: value for key, value in recipe.model_args.items() if key not in RECIPE}
     config = recipe.replace(        # averaged weights would lag behind in so few steps
         model=model, model_args={**kept, **changes}, epochs=EPOCHS.get(data, FOLDER_EPOCHS), ema_decay=0.0,
-    )  # fmt: skip
+    )
     if quick:
         config = config.replace(model_args={**config.model_args, **TINY}, epochs=1, epoch_images=16)
     return config

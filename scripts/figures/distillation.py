@@ -29,7 +29,7 @@ STUDENTS = {        # model, how it is taught
 REGIME = TrainConfig(
     val_fraction=0.05, train_fraction=0.1, epoch_images=9_000, epochs=10, batch_size=64, lr=2e-3, weight_decay=0.05,
     warmup_epochs=1, flip=True, crop_padding=1, ema_decay=0.99,
-)  # fmt: skip
+)
 QUICK = REGIME.replace(train_fraction=1.0, epoch_images=2_400, epochs=2, flip=False, ema_decay=0.9)
 
 

@@ -31,7 +31,7 @@ VIT, RESNET = "vit_tiny_patch16_224", "resnet18"
 VIT_D64 = {
     "patch_size": 4, "embed_dim": 64, "depth": 6, "num_heads": 2, "mlp_ratio": 2.0, "pos_embed": "sincos",
     "weight_init": "xavier",
-}  # fmt: skip
+}
 VIT_D32 = {**VIT_D64, "embed_dim": 32, "depth": 4, "num_heads": 1}
 RESNET_10 = {"layers": (1, 1, 1, 1)}
 

@@ -45,4 +45,4 @@ def label_in_column(ax: Any, points: Iterable[tuple[float, float, str, str]]) ->
             text, (x, y), (1.02, height), textcoords="axes fraction", va="center",
             color=colour, fontsize=SIZE, annotation_clip=False,
             arrowprops={"arrowstyle": "-", "relpos": (0, 0.5), "color": colour, "linewidth": 0.5, "alpha": 0.5},
-        )  # fmt: skip
+        )

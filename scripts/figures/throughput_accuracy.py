@@ -36,11 +36,11 @@ MEAN_OF_TOKENS = {"class_token": False, "global_pool": "avg"}
 PIXELS = {
     "embed_dim": 32, "depth": 4, "num_heads": 1, "mlp_ratio": 2.0, "pos_embed": "sincos", "weight_init": "xavier",
     **MEAN_OF_TOKENS,
-}  # fmt: skip
+}
 SWIN = {
     "patch_size": 2, "embed_dim": 32, "depths": (2, 2, 2), "num_heads": (1, 2, 4), "window_size": 7, "mlp_ratio": 2.0,
     "weight_init": "xavier",
-}  # fmt: skip
+}
 PYRAMID = {"embed_dim": 32, "depths": (1, 2, 2), "num_heads": 1}
 MVIT = {**PYRAMID, "patch_kernel": (1, 3, 3), "patch_stride": (1, 2, 2), "stride_kv": (1, 4, 4)}
 MVIT_V2 = {**PYRAMID, "patch_kernel": (3, 3), "patch_stride": (2, 2), "stride_kv": (4, 4)}
@@ -56,13 +56,13 @@ MODELS: dict[str, tuple[str, dict[str, Any], int]] = {
     "Swin V2":         ("swinv2_tiny_window8_256", SWIN,                                          2),
     "MViT":            ("mvit_v1_b_image", MVIT,                                                  3),
     "MViTv2":          ("mvitv2_tiny", MVIT_V2,                                                   3),
-}  # fmt: skip
+}
 SECONDS, EPOCHS = 240, 5        # of a core for every model's training alone, in so many pieces
 ROUNDS = 5                      # in which every model is timed in turn
 REGIME = TrainConfig(
     val_fraction=0.02, epochs=EPOCHS, batch_size=64, lr=2e-3, weight_decay=0.05, warmup_epochs=1, flip=True,
     crop_padding=1, label_smoothing=0.1, ema_decay=0.99,
-)  # fmt: skip
+)
 QUICK = REGIME.replace(epochs=2, epoch_images=320, batch_size=32, flip=False, crop_padding=0, ema_decay=0.9)
 
 
@@ -122,7 +122,7 @@ def throughput(
             "inference_min": min(inference), "inference_max": max(inference),
         }
         for name, (training, inference) in speeds.items()
-    }  # fmt: skip
+    }
 
 
 def written_down(path: Path, models: dict[str, TrainConfig], measure: Callable[[], dict[str, Any]]) -> dict[str, Any]:

@@ -58,7 +58,7 @@ def look_at(page, folder, widths=(400, 1200), scheme="light"):
             f"--user-data-dir={folder / 'profile'}", "--dump-dom", wrapper.resolve().as_uri(),
         ],
         capture_output=True, text=True, encoding="utf-8", timeout=SECONDS,
-    )  # fmt: skip
+    )
     found = re.search(r'<pre id="seen">(.*?)</pre>', done.stdout, re.DOTALL)
     assert found, f"the browser saw nothing:\n{done.stdout[-2000:]}\n{done.stderr[-2000:]}"
     console = re.findall(r"CONSOLE[^\]]*\] (.*)", done.stderr)

@@ -12,14 +12,14 @@ from scratchvit.detection.data.scenes import load_scenes
 SIZES = {
     "layers": (1, 1, 1, 1), "channels": (8, 16, 32, 32), "hidden_dim": 32, "nheads": 4, "enc_layers": 1,
     "dec_layers": 2, "dim_feedforward": 64, "num_queries": 10, "dropout": 0.0,
-}  # fmt: skip
+}
 CONFIG = DetectConfig(model_args=SIZES, batch_size=4, epochs=2, lr=1e-3)
 
 # Everything that chance or memory could make differ after a resume.
 EVERYTHING = CONFIG.replace(
     model_args={**SIZES, "dropout": 0.1, "denoising": 1, "query_groups": 2}, epochs=3, ema_decay=0.9, save_every=2,
     short_side=48, multi_scale=True, flip=True, color_jitter=0.2, lr_backbone=0.5,
-)  # fmt: skip
+)
 
 
 @contextlib.contextmanager

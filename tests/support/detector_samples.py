@@ -16,7 +16,7 @@ from tests.support.detection_samples import coco, write_coco
 SMALL = {
     "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "hidden_dim": 16, "nheads": 2, "enc_layers": 1, "dec_layers": 1,
     "dim_feedforward": 16, "num_queries": 3,
-}  # fmt: skip
+}
 
 
 def refused(capsys, *argv):
@@ -48,7 +48,7 @@ def write_checkpoint(path, data, model, classes=("ant", "cat"), category_ids=(3,
     about = {
         "name": str(data), "classes": list(classes), "category_ids": list(category_ids), "mean": [0.5] * 3,
         "std": [0.25] * 3, "short_side": 0, "longest": 0, **about,
-    }  # fmt: skip
+    }
     args = {**SMALL, "num_classes": model.config.num_classes}
     config = dataclasses.asdict(DetectConfig(data=str(data)))
     save_checkpoint(path, Checkpoint(config, "detr_tiny", args, about, {}, model.state_dict()))
@@ -97,4 +97,4 @@ BAD = [
     (lambda content: content["annotations"][1].update(id=100), "(id 100) has the id of annotations[0]"),
     (lambda content: content["images"][1].update(id=10), "images[1] (1.png) has the id 10 of 0.png"),
     (lambda content: content["images"][1].update(file_name="gone.png"), "there is no picture"),
-]  # fmt: skip
+]

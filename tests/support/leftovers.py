@@ -66,7 +66,7 @@ def state() -> dict[str, Any]:
     if torch := sys.modules.get("torch"):
         found["PyTorch's dtype, threads and gradients"] = (
             torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
-        )  # fmt: skip
+        )
     return found
 
 

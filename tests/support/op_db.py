@@ -225,7 +225,7 @@ PEERS: list[Peer] = [
     Peer("gather", "gather", "input=x dim index sparse_grad!False"),
     Peer("embedding", "nn.functional.embedding",
          "weight index padding_idx!None max_norm!None norm_type!2.0 scale_grad_by_freq!False sparse!False"),
-]  # fmt: skip
+]
 
 WITHOUT_A_PEER = {
     "dropout": "draws other masks", "drop_path": "not in PyTorch", "sigmoid_focal_loss": "not in PyTorch",

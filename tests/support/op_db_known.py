@@ -70,7 +70,7 @@ DIFFERENT = [
           "an index with other axes is wrong, even if it is empty"),
     Known("gather", r"gather\(float\d+\[\], 0, int64\[1\]", "raises: ValueError: gather: index of shape",
           "an index with other axes is wrong, even for a number"),
-]  # fmt: skip
+]
 """Differences that are meant, or that are PyTorch's."""
 
 BEING_MENDED: list[Known] = []
@@ -84,7 +84,7 @@ WRONG_CALLS = [
     Known("max_pool3d", r"max_pool3d\(float32\[0, 1, 2, 10\]", "silent", "of no channels, the result is empty"),
     Known("max", r"\[1, 1, 1, 1, 1, 1", "number of dimensions", "NumPy cannot make an array of 65 axes"),
     Known("min", r"\[1, 1, 1, 1, 1, 1", "number of dimensions", "as max"),
-]  # fmt: skip
+]
 """Calls that raise in PyTorch, and here do not, or not in a sentence of ours."""
 
 WRONG_CALLS_BEING_MENDED: list[Known] = []

@@ -29,7 +29,7 @@ def alone(function: Callable[..., Any], *arguments: Any, **environment: str) -> 
     done = subprocess.run(
         [sys.executable, "-c", _PROGRAM, call], capture_output=True, text=True, timeout=SECONDS,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), **environment},
-    )  # fmt: skip
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 

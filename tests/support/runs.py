@@ -17,13 +17,13 @@ CONFIG = TrainConfig(
     data="digits",
     model_args={"embed_dim": 16, "depth": 2, "num_heads": 2, "mlp_ratio": 2.0, "patch_size": 4},
     epochs=3, batch_size=256, lr=3e-3, warmup_epochs=1,
-)  # fmt: skip
+)
 
 # Everything that chance or memory could make differ after a resume.
 EVERYTHING = CONFIG.replace(
     model_args={**CONFIG.model_args, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1, "drop_path_rate": 0.2},
     crop_padding=1, flip=True, ema_decay=0.9, label_smoothing=0.1, save_every=2,
-)  # fmt: skip
+)
 
 _PROGRAM = """
 import json, sys
@@ -50,7 +50,7 @@ def start_a_process(folder, config, resume=False, prelude=""):
         [sys.executable, "-c", _PROGRAM, argument],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
-    )  # fmt: skip
+    )
 
 
 def run_in_a_process(folder, config, resume=False, prelude=""):

@@ -24,7 +24,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 STORAGE_OF = {
     "<f8": "DoubleStorage", "<f4": "FloatStorage", "<f2": "HalfStorage", "|V2": "BFloat16Storage", "<i8": "LongStorage",
     "<i4": "IntStorage", "<i2": "ShortStorage", "|i1": "CharStorage", "|u1": "ByteStorage", "|b1": "BoolStorage",
-}  # fmt: skip
+}
 
 
 # A value of these classes stands for instructions of a pickle that Python's own pickler would not write for us.
@@ -119,7 +119,7 @@ def tensors(arrays: Mapping[str, np.ndarray]) -> dict[str, Call]:
             tuple(step // array.itemsize for step in array.strides),
         )
         for key, (name, array) in enumerate(arrays.items())
-    }  # fmt: skip
+    }
 
 
 def zip_bytes(entries: Mapping[str, bytes], compression: int = zipfile.ZIP_STORED) -> bytes:

@@ -49,7 +49,7 @@ def dense_block(block, x, window, shifted):
     read = z if second else layer_norm(z, p, "norm1")
     tokens = np.stack([
         np.zeros((B, D)) if None in place else read[:, place[0], place[1]] for place in places
-    ], axis=1)  # fmt: skip
+    ], axis=1)
     heads = block.attn.num_heads
     zero_k = {"attn.qkv.bias": np.concatenate([p["attn.q_bias"], np.zeros(D), p["attn.v_bias"]])} if second else {}
     qkv = linear(tokens, p | zero_k, "attn.qkv").reshape(B, len(places), 3, heads, D // heads)

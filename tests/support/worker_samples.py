@@ -21,7 +21,7 @@ from tests.support.data_samples import random_dataset
 PLAIN = Normalize((0.5,) * 3, (0.25,) * 3)
 HEAVY = Compose(
     RandomResizedCrop(12), RandomCrop(2), RandomHorizontalFlip(), RandAugment(2, 15), PLAIN, RandomErasing(mode="pixel")
-)  # fmt: skip
+)
 
 
 # Transforms that do what they should not, at the top of a module, where a worker finds them.

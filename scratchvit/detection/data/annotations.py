@@ -116,10 +116,10 @@ class DetectionDataset(ABC):
                 annotations.append({
                     "id": len(annotations) + 1, "image_id": one.image_id, "category_id": self.category_ids[label],
                     "bbox": [x0, y0, x1 - x0, y1 - y0], "area": area, "iscrowd": int(crowd),
-                })  # fmt: skip
+                })
         categories = [{"id": number, "name": name} for number, name in zip(self.category_ids, self.classes)]
         return {"info": {"description": self.name}, "images": images, "annotations": annotations,
-                "categories": categories}  # fmt: skip
+                "categories": categories}
 
 
 class AnnotatedPictures(DetectionDataset):
@@ -132,7 +132,7 @@ class AnnotatedPictures(DetectionDataset):
     def __init__(
         self, name: str, paths: Sequence[Path], objects: Sequence[Annotations], classes: Sequence[str],
         category_ids: Sequence[int], notes: Sequence[str] = (), skipped: Sequence[str] = (),
-    ):  # fmt: skip
+    ):
         self.name = name
         self.paths = tuple(paths)
         self.classes = tuple(classes)
@@ -169,7 +169,7 @@ class AnnotatedPictures(DetectionDataset):
         return type(self)(
             self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
             self.category_ids, self.notes, self.skipped,
-        )  # fmt: skip
+        )
 
     def without_bad(self) -> Self:
         """Those pictures that decode, to the size they should have. Decodes them all, in threads."""
@@ -188,7 +188,7 @@ class AnnotatedPictures(DetectionDataset):
         return type(self)(
             self.name, [self.paths[i] for i in good], [self._annotations[i] for i in good], self.classes,
             self.category_ids, self.notes, (*self.skipped, *found),
-        )  # fmt: skip
+        )
 
 
 def without_advice(error: ScratchvitError) -> str:

@@ -47,7 +47,7 @@ class DetectionLoader(Loader):
         self, dataset: DetectionDataset, batch_size: int, normalize: Normalize, *,
         steps: Step | None = None, colours: Transform | None = None, stretch: int = 16, shuffle: bool = False,
         drop_last: bool = False, seed: int = 0, prefetch: int = 2, workers: int = 0,
-    ):  # fmt: skip
+    ):
         if stretch < 1:
             raise ScratchvitError(f"DetectionLoader: stretch={stretch}, the batches sorted together, is at least 1.")
         views = _Views(dataset, steps or _as_it_is, seed)
@@ -55,7 +55,7 @@ class DetectionLoader(Loader):
         super().__init__(
             views, batch_size, collate, shuffle=shuffle, drop_last=drop_last, seed=seed, prefetch=prefetch,
             workers=workers,
-        )  # fmt: skip
+        )
         self.views = views
         self.stretch = stretch
 
@@ -95,7 +95,7 @@ def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list
     sorted_places = np.concatenate([
         part[np.argsort((height * width)[part], kind="stable")]
         for part in (by_ratio[start : start + group] for start in range(0, len(order), group))
-    ])  # fmt: skip
+    ])
     return [order[sorted_places[start : start + batch_size]] for start in range(0, len(order), batch_size)]
 
 

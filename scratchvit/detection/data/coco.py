@@ -58,7 +58,7 @@ def read_coco(
         [one.path for one in pictures.values()],
         [one.found.annotations(number, one.file_name, one.size) for number, one in pictures.items()],
         [*own.values()], [*own], faults.notes, faults.skipped,
-    )  # fmt: skip
+    )
     return dataset.without_bad() if skip_bad else dataset
 
 

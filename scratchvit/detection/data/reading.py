@@ -50,7 +50,7 @@ class AnnotationList:
         return Annotations(
             image_id, file_name, size, np.array(boxes, np.float64).reshape(-1, 4), np.array(labels, np.int64),
             np.array(areas, np.float64), np.array(crowd, bool),
-        )  # fmt: skip
+        )
 
 
 class Faults:

@@ -57,7 +57,7 @@ class View:
         box = (
             x0 + left * across, y0 + top * down,
             min(x0 + (left + width) * across, x1), min(y0 + (top + height) * down, y1),     # rounding stays within
-        )  # fmt: skip
+        )
         return View(box, (height, width), self.mirrored)
 
     def of_picture(self, picture: Image.Image) -> Image.Image:

@@ -20,7 +20,7 @@ LAYOUTS = (
     own.CHECKPOINT, google.VIT, google.BIT, huggingface.VIT, huggingface.RESNET, huggingface.BIT, huggingface.SWIN_V2,
     huggingface.SWIN, huggingface.IMAGE_GPT, huggingface.DETR, huggingface.DAB_DETR, torchvision.VIT, torchvision.SWIN,
     torchvision.MVIT, torchvision.MVIT_V2, microsoft.SWIN, facebook.DETR, idea.DAB_DETR, TIMM,
-)  # fmt: skip
+)
 
 
 def recognise(names: Iterable[str]) -> Layout:

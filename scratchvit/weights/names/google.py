@@ -95,7 +95,7 @@ VIT = Layout(
     spell=_counted_from_zero,
     store=_as_pytorch_stores_it,
     finish=_stem_or_backbone,
-)  # fmt: skip
+)
 
 BIT = Layout(
     owner="Google (BiT)",
@@ -115,4 +115,4 @@ BIT = Layout(
     ),
     spell=_counted_from_zero,
     store=_as_pytorch_stores_it,
-)  # fmt: skip
+)

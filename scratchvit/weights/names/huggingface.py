@@ -54,7 +54,7 @@ VIT = Layout(
     # The pooler of a bare ViTModel, and what fills in masked patches.
     left_out=(r"pooler\..+", r"embeddings\.mask_token", r"decoder\..+"),
     finish=_head_of_the_class_token,
-)  # fmt: skip
+)
 
 
 def _counted_from_one(name: str) -> str:
@@ -78,7 +78,7 @@ RESNET = Layout(
         (r"classifier\.1\.(.+)",                           r"fc.\1"),
     ),
     spell=_counted_from_one,
-)  # fmt: skip
+)
 
 
 def _head_as_convolution(name: str, value: np.ndarray) -> np.ndarray:
@@ -97,7 +97,7 @@ BIT = Layout(
         (r"classifier\.1\.(.+)",                            r"head.fc.\1"),
     ),
     store=_head_as_convolution,
-)  # fmt: skip
+)
 
 
 _BLOCK = r"encoder\.layers\.(\d+)\.blocks\.(\d+)\."
@@ -116,7 +116,7 @@ _OF_BOTH_SWINS = (
     (_BLOCK + r"(?:output\.dense|mlp\.fc2)\.(.+)",                         r"layers.\1.blocks.\2.mlp.fc2.\3"),
     (r"layernorm\.(.+)",                                                   r"norm.\1"),
     (r"classifier\.(.+)",                                                  r"head.fc.\1"),
-)  # fmt: skip
+)
 
 SWIN = Layout(
     owner="Hugging Face (Swin)",
@@ -129,7 +129,7 @@ SWIN = Layout(
     ),
     left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
     spell=merged_at_the_start,
-)  # fmt: skip
+)
 
 SWIN_V2 = Layout(
     owner="Hugging Face (Swin V2)",
@@ -144,7 +144,7 @@ SWIN_V2 = Layout(
     ),
     left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
     spell=merged_at_the_start,
-)  # fmt: skip
+)
 
 # Whose names are ours, once the model around it has given them its prefix.
 IMAGE_GPT = Layout(
@@ -187,7 +187,7 @@ DETR = Layout(
     ),
     left_out=SEGMENTATION,
     spell=_counted_from_one,
-)  # fmt: skip
+)
 
 _ENCODER, _DECODER = r"encoder\.layers\.(\d+)\.", r"decoder\.layers\.(\d+)\."
 _SELF, _CROSS = _DECODER + r"self_attn\.self_attn", _DECODER + r"cross_attn\.cross_attn"
@@ -218,4 +218,4 @@ DAB_DETR = Layout(
     ),
     prepare=one_box_head,
     spell=_counted_from_one,
-)  # fmt: skip
+)

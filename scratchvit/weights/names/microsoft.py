@@ -11,4 +11,4 @@ SWIN = Layout(
     ),
     left_out=(COMPUTED,),
     spell=merged_at_the_start,
-)  # fmt: skip
+)

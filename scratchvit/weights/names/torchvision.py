@@ -24,7 +24,7 @@ VIT = Layout(
         (r"heads\.head\.(.+)",                          r"head.\1"),
     ),
     left_out=(r"heads\.pre_logits\..+",),
-)  # fmt: skip
+)
 
 
 def _by_stage(name: str) -> str:
@@ -67,7 +67,7 @@ SWIN = Layout(
     left_out=(COMPUTED,),
     prepare=_without_the_bias_of_k,
     spell=_by_stage,
-)  # fmt: skip
+)
 
 MVIT = Layout(owner="torchvision", mark=r"pos_encoding\.spatial_pos")       # its names are ours
 
@@ -108,4 +108,4 @@ MVIT_V2 = Layout(
     ),
     prepare=_in_stages,
     store=_class_token,
-)  # fmt: skip
+)
