@@ -38,7 +38,7 @@ def peer_of(name: str, config: Any) -> Callable[[], Any]:
 def _torchvisions(name: str, config: Any) -> Callable[[], Any]:
     import pytest
 
-    from tests.test_mvit import torchvisions
+    from tests.support.mvit_samples import torchvisions
 
     stride = config.patch_stride[-1] * 2 ** (len(config.depths) - 1)
     if any(side % stride for side in pair(config.img_size)):

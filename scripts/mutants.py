@@ -20,9 +20,10 @@ class Mutant:
     tests: tuple[str, ...]
 
 
-OPS = ("test_op_values.py", "test_ops.py")
-NORMS, BATCH_NORM = ("test_row_norms.py", "test_ops.py"), ("test_batch_norm.py", "test_ops.py")
-OPTIM, SWIN, BOXES, CRITERION = ("test_optim.py",), ("test_swin.py",), ("test_boxes.py",), ("test_criterion.py",)
+OPS = ("ops/test_op_values.py", "ops/test_ops.py")
+NORMS, BATCH_NORM = ("ops/test_row_norms.py", "ops/test_ops.py"), ("ops/test_batch_norm.py", "ops/test_ops.py")
+OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)
+BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",)
 
 MUTANTS = [
     # --- norms
@@ -66,7 +67,7 @@ MUTANTS = [
     ),
     Mutant(
         "sums: the rows after the last whole block left out", "a term dropped", "kernels/sums.py",
-        "    if rest:\n", "    if False:\n", ("test_op_edges.py",),
+        "    if rest:\n", "    if False:\n", ("ops/test_op_edges.py",),
     ),
     Mutant(
         "clip: the gradient of a limit goes to x too", "a term dropped", "ops/elementwise.py",
@@ -112,11 +113,11 @@ MUTANTS = [
     ),
     Mutant(
         "attention in blocks: what was there does not fade", "a term dropped", "ops/attention_blocks.py",
-        "                    out *= fades\n", "", ("test_attention_blocks.py",),
+        "                    out *= fades\n", "", ("ops/test_attention_blocks.py",),
     ),
     Mutant(
         "attention in blocks: probabilities not divided by their sum", "a factor dropped", "ops/attention_blocks.py",
-        "                        p /= total[at][..., i, :]\n", "", ("test_attention_blocks.py",),
+        "                        p /= total[at][..., i, :]\n", "", ("ops/test_attention_blocks.py",),
     ),
     Mutant(
         "dropout: what is kept is not scaled", "a factor dropped", "ops/attention.py",
@@ -181,7 +182,7 @@ MUTANTS = [
     # --- initial weights, optimisers, schedules
     Mutant(
         "kaiming_uniform: without the slope", "a term dropped", "nn/init.py",
-        "math.sqrt(6 / ((1 + a * a) * fans(shape)[0]))", "math.sqrt(6 / fans(shape)[0])", ("test_nn.py",),
+        "math.sqrt(6 / ((1 + a * a) * fans(shape)[0]))", "math.sqrt(6 / fans(shape)[0])", ("nn/test_nn.py",),
     ),
     Mutant(
         "Adam: second moment corrected a step late", "off by one", "optim/optimizers.py",

@@ -98,9 +98,10 @@ def processor_flags() -> str:
 
 def numerical_modules() -> list[str]:
     """The test modules with error bounds or gradient checks."""
-    paths = sorted((ROOT / "tests").glob("test_*.py"))
+    paths = sorted((ROOT / "tests").rglob("test_*.py"))
     texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    return [f"tests/{path.name}" for path, text in texts.items() if "support.margins" in text or "gradcheck" in text]
+    numerical = [path for path, text in texts.items() if "support.margins" in text or "gradcheck" in text]
+    return [path.relative_to(ROOT).as_posix() for path in numerical]
 
 
 # --- environments ---------------------------------------------------------------------------------------------------

@@ -13,11 +13,10 @@ from scratchvit.backend import Array, array_module
 from scratchvit.gradcheck import GradientError, _Check, gradcheck
 from scratchvit.random import Generator
 from scratchvit.tensor import op
+from tests.cases import CASES
+from tests.cases.case import Case
 from tests.support.breakages import BREAKAGES, break_backward
 from tests.support.seeds import seeded
-
-from .cases import CASES
-from .cases.case import Case
 
 # --- every op's backward, broken on purpose --------------------------------------------------------------------------
 

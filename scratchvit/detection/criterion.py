@@ -32,7 +32,7 @@ weights 1, λ_L1 = 5 and λ_iou = 2 make 0.424 + 0.5 + 0.36 of them:
 >>> round(float(criterion.total(losses).item()), 3)
 1.284
 
-tests/test_criterion.py has eq. 2 once more, query by query in plain Python (`written_out`).
+tests/detection/test_criterion.py has eq. 2 once more, query by query in plain Python (`written_out`).
 """
 
 from __future__ import annotations
