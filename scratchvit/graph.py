@@ -11,10 +11,11 @@
 ('add', 'mul', True, [False, True])
 
 *The order.* Gradients go back in topological order, consumers before what they consume. A node is ready when all its
-consumers have sent their share of its gradient: no more can arrive, so any ready node may be taken next. Here:
+consumers have sent their share of its gradient: no more can arrive, so any ready node may be taken next. There always
+is one, because a graph without cycles has a node all of whose consumers are done. Here:
 
     ready    dy     sends                          x.grad    y.grad    mul still waits for
-             1      (the root's own, to add)       –         –         1 consumer
+             1      (the start: dz/dz, to add)     –         –         1 consumer
     add      1      1 to mul, 1 to x               1         –         0: ready
     mul      1      1·y = 3 to x, 1·x = 2 to y     4         2
 
@@ -22,9 +23,10 @@ consumers have sent their share of its gradient: no more can arrive, so any read
 >>> x.grad.item(), y.grad.item()
 (4.0, 2.0)
 
-*Memory.* A node knows its inputs only, neither its value nor its consumers, and a leaf knows no node. So references run
-one way, from the loss to the leaves. There are no cycles: dropping the loss frees every node and what its closure saved
-at once, without Python's garbage collector. `backward()` frees each node as soon as it is used.
+*Memory.* A node knows its inputs only, neither the Tensor it made nor its consumers, and a leaf knows no node. So
+references run one way, from the loss to the leaves. There are no cycles, so reference counting frees every node, and
+what its closure saved, at once when the loss is dropped, without Python's garbage collector. `backward()` frees each
+node as soon as it is used.
 
 >>> import weakref
 >>> z = x * y + x
@@ -39,13 +41,14 @@ not: it sends the same array, dy itself, to both inputs. With z = (x + y) + x, a
 
 >>> import numpy as np
 >>> dy = np.ones(1)
->>> x_grad = to_inner_add = dy          # the outer add sends dy to x and to the inner add,
->>> x_grad += to_inner_add              # which sends it on to x: 1 + 1, written into dy,
->>> to_inner_add                        # and to y, which ought to get 1
+>>> x_grad = to_inner_add = dy          # the outer add sends dy to x and to the inner add
+>>> x_grad += to_inner_add              # the inner add sends it to x too: 1 + 1 = 2 is written into dy
+>>> to_inner_add                        # and to y, which gets 2 instead of 1
 array([2.])
 
 `_apply_backward` finds out which gradients are fresh, and `_Sum` adds. A saved array is held by its closure, which the
-engine cannot see: so no op's backward may return one (see `op` in tensor.py).
+engine cannot see: so no op's backward may return one (see `op` in tensor.py). A leaf owns its `grad`, a copy where what
+came was not fresh, so adding to it is safe too.
 """
 
 from __future__ import annotations

@@ -293,7 +293,7 @@ def op(
     if not slots:
         raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
     if facts is not None:
-        function.facts = facts      # type: ignore[attr-defined]    # on what stands in for an op, too: wraps copies it
+        function.facts = facts      # type: ignore[attr-defined]    # `wraps` below copies it to the op
     elif str(function.__module__).startswith("scratchvit.ops"):
         raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
     constants = constant_parameters(function)
@@ -302,7 +302,7 @@ def op(
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
         no_grads, stand_in = mode.get()
-        direct = one_each and not constants and len(args) == len(slots)     # as of x + y, by far the most calls
+        direct = one_each and not constants and len(args) == len(slots)     # as in x + y, by far the most common call
         inputs = args if direct else inputs_of(slots, args, kwargs)
         edges = [None] * len(inputs) if no_grads else [edge_to(x) for x in inputs]
         if constants and not no_grads:

@@ -2,7 +2,7 @@
 2005.12872, section 3.1). Symbols are those of models/detr.py.
 
     paper       here          shape
-    c_i, ∅      classes       (L, B, N): each query's class; num_classes stands for ∅, "no object"
+    c_i, ∅      classes       (L, B, N): of the object of each query; num_classes stands for ∅, "no object"
     b, b̂        boxes         (L, B, N, 4): cxcywh in 0 … 1
     p̂           logits        (L, B, N, num_classes + 1), before the softmax
 
@@ -10,12 +10,12 @@
     box_loss = λ_L1 |b - b̂|₁ + λ_iou (1 - GIoU(b, b̂))
 
 As in the authors' code, "no object" has class weight eos_coef = 0.1 in the cross-entropy, because most queries have no
-object, and the cross-entropy is a weighted mean. Both box losses are divided by the number of objects in the batch.
-Every decoder layer is matched and judged by itself ("auxiliary losses", section 3.2). All layers are computed at once,
-with the layer as the first axis.
+object. The cross-entropy is a weighted mean: it is divided by the sum of the weights. Both box losses are divided by
+the number of objects in the batch. Every decoder layer is matched and judged by itself ("auxiliary losses", section
+3.2). All layers are computed at once, with the layer as the first axis.
 
-The example of matcher.py: query 0 answers object 0 and query 1 object 1, whose box it makes 0.1 too wide and too high;
-query 2 has no object.
+The example of matcher.py: query 0 is matched to object 0, and query 1 to object 1, whose box it makes 0.1 too wide and
+too high; query 2 has no object.
 
 >>> p = np.array([[0.7, 0.1, 0.2], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])       # of class 0, of class 1, of ∅
 >>> boxes = np.array([[0.2, 0.2, 0.2, 0.2], [0.7, 0.6, 0.5, 0.5], [0.3, 0.8, 0.2, 0.2]])
@@ -26,8 +26,8 @@ query 2 has no object.
 >>> {kind: round(float(loss.item()), 3) for kind, loss in losses[Output("decoder", 0)].items()}
 {'ce': 0.424, 'bbox': 0.1, 'giou': 0.18, 'cardinality_error': 0.0, 'class_error': 0.0}
 
-These are (-log 0.7 - log 0.6 - 0.1 log 0.8) / (1 + 1 + 0.1), (0.1 + 0.1) / 2 objects and (1 - 0.4² / 0.5²) / 2. The
-weights 1, λ_L1 = 5 and λ_iou = 2 make 0.424 + 0.5 + 0.36 of them:
+These are (-log 0.7 - log 0.6 - 0.1 log 0.8) / (1 + 1 + 0.1), (0.1 + 0.1) / 2 objects and (1 - 0.4² / 0.5²) / 2.
+Weighted by 1, λ_L1 = 5 and λ_iou = 2, they add up as 0.424 + 0.5 + 0.36:
 
 >>> round(float(criterion.total(losses).item()), 3)
 1.284
@@ -156,8 +156,8 @@ class SetCriterion:
             )
         pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
         queries, which = _all_pairs(pairs, objects, logits.shape[2])
-        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), all of them ∅
-        classes.reshape(-1)[queries] = objects.labels[which]                                # but the matched
+        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), first all ∅
+        classes.reshape(-1)[queries] = objects.labels[which]                                # of the matched
         box_losses = self.box_losses(boxes, objects.boxes[which], queries, num_boxes)
         return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}, classes
 
@@ -193,7 +193,7 @@ class SetCriterion:
         weighted = ops.cross_entropy(                                                       # (L·B·N,)
             logits.reshape(-1, self.num_classes + 1), classes.reshape(-1), weight=weight, reduction="none"
         )
-        sum_of_weights = weight[classes[-1]].sum()     # the same in every layer: as many pairs
+        sum_of_weights = weight[classes[-1]].sum()     # the same in every layer, which has equally many pairs
         return weighted.reshape(len(classes), -1).sum(1) / float(sum_of_weights or 1)       # (L, B·N) → (L,)
 
     def box_losses(

@@ -2,17 +2,17 @@
 section 3.1). Symbols are those of models/detr.py.
 
     paper       here                        shape
-    c_i, b_i    labels, boxes               (T,), (T, 4): the objects of all images of the batch, one after another
+    c_i, b_i    labels, boxes               (T,), (T, 4): of the objects of all images of the batch, one after another
     p̂, b̂        softmax(logits), boxes      (L, B, N, num_classes + 1), (L, B, N, 4): of every decoder layer
     σ̂           pairs (query, object)       of each layer and image
 
     σ̂ = argmin_σ Σ_i cost(y_i, ŷ_σ(i))                                                             (eq. 1)
     cost = -p̂_σ(i)(c_i) + box_loss(b_i, b̂_σ(i)),   box_loss = λ_L1 |b_i - b̂|₁ + λ_iou (1 - GIoU)   (where c_i ≠ ∅)
 
-The 1 is the same for all pairs and is left out. The class term is -p̂ here, but -log p̂ in the loss (criterion.py). -p̂
-lies between -1 and 0 and is commensurable with the box terms; -log p̂ has no upper bound, so that a wrong class would
-outweigh any box. The paper reports better results with -p̂ (§3.1). Matching is not differentiated, so the steeper
-gradient of the logarithm is of use only in the loss.
+The 1 of 1 - GIoU is the same for all pairs and is left out. The class term is -p̂ here, but -log p̂ in the loss
+(criterion.py). -p̂ lies between -1 and 0 and is commensurable with the box terms; -log p̂ has no upper bound, so that a
+wrong class would outweigh any box. The paper reports better results with -p̂ (§3.1). Matching is not differentiated, so
+the steeper gradient of the logarithm is of use only in the loss.
 
 An example of two objects and three queries. Query 0 has the box of object 0, query 1 makes that of object 1 wider and
 higher by 0.1, query 2 looks elsewhere and predicts "no object":
@@ -28,8 +28,8 @@ array([[[-2.7 ,  8.39,  4.73],
 >>> HungarianMatcher()(outputs, targets)                                        # queries, objects
 [(array([0, 1]), array([0, 1]))]
 
-Object 1 and query 1, for instance, cost 5 · (0.1 + 0.1) - 0.6 - 2 · 0.4² / 0.5² = -0.88. criterion.py has the loss of
-this example.
+Object 1 and query 1, for instance, cost 5 · (0.1 + 0.1) - 0.6 - 2 · 0.4² / 0.5² = -0.88: where one box contains the
+other, GIoU is the ratio of their areas. (boxes.py has GIoU in general.) criterion.py has the loss of this example.
 
 Costs are computed on the device, for all layers and images at once and only between an object and the queries of its
 own image: (L, T, N). One transfer brings them to the host, the only transfer of a training step, where scipy's

@@ -24,7 +24,7 @@ and in detection/ matcher.py, criterion.py and postprocess.py:
 
     B          images in a batch                        N    object queries of an image: num_queries
     H0, W0     height and width of an image             K    groups of N queries: query_groups (1 in the paper)
-    H, W, C    the same of its feature map; channels    M    noised objects of an image (0 in the paper)
+    H, W, C    height, width, channels of its map       M    noised objects of an image (0 in the paper)
     D          width of a token: hidden_dim (paper: d)  Q    all queries of the decoder: M + K·N (N in the paper)
     F          hidden width of MLPs: dim_feedforward    S    keys of an attention: HW, or Q
     L          layers of the decoder: dec_layers        T, n objects in a batch, in one image
@@ -36,11 +36,11 @@ The same heads read the output of every decoder layer, and each is trained (auxi
 DC5: the last stage of the ResNet dilates its kernels instead of halving the map, for small objects. That makes 4 times
 as many tokens, and the encoder's attention 16 times as large.
 
-Names of parameters and options are those of the authors' code, except the options that choose the ResNet (layers,
-bottleneck, channels, stages: its class there), and `num_classes`, which is the number of real classes here. The authors
-also freeze conv1 and layer1 of a pretrained backbone and train the rest of it with a tenth of the learning rate; these
-are settings of the training. Options that are not the paper's are in detr_extended.py, which registers the presets.
-`scratchvit inspect RUN` draws the attention of a trained model.
+Names of parameters and options are those of the authors' code. Exceptions are the options that choose the ResNet
+(layers, bottleneck, channels, stages; there, `backbone` names it), and `num_classes`: here the number of real classes.
+The authors also freeze conv1 and layer1 of a pretrained backbone and train the rest of it with a tenth of the learning
+rate; these are settings of the training. Options that are not the paper's are in detr_extended.py, which registers the
+presets. `scratchvit inspect RUN` draws the attention of a trained model.
 """
 
 from __future__ import annotations
@@ -211,7 +211,7 @@ def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10
 def sine_embedding(x: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
     """Numbers in 0 … 1 (…) → (…, dim): sines and cosines, in turn, at dim / 2 frequencies.
 
-    The first frequency is one period from 0 to 1, the last almost 1 / temperature of that.
+    The first frequency is one period from 0 to 1, the last nearly the first divided by temperature.
     """
     xp = array_module(x.data)
     omega = 2 * math.pi * temperature ** (-xp.arange(dim // 2, dtype=x.dtype) / (dim // 2))
@@ -271,7 +271,7 @@ class DETR(nn.Module):
     def __init__(self, config: DETRConfig, seed: int = 0):
         config.check()
         self.config = config
-        # A list, for the authors' names: their backbone.1 computes positions, and has no weights.
+        # A list, so that names are the authors' (backbone.0…); their backbone.1 computes positions and has no weights.
         self.backbone = nn.ModuleList([Backbone(config, seed)])
         self.input_proj = nn.Conv2d(self.backbone[0].num_channels, config.hidden_dim, 1)
         self.add_heads()

@@ -2,14 +2,15 @@
 
 It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes. Symbols are those of detr.py.
 
-- Positional embeddings are added in every layer, not once at the input, and only to queries and keys. Values stay free
-  of positions, so that they carry features alone:
+- Positional embeddings are added in every layer, not once at the input, and only to queries and keys: positions decide
+  where to look, and values, which stay free of them, what is found there:
 
       q = W_q (x_q + p_q),   k = W_k (x_k + p_k),   v = W_v x_k                                 eq. 7 of §A.1
 
 - The decoder does not read words. Its input is N zero vectors, which differ only by learned positional embeddings, the
-  *object queries*. All N are decoded in parallel, and each attends to all others, without a causal mask. (The first
-  self-attention has no effect yet, because all its values are the same.)
+  *object queries*. All N are decoded in parallel, and each attends to all others, without a causal mask: so they can
+  avoid predicting one object twice. (In the first layer all values are equal, so self-attention adds the same vector to
+  every query and exchanges nothing yet.)
 - The output of every decoder layer is normalised and returned, so that each can be trained (auxiliary losses).
 
                           self_attn                     multihead_attn                   linear1, linear2
@@ -18,7 +19,7 @@ It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes. 
                                                   v: memory
 
 Images of a batch differ in size and are padded. The mask of keys, (B, 1, 1, HW), is True where a feature shows the
-image. Padding is masked as a key only: as a query it still gives values, which no other position uses.
+image. Padding is masked as a key only: as a query it still gives outputs, which no other position uses.
 
 Names of parameters are those of the authors' code, and so of PyTorch's nn.MultiheadAttention.
 """

@@ -3,16 +3,17 @@
 ViT compares every patch with every other, so patches must stay few and coarse. What changes: attention stays within
 windows of M×M patches, and its cost grows linearly with the number of patches, no longer with its square. Then patches
 can be small (4×4 pixels), and the model can be a pyramid, as CNNs are: from stage to stage 2×2 neighbours are merged,
-for maps of 56², 28², 14² and 7² tokens with 96, 192, 384 and 768 channels.
+which gives maps of 56², 28², 14² and 7² tokens with 96, 192, 384 and 768 channels.
 
     multiply-adds of attention      global: 4hwC² + 2(hw)²C, eq. 1      windows: 4hwC² + 2M²hwC, eq. 2
 
 Swin-T's first stage has 64 windows of 7×7 tokens: 64 · 49² = 153,664 scores a head. Global attention would have
 3,136² = 9,834,496.
 
-No information crosses the borders of fixed windows. So every second block shifts them by half a window, and tokens that
-were apart share one. `Block.attend` has the steps in order; windows.py has a drawing, the parts and the mask.
-`scratchvit inspect swin_tiny_patch4_window7_224` draws windows, masks, bias tables and receptive fields of every block.
+No information crosses the borders of fixed windows. So every second block shifts them by half a window, so that tokens
+of different windows now share one. `Block.attend` has the steps in order; windows.py has a drawing, the parts and the
+mask. `scratchvit inspect swin_tiny_patch4_window7_224` draws windows, masks, bias tables and receptive fields of every
+block.
 
     paper    here                 shape or value at Swin-T, 224×224, in stage 1
     x        images               (B, 3, 224, 224); H, W are 224
@@ -22,7 +23,7 @@ were apart share one. `Block.attend` has the steps in order; windows.py has a dr
     M        window_size          7; a window has N = 49 tokens, and an image nW = 64 windows
     z^l      x in blocks          (B, h, w, D)
     B̂        bias table           (169, heads): an entry for each of the (2M-1)² offsets between two tokens of a window
-    B        bias                 (heads, 49, 49): the entry of B̂ for every pair of tokens
+    B        bias (eq. 4)         (heads, 49, 49): the entry of B̂ for every pair of tokens
 
 In shapes, B is the number of images, and d = D / heads the channels of a head.
 
@@ -195,7 +196,10 @@ class PatchMerging(nn.Module):
 
 
 def neighbours(x: Tensor) -> Tensor:
-    """(B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 4D): of each 2×2 tokens upper left, lower left, upper right, lower right."""
+    """(B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 4D): the tokens of each 2×2 square side by side.
+
+    Their order is upper left, lower left, upper right, lower right, as in the authors' code.
+    """
     B, h, w, D = x.shape
     if h % 2 or w % 2:
         x = x.pad((0, 0, 0, w % 2, 0, h % 2))                       # a row or column of zeros makes the side even

@@ -1,4 +1,4 @@
-"""Windows on a map of tokens: cut, join, shift, mask, and the relative positions of their tokens.
+"""Cutting a map of tokens into windows, joining them, shifting and masking them, and relative positions within them.
 
 From Swin (arXiv 2103.14030, §3.2); Swin V2 has the same. `swin.Block.attend` puts these parts in order.
 
@@ -18,9 +18,10 @@ windows, all of one size, so that they make one batch. A map of 4×4 tokens, win
     +-----+-----+      m | n   o | p      +-----+-----+      +-----+-----+
 
 h and e now share a window but are not neighbours. So a token may attend only to tokens of its own kind in its window:
-this is the mask. (Figure 4 of the paper numbers nine regions; within a window they are these kinds.) Padding, which
-completes windows where they do not divide the map, is not masked as such: it has a kind like other tokens and is
-attended to, as in timm.
+this is the mask: p, all of whose neighbours in the window are of other kinds, attends to itself alone. (Figure 4 of the
+paper distinguishes nine regions; inside one window, four kinds suffice.) Where the window size does not divide the map,
+padding fills the last windows. It has no mask of its own: it has a kind like other tokens and is attended to, as in
+timm.
 
 `scratchvit inspect swin_tiny_patch4_window7_224` draws all of this for every block.
 
@@ -81,8 +82,9 @@ def padding_of(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int
 def shifted_regions(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """The kind of every token of every window after the roll, int8 (nW, N): 0, 1, 2 or 3 as in the drawing above.
 
-    As in timm, a map that windows do not divide is rolled first and padded then, and yet the last `shift` rows and
-    columns *of the padded map* count as re-entered. (The paper's authors pad first; weights fit both.)
+    As in timm, a map that windows do not divide is rolled, then padded. The mask still takes the last `shift` rows and
+    columns *of the padded map* as re-entered, though some of them are padding. (The paper's authors pad, then roll;
+    weights fit both.)
     """
     padded = [n + more for n, more in zip(size, padding_of(size, window))]
     below, right = (np.arange(n) >= n - s for n, s in zip(padded, shift))
@@ -105,8 +107,8 @@ def relative_position_index(window: tuple[int, int]) -> np.ndarray:
     """Which row of the bias table belongs to each pair (query, key) of a window's tokens, int32 (N, N).
 
     An offset is query minus key. The table has a row for each offset (Δy, Δx), from (1-M, 1-M') to (M-1, M'-1), row by
-    row. In a window of 2×2 these are 9. Query 0, at the upper left, and key 3, at the lower right, have (-1, -1), the
-    first; a token and itself have (0, 0), row 4:
+    row. In a window of 2×2 these are 9. Query 0, at the upper left, and key 3, at the lower right, have the offset
+    (-1, -1), row 0; a token with itself has (0, 0), row 4:
 
     >>> relative_position_index((2, 2))
     array([[4, 3, 1, 0],
