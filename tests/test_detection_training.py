@@ -7,6 +7,7 @@ import signal
 import numpy as np
 import pytest
 
+from scratchvit import backend
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
 from scratchvit.detection.task import DetectionTask, prepare_detector, train_detector
@@ -363,9 +364,11 @@ def test_the_matcher_says_it_with_an_error_of_its_own():
 # --- what is asked of a device ---
 
 
-def test_a_step_waits_for_the_device_once(device, tmp_path):
+def test_a_step_waits_for_the_device_once(device, tmp_path, monkeypatch):
     """For the matcher; numbers for meters and logs are read when somebody looks."""
-    loop = prepare_detector(CONFIG, tmp_path / "run", log=quiet)
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "use", lambda name: None)      # the fixture has chosen the device
+        loop = prepare_detector(CONFIG, tmp_path / "run", log=quiet)
     batch = next(iter(loop.loader))
     loop.model.train()
     before = strict_array.transfers
