@@ -27,7 +27,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import scratchvit as sv
 from scratchvit import backend
 from scratchvit.data import Loader
-from scratchvit.training import TrainConfig, setup
+from scratchvit.training import TrainConfig
+from scratchvit.training.classification.data import load_data
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 MODELS = {      # tokens a side (None: patches of 4), D, layers, heads
@@ -55,7 +56,7 @@ def main() -> None:
         crop_padding=0 if args.crop_scale else 4, crop_scale=args.crop_scale, flip=True, augment="medium1",
         random_erasing=0.25, model_args={"img_size": args.img_size} if args.img_size else {},
     )
-    data = setup.load_data(config)
+    data = load_data(config)
     height, width, channels = data.splits.train.image_shape
     print(
         f"{config.data}: {height}×{width}×{channels}, batches of {args.batch}, a model of {backend.cpu_threads()} "
@@ -103,8 +104,8 @@ def training_step(size: tuple[int | None, int, int, int], pictures: Any) -> Step
 def measure(loader: Loader, step: Step) -> tuple[float, float]:
     """An epoch: pictures a second, and the share of the time spent waiting."""
     begun = time.perf_counter()
-    for images, labels in loader:
-        step(images, labels)
+    for batch in loader:
+        step(batch.images, batch.labels)
     seconds = time.perf_counter() - begun
     return loader.epoch_size / seconds, loader.waited / seconds
 

@@ -14,12 +14,13 @@ from scratchvit.cli._run_command import TrainingCommand, differing, files_and_co
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
+from scratchvit.detection.task import DetectionResult, DetectionTask, prepare_detector
 from scratchvit.detection.trained import MANY_TOKENS, encoder_tokens, open_detector
-from scratchvit.detection.trainer import DetectionResult, DetectionTrainer, prepare_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable, write_atomically
 from scratchvit.models.checks import check_detects
 from scratchvit.reports.detection import DetectionRun, write_detection_report
+from scratchvit.training import TrainingLoop
 
 NAMES = 10              # classes that are named, beyond which only their number is told
 
@@ -66,10 +67,10 @@ COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM
 def detect_train(argv: Sequence[str]) -> int:
     """Train, evaluate on the test pictures, and say where everything is."""
     config, folder, resume = COMMAND.parse(argv)
-    trainer = prepare_detector(config, folder, resume)
-    with trainer.folder:        # until the report is written
-        print(_begins(trainer), flush=True)
-        result = trainer.run()
+    loop = prepare_detector(config, folder, resume)
+    with loop.folder:           # until the report is written
+        print(_begins(loop), flush=True)
+        result = loop.run()
         judged = "that batch" if config.overfit_one_batch else "test pictures"
         print(
             f"\n{judged}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
@@ -78,16 +79,16 @@ def detect_train(argv: Sequence[str]) -> int:
         print_figures(result.test)
         if result.skipped:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
-        print(_ends(trainer, _draw(trainer, result)))
+        print(_ends(loop, _draw(loop, result)))
     return 0
 
 
 # --- what is going to be trained on what ----------------------------------------------------------------------------
 
 
-def _begins(trainer: DetectionTrainer) -> str:
-    config, splits = trainer.config, trainer.data.splits
-    model = _model(trainer)
+def _begins(loop: TrainingLoop[DetectionTask]) -> str:
+    config, splits = loop.task.config, loop.task.data.splits
+    model = _model(loop)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
     classes = [printable(name) for name in splits.train.classes]
     named = f": {', '.join(classes)}" if len(classes) <= NAMES else ""
@@ -100,16 +101,16 @@ def _begins(trainer: DetectionTrainer) -> str:
         ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
         *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),
         ("", _and_more(splits.skipped)),
-        ("pictures", _pictures(trainer)),
+        ("pictures", _pictures(loop)),
         ("model", f"{config.model}: {model.num_parameters():,} parameters, {model.config.num_queries} object queries"),
-        *(("warning", sentence) for sentence in _warnings(trainer)),
-        ("begins", f"with {config.init}" if trainer.loaded else ""),
-        *(("", line) for line in str(trainer.loaded or "").splitlines()),
+        *(("warning", sentence) for sentence in _warnings(loop)),
+        ("begins", f"with {config.init}" if loop.loaded else ""),
+        *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
-        ("steps", steps(config, len(trainer.loader))),
+        ("steps", steps(config, len(loop.loader))),
         ("regime", differing(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", place(config)),
-        ("folder", str(trainer.folder.path)),
+        ("folder", str(loop.folder.path)),
     ]
     return told(rows)
 
@@ -128,31 +129,31 @@ def _objects(dataset: DetectionDataset) -> Iterator[int]:
     return (int((~dataset.annotations(index).crowd).sum()) for index in range(len(dataset)))
 
 
-def _pictures(trainer: DetectionTrainer) -> str:
+def _pictures(loop: TrainingLoop[DetectionTask]) -> str:
     """How they are shown, and how large a map the model makes of the largest."""
-    (height, width), tokens = _largest(trainer)
-    return f"{trainer.data.sizes}; the largest {height}×{width}, of which the encoder makes {tokens:,} tokens"
+    (height, width), tokens = _largest(loop)
+    return f"{loop.task.data.sizes}; the largest {height}×{width}, of which the encoder makes {tokens:,} tokens"
 
 
-def _largest(trainer: DetectionTrainer) -> tuple[tuple[int, int], int]:
+def _largest(loop: TrainingLoop[DetectionTask]) -> tuple[tuple[int, int], int]:
     """The size of the largest training picture as evaluation shows it, and of how many features its map is.
 
     Training does not show it larger.
     """
-    train, rng = trainer.data.splits.train, np.random.default_rng(0)
-    shown = (trainer.data.sizes(View.whole(train.size(index)), rng).size for index in range(len(train)))
+    train, rng = loop.task.data.splits.train, np.random.default_rng(0)
+    shown = (loop.task.data.sizes(View.whole(train.size(index)), rng).size for index in range(len(train)))
     size = max(shown, key=lambda size: size[0] * size[1])
-    return size, encoder_tokens(_model(trainer).config, size)
+    return size, encoder_tokens(_model(loop).config, size)
 
 
-def _model(trainer: DetectionTrainer) -> Any:
-    return trainer.model
+def _model(loop: TrainingLoop[DetectionTask]) -> Any:
+    return loop.model
 
 
-def _warnings(trainer: DetectionTrainer) -> list[str]:
+def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
     """What would make a run hopeless or endless, though nothing forbids it."""
-    config, train, val = trainer.config, trainer.data.splits.train, trainer.data.splits.val
-    model = _model(trainer)
+    config, train, val = loop.task.config, loop.task.data.splits.train, loop.task.data.splits.val
+    model = _model(loop)
     sentences = []
     if model.config.frozen_bn and not config.init:
         sentences.append(
@@ -170,7 +171,7 @@ def _warnings(trainer: DetectionTrainer) -> list[str]:
             )
     if not any(_objects(val)):
         sentences.append("val has no object, so it has no AP: the best epoch will be that of the lowest loss on it")
-    if (tokens := _largest(trainer)[1]) > MANY_TOKENS:
+    if (tokens := _largest(loop)[1]) > MANY_TOKENS:
         sentences.append(
             f"{tokens:,} tokens are many, time and memory of attention grow with their square: a smaller --short-side"
         )
@@ -180,14 +181,14 @@ def _warnings(trainer: DetectionTrainer) -> list[str]:
 # --- what came of it ------------------------------------------------------------------------------------------------
 
 
-def _draw(trainer: DetectionTrainer, result: DetectionResult) -> dict[str, str]:
+def _draw(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[str, str]:
     """Write the report and a test picture to try `detect` on: {file: what it shows}."""
-    folder, splits = trainer.folder, trainer.data.splits
+    folder, splits = loop.folder, loop.task.data.splits
     drawn = {}
     try:
         run = DetectionRun(
-            folder.path, trainer.config, trainer.history, splits, open_detector(folder.best), result.test,
-            result.best_epoch, commands=COMMAND.lines(trainer.config, folder.path),
+            folder.path, loop.task.config, loop.history, splits, open_detector(folder.best), result.test,
+            result.best_epoch, commands=COMMAND.lines(loop.task.config, folder.path),
         )
         write_detection_report(run, folder.path / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"
@@ -202,13 +203,13 @@ def _draw(trainer: DetectionTrainer, result: DetectionResult) -> dict[str, str]:
     return drawn
 
 
-def _ends(trainer: DetectionTrainer, drawn: dict[str, str]) -> str:
+def _ends(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:
     """Where everything is, and what to try next."""
-    folder = trainer.folder
+    folder = loop.folder
     best, sample = str(folder.best), str(folder.path / "sample.png")
     asked = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
-    if trainer.config.overfit_one_batch:        # which no split is
-        asked += [["detect-train", "--data", trainer.config.data]]
+    if loop.task.config.overfit_one_batch:        # which no split is
+        asked += [["detect-train", "--data", loop.task.config.data]]
     else:
         asked += [["detect-eval", "--checkpoint", best]]
         asked += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]

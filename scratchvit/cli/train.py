@@ -23,8 +23,8 @@ from scratchvit.models.igpt import IGPT
 from scratchvit.models.interface import TokenModel, generates
 from scratchvit.recipes import recipe_for
 from scratchvit.reports.classification import Run, write_report
-from scratchvit.training import Result, TrainConfig, Trainer, prepare
-from scratchvit.training.setup import coarse_patches
+from scratchvit.training import ClassificationTask, Result, TrainConfig, TrainingLoop, prepare
+from scratchvit.training.classification.task import coarse_patches
 
 ATTENTION_PICTURES = 10     # the first of each of the first classes
 
@@ -76,44 +76,44 @@ COMMAND = TrainingCommand(
 def train(argv: Sequence[str]) -> int:
     """Train, draw, and say where everything is."""
     config, folder, resume = COMMAND.parse(argv)
-    trainer = prepare(config, folder, resume)
-    with trainer.folder:        # until the last picture is drawn
-        print(_begins(trainer), flush=True)
-        result = trainer.run()
+    loop = prepare(config, folder, resume)
+    with loop.folder:           # until the last picture is drawn
+        print(_begins(loop), flush=True)
+        result = loop.run()
         print(
             f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
             f"{result.best_epoch} of {result.epochs}; "
             f"{result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
         )
-        if generates(trainer.model):
-            print(_bits_per_pixel(trainer, result))
+        if generates(loop.model):
+            print(_bits_per_pixel(loop, result))
         if result.skipped:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
-        print(_ends(trainer, _draw(trainer, result)))
+        print(_ends(loop, _draw(loop, result)))
     return 0
 
 
-def _begins(trainer: Trainer) -> str:
+def _begins(loop: TrainingLoop[ClassificationTask]) -> str:
     """What is going to be trained on what, where."""
-    config, splits = trainer.config, trainer.data.splits
-    model: Any = trainer.model
+    config, splits = loop.task.config, loop.task.data.splits
+    model: Any = loop.model
     sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
     tokens = f", {model.num_tokens} tokens" if isinstance(model, TokenModel) else ""
-    height, width, channels = trainer.about["image_shape"]
+    height, width, channels = loop.about["image_shape"]
     rows = [
-        ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(trainer.about['classes'])} classes"),
+        ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(loop.about['classes'])} classes"),
         *(("", note) for note in splits.notes),
         *(("left out", text) for text in splits.skipped),
         ("model", f"{config.model}: {model.num_parameters():,} parameters{tokens}"),
-        ("warning", coarse_patches(trainer.model) if not _sizes_of_the_recipe(config) else ""),
-        ("begins", f"with {config.init}" if trainer.loaded else ""),
-        *(("", line) for line in str(trainer.loaded or "").splitlines()),
+        ("warning", coarse_patches(loop.model) if not _sizes_of_the_recipe(config) else ""),
+        ("begins", f"with {config.init}" if loop.loaded else ""),
+        *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
-        ("steps", steps(config, len(trainer.loader))),
+        ("steps", steps(config, len(loop.loader))),
         ("regime", differing(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         ("device", place(config)),
-        ("folder", str(trainer.folder.path)),
+        ("folder", str(loop.folder.path)),
     ]
     return told(rows)
 
@@ -126,10 +126,10 @@ def _sizes_of_the_recipe(config: TrainConfig) -> bool:
     )
 
 
-def _bits_per_pixel(trainer: Trainer, result: Result) -> str:
+def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> str:
     """The loss of a model of pixels as the field counts it, and what it must be compared with."""
-    model: Any = trainer.model
-    splits, palette = trainer.data.splits, asnumpy(model.palette.data)
+    model: Any = loop.model
+    splits, palette = loop.task.data.splits, asnumpy(model.palette.data)
     baseline = histogram_bits(splits.train, splits.test, palette)
     return (
         f"{result.test_loss / math.log(2):.3f} bits per pixel, of {len(palette)} colours; {baseline:.3f} for who knows "
@@ -137,16 +137,16 @@ def _bits_per_pixel(trainer: Trainer, result: Result) -> str:
     )
 
 
-def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
+def _draw(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, str]:
     """Write the report, a test picture to try `predict` on, and the run's pictures: {file: what it shows}."""
-    folder, test, classes = trainer.folder.path, trainer.data.splits.test, trainer.about["classes"]
+    folder, test, classes = loop.folder.path, loop.task.data.splits.test, loop.about["classes"]
     chosen = first_of_each_class(test.labels, ATTENTION_PICTURES)
     pictures, labels = test.images(chosen), test.labels[chosen]
     drawn = {}
     try:
         run = Run(
-            folder, trainer.config, trainer.history, trainer.data, trainer.model, result.best_epoch,
-            result.test_predictions, commands=COMMAND.lines(trainer.config, folder),
+            folder, loop.task.config, loop.history, loop.task.data, loop.model, result.best_epoch,
+            result.test_predictions, commands=COMMAND.lines(loop.task.config, folder),
         )
         write_report(run, folder / "report.html")
         drawn["report.html"] = "all about it on one page: open it in a browser"
@@ -154,25 +154,25 @@ def _draw(trainer: Trainer, result: Result) -> dict[str, str]:
         to_picture(pictures[-1]).save(png, format="png")
         write_atomically(folder / "sample.png", png.getvalue())
         drawn["sample.png"] = f"a test picture, of class {classes[labels[-1]]}"
-        draw_curves(trainer.folder.metrics, folder / "curves.png")
+        draw_curves(loop.folder.metrics, folder / "curves.png")
         drawn["curves.png"] = "loss and accuracy over the epochs"
-        if shows_attention(trainer.model):
-            normalize = Normalize(trainer.data.mean, trainer.data.std)
-            draw_attention(trainer.model, pictures, normalize, labels, run.names, folder / "attention.png")
+        if shows_attention(loop.model):
+            normalize = Normalize(loop.task.data.mean, loop.task.data.std)
+            draw_attention(loop.model, pictures, normalize, labels, run.names, folder / "attention.png")
             drawn["attention.png"] = "where the model looks, on test pictures"
-        if isinstance(trainer.model, IGPT) and trainer.model.generative:
-            draw_completions(trainer.model, pictures, folder / "complete.png", np.random.default_rng(0))
+        if isinstance(loop.model, IGPT) and loop.model.generative:
+            draw_completions(loop.model, pictures, folder / "complete.png", np.random.default_rng(0))
             drawn["complete.png"] = "test pictures, and how the model goes on from their upper halves"
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     return drawn
 
 
-def _ends(trainer: Trainer, pictures: dict[str, str]) -> str:
+def _ends(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str]) -> str:
     """Where everything is, and what to try next."""
-    folder = trainer.folder
+    folder = loop.folder
     sample = folder.path / "sample.png"
-    generative = generates(trainer.model)
+    generative = generates(loop.model)
     commands = [
         f"scratchvit predict {sample} --checkpoint {folder.best}" if sample.name in pictures and not generative else "",
         *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),

@@ -4,8 +4,8 @@ In short:
 
     splits = load("fashion-mnist", download=True)
     augment = Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(splits.train)))
-    for x, y in Loader(splits.train, 128, augment, shuffle=True, workers=2):  # float32 (B, C, H, W), int64 (B,)
-        ...
+    for batch in Loader(splits.train, 128, augment, shuffle=True, workers=2):
+        batch.images, batch.labels, batch.indices   # float32 (B, C, H, W), int64 (B,) and (B,)
 """
 
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop
@@ -13,7 +13,7 @@ from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, str
 from scratchvit.data.folder import ImageFolder
 from scratchvit.data.idx import read_idx
 from scratchvit.data.images import load_image, resize_image
-from scratchvit.data.loader import Loader
+from scratchvit.data.loader import Batch, Loader
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import LEVELS, RandAugment
 from scratchvit.data.registry import list_datasets, load
@@ -22,6 +22,7 @@ from scratchvit.data.transforms import Compose, Normalize, RandomCrop, RandomHor
 __all__ = [
     "LEVELS",
     "ArrayDataset",
+    "Batch",
     "ColorJitter",
     "Compose",
     "Dataset",

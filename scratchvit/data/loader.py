@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,13 +19,20 @@ from scratchvit.data.transforms import Transform
 from scratchvit.data.workers import Workers
 from scratchvit.errors import ScratchvitError
 
-Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
+
+class Batch(NamedTuple):
+    """What a `Loader` gives; a transform may make images of another type."""
+
+    images: NDArray[np.float32]     # (B, C, H, W)
+    labels: NDArray[np.int64]       # (B,)
+    indices: NDArray[np.intp]       # (B,) places of the samples in the data set
+
 
 _ORDER, _AUGMENTATION = 0, 1  # keep the two uses of a seed apart
 
 
 class Loader:
-    """Iterating gives one epoch of (x float32 (B, C, H, W), y int64 (B,)) NumPy arrays.
+    """Iterating gives one epoch of `Batch`es: images float32 (B, C, H, W), labels int64 (B,), indices (B,); NumPy.
 
     transform   called with what dataset.images gives, uint8 (B, H, W, C), and the batch's generator; see `transforms`
     shuffle     a new order in each pass over the data
@@ -76,7 +83,6 @@ class Loader:
         self.prefetch = prefetch
         self.workers = workers
         self.waited = 0.0  # seconds of this epoch in which a batch, after its first, was not yet made when asked for
-        self.indices: NDArray[np.intp] = np.arange(0)  # which samples the batch handed last holds
         self._epoch, self._batch = 0, 0  # the next batch that the consumer has not been handed
         self._first = 0  # the batch with which the next iteration begins
         self._processes: Workers | None = None
@@ -94,13 +100,10 @@ class Loader:
             self._processes = Workers(self.workers, self.dataset, self.transform)
         make_images = self._processes.make if self._processes else self._make_images
 
-        def samples(batch: int) -> NDArray[np.intp]:
-            return order[batch * self.batch_size : (batch + 1) * self.batch_size]
-
         def make(batch: int) -> Batch:
-            indices = samples(batch)
+            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             images = make_images(indices, self._generator(_AUGMENTATION, epoch, batch))
-            return images, self.dataset.labels[indices]
+            return Batch(images, self.dataset.labels[indices], indices)
 
         threads = max(self.workers, 1)
         with closing(_map_ahead(make, range(first, len(self)), self.prefetch + self.workers, threads)) as batches:
@@ -112,7 +115,6 @@ class Loader:
                         self.waited += time.perf_counter() - asked
                     at_end = batch + 1 == len(self)
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
-                    self.indices = samples(batch)
                     yield made
             except BaseException:
                 self.close()

@@ -43,7 +43,7 @@ class Features:
 def features(
     model: Module, batches: Iterable[Any], each_batch: Callable[[int], Any] = lambda images: None
 ) -> Features:
-    """The features of every layer for batches of (images (B, C, H, W), labels (B,)); the model's mode stays.
+    """The features of every layer for batches (images (B, C, H, W), labels (B,), …); the model's mode stays.
 
     `each_batch` is told how many images a batch had. Raises ScratchvitError for a model that gives no features.
     """
@@ -53,7 +53,7 @@ def features(
         )
     parts, labels = [], []
     with evaluating(model):
-        for images, truth in batches:
+        for images, truth, *_ in batches:
             parts.append([asnumpy(layer.data) for layer in model.layer_features(images)])
             labels.append(truth)
             each_batch(len(truth))

@@ -26,9 +26,10 @@ from PIL import Image
 from scratchvit.detection import pictures
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
-from scratchvit.detection.data.batches import DetectionLoader, pad
+from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
-from scratchvit.detection.setup import load_data, make_criterion
+from scratchvit.detection.run_data import load_data
+from scratchvit.detection.task import make_criterion
 from scratchvit.detection.trained import Detector, open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention, matching, query_boxes
@@ -315,7 +316,7 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
 def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
     matcher = make_criterion(run.config, detector.model).matcher
     chosen = examples[:MATCHED]
-    batch = (*pad([one.image for one in chosen]), [one.target for one in chosen])
+    batch = DetectionBatch(*pad([one.image for one in chosen]), [one.target for one in chosen])
     matchings = matching(detector.model, matcher, batch)
     least = "" if matcher.focal else f" An answer without fault costs −{matcher.cost_class + matcher.cost_giou:g}."
     words = (

@@ -19,7 +19,7 @@ from scratchvit.options import option
 class RunConfig:
     """What is chosen in every run. Model options (sizes, drop rates) are fields of the model's own configuration."""
 
-    command: ClassVar[str]      # of `scratchvit`, that makes and resumes such a run: its kind, in config.json too
+    command: ClassVar[str] = ""     # of `scratchvit`, that makes and resumes such a run: its kind, in config.json too
 
     data: str = option("", "where the pictures come from")
     val_fraction: float = option(0.1, "share of the training images kept for validation, if the data bring none")

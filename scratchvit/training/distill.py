@@ -167,15 +167,15 @@ class Teacher:
                 x = ops.interpolate(x, self.img_size, mode="bicubic", antialias=True)
             return self.model(x).data
 
-    def table(self, batches: Iterable[tuple[Any, Any]]) -> np.ndarray:
+    def table(self, batches: Iterable[Any]) -> np.ndarray:
         """Its logits of a whole data set, asked for once: (N, classes) on the host, rows in the order of the batches.
 
-        batches: (images, labels) in the order of the data set, as an evaluation's `Loader` gives them. It is of use
+        batches: (images, labels, …) in the order of the data set, as an evaluation's `Loader` gives them. It is of use
         only where a picture is the same in every epoch: without augmentation and mixing. A batch of pictures `indices`
         then needs `table[indices]` instead of the teacher. Made before the first step and always in the same batches,
         since a matrix product of other rows may round otherwise: so a resumed run reads the same bits.
         """
-        return np.concatenate([asnumpy(self(images)) for images, _ in batches])
+        return np.concatenate([asnumpy(self(images)) for images, *_ in batches])
 
 
 def _listed(names: Sequence[str]) -> str:

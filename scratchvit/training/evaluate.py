@@ -43,6 +43,14 @@ class Meter:
         """The same as plain numbers. On the GPU this waits for the device."""
         return Meter(float(self.loss_sum), float(self.correct), self.images)
 
+    def columns(self, prefix: str) -> dict[str, float]:
+        """{prefix + name: mean over the images}."""
+        return {f"{prefix}loss": self.loss, f"{prefix}accuracy": self.accuracy}
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        return {"loss": f"{self.loss:.4f}", "acc": f"{self.accuracy:.1%}"}
+
     loss = property(lambda self: float(self.loss_sum) / max(1, self.images), doc="mean loss of an image")
     accuracy = property(lambda self: float(self.correct) / max(1, self.images), doc="share of correct answers, 0 … 1")
 
@@ -81,26 +89,24 @@ def class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]
 def evaluate(
     model: Module,
     batches: Iterable[Any],
-    each_batch: Callable[[], None] = lambda: None,
     each_answer: Callable[[Array, Array], None] = lambda logits, labels: None,
 ) -> Meter:
-    """Loss (cross-entropy) and accuracy over batches of (images (B, C, H, W), labels (B,)); read as plain numbers.
+    """Loss (cross-entropy) and accuracy over batches (images (B, C, H, W), labels (B,), …); read as plain numbers.
 
-    `each_batch` is called after every batch, and may raise to leave early; `each_answer` is given the logits (B, C) and
-    labels of every batch, on the device. The model's mode is what it was afterwards.
+    `each_answer` is given the logits (B, C) and labels of every batch, on the device. The model's mode is what it was
+    afterwards.
     """
     meter = Meter()
     with evaluating(model):
-        for images, labels in batches:
+        for images, labels, *_ in batches:
             labels = truth(model, images, labels)
             logits = model(Tensor(images))
             meter.add(ops.cross_entropy(logits, labels), logits, labels)
             each_answer(logits.data, labels)
-            each_batch()
     return meter.read()
 
 
-def predict(model: Module, batches: Iterable[Any], each_batch: Callable[[], None] = lambda: None) -> Predictions:
+def predict(model: Module, batches: Iterable[Any]) -> Predictions:
     """`evaluate`, and the answer to every image; none of a model that answers to pixels, as iGPT.
 
     The answers are read from the device once, at the end.
@@ -115,7 +121,7 @@ def predict(model: Module, batches: Iterable[Any], each_batch: Callable[[], None
         probability = 1 / xp.exp(logits - highest).sum(axis=1)      # of the likeliest: exp(0) over the sum of all
         answers.append((labels, logits.argmax(axis=1), probability))
 
-    meter = evaluate(model, batches, each_batch, keep)
+    meter = evaluate(model, batches, keep)
     if not answers:
         return Predictions(meter, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
     labels, predicted, probability = (asnumpy(array_module(parts[0]).concatenate(parts)) for parts in zip(*answers))

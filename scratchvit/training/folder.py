@@ -59,8 +59,12 @@ class RunFolder:
     def require_unused(self) -> None:
         """Raise ScratchvitError if the folder holds a run already."""
         if self.config.exists() or self.last.exists():
+            try:
+                command = command_of(self.path)
+            except ScratchvitError:     # nothing says which: the usual one
+                command = _FIRST_COMMAND
             raise ScratchvitError(
-                f"{self.path} already holds a run: go on with it, {_resuming(self.path)}, "
+                f"{self.path} already holds a run: go on with it, {resuming(command, self.path)}, "
                 "or name another folder"
             )
 
@@ -113,9 +117,10 @@ def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> Confi
     path = Path(run_dir) / "config.json"
     command, settings = _read(path)
     if command != kind.command:
+        theirs, asked = (f"`scratchvit {name}`" if name else "a task of its own" for name in (command, kind.command))
         raise ScratchvitError(
-            f"{run_dir} holds a run of `scratchvit {command}`, not of `scratchvit {kind.command}`: go on with it, "
-            f"scratchvit {command} --resume {run_dir}, or name another folder"
+            f"{run_dir} holds a run of {theirs}, not of {asked}: go on with it, {resuming(command, Path(run_dir))}, or "
+            "name another folder"
         )
     try:
         return kind(**settings)
@@ -124,7 +129,10 @@ def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> Confi
 
 
 def command_of(run_dir: str | Path) -> str:
-    """Which command of scratchvit began the run in a folder: "train", "detect-train". Raises as `read_config` does."""
+    """Which command of scratchvit began the run in a folder: "train", "detect-train"; "" if it was none.
+
+    Raises as `read_config` does.
+    """
     return _read(Path(run_dir) / "config.json")[0]
 
 
@@ -143,13 +151,9 @@ def _damaged(path: Path, error: Exception) -> ScratchvitError:
     return ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})")
 
 
-def _resuming(run_dir: Path) -> str:
-    """The command that goes on with the run there; the usual one if nothing says which."""
-    try:
-        command = command_of(run_dir)
-    except ScratchvitError:
-        command = _FIRST_COMMAND
-    return f"scratchvit {command} --resume {run_dir}"
+def resuming(command: str, run_dir: Path) -> str:
+    """How to go on with the run in a folder: the command line, or the call where no command began it."""
+    return f"scratchvit {command} --resume {run_dir}" if command else f"TrainingLoop(…, {str(run_dir)!r}, resume=True)"
 
 
 def _write_text(path: Path, text: str) -> None:

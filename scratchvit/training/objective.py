@@ -56,8 +56,8 @@ class Objective:
             model.distilled_training = True     # a head for the truth, and one for the teacher
         self._answers: np.ndarray | None = None     # the teacher's, to every picture of the training split
 
-    def ask_once(self, batches: Iterable[tuple[Any, Any]]) -> None:
-        """Where pictures are the same in every epoch, so are the teacher's answers. batches: all, in order."""
+    def ask_once(self, batches: Iterable[Any]) -> None:
+        """Where pictures are the same in every epoch, so are the teacher's answers. batches: as for `Teacher.table`."""
         if self.teacher:
             self._answers = self.teacher.table(batches)
 

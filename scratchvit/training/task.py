@@ -1,51 +1,69 @@
-"""What the training loop asks of a task: its data, its model's options, its loss, and what is told of an epoch.
+"""A task: what a run learns. `loop.TrainingLoop` asks the questions below, a task answers them.
 
-`classification.Trainer` and `detection.trainer.DetectionTrainer` answer; `loop.TrainingLoop` asks, in the order below.
+    the data            load_data, model_args, init_from_data
+    learning            prepare_loss, param_groups, meter, before_training, inputs, loss
+    judging             validate, draw, merit, line, test
+
+The loop owns the model, the optimiser and the place in the run; it passes the model to every answer that needs it. A
+task owns its data and whatever it computes its loss by.
+
+`classification.ClassificationTask` and `detection.task.DetectionTask` are tasks. A third, in about sixty lines, is in
+tests/test_third_task.py; CONTRIBUTING.md has the checklist.
 """
 
 from __future__ import annotations
 
-from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Any, Protocol, TypeAlias
 
-import numpy as np
-
-from scratchvit import optim
 from scratchvit.data import Loader
 from scratchvit.tensor import Tensor
 
-Row = dict[str, Any]
+Row: TypeAlias = dict[str, Any]
 """What metrics.csv says of an epoch: names of columns and numbers, None where there is none."""
 
-ResultT = TypeVar("ResultT")
+Batches: TypeAlias = Callable[[Loader], Iterator[Any]]
+"""Iterates over a loader's batches, inside a run: a signal, or a picture that cannot be read, then ends it safely."""
 
 
 class Data(Protocol):
     """What a task is trained and evaluated on."""
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """What a checkpoint says of it: plain numbers, strings, lists and dictionaries.
+
+        `scratchvit.training.distill` and the commands that open a checkpoint expect "classes", "mean" and "std".
+        """
 
     def fingerprint(self) -> dict[str, int]:
-        """Numbers that change if pictures come, go, or take other places."""
+        """Numbers that change if pictures are added, removed or reordered. A run with other ones is not resumed."""
 
     def train_loader(self, config: Any) -> Loader:
-        """Of tuples that begin with the images (B, C, H, W)."""
+        """The batches of an epoch: named tuples with a field `images`, float32 (B, C, H, W), NumPy."""
 
 
 class Sums(Protocol):
-    """A meter: a dataclass of sums over the images of an epoch, which stay on the device until they are read."""
+    """A meter: a dataclass of sums over the images of an epoch. They stay on the device until they are read.
+
+    `meter.Means` is one that suffices for most tasks.
+    """
 
     images: int
 
     def add(self, *noted: Any) -> None:
-        """Count a batch: what `Task.compute` gave for it."""
+        """Add a batch: what `Task.loss` returned beside the loss."""
 
     def read(self) -> Any:
-        """The same as plain numbers, which a checkpoint can hold. On the GPU this waits for the device."""
+        """The same with plain numbers, which a checkpoint can hold. On the GPU this waits for the device."""
+
+    def columns(self, prefix: str) -> Row:
+        """{prefix + name: mean over the images}, "loss" among the names."""
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows."""
 
 
 @dataclass(frozen=True)
@@ -62,75 +80,87 @@ class Course:
     parameters: int
 
 
-class Task(ABC, Generic[ResultT]):
-    """The questions. Who answers is a `TrainingLoop`, and so has config, data, about, model, objective and history."""
+class Task(Protocol):
+    """What the loop asks, in this order. Inherit from it: what is not abstract has a default.
+
+    In all answers, `model` is the run's, and a loader's batches are asked for by `batches(loader)`, see `Batches`.
+    """
 
     # --- once, at the beginning ---
 
-    @abstractmethod
-    def load_data(self, init: str | Path | None) -> Data:
-        """init: weights to begin with; pixels are then normalised as these are used to."""
-
-    @abstractmethod
-    def make_model_args(self) -> dict[str, Any]:
-        """The options of the model: what `self.about` says of the data, unless the run says otherwise."""
-
-    def show_data(self) -> None:
-        """Let a new model take from the data what it needs, before any weights are loaded."""
+    def check(self) -> None:
+        """Raise ScratchvitError for settings that make no sense. Called first, after the checks of every run."""
         return
 
     @abstractmethod
-    def make_objective(self) -> Any:
-        """What a model's answers are judged by."""
+    def load_data(self, init: str | Path | None) -> Data:
+        """The data. init: the weights to begin with, if any; normalise pixels as these expect them."""
 
     @abstractmethod
-    def make_optimizer(self) -> optim.Optimizer: ...
+    def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """Arguments of `create_model`: what the data decide, and what the run asks for. about: of `Data.about`."""
+
+    def init_from_data(self, model: Any) -> None:
+        """Give a new model what it takes from the data. Called before weights are loaded; not when a run resumes."""
+        return
+
+    def prepare_loss(self, model: Any) -> None:
+        """Build what the loss needs. The model has its initial weights; those of a resumed run come later."""
+        return
 
     @abstractmethod
-    def make_meter(self, **sums: Any) -> Sums:
-        """An empty one, or with the sums of one that was read. Asked for anew in every epoch."""
+    def param_groups(self, model: Any) -> list[dict[str, Any]]:
+        """The parameters in groups, as `optim.param_groups` makes them."""
 
-    def before_training(self) -> None:
-        """Do what takes time, and has to be done again when a run goes on."""
+    @abstractmethod
+    def meter(self, **sums: Any) -> Sums:
+        """An empty meter, or with the fields of one that was read. Asked for in every epoch."""
+
+    def before_training(self, batches: Batches) -> None:
+        """Compute what is not saved. Called in every session that has steps to make, before the first."""
         return
 
     # --- every step ---
 
-    @abstractmethod
-    def compute(self, images: np.ndarray, *rest: Any) -> tuple[Tensor, tuple[Any, ...]]:
-        """The forward: a batch as the loader gives it → its loss, and what the meter adds once the step has been made.
-
-        Raises NoLoss for answers so far from finite that there is none.
-        """
-
-    def inputs(self, *rest: Any) -> Mapping[str, Any]:
-        """What the model is called with beside the images."""
+    def inputs(self, batch: Any) -> Mapping[str, Any]:
+        """Keyword arguments of the model beside the images, such as a padding mask."""
         return {}
 
     @abstractmethod
-    def shown(self, meter: Any) -> dict[str, str]:
-        """What the progress bar says, now and then."""
+    def loss(self, model: Any, batch: Any, inputs: Mapping[str, Any], step: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """The forward: (loss, a number; arguments of the meter's `add`, which is called if the step is made).
+
+        batch: as the loader gives it, arrays on the host. inputs: of this batch. step: from 0; random numbers that
+        come from (seed, step) alone are the same in a resumed run. Raises `step.NoLoss` if the outputs are so far from
+        finite that there is no loss.
+        """
 
     # --- every epoch ---
 
     @abstractmethod
-    def train_columns(self, meter: Any) -> Row:
-        """Those columns of the epoch's row that tell of its training; meter: read."""
+    def validate(self, model: Any, batches: Batches) -> Row:
+        """The epoch's columns about the validation split, "val_loss" among them. The model has its averaged weights.
 
-    @abstractmethod
-    def evaluate_val(self) -> Row:
-        """Those that tell of the validation, "val_loss" among them, with the weights that the model has now."""
+        Raises `step.NotFinite` if there is no such figure; also if "val_loss" is not finite, the run ends.
+        """
+
+    def draw(self, folder: Path, epoch: int) -> None:
+        """Write pictures of the validation that was just made into the run's folder. epoch: from 1."""
+        return
 
     @abstractmethod
     def merit(self, row: Row) -> tuple[float, ...]:
-        """What the best epoch has most of."""
+        """How good an epoch was, as a tuple: the best epoch has the largest one, the first of equals."""
 
     @abstractmethod
-    def line(self, row: Row, best: str) -> str:
-        """What the log says of an epoch's learning; best: " (best)", or nothing."""
+    def line(self, row: Row) -> str:
+        """The log's text about an epoch: its losses and figures."""
 
     # --- once, at the end ---
 
     @abstractmethod
-    def test(self, row: Row, course: Course) -> ResultT:
-        """Evaluate on the test split; the model has the weights of the best epoch, whose row this is."""
+    def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Any:
+        """The run's result, with figures of the test split. The model has the best epoch's weights; row: that epoch's.
+
+        Raises `step.NotFinite` as `validate` does.
+        """

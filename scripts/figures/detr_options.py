@@ -28,7 +28,7 @@ from typing import Any
 from experiment import COLOURS, main, write_csv
 
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.trainer import train_detector
+from scratchvit.detection.task import train_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import write_atomically
 from scratchvit.inspect.figures import GRID, INK, read_metrics, sheet

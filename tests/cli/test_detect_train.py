@@ -15,9 +15,9 @@ import scratchvit as sv
 from scratchvit.cli import detect_train, main
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.trained import open_detector
-from scratchvit.detection.trainer import DetectionTrainer
 from scratchvit.models import model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
+from scratchvit.training import TrainingLoop
 from scratchvit.training.folder import read_config
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import coco, write_coco
@@ -174,7 +174,7 @@ def test_what_makes_a_run_hopeless_is_told_before_it_begins(tmp_path, capsys, no
         write_picture(tmp_path / "many" / "train" / entry["file_name"], (400, 300))
     words = ["--data", str(tmp_path / "many"), *TINY, "--frozen-bn", "--val-fraction=.3", "--short-side=600"]
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(DetectionTrainer, "run", lambda self: sys.exit(3))     # before the first step
+        patched.setattr(TrainingLoop, "run", lambda self: sys.exit(3))     # before the first step
         assert main(["detect-train", *words, "--out", "run"]) == 3
     out = capsys.readouterr().out
     assert "warning   frozen_bn keeps the batch norms of a backbone that was never trained" in out

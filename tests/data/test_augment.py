@@ -43,8 +43,8 @@ def test_a_loader_gives_the_same_pictures_however_far_ahead_it_works(prefetch):
         RandomErasing(mode="pixel"),
     )
     dataset = random_dataset(50)
-    expected = [x for x, _ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=1)]
-    given = [x for x, _ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=prefetch)]
+    expected = [x for x, *_ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=1)]
+    given = [x for x, *_ in Loader(dataset, 16, transform, shuffle=True, seed=3, prefetch=prefetch)]
     assert [x.shape for x in given] == [(16, 3, 12, 12)] * 3 + [(2, 3, 12, 12)]
     assert all(np.array_equal(a, b) for a, b in zip(expected, given))
     assert not np.array_equal(given[0], given[1])

@@ -23,7 +23,7 @@ def make(**options):
 def same(batches, others):
     batches, others = list(batches), list(others)
     return len(batches) == len(others) and all(
-        np.array_equal(x, u) and np.array_equal(y, v) for (x, y), (u, v) in zip(batches, others)
+        np.array_equal(x, u) and np.array_equal(y, v) for (x, y, _), (u, v, _) in zip(batches, others)
     )
 
 
@@ -36,23 +36,23 @@ def test_an_epoch_in_order():
     loader = Loader(dataset, 8, PLAIN)
     batches = list(loader)
     assert len(loader) == len(batches) == 7
-    assert [x.shape for x, _ in batches] == [(8, 3, 8, 8)] * 6 + [(2, 3, 8, 8)]
-    assert {(x.dtype, y.dtype) for x, y in batches} == {(np.dtype(np.float32), np.dtype(np.int64))}
-    assert np.array_equal(np.concatenate([x for x, _ in batches]), PLAIN(dataset.images(range(50))))
-    assert np.array_equal(np.concatenate([y for _, y in batches]), dataset.labels)
+    assert [x.shape for x, *_ in batches] == [(8, 3, 8, 8)] * 6 + [(2, 3, 8, 8)]
+    assert {(x.dtype, y.dtype) for x, y, _ in batches} == {(np.dtype(np.float32), np.dtype(np.int64))}
+    assert np.array_equal(np.concatenate([x for x, *_ in batches]), PLAIN(dataset.images(range(50))))
+    assert np.array_equal(np.concatenate([y for _, y, _ in batches]), dataset.labels)
 
 
 def test_drop_last():
     loader = make(drop_last=True)
     assert len(loader) == 6
-    assert [len(y) for _, y in loader] == [8] * 6
+    assert [len(y) for _, y, _ in loader] == [8] * 6
     assert len(Loader(random_dataset(48), 8, PLAIN, drop_last=True)) == 6
 
 
 def test_shuffling_gives_every_picture_once_in_a_new_order_each_epoch():
     dataset = ArrayDataset(np.zeros((50, 2, 2, 3), np.uint8), np.arange(50), [str(i) for i in range(50)])
     loader = Loader(dataset, 8, PLAIN, shuffle=True)
-    first, second = (np.concatenate([y for _, y in loader]) for _ in range(2))
+    first, second = (np.concatenate([y for _, y, _ in loader]) for _ in range(2))
     assert sorted(first) == sorted(second) == list(range(50))
     assert not np.array_equal(first, second)
     assert not np.array_equal(first, np.arange(50))
@@ -69,7 +69,7 @@ def test_order_and_augmentation_follow_from_the_seed():
 def test_augmentation_differs_between_batches_and_epochs():
     dataset = ArrayDataset(np.tile(random_dataset(1).images([0]), (16, 1, 1, 1)), np.zeros(16, int), ("same",))
     loader = Loader(dataset, 8, RandomCrop(4))
-    batches = [x for _ in range(2) for x, _ in loader]
+    batches = [x for _ in range(2) for x, *_ in loader]
     assert not any(np.array_equal(a, b) for i, a in enumerate(batches) for b in batches[:i])
 
 

@@ -11,9 +11,8 @@ from PIL import Image
 from scratchvit.data import folder as folders
 from scratchvit.data import load
 from scratchvit.errors import ScratchvitError
-from scratchvit.training import load_checkpoint, read_config, train
-from scratchvit.training.classification import Trainer
-from scratchvit.training.setup import TrainingData
+from scratchvit.training import ClassificationTask, TrainingLoop, load_checkpoint, read_config, train
+from scratchvit.training.classification.data import TrainingData
 from tests.support.data_samples import random_images
 from tests.support.platforms import is_running
 from tests.support.runs import EVERYTHING, assert_same_run
@@ -79,14 +78,14 @@ def rot(photos, tmp_path):
 
 def at_step(monkeypatch, step, action):
     """Do something after so many steps."""
-    one_step = Trainer._step
+    one_step = TrainingLoop._step
 
-    def step_and_act(self, *arguments):
-        one_step(self, *arguments)
+    def step_and_act(self, batch, look):
+        one_step(self, batch, look)
         if self.step == step:
             action(self)
 
-    monkeypatch.setattr(Trainer, "_step", step_and_act)
+    monkeypatch.setattr(TrainingLoop, "_step", step_and_act)
 
 
 PICTURE = r"[/\\]train[/\\](ant|bee)[/\\]\d\d\.png"
@@ -107,7 +106,7 @@ def test_a_picture_that_rots_in_the_middle_of_an_epoch(config, straight, rot, ki
     how, sentence = HOW[kind]
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        at_step(patched, 12, lambda trainer: rot.spoil("train", how))
+        at_step(patched, 12, lambda loop: rot.spoil("train", how))
         with pytest.raises(ScratchvitError, match=sentence) as caught:
             train(config.replace(workers=workers), run)
     saved = int(re.search(r"The run is saved at step (\d+) of 20; .*, go on with:", str(caught.value))[1])
@@ -130,7 +129,7 @@ def test_a_picture_that_rots_before_it_is_evaluated(config, straight, rot, part,
     """The averaged weights are in the model during validation: they must not be saved in place of its own."""
     run, final = tmp_path / "run", 20 if part == "test" else 10
     with monkeypatch.context() as patched:
-        at_step(patched, final, lambda trainer: rot.spoil(part, lambda path: path.unlink()))
+        at_step(patched, final, lambda loop: rot.spoil(part, lambda path: path.unlink()))
         said = rf"[/\\]{part}[/\\]ant[/\\]00\.png: no such .* saved at step {final} of 20"
         with pytest.raises(ScratchvitError, match=said):
             train(config, run)
@@ -141,12 +140,12 @@ def test_a_picture_that_rots_before_it_is_evaluated(config, straight, rot, part,
 
 
 def test_the_first_picture_is_rotten(config, straight, rot, tmp_path, monkeypatch):
-    def spoil_before(self):     # what comes last before the first epoch
+    def spoil_before(self, batches):     # what comes last before the first epoch
         rot.spoil("train", lambda path: path.unlink())
 
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "ask_the_teacher", spoil_before)
+        patched.setattr(ClassificationTask, "before_training", spoil_before)
         with pytest.raises(ScratchvitError, match=r"no such picture.* saved at step 0 of 20"):
             train(config, run)
     rot.mend()
@@ -157,14 +156,14 @@ def test_the_first_picture_is_rotten(config, straight, rot, tmp_path, monkeypatc
 def test_a_picture_that_rots_stops_a_run_that_leaves_bad_ones_out(config, rot, tmp_path, monkeypatch):
     """What is left out is settled when a run begins: another order of pictures would be another run."""
     run = tmp_path / "run"
-    at_step(monkeypatch, 3, lambda trainer: rot.spoil("train", lambda path: path.write_bytes(b"rotten")))
+    at_step(monkeypatch, 3, lambda loop: rot.spoil("train", lambda path: path.write_bytes(b"rotten")))
     with pytest.raises(ScratchvitError, match="saved at step"):
         train(config.replace(skip_bad=True), run)
 
 
 def test_a_worker_that_is_killed(config, straight, tmp_path, monkeypatch):
-    def kill(trainer):
-        trainer.loader._processes._processes[0].kill()
+    def kill(loop):
+        loop.loader._processes._processes[0].kill()
 
     run = tmp_path / "run"
     with monkeypatch.context() as patched:
@@ -179,7 +178,7 @@ def test_a_worker_that_is_killed(config, straight, tmp_path, monkeypatch):
 
 def test_a_run_leaves_no_worker_behind(config, tmp_path, monkeypatch):
     started = []
-    at_step(monkeypatch, 2, lambda trainer: started.extend(p.pid for p in trainer.loader._processes._processes))
+    at_step(monkeypatch, 2, lambda loop: started.extend(p.pid for p in loop.loader._processes._processes))
     train(config.replace(workers=2, epochs=1), tmp_path / "run")
     assert len(started) == 2
     assert not any(map(is_running, started))
@@ -196,13 +195,13 @@ def test_crops_are_cut_from_the_originals(config, tmp_path):
     splits = load(tmp_path, img_size=40)
     assert not splits.train.images(range(5)).any()
     loader = TrainingData(splits, (0.0,) * 3, (1.0,) * 3).train_loader(config.replace(batch_size=8))
-    shown = np.concatenate([x.max(axis=(1, 2, 3)) > 0.5 for x, _ in loader])
+    shown = np.concatenate([x.max(axis=(1, 2, 3)) > 0.5 for x, *_ in loader])
     assert 0 < shown.mean() < 1
 
 
 @pytest.mark.parametrize(("waited", "advice"), [(0.0, False), (1e9, True)])
 def test_a_loop_that_waits_for_pictures_says_so(config, waited, advice, tmp_path, monkeypatch):
-    at_step(monkeypatch, 10, lambda trainer: setattr(trainer.loader, "waited", waited))
+    at_step(monkeypatch, 10, lambda loop: setattr(loop.loader, "waited", waited))
     lines = []
     train(config.replace(epochs=1), tmp_path / "run", log=lines.append)
     assert ("% of the time waiting for pictures: try --workers 1" in lines[0]) is advice

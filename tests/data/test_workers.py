@@ -48,7 +48,7 @@ def test_workers_change_nothing(workers):
     reference.load_state_dict({"epoch": 1, "batch": 4, "seed": 3})
     rest = list(loader)
     assert_same(rest, reference)
-    assert len(rest) == 3 and all(x.flags.writeable for x, _ in rest)
+    assert len(rest) == 3 and all(x.flags.writeable for x, *_ in rest)
     loader.close()
 
 
@@ -82,7 +82,7 @@ def open_files_around_a_worker():
 
 @pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="only Linux tells a process's threads so")
 def test_workers_are_other_processes_of_one_thread_each():
-    told = np.array([x for x, _ in make(2, tell_about_the_process)])
+    told = np.array([x for x, *_ in make(2, tell_about_the_process)])
     assert os.getpid() not in told[:, 0] and 1 <= len(set(told[:, 0])) <= 2
     assert (told[:, 1:] == 1).all()
 

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from scratchvit import Tensor
-from scratchvit.detection import setup
+from scratchvit.detection import run_data, task
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.scenes import load_scenes
-from scratchvit.detection.losses import Output
-from scratchvit.detection.trainer import LossMeter, train_detector
+from scratchvit.detection.losses import Output, to_columns
+from scratchvit.detection.task import make_criterion, train_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
+from scratchvit.training import Means
 from tests.support import detection_runs
 from tests.support.detection_runs import CONFIG, SIZES
 from tests.support.detection_samples import coco, write_coco
@@ -52,7 +53,7 @@ def test_settings_that_make_no_sense_are_one_sentence(changes, sentence, tmp_pat
 def test_without_pycocotools_nothing_begins(tmp_path, monkeypatch):
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(setup, "load_data", None)
+    monkeypatch.setattr(task, "load_data", None)
     with pytest.raises(ScratchvitError, match=r"pip install \"scratchvit\[coco\]\""):
         train_detector(CONFIG, tmp_path / "run")
 
@@ -64,18 +65,18 @@ def test_bad_entries_are_left_out_if_asked_for(tmp_path):
     write_coco(tmp_path / "data", "train", content)
     config = CONFIG.replace(data=str(tmp_path / "data"))
     with pytest.raises(ScratchvitError, match="99"):
-        setup.load_data(config)
-    assert len(setup.load_data(config.replace(skip_bad=True)).splits.skipped) == 1
+        run_data.load_data(config)
+    assert len(run_data.load_data(config.replace(skip_bad=True)).splits.skipped) == 1
 
 
 def test_sizes_and_flips_are_as_asked_for():
-    plain = setup.load_data(CONFIG)
+    plain = run_data.load_data(CONFIG)
     images, mask, _ = next(iter(plain.train_loader(CONFIG)))
     assert images.shape == (4, 3, 48, 48) and not mask.any()
     config = CONFIG.replace(short_side=60, longest=90, multi_scale=True)
-    data = setup.load_data(config)
+    data = run_data.load_data(config)
     assert (data.about()["short_side"], data.about()["longest"]) == (60, 90)
-    assert setup.load_data(config.replace(longest=0)).about()["longest"] == 100
+    assert run_data.load_data(config.replace(longest=0)).about()["longest"] == 100
     views = data.train_loader(config).views
     shown = [views.view(place) for place in range(100)]
     assert {min(view.size) for view in shown} > {36, 60} and not any(view.mirrored for view in shown)
@@ -85,15 +86,15 @@ def test_sizes_and_flips_are_as_asked_for():
 
 
 def test_how_long_an_epoch_of_scenes_is():
-    data = setup.load_data(CONFIG.replace(epoch_images=7))
+    data = run_data.load_data(CONFIG.replace(epoch_images=7))
     assert len(data.splits.train) == 7 and len(data.train_loader(CONFIG)) == 2
 
 
 def test_one_batch_is_the_same_in_every_step_and_in_every_split():
     config = CONFIG.replace(overfit_one_batch=True, batch_size=3, flip=True, color_jitter=0.5)
-    data = setup.load_data(config)
+    data = run_data.load_data(config)
     first, *others = [images for images, _, _ in data.train_loader(config)]
-    assert len(others) == setup.OVERFIT_STEPS - 1 and all(np.array_equal(first, images) for images in others)
+    assert len(others) == run_data.OVERFIT_STEPS - 1 and all(np.array_equal(first, images) for images in others)
     for split in (data.splits.val, data.splits.test):
         assert len(split) == 3
         (images, _, targets), = data.eval_loader(split, 3)
@@ -104,7 +105,7 @@ def test_one_batch_is_the_same_in_every_step_and_in_every_split():
 
 def test_worker_processes_make_the_same_batches():
     config = CONFIG.replace(overfit_one_batch=True, batch_size=3)
-    data = setup.load_data(config)
+    data = run_data.load_data(config)
     loaders = [data.train_loader(config.replace(workers=workers)) for workers in (0, 1)]
     here, there = (next(iter(loader)) for loader in loaders)
     loaders[1].close()
@@ -114,18 +115,19 @@ def test_worker_processes_make_the_same_batches():
 def test_mean_and_deviation_are_those_of_the_training_pictures():
     scenes = load_scenes(48, train=5).train
     pixels = np.stack([np.asarray(scenes.picture(index)) for index in range(5)]).reshape(-1, 3) / 255
-    mean, std = setup.channel_stats(scenes)
+    mean, std = run_data.channel_stats(scenes)
     np.testing.assert_allclose(mean, pixels.mean(axis=0), rtol=1e-12)
     np.testing.assert_allclose(std, pixels.std(axis=0), rtol=1e-12)
 
 
 def test_the_meter_weighs_batches_by_their_images():
-    meter = LossMeter()
+    meter = Means()
     for total, ce, error, images in ((3.0, 1.0, 50, 3), (7.0, 2.0, 100, 1)):
         of_layer = {"ce": Tensor(np.float32(ce)), "class_error": np.float32(error)}
-        meter.add(Tensor(np.float32(total)), {Output("decoder", 0): of_layer}, images)
+        losses = to_columns({Output("decoder", 0): of_layer})
+        meter.add({"loss": Tensor(np.float32(total)), **losses}, images)
     assert meter.read().columns("val_") == {"val_loss": 4.0, "val_loss_ce": 1.25, "val_class_error": 62.5}
-    assert meter.loss == 4.0 and LossMeter().loss == 0.0
+    assert meter.loss == 4.0 and Means().loss == 0.0
 
 
 def test_a_class_counts_as_the_paper_of_its_loss_says():
@@ -138,4 +140,4 @@ def test_a_class_counts_as_the_paper_of_its_loss_says():
 
 
 def criterion_of(config):
-    return setup.make_criterion(config, create_model(config.model, **config.model_args, num_classes=10))
+    return make_criterion(config, create_model(config.model, **config.model_args, num_classes=10))

@@ -7,11 +7,12 @@ import signal
 import numpy as np
 import pytest
 
+from scratchvit import backend
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
-from scratchvit.detection.trainer import DetectionTrainer, prepare_detector, train_detector
+from scratchvit.detection.task import DetectionTask, prepare_detector, train_detector
 from scratchvit.errors import ScratchvitError
-from scratchvit.training import Interrupted, RunFolder, TrainConfig, load_checkpoint, read_config, train
+from scratchvit.training import Interrupted, TrainConfig, TrainingLoop, load_checkpoint, read_config, train
 from scratchvit.training.folder import command_of
 from tests.support import detection_runs, runs, strict_array
 from tests.support.detection_runs import CONFIG, EVERYTHING, SIZES, quiet
@@ -116,7 +117,7 @@ def straight(tmp_path_factory):
 @pytest.mark.parametrize("step", [1, 3, 5, 9])      # within an epoch, at its end, and before the last validation
 def test_interrupted_and_resumed(straight, step, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        stop_at(patched, step, trainer=DetectionTrainer)
+        stop_at(patched, step)
         with pytest.raises(Interrupted, match=f"saved at step {step} of 9.*scratchvit detect-train --resume"):
             train_detector(EVERYTHING, tmp_path / "run", log=quiet)
     result = train_detector(read_config(tmp_path / "run", DetectConfig), tmp_path / "run", resume=True, log=quiet)
@@ -126,14 +127,14 @@ def test_interrupted_and_resumed(straight, step, tmp_path, monkeypatch):
 
 def test_stopped_during_validation(straight, tmp_path, monkeypatch):
     """The averaged weights are in the model then: they must not be saved in place of its own."""
-    validate = DetectionTrainer._evaluate
+    validate = DetectionTask.validate
 
-    def interrupted(self, dataset):
+    def interrupted(self, model, batches):
         signal.raise_signal(signal.SIGTERM)
-        return validate(self, dataset)
+        return validate(self, model, batches)
 
     with monkeypatch.context() as patched:
-        patched.setattr(DetectionTrainer, "_evaluate", interrupted)
+        patched.setattr(DetectionTask, "validate", interrupted)
         with pytest.raises(Interrupted):
             train_detector(EVERYTHING, tmp_path / "run", log=quiet)
     train_detector(EVERYTHING, tmp_path / "run", resume=True, log=quiet)
@@ -185,17 +186,17 @@ def test_a_new_head_for_other_classes(finished, tmp_path):
     config = CONFIG.replace(data=str(tmp_path / "data"), init=str(folder), epochs=1)
     with pytest.raises(ScratchvitError, match="class_embed"):
         prepare_detector(config, tmp_path / "run")
-    trainer = prepare_detector(config.replace(new_head=True), tmp_path / "run", log=quiet)
-    with trainer.folder:
+    loop = prepare_detector(config.replace(new_head=True), tmp_path / "run", log=quiet)
+    with loop.folder:
         best = load_checkpoint(folder)
-        weights = trainer.model.state_dict()
-        assert weights["class_embed.weight"].shape == (3, 32) and trainer.about["category_ids"] == [3, 7]
+        weights = loop.model.state_dict()
+        assert weights["class_embed.weight"].shape == (3, 32) and loop.about["category_ids"] == [3, 7]
         for name, weight in best.model.items():
             if not name.startswith(HEADS):
                 assert np.array_equal(weights[name], weight), name
-        assert trainer.about["mean"] == best.data["mean"]       # pixels as the weights are used to
-        assert trainer.loaded is not None
-        assert trainer.run().epochs == 1
+        assert loop.about["mean"] == best.data["mean"]       # pixels as the weights are used to
+        assert loop.loaded is not None
+        assert loop.run().epochs == 1
 
 
 @pytest.mark.parametrize("options", [{"denoising": 1}, {"two_stage": True}], ids=str)
@@ -206,9 +207,9 @@ def test_a_new_head_is_all_that_knows_the_classes(options, tmp_path):
     for part in ("train", "val"):
         write_coco(tmp_path / "data", part)
     config = config.replace(data=str(tmp_path / "data"), init=str(tmp_path / "first"), new_head=True)
-    trainer = prepare_detector(config, tmp_path / "run", log=quiet)
-    with trainer.folder:
-        best, weights = load_checkpoint(tmp_path / "first").model, trainer.model.state_dict()
+    loop = prepare_detector(config, tmp_path / "run", log=quiet)
+    with loop.folder:
+        best, weights = load_checkpoint(tmp_path / "first").model, loop.model.state_dict()
     anew = {name for name, weight in best.items() if not np.array_equal(weight, weights[name])}
     knows_classes = ("class_embed.", "label_enc.", "proposals.class_embed.")
     assert anew <= {name for name in best if name.startswith(knows_classes)}
@@ -226,10 +227,10 @@ def test_of_a_run_with_query_groups_the_first_is_enough(model, table, tmp_path):
     alone = config.replace(model_args=SIZES, init=str(tmp_path / "first"))
     for groups in (1, 2):
         changed = alone.replace(model_args=SIZES | {"query_groups": groups})
-        trainer = prepare_detector(changed, tmp_path / str(groups), log=quiet)
-        with trainer.folder:
-            weights = trainer.model.state_dict()
-        assert trainer.loaded.adapted == [f"{table}: the first {groups} of 3 query groups"]
+        loop = prepare_detector(changed, tmp_path / str(groups), log=quiet)
+        with loop.folder:
+            weights = loop.model.state_dict()
+        assert loop.loaded.adapted == [f"{table}: the first {groups} of 3 query groups"]
         assert np.array_equal(weights[table], best[table][: 10 * groups])
         assert all(np.array_equal(value, weights[name]) for name, value in best.items() if name != table)
     # 30 queries that are no groups are not cut.
@@ -240,10 +241,10 @@ def test_of_a_run_with_query_groups_the_first_is_enough(model, table, tmp_path):
 
 def weights_after(config, folder):
     """{name: weight} before the first step and at the end of a run."""
-    trainer = prepare_detector(config, folder, log=quiet)
-    with trainer.folder:
-        before = trainer.model.state_dict()
-        trainer.run()
+    loop = prepare_detector(config, folder, log=quiet)
+    with loop.folder:
+        before = loop.model.state_dict()
+        loop.run()
     return before, load_checkpoint(folder / "last.safetensors").model
 
 
@@ -260,12 +261,12 @@ def test_the_backbone_has_a_learning_rate_of_its_own(tmp_path):
     config = CONFIG.replace(optimizer="adam", weight_decay=0.0, clip_grad=0.0, schedule="constant", warmup_epochs=0.0)
     steps = {}
     for share in (0.0, 0.1, 1.0):
-        trainer = DetectionTrainer(config.replace(lr_backbone=share), RunFolder(tmp_path / str(share)))
-        before = trainer.model.state_dict()
-        images, *rest = next(iter(trainer.loader))
-        trainer.model.train()
-        trainer._step(images, rest, look=True)
-        after = trainer.model.state_dict()
+        loop = prepare_detector(config.replace(lr_backbone=share), tmp_path / str(share), log=quiet)
+        before = loop.model.state_dict()
+        batch = next(iter(loop.loader))
+        loop.model.train()
+        loop._step(batch, look=True)
+        after = loop.model.state_dict()
         steps[share] = {
             part: np.median(np.abs(after[name] - before[name]))
             for part, name in (("backbone", "backbone.0.body.conv1.weight"), ("head", "class_embed.weight"))
@@ -281,31 +282,31 @@ def test_the_backbone_has_a_learning_rate_of_its_own(tmp_path):
 
 def spoil(monkeypatch, *steps):
     """Make the pictures of these steps (from 1) such that a prediction is NaN: the matcher has nothing to go by."""
-    make_step = DetectionTrainer._step
+    make_step = TrainingLoop._step
 
-    def spoiled(self, images, *rest):
+    def spoiled(self, batch, look):
         if self.step + 1 in steps:
-            images = images.copy()
-            images[-1, 0, 2, 2] = np.nan
-        make_step(self, images, *rest)
+            batch = batch._replace(images=batch.images.copy())
+            batch.images[-1, 0, 2, 2] = np.nan
+        make_step(self, batch, look)
 
-    monkeypatch.setattr(DetectionTrainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
 
 
 def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
     states = []
-    make_step = DetectionTrainer._step
+    make_step = TrainingLoop._step
 
-    def watched(self, *batch):
+    def watched(self, batch, look):
         before = self.model.state_dict(), self.optimizer.state_dict()
-        make_step(self, *batch)
+        make_step(self, batch, look)
         after = self.model.state_dict(), self.optimizer.state_dict()
         states.append(all(
             one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
             for one, two in zip(before, after)
         ))
 
-    monkeypatch.setattr(DetectionTrainer, "_step", watched)
+    monkeypatch.setattr(TrainingLoop, "_step", watched)
     spoil(monkeypatch, 2)
     lines = []
     result = train_detector(CONFIG.replace(non_finite="skip"), tmp_path / "run", log=lines.append)
@@ -316,14 +317,14 @@ def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
 
 
 def test_predictions_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
-    make_step = DetectionTrainer._step
+    make_step = TrainingLoop._step
 
-    def spoiled(self, *batch):
+    def spoiled(self, batch, look):
         if self.step == 4:
             self.model.transformer.decoder.layers[1].linear1.weight.data[...] = 3e38    # finite, its products are not
-        make_step(self, *batch)
+        make_step(self, batch, look)
 
-    monkeypatch.setattr(DetectionTrainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(
         ScratchvitError,
         match=r"step 5 \(epoch 2\): the predictions are not finite; the first layer whose output is not finite is "
@@ -340,12 +341,12 @@ def test_a_model_that_never_recovers_stops(tmp_path, monkeypatch):
 
 
 def test_a_validation_that_is_not_finite_is_told(tmp_path, monkeypatch):
-    def diverge(self):
-        self.model.class_embed.bias.data[...] = np.inf
-        return validate(self)
+    def diverge(self, model, batches):
+        model.class_embed.bias.data[...] = np.inf
+        return validate(self, model, batches)
 
-    validate = DetectionTrainer.evaluate_val
-    monkeypatch.setattr(DetectionTrainer, "evaluate_val", diverge)
+    validate = DetectionTask.validate
+    monkeypatch.setattr(DetectionTask, "validate", diverge)
     with pytest.raises(ScratchvitError, match=r"the predictions for scenes val are not finite; nothing was saved yet"):
         train_detector(CONFIG, tmp_path / "run", log=quiet)
 
@@ -363,12 +364,14 @@ def test_the_matcher_says_it_with_an_error_of_its_own():
 # --- what is asked of a device ---
 
 
-def test_a_step_waits_for_the_device_once(device, tmp_path):
+def test_a_step_waits_for_the_device_once(device, tmp_path, monkeypatch):
     """For the matcher; numbers for meters and logs are read when somebody looks."""
-    trainer = DetectionTrainer(CONFIG, RunFolder(tmp_path / "run"))
-    images, *rest = next(iter(trainer.loader))
-    trainer.model.train()
+    with monkeypatch.context() as patched:
+        patched.setattr(backend, "use", lambda name: None)      # the fixture has chosen the device
+        loop = prepare_detector(CONFIG, tmp_path / "run", log=quiet)
+    batch = next(iter(loop.loader))
+    loop.model.train()
     before = strict_array.transfers
-    trainer._step(images, rest, look=False)
+    loop._step(batch, look=False)
     assert strict_array.transfers - before == (1 if device == "strict" else 0)
-    assert np.isfinite(trainer.meter.read().loss)
+    assert np.isfinite(loop.meter.read().loss)

@@ -320,9 +320,9 @@ def test_bits_per_pixel_fall_below_the_histograms(tmp_path):
 
 
 def test_the_best_epoch_is_the_one_of_the_least_loss(tmp_path):
-    trainer = prepare(RUN, tmp_path / "run")
+    loop = prepare(RUN, tmp_path / "run")
     sure, careful = ({"val_loss": loss, "val_accuracy": share} for loss, share in ((2.0, 0.9), (1.9, 0.1)))
-    assert trainer.merit(careful) > trainer.merit(sure)
+    assert loop.task.merit(careful) > loop.task.merit(sure)
 
 
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
@@ -346,9 +346,9 @@ def test_what_was_learned_from_pixels_is_fine_tuned_for_classes(run, tmp_path):
     config = RUN.replace(
         model_args={**RUN.model_args, "num_classes": 10}, init=str(run[0] / "best.safetensors"), new_head=True
     )
-    trainer = prepare(config, tmp_path / "run")
-    assert set(trainer.loaded.left_out) == {"lm_head.weight"} and trainer.loaded.as_drawn == ["score.weight"]
-    found = trainer.model.state_dict()
+    loop = prepare(config, tmp_path / "run")
+    assert set(loop.loaded.left_out) == {"lm_head.weight"} and loop.loaded.as_drawn == ["score.weight"]
+    found = loop.model.state_dict()
     assert all(np.array_equal(found[name], before[name]) for name in found if name != "score.weight")
-    result = trainer.run()
+    result = loop.run()
     assert result.test_loss < np.log(10) and result.test_predictions.labels.shape == (360,)

@@ -3,7 +3,7 @@
 import pytest
 
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.trainer import train_detector
+from scratchvit.detection.task import train_detector
 from scratchvit.recipes import load_recipe
 
 BAR = 0.1       # of AP50 on the test scenes; two seeds gave 0.25 and 0.17, and the whole recipe gives 0.97

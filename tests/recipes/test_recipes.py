@@ -12,7 +12,9 @@ from scratchvit.data import list_datasets
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.recipes import DEFAULTS, list_recipes, load_recipe, recipe_for
-from scratchvit.training import TrainConfig, setup
+from scratchvit.training import ClassificationTask, TrainConfig
+from scratchvit.training.build import check_run
+from scratchvit.training.classification.task import coarse_patches
 
 SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1)}
 
@@ -20,10 +22,11 @@ SHAPES = {"digits": (8, 8, 1), "mnist": (28, 28, 1), "fashion-mnist": (28, 28, 1
 @pytest.mark.parametrize("name", list_recipes())
 def test_a_recipe_builds_a_model_that_takes_its_data(name):
     config = load_recipe(name)
-    setup.check(config)
+    check_run(config)
+    ClassificationTask(config).check()
     assert config.data in list_datasets()
     about = {"image_shape": SHAPES.get(config.data, (32, 32, 3)), "classes": ["a"] * 10, "name": config.data}
-    args = setup.model_args(config, about)
+    args = ClassificationTask(config).model_args(about)
     model = sv.create_model(config.model, **args)
     side = args["img_size"]
     answers = model(np.zeros((2, args["in_chans"], side, side), np.float32)).shape
@@ -85,13 +88,13 @@ def test_an_unknown_recipe_is_named_with_the_known_ones(capsys):
 def test_too_few_tokens_are_warned_of(img_size, patch_size, says):
     tiny = {"embed_dim": 8, "depth": 1, "num_heads": 1}
     model = sv.create_model("vit_tiny_patch16_224", img_size=img_size, patch_size=patch_size, **tiny)
-    warning = setup.coarse_patches(model)
+    warning = coarse_patches(model)
     assert warning is None if says is None else re.search(says, warning)
 
 
 def test_a_resnet_is_not_warned_of():
     assert model_config("resnet18")
-    assert setup.coarse_patches(sv.create_model("resnet18", num_classes=2)) is None
+    assert coarse_patches(sv.create_model("resnet18", num_classes=2)) is None
 
 
 def test_advice_on_patches_is_given_where_there_are_such():
@@ -99,7 +102,7 @@ def test_advice_on_patches_is_given_where_there_are_such():
     hybrid = sv.create_model("vit_tiny_r_s16_p8_224", img_size=64, **tiny)
     pyramid = sv.create_model("mvitv2_tiny", img_size=16, embed_dim=8, depths=(1, 1), num_heads=1)
     for model in (hybrid, pyramid):
-        assert "larger images give more" in setup.coarse_patches(model)
+        assert "larger images give more" in coarse_patches(model)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +116,14 @@ def test_advice_on_patches_is_given_where_there_are_such():
 )
 def test_what_regularisation_means_for_a_model(model, dropped):
     about = {"image_shape": (32, 32, 3), "classes": ["a"] * 10, "name": "pictures"}
-    args = setup.model_args(TrainConfig(model=model, regularisation=0.1), about)
+    args = ClassificationTask(TrainConfig(model=model, regularisation=0.1)).model_args(about)
     assert {name for name, value in args.items() if name.endswith("_rate") and value == 0.1} == dropped
 
 
 def test_a_model_of_clips_takes_pictures_as_clips_of_one_frame():
     about = {"image_shape": (32, 32, 3), "classes": ["a"] * 10, "name": "pictures"}
-    assert setup.model_args(TrainConfig(model="mvit_v1_b"), about)["num_frames"] == 1
-    assert "num_frames" not in setup.model_args(TrainConfig(model="mvitv2_tiny"), about)
+    assert ClassificationTask(TrainConfig(model="mvit_v1_b")).model_args(about)["num_frames"] == 1
+    assert "num_frames" not in ClassificationTask(TrainConfig(model="mvitv2_tiny")).model_args(about)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from scratchvit.models import create_model
 from scratchvit.recipes import list_recipes, load_recipe
 from scratchvit.reports.classification import Run, open_run, write_report
 from scratchvit.training import Meter, Predictions, TrainConfig
-from scratchvit.training.setup import TrainingData
+from scratchvit.training.classification.data import TrainingData
 from tests.support.browser import contrast, look_at
 from tests.support.data_samples import random_images, write_picture
 from tests.support.pages import EVIL, SCRIPT, Page, assert_self_contained

@@ -4,7 +4,7 @@ import contextlib
 
 import pytest
 
-from scratchvit.detection import load_detection, setup
+from scratchvit.detection import load_detection, run_data
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.scenes import load_scenes
 
@@ -32,7 +32,7 @@ def small_scenes():
         return load_detection(data, seed=seed, **options)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(setup, "load_detection", load)
+        patched.setattr(run_data, "load_detection", load)
         yield
 
 

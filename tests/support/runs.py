@@ -9,8 +9,7 @@ import sys
 
 import numpy as np
 
-from scratchvit.training import TrainConfig, load_checkpoint
-from scratchvit.training.classification import Trainer
+from scratchvit.training import TrainConfig, TrainingLoop, load_checkpoint
 from tests.support.processes import SECONDS
 
 CONFIG = TrainConfig(
@@ -28,7 +27,7 @@ EVERYTHING = CONFIG.replace(
 _PROGRAM = """
 import json, sys
 from scratchvit.errors import ScratchvitError
-from scratchvit.training import Interrupted, TrainConfig, Trainer, train
+from scratchvit.training import Interrupted, TrainConfig, train
 
 folder, config, resume, prelude = json.loads(sys.argv[1])
 exec(prelude)
@@ -60,16 +59,16 @@ def run_in_a_process(folder, config, resume=False, prelude=""):
     return subprocess.CompletedProcess(process.args, process.returncode, out, error)
 
 
-def stop_at(monkeypatch, step, number=signal.SIGINT, trainer=Trainer):
-    """Send this process a signal after so many steps of a trainer of that kind."""
-    make_step = trainer._step
+def stop_at(monkeypatch, step, number=signal.SIGINT):
+    """Send this process a signal after so many steps of a run."""
+    make_step = TrainingLoop._step
 
-    def step_and_stop(self, *batch):
-        make_step(self, *batch)
+    def step_and_stop(self, batch, look):
+        make_step(self, batch, look)
         if self.step == step:
             signal.raise_signal(number)      # os.kill would end a process of Windows
 
-    monkeypatch.setattr(trainer, "_step", step_and_stop)
+    monkeypatch.setattr(TrainingLoop, "_step", step_and_stop)
 
 
 def files_of(folder):

@@ -85,7 +85,7 @@ def entries(folder):
 def assert_same(batches, others):
     batches, others = list(batches), list(others)
     assert len(batches) == len(others)
-    for (x, y), (u, v) in zip(batches, others):
+    for (x, y, _), (u, v, _) in zip(batches, others):
         assert x.dtype == u.dtype and np.array_equal(x, u) and np.array_equal(y, v)
 
 

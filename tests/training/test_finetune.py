@@ -25,13 +25,13 @@ def weights(tmp_path):
 
 def test_it_begins_with_the_weights_and_a_new_head(weights, tmp_path):
     config = CONFIG.replace(init=str(weights), new_head=True, ema_decay=0.9)
-    trainer = prepare(config, tmp_path / "run")
+    loop = prepare(config, tmp_path / "run")
     theirs, fresh = safetensors.numpy.load_file(weights), sv.create_model(CONFIG.model, num_classes=10, **SIZES)
-    state = trainer.model.state_dict()
+    state = loop.model.state_dict()
     assert state["head.weight"].shape == (10, 16)
     for name, expected in (theirs | {k: v for k, v in fresh.state_dict().items() if k.startswith("head.")}).items():
         assert np.array_equal(state[name], expected), name
-    assert np.array_equal(trainer.ema.state_dict()["cls_token"], theirs["cls_token"])     # the average begins there too
+    assert np.array_equal(loop.ema.state_dict()["cls_token"], theirs["cls_token"])     # the average begins there too
 
 
 def test_another_set_of_classes_needs_a_new_head(weights, tmp_path):
@@ -46,20 +46,20 @@ def test_a_new_head_without_a_file_is_refused(tmp_path):
 
 
 def test_pixels_are_normalised_as_the_weights_expect(weights, tmp_path):
-    trainer = prepare(CONFIG.replace(init=str(weights), new_head=True), tmp_path / "theirs")
-    assert trainer.data.mean == trainer.data.std == (0.5,)          # timm's convention for this model
+    loop = prepare(CONFIG.replace(init=str(weights), new_head=True), tmp_path / "theirs")
+    assert loop.task.data.mean == loop.task.data.std == (0.5,)          # timm's convention for this model
     train(CONFIG.replace(epochs=1), tmp_path / "ours")
     ours = tmp_path / "ours" / "best.safetensors"
-    trainer = prepare(CONFIG.replace(init=str(ours)), tmp_path / "more")
-    assert list(trainer.data.mean) == load_checkpoint(ours).data["mean"] != [0.5]
-    assert np.array_equal(trainer.model.state_dict()["cls_token"], load_checkpoint(ours).model["cls_token"])
+    loop = prepare(CONFIG.replace(init=str(ours)), tmp_path / "more")
+    assert list(loop.task.data.mean) == load_checkpoint(ours).data["mean"] != [0.5]
+    assert np.array_equal(loop.model.state_dict()["cls_token"], load_checkpoint(ours).model["cls_token"])
 
 
 def test_it_begins_with_the_best_of_a_runs_folder(tmp_path):
     train(CONFIG.replace(epochs=1), tmp_path / "ours")
-    trainer = prepare(CONFIG.replace(init=str(tmp_path / "ours")), tmp_path / "more")
+    loop = prepare(CONFIG.replace(init=str(tmp_path / "ours")), tmp_path / "more")
     best = load_checkpoint(tmp_path / "ours" / "best.safetensors")
-    assert all(np.array_equal(value, best.model[key]) for key, value in trainer.model.state_dict().items())
+    assert all(np.array_equal(value, best.model[key]) for key, value in loop.model.state_dict().items())
 
 
 def test_a_run_goes_on_without_the_file_that_it_began_with(weights, tmp_path):

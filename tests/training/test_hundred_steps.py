@@ -12,7 +12,8 @@ import pytest
 
 from scratchvit import Tensor, create_model, nn, ops, optim
 from scratchvit.data import Loader, Normalize, load
-from scratchvit.training import TrainConfig, setup
+from scratchvit.training import ClassificationTask, TrainConfig
+from scratchvit.training.build import make_optimizer, make_schedule
 from scratchvit.training.step import LearningStep
 from tests.support.margins import assert_all_close, assert_close, rounding, ulps
 from tests.support.peers import import_timm, randomise
@@ -50,7 +51,7 @@ def digits():
     """100 batches of pictures (16, 1, 8, 8) and labels (16,)."""
     pytest.importorskip("sklearn")
     loader = Loader(load("digits").train, BATCH, Normalize((0.3,), (0.37,)), shuffle=True)
-    batches = [batch for _ in range(2) for batch in loader if len(batch[1]) == BATCH]
+    batches = [batch[:2] for _ in range(2) for batch in loader if len(batch.labels) == BATCH]
     return batches[:STEPS]
 
 
@@ -147,8 +148,8 @@ class FromConfig(Ours):
             clip_grad=max_norm, schedule=schedule, epochs=10, warmup_epochs=warmup / 10, loss_scale=loss_scale,
             **options,
         )
-        self.optimizer = setup.make_optimizer(config, self.model)
-        self.schedule = setup.make_schedule(config, steps_per_epoch=STEPS // 10)
+        self.optimizer = make_optimizer(config, ClassificationTask(config).param_groups(self.model))
+        self.schedule = make_schedule(config, steps_per_epoch=STEPS // 10)
         self.learn = LearningStep(config, self.model, self.optimizer, self.ema)
 
     def step(self, number, images, labels):

@@ -9,8 +9,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import Tensor, nn, ops, optim
 from scratchvit.errors import ScratchvitError
-from scratchvit.training import Interrupted, load_checkpoint, save_checkpoint, train
-from scratchvit.training.classification import Trainer
+from scratchvit.training import Interrupted, TrainingLoop, load_checkpoint, save_checkpoint, train
 from scratchvit.training.diagnose import first_non_finite
 from scratchvit.training.step import LearningStep, NotFinite
 from tests.support import strict_array
@@ -21,17 +20,19 @@ RESNET = CONFIG.replace(
 )
 
 def at_step(monkeypatch, step, spoil):
-    """Call spoil(trainer, images) just before that step (from 1), and give it what that returns."""
-    make_step = Trainer._step
+    """Call spoil(loop, images) just before that step (from 1), and give it what that returns."""
+    make_step = TrainingLoop._step
 
-    def spoiled(self, images, *rest):
-        make_step(self, spoil(self, images) if self.step + 1 == step else images, *rest)
+    def spoiled(self, batch, look):
+        if self.step + 1 == step:
+            batch = batch._replace(images=spoil(self, batch.images))
+        make_step(self, batch, look)
 
-    monkeypatch.setattr(Trainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
 
 
 def test_nan_in_the_data(tmp_path, monkeypatch):
-    def spoil(trainer, images):
+    def spoil(loop, images):
         images = images.copy()
         images[3, 0, 2, 2] = np.nan
         images[7, 0, 0, 0] = np.inf
@@ -44,9 +45,9 @@ def test_nan_in_the_data(tmp_path, monkeypatch):
 
 
 def test_nan_in_the_loss_names_the_layer_and_keeps_the_last_good_checkpoint(tmp_path, monkeypatch):
-    def spoil(trainer, images):
+    def spoil(loop, images):
         # Finite itself, but its products overflow.
-        trainer.model.blocks[1].mlp.fc1.weight.data[...] = 3e38
+        loop.model.blocks[1].mlp.fc1.weight.data[...] = 3e38
         return images
 
     at_step(monkeypatch, 7, spoil)
@@ -62,14 +63,14 @@ def test_nan_in_the_loss_names_the_layer_and_keeps_the_last_good_checkpoint(tmp_
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path, monkeypatch):
-    make_step = Trainer._step
+    make_step = TrainingLoop._step
 
-    def spoiled(self, *batch):
-        make_step(self, *batch)
+    def spoiled(self, batch, look):
+        make_step(self, batch, look)
         if self.step == 4:
             self.model.head.bias.data[0] = np.inf
 
-    monkeypatch.setattr(Trainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(ScratchvitError, match=r"the weight head\.bias is not finite; the last good checkpoint is"):
         train(CONFIG.replace(save_every=2), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 2
@@ -100,22 +101,22 @@ def test_watching_changes_nothing():
     assert np.array_equal(model(Tensor([[1.0, 2.0]])).numpy(), before)
 
 
-def spoil_pixels(trainer, images):
+def spoil_pixels(loop, images):
     """What a decoder gone wrong, or a normalisation by zero, would give."""
     images = images.copy()
     images[3, 0, 2, 2] = np.nan
     return images
 
 
-def spoil_gradient(trainer, images):
+def spoil_gradient(loop, images):
     """From here on, the loss gets a term that is 0 and whose gradient is 0 · ∞."""
-    objective = trainer.objective
+    objective = loop.task.objective
 
     def with_a_root_of_zero(*args):
         loss, logits = objective(*args)
-        return loss + ops.sqrt(trainer.model.head.bias * 0.0).sum(), logits
+        return loss + ops.sqrt(loop.model.head.bias * 0.0).sum(), logits
 
-    trainer.objective = with_a_root_of_zero
+    loop.task.objective = with_a_root_of_zero
     return images
 
 
@@ -132,8 +133,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path
 
 
 def test_a_gradient_longer_than_float32_can_tell(tmp_path, monkeypatch):
-    def spoil(trainer, images):
-        trainer.model.head.weight.data *= np.float32(1e25)      # clipping alone would make the step a step of 0
+    def spoil(loop, images):
+        loop.model.head.weight.data *= np.float32(1e25)      # clipping alone would make the step a step of 0
         return images
 
     at_step(monkeypatch, 2, spoil)
@@ -159,20 +160,20 @@ def test_on_a_gpu_looks_are_rare_and_say_so(tmp_path, monkeypatch):
 @pytest.mark.parametrize("config", [CONFIG, RESNET], ids=["vit", "resnet"])
 def test_a_step_that_is_left_out_changes_nothing_but_counts(config, tmp_path, monkeypatch):
     """Not the running statistics of batch norms either, which a forward over NaN has already poisoned."""
-    make_step = Trainer._step
+    make_step = TrainingLoop._step
     steps = []
 
-    def watched(self, images, *rest):
+    def watched(self, batch, look):
         spoiled = self.step + 1 in (2, 3)
         before = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
-        make_step(self, spoil_pixels(self, images) if spoiled else images, *rest)
+        make_step(self, batch._replace(images=spoil_pixels(self, batch.images)) if spoiled else batch, look)
         after = self.model.state_dict(), self.ema.state_dict(), self.optimizer.state_dict()
         unchanged = [one.keys() == two.keys() and all(np.array_equal(one[name], two[name]) for name in two)
                      for one, two in zip(before, after)]
         assert unchanged == [spoiled] * 3
         steps.append(spoiled)
 
-    monkeypatch.setattr(Trainer, "_step", watched)
+    monkeypatch.setattr(TrainingLoop, "_step", watched)
     config = config.replace(non_finite="skip", ema_decay=0.5, epoch_images=90, batch_size=30, epochs=2)
     lines = []
     result = train(config, tmp_path / "run", log=lines.append)
@@ -189,16 +190,16 @@ def test_a_step_that_is_left_out_changes_nothing_but_counts(config, tmp_path, mo
 
 
 def test_a_gradient_that_is_not_finite_is_left_out_too(tmp_path, monkeypatch):
-    make_step = Trainer._step
+    make_step = TrainingLoop._step
 
-    def spoiled(self, images, *rest):
-        objective = self.objective
+    def spoiled(self, batch, look):
+        objective = self.task.objective
         if self.step + 1 == 3:
-            spoil_gradient(self, images)
-        make_step(self, images, *rest)
-        self.objective = objective
+            spoil_gradient(self, batch.images)
+        make_step(self, batch, look)
+        self.task.objective = objective
 
-    monkeypatch.setattr(Trainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     assert train(CONFIG.replace(non_finite="skip", epochs=1), tmp_path / "run").skipped == 1
 
 
@@ -208,12 +209,14 @@ def test_nothing_is_left_out_of_a_healthy_run(tmp_path):
 
 
 def always_spoil(monkeypatch, first, last):
-    make_step = Trainer._step
+    make_step = TrainingLoop._step
 
-    def spoiled(self, images, *rest):
-        make_step(self, spoil_pixels(self, images) if first <= self.step + 1 <= last else images, *rest)
+    def spoiled(self, batch, look):
+        if first <= self.step + 1 <= last:
+            batch = batch._replace(images=spoil_pixels(self, batch.images))
+        make_step(self, batch, look)
 
-    monkeypatch.setattr(Trainer, "_step", spoiled)
+    monkeypatch.setattr(TrainingLoop, "_step", spoiled)
 
 
 def test_a_run_that_would_not_recover_stops(tmp_path, monkeypatch):
@@ -247,9 +250,9 @@ def test_an_epoch_without_a_step_stops(tmp_path, monkeypatch):
 # --- loss scaling ---
 
 
-def steep(trainer, images):
+def steep(loop, images):
     """Gradients in the hundreds, which a factor of 2^127 takes out of float32."""
-    trainer.model.head.weight.data *= 100
+    loop.model.head.weight.data *= 100
     return images
 
 
@@ -276,7 +279,7 @@ def test_scaling_does_not_hide_what_stops_a_run(tmp_path, monkeypatch):
     """A loss that is not finite ends it at once; a gradient, as soon as the factor cannot be what is wrong."""
     config = CONFIG.replace(loss_scale=4.0)
     with monkeypatch.context() as patched:
-        at_step(patched, 3, lambda trainer, images: trainer.model.head.bias.data.fill(np.inf) or images)
+        at_step(patched, 3, lambda loop, images: loop.model.head.bias.data.fill(np.inf) or images)
         with pytest.raises(ScratchvitError, match=r"step 3 .*: the loss is not finite; the parameter head\.bias"):
             train(config, tmp_path / "loss")
     at_step(monkeypatch, 3, spoil_gradient)

@@ -23,50 +23,49 @@ def teacher(tmp_path_factory):
     return folder
 
 
-def a_batch(trainer):
-    images, labels = next(iter(trainer.loader))
-    return images, labels, trainer.loader.indices
+def a_batch(loop):
+    return next(iter(loop.loader))
 
 
 def test_without_anything_it_is_cross_entropy(tmp_path):
-    trainer = prepare(CONFIG.replace(label_smoothing=0.1), tmp_path / "run")
-    images, labels, indices = a_batch(trainer)
-    loss, logits = trainer.objective(trainer.model, images, labels, indices, 0)
-    assert loss.item() == sv.ops.cross_entropy(trainer.model(images), labels, label_smoothing=0.1).item()
+    loop = prepare(CONFIG.replace(label_smoothing=0.1), tmp_path / "run")
+    images, labels, indices = a_batch(loop)
+    loss, logits = loop.task.objective(loop.model, images, labels, indices, 0)
+    assert loss.item() == sv.ops.cross_entropy(loop.model(images), labels, label_smoothing=0.1).item()
     assert logits.shape == (256, 10)
 
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.8}, {"cutmix": 1.0}, {"augment": "heavy2"}], ids=str)
 def test_mixing_follows_the_seed_and_the_step(settings, tmp_path):
     config = CONFIG.replace(**settings)
-    trainer = prepare(config, tmp_path / "run")
-    batch = a_batch(trainer)
-    same, again, later = (trainer.objective(trainer.model, *batch, step)[0].item() for step in (3, 3, 4))
+    loop = prepare(config, tmp_path / "run")
+    batch = a_batch(loop)
+    same, again, later = (loop.task.objective(loop.model, *batch, step)[0].item() for step in (3, 3, 4))
     assert same == again != later
-    other = Objective(config.replace(seed=1), trainer.model, trainer.about)
-    assert other(trainer.model, *batch, 3)[0].item() != same
+    other = Objective(config.replace(seed=1), loop.model, loop.about)
+    assert other(loop.model, *batch, 3)[0].item() != same
 
 
 def test_a_level_brings_its_own_mixup_and_an_option_another(tmp_path):
-    trainer = prepare(CONFIG.replace(augment="heavy2"), tmp_path / "run")
-    assert trainer.objective.mix.mixup_alpha == LEVELS["heavy2"].mixup_alpha == 0.8
-    assert Objective(CONFIG.replace(augment="heavy2", mixup=0.3), trainer.model, trainer.about).mix.mixup_alpha == 0.3
-    assert Objective(CONFIG.replace(augment="light1"), trainer.model, trainer.about).mix is None
+    loop = prepare(CONFIG.replace(augment="heavy2"), tmp_path / "run")
+    assert loop.task.objective.mix.mixup_alpha == LEVELS["heavy2"].mixup_alpha == 0.8
+    assert Objective(CONFIG.replace(augment="heavy2", mixup=0.3), loop.model, loop.about).mix.mixup_alpha == 0.3
+    assert Objective(CONFIG.replace(augment="light1"), loop.model, loop.about).mix is None
 
 
 @pytest.mark.parametrize("distill", ["hard", "soft"])
 def test_the_distillation_token_answers_to_the_teacher(distill, teacher, tmp_path):
     config = DISTILLED.replace(teacher=str(teacher), distill=distill, flip=True)
-    trainer = prepare(config, tmp_path / "run")
-    images, labels, indices = a_batch(trainer)
-    trainer.model.train()
-    loss, logits = trainer.objective(trainer.model, images, labels, indices, 0)
+    loop = prepare(config, tmp_path / "run")
+    images, labels, indices = a_batch(loop)
+    loop.model.train()
+    loss, logits = loop.task.objective(loop.model, images, labels, indices, 0)
 
-    said = Teacher.load(teacher, trainer.about)(images)
+    said = Teacher.load(teacher, loop.about)(images)
     formula = hard_distillation if distill == "hard" else soft_distillation
 
     def expected():
-        pair = trainer.model(images)
+        pair = loop.model(images)
         return {"loss": formula(pair, labels, said), "logits": (pair[0] + pair[1]) / 2}
 
     agree(expected, {"loss": loss, "logits": logits}, samples=1)
@@ -76,20 +75,20 @@ def test_pictures_that_stay_the_same_are_shown_to_the_teacher_once(teacher, tmp_
     asked = []
     answer = Teacher.__call__
     monkeypatch.setattr(Teacher, "__call__", lambda self, images: asked.append(len(images)) or answer(self, images))
-    trainer = prepare(CONFIG.replace(teacher=str(teacher)), tmp_path / "same")
-    trainer.ask_the_teacher()
-    assert sum(asked) == len(trainer.data.splits.train)
-    images, labels, indices = a_batch(trainer)
-    loss, _ = trainer.objective(trainer.model, images, labels, indices, 0)
-    assert sum(asked) == len(trainer.data.splits.train)     # not asked again
-    said = asnumpy(answer(trainer.objective.teacher, images))
-    agree(lambda: hard_distillation(trainer.model(images), labels, said), loss, samples=1)
+    loop = prepare(CONFIG.replace(teacher=str(teacher)), tmp_path / "same")
+    loop.task.before_training(iter)
+    assert sum(asked) == len(loop.task.data.splits.train)
+    images, labels, indices = a_batch(loop)
+    loss, _ = loop.task.objective(loop.model, images, labels, indices, 0)
+    assert sum(asked) == len(loop.task.data.splits.train)     # not asked again
+    said = asnumpy(answer(loop.task.objective.teacher, images))
+    agree(lambda: hard_distillation(loop.model(images), labels, said), loss, samples=1)
 
     asked.clear()
-    trainer = prepare(CONFIG.replace(teacher=str(teacher), crop_padding=1), tmp_path / "other")
-    trainer.ask_the_teacher()
+    loop = prepare(CONFIG.replace(teacher=str(teacher), crop_padding=1), tmp_path / "other")
+    loop.task.before_training(iter)
     assert not asked
-    trainer.objective(trainer.model, *a_batch(trainer), 0)
+    loop.task.objective(loop.model, *a_batch(loop), 0)
     assert asked == [256]
 
 

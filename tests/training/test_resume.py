@@ -4,8 +4,7 @@ import signal
 
 import pytest
 
-from scratchvit.training import Interrupted, read_config, train
-from scratchvit.training.classification import Trainer
+from scratchvit.training import ClassificationTask, Interrupted, read_config, train
 from tests.support.platforms import KILLED_BY_9
 from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, run_in_a_process, stop_at
 
@@ -30,14 +29,14 @@ def test_interrupted_and_resumed(straight, step, tmp_path, monkeypatch):
 
 def test_stopped_during_validation(straight, tmp_path, monkeypatch):
     """The averaged weights are in the model then: they must not be saved in place of its own."""
-    forward = Trainer._evaluate_val
+    validate = ClassificationTask.validate
 
-    def interrupted(self):
+    def interrupted(self, model, batches):
         signal.raise_signal(signal.SIGTERM)
-        return forward(self)
+        return validate(self, model, batches)
 
     with monkeypatch.context() as patched:
-        patched.setattr(Trainer, "_evaluate_val", interrupted)
+        patched.setattr(ClassificationTask, "validate", interrupted)
         with pytest.raises(Interrupted) as caught:
             train(EVERYTHING, tmp_path / "run")
     assert caught.value.exit_status == 128 + signal.SIGTERM

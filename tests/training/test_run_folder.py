@@ -206,11 +206,11 @@ loop.save_checkpoint = save_and_fill
 
 FOR_EVER = """
 import os, time
-from scratchvit.training.classification import Trainer
+from scratchvit.training import TrainingLoop
 def train_for_ever(self):
     print(os.getpid(), flush=True)
     time.sleep(600)
-Trainer._train_epoch = train_for_ever
+TrainingLoop._train_epoch = train_for_ever
 """
 
 

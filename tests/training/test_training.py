@@ -15,9 +15,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.training import (
     Interrupted,
     Meter,
-    RunFolder,
     TrainConfig,
-    Trainer,
     evaluate,
     load_checkpoint,
     model_from_checkpoint,
@@ -26,7 +24,7 @@ from scratchvit.training import (
     train,
 )
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
-from scratchvit.training.setup import load_data
+from scratchvit.training.classification.data import load_data
 from tests.support.data_samples import write_image_folder, write_picture
 from tests.support.margins import agree, assert_close, rounding
 from tests.support.runs import CONFIG
@@ -71,7 +69,7 @@ def test_the_best_checkpoint_gives_the_tested_model(finished):
     assert checkpoint.data["image_shape"] == [8, 8, 1] and len(checkpoint.data["mean"]) == 1
     assert checkpoint.model_args["in_chans"] == 1 and checkpoint.model_args["num_classes"] == 10
     assert not checkpoint.optimizer and checkpoint.ema
-    data = Trainer(config, RunFolder(result.run_dir)).data
+    data = load_data(config)
     found = evaluate(model, data.eval_loader(data.splits.test, 100))
     assert found.accuracy == result.test_accuracy and found.images == 360
     bound = rounding(lambda: evaluate(model, data.eval_loader(data.splits.test, 100)).loss, samples=1)[""]
@@ -157,19 +155,19 @@ def test_a_last_batch_of_one_image_does_not_stop_batch_norm(tmp_path):
 
 def test_training_on_a_share_of_the_images(tmp_path):
     config = CONFIG.replace(train_fraction=0.1, epoch_images=512, epochs=1, batch_size=64)
-    trainer = prepare(config, tmp_path / "run")
-    counts = np.bincount(trainer.data.splits.train.labels)
-    assert len(trainer.data.splits.train) == 126 and counts.min() >= 12 and counts.max() <= 13
+    loop = prepare(config, tmp_path / "run")
+    counts = np.bincount(loop.task.data.splits.train.labels)
+    assert len(loop.task.data.splits.train) == 126 and counts.min() >= 12 and counts.max() <= 13
     whole = load_data(config.replace(train_fraction=1.0))
-    assert len(trainer.data.splits.val) == len(whole.splits.val) and len(trainer.data.splits.test) == 360
-    result = trainer.run()
-    assert len(trainer.loader) == 8 and trainer.step == 8 and result.epochs == 1
+    assert len(loop.task.data.splits.val) == len(whole.splits.val) and len(loop.task.data.splits.test) == 360
+    result = loop.run()
+    assert len(loop.loader) == 8 and loop.step == 8 and result.epochs == 1
 
 
 def test_an_epoch_of_several_passes_shows_every_image_equally_often():
     data = load_data(CONFIG.replace(train_fraction=0.02)).splits.train
     loader = Loader(data, 10, Normalize((0.0,), (1.0,)), shuffle=True, epoch_size=2 * len(data) + 3)
-    seen = np.concatenate([loader.indices for _ in range(3) for _ in loader])
+    seen = np.concatenate([batch.indices for _ in range(3) for batch in loader])
     assert len(seen) == 3 * (2 * len(data) + 3)
     counts = np.bincount(seen, minlength=len(data))
     assert counts.min() >= 6 and counts.max() <= 7

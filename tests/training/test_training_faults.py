@@ -10,9 +10,8 @@ import safetensors.numpy
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
-from scratchvit.training import load_checkpoint, model_from_checkpoint, train
+from scratchvit.training import TrainingLoop, load_checkpoint, model_from_checkpoint, train
 from scratchvit.training.checkpoint import _checksum, load_into
-from scratchvit.training.classification import Trainer
 from tests.support.runs import CONFIG, assert_same_run, files_of, run_in_a_process
 
 SHORT = CONFIG.replace(epochs=2)
@@ -184,7 +183,7 @@ def test_a_second_ctrl_c_does_not_wait(tmp_path, monkeypatch):
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGINT)
 
-    monkeypatch.setattr(Trainer, "_train_epoch", twice)
+    monkeypatch.setattr(TrainingLoop, "_train_epoch", twice)
     before = signal.getsignal(signal.SIGINT)        # ignored, if the tests run in the background
     with pytest.raises(KeyboardInterrupt):
         train(SHORT, tmp_path / "run")

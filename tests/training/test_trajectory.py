@@ -43,7 +43,7 @@ def batches():
 def test_logits_and_every_gradient_of_one_step(pair, batches):
     torch = pytest.importorskip("torch")
     theirs, ours = pair
-    x, y = batches[0]
+    x, y, _ = batches[0]
     logits = theirs.double()(torch.tensor(x).double())
     torch.nn.functional.cross_entropy(logits, torch.tensor(y)).backward()
     expected = {name: parameter.grad for name, parameter in theirs.named_parameters()}
@@ -74,7 +74,7 @@ def test_fifty_losses(pair, batches):
         lr=LR,
     )
     expected = []
-    for x, y in batches:
+    for x, y, _ in batches:
         reference.zero_grad()
         loss = torch.nn.functional.cross_entropy(theirs(torch.tensor(x).double()), torch.tensor(y))
         loss.backward()
@@ -85,7 +85,7 @@ def test_fifty_losses(pair, batches):
         ours.train().load_state_dict(first)
         optimizer = optim.AdamW(optim.param_groups(ours, DECAY), lr=LR)
         losses = []
-        for x, y in batches:
+        for x, y, _ in batches:
             optimizer.zero_grad()
             loss = ops.cross_entropy(ours(Tensor(x)), y)
             loss.backward()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import closing
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -22,16 +22,21 @@ from scratchvit.detection.data.transforms import Step, View
 from scratchvit.errors import ScratchvitError
 
 Images = NDArray[np.float32]
-DetectionBatch = tuple[Images, NDArray[np.bool_], list[Target]]
+
+
+class DetectionBatch(NamedTuple):
+    """What a `DetectionLoader` gives."""
+
+    images: Images              # (B, 3, H, W), 0 on padding: the mean colour
+    mask: NDArray[np.bool_]     # (B, H, W), True = padding
+    targets: list[Target]       # one an image, of `Annotations.target`; boxes relative to the image without padding
+
 
 _VIEW, _BATCHES = 2, 3      # uses of a seed, beside the Loader's two
 
 
 class DetectionLoader(Loader):
-    """Iterating gives one epoch of (images float32 (B, 3, H, W), mask bool (B, H, W), targets).
-
-    The mask is True on padding, where images are 0, the mean colour. Targets are those of `Annotations.target`, one an
-    image, with boxes relative to the image without padding.
+    """Iterating gives one epoch of `DetectionBatch`es: images float32 (B, 3, H, W), mask bool (B, H, W), targets.
 
     normalize   makes float32 of uint8
     steps       what of each picture is shown (`transforms.detr_steps`); by default all of it, as it is
@@ -61,8 +66,8 @@ class DetectionLoader(Loader):
 
     def __iter__(self) -> Iterator[DetectionBatch]:  # type: ignore[override]
         with closing(super().__iter__()) as batches:  # type: ignore[type-var]
-            for (images, mask, targets), _ in batches:
-                yield images, mask, targets
+            for batch in batches:       # of a Loader, whose images are what _Collate made
+                yield DetectionBatch(*batch.images)
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
         """The epoch's places, epoch · N + picture, batch after batch."""
@@ -153,7 +158,7 @@ class _Collate:
 
     def __call__(self, samples: Sequence[tuple[NDArray[np.uint8], Target]], rng: np.random.Generator) -> DetectionBatch:
         images, mask = pad([self.pixels(image[None], rng)[0] for image, _ in samples])
-        return images, mask, [target for _, target in samples]
+        return DetectionBatch(images, mask, [target for _, target in samples])
 
 
 def _as_it_is(view: View, rng: np.random.Generator) -> View:

@@ -1,9 +1,8 @@
-"""From a DetectConfig to the things that a run is made of."""
+"""The data of a run that trains a detector: loaded, measured, and made into batches."""
 
 from __future__ import annotations
 
 import zlib
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -11,28 +10,19 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
-from scratchvit import optim
 from scratchvit.data import ColorJitter, Normalize
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, SetCriterion
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
 from scratchvit.detection.data.batches import DetectionLoader
 from scratchvit.detection.data.scenes import Scenes, load_scenes
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.data.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
-from scratchvit.detection.evaluation import evaluate_boxes
-from scratchvit.detection.matcher import HungarianMatcher
 from scratchvit.detection.trained import Sizes, pixels_of
-from scratchvit.errors import ScratchvitError
-from scratchvit.models import model_config
-from scratchvit.models.checks import check_detects
+from scratchvit.training.build import normalisation
 from scratchvit.training.checkpoint import is_checkpoint
-from scratchvit.training.setup import check_least, check_run, check_shares, normalisation, optimizer_of
 
 MEASURED = 500          # pictures at most, spread over the training split, that mean and deviation are taken of
 OVERFIT_STEPS = 50      # of overfit_one_batch in an epoch, which a validation follows
-
-STEM = ("conv1", "bn1", "layer1")       # of a ResNet: what the authors keep of a pretrained one
 
 
 @dataclass(frozen=True)
@@ -176,73 +166,3 @@ def _fingerprint(dataset: DetectionDataset) -> int:
         number = zlib.crc32(f"{one.file_name} {one.size}".encode(errors="surrogateescape"), number)
         number = zlib.crc32(one.boxes.tobytes() + one.labels.tobytes() + one.crowd.tobytes(), number)
     return number
-
-
-def model_args(config: DetectConfig, about: dict[str, Any]) -> dict[str, Any]:
-    """The options of the model. The data decide on classes and channels."""
-    decided = {"in_chans": 3, "num_classes": len(about["classes"])}
-    for name, number in decided.items():
-        if config.model_args.get(name, number) != number:
-            raise ScratchvitError(
-                f"{name} is {number} for {about['name']}, not {config.model_args[name]}: leave {name} out"
-            )
-    return decided | config.model_args
-
-
-def make_criterion(config: DetectConfig, model: Any) -> SetCriterion:
-    """The criterion, with its matcher, for the model's kind of class scores: softmax or sigmoids."""
-    focal, num_classes = model.config.focal, model.config.num_classes
-    # The class terms of softmax and focal loss differ in scale, so that their default weights differ too.
-    usual = (FOCAL_WEIGHTS if focal else WEIGHTS)["ce"]
-    cost_class = usual if config.cost_class is None else config.cost_class
-    weight_ce = usual if config.weight_ce is None else config.weight_ce
-    matcher = HungarianMatcher(cost_class, config.cost_bbox, config.cost_giou, focal)
-    weights = {"ce": weight_ce, "bbox": config.weight_bbox, "giou": config.weight_giou}
-    if focal:
-        return FocalCriterion(num_classes, matcher, weights)
-    return SetCriterion(num_classes, matcher, weights, config.eos_coef)
-
-
-def make_optimizer(config: DetectConfig, model: Any) -> optim.Optimizer:
-    """The optimiser: decay on matrices only, a learning rate of its own for the backbone, a stem that may be frozen."""
-    groups = optim.param_groups(model, config.weight_decay, config.layer_decay)
-    if config.freeze_stem:
-        freeze_stem(model)
-    return optimizer_of(config, with_share(groups, list(model.backbone.parameters()), config.lr_backbone))
-
-
-def freeze_stem(model: Any) -> None:
-    """Let what the backbone begins with learn no more. (Statistics of batch norms that are live go on.)"""
-    body = model.backbone[0].body
-    for name in STEM:
-        for parameter in getattr(body, name).parameters():
-            parameter.requires_grad = False
-
-
-def with_share(groups: Sequence[dict[str, Any]], chosen: Sequence[Any], share: float) -> list[dict[str, Any]]:
-    """Groups of `optim.param_groups`, in which the chosen parameters learn with that share of their learning rate."""
-    inside = {id(parameter) for parameter in chosen}
-    split: list[dict[str, Any]] = []
-    for group in groups:
-        theirs = [parameter for parameter in group["params"] if id(parameter) in inside]
-        others = [parameter for parameter in group["params"] if id(parameter) not in inside]
-        split += [group | {"params": theirs, "lr_scale": group["lr_scale"] * share}, group | {"params": others}]
-    return [group for group in split if group["params"]]
-
-
-def check(config: DetectConfig) -> None:
-    """Raise ScratchvitError for a setting out of its range, and without pycocotools, before anything is loaded."""
-    check_detects(config.model, model_config(config.model))
-    check_run(config)
-    check_least(config, dict.fromkeys(("epoch_images", "short_side", "longest", "lr_backbone"), 0))
-    check_shares(config, ("color_jitter",))
-    for name in ("longest", "multi_scale"):
-        if getattr(config, name) and not config.short_side:
-            raise ScratchvitError(f"{name} goes with a size of the shorter side: give short_side, or leave {name} out")
-    if config.longest and config.longest < config.short_side:
-        raise ScratchvitError(f"longest is at least short_side, {config.short_side}, not {config.longest}")
-    if config.epoch_images and config.data != "scenes":
-        raise ScratchvitError("epoch_images is for scenes, which never end: leave it out, an epoch is all pictures")
-    if config.freeze_stem and not config.init:
-        raise ScratchvitError("freeze_stem keeps what a backbone has learned: name its weights with init")
-    evaluate_boxes({"images": [], "annotations": [], "categories": []}, [])     # is there what computes AP?

@@ -1,0 +1,262 @@
+"""Training a detector: what the loop of `training.loop` asks about boxes.
+
+    outputs = model(images, mask, targets)
+    losses = criterion(outputs, targets)        # of every output, see losses.py; their means go to metrics.csv
+    criterion.total(losses).backward(); …
+
+The best epoch is the one of the highest AP on val. After every epoch the same few pictures of val are drawn with what
+was found in them: predictions/epoch_001.png, ….
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from scratchvit import optim
+from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, SetCriterion
+from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.detection.data.batches import DetectionBatch
+from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
+from scratchvit.detection.losses import from_columns, layers_of, to_columns
+from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
+from scratchvit.detection.pictures import write_predictions
+from scratchvit.detection.postprocess import postprocess
+from scratchvit.detection.run_data import DetectionData, load_data
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import model_config
+from scratchvit.models.checks import check_detects
+from scratchvit.nn import evaluating
+from scratchvit.tensor import Tensor
+from scratchvit.training.build import check_least, check_shares
+from scratchvit.training.loop import TrainingLoop
+from scratchvit.training.meter import Means
+from scratchvit.training.step import NoLoss, NotFinite
+from scratchvit.training.task import Batches, Course, Row, Task
+
+PICTURED = 8        # of val, the first ones: those drawn after every epoch
+
+STEM = ("conv1", "bn1", "layer1")       # of a ResNet: what the authors keep of a pretrained one
+
+
+@dataclass(frozen=True)
+class DetectionResult(Course):
+    """What a run came to. The test split was evaluated once, with the best weights."""
+
+    test: CocoFigures               # COCO's twelve figures, and those of each class
+    test_loss: float
+    val_AP: float | None            # of the best epoch; None where val has no object
+    val_AP50: float | None
+    val_loss: float
+
+
+def train_detector(
+    config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+) -> DetectionResult:
+    """Train a detector, or go on with the run in `run_dir`; `log` gets one line per epoch.
+
+    Raises ScratchvitError for settings that make no sense, a folder that holds another run or in which one is going on,
+    data, a loss or a gradient that is not finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when
+    the run has been saved.
+    """
+    loop = prepare_detector(config, run_dir, resume, log)
+    with loop.folder:
+        result: DetectionResult = loop.run()
+        return result
+
+
+def prepare_detector(
+    config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+) -> TrainingLoop[DetectionTask]:
+    """The first half of `train_detector`: a run that is ready to begin, see `TrainingLoop`."""
+    return TrainingLoop(DetectionTask(config), config, run_dir, resume, log)
+
+
+class DetectionTask(Task):
+    """Learn boxes and their classes.
+
+    data        the splits, once they are loaded
+    criterion   the loss, once there is a model
+    found       boxes in the first `PICTURED` images of val, in their order, as `postprocess` gives them
+    """
+
+    data: DetectionData
+    criterion: SetCriterion
+
+    def __init__(self, config: DetectConfig):
+        self.config = config
+        self.found: list[dict[str, Any]] = []
+
+    def check(self) -> None:
+        """Raise ScratchvitError for a setting out of its range, and without pycocotools."""
+        config = self.config
+        check_detects(config.model, model_config(config.model))
+        check_least(config, dict.fromkeys(("epoch_images", "short_side", "longest", "lr_backbone"), 0))
+        check_shares(config, ("color_jitter",))
+        for name in ("longest", "multi_scale"):
+            if getattr(config, name) and not config.short_side:
+                raise ScratchvitError(
+                    f"{name} goes with a size of the shorter side: give short_side, or leave {name} out"
+                )
+        if config.longest and config.longest < config.short_side:
+            raise ScratchvitError(f"longest is at least short_side, {config.short_side}, not {config.longest}")
+        if config.epoch_images and config.data != "scenes":
+            raise ScratchvitError("epoch_images is for scenes, which never end: leave it out, an epoch is all pictures")
+        if config.freeze_stem and not config.init:
+            raise ScratchvitError("freeze_stem keeps what a backbone has learned: name its weights with init")
+        evaluate_boxes({"images": [], "annotations": [], "categories": []}, [])     # is there what computes AP?
+
+    def load_data(self, init: str | Path | None) -> DetectionData:
+        self.data = load_data(self.config, init)
+        return self.data
+
+    def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
+        """The options of the model. The data decide on classes and channels."""
+        config = self.config
+        decided = {"in_chans": 3, "num_classes": len(about["classes"])}
+        for name, number in decided.items():
+            if config.model_args.get(name, number) != number:
+                raise ScratchvitError(
+                    f"{name} is {number} for {about['name']}, not {config.model_args[name]}: leave {name} out"
+                )
+        return decided | config.model_args
+
+    def prepare_loss(self, model: Any) -> None:
+        self.criterion = make_criterion(self.config, model)
+
+    def param_groups(self, model: Any) -> list[dict[str, Any]]:
+        """Decay on matrices only, a learning rate of its own for the backbone, a stem that may be frozen."""
+        groups = optim.param_groups(model, self.config.weight_decay, self.config.layer_decay)
+        if self.config.freeze_stem:
+            freeze_stem(model)
+        return with_share(groups, list(model.backbone.parameters()), self.config.lr_backbone)
+
+    def meter(self, **sums: Any) -> Means:
+        return Means(**sums)
+
+    def inputs(self, batch: DetectionBatch) -> dict[str, Any]:
+        return {"mask": _padding(batch), "targets": batch.targets}
+
+    def loss(
+        self, model: Any, batch: DetectionBatch, inputs: Mapping[str, Any], step: int
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        outputs = model(batch.images, **inputs)
+        try:
+            losses = self._losses(outputs, batch)
+        except NonFiniteCosts:
+            raise NoLoss("the predictions are not finite") from None
+        return losses["loss"], (losses, len(batch.images))
+
+    def _losses(self, outputs: Mapping[str, Any], batch: DetectionBatch) -> dict[str, Any]:
+        """Every loss of a batch under its name in metrics.csv; "loss" is the total, a Tensor ()."""
+        losses = self.criterion(outputs, batch.targets)
+        return {"loss": self.criterion.total(losses), **to_columns(losses)}
+
+    def validate(self, model: Any, batches: Batches) -> Row:
+        val = self.data.splits.val
+        meter, found, figures = self._evaluate(model, val, batches)
+        self.found = [found[val.annotations(index).image_id] for index in range(min(PICTURED, len(val)))]
+        return meter.columns("val_") | {"AP": figures.AP, "AP50": figures.AP50, "AP75": figures.AP75}
+
+    def _evaluate(
+        self, model: Any, dataset: DetectionDataset, batches: Batches
+    ) -> tuple[Means, dict[int, Any], CocoFigures]:
+        """The losses of a split, what was found in each image by its id, and COCO's figures of that."""
+        meter = self.meter()
+        found: dict[int, Any] = {}
+        with evaluating(model):
+            for batch in batches(self.data.eval_loader(dataset, self.config.batch_size)):
+                outputs = model(batch.images, mask=_padding(batch))
+                try:
+                    losses = self._losses(outputs, batch)
+                except NonFiniteCosts:
+                    raise NotFinite(f"the predictions for {dataset.name} are not finite") from None
+                meter.add(losses, len(batch.images))
+                sizes = [target["orig_size"] for target in batch.targets]
+                boxes = postprocess(outputs, sizes, focal=self.criterion.matcher.focal)
+                found |= {target["image_id"]: of_image for target, of_image in zip(batch.targets, boxes)}
+        meter = meter.read()
+        if not math.isfinite(meter.loss):
+            raise NotFinite(f"the loss on {dataset.name} is not finite")
+        results = results_of(list(found.values()), list(found), dataset.category_ids)
+        return meter, found, evaluate_boxes(dataset.ground_truth(), results)
+
+    def draw(self, folder: Path, epoch: int) -> None:
+        """The first pictures of val, with what was found in them: predictions/epoch_001.png, …."""
+        path, val = folder / "predictions" / f"epoch_{epoch:03}.png", self.data.splits.val
+        try:
+            path.parent.mkdir(exist_ok=True)
+        except OSError as error:
+            raise ScratchvitError(f"the folder {path.parent} cannot be made ({error.strerror}): make room") from error
+        write_predictions(path, [val.example(index) for index in range(len(self.found))], self.found, val.classes)
+
+    def merit(self, row: Row) -> tuple[float, ...]:
+        """Average precision, which is 0 for a while: then the loss says which epoch was the best."""
+        return row["AP"] or 0.0, -row["val_loss"]
+
+    def line(self, row: Row) -> str:
+        weights = self.criterion.weights
+        decoder = layers_of(from_columns(row, "train_"), "decoder")
+        parts = ", ".join(f"{kind} {decoder[-1][kind]:.4f}" for kind in weights)
+        sums = (sum(weight * of_layer[kind] for kind, weight in weights.items()) for of_layer in decoder)
+        layers = " ".join(f"{loss:.3f}" for loss in sums)
+        AP, AP50 = ("–" if figure is None else f"{figure:.3f}" for figure in (row["AP"], row["AP50"]))
+        return (
+            f"train loss {row['train_loss']:.4f} (last layer: {parts}; by layer: {layers})  "
+            f"val loss {row['val_loss']:.4f}, AP {AP}, AP50 {AP50}"
+        )
+
+    def test(self, model: Any, batches: Batches, row: Row, course: Course) -> DetectionResult:
+        meter, _, figures = self._evaluate(model, self.data.splits.test, batches)
+        return DetectionResult(
+            **vars(course),
+            test=figures,
+            test_loss=meter.loss,
+            val_AP=row["AP"],
+            val_AP50=row["AP50"],
+            val_loss=row["val_loss"],
+        )
+
+
+def _padding(batch: DetectionBatch) -> Any:
+    """The padding mask (B, H, W), or None if no image is padded: the model has less to do then."""
+    return batch.mask if batch.mask.any() else None
+
+
+def make_criterion(config: DetectConfig, model: Any) -> SetCriterion:
+    """The criterion, with its matcher, for the model's kind of class scores: softmax or sigmoids."""
+    focal, num_classes = model.config.focal, model.config.num_classes
+    # The class terms of softmax and focal loss differ in scale, so that their default weights differ too.
+    usual = (FOCAL_WEIGHTS if focal else WEIGHTS)["ce"]
+    cost_class = usual if config.cost_class is None else config.cost_class
+    weight_ce = usual if config.weight_ce is None else config.weight_ce
+    matcher = HungarianMatcher(cost_class, config.cost_bbox, config.cost_giou, focal)
+    weights = {"ce": weight_ce, "bbox": config.weight_bbox, "giou": config.weight_giou}
+    if focal:
+        return FocalCriterion(num_classes, matcher, weights)
+    return SetCriterion(num_classes, matcher, weights, config.eos_coef)
+
+
+def freeze_stem(model: Any) -> None:
+    """Let what the backbone begins with learn no more. (Statistics of batch norms that are live go on.)"""
+    body = model.backbone[0].body
+    for name in STEM:
+        for parameter in getattr(body, name).parameters():
+            parameter.requires_grad = False
+
+
+def with_share(groups: Sequence[dict[str, Any]], chosen: Sequence[Any], share: float) -> list[dict[str, Any]]:
+    """Groups of `optim.param_groups`, in which the chosen parameters learn with that share of their learning rate."""
+    inside = {id(parameter) for parameter in chosen}
+    split: list[dict[str, Any]] = []
+    for group in groups:
+        theirs = [parameter for parameter in group["params"] if id(parameter) in inside]
+        others = [parameter for parameter in group["params"] if id(parameter) not in inside]
+        split += [group | {"params": theirs, "lr_scale": group["lr_scale"] * share}, group | {"params": others}]
+    return [group for group in split if group["params"]]

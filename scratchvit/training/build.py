@@ -1,0 +1,79 @@
+"""What every run is built from, whatever its task: checked settings, an optimiser, a schedule, a normalisation."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from scratchvit import optim
+from scratchvit.errors import ScratchvitError
+from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
+from scratchvit.training.config import RunConfig
+from scratchvit.weights.preprocess import preprocessing_for
+
+
+def check_run(config: RunConfig) -> None:
+    """Raise ScratchvitError for a setting of the wrong type, an unknown choice, or one of every run out of range."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        choices = field.metadata.get("choices")
+        if choices and value not in choices:
+            raise ScratchvitError(f"{field.name} is one of {', '.join(choices)}, not {value!r}")
+        if type(field.default) in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
+    at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
+    at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
+    check_least(config, {"epochs": 1, "batch_size": 1} | at_least)
+    check_shares(config, ("ema_decay",))
+    if config.new_head and not config.init:
+        raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
+
+
+def check_least(config: RunConfig, at_least: Mapping[str, float]) -> None:
+    """Raise ScratchvitError for a field below its smallest value."""
+    for name, smallest in at_least.items():
+        if not getattr(config, name) >= smallest:       # so that NaN is refused too
+            raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
+
+
+def check_shares(config: RunConfig, names: Sequence[str]) -> None:
+    """Raise ScratchvitError for a field that is not in [0, 1)."""
+    for name in names:
+        if not 0 <= getattr(config, name) < 1:
+            raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
+
+
+def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Optimizer:
+    """The optimiser of parameters in groups, as `optim.param_groups` makes them."""
+    if config.optimizer == "adamw":
+        return optim.AdamW(groups, config.lr)
+    if config.optimizer == "adam":
+        return optim.Adam(groups, config.lr)
+    return optim.SGD(groups, config.lr, momentum=config.momentum)
+
+
+def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
+    """The learning rate over all steps. The warm-up takes at most half of them, so that short trials need no other."""
+    return optim.Schedule(
+        config.schedule,
+        config.lr,
+        total_steps=config.epochs * steps_per_epoch,
+        warmup_steps=round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch),
+        min_lr=config.min_lr,
+    )
+
+
+def normalisation(
+    model: str, init: str | Path, channels: int
+) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of each channel, as the weights in `init` expect them.
+
+    None of a run whose pictures were grey and are now in colour, or the other way round.
+    """
+    if not is_checkpoint(init):
+        expected = preprocessing_for(model, init, in_chans=channels).to_timm()      # of pixels in 0 … 1
+        return tuple(expected["mean"]), tuple(expected["std"])
+    about = load_checkpoint(init).data
+    return (tuple(about["mean"]), tuple(about["std"])) if len(about["mean"]) == channels else None

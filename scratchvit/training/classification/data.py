@@ -1,0 +1,122 @@
+"""The data of a run that trains a classifier: loaded, measured, and made into batches."""
+
+from __future__ import annotations
+
+import dataclasses
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scratchvit import data
+from scratchvit.data import (
+    LEVELS,
+    ColorJitter,
+    Compose,
+    Loader,
+    Normalize,
+    RandAugment,
+    RandomCrop,
+    RandomErasing,
+    RandomHorizontalFlip,
+    RandomResizedCrop,
+    Splits,
+)
+from scratchvit.errors import ScratchvitError
+from scratchvit.models import model_config
+from scratchvit.models.interface import own_normalisation
+from scratchvit.training.build import normalisation
+from scratchvit.training.config import TrainConfig
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """The splits and the statistics of the training images."""
+
+    splits: Splits
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def about(self) -> dict[str, Any]:
+        """What a checkpoint says of it."""
+        train = self.splits.train
+        return {
+            "name": train.name,
+            "classes": list(train.classes),
+            "image_shape": list(train.image_shape),
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    def fingerprint(self) -> dict[str, int]:
+        """A number for each split, which changes if pictures come, go, or take other places."""
+        numbers = {}
+        for name, part in (("train", self.splits.train), ("val", self.splits.val), ("test", self.splits.test)):
+            files = "/".join(path.name for path in getattr(part, "paths", ()))     # those of a folder
+            numbers[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
+        return numbers
+
+    def train_loader(self, config: TrainConfig) -> Loader:
+        """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
+        level = LEVELS[config.augment]
+        jitter = config.color_jitter
+        size = self.splits.train.image_shape[0]
+        steps: list[Any] = [
+            RandomResizedCrop(size, (config.crop_scale, 1.0)) if config.crop_scale else None,
+            RandomCrop(config.crop_padding) if config.crop_padding else None,
+            RandomHorizontalFlip() if config.flip else None,
+            RandAugment(level.num_layers, level.magnitude) if level.num_layers else None,
+            ColorJitter(jitter, jitter, jitter) if jitter else None,
+            Normalize(self.mean, self.std),
+            RandomErasing(config.random_erasing, mode="pixel") if config.random_erasing else None,
+        ]
+        transform = Compose(*(step for step in steps if step))
+        train = self.splits.train
+        images = config.epoch_images or len(train)
+        if images % config.batch_size == 1 < images:
+            images -= 1     # batch norm has nothing to learn from one image: it comes first in the next epoch
+        return Loader(
+            train.originals() if config.crop_scale else train, config.batch_size, transform,
+            shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
+        )
+
+    def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
+        """In order, as they are."""
+        return Loader(split, batch_size, Normalize(self.mean, self.std))
+
+
+def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingData:
+    """Load and measure the data. A folder's pictures are brought to the model's img_size.
+
+    init: weights to begin with; pixels are then normalised as these are used to, not by the training images.
+    """
+    img_size = config.model_args.get("img_size")
+    if img_size is None and config.data not in data.list_datasets():
+        img_size = model_config(config.model).img_size
+    splits = data.load(
+        config.data,
+        data_dir=config.data_dir,
+        img_size=img_size,
+        val_fraction=config.val_fraction,
+        seed=config.seed,
+        skip_bad=config.skip_bad,
+        download=config.download,
+    )
+    if not len(splits.val):
+        raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
+    train = data.stratified_share(splits.train, config.train_fraction, config.seed)
+    splits = dataclasses.replace(splits, train=train)
+    own = own_normalisation(model_config(config.model))
+    if own is not None:     # a model with a palette, whose colours have units of their own
+        mean, std = ((number,) * splits.train.image_shape[2] for number in own)
+    else:
+        theirs = init and normalisation(config.model, init, splits.train.image_shape[2])
+        mean, std = theirs or data.channel_stats(splits.train)
+    # A channel that never changes carries nothing; any deviation will do.
+    return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
+
+
+def augments(config: TrainConfig) -> bool:
+    """Whether a picture may look different from one epoch to the next."""
+    changes = ("crop_padding", "crop_scale", "flip", "color_jitter", "random_erasing", "mixup", "cutmix")
+    return config.augment != "none" or any(getattr(config, name) for name in changes)

@@ -1,0 +1,39 @@
+"""Means over the images of an epoch, of any named numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from scratchvit.tensor import Tensor
+from scratchvit.training.task import Row
+
+
+@dataclass
+class Means:
+    """Sums over images of named numbers, "loss" among them. They stay on the device until they are read."""
+
+    sums: dict[str, Any] = field(default_factory=dict)
+    images: int = 0
+
+    def add(self, means: Mapping[str, Any], images: int) -> None:
+        """Add a batch: {name: its mean over the images, a number or a Tensor of one}, and the number of images."""
+        for name, value in means.items():
+            number = value.data if isinstance(value, Tensor) else value
+            self.sums[name] = self.sums.get(name, 0.0) + number * images
+        self.images += images
+
+    def read(self) -> Means:
+        """The sums as Python floats. On the GPU this waits for the device."""
+        return Means({name: float(value) for name, value in self.sums.items()}, self.images)
+
+    def columns(self, prefix: str) -> Row:
+        """{prefix + name: mean over the images}."""
+        return {prefix + name: float(value) / self.images for name, value in self.sums.items()}
+
+    def shown(self) -> dict[str, str]:
+        """What the progress bar shows."""
+        return {"loss": f"{self.loss:.4f}"}
+
+    loss = property(lambda self: float(self.sums.get("loss", 0.0)) / max(1, self.images), doc="mean of the loss")
