@@ -4,7 +4,7 @@ Reverse-mode automatic differentiation (here in the form of micrograd) rests on 
 
 1. An op is a function that returns its value and `backward`, a closure that keeps what it needs. Given dy, the gradient
    of the loss with respect to the value, it returns the gradient with respect to each input: the chain rule of one op.
-2. Calling an op leaves a Node: `backward`, and an edge to the parent of each input. Nodes know their parents only, neither
+2. Calling an op leaves a Node: `backward`, and an edge to the parent of each input. Nodes know their parents only, not
    their Value nor its consumers. So there are no reference cycles, and dropping the loss frees the graph.
 3. Gradients go back in topological order: a node is ready when all its consumers have sent their share. Shares are
    added, since a value that is used twice affects the loss in two ways.

@@ -8,7 +8,7 @@ The loop owns the model, the optimiser and the place in the run; it passes the m
 task owns its data and whatever it computes its loss by.
 
 `classification.ClassificationTask` and `detection.task.DetectionTask` are tasks. A third, in about sixty lines, is in
-tests/test_third_task.py; CONTRIBUTING.md has the checklist.
+tests/training/test_third_task.py; CONTRIBUTING.md has the checklist.
 """
 
 from __future__ import annotations
