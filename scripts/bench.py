@@ -37,7 +37,7 @@ from scratchvit.costs.counting import OpCost, cost  # noqa: E402
 from scratchvit.errors import ScratchvitError  # noqa: E402
 from scratchvit.models import model_config  # noqa: E402
 from scratchvit.models.vit import pair  # noqa: E402
-from scratchvit.training.evaluate import truth  # noqa: E402
+from scratchvit.training.classification.evaluate import truth  # noqa: E402
 from scratchvit.weights.names import recognise  # noqa: E402
 from scripts.bench_peers import peer_of  # noqa: E402
 

@@ -12,8 +12,8 @@ from scratchvit.cli._options import Parser, add_device, table
 from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import model_from_checkpoint
-from scratchvit.training.evaluate import Meter
-from scratchvit.training.evaluate import evaluate as measure
+from scratchvit.training.classification.evaluate import Meter
+from scratchvit.training.classification.evaluate import evaluate as measure
 
 
 def evaluate(argv: Sequence[str]) -> int:

@@ -137,9 +137,6 @@ class DetectionTask(Task):
             freeze_stem(model)
         return with_share(groups, list(model.backbone.parameters()), self.config.lr_backbone)
 
-    def meter(self, **sums: Any) -> Means:
-        return Means(**sums)
-
     def inputs(self, batch: DetectionBatch) -> dict[str, Any]:
         return {"mask": _padding(batch), "targets": batch.targets}
 
@@ -168,7 +165,7 @@ class DetectionTask(Task):
         self, model: Any, dataset: DetectionDataset, batches: Batches
     ) -> tuple[Means, dict[int, Any], CocoFigures]:
         """The losses of a split, what was found in each image by its id, and COCO's figures of that."""
-        meter = self.meter()
+        meter = Means()
         found: dict[int, Any] = {}
         with evaluating(model):
             for batch in batches(self.data.eval_loader(dataset, self.config.batch_size)):

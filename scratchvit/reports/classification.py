@@ -47,10 +47,10 @@ from scratchvit.reports.page import (
 )
 from scratchvit.training.checkpoint import current_versions, model_from_checkpoint
 from scratchvit.training.classification.data import TrainingData, augments, load_data
+from scratchvit.training.classification.evaluate import Predictions, class_scores, predict
+from scratchvit.training.classification.objective import make_mix
 from scratchvit.training.config import TrainConfig
-from scratchvit.training.evaluate import Predictions, class_scores, predict
 from scratchvit.training.folder import RunFolder, read_config
-from scratchvit.training.objective import make_mix
 
 CLASSES_IN_FULL = 20    # of more classes, the confusion is a map, and the worst of them a table
 MISTAKES, PAIRS, WORST = 24, 15, 15

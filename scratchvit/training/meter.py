@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from scratchvit.tensor import Tensor
-from scratchvit.training.task import Row
 
 
 @dataclass
@@ -28,7 +27,7 @@ class Means:
         """The sums as Python floats. On the GPU this waits for the device."""
         return Means({name: float(value) for name, value in self.sums.items()}, self.images)
 
-    def columns(self, prefix: str) -> Row:
+    def columns(self, prefix: str) -> dict[str, float]:
         """{prefix + name: mean over the images}."""
         return {prefix + name: float(value) / self.images for name, value in self.sums.items()}
 

@@ -21,6 +21,7 @@ from typing import Any, Protocol, TypeAlias
 
 from scratchvit.data import Loader
 from scratchvit.tensor import Tensor
+from scratchvit.training.meter import Means
 
 Row: TypeAlias = dict[str, Any]
 """What metrics.csv says of an epoch: names of columns and numbers, None where there is none."""
@@ -35,7 +36,7 @@ class Data(Protocol):
     def about(self) -> dict[str, Any]:
         """What a checkpoint says of it: plain numbers, strings, lists and dictionaries.
 
-        `scratchvit.training.distill` and the commands that open a checkpoint expect "classes", "mean" and "std".
+        Commands that open a checkpoint, and a `Teacher`, expect "classes", "mean" and "std".
         """
 
     def fingerprint(self) -> dict[str, int]:
@@ -46,10 +47,7 @@ class Data(Protocol):
 
 
 class Sums(Protocol):
-    """A meter: a dataclass of sums over the images of an epoch. They stay on the device until they are read.
-
-    `meter.Means` is one that suffices for most tasks.
-    """
+    """A meter: a dataclass of sums over the images of an epoch. They stay on the device until they are read."""
 
     images: int
 
@@ -112,9 +110,9 @@ class Task(Protocol):
     def param_groups(self, model: Any) -> list[dict[str, Any]]:
         """The parameters in groups, as `optim.param_groups` makes them."""
 
-    @abstractmethod
     def meter(self, **sums: Any) -> Sums:
-        """An empty meter, or with the fields of one that was read. Asked for in every epoch."""
+        """An empty meter, or with the fields of one that was read. Asked for in every epoch. By default `Means`."""
+        return Means(**sums)
 
     def before_training(self, batches: Batches) -> None:
         """Compute what is not saved. Called in every session that has steps to make, before the first."""
@@ -128,11 +126,11 @@ class Task(Protocol):
 
     @abstractmethod
     def loss(self, model: Any, batch: Any, inputs: Mapping[str, Any], step: int) -> tuple[Tensor, tuple[Any, ...]]:
-        """The forward: (loss, a number; arguments of the meter's `add`, which is called if the step is made).
+        """The forward: (the loss, a Tensor (); arguments of the meter's `add`, which is called if the step is made).
 
-        batch: as the loader gives it, arrays on the host. inputs: of this batch. step: from 0; random numbers that
-        come from (seed, step) alone are the same in a resumed run. Raises `step.NoLoss` if the outputs are so far from
-        finite that there is no loss.
+        batch: as the loader gives it, arrays on the host. inputs: what `inputs` returned for it. step: from 0; random
+        numbers that come from (seed, step) alone are the same in a resumed run. Nothing should be read from the device
+        here. Raises `step.NoLoss` if the outputs are so far from finite that there is no loss.
         """
 
     # --- every epoch ---
@@ -148,13 +146,13 @@ class Task(Protocol):
         """Write pictures of the validation that was just made into the run's folder. epoch: from 1."""
         return
 
-    @abstractmethod
     def merit(self, row: Row) -> tuple[float, ...]:
-        """How good an epoch was, as a tuple: the best epoch has the largest one, the first of equals."""
+        """How good an epoch was: the best has the largest tuple, the first of equals. By default, minus val_loss."""
+        return (-row["val_loss"],)
 
-    @abstractmethod
     def line(self, row: Row) -> str:
         """The log's text about an epoch: its losses and figures."""
+        return f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}"
 
     # --- once, at the end ---
 

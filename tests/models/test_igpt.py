@@ -13,7 +13,7 @@ from scratchvit.models.igpt import even_palette, nearest_colors
 from scratchvit.models.igpt_sample import sample
 from scratchvit.training import TrainConfig, load_checkpoint, train
 from scratchvit.training.classification import prepare
-from scratchvit.training.evaluate import evaluate, truth
+from scratchvit.training.classification.evaluate import evaluate, truth
 from scratchvit.training.interrupt import Interrupted
 from tests.support.margins import agree, assert_close, rounding, ulps
 from tests.support.model_parity import assert_learns, images

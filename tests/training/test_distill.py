@@ -10,7 +10,7 @@ from scratchvit.data import Normalize
 from scratchvit.data.mixing import Mix
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
-from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
+from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.weights.export import export
 from scratchvit.weights.preprocess import Preprocessing
 from tests.support import strict_array

@@ -7,8 +7,8 @@ from scratchvit.backend import asnumpy
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.training import train
 from scratchvit.training.classification import prepare
-from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
-from scratchvit.training.objective import Objective
+from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
+from scratchvit.training.classification.objective import Objective
 from tests.support.margins import agree
 from tests.support.runs import CONFIG, EVERYTHING, assert_same_run
 

@@ -68,17 +68,17 @@ def killing(*args, **kwargs):
     return function(*args, **kwargs)
 module.{name} = killing
 """
-LOOP, CHECKPOINT = "scratchvit.training.loop", "scratchvit.training.checkpoint"
+LOOP, FILES = "scratchvit.training.loop", "scratchvit.files"
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("module", "name", "call"),
     [
-        ("scratchvit.training.objective", "ops.cross_entropy", 2),      # before anything was saved
+        ("scratchvit.training.classification.objective", "ops.cross_entropy", 2),      # before anything was saved
         (LOOP, "optim.clip_grad_norm", 9),              # between two saves
         (LOOP, "save_checkpoint", 4),                   # between best and last
-        (CHECKPOINT, "os.fsync", 6),                    # while a file is being written
+        (FILES, "os.fsync", 6),                    # while a file is being written
     ],
 )
 def test_killed_and_resumed(straight, module, name, call, tmp_path):

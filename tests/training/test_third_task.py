@@ -52,9 +52,6 @@ class Rotation(Task):
     def param_groups(self, model):
         return optim.param_groups(model, self.config.weight_decay, self.config.layer_decay)
 
-    def meter(self, **sums):
-        return Means(**sums)
-
     def loss(self, model, batch, inputs, step):
         means = self.means(model, batch.images, np.random.default_rng((self.config.seed, step)))
         return means["loss"], (means, len(batch.images))
@@ -74,7 +71,7 @@ class Rotation(Task):
     # --- judging ---
 
     def evaluate(self, model, batches, split):
-        meter, rng = self.meter(), np.random.default_rng(0)         # the same angles every time
+        meter, rng = Means(), np.random.default_rng(0)         # the same angles every time
         with evaluating(model):
             for batch in batches(Loader(split, self.config.batch_size, Normalize(self.mean, self.std))):
                 meter.add(self.means(model, batch.images, rng), len(batch.images))
@@ -148,3 +145,11 @@ def test_its_folder_is_no_classifiers(straight):
         train(TrainConfig(data="digits"), straight[0], resume=True)
     with pytest.raises(ScratchvitError, match=rf"already holds a run: {how}"):
         train(TrainConfig(data="digits"), straight[0])
+
+
+def test_answers_that_are_missing_are_named():
+    class Half(Task):
+        def load_data(self, init): ...
+
+    with pytest.raises(TypeError, match=r"Half.*loss.*model_args.*param_groups.*test.*validate"):
+        Half()

@@ -157,7 +157,7 @@ def test_ctrl_c_while_the_teacher_is_asked(finished, tmp_path):
     config = SHORT.replace(teacher=str(finished))
     prelude = """
 import signal
-from scratchvit.training.distill import Teacher
+from scratchvit.training.classification.distill import Teacher
 answer = Teacher.__call__
 def interrupted(self, images):
     if not hasattr(self, "asked"):

@@ -7,7 +7,7 @@ import scratchvit as sv
 from scratchvit.data import ArrayDataset, Loader, Normalize
 from scratchvit.models import create_model
 from scratchvit.training import Meter, Predictions, evaluate, predict
-from scratchvit.training.evaluate import class_scores
+from scratchvit.training.classification.evaluate import class_scores
 from tests.support.data_samples import random_images
 from tests.support.margins import agree
 from tests.support.seeds import seeded
@@ -22,7 +22,7 @@ def test_predictions_are_the_answers_in_order_and_measured_as_by_evaluate(device
         return Loader(dataset, 6, Normalize((0.5,) * 3, (0.2,) * 3))
 
     said = predict(model, batches())
-    logits = np.concatenate([model.eval()(sv.Tensor(images)).numpy() for images, _ in batches()]).astype(np.float64)
+    logits = np.concatenate([model.eval()(sv.Tensor(images)).numpy() for images, *_ in batches()]).astype(np.float64)
     probabilities = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
     np.testing.assert_array_equal(said.labels, dataset.labels)
     np.testing.assert_array_equal(said.predicted, logits.argmax(axis=1))

@@ -25,10 +25,10 @@ from scratchvit.models.vit import pair
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.classification.data import TrainingData, augments, load_data
+from scratchvit.training.classification.evaluate import Meter, Predictions, evaluate, predict, truth
+from scratchvit.training.classification.objective import Objective
 from scratchvit.training.config import TrainConfig
-from scratchvit.training.evaluate import Meter, Predictions, evaluate, predict, truth
 from scratchvit.training.loop import TrainingLoop
-from scratchvit.training.objective import Objective
 from scratchvit.training.task import Batches, Course, Row, Task
 
 # What the augreg paper's dropout and stochastic depth are in a ViT: dropout after every dense layer but those of q, k

@@ -14,8 +14,8 @@ from scratchvit.data.randaugment import LEVELS
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import DistillableModel, generates
 from scratchvit.tensor import Tensor
+from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.training.config import TrainConfig
-from scratchvit.training.distill import Teacher, hard_distillation, soft_distillation
 
 _MIXING = 2     # beside the loader's uses of the seed: order 0, augmentation 1
 
