@@ -150,12 +150,12 @@ MUTANTS = [
         "return total(dy, (0, *range(2, dy.ndim)))", "return total(dy, tuple(range(2, dy.ndim)))[0]", OPS,
     ),
     Mutant(
-        "sliding windows: strides of the axes swapped", "a wrong axis", "ops/windows.py",
+        "sliding windows: strides of the axes swapped", "a wrong axis", "ops/sliding.py",
         "zip(starts, position, self.dilation, places, self.stride)",
         "zip(starts, position, self.dilation, places, self.stride[::-1])", OPS,
     ),
     Mutant(
-        'padding="same": the greater half before', "off by one", "ops/windows.py",
+        'padding="same": the greater half before', "off by one", "ops/sliding.py",
         "before.append(total // 2)\n        after.append(total - total // 2)",
         "before.append(total - total // 2)\n        after.append(total // 2)", OPS,
     ),

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit.cli._options import table
+from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
-from scratchvit.detection.trained import Detector
 from scratchvit.files import printable
 
 SENTENCES = 5       # of what was left out, beyond which only their number is told

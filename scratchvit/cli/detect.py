@@ -19,9 +19,7 @@ from scratchvit.data.folder import picture_files
 from scratchvit.data.images import open_image
 from scratchvit.detection.data.annotations import without_advice
 from scratchvit.detection.data.coco import read_image_ids
-from scratchvit.detection.evaluation import write_results
-from scratchvit.detection.pictures import draw_boxes
-from scratchvit.detection.trained import (
+from scratchvit.detection.detector import (
     MANY_TOKENS,
     Detector,
     Found,
@@ -29,6 +27,8 @@ from scratchvit.detection.trained import (
     open_detector,
     results_in,
 )
+from scratchvit.detection.draw_boxes import draw_boxes
+from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, printable
 

@@ -10,8 +10,8 @@ from scratchvit.cli._detector import add_detector, print_detector, print_figures
 from scratchvit.cli._options import Parser, add_device
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
+from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
-from scratchvit.detection.trained import Detector, matching_categories, open_detector, results_in
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, printable
 

@@ -14,8 +14,8 @@ from scratchvit.cli._run_command import TrainingCommand, differing, files_and_co
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
+from scratchvit.detection.detector import MANY_TOKENS, encoder_tokens, open_detector
 from scratchvit.detection.task import DetectionResult, DetectionTask, prepare_detector
-from scratchvit.detection.trained import MANY_TOKENS, encoder_tokens, open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable, write_atomically
 from scratchvit.models.checks import check_detects

@@ -15,7 +15,7 @@ from PIL import Image, ImageOps
 from scratchvit import backend
 from scratchvit.cli._options import Parser, size, table
 from scratchvit.data.images import open_image
-from scratchvit.detection.trained import open_detector
+from scratchvit.detection.detector import open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention
@@ -27,8 +27,8 @@ from scratchvit.inspect.detection_pictures import (
     draw_encoder_attention,
 )
 from scratchvit.inspect.figures import make_folder
-from scratchvit.inspect.window_pictures import PICTURES, Scene, by, in_words
-from scratchvit.inspect.windows import bias_table, follow, reach_after_every_block, window_blocks
+from scratchvit.inspect.swin import bias_table, merged_into, reach_after_every_block, window_blocks
+from scratchvit.inspect.swin_pictures import PICTURES, Scene, by, in_words
 from scratchvit.models import create_model, list_models
 from scratchvit.models.detr import DETR
 from scratchvit.models.swin import SwinTransformer
@@ -72,7 +72,7 @@ def inspect(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--token", type=_token, metavar="Y,X",
-        help="row and column, from 0, of the token to follow, in the first stage's map (default: its middle)",
+        help="row and column, from 0, of the token to merged_into, in the first stage's map (default: its middle)",
     )
     parser.add_argument(
         "--point", type=_point, action="append", metavar="X,Y", dest="points",
@@ -146,7 +146,7 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     header = ("stage", "block", "map", "windows", "shift", "padding", "looks at", "can depend on", "of the image")
     rows = [header]
     for block, patches in zip(blocks, reached):
-        here = follow(token, block.stage)
+        here = merged_into(token, block.stage)
         seen, padding = block.tokens_looked_at(here)
         rows.append((
             str(block.stage), str(block.number), by(block.size), by(block.window),

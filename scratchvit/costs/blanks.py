@@ -84,12 +84,12 @@ class Blank:
 _ZERO = bytes(16)       # of any dtype
 
 
-def blank(shape: Sequence[int], dtype: Any) -> np.ndarray:
+def broadcast_zero(shape: Sequence[int], dtype: Any) -> np.ndarray:
     """An array of zeros that is one zero in memory."""
     return np.ndarray(shape := tuple(shape), dtype, _ZERO, strides=(0,) * len(shape))
 
 
-BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: blank(x.shape, x.dtype))
+BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: broadcast_zero(x.shape, x.dtype))
 
 
 def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:

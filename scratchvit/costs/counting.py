@@ -33,7 +33,7 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
-from scratchvit.costs.blanks import blank
+from scratchvit.costs.blanks import broadcast_zero
 from scratchvit.errors import ScratchvitError
 from scratchvit.facts import Shape, ask, facts_of
 from scratchvit.models.interface import config_of, frames_of
@@ -95,7 +95,7 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
         image_shape = configured_shape(model)
     dtype = next((parameter.dtype for parameter in model.parameters()), np.dtype(np.float32))
     with tracing(model) as layers:
-        model(Tensor(blank((1, *image_shape), dtype)))
+        model(Tensor(broadcast_zero((1, *image_shape), dtype)))
     return Cost(model.num_parameters(), tuple(layers))
 
 
@@ -188,14 +188,14 @@ def bind(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
 
 
 def _blanks(x: Any) -> Any:
-    """x with its floating arrays blank. Integers and masks keep their values: as indices they decide shapes."""
+    """x with `broadcast_zero` in place of its floating arrays. Integers and masks stay: as indices they decide shapes."""
     if isinstance(x, list | tuple):
         return type(x)(_blanks(element) for element in x)
     if isinstance(x, dict):
         return {key: _blanks(value) for key, value in x.items()}
     if not is_array(x):
         return x
-    return blank(x.shape, x.dtype) if x.dtype.kind == "f" else asnumpy(x)
+    return broadcast_zero(x.shape, x.dtype) if x.dtype.kind == "f" else asnumpy(x)
 
 
 def _arrays(arguments: Any) -> list[np.ndarray]:
@@ -207,7 +207,7 @@ def _arrays(arguments: Any) -> list[np.ndarray]:
 def follow(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], module: str
 ) -> tuple[Any, OpCost]:
-    """The value of a call, blank, and its row."""
+    """The value of a call, of zeros that take no memory, and its row."""
     facts, call = facts_of(function), bind(function, _blanks(args), _blanks(kwargs))
     arguments = call.arguments
     inputs = _arrays(tuple(arguments.values()))
@@ -216,7 +216,8 @@ def follow(
         value = function(*call.args, **call.kwargs)[0]
     else:
         shape = ask(facts.shape, arguments, function=function)
-        value = tuple(blank(s, dtype) for s in shape) if isinstance(shape, list) else blank(shape, dtype)
+        several = isinstance(shape, list)
+        value = tuple(broadcast_zero(s, dtype) for s in shape) if several else broadcast_zero(shape, dtype)
     outputs = tuple(y.shape for y in (value if isinstance(value, tuple) else (value,)))
     entries, tokens = ask(facts.attends, arguments) if facts.attends else (0, 0)
     return value, OpCost(

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.costs.blanks import BLANKS, Blank, Ledger, as_blanks, blank, layout, layouts
+from scratchvit.costs.blanks import BLANKS, Blank, Ledger, as_blanks, broadcast_zero, layout, layouts
 from scratchvit.costs.counting import bind, configured_shape, follow, standing_in
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
 from scratchvit.models.interface import config_of, detects, generates
@@ -64,7 +64,7 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
     image_shape = configured_shape(model) if image_shape is None else image_shape
     parameters = list(model.parameters())
     dtype = next((parameter.dtype for parameter in parameters), np.dtype(np.float32))
-    images = blank((batch_size, *image_shape), dtype)
+    images = broadcast_zero((batch_size, *image_shape), dtype)
     weights = sum(x.data.nbytes for x in (*parameters, *(buffer for _, buffer in model.named_buffers())))
     learned = sum(x.data.nbytes for x in parameters if x.requires_grad)
     inference, training = Account(images.nbytes), Account(images.nbytes)

@@ -17,7 +17,7 @@ from scratchvit.detection.data.batches import DetectionLoader
 from scratchvit.detection.data.scenes import Scenes, load_scenes
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.data.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
-from scratchvit.detection.trained import Sizes, pixels_of
+from scratchvit.detection.detector import Sizes, pixels_of
 from scratchvit.training.build import normalisation
 from scratchvit.training.checkpoint import is_checkpoint
 

@@ -23,10 +23,10 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, SetCriterion
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionBatch
+from scratchvit.detection.draw_boxes import write_predictions
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
 from scratchvit.detection.losses import from_columns, layers_of, to_columns
 from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
-from scratchvit.detection.pictures import write_predictions
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.run_data import DetectionData, load_data
 from scratchvit.errors import ScratchvitError

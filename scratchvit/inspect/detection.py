@@ -26,9 +26,9 @@ from PIL import Image
 from scratchvit import ops
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.detection.data.batches import DetectionBatch
+from scratchvit.detection.detector import Detector, map_size
 from scratchvit.detection.matcher import HungarianMatcher, Objects
 from scratchvit.detection.postprocess import class_probabilities
-from scratchvit.detection.trained import Detector, map_size
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import config_of, detects
 from scratchvit.nn import Module, evaluating

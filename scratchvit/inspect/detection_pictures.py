@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
-from scratchvit.detection.pictures import COLOURS, Found
+from scratchvit.detection.draw_boxes import COLOURS, Found
 from scratchvit.inspect.detection import Matching, QueryBoxes
 from scratchvit.inspect.figures import GRID, INK, VALIDATION, overlay, sheet
 

@@ -6,7 +6,7 @@ windows are the *columns* of a matrix, and the whole layer is one product:
     y (O, places) = weight (O, C·taps) × columns (C·taps, places)
 
 For patches (kernel = stride) the columns are the image itself, reshaped, and for 1×1 the image as it is. Otherwise each
-tap is a strided slice of the image (windows.py), copied into the columns in blocks that stay in the cache, so that
+tap is a strided slice of the image (sliding.py), copied into the columns in blocks that stay in the cache, so that
 memory does not grow by the number of taps. Most of these copies are spared, since a row of the kernel meets what the
 row above it meets, one line further down. Of a 3×3 kernel, only the three taps of one row are copied:
 
@@ -31,7 +31,7 @@ from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend
 from scratchvit.facts import Bytes, Facts, Shape, Workspace
 from scratchvit.kernels.sums import total
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
-from scratchvit.ops.windows import Windows, convolution_windows
+from scratchvit.ops.sliding import Windows, convolution_windows
 from scratchvit.tensor import op
 
 COLUMN_BYTES = 512 << 10        # columns made at a time by one thread: they stay in its cache

@@ -16,7 +16,7 @@ from typing import Any
 
 from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
 from scratchvit.kernels.sums import total
-from scratchvit.ops.windows import Windows
+from scratchvit.ops.sliding import Windows
 
 BLOCK_BYTES = 1 << 20           # a block of images, so that it stays in the cache while its windows are read
 BLOCK_BYTES_GPU = 256 << 20     # on a GPU, of the windows of a block: CuPy's einsum lays them out

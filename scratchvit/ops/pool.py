@@ -1,4 +1,4 @@
-"""Pooling: the maximum or the mean of every window, tap by tap (see windows.py)."""
+"""Pooling: the maximum or the mean of every window, tap by tap (see sliding.py)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from scratchvit.backend import Array, array_module, parallel_rows
 from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.kernels.masks import masked
-from scratchvit.ops.windows import Windows, per_axis, same_padding
+from scratchvit.ops.sliding import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
 PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries

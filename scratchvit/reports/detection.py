@@ -23,14 +23,14 @@ from xml.etree.ElementTree import Element
 import numpy as np
 from PIL import Image
 
-from scratchvit.detection import pictures
+from scratchvit.detection import draw_boxes
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
 from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
+from scratchvit.detection.detector import Detector, open_detector
 from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
 from scratchvit.detection.run_data import load_data
 from scratchvit.detection.task import make_criterion
-from scratchvit.detection.trained import Detector, open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention, matching, query_boxes
 from scratchvit.inspect.detection_pictures import (
@@ -239,7 +239,7 @@ def _data(run: DetectionRun) -> list[Element]:
 
 def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
     drawn = [
-        pictures.draw_boxes(
+        draw_boxes.draw_boxes(
             one.original, run.split.classes, found, one.annotations, threshold=THRESHOLD, side=320
         )
         for one in examples for found in detector.in_pictures([one.original])
@@ -250,7 +250,7 @@ def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         "by looking at each other in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. 4), and one "
         "that has not trained for long does not yet. No box at all: no query is sure enough, see the best score."
     )
-    return [element("p", lead), _wide(pictures.sheet(drawn), "objects found in pictures", "jpeg")]
+    return [element("p", lead), _wide(draw_boxes.sheet(drawn), "objects found in pictures", "jpeg")]
 
 
 def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:

@@ -16,7 +16,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, model_config
 from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module, init
-from scratchvit.weights.config import describe, image_size
+from scratchvit.weights.describe import describe, image_size
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.fit import LoadReport, fit, positions_in
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, classes_in, looks_like

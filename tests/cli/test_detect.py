@@ -12,8 +12,8 @@ from pycocotools.coco import COCO
 import scratchvit as sv
 from scratchvit.cli import main
 from scratchvit.data.images import open_image
-from scratchvit.detection.pictures import COLOURS
-from scratchvit.detection.trained import open_detector
+from scratchvit.detection.detector import open_detector
+from scratchvit.detection.draw_boxes import COLOURS
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from tests.support.coco_figures import by_pycocotools
 from tests.support.data_samples import write_picture

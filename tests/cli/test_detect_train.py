@@ -14,7 +14,7 @@ import pytest
 import scratchvit as sv
 from scratchvit.cli import detect_train, main
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.trained import open_detector
+from scratchvit.detection.detector import open_detector
 from scratchvit.models import model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import TrainingLoop

@@ -18,9 +18,9 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionSplits
 from scratchvit.detection.data.batches import DetectionLoader
 from scratchvit.detection.data.scenes import load_scenes
+from scratchvit.detection.detector import Detector, Sizes, map_size, open_detector
 from scratchvit.detection.evaluation import evaluate_boxes, results_of
 from scratchvit.detection.task import train_detector
-from scratchvit.detection.trained import Detector, Sizes, map_size, open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import detection_pictures
 from scratchvit.inspect.detection import (

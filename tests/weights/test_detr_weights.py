@@ -128,7 +128,7 @@ def test_hugging_faces_configurations(change, expected, tmp_path):
     """Of the published files: those before 2026 name timm's ResNet as `backbone`."""
     config = {"model_type": "detr", "num_queries": 50, "encoder_layers": 3, "dilation": False, **change}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    from scratchvit.weights.config import describe
+    from scratchvit.weights.describe import describe
 
     found = describe(tmp_path / "model.safetensors")
     with init.without_weights():

@@ -9,7 +9,7 @@ import safetensors.numpy
 import scratchvit as sv
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights import model_from_weights
-from scratchvit.weights.config import describe
+from scratchvit.weights.describe import describe
 from scratchvit.weights.export import export
 from scratchvit.weights.fit import resize_offsets
 from scratchvit.weights.names import TIMM, huggingface, microsoft, recognise, torchvision

@@ -1,4 +1,4 @@
-"""Pictures of a Swin's windows, masks, bias tables and receptive growth: what `inspect/windows.py` computes, drawn."""
+"""Pictures of a Swin's windows, masks, bias tables and receptive growth: what `inspect/swin.py` computes, drawn."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, make_folder, sheet
-from scratchvit.inspect.windows import PADDING, BlockWindows, extent, follow, mask_kinds, pixels
+from scratchvit.inspect.swin import PADDING, BlockWindows, extent, mask_kinds, merged_into, pixels
 
 # P. Tol's "light" colours, made to be written upon, told apart by colour-blind eyes too.
 KINDS = ("#99ddff", "#ee8866", "#44bb99", "#eedd88")    # of a token after the roll
@@ -252,7 +252,7 @@ def _draw_map(
 def _draw_reach(ax: Any, scene: Scene, block: BlockWindows, reached: NDArray[np.bool_]) -> None:
     """The picture with the pixels reached, the token, and the tokens that it looks at."""
     P, Q = scene.token_size(block)
-    here = follow(scene.token, block.stage)
+    here = merged_into(scene.token, block.stage)
     token = np.zeros(block.size, bool)
     token[here] = True
     shown = scene.pale()

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image, ImageColor
 
 from scratchvit.detection.data.annotations import Annotations
-from scratchvit.detection.pictures import COLOURS, draw_boxes, sheet, write_predictions
+from scratchvit.detection.draw_boxes import COLOURS, draw_boxes, sheet, write_predictions
 from scratchvit.errors import ScratchvitError
 
 GREY = (90, 120, 100)

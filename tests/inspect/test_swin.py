@@ -10,16 +10,16 @@ from PIL import Image
 
 import scratchvit as sv
 from scratchvit.cli import main
-from scratchvit.inspect.window_pictures import PICTURES, in_words
-from scratchvit.inspect.windows import (
+from scratchvit.inspect.swin import (
     PADDING,
     bias_table,
-    follow,
     mask_kinds,
+    merged_into,
     pixels,
     reach_after_every_block,
     window_blocks,
 )
+from scratchvit.inspect.swin_pictures import PICTURES, in_words
 from scratchvit.training import train
 from tests.support.model_parity import in_float64
 from tests.support.runs import CONFIG
@@ -57,7 +57,7 @@ def gradients(model, token):
         for _ in range(depth):
             number += 1
             x = sv.Tensor(image, requires_grad=True)
-            y = first_blocks(model, x, number)[(0, *follow(token, stage + 1))]
+            y = first_blocks(model, x, number)[(0, *merged_into(token, stage + 1))]
             (y * sv.Tensor(rng.standard_normal(y.shape))).sum().backward()
             yield (sv.backend.asnumpy(x.grad)[0] != 0).any(axis=0)
 

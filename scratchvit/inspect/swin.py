@@ -158,7 +158,7 @@ def bias_table(block: BlockWindows) -> NDArray:
     return table.reshape(-1, 2 * height - 1, 2 * width - 1)
 
 
-def follow(token: tuple[int, int], stage: int) -> tuple[int, int]:
+def merged_into(token: tuple[int, int], stage: int) -> tuple[int, int]:
     """Where a token of the first stage's map is in a later stage's: what it has been merged into."""
     return token[0] >> (stage - 1), token[1] >> (stage - 1)
 
@@ -180,7 +180,7 @@ def reach(blocks: Sequence[BlockWindows], token: tuple[int, int]) -> NDArray[np.
 
 def reach_after_every_block(blocks: Sequence[BlockWindows], token: tuple[int, int]) -> list[NDArray[np.bool_]]:
     """`reach` after each block, for a token of the first stage's map and what it is merged into later."""
-    return [reach(blocks[: i + 1], follow(token, block.stage)) for i, block in enumerate(blocks)]
+    return [reach(blocks[: i + 1], merged_into(token, block.stage)) for i, block in enumerate(blocks)]
 
 
 def pixels(patches: NDArray[np.bool_], patch_size: tuple[int, int]) -> NDArray[np.bool_]:
