@@ -189,9 +189,9 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("train --epoch 3", "there is no option --epoch; did you mean --epochs?"),
     ("train digits", "there is no argument digits"),
     ("train --optimizer adamv", "argument --optimizer: invalid choice: 'adamv'"),
-    ("train --lr nan", "argument --lr: 'nan' is no finite number"),
+    ("train --lr nan", "argument --lr: 'nan' is not a finite number"),
     ("train --epochs two", "argument --epochs: invalid int value: 'two'"),
-    ("train --img-size 3x", "a size is written 28 or 28x32 (height x width), not '3x'"),
+    ("train --img-size 3x", "expected a size such as 28 or 28x32 (height x width), not '3x'"),
     ("train --img-size 8x16", "pictures are brought to squares, so give one number"),
     ("train --patch-size 0", "at least 1"),
     ("train --num-classes 3", "there is no option --num-classes"),
@@ -199,7 +199,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("eval", "the following arguments are required: --checkpoint"),
     ("eval --checkpoint x --splt val", "did you mean --split?"),
     ("predict --checkpoint x", "the following arguments are required: IMAGE"),
-    ("predict a.png --checkpoint x --top-k 0", "--top-k 0: show at least one class"),
+    ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
@@ -213,7 +213,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--lr -1", "lr must be at least 0, not -1.0"),
     ("--label-smoothing 1", "label_smoothing must lie in [0, 1), not 1.0"),
     ("--val-fraction 2 --data mnist", "val_fraction=2.0"),
-    ("--data digist", "'digist' is neither a folder nor a data set known here"),
+    ("--data digist", "'digist' is neither a folder nor a known data set"),
     ("--model vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'?"),
     ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
     ("--num-heads 3", "embed_dim 64 cannot be shared by 3 heads"),
@@ -269,7 +269,7 @@ def test_an_image_folder_trains_and_predicts(photos, capsys, no_pictures):
     bad.write_bytes(bad.read_bytes()[:40])
     words = ["train", "--data", str(photos), "--img-size", "16", *TINY, "--val-fraction", "0.2"]
     error, code = refused(capsys, *words)
-    assert str(bad) in error and "does not decode" in error and code == 1
+    assert str(bad) in error and "cannot be decoded" in error and code == 1
 
     assert main([*words, "--skip-bad", "--out", "run"]) == 0
     assert f"left out  {bad}" in capsys.readouterr().out

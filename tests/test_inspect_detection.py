@@ -493,10 +493,10 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
     for fact in (
         "The weights of epoch 2, the best on the validation pictures, on the 3 test pictures.", "2 of 3",
         "1 min 30 s", "object queries", "try another learning rate", "6 queries", "at least 0.5", "§4.3",
-        "Run it again:", "scenes: train is made as it goes",
+        "Run it again:", "scenes: train is generated",
     ):
         assert fact in page.text, fact
-    assert ("An answer without fault costs −3." in page.text) == (name == "detr_tiny")     # focal costs have no least
+    assert ("A perfect prediction costs −3." in page.text) == (name == "detr_tiny")     # focal costs have no least
     for rows in (run.figures.rows(), run.figures.class_rows()):
         assert all(row in page.rows for row in rows)
     for field in dataclasses.fields(DetectConfig):
@@ -509,7 +509,7 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
 def test_what_the_report_says_of_costs_is_of_the_runs_matcher(tmp_path, undrawn):
     run = made_up_run(tmp_path, history=[])
     config = run.config.replace(cost_class=2.0, cost_giou=4.0)
-    assert "An answer without fault costs −6." in report(dataclasses.replace(run, config=config), tmp_path).text
+    assert "A perfect prediction costs −6." in report(dataclasses.replace(run, config=config), tmp_path).text
 
 
 def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undrawn):
@@ -527,14 +527,14 @@ def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undraw
     run = made_up_run(tmp_path, scenes, epochs=2)
     run = dataclasses.replace(run, splits=DetectionSplits(scenes.train, scenes.val, Untouched()))
     page = report(run, tmp_path)
-    assert "The run has made 2 of 3 epochs." in page.text and "validation AP50" in page.text
+    assert "The run has finished 2 of 3 epochs." in page.text and "validation AP50" in page.text
     assert "its boxes in 3 validation pictures" in page.text
 
 
 @pytest.mark.slow
 def test_a_run_before_its_first_epoch(tmp_path):
     page = report(made_up_run(tmp_path, detector=None, figures=None, history=[], best_epoch=0), tmp_path)
-    assert "No epoch of this run has ended yet." in page.text and "Configuration" in page.text
+    assert "No epoch of this run is finished yet." in page.text and "Configuration" in page.text
     assert not page.pictures() and "Who takes which object" not in page.text
 
 
@@ -661,11 +661,11 @@ def test_what_the_command_cannot_do_is_one_sentence(trained, photo, capsys):
     code, _, err = inspect(capsys, trained[0])
     assert code == 1 and "name one with --image" in err
     code, _, err = inspect(capsys, "detr_tiny", "--image", photo)
-    assert code == 1 and "learned nothing" in err
+    assert code == 1 and "an untrained DETR finds nothing" in err
     code, _, err = inspect(capsys, trained[0], "--image", photo, "--token", "0,1")
-    assert code == 1 and "no windows, of which --token would follow one: name places with --point" in err
+    assert code == 1 and "no windows, which --token is for: name points with --point" in err
     code, _, err = inspect(capsys, "swin_tiny_patch4_window7_224", "--point", "0,1")
-    assert code == 1 and "no DETR, of which --point names a place: name a token with --token" in err
+    assert code == 1 and "not a DETR, which --point is for: name a token with --token" in err
     for point in ("1.1,0", "a,b", "0.5", "nan,0", "1,2,3"):
         code, _, err = inspect(capsys, trained[0], "--image", photo, "--point", point)
         assert code == 2 and "--point" in err and "point" in err
