@@ -129,7 +129,7 @@ def test_a_file_that_is_open_for_a_moment_is_replaced_after_it(tmp_path, monkeyp
 def test_a_file_that_stays_open_is_a_sentence(tmp_path, as_on_windows):
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"old")
-    said = r"metrics\.csv could not be written \(Access is denied\); the one saved before is untouched: close the prog"
+    said = r"metrics\.csv could not be written \(Access is denied\); the previous file is unchanged: close the prog"
     with path.open("rb"), pytest.raises(ScratchvitError, match=said):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]

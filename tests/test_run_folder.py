@@ -42,7 +42,7 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         write_atomically(path, b"new")
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
-    with pytest.raises(ScratchvitError, match="the one saved before is untouched"):
+    with pytest.raises(ScratchvitError, match="the previous file is unchanged"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -65,7 +65,7 @@ loop.save_checkpoint = save_and_limit
     done = run_in_a_process(run, CONFIG.replace(save_every=2), prelude=limit)
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert "last.safetensors could not be written (" in message and "the one saved before is untouched" in message
+    assert "last.safetensors could not be written (" in message and "the previous file is unchanged" in message
     assert load_checkpoint(run / "last.safetensors").progress["step"] == 2
     assert sorted(p.name for p in run.iterdir()) == ["config.json", "last.safetensors"]
     train(CONFIG.replace(save_every=2), run, resume=True)
@@ -144,7 +144,7 @@ loop.save_checkpoint = save_and_close
     read_only(run)      # so that it is put back
     assert done.returncode == 1 and "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]
-    assert "last.safetensors could not be written (Permission denied); the one saved before is untouched" in message
+    assert "last.safetensors could not be written (Permission denied); the previous file is unchanged" in message
     assert load_checkpoint(run / "last.safetensors").progress["step"] == 2
     run.chmod(0o755)
     train(SHORT.replace(save_every=2), run, resume=True)
@@ -192,7 +192,7 @@ loop.save_checkpoint = save_and_fill
     assert load_checkpoint(run / "last.safetensors").progress["step"] == saved
 
     again = run_in_a_process(run, config, resume=True)      # it is still full
-    assert again.returncode == 1 and again.stderr.splitlines()[-1].endswith("make room or choose another folder")
+    assert again.returncode == 1 and again.stderr.splitlines()[-1].endswith("free some space or choose another folder")
     assert load_checkpoint(run / "last.safetensors").progress["step"] == saved
     assert read_config(run) == config
 
