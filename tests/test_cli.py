@@ -170,7 +170,7 @@ def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsy
     with (folder / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert main(["train", "--resume", str(folder), "--lr", "1"]) == 1
-    assert "begun with other settings: lr" in capsys.readouterr().err
+    assert "started with other settings: lr" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder), "--out", "elsewhere"]) == 2
     assert "leave out --out" in capsys.readouterr().err
 
@@ -218,7 +218,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
     ("--num-heads 3", "embed_dim 64 cannot be shared by 3 heads"),
     ("--global-pool max", "global_pool is"),
-    ("--resume nowhere", "nowhere holds no run"),
+    ("--resume nowhere", "nowhere contains no run"),
     ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
 ])
 def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):
@@ -239,7 +239,7 @@ def test_the_gpu_without_a_gpu(capsys, monkeypatch):
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
     before = (run[0] / "best.safetensors").read_bytes()
     error, code = refused(capsys, "train", *TINY, "--out", run[0])
-    assert "already holds a run" in error and code == 1
+    assert "already contains a run" in error and code == 1
     assert (run[0] / "best.safetensors").read_bytes() == before
 
 
@@ -309,8 +309,8 @@ def test_eval_on_data_of_other_classes_is_refused(run, photos, capsys):
 def test_checkpoints_that_are_none(run, capsys, tmp_path):
     for path, content, sentence in (
         ("absent.safetensors", None, "there is no checkpoint absent.safetensors"),
-        ("cut.safetensors", (run[0] / "best.safetensors").read_bytes()[:5000], "cut short, damaged or no safetensors"),
-        ("other.safetensors", b"PK\x03\x04 not ours", "cut short, damaged or no safetensors"),
+        ("cut.safetensors", (run[0] / "best.safetensors").read_bytes()[:5000], "truncated, damaged or not"),
+        ("other.safetensors", b"PK\x03\x04 not ours", "truncated, damaged or not"),
     ):
         if content is not None:
             Path(path).write_bytes(content)

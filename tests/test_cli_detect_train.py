@@ -88,13 +88,13 @@ def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, no_report):
     assert main(["detect-train", "--resume", str(folder), "--epochs", "2"]) == 0
     assert "epoch 2/2" in (out := capsys.readouterr().out) and "epoch 1/2" not in out
     error, code = refused(capsys, "detect-train", "--resume", folder, "--lr", "1")
-    assert "begun with other settings: lr" in error and code == 1
+    assert "started with other settings: lr" in error and code == 1
     error, code = refused(capsys, "train", "--resume", folder)
     assert "holds a run of `scratchvit detect-train`" in error and code == 1
     error, code = refused(capsys, "detect-train", "--resume", folder, "--out", "elsewhere")
     assert "leave out --out" in error and code == 2
     error, code = refused(capsys, "detect-train", *TINY, "--out", folder)
-    assert "already holds a run" in error and f"detect-train --resume {folder}" in error and code == 1
+    assert "already contains a run" in error and f"detect-train --resume {folder}" in error and code == 1
 
 
 @pytest.mark.slow
@@ -246,7 +246,7 @@ def test_training_names_files_that_are_no_annotations(animals, capsys, text, sen
     ("--model detr_tniy", "did you mean 'detr_tiny'?", 1),
     ("--model resnet18", "resnet18 is no detector", 1),
     ("--data nowhere", "nowhere: no such folder", 1),
-    ("--resume nowhere", "nowhere holds no run", 1),
+    ("--resume nowhere", "nowhere contains no run", 1),
 ])
 def test_bad_settings_are_one_sentence(capsys, words, sentence, expected):
     error, code = refused(capsys, "detect-train", *words.split())

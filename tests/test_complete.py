@@ -91,7 +91,7 @@ def test_a_classifier_completes_nothing(classifier, tmp_path, capsys):
     assert code == 1 and "vit_tiny_patch16_224, which classifies and does not generate pixels" in error
     assert "igpt_" in error
     code, _, error = said(capsys, "probe", classifier)
-    assert code == 1 and "VisionTransformer gives no features layer by layer" in error
+    assert code == 1 and "VisionTransformer has no features layer by layer" in error
 
 
 @pytest.mark.parametrize("command", ["complete", "probe"])
@@ -170,7 +170,7 @@ def test_features_of_a_split(device, run):
     assert np.array_equal(found.labels, test.labels)
     whole = normalize(test.images(np.arange(50)))
     agree(lambda: model.eval().layer_features(whole)[1], found.layers[1])
-    with pytest.raises(ScratchvitError, match="ResNet gives no features"):
+    with pytest.raises(ScratchvitError, match="ResNet has no features"):
         features(sv.create_model("resnet18", layers=(1, 1, 1, 1)), [])
 
 

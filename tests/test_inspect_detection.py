@@ -192,7 +192,7 @@ def test_where_a_point_is():
         for point in (*rng.random((20, 2)), (1, 1)):
             assert visible[feature_at(point, size, whole, mask)], (shown, point)
     for outside in ((-0.1, 0), (0, 1.01), (float("nan"), 0)):
-        with pytest.raises(ScratchvitError, match=r"is outside: x and y go from 0"):
+        with pytest.raises(ScratchvitError, match=r"is outside the picture: x and y go from 0"):
             feature_at(outside, size, whole)
 
 
@@ -212,7 +212,7 @@ def test_what_cannot_be_looked_into_is_one_sentence():
         lambda: cross_attention(vit, image()), lambda: encoder_attention(vit, image(), (0, 0)),
         lambda: query_boxes(vit, loader), lambda: matching(vit, HungarianMatcher(), next(iter(loader))),
     ):
-        with pytest.raises(ScratchvitError, match="VisionTransformer is no detector"):
+        with pytest.raises(ScratchvitError, match="VisionTransformer is not a detector"):
             look()
     with pytest.raises(ScratchvitError, match="no encoder layers"):
         encoder_attention(small(enc_layers=0), image(), (0, 0))
@@ -591,7 +591,7 @@ def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, t
     page = Page(its_page)
     assert_self_contained(page)
     assert f"{result.test.AP:.3f}" in page.text and len(page.pictures()) == 5
-    with pytest.raises(ScratchvitError, match="holds no run"):
+    with pytest.raises(ScratchvitError, match="contains no run"):
         open_detection_run(tmp_path)
 
 

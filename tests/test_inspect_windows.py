@@ -313,7 +313,7 @@ def test_a_run_and_weights_together_are_refused(run, tmp_path, capsys):
 def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("here already")
     code, _, error = said(capsys, NAMES["V1"], *SMALL, "--out", tmp_path / "file")
-    assert code == 1 and f"the folder {tmp_path / 'file'} cannot be made" in error
+    assert code == 1 and f"the folder {tmp_path / 'file'} cannot be created" in error
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, error = said(capsys, NAMES["V1"], *SMALL, "--out", tmp_path / "out")
     assert code == 1 and 'pip install "scratchvit[demo]"' in error

@@ -187,7 +187,7 @@ def test_one_run_in_a_folder_on_windows(windows_lock, tmp_path, as_on_windows):
     place, length = windows_lock.msvcrt.place
     assert place > 1000 and length == 1         # not in the text, which others shall read
     for _ in range(2):
-        with pytest.raises(ScratchvitError, match=rf"in use by a run that is still going \(process {os.getpid()} on"):
+        with pytest.raises(ScratchvitError, match=rf"in use by a run in progress \(process {os.getpid()} on"):
             second.acquire()
     first.release()
     assert not list(tmp_path.iterdir())         # without a trace, though nothing is removed that is open

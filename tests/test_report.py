@@ -202,7 +202,7 @@ def test_a_model_without_mistakes_or_attention(tmp_path):
     config = TrainConfig(epochs=1, model="resnet18")
     page = report(made_up(("a", "b"), tmp_path, model=resnet, config=config), tmp_path)
     assert "None: all 4 test images are recognised." in page.text and "Where the model looks" not in page.text
-    assert "as they are" in page.text       # no augmentation
+    assert "are not augmented" in page.text       # no augmentation
     assert not page.pictures()
 
 
@@ -329,7 +329,7 @@ def test_a_run_before_its_first_epoch(of_digits, tmp_path):
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     assert main(["report"]) == 2
 
 

@@ -38,7 +38,7 @@ def refuse(number):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", refuse(errno.ENOSPC))
     path = tmp_path / "last.safetensors"
-    with pytest.raises(ScratchvitError, match=r"could not be written \(No space left on device\): make room"):
+    with pytest.raises(ScratchvitError, match=r"could not be written \(No space left on device\): free some space"):
         write_atomically(path, b"new")
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
@@ -73,7 +73,7 @@ loop.save_checkpoint = save_and_limit
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be made \("):
+    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be created \("):
         train(SHORT, tmp_path / "file" / "run")
 
 
@@ -126,7 +126,7 @@ def test_a_run_whose_folder_became_read_only(finished, tmp_path, read_only):
     read_only(run)
     done = run_in_a_process(run, SHORT.replace(epochs=3), resume=True, prelude=UNPRIVILEGED)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "cannot be written to (Permission denied): make room there, make it writable" in done.stderr
+    assert "cannot be written to (Permission denied): free some space, make it writable" in done.stderr
     assert files_of(run) == before
 
 
@@ -220,7 +220,7 @@ def test_two_runs_in_one_folder(tmp_path):
         try:
             pid = int(first.stdout.readline())
             before = files_of(run)
-            held = rf"run is in use by a run that is still going \(process {pid} on {socket.gethostname()}\): "
+            held = rf"run is in use by a run in progress \(process {pid} on {socket.gethostname()}\): "
             for resume in (False, True):
                 with pytest.raises(ScratchvitError, match=held):
                     train(SHORT, run, resume=resume)
@@ -241,14 +241,14 @@ def test_two_runs_that_begin_at_once(tmp_path, monkeypatch):
         monkeypatch.setattr(RunFolder, "begin", begin)
         quicker = prepare(SHORT, run)
         try:
-            with pytest.raises(ScratchvitError, match="run is in use by a run that is still going"):
+            with pytest.raises(ScratchvitError, match="run is in use by a run in progress"):
                 self.begin(config)
         finally:
             quicker.folder.release()
         self.begin(config)
 
     monkeypatch.setattr(RunFolder, "begin", begin_late)
-    with pytest.raises(ScratchvitError, match="already holds a run"):
+    with pytest.raises(ScratchvitError, match="already contains a run"):
         train(SHORT.replace(epochs=1), run)
     assert sorted(files_of(run)) == ["config.json"] and read_config(run) == SHORT
 

@@ -66,7 +66,7 @@ class IGPTConfig:
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
     attn_drop_rate: float = option(0.0, "dropout rate of the attention probabilities")
 
-    # (mean, deviation) by which pixels in 0 … 1 become the images that the model and its palette know, in -1 … 1
+    # (mean, std) by which pixels in 0 … 1 are normalised to -1 … 1, the range of the palette
     normalisation: ClassVar = (0.5, 0.5)
 
 

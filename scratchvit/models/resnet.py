@@ -259,7 +259,7 @@ def _check(config: ResNetConfig) -> None:
     """Raise ScratchvitError for inconsistent options."""
     check_numbers(config)
     if len(config.layers) != 4 or min(config.layers) < 1:
-        raise ScratchvitError(f"layers must be four numbers of blocks, each at least 1, not {config.layers}")
+        raise ScratchvitError(f"layers must be numbers of blocks for four stages, at least 1 each, not {config.layers}")
     if len(config.channels) != 4 or min(config.channels) < 1:
         raise ScratchvitError(f"channels must be the widths of four stages, each at least 1, not {config.channels}")
     if config.output_stride not in (8, 16, 32):
