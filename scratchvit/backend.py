@@ -1,7 +1,7 @@
-"""Which array module a piece of data lives in: NumPy on the CPU, CuPy on the GPU, behind one name.
+"""Devices: NumPy on the CPU and CuPy on the GPU behind one interface.
 
-Ops ask the data (`xp = array_module(x)`), so one source serves both. Host and device meet only here: `asarray` takes
-host data to the current device, `asnumpy` brings it back.
+Ops get the array module from their data (`xp = array_module(x)`), so the same code runs on both. Data is only copied by
+functions here: `asarray` to the current device, `asnumpy` to the host.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
 
 AnyArray: TypeAlias = Annotated[Any, "array of any dtype"]
-"""Likewise, where an op itself says what integers or bool mean: classes, a mask given by mistake."""
+"""Like Array, but the op itself handles integers and bool, such as class indices."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Backend:
 
 
 class _ImportedWhenUsed:
-    """A module that takes as long to import as all of this package, for a function that few programs call."""
+    """A module that is imported on first use, because importing it is slow and few programs need it."""
 
     def __init__(self, module: str):
         self._module = module
@@ -55,9 +55,9 @@ class _ImportedWhenUsed:
 
 CPU = Backend("cpu", np, _ImportedWhenUsed("scipy.special"), np.ndarray, np.asarray)
 
-# NumPy hands out scalars where CuPy keeps 0-d arrays: to the code here they are arrays too.
+# NumPy returns scalars where CuPy returns 0-d arrays; scalars are treated as arrays here.
 _by_array_type: dict[type, Backend] = {np.ndarray: CPU, np.float32: CPU, np.float64: CPU}
-_current: Backend | None = None             # None until somebody asks: SCRATCHVIT_DEVICE then decides
+_current: Backend | None = None             # None until first use, then set by SCRATCHVIT_DEVICE
 
 
 def use(device: str | Backend) -> Backend:
@@ -76,7 +76,7 @@ def use(device: str | Backend) -> Backend:
 
 
 def default_device() -> str:
-    """The device that is used when nobody asks for one: SCRATCHVIT_DEVICE, or "cpu"."""
+    """The default device: the environment variable SCRATCHVIT_DEVICE, or "cpu"."""
     return os.environ.get("SCRATCHVIT_DEVICE", "cpu")
 
 
@@ -119,7 +119,7 @@ def _gpu() -> Backend:
 
 
 def cuda_driver_version() -> tuple[int, int] | None:
-    """The CUDA version that the installed driver speaks, as (major, minor); None without a driver."""
+    """The CUDA version that the installed driver supports, as (major, minor); None without a driver."""
     for name in ("libcuda.so.1", "nvcuda.dll"):
         with contextlib.suppress(OSError):
             version = ctypes.c_int()
@@ -137,7 +137,7 @@ def is_array(x: Any) -> bool:
 
 
 def backend_of(x: Array) -> Backend:
-    """The backend that the array x lives in."""
+    """The backend of the array x."""
     try:
         return _by_array_type[type(x)]
     except KeyError:
@@ -166,12 +166,12 @@ def asnumpy(x: Array) -> np.ndarray:
 
 
 def broadcasts_to(shape: tuple[int, ...], target: tuple[int, ...]) -> bool:
-    """Whether an array of this shape can be repeated to the target."""
+    """Whether a shape can be broadcast to the target shape."""
     return len(shape) <= len(target) and all(n in (1, m) for n, m in zip(shape[::-1], target[::-1]))
 
 
 def erf(x: Array) -> Array:
-    """The error function in full precision. The hot path of float32 has its own form: `kernels.gelu`."""
+    """The error function in full precision. (`kernels.gelu` has a faster form for float32.)"""
     return backend_of(x).special.erf(x)
 
 
@@ -182,13 +182,13 @@ PARALLEL_BYTES = 1 << 20    # below this, handing rows to threads costs more tha
 
 
 def cpu_cores() -> int:
-    """Cores that this process may use, as far as the system tells."""
+    """The number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @functools.cache
 def cpu_threads() -> int:
-    """Threads for work on the CPU: as many as BLAS was told to use (OMP_NUM_THREADS), at most the cores."""
+    """The number of threads for work on the CPU: that of BLAS (OMP_NUM_THREADS), but at most the number of cores."""
     told = [pool["num_threads"] for pool in _blas().info()]
     if not told and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
         told = [int(number)]        # threadpoolctl does not know Accelerate, which NumPy uses on macOS
@@ -209,7 +209,7 @@ _dealing = threading.Lock()     # the limit on BLAS holds for the whole process,
 
 
 def _forget_threads() -> None:
-    """In a child process of `os.fork`, which has none of the parent's threads but would wait for them."""
+    """Reset thread pools in a child process of `os.fork`, which does not inherit the parent's threads."""
     global _dealing
     _pool.cache_clear()
     _dealing = threading.Lock()
@@ -220,10 +220,10 @@ if hasattr(os, "register_at_fork"):
 
 
 def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: int) -> list[Any]:
-    """`fn(*block)` for every block, each on whichever thread is free; what fn returned, in the order of the blocks.
+    """Call `fn(*block)` for every block in a pool of threads; returns the results in the order of the blocks.
 
-    NumPy releases the GIL inside each call, so threads of Python suffice. Their matrix products run single-threaded
-    beside each other.
+    NumPy releases the GIL inside each call, so Python threads run in parallel. Their matrix products are
+    single-threaded.
     """
     threads = min(threads, len(blocks))
     results: list[Any] = [None] * len(blocks)
@@ -264,10 +264,10 @@ def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLO
 
 
 def keep_freed_memory() -> bool:
-    """Tell glibc to keep freed memory for the next array instead of returning it to the system.
+    """Make glibc keep freed memory for the next array instead of returning it to the system.
 
-    A fresh 50 MB array costs its page faults, more than most of what is computed in it; a training step allocates the
-    same arrays again and again. True where it was done (Linux with glibc). It holds for the whole process.
+    A new 50 MB array causes page faults, which often take longer than the computation in it, and a training step
+    allocates the same arrays again and again. Returns True if it worked (Linux with glibc). Affects the whole process.
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     try:

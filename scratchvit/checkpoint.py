@@ -1,4 +1,4 @@
-"""Recompute instead of remember: memory for time (Chen et al. 2016, arXiv 1604.06174)."""
+"""Gradient checkpointing: recompute activations instead of storing them (Chen et al. 2016, arXiv 1604.06174)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from scratchvit.tensor import Tensor, edge_to, wrap
 
 
 def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """`function(*tensors)`, keeping only its inputs: what lies between is computed again when gradients are wanted.
+    """Compute `function(*tensors)` but save only its inputs; the function is computed again in the backward pass.
 
-    Dropout draws the same masks again. Parameters that the function uses get their gradients as usual. It returns one
-    Tensor; other tensors than `tensors` and parameters it must not use; running statistics inside (BatchNorm) are
-    updated twice.
-    When going back, raises RuntimeError if a parameter was changed in place since, or if the function then draws more
-    random numbers than it did at first.
+    Dropout draws the same masks again. Parameters that the function uses get their gradients as usual. The function
+    must return one Tensor, and use no tensors other than `tensors` and parameters. Running statistics inside
+    (BatchNorm) are updated twice.
+    The backward pass raises RuntimeError if a parameter was changed in place in the meantime, or if the function draws
+    more random numbers than the first time.
     """
     if not is_recording():
         return function(*tensors)
@@ -34,8 +34,8 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     def backward(dy: Array) -> list[Array | None]:
         if any(leaf._version != version for leaf, version in leaves):
             raise RuntimeError(
-                "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the value was "
-                "computed, so that computing it again gives another: go back first"
+                "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the forward "
+                "pass, so that recomputing it gives another value: call backward() first"
             )
         inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
         with recording(), random.replayed(draws):
@@ -43,7 +43,7 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]
 
-    result = wrap(value.data)      # without the node of `value`: its graph dies here
+    result = wrap(value.data)      # without the node of `value`, so that its graph is freed
     result.requires_grad = True
     result._edge = (Node("checkpoint", backward, tuple(edge_to(t) for t in tensors), 1), 0)
     return result

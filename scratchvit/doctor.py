@@ -1,4 +1,4 @@
-"""`scratchvit doctor`: what this machine has, what is missing with the line that installs it, and how fast it is."""
+"""What `scratchvit doctor` reports: installed packages, missing ones and how to install them, and speed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from scratchvit.recording import no_grad
 
 SECONDS = 0.4       # for each of the two figures of the speed line
 
-# (package, extra, what it is good for)
+# (package, extra, what it is used for)
 OPTIONAL = [
-    ("scikit-learn", "demo", "the digits that `scratchvit train` starts with"),
-    ("matplotlib", "demo", "pictures of curves and attention"),
+    ("scikit-learn", "demo", "the digits, the default data of `scratchvit train`"),
+    ("matplotlib", "demo", "plots of learning curves and attention"),
     ("pycocotools", "coco", "AP, for `scratchvit detect-train` and `detect-eval`"),
     ("pooch", "download", "--download"),
     ("hypothesis", "test", "the tests"),
@@ -34,7 +34,7 @@ OPTIONAL = [
 
 
 def report() -> Iterator[tuple[str, str]]:
-    """(what, finding) line by line; the speed, which takes a second, comes last. Leaves the CPU in use."""
+    """Yield (name, finding) for each line; the speed comes last, as it takes a second. Leaves the CPU selected."""
     yield "scratchvit", f"{scratchvit.__version__}, {Path(scratchvit.__file__).parent}"
     yield "Python", f"{platform.python_version()}, {platform.system()} {platform.machine()}, {os.cpu_count()} cores"
     yield "NumPy", f"{np.__version__}, {_blas()}"
@@ -47,14 +47,14 @@ def report() -> Iterator[tuple[str, str]]:
             yield package, f'missing: pip install "scratchvit[{extra}]"  ({purpose})'
     yield "allocator", _allocator()
     yield "speed, CPU", _speed("cpu")
-    with contextlib.suppress(ScratchvitError):      # said above
+    with contextlib.suppress(ScratchvitError):      # already reported by _gpu
         yield "speed, GPU", _speed("gpu")
 
 
 def _blas() -> str:
     pools = [pool for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
     if not pools:
-        return "a BLAS that threadpoolctl does not know"
+        return "a BLAS library unknown to threadpoolctl"
     pool = next((pool for pool in pools if "numpy" in pool["filepath"]), pools[0])
     kernels = f" ({pool['architecture']})" if "architecture" in pool else ""
     return (
@@ -85,12 +85,12 @@ def _gpu() -> Iterator[tuple[str, str]]:
 
 def _allocator() -> str:
     if backend.keep_freed_memory():
-        return "glibc, told to keep freed memory for the next array (so does `scratchvit train`)"
-    return "the system's own; with glibc, training would reuse memory and be faster"
+        return "glibc, set to keep freed memory for the next array (as `scratchvit train` does)"
+    return "the system's; with glibc, training would reuse freed memory and be faster"
 
 
 def _speed(device: str) -> str:
-    """Two figures that predict a training step: matrix products, and what stands between them."""
+    """Two figures that predict the time of a training step: the speed of matrix products and of element-wise ops."""
     xp = backend.use(device).xp
     try:
         matrix = xp.ones((1024, 1024), dtype=xp.float32)
@@ -106,7 +106,7 @@ def _speed(device: str) -> str:
 
 def _calls_per_second(function: Callable[[], Any]) -> float:
     synchronize = backend.current().synchronize
-    for _ in range(3):      # compile kernels, fault memory in
+    for _ in range(3):      # warm up: compile kernels, allocate memory
         function()
     synchronize()
     calls, start = 0, time.perf_counter()

@@ -1,6 +1,6 @@
-"""Which numbers an op takes: one rule for every op, applied by the `@op` decorator before the op's function runs.
+"""The dtypes that an op accepts, and conversions: applied by the `@op` decorator before the op's function runs.
 
-An op says what it `takes`:
+Every op has one of four rules, its `takes`:
 
     takes        integers and bool              float16
     "any"        kept                           kept            moves, compares or adds numbers
@@ -10,10 +10,10 @@ An op says what it `takes`:
 
 "In float32" means that inputs are converted, and that the value and the gradients are rounded to float16 at the end.
 
-Where the arrays of one call differ, integers take the dtype of the floating-point ones, and a single number (an array
-of shape ()) takes the dtype of the others, as Python's numbers and lists of them do: none of them may turn float32 into
-float64. An array of float64 beside one of float32 does, as in NumPy and PyTorch; the gradient of the float32 one is
-then an error that says so.
+If the arrays of one call have different dtypes, integers are converted to the dtype of the floating-point ones, and a
+single number (an array of shape ()) to the dtype of the others, like Python numbers and lists of them: none of these
+turns float32 into float64. An array of float64 together with one of float32 does, as in NumPy and PyTorch; then the
+gradient of the float32 one raises an error that says so.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # what every op comp
 def settle(
     function: Callable[..., Any], takes: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """The function and the arguments to call it with, where arrays differ in dtype or are not float32 or float64.
+    """The function and its converted arguments, for calls whose arrays differ in dtype or are not float32 or float64.
 
-    slots: the differentiable parameters (see signature.py). Raises TypeError for numbers that the op does not take.
+    slots: the differentiable parameters (see signature.py). Raises TypeError for dtypes that the op does not accept.
     """
     given = [(slot, x) for slot in slots for x in inputs_of([slot], args, kwargs) if hasattr(x, "dtype")]
     for slot, array in given:
@@ -67,7 +67,7 @@ def need_floats(op: str, parameter: str, array: Any) -> None:
 
 
 def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
-    """The dtype in which integers and single numbers join the others; None where all are integers and stay so."""
+    """The dtype to which integers and single numbers are converted; None if all are integers and stay integers."""
     floats = [x for x in arrays if x.dtype.kind == "f"]
     if not floats:
         return np.dtype(np.float32) if takes == "numbers" else None
@@ -75,7 +75,7 @@ def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """An op's function, given float32 for float16: its value and gradients are rounded to float16."""
+    """Wrap the function of an op, which gets float32 for float16, so that value and gradients are float16."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
@@ -92,7 +92,7 @@ def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _converted(value: Any, dtype: Any) -> Any:
-    """A value or the gradients of an op in this dtype: an array, or a tuple or list of them; None stays."""
+    """Convert an array, or a tuple or list of arrays, to a dtype; None stays None."""
     if isinstance(value, tuple | list):
         return type(value)(_converted(element, dtype) for element in value)
     return None if value is None else value.astype(dtype)

@@ -1,4 +1,4 @@
-"""The one exception that a user's mistake raises: a sentence that names the thing and the way out."""
+"""The exception for bad input. Its message says what is wrong and what to do, in one sentence."""
 
 
 class ScratchvitError(Exception):

@@ -1,4 +1,4 @@
-"""What is known of an op without running it: the shape of its value, what it saves, and how much it computes.
+"""Facts about an op that are known without running it: output shape, what it saves for backward, multiply-adds.
 
     @op(takes="floats", facts=Facts(
         shape=lambda x, weight: (*x.shape[:-1], len(weight)),
@@ -7,13 +7,13 @@
     ))
     def project(x: Array, weight: Array): ...
 
-`inspect.cost` and `inspect.peak_memory` add these facts up. A fact is a constant, or a *rule*: a function that names
-those arguments of the call that it wants, as the op does. Beside them it may name `function`, the op's own function on
-plain arrays, and, but for the rule of the shape, `out`, the value (a tuple of several values). Arrays have a shape, a
-dtype and strides; their entries mean nothing, except those of integers and masks. The words for the most common rules
-stand below; a rule that only one op has stands beside that op.
+`costs.cost` and `costs.peak_memory` add these facts up. A fact is a constant or a *rule*: a function whose parameters
+are named as those arguments of the op that it needs. It can also have the parameters `function`, the op's function on
+plain arrays, and, except in the rule for the shape, `out`, the value (a tuple for several values). The arrays have a
+shape, a dtype and strides; their entries are meaningless, except those of integers and masks. The most common rules are
+defined below; a rule for a single op is in the file of the op.
 
-An op of scratchvit.ops without facts is an error at import. An op of yours may do without, until its cost is asked for.
+Ops in scratchvit.ops must have facts, which is checked at import. Your own ops need them only for computing costs.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Bytes(int):
-    """What an op saves in arrays of its own making: neither an argument nor the value."""
+    """The size of arrays that an op creates and saves, which are neither an argument nor the value."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Bytes beside what goes in, comes out and is saved. Blocks that stay in the cache are not counted."""
+    """Temporary memory in bytes, without inputs, outputs and saved arrays. Blocks that fit the cache do not count."""
 
     forward: int = 0
     backward: int = 0
@@ -47,7 +47,7 @@ class Workspace:
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """The facts of an op; each a constant or a rule (see the head of this file)."""
+    """The facts of an op; each is a constant or a rule (see the top of this file)."""
 
     shape: Rule                             # of the value; a list of shapes for several values
     saves: Rule | tuple[()]                 # what the backward holds: arguments, the value, and Bytes
@@ -72,7 +72,7 @@ def facts_of(function: Callable[..., Any]) -> Facts:
 
 
 def ask(fact: Any, arguments: dict[str, Any], **more: Any) -> Any:
-    """What a fact says of a call with these arguments, the op's defaults among them."""
+    """The value of a fact for a call with these arguments, which include the op's defaults."""
     if not callable(fact):
         return fact
     known, wanted = {**arguments, **more}, _names(fact)
@@ -81,7 +81,7 @@ def ask(fact: Any, arguments: dict[str, Any], **more: Any) -> Any:
 
 @functools.cache
 def _names(rule: Rule) -> tuple[str, ...] | None:
-    """The arguments that a rule wants; None for all of them."""
+    """The names of the arguments that a rule needs; None for all."""
     parameters = inspect.signature(rule).parameters
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
@@ -89,7 +89,7 @@ def _names(rule: Rule) -> tuple[str, ...] | None:
 
 
 def saved(function: Callable[..., Any], arguments: dict[str, Any], out: Any) -> list[Any]:
-    """What a call of an op saves: arrays among its arguments and values, each once, and Bytes."""
+    """The arrays that a call of an op saves (arguments and values, without duplicates), and Bytes."""
     found = list(_arrays_and_bytes(ask(facts_of(function).saves, arguments, function=function, out=out)))
     arrays = {id(x): x for x in found if not isinstance(x, Bytes)}
     return [*arrays.values(), *(x for x in found if isinstance(x, Bytes))]
@@ -107,35 +107,35 @@ def _arrays_and_bytes(x: Any) -> Iterator[Any]:
 
 
 def like(name: str) -> Rule:
-    """The shape of an argument."""
+    """A rule: the shape of the argument `name`."""
     return lambda **arguments: arguments[name].shape
 
 
 def broadcast(function: Any, **operands: Any) -> Shape:
-    """The shape that all arguments broadcast to; numbers and options have none."""
+    """A rule: the shape that all array arguments broadcast to."""
     return np.broadcast_shapes(*(np.shape(x) for x in operands.values() if is_array(x) or isinstance(x, list)))
 
 
 def of_an_empty_batch(function: Any, x: Array, **options: Any) -> Shape:
-    """The op itself finds it, from none of the images: it checks its arguments, and has nothing to compute."""
+    """A rule: run the op on an empty batch, which checks the arguments but computes nothing."""
     return (len(x), *function(x[:0], **options)[0].shape[1:])
 
 
 def by_running(function: Any, **arguments: Any) -> Shape | list[Shape]:
-    """The op itself finds it: for views, which cost nothing."""
+    """A rule: run the op. For views, which cost nothing."""
     value = function(**arguments)[0]
     return [y.shape for y in value] if isinstance(value, tuple) else value.shape
 
 
 def unless_reduced(x: Array, reduction: str) -> Shape:
-    """A loss: x's shape with the reduction "none", else a single number."""
+    """A rule for losses: the shape of x if the reduction is "none", otherwise ()."""
     return x.shape if reduction == "none" else ()
 
 
 # --- rules for what is saved ----------------------------------------------------------------------------------------
 
 nothing: tuple[()] = ()
-"""For a backward that needs shapes alone."""
+"""Nothing is saved: the backward needs only shapes."""
 
 
 def inputs(*names: str) -> Rule:

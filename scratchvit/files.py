@@ -1,4 +1,4 @@
-"""Writing files so that nothing is lost, and names as they can be printed."""
+"""Writing files atomically, and printing names from files safely."""
 
 from __future__ import annotations
 
@@ -9,28 +9,28 @@ from pathlib import Path
 
 from scratchvit.errors import ScratchvitError
 
-# Windows does not replace a file that any program has open, as a virus scanner or `scratchvit report` has for a moment,
-# and a spreadsheet for long. So it is tried again, after pauses of so many seconds.
+# Windows cannot replace a file that is open in another program, such as a virus scanner (for a moment) or a spreadsheet
+# (for long). So it is tried again after these pauses, in seconds.
 _OPEN_FILES_STAY = os.name == "nt"
 _PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0, 1.0)
 
 
 def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` in one instant by a file with this content. Raises ScratchvitError, and leaves the old one."""
-    temporary = path.with_name(f".{path.name}.tmp")     # what a kill leaves behind, the next write takes over
+    """Write a file under a temporary name and rename it. On failure raises ScratchvitError and keeps the old file."""
+    temporary = path.with_name(f".{path.name}.tmp")     # left over after a kill, it is overwritten by the next write
     try:
         with temporary.open("wb") as file:
             file.write(content)
             file.flush()
-            os.fsync(file.fileno())     # a full disk may only be noticed here
+            os.fsync(file.fileno())     # a full disk may only raise an error here
         _replace(temporary, path)
     except BaseException as error:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            kept = "; the one saved before is untouched" if path.exists() else ""
+            kept = "; the previous file is unchanged" if path.exists() else ""
             is_open = _OPEN_FILES_STAY and isinstance(error, PermissionError) and path.exists()
-            way_out = "close the program that has it open" if is_open else "make room"
+            way_out = "close the program that has it open" if is_open else "free some space"
             raise ScratchvitError(
                 f"{path} could not be written ({error.strerror}){kept}: {way_out} or choose another folder"
             ) from error
@@ -48,12 +48,12 @@ def _replace(temporary: Path, path: Path) -> None:
 
 
 def printable(text: object) -> str:
-    """A name out of a file, or of one, for the terminal: what it cannot print or would obey is escaped."""
+    """A name from a file, or of a file, for the terminal: unprintable and control characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
 
 
 def check_can_be_written(path: Path | None) -> None:
-    """Raise ScratchvitError, before anything is computed for it, for a file whose folder is not there."""
+    """Raise ScratchvitError, before any work is done, for an output file whose folder does not exist."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):
         why = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
-        raise ScratchvitError(f"{path} cannot be written: {why}; name a file in a folder that is there")
+        raise ScratchvitError(f"{path} cannot be written: {why}; name a file in an existing folder")

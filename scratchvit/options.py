@@ -1,4 +1,4 @@
-"""Fields of a configuration with the text that the command line shows for them."""
+"""Configuration fields with help texts for the command line."""
 
 from __future__ import annotations
 
@@ -7,5 +7,5 @@ from typing import Any
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A field of a dataclass, with its help text and, for a string, the values that it may have."""
+    """A dataclass field with a default, a help text and, for a string, the allowed values."""
     return field(default=default, metadata={"help": help, "choices": choices})

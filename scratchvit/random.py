@@ -1,8 +1,8 @@
-"""Random numbers that are the same on every device and whose whole state is two integers.
+"""A random number generator that gives the same numbers on every device and whose state is two integers.
 
-The n-th draw of a seed is a hash of (seed, n, position): no state lives on the GPU, a checkpoint saves the pair
-(seed, n), and `checkpoint` replays a dropout mask by its n. Weights are initialised with NumPy's generators
-on the host instead; this one is for masks that are drawn in every step.
+The n-th draw of a seed is a hash of (seed, n, position): there is no state on the GPU, a checkpoint of a run saves
+(seed, n), and `checkpoint` repeats a dropout mask by its n. It is used for masks that are drawn in every step; weights
+are initialised with NumPy's generators on the host.
 """
 
 from __future__ import annotations
@@ -23,22 +23,22 @@ from scratchvit.recording import setting
 
 
 class Generator:
-    """A stream of random draws. Without a seed, one is taken from the operating system."""
+    """A stream of random numbers. Without a seed, one is taken from the operating system."""
 
     def __init__(self, seed: int | None = None):
         self.seed = secrets.randbits(63) if seed is None else seed
         self.draws = 0
 
     def state_dict(self) -> dict[str, int]:
-        """The state as plain integers."""
+        """The state as integers: {"seed", "draws"}."""
         return {"seed": self.seed, "draws": self.draws}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on from a saved state."""
+        """Continue from a saved state."""
         self.seed, self.draws = int(state["seed"]), int(state["draws"])
 
     def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Array:
-        """A bool array of the given shape on the device in use, each entry True with the given probability."""
+        """A random bool array on the device in use, each entry True with the given probability."""
         chosen_at = self.bernoulli_at(probability, shape)
         count = math.prod(shape)
         chosen = current().xp.empty(count, dtype=bool)
@@ -50,15 +50,15 @@ class Generator:
         return chosen.reshape(shape)
 
     def bernoulli_at(self, probability: float, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-        """The same draw, not yet made: a function of flat positions, uint32, that gives its entries there.
+        """`bernoulli` for arrays that are too large: a function from flat positions, uint32, to the entries there.
 
-        It overwrites the positions. For draws too large to be held whole.
+        The function overwrites the positions. Raises ScratchvitError for 2³² numbers or more.
         """
         count = math.prod(shape)
         if count >= 2**32:
             raise ScratchvitError(
-                f"one draw gives fewer than 2³² numbers, {shape} asks for {count}: take smaller batches, or drop "
-                "nothing there (attn_drop_rate 0)"
+                f"one draw has fewer than 2³² numbers, but {shape} needs {count}: use smaller batches, or no dropout "
+                "there (attn_drop_rate 0)"
             )
         first_key, second_key = self._keys()
         threshold = min(round(probability * 2**32), 2**32 - 1)
@@ -73,7 +73,7 @@ class Generator:
         return chosen_at
 
     def numpy(self) -> np.random.Generator:
-        """The next draw as a generator of NumPy's, for numbers that are wanted on the host."""
+        """The next draw as a NumPy generator, for random numbers on the host."""
         return np.random.default_rng(self._keys())
 
     def _keys(self) -> tuple[int, int]:
@@ -81,14 +81,14 @@ class Generator:
         return int(keys[0]), int(keys[1])
 
     def _next(self) -> int:
-        """The number of the draw that is made now: the next one, or under `replayed` the one that was made then."""
+        """The number of the current draw: the next one or, under `replayed`, the recorded one."""
         again = _replay.get()
         if again is not None and self in again:
             number = next(again[self], None)
             if number is None:
                 raise RuntimeError(
-                    "more random numbers are drawn than the first time: the function that is computed again "
-                    "(see checkpoint) must draw the same ones"
+                    "more random numbers are drawn than the first time: a function that is recomputed (see "
+                    "checkpoint) must draw the same ones"
                 )
         else:
             with _counting:
@@ -100,11 +100,11 @@ class Generator:
 
 
 DEFAULT = Generator()
-"""What ops draw from that are given no generator."""
+"""The generator of ops that are not given one."""
 
 
 def _mix(x: Array) -> None:
-    """Hash every uint32 in place (two rounds of xor-shift and multiply: "lowbias32", C. Wellons 2018)."""
+    """Hash every uint32 in place: two rounds of xor-shift and multiply ("lowbias32", C. Wellons 2018)."""
     x ^= x >> 16
     x *= 0x7FEB352D
     x ^= x >> 15
@@ -113,9 +113,9 @@ def _mix(x: Array) -> None:
 
 
 Record: TypeAlias = dict[Generator, list[int]]
-"""For every generator that was used: the numbers of its draws."""
+"""The numbers of the draws of every generator that was used."""
 
-# Context variables: what one thread records or replays is none of another's business.
+# Context variables, so that recording and replaying in one thread does not affect another.
 _records: ContextVar[tuple[Record, ...]] = ContextVar("records", default=())
 _replay: ContextVar[dict[Generator, Iterator[int]] | None] = ContextVar("replay", default=None)
 _counting = threading.Lock()        # two threads that share a generator get different draws
@@ -123,7 +123,7 @@ _counting = threading.Lock()        # two threads that share a generator get dif
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Record]:
-    """Collect the numbers of all draws that are made inside."""
+    """Context manager that records the numbers of all draws."""
     record: Record = {}
     with setting(_records, (*_records.get(), record)):
         yield record
@@ -131,9 +131,9 @@ def recorded() -> Iterator[Record]:
 
 @contextlib.contextmanager
 def replayed(record: Record) -> Iterator[None]:
-    """Draw again what was drawn under `recorded`. The generators themselves stay where they are.
+    """Context manager that repeats the draws made under `recorded`. The state of the generators does not change.
 
-    Raises RuntimeError where a generator of the record is asked for more than it gave then.
+    Raises RuntimeError if more numbers are drawn from a generator than were recorded.
     """
     with setting(_replay, {generator: iter(numbers) for generator, numbers in record.items()}):
         yield

@@ -1,6 +1,6 @@
-"""How ops run in this thread: whether they are recorded, and whether something stands in for them.
+"""State of the current thread: whether ops are recorded for backward, and whether they are replaced.
 
-Both are kept in a context variable: a `no_grad` in one thread, or in a coroutine, changes nothing in another.
+Both are in a context variable: `no_grad` in one thread or coroutine does not affect another.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 
 class Mode(NamedTuple):
-    """no_grads: how many `no_grad` are in force; ops are recorded where there is none."""
+    """no_grads: the number of active `no_grad` blocks; ops are recorded if it is 0. stand_in: see `replace_ops`."""
 
     no_grads: int
     stand_in: Callable[..., Any] | None
@@ -23,16 +23,16 @@ mode: ContextVar[Mode] = ContextVar("mode", default=NORMAL)
 
 
 def is_recording() -> bool:
-    """Whether ops record how to go back, that is, no `no_grad` is in force in this thread."""
+    """Whether ops are recorded for backward in this thread, that is, no `no_grad` is active."""
     return mode.get().no_grads == 0
 
 
 class no_grad(contextlib.ContextDecorator):
-    """Inside `with no_grad():` ops record nothing, and keep nothing for a backward. Also a decorator of functions.
+    """Context manager and decorator in which ops are not recorded and nothing is saved for backward.
 
-    It holds for the thread that entered it. Blocks are counted, so two that overlap without being nested (in two
-    generators that take turns) end with the later of them.
-    Raises RuntimeError where it is left in another thread than it was entered in.
+    It affects the current thread only. Blocks are counted, so if two overlap without being nested (in two generators
+    that alternate), recording starts again when both have ended.
+    Raises RuntimeError if it is left in another thread than it was entered in.
     """
 
     def __enter__(self) -> None:
@@ -48,7 +48,7 @@ class no_grad(contextlib.ContextDecorator):
 
 @contextlib.contextmanager
 def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
-    """Inside, the context variable has this value."""
+    """Context manager in which a context variable has a value."""
     before = variable.get()
     variable.set(value)
     try:
@@ -59,7 +59,7 @@ def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 @contextlib.contextmanager
 def recording() -> Iterator[None]:
-    """Inside, ops are recorded, whatever `no_grad` is in force."""
+    """Context manager in which ops are recorded, even inside `no_grad`."""
     before = mode.get().no_grads
     mode.set(Mode(0, mode.get().stand_in))
     try:
@@ -71,9 +71,9 @@ def recording() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replace_ops(stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Inside, `stand_in(function, args, kwargs)` gives (value, backward) where an op would have called its function.
+    """Context manager in which ops call `stand_in(function, args, kwargs)`, which returns (value, backward).
 
-    args and kwargs are plain arrays. This is how costs/counting.py follows shapes through a model without computing.
+    args and kwargs are plain arrays. costs/counting.py uses it to follow shapes through a model without computing.
     """
     before = mode.get().stand_in
     mode.set(Mode(mode.get().no_grads, stand_in))

@@ -1,6 +1,4 @@
-"""What an op's functions take, read from their signatures: which inputs are differentiable, and whether a backward asks
-which gradients are needed.
-"""
+"""Reading the signatures of an op's functions: differentiable parameters, and whether a backward takes `need`."""
 
 from __future__ import annotations
 
@@ -39,7 +37,7 @@ def constant_parameters(function: Callable[..., Any]) -> list[tuple[int, str]]:
 
 
 def inputs_of(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]) -> list[Any]:
-    """What a call gives for these parameters, one after the other; None for what it leaves out."""
+    """The arguments of a call for these parameters, in order; None for parameters that are not given."""
     inputs: list[Any] = []
     for position, name, is_sequence, takes_rest, _ in slots:
         if takes_rest:
@@ -56,7 +54,7 @@ def inputs_of(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
 def with_inputs(
     slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any], change: Callable[[Slot, Any], Any]
 ) -> tuple[list[Any], dict[str, Any]]:
-    """The arguments of a call with `change(slot, input)` in the place of every input that it gives."""
+    """The arguments of a call, with every input replaced by `change(slot, input)`."""
     args, kwargs = list(args), dict(kwargs)
     for slot in slots:
 
@@ -73,7 +71,7 @@ def with_inputs(
 
 
 def takes_need(backward: Callable[..., Any]) -> bool:
-    """Whether a backward has a parameter named `need` (see `op`). It may be any callable, and have other defaults."""
+    """Whether a backward has a parameter named `need` (see `op`). It can be any callable."""
     code = getattr(backward, "__code__", None)
     if code is None:        # functools.partial, or an object with __call__
         return "need" in inspect.signature(backward).parameters

@@ -1,4 +1,4 @@
-"""The command line: `scratchvit train` and all that can be done with what it trained; HELP lists the commands."""
+"""The command line: `scratchvit train` and the commands that use a trained model; HELP lists them."""
 
 from __future__ import annotations
 
@@ -15,25 +15,25 @@ from scratchvit.training.interrupt import Interrupted
 HELP = """\
 scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 
-  scratchvit train                              a ViT on handwritten digits, in a minute, into runs/
-  scratchvit train --data fashion-mnist         other data, with its own recipe
-  scratchvit train --data photos --img-size 96  your pictures: photos/train/<class>/*.jpg
-  scratchvit eval --checkpoint FILE             how good is it on the test pictures?
-  scratchvit predict a.jpg b.png --checkpoint FILE
-  scratchvit models "vit_*"                     names, sizes, and what they cost
+  scratchvit train                              train a ViT on handwritten digits, in a minute, into runs/
+  scratchvit train --data fashion-mnist         train on another data set, with its own recipe
+  scratchvit train --data photos --img-size 96  train on your own pictures: photos/train/<class>/*.jpg
+  scratchvit eval --checkpoint FILE             accuracy and loss on the test pictures
+  scratchvit predict a.jpg --checkpoint FILE    classify pictures
+  scratchvit models "vit_*"                     list models with their size and cost
   scratchvit cost MODEL --img-size 384          layer by layer: parameters, multiply-adds, attention, memory
-  scratchvit inspect MODEL|CHECKPOINT           a Swin's windows, masks and biases, or where a DETR looks
-  scratchvit export CHECKPOINT --out DIR        for timm: model.safetensors and config.json
-  scratchvit show-augment photo.jpg             a sheet: the picture under every kind of augmentation
-  scratchvit detect-train                       a DETR on scenes of handwritten digits; --data FOLDER: on your boxes
-  scratchvit detect-eval --checkpoint FILE      COCO's average precision, and class by class
-  scratchvit detect a.jpg --checkpoint FILE     boxes drawn into pictures, listed, and as JSON
-  scratchvit report runs/NAME                   a run on one page, to open in a browser
-  scratchvit complete CHECKPOINT                a sheet of pictures, as an iGPT goes on from their upper halves
-  scratchvit probe CHECKPOINT                   which layer of an iGPT tells classes apart best?
-  scratchvit doctor                             what this machine has, what is missing, how fast it is
+  scratchvit inspect MODEL|CHECKPOINT           draw a Swin's windows, masks and biases, or a DETR's attention
+  scratchvit export CHECKPOINT --out DIR        write model.safetensors and config.json for timm
+  scratchvit show-augment photo.jpg             draw a picture under every kind of augmentation
+  scratchvit detect-train                       train a DETR on scenes of digits, or with --data FOLDER on your own
+  scratchvit detect-eval --checkpoint FILE      average precision (AP) as COCO defines it, overall and per class
+  scratchvit detect a.jpg --checkpoint FILE     find objects: boxes drawn into pictures, as a table, and as JSON
+  scratchvit report runs/NAME                   write a run's report as one HTML page
+  scratchvit complete CHECKPOINT                complete the upper halves of pictures with an iGPT
+  scratchvit probe CHECKPOINT                   linear probe: accuracy of a linear classifier on each layer of an iGPT
+  scratchvit doctor                             what is installed on this machine, what is missing, how fast it is
 
-`scratchvit COMMAND --help` explains a command and every option of it.
+`scratchvit COMMAND --help` explains a command and all its options.
 """
 
 
@@ -55,7 +55,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:         # `scratchvit models | head`
         sys.stderr.close()
         return 0
-    except OSError as error:        # the same on Windows, which has no error of its own for it
+    except OSError as error:        # on Windows a closed pipe is EINVAL, not BrokenPipeError
         if error.errno != errno.EINVAL or not _output_is_closed():
             raise
         sys.stderr.close()
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _escape_what_cannot_be_encoded() -> None:
-    """In a code page of Windows, or in the C locale, there is no → for a pipe or a file: print it as \\u2192."""
+    """Print characters that stdout cannot encode as escapes: → as \\u2192 in a Windows code page or the C locale."""
     if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in ("strict", "surrogateescape"):
         sys.stdout.reconfigure(errors="backslashreplace")
 
@@ -102,5 +102,5 @@ def _command(name: str) -> Callable[[Sequence[str]], int]:
         print(f"scratchvit: there is no command {name!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
     module, function = known[name]
-    # Imported when chosen, so that no command waits for what only another one needs.
+    # Imported on demand, so that no command loads the modules of another.
     return getattr(importlib.import_module(f"scratchvit.cli.{module}"), function)

@@ -1,4 +1,4 @@
-"""What the commands of detection share: naming a detector, and telling which it is and how good."""
+"""Shared by the detection commands: options that name a detector, and printing the detector and its scores."""
 
 from __future__ import annotations
 
@@ -11,22 +11,24 @@ from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
 from scratchvit.files import printable
 
-SENTENCES = 5       # of what was left out, beyond which only their number is told
+SENTENCES = 5       # how many of the skipped entries are printed; of the rest only their number
 
 
 def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """--checkpoint, --model and --labels, as `open_detector` takes them."""
+    """Add --checkpoint, --model and --labels, the arguments of `open_detector`."""
     parser.add_argument(
         "--checkpoint", type=Path, required=required, metavar="FILE",
-        help="of `scratchvit detect-train`, or the run's folder; or DETR's weights from elsewhere: .safetensors, .pth, "
-        ".bin, .npz",
+        help="a checkpoint of `scratchvit detect-train`, its run folder, or third-party DETR weights (.safetensors, "
+        ".pth, .bin, .npz)",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model of the weights (default: what config.json says)")
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="names of the classes: one a line, or JSON")
+    parser.add_argument(
+        "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
+    )
+    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: one per line, or JSON")
 
 
 def print_detector(detector: Detector, path: Path) -> None:
-    """Which model it is, what was done with its weights, how pictures are prepared, and where its classes are from."""
+    """Print the model, how its weights were loaded, how pictures are preprocessed, and where class names are from."""
     print(f"model     {detector.name} from {printable(path)}")
     for line in detector.loading:
         print(f"          {line}")
@@ -35,13 +37,13 @@ def print_detector(detector: Detector, path: Path) -> None:
 
 
 def print_figures(figures: CocoFigures) -> None:
-    """The twelve figures, and those of each class."""
+    """Print COCO's twelve figures, then AP class by class."""
     print(f"\n{table(figures.rows())}\n")
     print(f"{table([[printable(cell) for cell in row] for row in figures.class_rows()])}\n")
 
 
 def print_skipped(skipped: Sequence[str]) -> None:
-    """How much --skip-bad left out or clipped, and the first sentences on it; nothing where there was none."""
+    """Print how many entries --skip-bad left out or clipped, and the first of them; nothing if there are none."""
     if skipped:
         print(f"{len(skipped)} bad entries left out or clipped")
         for sentence in skipped[:SENTENCES]:

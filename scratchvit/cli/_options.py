@@ -1,4 +1,4 @@
-"""From the fields of a configuration to the options of the command line: `batch_size` becomes `--batch-size`."""
+"""Turns the fields of a configuration into command-line options: `batch_size` becomes `--batch-size`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scratchvit.backend import default_device
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that keeps line breaks in texts, and answers a mistake with one sentence."""
+    """An ArgumentParser that keeps line breaks in its texts and reports a wrong option in one sentence."""
 
     def __init__(self, **kwargs: Any):
         super().__init__(
@@ -28,10 +28,10 @@ class Parser(argparse.ArgumentParser):
         )
 
     def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message} (`{self.prog} --help` says more)\n")
+        self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
-        """Parse everything; what is left over is refused with the nearest option's name."""
+        """Parse all arguments. An unknown option is an error that suggests the closest known one."""
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].split("=")[0]
@@ -44,10 +44,10 @@ class Parser(argparse.ArgumentParser):
 def add_fields(
     group: Any, config_type: type, names: Sequence[str], defaults: Mapping[str, Any], prefix: str = ""
 ) -> None:
-    """An option for each named field of a configuration dataclass; the namespace gets only those that are given.
+    """Add an option for each named field of a configuration dataclass. Only given options enter the namespace.
 
-    Help and choices are those of `scratchvit.options.option`.
-    prefix: put before the names in the namespace, to keep two configurations apart there.
+    Help texts and choices come from `scratchvit.options.option`.
+    prefix: put before the names in the namespace, to keep two configurations apart.
     """
     types = typing.get_type_hints(config_type)
     fields = {field.name: field for field in dataclasses.fields(config_type)}
@@ -65,14 +65,14 @@ def add_fields(
 
 
 def _shown(default: Any) -> Any:
-    """A default as the help writes it."""
+    """A default value as it is shown in the help."""
     if default is None or isinstance(default, bool):
         return {None: "none", True: "yes", False: "no"}[default]
     return ",".join(map(str, default)) if isinstance(default, tuple) else default
 
 
 def _reader(hint: Any) -> Any:
-    """What turns an option's text into a value of the annotated type."""
+    """A function that converts an option's text to the annotated type."""
     if hint == tuple[int, ...]:
         return numbers
     kinds = set(typing.get_args(hint)) or {hint}
@@ -82,44 +82,45 @@ def _reader(hint: Any) -> Any:
 
 
 def number(text: str) -> float:
-    """A finite number: `float` alone would take "nan"."""
+    """Parse a finite number. (`float` also accepts "nan" and "inf".)"""
     value = float(text)
     if not math.isfinite(value):
-        raise argparse.ArgumentTypeError(f"{text!r} is no finite number")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
 
 
 def numbers(text: str) -> tuple[int, ...]:
-    """`3,4,9`, or nothing for no numbers at all."""
+    """Parse a list of integers such as `3,4,9`; the empty string is the empty list."""
     if not re.fullmatch(r"(\d+(,\d+)*)?", text):
-        raise argparse.ArgumentTypeError(f"numbers are written 3,4,9, not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected numbers such as 3,4,9, not {text!r}")
     return tuple(int(part) for part in text.split(",") if part)
 
 
 def size(text: str) -> int | tuple[int, int]:
-    """`28` or `28x32`, height first; `28x28` is 28."""
+    """Parse a size in pixels: `28` or `28x32` (height x width); `28x28` becomes 28."""
     if not re.fullmatch(r"\d+(x\d+)?", text):
-        raise argparse.ArgumentTypeError(f"a size is written 28 or 28x32 (height x width), not {text!r}")
+        raise argparse.ArgumentTypeError(f"expected a size such as 28 or 28x32 (height x width), not {text!r}")
     sides = [int(side) for side in text.split("x")]
     if min(sides) < 1:
-        raise argparse.ArgumentTypeError(f"a size of {text} pixels is none: at least 1")
+        raise argparse.ArgumentTypeError(f"a size must be at least 1 pixel, not {text}")
     return (sides[0], sides[1]) if len(set(sides)) > 1 else sides[0]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
-    """--device, as for training."""
+    """Add the option --device."""
     parser.add_argument(
-        "--device", choices=("cpu", "gpu"), default=default_device(), help=f"(default: {default_device()})"
+        "--device", choices=("cpu", "gpu"), default=default_device(),
+        help=f"device to compute on (default: {default_device()})",
     )
 
 
 def command_line(words: Sequence[str], windows: bool = os.name == "nt") -> str:
-    """A command that can be typed: Windows' shells know only double quotes."""
+    """The words of a command as one line that can be pasted into a shell (Windows: with double quotes only)."""
     return subprocess.list2cmdline(words) if windows else shlex.join(words)
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows of cells as aligned columns: the first to the left, the others to the right."""
+    """Rows of cells as text in aligned columns: the first column flush left, the others flush right."""
     widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
     lines = []
     for first, *rest in rows:

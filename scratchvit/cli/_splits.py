@@ -1,4 +1,4 @@
-"""What the commands share that look at a trained model: the images that it was trained on."""
+"""Shared by the commands that evaluate a trained classifier: the data that it was trained on."""
 
 from __future__ import annotations
 
@@ -14,10 +14,11 @@ from scratchvit.training.checkpoint import Checkpoint
 def splits_of(
     checkpoint: Checkpoint, name: str | None = None, data_dir: str | None = None, skip_bad: bool = False
 ) -> Splits:
-    """The splits of a checkpoint's own training, or other data (`name`) at its image size.
+    """The train, validation and test splits of a checkpoint's run, or those of other data at its image size.
 
-    skip_bad: leave out pictures that do not decode; of the checkpoint's own data, as its training did.
-    Raises ScratchvitError for a detector's checkpoint, and as `data.load` does.
+    name: other data; by default the run's own.
+    skip_bad: leave out pictures that cannot be decoded (for the run's own data, the default is the run's choice).
+    Raises ScratchvitError for a detector's checkpoint, and whatever `data.load` raises.
     """
     check_classifies(checkpoint.model_name, model_config(checkpoint.model_name))
     config = checkpoint.config

@@ -1,4 +1,4 @@
-"""`scratchvit cost`: what a model costs, layer by layer, without running it."""
+"""`scratchvit cost`: parameters, multiply-adds and memory of a model, layer by layer, without running it."""
 
 from __future__ import annotations
 
@@ -16,35 +16,35 @@ from scratchvit.nn import Module, init
 
 Row = tuple[str, ...]
 DESCRIPTION = """\
-What a model costs, found from shapes alone: nothing is computed, so that ViT-H/14 takes a moment too.
+Parameters, multiply-adds and memory of a model, from shapes alone. Nothing is computed: even ViT-H/14 takes a moment.
 
   scratchvit cost vit_tiny_patch16_224
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
   scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48 --num-heads 16    the course's 768 GiB
 
-multiply-adds: of matrix products and convolutions. attention: entries of softmax(q kᵀ) over all heads and windows, and
-what they take in float32. kept: what a training step remembers of this layer until its backward. All for one image, the
-text below the table for a batch. Attention of more than 2²⁰ entries a head is made block by block, and its matrix is
-never there as a whole: then less is kept than the matrices would take.
+multiply-adds: those of matrix products and convolutions. attention: number of entries of softmax(q kᵀ) over all heads
+and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
+this layer. The table is for one image, the text below it for a batch. Attention with more than 2²⁰ entries per head is
+computed block by block and its matrix is never stored as a whole; then less is kept than the matrices would take.
 """
 
 
 def cost_table(argv: Sequence[str]) -> int:
-    """Print the table, and what a batch needs."""
+    """Print the cost of each layer, and the memory that a batch needs."""
     known, words = list_models(), [word for word in argv if not word.startswith("-")]
-    # Options depend on the model. Where none is named, for --help, they are ViT's.
+    # The options depend on the model. If none is named, --help shows those of a ViT.
     defaults = model_config(next((word for word in words if word in known), words[0] if words else known[0]))
     parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
-    parser.add_argument("model", help="its name: `scratchvit models` lists them")
-    parser.add_argument("--batch-size", type=int, default=1, metavar="SIZE", help="images together (default: 1)")
+    parser.add_argument("model", help="name of the model (see `scratchvit models`)")
+    parser.add_argument("--batch-size", type=int, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
     add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
     given = vars(parser.parse_strictly(argv))
     name, batch_size, every_op = given.pop("model"), given.pop("batch_size"), given.pop("ops")
     if batch_size < 1:
-        parser.error("--batch-size is at least 1")
+        parser.error("--batch-size must be at least 1")
 
-    backend.use("cpu")                  # models without weights are NumPy arrays of stride 0
+    backend.use("cpu")                  # the weights are placeholders: NumPy arrays of stride 0
     with init.without_weights():
         model = create_model(name, **given)
     found, peak = cost(model), peak_memory(model, batch_size=batch_size)
@@ -55,7 +55,7 @@ def cost_table(argv: Sequence[str]) -> int:
 
 
 def _layers(model: Module, found: Cost, peak: PeakMemory) -> list[Row]:
-    """A row for each layer of the model, in the order of the data; one for several in a row that are alike."""
+    """A row for each layer of the model, in forward order; consecutive equal layers share one row."""
     sizes: Counter[str] = Counter()
     for path, parameter in model.named_parameters():
         sizes[layer_of(path)] += parameter.size
@@ -75,9 +75,9 @@ def _layers(model: Module, found: Cost, peak: PeakMemory) -> list[Row]:
 
 
 def layer_of(path: str) -> str:
-    """Up to the number of a block: "blocks.0.attn.qkv" is in "blocks.0", "patch_embed.proj" in "patch_embed".
+    """The layer that a module belongs to: "blocks.0" for "blocks.0.attn.qkv", "patch_embed" for "patch_embed.proj".
 
-    The blocks of a DETR's backbone come after a number of its own.
+    In a DETR's backbone the block number comes after another number: "backbone.0.body.layer1.0".
     """
     numbered = re.match(r"(?:backbone\.0\.body\.)?(?:[^.]+\.)*?\d+(?:\.blocks\.\d+)?(?=\.|$)", path)
     return numbered[0] if numbered else path.partition(".")[0]
@@ -95,7 +95,7 @@ def _figures(parameters: int, ops: Sequence[OpCost], kept: int) -> Row:
 
 
 def _ops(found: Cost) -> list[Row]:
-    """A row for each op, in the order of the calls."""
+    """A row for each op, in forward order."""
     rows: list[Row] = [("module", "op", "in", "out", "multiply-adds", "attention")]
     for row in found.layers:
         shapes = (", ".join("×".join(map(str, shape)) for shape in some) for some in (row.inputs, row.outputs))
@@ -105,7 +105,7 @@ def _ops(found: Cost) -> list[Row]:
 
 
 def _batch(peak: PeakMemory) -> str:
-    """What a batch needs at its worst moment."""
+    """The peak memory of a batch in inference and in training, as text."""
     size = readable_bytes
     images = "1 image" if peak.batch_size == 1 else f"{peak.batch_size} images"
     return (
@@ -114,5 +114,5 @@ def _batch(peak: PeakMemory) -> str:
         f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
         f"  training   {size(peak.training):>9}   at its peak ({peak.worst}): weights, AdamW's moments\n"
         f"             {'':>9}   ({size(peak.moments)}), {size(peak.activations)} of activations and gradients\n"
-        "The process itself, Python and its libraries, takes some 100 MiB more."
+        "The process itself, Python and its libraries, needs about 100 MiB more."
     )

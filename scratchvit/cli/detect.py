@@ -1,4 +1,4 @@
-"""`scratchvit detect`: what a detector finds in pictures, drawn, listed, and as COCO's results."""
+"""`scratchvit detect`: finds objects in pictures and writes them as drawings, a table, and COCO results."""
 
 from __future__ import annotations
 
@@ -32,11 +32,11 @@ from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, printable
 
-READABLE = 512      # pixels of the longer side below which a picture is enlarged, for names to be read on it
+READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
 
 class Picture(NamedTuple):
-    """A picture file of the command line: the id that results call it by, and where it is drawn."""
+    """A picture file of the command line, its image id in the results, and the file that it is drawn into."""
 
     path: Path
     image_id: int
@@ -44,7 +44,7 @@ class Picture(NamedTuple):
 
 
 def detect(argv: Sequence[str]) -> int:
-    """Boxes, classes and scores of what is in picture files."""
+    """Print, draw and write the objects that a detector finds in picture files."""
     given = _parse(argv)
     paths = [path for named in given.images for path in picture_files(named)]
     backend.use(given.device)
@@ -66,16 +66,16 @@ def detect(argv: Sequence[str]) -> int:
             side = max(READABLE, *image.size)
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
-            print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn in {printable(picture.drawn)}")
+            print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn into {printable(picture.drawn)}")
             print(_told(found, detector.classes, given.threshold), flush=True)
     except ScratchvitError as error:
         if not (given.json and read):
             raise
         write_results(given.json, results)
-        raise ScratchvitError(f"{error} ({given.json} has what was found in the {read} pictures before)") from error
+        raise ScratchvitError(f"{error} ({given.json} has the detections in the {read} pictures before it)") from error
     if not read:
-        raise ScratchvitError("not one of the pictures decodes")
-    print(f"{objects} objects in {read} pictures, of a score of at least {given.threshold:g}")
+        raise ScratchvitError("none of the pictures can be decoded")
+    print(f"{objects} objects in {read} pictures, with a score of at least {given.threshold:g}")
     if given.json:
         write_results(given.json, results)
         print(f"wrote {given.json}: {len(results)} boxes" + _left_out(objects - len(results), given.annotations))
@@ -87,48 +87,50 @@ def detect(argv: Sequence[str]) -> int:
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="scratchvit detect",
-        description="What is in pictures, and where? Boxes with classes and scores: drawn, as a table, and as JSON.\n\n"
+        description="Find objects in pictures: boxes with classes and scores, drawn, as a table, and as JSON.\n\n"
         "  scratchvit detect street.jpg --checkpoint runs/photos-detr_resnet18-1/best.safetensors\n"
         "  scratchvit detect holidays --checkpoint detr/model.safetensors --json found.json    with its config.json\n"
         "  scratchvit detect test2017 --checkpoint FILE --annotations image_info_test2017.json \\\n"
-        "      --threshold 0 --json results.json                              results to be evaluated, or submitted\n\n"
-        "The JSON is COCO's results: a list of {image_id, category_id, bbox: [left, top, width, height], score}.\n"
-        "Images are numbered from 1 in the order in which they are named, or as --annotations says; their file_name\n"
-        "stands beside it. Category ids are those of the annotations that the detector was trained on.",
+        "      --threshold 0 --json results.json                              results for evaluation or submission\n\n"
+        "The JSON has COCO's results format: a list of {image_id, category_id, bbox: [left, top, width, height],\n"
+        "score}, with file_name added. Image ids count from 1 in the order of the arguments, unless --annotations\n"
+        "gives them. Category ids are those of the annotations that the detector was trained on.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
     add_detector(parser)
     parser.add_argument(
         "--threshold", type=number, default=0.5, metavar="SCORE",
-        help="the lowest score that is drawn and written, 0 … 1; for evaluation: 0 (default: 0.5)",
+        help="lowest score, from 0 to 1, that is drawn and written; use 0 for evaluation (default: 0.5)",
     )
     parser.add_argument(
         "--out", type=Path, default=Path("detected"), metavar="DIR",
-        help="folder for the pictures with boxes, NAME-boxes.png; it is made (default: detected)",
+        help="folder for the drawn pictures, NAME-boxes.png; created if it does not exist (default: detected)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write what was found as COCO's results")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the detections in COCO's results format")
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
-        help="a COCO file that lists the pictures by their names: take image and category ids from it",
+        help="a COCO annotation file that lists these pictures: take image and category ids from it",
     )
     parser.add_argument(
         "--short-side", type=int, metavar="PIXELS",
-        help="bring the shorter side of pictures to that: objects are best about as large as in training "
-        "(default: as in training, or as the weights' preprocessor_config.json says)",
+        help="resize the shorter side of pictures to this; objects should be about as large as in training "
+        "(default: as in training, or from the preprocessor_config.json of the weights)",
     )
     parser.add_argument(
         "--batch-size", type=int, default=1, metavar="SIZE",
-        help="pictures at a time, padded to the largest of them: for a GPU (default: 1)",
+        help="pictures per batch, padded to the largest of them; more than 1 helps on a GPU (default: 1)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+    )
     add_device(parser)
     given = parser.parse_strictly(argv)
     if not 0 <= given.threshold <= 1:
-        parser.error(f"--threshold {given.threshold:g}: scores are from 0 to 1")
+        parser.error(f"--threshold must be from 0 to 1, not {given.threshold:g}")
     if given.batch_size < 1:
-        parser.error(f"--batch-size {given.batch_size}: at least one picture at a time")
+        parser.error(f"--batch-size must be at least 1, not {given.batch_size}")
     if given.short_side is not None and given.short_side < 1:
-        parser.error(f"--short-side {given.short_side}: at least one pixel")
+        parser.error(f"--short-side must be at least 1 pixel, not {given.short_side}")
     check_can_be_written(given.json)
     return given
 
@@ -138,7 +140,10 @@ def _left_out(boxes: int, annotations: Path | None) -> str:
 
 
 def _ids(annotations: Path | None, paths: Sequence[Path], detector: Detector) -> tuple[list[int], list[int | None]]:
-    """What results call each picture, and each class of the detector. Raises ScratchvitError for one not listed."""
+    """The image id of each picture and the category id of each class of the detector, as used in the results.
+
+    Raises ScratchvitError for a picture that the annotation file does not list.
+    """
     if annotations is None:
         return list(range(1, len(paths) + 1)), [*detector.category_ids]
     listed, categories = read_image_ids(annotations)
@@ -150,16 +155,16 @@ def _ids(annotations: Path | None, paths: Sequence[Path], detector: Detector) ->
         ends = f"/{path.absolute().as_posix()}"
         fitting = [name for name in by_name.get(path.name, ()) if ends.endswith(f"/{name}")]
         if not fitting:
-            raise ScratchvitError(f"{annotations} lists no picture {path}: name only those that it lists")
+            raise ScratchvitError(f"{annotations} does not list the picture {path}: name only pictures that it lists")
         ids.append(listed[max(fitting, key=len)])
     return ids, matching_categories([*categories.values()], [*categories], detector, str(annotations))
 
 
 def _drawn_as(paths: Sequence[Path], folder: Path) -> list[Path]:
-    """A file in the folder for each picture; none is a picture that was named, and none is there twice."""
+    """A file in the folder for each picture; no name occurs twice, and none overwrites an input picture."""
 
     def key(path: Path) -> str:
-        return str(path.resolve()).casefold()       # some file systems take A.png for a.png
+        return str(path.resolve()).casefold()       # some file systems ignore case
 
     taken = {key(path) for path in paths}
     drawn = []
@@ -176,20 +181,20 @@ def _make(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ScratchvitError(f"{folder}: this folder cannot be made ({error.strerror}); choose another") from error
+        raise ScratchvitError(f"{folder}: cannot create this folder ({error.strerror}); choose another") from error
 
 
 def _save(picture: Image.Image, path: Path) -> None:
     try:
         picture.save(path)
     except OSError as error:
-        raise ScratchvitError(f"{path} could not be written ({error}): make room or choose another folder") from error
+        raise ScratchvitError(f"{path}: cannot write ({error}); free some space or choose another folder") from error
 
 
 def _find(
     detector: Detector, pictures: Sequence[Picture], batch_size: int, skip_bad: bool
 ) -> Iterator[tuple[Picture, Image.Image, Found]]:
-    """What is found in each picture, in their order; with skip_bad those left out are named on stderr."""
+    """Yield each picture with its detections, in order; with skip_bad, pictures left out are named on stderr."""
     warned = False
     for start in range(0, len(pictures), batch_size):
         read = []
@@ -202,7 +207,7 @@ def _find(
                 print(f"left out: {without_advice(error)}", file=sys.stderr)
         most = max((detector.tokens((image.height, image.width)) for _, image in read), default=0)
         if most > MANY_TOKENS and not warned:
-            print(f"this takes long: {most:,} tokens are many, a smaller --short-side makes fewer", file=sys.stderr)
+            print(f"{most:,} tokens will take long: a smaller --short-side makes fewer", file=sys.stderr)
             warned = True
         if read:
             for (picture, image), found in zip(read, detector.in_pictures([image for _, image in read])):
@@ -210,12 +215,12 @@ def _find(
 
 
 def _told(found: Found, classes: Sequence[str], threshold: float) -> str:
-    """A table of the objects, best first; of none, how near it came."""
+    """A table of the detections, best first; if there are none above the threshold, the best one below it."""
     order = np.argsort(-found["scores"], kind="stable")
     names, scores, boxes = [printable(classes[label]) for label in found["labels"]], found["scores"], found["boxes"]
     chosen = [i for i in order if scores[i] >= threshold]
     if not chosen:
-        return f"  nothing; the best is {names[order[0]]} with {scores[order[0]]:.2f}\n"
+        return f"  nothing above the threshold; the best is {names[order[0]]} with {scores[order[0]]:.2f}\n"
     rows = [(names[i], f"{scores[i]:.2f}", *(f"{edge:.0f}" for edge in boxes[i])) for i in chosen]
     text = table([("class", "score", "left", "top", "right", "bottom"), *rows])
     return "".join(f"  {line}\n" for line in text.splitlines())

@@ -1,4 +1,4 @@
-"""`scratchvit detect-eval`: COCO's figures of a detector, or of a file of results."""
+"""`scratchvit detect-eval`: COCO's AP and AR of a detector, or of a results file."""
 
 from __future__ import annotations
 
@@ -17,37 +17,43 @@ from scratchvit.files import check_can_be_written, printable
 
 
 def detect_eval(argv: Sequence[str]) -> int:
-    """Average precision and recall on a split, and class by class."""
+    """Print average precision and recall on a split, overall and per class."""
     parser = Parser(
         prog="scratchvit detect-eval",
-        description="How good is a detector? COCO's twelve figures on a split of its data, and AP class by class.\n\n"
+        description="Evaluate a detector: COCO's twelve AP and AR figures on a split of its data, and AP per class.\n\n"
         "  scratchvit detect-eval --checkpoint runs/scenes-detr_tiny-1/best.safetensors\n"
         "  scratchvit detect-eval --checkpoint detr/model.safetensors --data coco --split val --results found.json\n"
         "  scratchvit detect-eval --results-of found.json --annotations coco/annotations/instances_val2017.json\n\n"
-        "Classes of the detector and of the data are matched by name; results are written with the ids of the\n"
-        "annotation file. pycocotools computes the figures.",
+        "Classes of the detector and of the data are matched by name; results are written with the category ids of\n"
+        "the annotation file. The figures are computed by pycocotools.",
     )
     add_detector(parser, required=False)
     parser.add_argument(
-        "--data", help="other pictures with boxes: a folder of COCO, VOC or YOLO, or scenes (default: the run's own)"
+        "--data", help="data: a folder in COCO, VOC or YOLO format, or scenes (default: the data of the run)"
     )
-    parser.add_argument("--split", choices=("val", "test"), default="test", help="(default: test)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out, and count, bad annotations and pictures")
-    parser.add_argument("--batch-size", type=int, metavar="SIZE", help="(default: as in the run's validation, or 8)")
-    parser.add_argument("--results", type=Path, metavar="FILE", help="write what was found as COCO's results")
+    parser.add_argument(
+        "--split", choices=("val", "test"), default="test", help="the split to evaluate on (default: test)"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out and count bad annotations and pictures")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="SIZE", help="pictures per batch (default: that of the run, or 8)"
+    )
+    parser.add_argument("--results", type=Path, metavar="FILE", help="write the detections in COCO's results format")
     parser.add_argument(
         "--results-of", type=Path, metavar="FILE",
-        help="evaluate these results, in COCO's JSON and written by any program, instead of a detector's",
+        help="evaluate this file in COCO's results format, written by any program, instead of a detector",
     )
-    parser.add_argument("--annotations", type=Path, metavar="FILE", help="for --results-of: what is there, COCO's JSON")
+    parser.add_argument(
+        "--annotations", type=Path, metavar="FILE", help="for --results-of: the ground truth, as COCO annotations"
+    )
     add_device(parser)
     given = parser.parse_strictly(argv)
     if (given.checkpoint is None) == (given.results_of is None):
-        parser.error("name a detector with --checkpoint, or a file of results with --results-of, one of them")
+        parser.error("name either a detector with --checkpoint or a results file with --results-of")
     if (given.results_of is None) != (given.annotations is None):
-        parser.error("--results-of FILE and --annotations FILE go together")
+        parser.error("--results-of FILE and --annotations FILE must be given together")
     if given.batch_size is not None and given.batch_size < 1:
-        parser.error(f"--batch-size {given.batch_size}: at least one picture at a time")
+        parser.error(f"--batch-size must be at least 1, not {given.batch_size}")
 
     if given.results_of:
         print(f"{printable(given.results_of)} on {printable(given.annotations)}")
@@ -77,10 +83,12 @@ def detect_eval(argv: Sequence[str]) -> int:
 
 
 def _splits(detector: Detector, name: str | None, skip_bad: bool) -> DetectionSplits:
-    """Of the data that is named or, of a run, its own, split as for its training."""
+    """The splits of the named data or, without a name, of the data of the run, split as for its training."""
     if detector.checkpoint is None:
         if name is None:
-            raise ScratchvitError(f"these weights of {detector.name} are of no run here: name pictures with --data")
+            raise ScratchvitError(
+                f"these weights of {detector.name} are not from a run, so their data are unknown: name data with --data"
+            )
         return load_detection(name, skip_bad=skip_bad)
     config = detector.checkpoint.config
     return load_detection(
@@ -90,12 +98,12 @@ def _splits(detector: Detector, name: str | None, skip_bad: bool) -> DetectionSp
 
 
 def _unmatched(detector: Detector, dataset: DetectionDataset, categories: Sequence[int | None]) -> list[str]:
-    """Sentences on classes that only one of the two has."""
+    """Sentences about the classes that only the detector or only the data set has."""
     unknown = [name for name, number in zip(dataset.classes, dataset.category_ids) if number not in categories]
     left_out = sum(category is None for category in categories)
     sentences = []
     if unknown:
-        sentences.append(f"the detector does not know {', '.join(unknown)}: of these it finds nothing")
+        sentences.append(f"the detector does not know {', '.join(unknown)}, so it cannot find them")
     if left_out:
-        sentences.append(f"{left_out} of its {len(categories)} classes are none of the data's, and were left out")
+        sentences.append(f"{left_out} of its {len(categories)} classes are not in the data and were left out")
     return sentences

@@ -1,4 +1,4 @@
-"""`scratchvit doctor`: what this machine has, what is missing with the line that installs it, and how fast it is."""
+"""`scratchvit doctor`: what is installed, what is missing and how to install it, and how fast this machine is."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from scratchvit.cli._options import Parser
 
 
 def doctor(argv: Sequence[str]) -> int:
-    """Print what this machine has, and how fast it is."""
+    """Print what is installed on this machine, and how fast it is."""
     parser = Parser(
         prog="scratchvit doctor",
-        description="What this machine has for scratchvit, what is missing with the line that installs it, "
-        "and how fast it computes.",
+        description="Print what is installed on this machine, what is missing and how to install it, and how fast\n"
+        "the machine computes.",
     )
     parser.parse_strictly(argv)
     for what, finding in checkup.report():

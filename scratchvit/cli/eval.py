@@ -1,4 +1,4 @@
-"""`scratchvit eval`: accuracy and loss of a checkpoint on a split of its data, and class by class."""
+"""`scratchvit eval`: accuracy and loss of a checkpoint on a split of its data, overall and per class."""
 
 from __future__ import annotations
 
@@ -17,19 +17,24 @@ from scratchvit.training.classification.evaluate import evaluate as measure
 
 
 def evaluate(argv: Sequence[str]) -> int:
-    """Accuracy and loss of a checkpoint on a split, and the accuracy class by class."""
+    """Print accuracy and loss of a checkpoint on a split, overall and per class."""
     parser = Parser(
         prog="scratchvit eval",
-        description="How good is a checkpoint? Accuracy and loss on a split of its data, and class by class.\n\n"
+        description="Evaluate a checkpoint: accuracy and loss on a split of its data, overall and per class.\n\n"
         "  scratchvit eval --checkpoint runs/digits-vit_tiny_patch16_224-1/best.safetensors\n"
         "  scratchvit eval --checkpoint FILE --data photos --split val",
     )
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="FILE")
-    parser.add_argument("--data", help="other pictures of the same classes (default: the data it was trained on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="(default: test)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="(default: 256)")
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, metavar="FILE",
+        help="a checkpoint of `scratchvit train`, or its run folder",
+    )
+    parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
+    parser.add_argument(
+        "--split", choices=("train", "val", "test"), default="test", help="the split to evaluate on (default: test)"
+    )
+    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
     add_device(parser)
     given = parser.parse_strictly(argv)
 
@@ -57,5 +62,5 @@ def evaluate(argv: Sequence[str]) -> int:
     print(f"{given.split} pictures of {dataset.name}, {checkpoint.model_name} from {given.checkpoint}")
     print(table(rows))
     if splits.skipped:
-        print(f"{len(splits.skipped)} pictures that do not decode were left out")
+        print(f"{len(splits.skipped)} pictures that cannot be decoded were left out")
     return 0

@@ -1,4 +1,4 @@
-"""`scratchvit export`: a model for timm, and for everything that reads timm's folders."""
+"""`scratchvit export`: writes a model in timm's format, a folder with model.safetensors and config.json."""
 
 from __future__ import annotations
 
@@ -19,23 +19,29 @@ from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 
 
 def export(argv: Sequence[str]) -> int:
-    """Write a model's weights and configuration as timm does."""
+    """Write a model's weights and configuration in timm's format."""
     parser = Parser(
         prog="scratchvit export",
-        description="Write DIR/model.safetensors and DIR/config.json as timm does, so that timm builds and loads the "
+        description="Write DIR/model.safetensors and DIR/config.json in timm's format, so that timm can load the\n"
         "model:\n  timm.create_model('local-dir:DIR', pretrained=True)\n\n"
         "  scratchvit export runs/photos-vit_tiny_patch16_224-1/best.safetensors --out mine\n"
         "  scratchvit export --model vit_base_patch16_224 --weights B_16.npz --out mine",
     )
-    parser.add_argument("checkpoint", nargs="?", type=Path, help="a file of `scratchvit train`, or the run's folder")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="the folder to write; it is made")
-    parser.add_argument("--weights", type=Path, metavar="FILE", help="instead of a checkpoint: anybody's weights")
-    parser.add_argument("--model", metavar="NAME", help="the model that they are of (default: what config.json says)")
+    parser.add_argument(
+        "checkpoint", nargs="?", type=Path, help="a checkpoint of `scratchvit train`, or its run folder"
+    )
+    parser.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="output folder; created if it does not exist"
+    )
+    parser.add_argument("--weights", type=Path, metavar="FILE", help="third-party weights, instead of a checkpoint")
+    parser.add_argument(
+        "--model", metavar="NAME", help="with --weights: name of the model (default: read from config.json)"
+    )
     given = parser.parse_strictly(argv)
     if (given.checkpoint is None) == (given.weights is None):
-        parser.error("name a checkpoint, or weights with --weights FILE, one of them")
+        parser.error("name either a checkpoint or --weights FILE")
     if given.checkpoint is not None and given.model is not None:
-        parser.error("a checkpoint knows its model: --model is for --weights")
+        parser.error("--model is only for --weights: a checkpoint says which model it is")
 
     backend.use("cpu")
     model: Any
@@ -45,11 +51,13 @@ def export(argv: Sequence[str]) -> int:
         check_classifies(name, model.config)
         height, width, channels = about["image_shape"]
         if channels not in MODES:
-            raise ScratchvitError(f"its pictures have {channels} channels: timm's transforms know 3 (RGB) and 1 (grey)")
-        # As training prepares pictures: the shorter side resized, the central square kept.
+            raise ScratchvitError(
+                f"{name} takes images of {channels} channels: timm's transforms support 3 (RGB) and 1 (grey)"
+            )
+        # As in training: resize the shorter side, then crop the centre.
         preprocessing = Preprocessing((height, width), 1.0, mean=tuple(about["mean"]), std=tuple(about["std"]))
         names = list(about["classes"])
-        if len(names) != model.config.num_classes:      # a head that was asked to be larger than the data
+        if len(names) != model.config.num_classes:      # the head was configured larger than the data
             names = []
     else:
         model, name, report = open_model(given.weights, given.model)
@@ -57,7 +65,7 @@ def export(argv: Sequence[str]) -> int:
         config = model.config
         preprocessing = preprocessing_for(name, given.weights, config.img_size, config.in_chans, report.owner)
         names, _ = class_names(config.num_classes, weights_path=given.weights)
-        if names == [f"class {index}" for index in range(config.num_classes)]:      # nothing beside the file names them
+        if names == [f"class {index}" for index in range(config.num_classes)]:      # no file with class names was found
             names = []
     for path in write(model, name, given.out, preprocessing, names):
         print(f"wrote {path}")

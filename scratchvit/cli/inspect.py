@@ -1,4 +1,4 @@
-"""`scratchvit inspect`: how a model is made inside, in pictures."""
+"""`scratchvit inspect`: drawings of the inside of a model, a Swin's windows or a DETR's attention."""
 
 from __future__ import annotations
 
@@ -39,18 +39,18 @@ OPTIONS = ("img_size", "patch_size", "window_size")     # of the model, that can
 
 
 def inspect(argv: Sequence[str]) -> int:
-    """Draw a model's pictures into a folder, and print what they show as a table."""
+    """Draw a model's windows or attention into a folder, and print them as a table."""
     parser = Parser(
         prog="scratchvit inspect",
-        description="How does a model work inside? Of a Swin or Swin V2, four pictures and a table of its blocks:\n\n"
-        "  windows.png    the windows of every stage, in place, shifted, and rolled as attention sees them\n"
-        "  masks.png      the masks of attention in shifted windows, and the regions that they come from\n"
+        description="Draw the inside of a model. For a Swin or Swin V2, four pictures and a table of its blocks:\n\n"
+        "  windows.png    the windows of every stage: regular, shifted, and rolled as attention sees them\n"
+        "  masks.png      the attention masks of shifted windows, and the regions that they come from\n"
         "  bias.png       the relative position bias of every block and head\n"
-        "  receptive.png  which pixels a token can depend on, block by block\n\n"
-        "Of a DETR that has learned something, what it finds in a picture, and two pictures (`scratchvit report` has\n"
-        "more, of its run's data):\n\n"
-        "  cross_attention.png    where the decoder looks for each detection\n"
-        "  encoder_attention.png  what the encoder relates a point of the picture to, layer by layer\n\n"
+        "  receptive.png  the receptive field of a token, block by block\n\n"
+        "For a trained DETR, its detections in a picture, and two drawings (`scratchvit report` has more, on the data\n"
+        "of the run):\n\n"
+        "  cross_attention.png    the decoder's cross-attention for each detection\n"
+        "  encoder_attention.png  the encoder's self-attention from chosen points, layer by layer\n\n"
         "  scratchvit inspect swin_tiny_patch4_window7_224\n"
         "  scratchvit inspect runs/digits-swin_tiny_patch4_window7_224-1 --image cat.jpg --token 0,3\n"
         "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors --img-size 320x192\n"
@@ -58,28 +58,36 @@ def inspect(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "model", metavar="CHECKPOINT|MODEL",
-        help="of `scratchvit train` or `detect-train`: a file, or the run's folder; or a name that `scratchvit models` "
-        "lists",
+        help="a checkpoint of `scratchvit train` or `detect-train`, its run folder, or the name of a model (see "
+        "`scratchvit models`)",
     )
     parser.add_argument(
-        "--weights", type=Path, metavar="FILE", help="anybody's, for a MODEL (default: as drawn before training)"
+        "--weights", type=Path, metavar="FILE", help="third-party weights for MODEL (default: random initial weights)"
     )
-    parser.add_argument("--img-size", type=size, metavar="SIZE", help="384, or 384x288 (default: the model's own)")
-    parser.add_argument("--patch-size", type=size, metavar="SIZE", help="in pixels (default: the model's own)")
-    parser.add_argument("--window-size", type=size, metavar="SIZE", help="in tokens (default: the model's own)")
     parser.add_argument(
-        "--image", type=Path, metavar="PICTURE", help="drawn below the maps (default: plain paper), or what a DETR sees"
+        "--img-size", type=size, metavar="SIZE", help="image size: 384, or 384x288 (default: the model's own)"
+    )
+    parser.add_argument(
+        "--patch-size", type=size, metavar="SIZE", help="patch size in pixels (default: the model's own)"
+    )
+    parser.add_argument(
+        "--window-size", type=size, metavar="SIZE", help="window size in tokens (default: the model's own)"
+    )
+    parser.add_argument(
+        "--image", type=Path, metavar="PICTURE",
+        help="the picture that a DETR looks at; for a Swin, the background of the maps (default: white)",
     )
     parser.add_argument(
         "--token", type=_token, metavar="Y,X",
-        help="row and column, from 0, of the token to merged_into, in the first stage's map (default: its middle)",
+        help="Swin: row and column, from 0, of the stage 1 token whose receptive field is drawn (default: the middle)",
     )
     parser.add_argument(
         "--point", type=_point, action="append", metavar="X,Y", dest="points",
-        help="of a DETR's picture, from 0,0 at its upper left to 1,1; also several times (default: where objects are)",
+        help="DETR: a point of the picture, 0,0 (upper left) to 1,1; can be repeated (default: the centres of objects)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("inspect"), metavar="FOLDER", help="it is made (default: inspect)"
+        "--out", type=Path, default=Path("inspect"), metavar="FOLDER",
+        help="output folder; created if it does not exist (default: inspect)",
     )
     given = parser.parse_strictly(argv)
 
@@ -89,8 +97,8 @@ def inspect(argv: Sequence[str]) -> int:
     draw = next((draw for family, draw in FAMILIES.items() if isinstance(model, family)), None)
     if draw is None:
         raise ScratchvitError(
-            f"{name} is a {type(model).__name__}, of which nothing is drawn yet: take a Swin or Swin V2 "
-            '(`scratchvit models "swin*"`), whose windows, masks, biases and receptive growth are, or a DETR'
+            f"{name} is a {type(model).__name__}, which `scratchvit inspect` cannot draw: use a Swin or Swin V2 "
+            '(`scratchvit models "swin*"`) or a DETR'
         )
     for line in loaded:
         print(line)
@@ -100,20 +108,20 @@ def inspect(argv: Sequence[str]) -> int:
 
 
 def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[Any, str, list[str]]:
-    """(model in evaluation mode, its name for titles, what there is to say of its weights)."""
+    """(model in evaluation mode, its name for titles, lines about its weights)."""
     if named in list_models():
         if weights is None:
             name = f"{named} before training"
-            return create_model(named, **options).eval(), name, [f"{name}: weights as drawn, --weights names others"]
+            return create_model(named, **options).eval(), name, [f"{name}: random weights; --weights loads others"]
         model, name, report = open_model(weights, named, **options)
         return model, name, [f"{name} from {weights}", *str(report).splitlines()]
     path = Path(named)
     if weights is not None or not path.exists():
         close = difflib.get_close_matches(named, list_models(), n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ", see `scratchvit models`"
-        what = "no name of a model, which --weights needs" if weights is not None else "neither a model nor a file"
+        what = "not the name of a model, which --weights needs" if weights is not None else "neither a model nor a file"
         raise ScratchvitError(f"{named} is {what}{hint}")
-    if not is_checkpoint(path):     # anybody's weights with a config.json, or what the reader of weights refuses
+    if not is_checkpoint(path):     # third-party weights with a config.json; other files raise an error here
         model, name, report = open_model(path, **options)
         return model, name, [f"{name} from {path}", *str(report).splitlines()]
     model, checkpoint = model_from_checkpoint(path)
@@ -125,15 +133,15 @@ def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[An
 
 
 def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
-    """The pictures of a Swin; what each block does is printed as a table."""
+    """Draw a Swin and print a table of its blocks. Returns the files."""
     if given.points:
-        raise ScratchvitError(f"{name} is no DETR, of which --point names a place: name a token with --token Y,X")
+        raise ScratchvitError(f"{name} is not a DETR, which --point is for: name a token with --token Y,X")
     blocks, (H, W) = window_blocks(model), model.patch_embed.img_size
     h, w = blocks[0].size
     token = (h // 2, w // 2) if given.token is None else given.token
     if token[0] >= h or token[1] >= w:
         raise ScratchvitError(
-            f"there is no token in row {token[0]}, column {token[1]}: the first map has rows 0 … {h - 1} and columns "
+            f"there is no token in row {token[0]}, column {token[1]}: stage 1 has rows 0 … {h - 1} and columns "
             f"0 … {w - 1}"
         )
     picture = None
@@ -142,8 +150,8 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
     scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
 
-    print(f"image {H}×{W} pixels; the token in row {token[0]}, column {token[1]} of the first map, later merged\n")
-    header = ("stage", "block", "map", "windows", "shift", "padding", "looks at", "can depend on", "of the image")
+    print(f"image {H}×{W} pixels; receptive field of the token in row {token[0]}, column {token[1]} of stage 1\n")
+    header = ("stage", "block", "map", "windows", "shift", "padding", "attends to", "receptive field", "of the image")
     rows = [header]
     for block, patches in zip(blocks, reached):
         here = merged_into(token, block.stage)
@@ -163,14 +171,14 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
 
 
 def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
-    """The pictures of a DETR; what it finds in the picture is printed as a table."""
+    """Draw the attention of a DETR in a picture and print its detections as a table. Returns the files."""
     if given.token is not None:
-        raise ScratchvitError(f"{name} has no windows, of which --token would follow one: name places with --point X,Y")
+        raise ScratchvitError(f"{name} has no windows, which --token is for: name points with --point X,Y")
     source = given.weights or Path(given.model)
     if not source.exists():
-        raise ScratchvitError(f"{name}: a DETR that has learned nothing looks nowhere; name a run, or --weights")
+        raise ScratchvitError(f"{name}: an untrained DETR finds nothing to draw; name a run, or --weights")
     if given.image is None:
-        raise ScratchvitError(f"{name} looks at a picture: name one with --image")
+        raise ScratchvitError(f"{name} needs a picture: name one with --image")
     detector = open_detector(source, given.model if given.weights else None)
     picture, image = as_seen(detector, open_image(given.image))
     (found,) = detector.in_pictures([Image.fromarray(picture)])
@@ -178,7 +186,7 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     height, width = picture.shape[:2]
     best = np.argsort(-found["scores"], kind="stable")
     best = best[: max(1, int((found["scores"] >= THRESHOLD).sum()))].tolist()
-    print(f"picture as the model sees it: {height}×{width} pixels; found with a score of {THRESHOLD}, or the best:\n")
+    print(f"image of {height}×{width} pixels; detections with a score of at least {THRESHOLD}, or the best one:\n")
     rows = [("query", "class", "score", "left", "top", "right", "bottom")]
     for place in best:
         edges = (f"{edge:.1f}" for edge in found["boxes"][place])
@@ -201,24 +209,24 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     return paths
 
 
-# What draws a family's pictures, prints what is in them, and tells where they are.
+# For each family of models, the function that draws, prints the table, and returns the files.
 FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {SwinTransformer: _windows, DETR: _detections}
 
 
 def _token(text: str) -> tuple[int, int]:
-    """`14,3`: row and column."""
+    """Parse a token such as `14,3`: row and column."""
     if not re.fullmatch(r"\d+,\d+", text):
-        raise ArgumentTypeError(f"a token is written 14,3 (row, column), not {text!r}")
+        raise ArgumentTypeError(f"expected a token such as 14,3 (row, column), not {text!r}")
     y, x = map(int, text.split(","))
     return y, x
 
 
 def _point(text: str) -> tuple[float, float]:
-    """`0.4,0.6`: x and y, both from 0 to 1."""
+    """Parse a point such as `0.4,0.6`: x and y, both from 0 to 1."""
     try:
         x, y = map(float, text.split(","))
     except ValueError:
-        raise ArgumentTypeError(f"a point is written 0.4,0.6 (x, y), not {text!r}") from None
+        raise ArgumentTypeError(f"expected a point such as 0.4,0.6 (x, y), not {text!r}") from None
     if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise ArgumentTypeError(f"the point {text} is outside: x and y go from 0, left and top, to 1")
+        raise ArgumentTypeError(f"the point {text} is outside the picture: x and y go from 0 (left, top) to 1")
     return x, y

@@ -1,4 +1,4 @@
-"""`scratchvit models`: what there is, and what it costs."""
+"""`scratchvit models`: lists the models with their size and cost."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.nn import init
 
-ABSENT = "–"        # of a model without attention
+ABSENT = "–"        # in the columns of attention, for a model without it
 
 
 def models(argv: Sequence[str]) -> int:
-    """List the models that match a pattern, with what they cost for one image."""
+    """Print the models that match a pattern, with their cost for one image."""
     parser = Parser(
         prog="scratchvit models",
-        description="The models that `scratchvit train --model NAME` knows, and what each costs for one image.\n\n"
+        description="List the models that `scratchvit train --model NAME` knows, with their cost for one image.\n\n"
         '  scratchvit models\n  scratchvit models "vit_tiny*"\n'
         '  scratchvit models "*base*" --img-size 448    twice the side: 4 times the tokens, 16 times the attention\n\n'
-        "GMACs: billions of multiply-adds in matrix products and convolutions. image: of a clip, its frames first.\n"
-        "tokens: what attention compares with each other. attention: the memory of its matrices in float32, all\n"
-        "layers and heads. `scratchvit cost NAME` tells all of one model.",
+        "GMACs: billions of multiply-adds in matrix products and convolutions. image: side or shape in pixels; for a\n"
+        "clip, frames first. tokens: length of the sequence. attention: memory of the attention matrices in float32,\n"
+        "over all layers and heads. `scratchvit cost NAME` shows one model layer by layer.",
     )
-    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes")
+    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes (default: all models)")
     parser.add_argument(
         "--img-size", type=size, metavar="SIZE",
-        help="for images of another size: 384, or 384x288 (height x width) (default: each model's own)",
+        help="image size: 384, or 384x288 (height x width) (default: each model's own)",
     )
     given = parser.parse_strictly(argv)
     names = list_models(given.pattern)
     if not names:
         raise ScratchvitError(f"no model matches {given.pattern!r}; `scratchvit models` lists them all")
-    backend.use("cpu")                          # models without weights are NumPy arrays of stride 0
+    backend.use("cpu")                          # the weights are placeholders: NumPy arrays of stride 0
     rows: list[tuple[str, ...]] = []
     left_out: list[str] = []
     for name in names:

@@ -1,4 +1,4 @@
-"""`scratchvit predict`: what a model sees in pictures, whether it was trained here or its weights are anybody's."""
+"""`scratchvit predict`: classifies pictures with a checkpoint of a run or with third-party weights."""
 
 from __future__ import annotations
 
@@ -29,48 +29,55 @@ BATCH = 32
 
 @dataclass
 class Classifier:
-    """A model with all that it takes to ask it about a picture file."""
+    """A model with everything that is needed to classify a picture file."""
 
     model: Any
     name: str
     classes: Sequence[str]
     classes_from: str
-    loading: Sequence[str]                          # what was done with the weights, in words
-    preprocessing: str                              # in words
+    loading: Sequence[str]                          # how the weights were loaded, as text
+    preprocessing: str                              # as text
     read: Callable[[Path], NDArray[np.float32]]     # a picture file → (C, H, W)
 
 
 def predict(argv: Sequence[str]) -> int:
-    """The likeliest classes of picture files."""
+    """Print the most probable classes of picture files."""
     parser = Parser(
         prog="scratchvit predict",
-        description="What does a model see in pictures? The likeliest classes, with their probabilities.\n\n"
+        description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
         "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors\n"
-        "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with its config.json beside it\n"
+        "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with config.json in that folder\n"
         "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n\n"
-        "Pictures are prepared as the files beside the weights say (config.json of timm, preprocessor_config.json\n"
-        "of Hugging Face), without them as is usual for the model; what is done is printed.",
+        "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
+        "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
     )
     parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
     parser.add_argument(
         "--checkpoint", type=Path, required=True, metavar="FILE",
-        help="of `scratchvit train`, or the run's folder; or weights from elsewhere: .safetensors, .pth, .bin, .npz",
+        help="a checkpoint of `scratchvit train`, its run folder, or third-party weights (.safetensors, .pth, .bin, "
+        ".npz)",
     )
-    parser.add_argument("--model", metavar="NAME", help="the model of the weights (default: what config.json says)")
+    parser.add_argument(
+        "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
+    )
     parser.add_argument(
         "--labels", type=Path, metavar="FILE",
-        help="names of the classes: one a line, JSON, or a folder with a folder for each class",
+        help="class names: one per line, JSON, or a folder with a subfolder for each class",
     )
-    parser.add_argument("--top-k", type=int, default=5, metavar="K", help="classes per picture (default: 5)")
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that do not decode, and count them")
+    parser.add_argument(
+        "--top-k", type=int, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
+    )
+    parser.add_argument(
+        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+    )
     add_device(parser)
     given = parser.parse_strictly(argv)
     if given.top_k < 1:
-        parser.error(f"--top-k {given.top_k}: show at least one class")
+        parser.error(f"--top-k must be at least 1, not {given.top_k}")
 
     images = [path for named in given.images for path in picture_files(named)]
     backend.use(given.device)
-    # What cannot be read is left to the reader of weights, which says why.
+    # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     asked = source(given.checkpoint, given.model, given.labels)
     print(f"model          {asked.name} from {printable(given.checkpoint)}")
@@ -95,22 +102,22 @@ def predict(argv: Sequence[str]) -> int:
             for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
                 print(f"  {probabilities[label]:8.2%}  {printable(asked.classes[label])}")
     if bad == len(images):
-        raise ScratchvitError("not one of the pictures decodes")
+        raise ScratchvitError("none of the pictures can be decoded")
     if bad:
         print(f"{bad} of {len(images)} pictures left out")
     return 0
 
 
 def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
-    """A checkpoint of a run: it knows its model, and prepares pictures as its training did."""
+    """A Classifier from a checkpoint, which says its model and how pictures were preprocessed in training."""
     if name is not None:
-        raise ScratchvitError(f"{path} says itself which model it is of: leave out --model")
+        raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out --model")
     model: Any
     model, checkpoint = model_from_checkpoint(path)
     check_classifies(checkpoint.model_name, model.config)
     about, num_classes = checkpoint.data, model.config.num_classes
     if not num_classes:
-        raise ScratchvitError(f"{path} is of {checkpoint.model_name}, which tells no classes apart: take a classifier")
+        raise ScratchvitError(f"{path} is a {checkpoint.model_name} without a classification head: use a classifier")
     classes, classes_from = class_names(num_classes, labels)
     if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
         classes, classes_from = about["classes"], f"names from {about['name']}"
@@ -125,15 +132,17 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
 
 
 def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
-    """Anybody's weights, with what their own files say about model, pictures and classes."""
+    """A Classifier from third-party weights and the files in their folder: model, preprocessing, class names."""
     model: Any
     model, name, report = open_model(path, name)
     config = model.config
     check_classifies(name, config)
     if not config.num_classes:
-        raise ScratchvitError(f"{path} has no head to tell classes apart: take weights that were trained to classify")
+        raise ScratchvitError(f"{path} has no classification head: use weights that were trained to classify")
     if config.in_chans not in MODES:
-        raise ScratchvitError(f"{path} wants {config.in_chans} channels: pictures have 3 (RGB) or 1 (grey)")
+        raise ScratchvitError(
+            f"{path} takes images of {config.in_chans} channels: picture files have 3 (RGB) or 1 (grey)"
+        )
     prepare = preprocessing_for(name, path, config.img_size, config.in_chans, report.owner)
     classes, classes_from = class_names(config.num_classes, labels, path)
 
@@ -147,12 +156,12 @@ def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifi
 def _ask(
     asked: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]]
 ) -> Iterator[tuple[Path, NDArray[np.float32]]]:
-    """(path, (C, H, W)) of a batch → (path, probabilities (classes,)). Raises for those that are none."""
+    """(path, (C, H, W)) of a batch → (path, probabilities (classes,)). Raises ScratchvitError if not finite."""
     if not pictures:
         return
-    with no_grad(), np.errstate(all="ignore"):      # what is not finite is told below, in a sentence
+    with no_grad(), np.errstate(all="ignore"):      # values that are not finite raise an error below
         probabilities = asked.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
     for (path, _), row in zip(pictures, probabilities):
         if not np.isfinite(row).all():
-            raise ScratchvitError(f"{path}: {asked.name} gives no finite numbers; its weights are damaged")
+            raise ScratchvitError(f"{path}: the outputs of {asked.name} are not finite; its weights are damaged")
         yield path, row

@@ -1,4 +1,4 @@
-"""`scratchvit probe`: which layer of a model of pixels tells classes apart best?"""
+"""`scratchvit probe`: accuracy of a linear classifier on the features of each layer of an iGPT."""
 
 from __future__ import annotations
 
@@ -20,16 +20,18 @@ def probe(argv: Sequence[str]) -> int:
     """Print the accuracy of a linear classifier on the features of every layer."""
     parser = Parser(
         prog="scratchvit probe",
-        description="What does an iGPT know of classes, of which it was told nothing? A linear classifier on the mean\n"
-        "features of each layer (softmax regression, its decay chosen on the validation pictures), and its accuracy\n"
-        "on the test pictures.\n\n"
+        description="Linear probe of an iGPT, which was trained without labels: softmax regression on the mean\n"
+        "features of each layer, with the weight decay chosen on the validation split. Prints the accuracy on the\n"
+        "validation and test splits.\n\n"
         "  scratchvit train --recipe igpt_digits --out runs/pixels\n"
         "  scratchvit probe runs/pixels",
     )
-    parser.add_argument("checkpoint", type=Path, metavar="CHECKPOINT", help="of an iGPT: a file, or a run's folder")
-    parser.add_argument("--data", help="other pictures (default: the data it was trained on)")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="SIZE", help="(default: 64)")
+    parser.add_argument(
+        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of an iGPT, or its run folder"
+    )
+    parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
+    parser.add_argument("--batch-size", type=int, default=64, metavar="SIZE", help="pictures per batch (default: 64)")
     add_device(parser)
     given = parser.parse_strictly(argv)
 
@@ -52,5 +54,5 @@ def probe(argv: Sequence[str]) -> int:
     print(f"linear probe of {checkpoint.model_name} from {given.checkpoint} on {splits.train.name}")
     print(table(rows))
     best = max(layers, key=lambda layer: layer.val_accuracy)
-    print(f"by the validation pictures, layer {best.layer}: {best.test_accuracy:.2%} of the test pictures")
+    print(f"best layer on the validation split: {best.layer}, with {best.test_accuracy:.2%} test accuracy")
     return 0

@@ -1,4 +1,4 @@
-"""`scratchvit report`: a run on one page, to open in a browser."""
+"""`scratchvit report`: a run's report, as one HTML page."""
 
 from __future__ import annotations
 
@@ -21,16 +21,18 @@ def report(argv: Sequence[str]) -> int:
     """Write the report of a run into its folder."""
     parser = Parser(
         prog="scratchvit report",
-        description="Write a run's report.html anew: how it learned, what it confuses, its surest mistakes, where it\n"
-        "looks, its augmentation and settings, on one page that opens without a server. The run may have ended, been\n"
-        "stopped, or still be going.\n\n"
+        description="Write a run's report.html again: learning curves, confusion matrix, most confident mistakes,\n"
+        "attention maps, augmentation and settings, on one page that opens without a server. The run may be finished,\n"
+        "interrupted, or still in progress.\n\n"
         "  scratchvit report runs/digits-vit_tiny_patch16_224-1\n"
         "  scratchvit report runs/scenes-detr_tiny-1",
     )
-    parser.add_argument("run", type=Path, metavar="RUN", help="the run's folder")
-    parser.add_argument("--data", help="its images, if they are elsewhere now")
-    parser.add_argument("--data-dir", metavar="DIR", help="where the files of a named data set are now")
-    parser.add_argument("--out", type=Path, metavar="FILE", help="(default: report.html in the run's folder)")
+    parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
+    parser.add_argument("--data", help="the data of the run, if they were moved")
+    parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set, if it was moved")
+    parser.add_argument(
+        "--out", type=Path, metavar="FILE", help="the file to write (default: report.html in the run folder)"
+    )
     add_device(parser)
     given = parser.parse_strictly(argv)
 
@@ -49,7 +51,7 @@ def _of_classifier(given: argparse.Namespace, out: Path) -> None:
 
 def _of_detector(given: argparse.Namespace, out: Path) -> None:
     if given.data_dir is not None:
-        raise ScratchvitError(f"{given.run} is a detector's run, whose pictures are in one folder: name it with --data")
+        raise ScratchvitError(f"{given.run} is the run of a detector, which has no --data-dir: use --data FOLDER")
     run = open_detection_run(given.run, given.data)
     write_detection_report(
         dataclasses.replace(run, commands=detect_train.COMMAND.lines(run.config, run.path)), out

@@ -1,4 +1,4 @@
-"""`scratchvit show-augment`: one picture under everything that augmentation may do to it."""
+"""`scratchvit show-augment`: one picture under every kind of augmentation."""
 
 from __future__ import annotations
 
@@ -17,30 +17,35 @@ from scratchvit.inspect.augmentations import MAGNITUDES, RANDOM, draw_augmentati
 
 
 def show_augment(argv: Sequence[str]) -> int:
-    """Draw a picture under every operation and magnitude into a file."""
+    """Draw a picture under every operation and magnitude into a PNG file."""
     parser = Parser(
         prog="scratchvit show-augment",
-        description="What does augmentation do to a picture? A sheet with a row for each of RandAugment's operations\n"
-        f"at the magnitudes {', '.join(map(str, MAGNITUDES))}, and for the random crops, colours and erased boxes.\n\n"
+        description="Show what augmentation does to a picture: a sheet with a row for each operation of RandAugment\n"
+        f"at the magnitudes {', '.join(map(str, MAGNITUDES))}, and for random crops, colour jitter and erasing.\n\n"
         "  scratchvit show-augment\n"
         "  scratchvit show-augment cat.jpg --operations Rotate,Posterize,RandomResizedCrop --out cat-augmented.png",
     )
-    parser.add_argument("image", nargs="?", type=Path, metavar="IMAGE", help="a picture (default: a dahlia)")
+    parser.add_argument(
+        "image", nargs="?", type=Path, metavar="IMAGE", help="a picture file (default: a photo of a dahlia)"
+    )
     parser.add_argument(
         "--operations", metavar="NAMES", default=",".join((*OPERATIONS, *RANDOM)),
-        help="which, separated by commas (default: all of %(default)s)",
+        help="the operations to show, separated by commas (default: all, %(default)s)",
     )
-    parser.add_argument("--img-size", type=int, default=224, metavar="SIZE", help="pixels a side (default: 224)")
-    parser.add_argument("--seed", type=int, default=0, help="of what is random (default: 0)")
     parser.add_argument(
-        "--out", type=Path, default=Path("augment.png"), metavar="FILE", help="a PNG file (default: augment.png)"
+        "--img-size", type=int, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="seed of the random operations (default: 0)")
+    parser.add_argument(
+        "--out", type=Path, default=Path("augment.png"), metavar="FILE",
+        help="the PNG file to write (default: augment.png)",
     )
     given = parser.parse_strictly(argv)
     names = [name.strip() for name in given.operations.split(",")]
     if unknown := [name for name in names if name not in (*OPERATIONS, *RANDOM)]:
         parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join((*OPERATIONS, *RANDOM))}")
     if given.img_size < 1 or given.seed < 0:
-        parser.error("--img-size is at least 1, --seed at least 0")
+        parser.error("--img-size must be at least 1, --seed at least 0")
 
     picture = _sample(given.img_size) if given.image is None else load_image(given.image, given.img_size)
     draw_augmentations(picture, names, given.out, given.seed)
@@ -54,6 +59,6 @@ def _sample(img_size: int) -> Images:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ScratchvitError(
-            'name a picture, or take the sample that comes with scikit-learn: pip install "scratchvit[demo]"'
+            'name a picture, or install scikit-learn for its sample picture: pip install "scratchvit[demo]"'
         ) from error
     return np.asarray(resize_image(to_picture(load_sample_image("flower.jpg")), img_size))

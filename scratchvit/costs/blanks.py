@@ -1,4 +1,4 @@
-"""Arrays that have a shape, a layout and a lifetime, and no memory: what memory.py lets models run on."""
+"""Placeholder arrays with a shape, a layout and a lifetime, but without memory, on which memory.py runs models."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from scratchvit.backend import is_array
 
 
 class Ledger:
-    """Adds up the bytes of the blanks that live: `live` now, `peak` at the worst moment, which was at `worst`."""
+    """Adds up the bytes of all existing blanks: `live` now, `peak` at the maximum, which was reached at `worst`."""
 
     def __init__(self, live: int = 0):
         self.live = self.peak = live
-        self.by_path: Counter[str] = Counter()      # what lives, by the module that made it
+        self.by_path: Counter[str] = Counter()      # live bytes by the module that allocated them
         self.path = self.doing = self.worst = ""
 
     def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
-        """An array of its own memory, in which its axes lie in this order."""
+        """Allocate a blank whose axes have this order in memory."""
         return Blank(layout(shape, dtype, order), None, self)
 
     def need(self, nbytes: int) -> None:
-        """So much is needed for a moment, beside what lives."""
+        """Note a temporary need of nbytes in addition to the live blanks."""
         if self.live + nbytes > self.peak:
             self.peak, self.worst = self.live + nbytes, f"{self.path or 'the model'}: {self.doing}"
 
 
 class Blank:
-    """An array of a shape and a layout and no memory. `base`: the blank whose memory it looks at, None for its own."""
+    """An array with a shape and a layout but without memory. `base`: the blank that it is a view of, or None."""
 
     __slots__ = ("base", "layout", "ledger", "path")
-    __array_ufunc__ = None          # so that a gradient += blank asks the blank
+    __array_ufunc__ = None          # so that `gradient += blank` calls the blank's operator
 
     def __init__(self, layout: np.ndarray, base: Blank | None, ledger: Ledger | None):
         self.layout, self.base = layout, base
-        self.ledger = None if base is not None else ledger    # of what looks at another's memory, nothing is counted
+        self.ledger = None if base is not None else ledger    # views are not counted
         if self.ledger:
             self.path = self.ledger.path
             self.ledger.live += layout.nbytes
@@ -62,7 +62,7 @@ class Blank:
     def __len__(self) -> int:
         return len(self.layout)
 
-    # All that the engine does with gradients itself.
+    # The operations that the autograd engine itself does with gradients.
 
     def __add__(self, other: Blank) -> Blank:
         ledger = self.owner.ledger or other.owner.ledger
@@ -72,11 +72,11 @@ class Blank:
         return self
 
     def copy(self) -> Blank:
-        """An array of its own."""
+        """A new blank of the same shape, with its own memory."""
         return self.owner.ledger.new(self.shape, self.dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Blank:
-        """Blanks are made with the dtype that they keep."""
+        """Returns self: the dtype of a blank never changes."""
         assert dtype == self.dtype and not copy
         return self
 
@@ -85,7 +85,7 @@ _ZERO = bytes(16)       # of any dtype
 
 
 def broadcast_zero(shape: Sequence[int], dtype: Any) -> np.ndarray:
-    """An array of zeros that is one zero in memory."""
+    """An array of zeros that takes the memory of a single zero (stride 0)."""
     return np.ndarray(shape := tuple(shape), dtype, _ZERO, strides=(0,) * len(shape))
 
 
@@ -93,9 +93,9 @@ BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: broadc
 
 
 def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
-    """An array that must not be read, since most of it is not there: only its shape and strides have a meaning.
+    """An array of which only shape and strides are valid; it must not be read, as its memory does not exist.
 
-    order: its axes in memory, the outermost first; as they stand if not given.
+    order: its axes in memory, the outermost first; by default in order.
     """
     shape, strides, step = tuple(shape), [0] * len(shape), np.dtype(dtype).itemsize
     for axis in reversed(range(len(shape)) if order is None else order):
@@ -105,7 +105,7 @@ def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None)
 
 
 def as_blanks(x: Any) -> Any:
-    """x with its real arrays of floats (the images, the weights) as blanks that are not counted."""
+    """Replace real floating-point arrays in x (images, weights) by blanks that are not counted."""
     if isinstance(x, list | tuple):
         return type(x)(as_blanks(element) for element in x)
     if isinstance(x, dict):
@@ -116,7 +116,7 @@ def as_blanks(x: Any) -> Any:
 
 
 def layouts(x: Any) -> Any:
-    """x with the layouts of its blanks, which an op's facts are asked about."""
+    """Replace the blanks in x by their layouts, for the rules of an op's facts."""
     if isinstance(x, list | tuple):
         return type(x)(layouts(element) for element in x)
     return x.layout if isinstance(x, Blank) else x

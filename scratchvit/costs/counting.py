@@ -1,22 +1,22 @@
-"""What a model costs, found without running it.
+"""Counting parameters, multiply-adds and attention entries of a model without running it.
 
     with init.without_weights():
         model = create_model("vit_huge_patch14_224")
-    found = cost(model)                             # milliseconds, and no memory to speak of
+    found = cost(model)                             # takes milliseconds and almost no memory
     found.parameters, found.macs                    # 632,045,800 and 167,295,109,120
     found.attention_bytes                           # 135,268,352, for one image
-    max(found.layers, key=lambda row: row.macs)     # every op: which module called it, what came in and went out
+    max(found.layers, key=lambda row: row.macs)     # every op: its module, input and output shapes
 
-Shapes alone say what a model computes. So the ops are not run: each gets arrays of the right shape in which every entry
-is the same zero in memory (stride 0), and the op's own facts (facts.py) say what shape comes out, and what is counted.
+The cost of a model depends only on shapes. So the ops are not run: each gets arrays of the right shape whose entries
+are all the same zero in memory (stride 0), and the facts of the op (facts.py) give its output shape and its counts.
 
 What is counted: one multiply-add (MAC) for each product that is added to a sum, in linear layers, convolutions, matrix
 products, and the two products of attention, q kᵀ and P v. Not counted: biases, norms, activations, softmax, pooling,
 resizing, residual sums. PyTorch's FlopCounterMode counts the same, a multiply-add as two operations. fvcore, and timm's
-tables after it, add a few for norms: 17.58 GMACs for ViT-B/16 where this says 17.56.
+tables based on it, add some for norms: 17.58 GMACs for ViT-B/16 instead of 17.56.
 
     linear       tokens · in · out
-    convolution  places · out · in / groups · taps
+    convolution  output positions · out · in / groups · kernel entries
     attention    entries · (d + e),  entries = heads · N · M, the numbers in softmax(q kᵀ); q (N, d), k (M, d), v (M, e)
 """
 
@@ -44,7 +44,7 @@ from scratchvit.tensor import Tensor
 
 @dataclass(frozen=True)
 class OpCost:
-    """One op that was called, for a batch of one image."""
+    """The cost of one call of an op, for a batch of one image."""
 
     module: str                     # path of the innermost module that called it: "blocks.0.attn.qkv"
     op: str                         # its name in scratchvit.ops
@@ -57,39 +57,39 @@ class OpCost:
 
 @dataclass(frozen=True)
 class Cost:
-    """What a model costs for one image."""
+    """The cost of a model for one image."""
 
     parameters: int
     layers: tuple[OpCost, ...]      # in the order of the calls
 
     @property
     def macs(self) -> int:
-        """Multiply-adds: see the head of this file for what is counted."""
+        """The number of multiply-adds; see the top of this file for what is counted."""
         return sum(layer.macs for layer in self.layers)
 
     @property
     def attention_entries(self) -> int:
-        """Entries of the attention matrices of all layers and heads."""
+        """The number of entries of the attention matrices of all layers and heads."""
         return sum(layer.attention_entries for layer in self.layers)
 
     @property
     def attention_bytes(self) -> int:
-        """What these entries take in float32."""
+        """The memory of all attention matrices in float32, in bytes."""
         return 4 * self.attention_entries
 
     @property
     def tokens(self) -> int | None:
-        """The most queries that one attention has; None without attention."""
+        """The largest number of queries in one attention; None for a model without attention."""
         return max((layer.tokens for layer in self.layers), default=0) or None
 
 
 def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
-    """What `model` costs for one image, in evaluation mode. Nothing is computed, and the model stays as it is.
+    """The cost of a model for one image, in evaluation mode. Nothing is computed, and the model is not changed.
 
     image_shape: (C, H, W), or (C, T, H, W) for clips; by default in_chans, num_frames and img_size of the model's
     configuration.
     Raises ScratchvitError for a model without a configuration if no shape is given, and for an op without facts; and
-    what the model itself raises for images that do not fit it.
+    the errors of the model for images that do not fit.
     """
     if image_shape is None:
         image_shape = configured_shape(model)
@@ -100,11 +100,11 @@ def cost(model: Module, image_shape: Sequence[int] | None = None) -> Cost:
 
 
 def configured_shape(model: Module) -> Shape:
-    """(C, H, W) of the images, or (C, T, H, W) of the clips, that the model's configuration is for."""
+    """The shape of the images (C, H, W) or clips (C, T, H, W) in the model's configuration."""
     config = config_of(model)
     if config is None:
         raise ScratchvitError(
-            f"{type(model).__name__} has no configuration that says what images it takes: give image_shape=(C, H, W)"
+            f"{type(model).__name__} has no configuration with the size of its images: give image_shape=(C, H, W)"
         )
     size, frames = config.img_size, frames_of(config)
     clip = (frames,) if frames > 1 else ()
@@ -112,7 +112,7 @@ def configured_shape(model: Module) -> Shape:
 
 
 def readable_bytes(count: int) -> str:
-    """153,664 is "150 KiB"."""
+    """Format a number of bytes: 153,664 becomes "150 KiB"."""
     power = min(max(count.bit_length() - 1, 0) // 10, 4)
     amount = count / 1024**power
     digits = 0 if power == 0 or amount >= 100 else 1
@@ -124,9 +124,9 @@ def readable_bytes(count: int) -> str:
 
 @contextlib.contextmanager
 def tracing(model: Module) -> Iterator[list[OpCost]]:
-    """Inside, calling the model computes nothing; the list that is given fills with a row for each op.
+    """Context manager in which calling the model only follows shapes; the list gets an OpCost for each op.
 
-    What the model returns has the right shape and no meaning. In evaluation mode, whatever mode it was in.
+    The result of the model has the right shape but no meaningful values. The model is in evaluation mode.
     """
     layers: list[OpCost] = []
 
@@ -135,22 +135,25 @@ def tracing(model: Module) -> Iterator[list[OpCost]]:
         layers.append(layer)
         return value, None
 
-    # Arrays of stride 0 are NumPy's, wherever the model's weights are.
+    # Arrays of stride 0 are NumPy arrays, whatever the device of the weights.
     with no_grad(), standing_in(model, note, training=False, device=backend.CPU):
         yield layers
 
 
 @contextlib.contextmanager
 def standing_in(model: Module, call: Callable[..., Any], training: bool, device: backend.Backend) -> Iterator[None]:
-    """Inside, `call(function, args, kwargs, path)` gives (value, backward) for each op of the model, path being that of
-    the innermost module that called it. Afterwards the model is as it was, but for `.grad`."""
+    """Context manager in which `call(function, args, kwargs, path)` replaces each op of the model.
+
+    call returns (value, backward); path is that of the innermost module that called the op. Afterwards the model is
+    restored, except `.grad`.
+    """
     running = [""]                          # paths of the modules whose forward is running, the innermost last
     before = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.data) for _, buffer in model.named_buffers()] if training else []
     in_use = backend.current()
     try:
         model.train(training)
-        for buffer, data in buffers:        # a norm counts its batches in place
+        for buffer, data in buffers:        # batch norm updates its counter in place
             buffer.data = data.copy()
         for path, module in model.named_modules():      # an attribute of the instance hides the class's forward
             vars(module)["forward"] = _noting_path(path, module.forward, running)
@@ -161,7 +164,7 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
         backend.use(in_use)
         for buffer, data in buffers:
             buffer.data = data
-        for module, attributes in before:   # the mode and forward among them
+        for module, attributes in before:   # including mode and forward
             vars(module).clear()
             vars(module).update(attributes)
 
@@ -181,14 +184,14 @@ _signature_of = functools.cache(inspect.signature)
 
 
 def bind(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any]) -> inspect.BoundArguments:
-    """The arguments of a call by their names, the op's defaults among them."""
+    """The arguments of a call by name, including the defaults of the op."""
     call = _signature_of(function).bind(*args, **kwargs)
     call.apply_defaults()
     return call
 
 
 def _blanks(x: Any) -> Any:
-    """x with `broadcast_zero` in place of its floating arrays. Integers and masks stay: as indices they decide shapes."""
+    """x with `broadcast_zero` in place of floating-point arrays. Integers and masks stay: indices decide shapes."""
     if isinstance(x, list | tuple):
         return type(x)(_blanks(element) for element in x)
     if isinstance(x, dict):
@@ -207,12 +210,12 @@ def _arrays(arguments: Any) -> list[np.ndarray]:
 def follow(
     function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], module: str
 ) -> tuple[Any, OpCost]:
-    """The value of a call, of zeros that take no memory, and its row."""
+    """The value of a call of an op, as zeros that take no memory, and its OpCost."""
     facts, call = facts_of(function), bind(function, _blanks(args), _blanks(kwargs))
     arguments = call.arguments
     inputs = _arrays(tuple(arguments.values()))
     dtype = next((x.dtype for x in inputs if x.dtype.kind == "f"), None)
-    if dtype is None:                       # integers, whose values may decide shapes
+    if dtype is None:                       # only integers, whose values may decide shapes: run the op
         value = function(*call.args, **call.kwargs)[0]
     else:
         shape = ask(facts.shape, arguments, function=function)

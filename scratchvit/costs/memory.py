@@ -1,19 +1,18 @@
-"""How much memory a model takes at its peak, found without running it.
+"""The peak memory of a model in training and inference, found without running it.
 
     with init.without_weights():
         model = create_model("vit_base_patch16_224")
     peak = peak_memory(model, batch_size=32)
-    peak.training, peak.inference               # bytes of all arrays that are alive at the worst moment
+    peak.training, peak.inference               # bytes of all arrays that exist at the peak
 
-What is alive when is decided by the model's code and by the autograd engine: which names still refer to an array, which
-backward has saved it, which gradients wait for others. So both run as they are, on arrays that are `Blank`: they have a
-shape, a layout and a lifetime, and no memory. An `Account` adds up the bytes of those that live. Only the ops do not
-run: its facts (facts.py) say what shape comes out, what it saves for its backward, and what it needs while it works and
-then gives back.
+How long an array exists depends on the code of the model and on the autograd engine: which names still refer to it,
+which backward has saved it, which gradients wait for others. So both run unchanged, on arrays that are `Blank`: they
+have a shape, a layout and a lifetime, but no memory. An `Account` adds up the bytes of existing blanks. Only the ops do
+not run: their facts (facts.py) give the shape of the output, what is saved for the backward, and temporary memory.
 
-A training step is the second of its kind, with the moments of AdamW in place and no gradients from before. Counted are
-arrays, as `tracemalloc` counts them. A process needs more: Python and its libraries, some 100 MiB; blocks that stay in
-the cache; and what the allocator keeps and cannot use again.
+The training step is a second one: the moments of AdamW exist, and there are no gradients from before. Only arrays are
+counted, as by `tracemalloc`. A process needs more: Python and its libraries, about 100 MiB; blocks that stay in the
+cache; and memory that the allocator holds but cannot reuse.
 """
 
 from __future__ import annotations
@@ -34,32 +33,32 @@ from scratchvit.recording import no_grad
 from scratchvit.signature import differentiable_parameters, inputs_of
 from scratchvit.tensor import Tensor
 
-MOMENTS = 2     # of AdamW: arrays like the weights
+MOMENTS = 2     # number of AdamW's moments, arrays of the size of the weights
 
 
 @dataclass(frozen=True)
 class PeakMemory:
-    """Bytes at the worst moment, for a batch. Weights, gradients and moments are parts of training."""
+    """Peak memory for a batch, in bytes. `training` includes weights, gradients and moments."""
 
-    weights: int            # parameters and buffers: all there is before images come
+    weights: int            # parameters and buffers
     gradients: int
-    moments: int            # of AdamW
-    training: int           # a whole step
-    inference: int          # a forward without a graph
+    moments: int            # AdamW's moments
+    training: int           # peak of a whole step
+    inference: int          # peak of a forward pass without a graph
     batch_size: int
     worst: str              # where training has its peak: "blocks.11.mlp.act: backward of gelu"
-    kept: dict[str, int]    # by module path: what the graph holds when the forward is done, and backward begins
+    kept: dict[str, int]    # bytes saved in the graph between forward and backward, by module path
 
     @property
     def activations(self) -> int:
-        """What training takes beyond weights and moments at its peak: images, activations, gradients by then."""
+        """Memory at the peak of training without weights and moments: images, activations, gradients so far."""
         return self.training - self.weights - self.moments
 
 
 def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_size: int = 1) -> PeakMemory:
-    """What training and inference with batches of that size take. Nothing is computed; the model stays as it is.
+    """The peak memory of training and inference with a batch size. Nothing is computed; the model is not changed.
 
-    image_shape: as for `cost`. Raises what `cost` raises.
+    image_shape: as for `cost`. Raises the errors of `cost`.
     """
     image_shape = configured_shape(model) if image_shape is None else image_shape
     parameters = list(model.parameters())
@@ -86,12 +85,12 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
 
 
 def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
-    """A step but for the optimiser's part, which needs nothing new. What the graph holds in the middle, by module."""
+    """Run forward and backward on blanks (the optimiser allocates nothing new). Returns PeakMemory.kept."""
     if detects(config_of(model)):
         loss = _of_all_boxes(model(Tensor(images)))
     else:
         labels = np.zeros(len(images), np.int64)
-        if generates(model):     # iGPT learns the images themselves
+        if generates(model):     # iGPT: the targets are the images themselves
             labels = model.tokens(images)
         loss = ops.cross_entropy(model(Tensor(images)), labels)
     kept = dict(+account.by_path)
@@ -100,7 +99,7 @@ def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
 
 
 def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
-    """A loss of all classes and boxes of a detector, each of its own object: matching them would need their values."""
+    """A loss of all classes and boxes of a detector, without matching, which would need values."""
     losses = []
     for layer in (outputs, *outputs["aux_outputs"]):
         logits, boxes = layer["pred_logits"], layer["pred_boxes"]
@@ -113,12 +112,12 @@ def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
 
 
 class Account(Ledger):
-    """Runs the ops of a model on blanks, and keeps the ledger of them."""
+    """Runs the ops of a model on blanks and counts their memory."""
 
     def call(
         self, function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, Any], path: str
     ) -> tuple[Any, Callable[..., Any]]:
-        """What an op would give for these arguments, which may be blanks, and its backward."""
+        """The value and backward of an op for these arguments, which may be blanks."""
         name, facts = function.__name__, facts_of(function)
         self.path, self.doing = path, f"forward of {name}"
         value, _ = follow(function, args, kwargs, path)
@@ -139,7 +138,7 @@ class Account(Ledger):
             known[id(x)] if id(x) in known else self.new((_bytes(x),), np.uint8)
             for x in saved(function, arguments, out)
         ]
-        # The closure must not keep what the op did not save: of its inputs it keeps the layouts.
+        # The closure must not keep inputs alive that the op did not save: keep only their layouts.
         inputs = [Blank(x.layout, None, None) if isinstance(x, Blank) else x for x in differentiable]
         passes_on = [
             isinstance(x, Blank) and ask(facts.passes_on, arguments, given=x.layout, out=out)
@@ -154,7 +153,7 @@ class Account(Ledger):
                 for x, passed, wanted in zip(inputs, passes_on, need)
             ]
             self.need(workspace.backward)
-            kept.clear()                # and until here they lived
+            kept.clear()                # saved arrays live until here
             return gradients
 
         return outputs if isinstance(value, tuple) else outputs[0], backward
@@ -162,7 +161,7 @@ class Account(Ledger):
     def _views(
         self, facts: Facts, function: Callable[..., Any], blanks: dict[str, Any], arguments: dict[str, Any]
     ) -> tuple[Blank, ...]:
-        """What an op gives that only looks at its first argument in another way; () for any other."""
+        """The value of an op that returns views of its first argument; () for other ops."""
         x = next(iter(blanks.values()))
         if not (isinstance(x, Blank) and ask(facts.view, arguments)):
             return ()
@@ -170,7 +169,7 @@ class Account(Ledger):
         return tuple(Blank(y, x.owner, self) for y in (seen if isinstance(seen, tuple) else (seen,)))
 
     def _gradient(self, x: Blank, dy: Blank, passed_on: bool) -> Blank:
-        """What a backward gives for the input x: dy or a view of it where the op passes it on, else a new array."""
+        """The gradient of the input x: dy or a view of it if the op passes it on, otherwise a new array."""
         if not passed_on:
             return self.new(x.shape, x.dtype, order_of(x.layout))
         return dy if x.shape == dy.shape else Blank(layout(x.shape, x.dtype), dy.owner, self)
@@ -185,5 +184,5 @@ def _blanks_in(arguments: Any) -> Iterator[Blank]:
 
 
 def _bytes(x: Any) -> int:
-    """Of what is saved and no blank: arrays of the op's own making, indices and masks."""
+    """The bytes of something saved that is not a blank: arrays made by the op itself, indices and masks."""
     return x if isinstance(x, Bytes) else x.nbytes

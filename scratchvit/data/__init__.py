@@ -1,6 +1,6 @@
-"""Pictures in, batches out: data sets, transforms and the loader. All of it NumPy on the host.
+"""Data sets, transforms and the loader: from picture files to batches of NumPy arrays on the host.
 
-In short:
+Example:
 
     splits = load("fashion-mnist", download=True)
     augment = Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(splits.train)))

@@ -1,7 +1,7 @@
-"""Random crops, colours and erased boxes: what is drawn for a picture besides `RandAugment`.
+"""Random crops, colour jitter and random erasing.
 
-Sizes and names as in torchvision (`RandomResizedCrop`, `ColorJitter`) and timm (`RandomErasing`); every picture has
-its own row in a draw from the batch's generator, so that it comes out the same in a batch of any size.
+Names and defaults follow torchvision (`RandomResizedCrop`, `ColorJitter`) and timm (`RandomErasing`). Every picture has
+its own row of random numbers, so that its augmentation does not depend on the batch size.
 
     Compose(RandomResizedCrop(224), RandomHorizontalFlip(), RandAugment(2, 15), Normalize(mean, std), RandomErasing())
 """
@@ -24,22 +24,22 @@ Range = tuple[float, float]
 Boxes = NDArray[np.intp]        # (…, 4): top, left, height, width
 
 _ATTEMPTS = 10
-_BOX_CHANCE = 2 * _ATTEMPTS + 2     # uniform numbers for a box: an area and a ratio for each attempt, and the place
+_BOX_CHANCE = 2 * _ATTEMPTS + 2     # random numbers per box: an area and a ratio for each attempt, and the position
 
 
 def _between(chance: NDArray[np.float64], limits: Range) -> NDArray[np.float64]:
-    """From uniform in 0 … 1 to uniform between the limits."""
+    """Scale uniform numbers from 0 … 1 to the limits."""
     return limits[0] + chance * (limits[1] - limits[0])
 
 
 def _draw_boxes(
     chance: NDArray[np.float64], area: NDArray[np.float64], ratio: Range, sizes: ArrayLike, least: int
 ) -> tuple[Boxes, NDArray[np.bool_]]:
-    """Boxes of a given area and a random ratio height / width, at random places: (N, 4), and whether one was found.
+    """Boxes (N, 4) of given area and random ratio height / width at random positions, and whether one was found (N,).
 
-    Of ten attempts, chance (N, 22) and area (N, 10) in pixels, the first that fits is taken. Ratios are
-    log-uniform, so that 3/4 and 4/3 are equally likely. The pictures' sizes are (N, 2), heights and widths, or (2,)
-    for them all. With least 1 a side is at most the picture's; with 0 it is one less, and something of the picture
+    The first of ten attempts that fits is used; chance (N, 22), area (N, 10) in pixels. Ratios are log-uniform, so
+    that 3/4 and 4/3 are equally likely. sizes are the heights and widths of the pictures, (N, 2), or (2,) for all.
+    With least=1 a side is at most that of the picture; with least=0 it is smaller, so that some of the picture
     remains.
     """
     shape = np.exp(_between(chance[:, _ATTEMPTS : 2 * _ATTEMPTS], (np.log(ratio[0]), np.log(ratio[1]))))
@@ -52,18 +52,18 @@ def _draw_boxes(
 
 
 class RandomResizedCrop:
-    """Cut a box of random area, shape and place out of each picture and resize it. uint8 (B, H, W, C) → (B, *size, C).
+    """Crop a random box from each picture and resize it: uint8 (B, H, W, C) → (B, *size, C).
 
-    Instead of an array the pictures may be a list of uint8 (h, w, C), each of its own size (`Dataset.originals`): what
-    is cut out of a large photograph has more detail than what is cut out of the small square that was made of it.
+    The pictures can also be a list of uint8 (h, w, C) of different sizes (`Dataset.originals`): a crop of a large photo
+    has more detail than a crop of the same photo after it was made small.
 
-    The crop of Inception (Szegedy et al. 1409.4842 §6), drawn as torchvision draws it: an area uniform in `scale`, as
-    a share of the picture, a ratio width / height log-uniform in `ratio`; after ten boxes that do not fit, the
-    largest central one of a permitted ratio. Resized by Pillow, that is, antialiased.
+    This is the crop of Inception (Szegedy et al. 1409.4842 §6), drawn as in torchvision: an area uniform in `scale`, as
+    a fraction of the picture, and a ratio width / height log-uniform in `ratio`; after ten boxes that do not fit, the
+    largest central box with an allowed ratio. Resizing is done by Pillow, with antialiasing.
 
-    scale           (0.05, 1.0) as the augreg paper's code, (0.08, 1.0) as torchvision. That code leaves the draw to
-                    TensorFlow, for which heights and ratios are uniform, not areas and log-ratios: its boxes cover
-                    0.38 of a picture on average, these 0.46. Nor does it antialias
+    scale           (0.05, 1.0) in the augreg paper's code, (0.08, 1.0) in torchvision. The augreg code leaves the draw
+                    to TensorFlow, where heights and ratios are uniform, not areas and log-ratios: its boxes cover 0.38
+                    of a picture on average, these 0.46. Nor does it use antialiasing
     interpolation   "nearest", "bilinear" or "bicubic"
     Raises ScratchvitError for settings out of range.
     """
@@ -78,11 +78,13 @@ class RandomResizedCrop:
         self.size = (size, size) if isinstance(size, int) else size  # height, width
         if min(self.size) < 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1]:
             raise ScratchvitError(
-                f"RandomResizedCrop({size}, scale={scale}, ratio={ratio}): size at least 1; "
-                "0 < least ≤ most for scale, a share of the picture of at most 1, and for ratio, width / height."
+                f"RandomResizedCrop({size}, scale={scale}, ratio={ratio}): size must be at least 1, scale (fraction of "
+                "the area) must satisfy 0 < low ≤ high ≤ 1, and ratio (width / height) 0 < low ≤ high"
             )
         if interpolation not in ("nearest", "bilinear", "bicubic"):
-            raise ScratchvitError(f"RandomResizedCrop: {interpolation!r}; take nearest, bilinear or bicubic.")
+            raise ScratchvitError(
+                f"RandomResizedCrop: interpolation must be nearest, bilinear or bicubic, not {interpolation!r}"
+            )
         self.scale = scale
         self.ratio = ratio
         self.interpolation = Image.Resampling[interpolation.upper()]
@@ -98,8 +100,8 @@ class RandomResizedCrop:
         return out
 
     def boxes(self, sizes: ArrayLike, rng: np.random.Generator) -> Boxes:
-        """The boxes (B, 4) for pictures of these sizes (B, 2): heights and widths."""
-        sizes = np.reshape(sizes, (-1, 2))      # also where there are none
+        """Random boxes (B, 4) for pictures of given sizes (B, 2): heights and widths."""
+        sizes = np.reshape(sizes, (-1, 2))      # for an empty list, too
         chance = rng.random((len(sizes), _BOX_CHANCE))
         area = _between(chance[:, :_ATTEMPTS], self.scale) * sizes.prod(axis=1, keepdims=True)
         height_to_width = 1 / self.ratio[1], 1 / self.ratio[0]
@@ -120,10 +122,10 @@ class RandomResizedCrop:
 class ColorJitter:
     """Change brightness, contrast, saturation and hue by random factors, in random order. Keeps uint8 (B, H, W, C).
 
-    brightness, contrast, saturation   b draws a factor from max(0, 1 - b) … 1 + b; (low, high) from these; 1 is no
-                                       change
-    hue                                h turns the circle of colours by a share from -h … h, at most 0.5; or (low, high)
-    As torchvision's, on Pillow's pictures. Grey pictures have neither saturation nor hue to change.
+    brightness, contrast, saturation   b: the factor is drawn from max(0, 1 - b) … 1 + b; (low, high): from this range.
+                                       A factor of 1 means no change
+    hue                                h: the hue is shifted by -h … h of the colour circle, at most 0.5; or (low, high)
+    Same as torchvision's on Pillow images. Saturation and hue do not change grey pictures.
     Raises ScratchvitError for settings out of range.
     """
 
@@ -147,7 +149,7 @@ class ColorJitter:
         return out
 
     def changes(self, count: int, rng: np.random.Generator) -> list[list[tuple[str, float]]]:
-        """For each of count pictures what is changed, in this order, and by which factor."""
+        """For each of count pictures, the random list of (property, factor), in the order of application."""
         chance = rng.random((count, 2 * len(self.ranges)))
         names = list(self.ranges)
         orders = chance[:, : len(names)].argsort(axis=1)  # (B, 4)
@@ -161,7 +163,7 @@ _NO_CHANGE = {"brightness": 1, "contrast": 1, "saturation": 1, "hue": 0}
 
 
 def _range(name: str, value: float | Range) -> Range:
-    """What ColorJitter's argument of that name means."""
+    """The range of factors that an argument of ColorJitter stands for."""
     least, most = (-0.5, 0.5) if name == "hue" else (0.0, math.inf)
     if isinstance(value, tuple):
         low, high = value
@@ -170,13 +172,13 @@ def _range(name: str, value: float | Range) -> Range:
         low = low if name == "hue" else max(low, 0)
     if not least <= low <= high <= most or high == math.inf:
         raise ScratchvitError(
-            f"ColorJitter: {name}={value} gives {low:g} … {high:g}; it must be a range within {least:g} … {most:g}."
+            f"ColorJitter: {name}={value} gives the range {low:g} … {high:g}; it must lie within {least:g} … {most:g}"
         )
     return low, high
 
 
 def _turn_hue(picture: Image.Image, share: float) -> Image.Image:
-    """Turn the circle of colours by that share of it; Pillow's hue is an 8-bit number."""
+    """Shift the hue by a fraction of the colour circle; Pillow's hue is an 8-bit number."""
     if picture.mode == "L":
         return picture
     hue, saturation, value = picture.convert("HSV").split()
@@ -193,18 +195,18 @@ _JITTER: dict[str, Callable[[Image.Image, float], Image.Image]] = {
 
 
 class RandomErasing:
-    """Overwrite random boxes of some pictures (Zhong et al. 1708.04896), after Normalize, in its float (B, C, H, W).
+    """Erase random boxes of some images (Zhong et al. 1708.04896). Comes after Normalize; float (B, C, H, W), in place.
 
-    After it, because what is written is the normalised picture's: 0 is the mean colour of the data, and the noise has
-    its deviation. Written in place: the array is Normalize's own, and a copy would cost more than the boxes.
+    After normalisation, 0 is the mean colour of the data and the noise has their standard deviation. It writes into its
+    input, which Normalize has just created, because a copy would cost more than the boxes.
 
-    p       chance of a picture to be touched at all
-    scale   the boxes' area, together, as a share of the picture, uniform
+    p       probability that an image is changed
+    scale   total area of the boxes as a fraction of the image, uniform
     ratio   height / width of a box, log-uniform
-    mode    "const": 0; "rand": one normal colour a box; "pixel": normal noise
-    count   1 … count boxes on a picture that is touched
-    As timm's. The boxes do not depend on the batch's size; the noise is drawn after them, for one box after the
-    other. Raises ScratchvitError for settings out of range, and when given uint8.
+    mode    fill: "const", 0; "rand", one normally distributed colour per box; "pixel", normally distributed noise
+    count   largest number of boxes; the number is uniform from 1 to count
+    Same as timm's. The boxes do not depend on the batch size; the noise is drawn after them, box by box. Raises
+    ScratchvitError for settings out of range, and when called with uint8.
     """
 
     def __init__(
@@ -217,11 +219,11 @@ class RandomErasing:
     ):
         if not 0 <= p <= 1 or not 0 < scale[0] <= scale[1] <= 1 or not 0 < ratio[0] <= ratio[1] or count < 1:
             raise ScratchvitError(
-                f"RandomErasing({p}, scale={scale}, ratio={ratio}, count={count}): p is a probability; 0 < least ≤ "
-                "most for scale, a share of the picture of at most 1, and for ratio; at least 1 box."
+                f"RandomErasing({p}, scale={scale}, ratio={ratio}, count={count}): p is a probability, scale (fraction "
+                "of the area) must satisfy 0 < low ≤ high ≤ 1, ratio 0 < low ≤ high, and count must be at least 1"
             )
         if mode not in ("const", "rand", "pixel"):
-            raise ScratchvitError(f"RandomErasing: mode {mode!r}; take const, rand or pixel.")
+            raise ScratchvitError(f"RandomErasing: mode must be const, rand or pixel, not {mode!r}")
         self.p = p
         self.scale = scale
         self.ratio = ratio
@@ -230,7 +232,7 @@ class RandomErasing:
 
     def __call__(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         if images.dtype.kind != "f":
-            raise ScratchvitError(f"RandomErasing comes after Normalize, on float32 (B, C, H, W), not {images.dtype}.")
+            raise ScratchvitError(f"RandomErasing comes after Normalize, on float32 (B, C, H, W), not {images.dtype}")
         for row, boxes in enumerate(self.boxes(images.shape, rng)):
             for top, left, height, width in boxes:
                 box = images[row, :, top : top + height, left : left + width]
@@ -239,7 +241,7 @@ class RandomErasing:
         return images
 
     def boxes(self, shape: tuple[int, ...], rng: np.random.Generator) -> list[Boxes]:
-        """The boxes (n, 4) of each picture of that shape (B, C, H, W); a box that fits nowhere is left out."""
+        """Random boxes (n, 4) for each image of a batch of shape (B, C, H, W); a box that does not fit is left out."""
         images, height, width = shape[0], shape[2], shape[3]
         chance = rng.random((images, 2 + self.count * _BOX_CHANCE))
         counts = np.where(chance[:, 0] < self.p, 1 + (chance[:, 1] * self.count).astype(int), 0)

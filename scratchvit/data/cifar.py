@@ -1,4 +1,4 @@
-"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009) from the binary version: never from the pickled one.
+"""CIFAR-10 and CIFAR-100 (Krizhevsky 2009), from the binary version, never from the pickled one.
 
 A file is records of fixed length: the label byte (CIFAR-100: coarse label, then fine label), then 1024 red,
 1024 green, 1024 blue bytes, row by row. https://www.cs.toronto.edu/~kriz/cifar.html
@@ -28,7 +28,7 @@ class _Cifar:
     test: str
     class_names: str
     class_count: int
-    label_bytes: int  # the last of them is the label used
+    label_bytes: int  # label bytes per record; the last one is used
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -60,9 +60,9 @@ DATASETS = {
 def load_cifar(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayDataset, ArrayDataset]:
     """(train, test) of "cifar10" or "cifar100": colour uint8 (50000 and 10000, 32, 32, 3), fine labels.
 
-    Taken from data_dir (without one, the user's cache folder): the unpacked files, there or in their usual
-    subfolder, else the .tar.gz, which is read without unpacking anything to disk. With download=True the
-    archive is fetched when there is neither. Raises ScratchvitError.
+    Read from data_dir (by default the user's cache folder): the unpacked files, in the folder or in their usual
+    subfolder, or else the .tar.gz, without unpacking it to disk. With download=True the archive is downloaded if
+    neither exists. Raises ScratchvitError for missing or damaged files.
     """
     source = DATASETS[name]
     folder = data_dir or cache_dir() / name
@@ -79,7 +79,7 @@ def load_cifar(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayD
 
 
 def _read_files(name: str, source: _Cifar, folder: Path, download: bool) -> dict[str, bytes]:
-    """The content of every file of the data set, by its name."""
+    """The content of every file of the data set, by file name."""
     folders = (folder, folder / source.subfolder)
     paths = {file: find([file], folders) for file in source.files}
     missing = [file for file, path in paths.items() if path is None]
@@ -94,11 +94,11 @@ def _read_files(name: str, source: _Cifar, folder: Path, download: bool) -> dict
 
 def _read_file(path: Path) -> bytes:
     if path.stat().st_size > LARGEST:
-        raise ScratchvitError(f"{path}: {path.stat().st_size} bytes are more than any file of CIFAR has.")
+        raise ScratchvitError(f"{path}: {path.stat().st_size} bytes, larger than any file of CIFAR")
     try:
         return path.read_bytes()
     except OSError as error:
-        raise ScratchvitError(f"{path}: cannot be read ({error.strerror}).") from error
+        raise ScratchvitError(f"{path}: cannot be read ({error.strerror})") from error
 
 
 def _read_archive(path: Path, source: _Cifar) -> dict[str, bytes]:
@@ -113,10 +113,10 @@ def _read_archive(path: Path, source: _Cifar) -> dict[str, bytes]:
                     assert stream is not None  # a regular file always has one
                     contents[wanted[member.name]] = stream.read()
     except (tarfile.TarError, OSError, EOFError, zlib.error) as error:
-        raise ScratchvitError(f"{path}: this archive cannot be read ({error}); fetch it anew.") from error
+        raise ScratchvitError(f"{path}: this archive cannot be read ({error}); download it again") from error
     missing = [name for name, file in wanted.items() if file not in contents]
     if missing:
-        raise ScratchvitError(f"{path}: {', '.join(missing)} is not in it; take the *binary* version.")
+        raise ScratchvitError(f"{path}: {', '.join(missing)} is not in this archive; use the *binary* version")
     return contents
 
 
@@ -124,7 +124,7 @@ def _class_names(text: bytes, source: _Cifar, name: str) -> tuple[str, ...]:
     classes = tuple(line.strip() for line in text.decode("utf-8", "replace").splitlines() if line.strip())
     if len(classes) != source.class_count:
         raise ScratchvitError(
-            f"{name}: {source.class_names} names {len(classes)} classes, expected {source.class_count}."
+            f"{name}: {source.class_names} names {len(classes)} classes, expected {source.class_count}"
         )
     return classes
 
@@ -135,7 +135,7 @@ def _parse(content: bytes, file: str, source: _Cifar, name: str) -> tuple[NDArra
     if not content or len(content) % record:
         raise ScratchvitError(
             f"{name}: {file} has {len(content)} bytes, not a multiple of the {record} bytes of a record; "
-            "it is cut short or of another data set, fetch it anew."
+            "it is truncated or from another data set; download it again"
         )
     records = np.frombuffer(content, np.uint8).reshape(-1, record)
     labels = records[:, source.label_bytes - 1]
@@ -143,7 +143,7 @@ def _parse(content: bytes, file: str, source: _Cifar, name: str) -> tuple[NDArra
     if wrong.size:
         raise ScratchvitError(
             f"{name}: record {wrong[0]} of {file} has label {labels[wrong[0]]}, but there are only "
-            f"{source.class_count} classes; the file is damaged, fetch it anew."
+            f"{source.class_count} classes; the file is damaged, download it again"
         )
     pixels = records[:, source.label_bytes :].reshape(-1, 3, 32, 32)  # (N, C, H, W)
     return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1)), labels

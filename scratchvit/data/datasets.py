@@ -1,6 +1,6 @@
-"""What a data set is, the one that lives in memory, and how a split is carved from another.
+"""The Dataset protocol, data sets in memory, and stratified splits.
 
-A data set gives uint8 pictures for indices; everything random or floating happens later, in `transforms`.
+A data set returns uint8 pictures for indices; augmentation and conversion to float happen later, in `transforms`.
 """
 
 from collections.abc import Sequence
@@ -15,7 +15,7 @@ from scratchvit.errors import ScratchvitError
 
 
 class Pictures(Protocol):
-    """N pictures, with a class each: what a `Loader` makes batches of."""
+    """N labelled pictures, which a `Loader` turns into batches."""
 
     name: str
     labels: NDArray[np.int64]  # (N,), each in 0 … number of classes - 1
@@ -23,34 +23,34 @@ class Pictures(Protocol):
     def __len__(self) -> int: ...
 
     def images(self, indices: ArrayLike) -> Any:
-        """For indices (B,), what the first transform takes: an array (B, H, W, C), or B arrays (h, w, C)."""
+        """The pictures of indices (B,), for the first transform: an array (B, H, W, C), or B arrays (h, w, C)."""
         ...
 
 
 class Dataset(Pictures, Protocol):
-    """N pictures of one shape."""
+    """N labelled pictures of equal shape. A label indexes `classes`."""
 
     classes: tuple[str, ...]
     image_shape: tuple[int, int, int]  # (H, W, C)
 
     def images(self, indices: ArrayLike) -> NDArray[np.uint8]:
-        """uint8 (B, H, W, C), a fresh array, for indices (B,)."""
+        """The pictures of indices (B,), as a new array uint8 (B, H, W, C)."""
         ...
 
     def originals(self) -> Pictures:
-        """The same pictures before they were brought to one size, for `RandomResizedCrop` to cut from."""
+        """These pictures at their original sizes, before resizing, as input of `RandomResizedCrop`."""
         ...
 
     def subset(self, indices: ArrayLike) -> Self:
-        """The same kind of data set with the chosen pictures, in the order given."""
+        """A data set with the chosen pictures, in the order of indices (n,)."""
         ...
 
 
 class ArrayDataset:
-    """Pictures held in memory.
+    """A data set in memory.
 
-    images uint8 (N, H, W, C); labels (N,) of any integer type, kept as int64.
-    Raises ScratchvitError when shapes, types, counts or labels do not fit together.
+    images uint8 (N, H, W, C); labels (N,) of any integer type, stored as int64.
+    Raises ScratchvitError if shapes, types, counts or labels do not match.
     """
 
     def __init__(
@@ -59,17 +59,17 @@ class ArrayDataset:
         labels = np.asarray(labels)
         if images.dtype != np.uint8 or images.ndim != 4:
             raise ScratchvitError(
-                f"{name}: images are {images.dtype} {images.shape}, expected uint8 (N, H, W, C)."
+                f"{name}: images are {images.dtype} {images.shape}, expected uint8 (N, H, W, C)"
             )
         if labels.ndim != 1 or labels.dtype.kind not in "iu":
-            raise ScratchvitError(f"{name}: labels are {labels.dtype} {labels.shape}, expected integers (N,).")
+            raise ScratchvitError(f"{name}: labels are {labels.dtype} {labels.shape}, expected integers (N,)")
         if len(images) != len(labels):
-            raise ScratchvitError(f"{name}: {len(images)} images but {len(labels)} labels; one label for each.")
+            raise ScratchvitError(f"{name}: {len(images)} images but {len(labels)} labels; every image needs one label")
         wrong = np.flatnonzero((labels < 0) | (labels >= len(classes)))
         if wrong.size:
             raise ScratchvitError(
                 f"{name}: entry {wrong[0]} has label {labels[wrong[0]]}, but there are only {len(classes)} "
-                f"classes (0 … {len(classes) - 1}); the labels are damaged or of another data set."
+                f"classes (0 … {len(classes) - 1}); the labels are damaged or belong to another data set"
             )
         self.name = name
         self.classes = tuple(classes)
@@ -92,9 +92,9 @@ class ArrayDataset:
 
 
 class Resized:
-    """Another data set's pictures at img_size × img_size, resized as they are asked for (`resize_image`).
+    """The pictures of another data set at img_size × img_size, resized on access (`resize_image`).
 
-    CIFAR-10 at 224² would fill 28 GB; a batch of it does not.
+    CIFAR-10 resized to 224² would take 28 GB; a batch of it does not.
     """
 
     def __init__(self, dataset: Dataset, img_size: int):
@@ -123,7 +123,7 @@ class Resized:
 
 @dataclass(frozen=True)
 class Splits:
-    """The three parts of a data set; `notes` says how they came about, `skipped` names pictures left out."""
+    """The train, validation and test split; `notes` says how they were made, `skipped` names pictures left out."""
 
     train: Dataset
     val: Dataset
@@ -133,33 +133,34 @@ class Splits:
 
 
 def stratified_share(dataset: Dataset, fraction: float, seed: int) -> Dataset:
-    """That share of a data set, class by class; of a share of 1, the data set itself.
+    """A random fraction of a data set, the same for every class; a fraction of 1 returns the data set itself.
 
-    Raises ScratchvitError where no picture is left.
+    Raises ScratchvitError if no picture is left.
     """
     if fraction == 1:
         return dataset
     kept, _ = stratified_split(dataset.labels, 1.0 - fraction, seed)
     if not len(kept):
-        raise ScratchvitError(f"{dataset.name}: no picture is left of a share of {fraction}; take a larger one.")
+        raise ScratchvitError(f"{dataset.name}: a fraction of {fraction} leaves no picture; use a larger one")
     return dataset.subset(kept)
 
 
 def stratified_split(
     labels: ArrayLike, held_out: int | float, seed: int
 ) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Divide 0 … N-1 into (rest, held), both sorted, every class in proportion.
+    """Split the indices 0 … N-1 into (rest, held), both sorted, with every class in proportion.
 
     labels (N,) integers. held_out is a number of entries (int, 0 … N) or a fraction of N (float, 0 … 1).
-    A class with n of the N entries gives ⌊held·n/N⌋ or one more: the leftover places go to the largest
-    remainders (Hamilton's method). The same seed gives the same split. Raises ScratchvitError.
+    A class with n of the N entries contributes ⌊held·n/N⌋ or one more: the remaining places go to the largest
+    remainders (Hamilton's method). The same seed gives the same split. Raises ScratchvitError for held_out out of
+    range.
     """
     labels = np.asarray(labels)
     is_fraction = isinstance(held_out, float)
     if not 0 <= held_out <= (1 if is_fraction else len(labels)):
         raise ScratchvitError(
-            f"Cannot hold out {held_out} of {len(labels)} entries: give a fraction from 0.0 to 1.0 "
-            f"or a whole number from 0 to {len(labels)}."
+            f"cannot hold out {held_out} of {len(labels)} entries: give a fraction from 0.0 to 1.0 "
+            f"or an integer from 0 to {len(labels)}"
         )
     held_count = round(held_out * len(labels)) if is_fraction else int(held_out)
 

@@ -1,4 +1,4 @@
-"""scikit-learn's 1,797 handwritten digits, 8 × 8 (Alpaydın and Kaynak, UCI 1998): real, and no download."""
+"""scikit-learn's 1,797 handwritten digits, 8 × 8 (Alpaydın and Kaynak, UCI 1998), which need no download."""
 
 import importlib.util
 from pathlib import Path
@@ -14,9 +14,9 @@ FILE = "datasets/data/digits.csv.gz"        # in the folder of scikit-learn
 
 
 def load_digits() -> Splits:
-    """Grey uint8 (8, 8, 1), ten classes; always the same train 1,257 / val 180 / test 360.
+    """The digits as Splits: grey uint8 (8, 8, 1), ten classes; always the same train 1,257 / val 180 / test 360.
 
-    Raises ScratchvitError when scikit-learn, which carries the pictures, is not installed.
+    Raises ScratchvitError if scikit-learn, which contains the pictures, is not installed.
     """
     numbers, labels = _numbers_and_labels()
     images = np.rint(numbers * (255 / 16)).astype(np.uint8)
@@ -28,18 +28,18 @@ def load_digits() -> Splits:
         digits.subset(rest[train]),
         digits.subset(rest[val]),
         digits.subset(test),
-        notes=("digits: always the same 1,257 train, 180 val, 360 test, whatever val_fraction and seed.",),
+        notes=("digits: always the same 1,257 train, 180 val, 360 test, whatever val_fraction and seed",),
     )
 
 
 def _numbers_and_labels() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """0 … 16 (1797, 8, 8), and what they show. Read from scikit-learn's file, since its import takes a second."""
+    """Pixels 0 … 16 (1797, 8, 8) and labels (1797,), read from the file: importing scikit-learn takes a second."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise ScratchvitError('The digits come with scikit-learn: pip install "scratchvit[demo]"')
+        raise ScratchvitError('the digits come with scikit-learn: pip install "scratchvit[demo]"')
     try:
         table = np.loadtxt(Path(package.origin).parent / FILE, delimiter=",")
-    except OSError:     # a version that keeps it elsewhere
+    except OSError:     # another version of scikit-learn, with the file elsewhere
         from sklearn import datasets
 
         bunch = datasets.load_digits()

@@ -1,4 +1,4 @@
-"""The user's own pictures: ROOT/train/<class>/*.jpg, and ROOT/test, ROOT/val likewise where they exist."""
+"""Image folders: ROOT/train/<class>/*.jpg, and optionally ROOT/val and ROOT/test in the same layout."""
 
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,17 +13,20 @@ from scratchvit.data.images import load_image, open_image
 from scratchvit.errors import ScratchvitError
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-CACHE_BYTES = 512 << 20  # decoded pictures are kept when all of them fit
-TEST_FRACTION = 0.2  # of train, when there is no test folder
+CACHE_BYTES = 512 << 20  # decoded pictures are kept in memory if all of them fit into this
+TEST_FRACTION = 0.2  # fraction of train that becomes the test split if there is no test folder
 
 
 def by_name(paths: Iterable[Path]) -> list[Path]:
-    """What lies in a folder, in the order of the names, which is the same everywhere: Windows' paths ignore case."""
+    """Paths sorted by name, in the same order on every system. (Windows' paths compare without case.)"""
     return sorted(paths, key=lambda path: path.name)
 
 
 def picture_files(path: Path) -> list[Path]:
-    """The picture itself, or all those that lie in a folder. Raises ScratchvitError for a folder without any."""
+    """The picture files in a folder, or the path itself if it is not a folder.
+
+    Raises ScratchvitError for a folder without pictures.
+    """
     if not path.is_dir():
         return [path]
     try:
@@ -36,10 +39,10 @@ def picture_files(path: Path) -> list[Path]:
 
 
 class ImageFolder:
-    """Picture files, decoded when asked for, as RGB squares of img_size (see `load_image`).
+    """A data set of picture files, decoded on access, as RGB squares of img_size (see `load_image`).
 
-    paths and labels (N,) belong together; `ImageFolder.scan` makes both from a folder. A picture that does
-    not decode raises ScratchvitError with its file name from `images`.
+    paths and labels (N,) belong together; `ImageFolder.scan` makes both from a folder. `images` raises
+    ScratchvitError with the file name if a picture cannot be decoded.
     """
 
     def __init__(
@@ -55,13 +58,13 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, folder: Path, img_size: int) -> Self:
-        """The pictures of folder/<class>/, classes and files sorted by name; hidden files are passed over.
+        """The data set of folder/<class>/, with classes and files sorted by name; hidden files are ignored.
 
-        Raises ScratchvitError when there is no class folder, or one without pictures.
+        Raises ScratchvitError if there is no class folder, or one without pictures.
         """
         class_folders = by_name(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
         if not class_folders:
-            raise ScratchvitError(f"{folder}: has no class folders; expected {folder}/<class>/*.jpg.")
+            raise ScratchvitError(f"{folder}: no class folders; expected {folder}/<class>/*.jpg")
         paths: list[Path] = []
         labels: list[int] = []
         for label, class_folder in enumerate(class_folders):
@@ -73,7 +76,7 @@ class ImageFolder:
             if not pictures:
                 raise ScratchvitError(
                     f"{class_folder}: no pictures in this class folder ({', '.join(sorted(SUFFIXES))}); "
-                    "add some or remove the folder."
+                    "add some or remove the folder"
                 )
             paths += pictures
             labels += [label] * len(pictures)
@@ -95,14 +98,14 @@ class ImageFolder:
         indices = np.asarray(indices, np.intp)
         paths = [self.paths[index] for index in indices]
         part = type(self)(paths, self.labels[indices], self.classes, self.image_shape[0], self.name)
-        part._decoded = self._decoded  # what is decoded already stays so
+        part._decoded = self._decoded  # share the cache of decoded pictures
         return part
 
     def originals(self) -> "OriginalPictures":
         return OriginalPictures(self)
 
     def bad_pictures(self) -> dict[int, str]:
-        """Index → what is wrong, for every picture that does not decode. Decodes them all, in threads."""
+        """{index: error message} for every picture that cannot be decoded. Decodes all pictures, in threads."""
 
         def problem(path: Path) -> str | None:
             try:
@@ -124,7 +127,7 @@ class ImageFolder:
 
 
 class OriginalPictures:
-    """The pictures of an ImageFolder at their own sizes. Decoded anew each time, for they may fill any memory."""
+    """The pictures of an ImageFolder at their original sizes, decoded on every access: they may not fit into memory."""
 
     def __init__(self, folder: ImageFolder):
         self.name = folder.name
@@ -135,19 +138,19 @@ class OriginalPictures:
         return len(self._paths)
 
     def images(self, indices: ArrayLike) -> list[NDArray[np.uint8]]:
-        """B arrays (h, w, 3). Raises ScratchvitError as `ImageFolder.images` does."""
+        """The pictures of indices (B,), as B arrays (h, w, 3). Raises ScratchvitError as `ImageFolder.images` does."""
         return [np.asarray(open_image(self._paths[index])) for index in np.asarray(indices, np.intp)]
 
 
 def load_folder(root: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool) -> Splits:
-    """Train, val and test of an image folder. What has no folder of its own is drawn from train by seed:
-    a fifth for test, val_fraction for val; `notes` says so.
+    """Train, validation and test split of an image folder.
 
+    A split without a folder is drawn from train by seed: a fifth for test, val_fraction for val; `notes` says so.
     With skip_bad, every picture is decoded first; those that fail are left out and named in `skipped`.
-    Raises ScratchvitError for a folder without train, with empty classes, or whose splits differ in classes.
+    Raises ScratchvitError for a folder without train, with empty classes, or whose splits have different classes.
     """
     if not (root / "train").is_dir():
-        raise ScratchvitError(f"{root}: has no folder train; expected {root}/train/<class>/*.jpg.")
+        raise ScratchvitError(f"{root}: no folder train; expected {root}/train/<class>/*.jpg")
     parts = {
         part: ImageFolder.scan(root / part, img_size)
         for part in ("train", "val", "test")
@@ -157,8 +160,8 @@ def load_folder(root: Path, img_size: int, val_fraction: float, seed: int, skip_
         if dataset.classes != parts["train"].classes:
             differing = sorted(set(dataset.classes) ^ set(parts["train"].classes))
             raise ScratchvitError(
-                f"{root / part}: its classes are not those of {root / 'train'}; only in one of them: "
-                f"{', '.join(differing)}."
+                f"{root / part}: its classes differ from those of {root / 'train'}; only in one of them: "
+                f"{', '.join(differing)}"
             )
 
     skipped: list[str] = []
@@ -172,7 +175,7 @@ def load_folder(root: Path, img_size: int, val_fraction: float, seed: int, skip_
         if part not in parts:
             rest, held = stratified_split(parts["train"].labels, fraction, seed)
             parts["train"], parts[part] = parts["train"].subset(rest), parts["train"].subset(held)
-            notes.append(f"{part}: {len(held)} pictures drawn from {root / 'train'} with seed {seed}.")
+            notes.append(f"{part}: {len(held)} pictures drawn from {root / 'train'} with seed {seed}")
     return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(skipped))
 
 
@@ -182,5 +185,5 @@ def _without_bad(dataset: ImageFolder) -> tuple[ImageFolder, list[str]]:
     counts = np.bincount(good.labels, minlength=len(dataset.classes))
     if not counts.all():
         emptied = dataset.paths[int(np.flatnonzero(dataset.labels == counts.argmin())[0])].parent
-        raise ScratchvitError(f"{emptied}: not one picture of this class decodes; repair or remove the folder.")
+        raise ScratchvitError(f"{emptied}: no picture of this class can be decoded; repair or remove the folder")
     return good, list(problems.values())

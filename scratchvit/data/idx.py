@@ -31,7 +31,7 @@ class _Mnist:
     train_labels: Remote
     test_images: Remote
     test_labels: Remote
-    subfolder: str  # where torchvision keeps it under its root
+    subfolder: str  # where torchvision stores it under its root
     system_folders: tuple[Path, ...] = ()
 
 
@@ -63,8 +63,8 @@ DATASETS = {
 def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayDataset, ArrayDataset]:
     """(train, test) of "mnist" or "fashion-mnist": grey uint8 (60000 and 10000, 28, 28, 1), ten classes.
 
-    The four files, gzipped or not, come from data_dir; without one, from the system's and the user's
-    folders. With download=True, missing ones are fetched. Raises ScratchvitError.
+    The four files, gzipped or not, are read from data_dir or, without it, from the system's folder and the user's
+    cache. With download=True, missing files are downloaded. Raises ScratchvitError for missing or damaged files.
     """
     source = DATASETS[name]
     if data_dir:
@@ -87,7 +87,7 @@ def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayD
     if train.image_shape != test.image_shape:
         raise ScratchvitError(
             f"{name}: training images are {train.image_shape}, test images {test.image_shape}; "
-            f"the files in {', '.join(map(str, folders))} are of different data sets."
+            f"the files in {', '.join(map(str, folders))} belong to different data sets"
         )
     return train, test
 
@@ -95,11 +95,11 @@ def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayD
 def _pair(images_path: Path, labels_path: Path, classes: Sequence[str], name: str) -> ArrayDataset:
     images, labels = read_idx(images_path), read_idx(labels_path)
     if images.ndim != 3:
-        raise ScratchvitError(f"{images_path}: holds an array {images.shape}, expected images (N, H, W).")
+        raise ScratchvitError(f"{images_path}: holds an array {images.shape}, expected images (N, H, W)")
     if labels.shape != images.shape[:1]:
         raise ScratchvitError(
             f"{labels_path}: holds labels {labels.shape} for the {len(images)} images of {images_path}; "
-            "fetch both files anew."
+            "download both files again"
         )
     try:
         return ArrayDataset(images[..., None], labels, classes, name)
@@ -108,10 +108,11 @@ def _pair(images_path: Path, labels_path: Path, classes: Sequence[str], name: st
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:
-    """Read an IDX file of unsigned bytes, gzipped or not (its content tells, not its name).
+    """Read an IDX file of unsigned bytes, gzipped or not (recognised by content, not by name).
 
-    Returns uint8 of the shape that the header announces. Raises ScratchvitError, naming the file, when it
-    is missing, cut short, too long, or not such a file. Memory follows the content, never a lying header.
+    Returns a uint8 array of the shape in the header. Raises ScratchvitError, which names the file, if the file is
+    missing, truncated, too long, or not an IDX file. No more memory is allocated than the file has bytes, whatever
+    its header says.
     """
     path = Path(path)
     try:
@@ -123,25 +124,25 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
             with gzip.open(file) as unpacked:
                 return _parse(unpacked, path)
     except (OSError, EOFError, zlib.error) as error:
-        raise ScratchvitError(f"{path}: cannot be read ({error}); fetch it anew.") from error
+        raise ScratchvitError(f"{path}: cannot be read ({error}); download it again") from error
 
 
 def _parse(stream: BinaryIO | gzip.GzipFile, path: Path) -> NDArray[np.uint8]:
     magic = stream.read(4)
     if len(magic) < 4 or magic[:3] != bytes((0, 0, UNSIGNED_BYTE)):
-        raise ScratchvitError(f"{path}: not an IDX file of unsigned bytes (it starts with {magic.hex(' ')!r}).")
+        raise ScratchvitError(f"{path}: not an IDX file of unsigned bytes (it starts with {magic.hex(' ')!r})")
     header = stream.read(4 * magic[3])
     if len(header) < 4 * magic[3]:
-        raise ScratchvitError(f"{path}: ends inside its header; fetch it anew.")
+        raise ScratchvitError(f"{path}: truncated header; download it again")
     shape = tuple(np.frombuffer(header, ">u4").tolist())
     announced = math.prod(shape)
     if not 1 <= len(shape) <= 4 or not 0 < announced <= LARGEST:
-        raise ScratchvitError(f"{path}: its header announces an array {shape}, which no such data set has.")
+        raise ScratchvitError(f"{path}: its header announces an array {shape}, which no data set of this kind has")
 
     entries = bytearray()
-    while chunk := stream.read(min(1 << 20, announced + 1 - len(entries))):  # one more, to see what is too long
+    while chunk := stream.read(min(1 << 20, announced + 1 - len(entries))):  # one more, to notice surplus bytes
         entries += chunk
     if len(entries) != announced:
         has = "more" if len(entries) > announced else str(len(entries))
-        raise ScratchvitError(f"{path}: its header announces {announced} bytes, it has {has}; fetch it anew.")
+        raise ScratchvitError(f"{path}: its header announces {announced} bytes, it has {has}; download it again")
     return np.frombuffer(entries, np.uint8).reshape(shape)

@@ -1,7 +1,7 @@
-"""Batches for training and evaluation: shuffled, transformed, made ahead of time, and resumable bit for bit.
+"""Batches for training and evaluation: shuffled, transformed, prefetched, and resumable bit for bit.
 
-Chance depends on the place alone: the order of pass p comes from (seed, p), the augmentation of batch b in epoch e
-from (seed, e, b). So it does not matter how far ahead batches are made, by how many, or where a run was resumed.
+Random numbers depend only on the position: the order of pass p is drawn from (seed, p), the augmentation of batch b in
+epoch e from (seed, e, b). So prefetching, the number of workers and resuming a run do not change the batches.
 """
 
 import time
@@ -28,26 +28,26 @@ class Batch(NamedTuple):
     indices: NDArray[np.intp]       # (B,) places of the samples in the data set
 
 
-_ORDER, _AUGMENTATION = 0, 1  # keep the two uses of a seed apart
+_ORDER, _AUGMENTATION = 0, 1  # separate the two uses of a seed
 
 
 class Loader:
-    """Iterating gives one epoch of `Batch`es: images float32 (B, C, H, W), labels int64 (B,), indices (B,); NumPy.
+    """Iterates over one epoch of `Batch`es: images float32 (B, C, H, W), labels int64 (B,), indices (B,); NumPy.
 
-    transform   called with what dataset.images gives, uint8 (B, H, W, C), and the batch's generator; see `transforms`
-    shuffle     a new order in each pass over the data
-    epoch_size  samples in an epoch; by default all. Passes then go on from one epoch into the next, so that an
-                epoch may hold part of a pass, or several
-    drop_last   leave out a last batch that is smaller than batch_size
-    prefetch    batches that one background thread makes ahead of the consumer
-    workers     processes that make the batches instead, each one at a time, and `prefetch` more are ready. The
-                batches are the same. See `workers` for what a data set and a transform must be to get there
+    transform   called with the pictures, uint8 (B, H, W, C), and the generator of the batch; see `transforms`
+    shuffle     use a new random order in each pass over the data
+    epoch_size  samples in an epoch; by default the size of the data set. Passes continue from one epoch into the next,
+                so an epoch can be part of a pass, or several passes
+    drop_last   leave out the last batch if it is smaller than batch_size
+    prefetch    number of batches that a background thread prepares in advance
+    workers     number of processes that prepare the batches instead, with `prefetch` further batches in advance. The
+                batches are the same. Data set and transform must be importable in a worker; see `workers`
 
-    An epoch left early (break, an exception) stops the thread or the workers, and starts over with the next
-    iteration; only `load_state_dict` makes an iteration begin in the middle. Otherwise workers live until `close`,
-    or until the loader is gone. What goes wrong while a batch is made, such as a picture that does not decode, is
-    raised from the iteration, as it was; a worker that dies raises ScratchvitError. Raises ScratchvitError for
-    arguments out of range and for a data set too small to give a batch.
+    Leaving an epoch early (by break or an exception) stops the thread or the workers, and the next iteration starts
+    the epoch again; only `load_state_dict` starts in the middle of one. Otherwise workers live until `close` is called
+    or the loader is deleted. Errors in a transform or data set, such as a picture that cannot be decoded, are raised
+    from the iteration unchanged; a worker that dies raises ScratchvitError. Raises ScratchvitError for arguments out
+    of range and for a data set that is too small for one batch.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Loader:
         if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, workers, epoch_size or 0) < 0:
             raise ScratchvitError(
                 f"Loader: batch_size={batch_size} and epoch_size={epoch_size} must be at least 1, "
-                f"seed={seed}, prefetch={prefetch} and workers={workers} at least 0."
+                f"seed={seed}, prefetch={prefetch} and workers={workers} at least 0"
             )
         if len(dataset) < (batch_size if drop_last else 1):
             raise ScratchvitError(
-                f"{dataset.name}: {len(dataset)} pictures do not make a batch of {batch_size}; "
-                "take a smaller batch_size, a larger part of the data, or drop_last=False."
+                f"{dataset.name}: {len(dataset)} pictures are too few for a batch of {batch_size}; "
+                "use a smaller batch_size, more of the data, or drop_last=False"
             )
         self.dataset = dataset
         self.batch_size = batch_size
@@ -82,13 +82,13 @@ class Loader:
         self.seed = seed
         self.prefetch = prefetch
         self.workers = workers
-        self.waited = 0.0  # seconds of this epoch in which a batch, after its first, was not yet made when asked for
-        self._epoch, self._batch = 0, 0  # the next batch that the consumer has not been handed
+        self.waited = 0.0  # seconds in this epoch that the consumer waited for batches, except the first one
+        self._epoch, self._batch = 0, 0  # the next batch to be returned
         self._first = 0  # the batch with which the next iteration begins
         self._processes: Workers | None = None
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Number of batches in an epoch."""
         whole, rest = divmod(self.epoch_size, self.batch_size)
         return whole + (rest > 0 and not self.drop_last)
 
@@ -111,7 +111,7 @@ class Loader:
                 for batch in range(first, len(self)):
                     asked = time.perf_counter()
                     made = next(batches)
-                    if batch > first:       # for that one there was nothing to do meanwhile
+                    if batch > first:       # the first batch cannot have been prepared in advance
                         self.waited += time.perf_counter() - asked
                     at_end = batch + 1 == len(self)
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
@@ -121,7 +121,7 @@ class Loader:
                 raise
 
     def close(self) -> None:
-        """Stop the workers, if there are any. An iteration begun later starts new ones."""
+        """Stop the workers, if there are any. A later iteration starts new ones."""
         if self._processes:
             self._processes.close()
             self._processes = None
@@ -130,29 +130,29 @@ class Loader:
         return self.transform(self.dataset.images(indices), rng)
 
     def state_dict(self) -> dict[str, int]:
-        """{"epoch", "batch", "seed"}: the place of the next batch that the consumer has not been handed."""
+        """The position of the next batch to be returned: {"epoch", "batch", "seed"}."""
         return {"epoch": self._epoch, "batch": self._batch, "seed": self.seed}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Make the next iteration give the batches of that epoch that were still to come.
+        """Make the next iteration continue at a saved position.
 
-        Raises ScratchvitError for a state of another seed or of a place that this loader does not have.
+        Raises ScratchvitError for a state with another seed or a position that this loader does not have.
         """
         epoch, batch, seed = (state.get(key) for key in ("epoch", "batch", "seed"))
         if type(epoch) is not int or type(batch) is not int or epoch < 0 or not 0 <= batch < len(self):
             raise ScratchvitError(
-                f"Loader: epoch {epoch!r}, batch {batch!r} is no place in this loader, whose epochs have "
-                f"{len(self)} batches; resume with the data set and batch_size of the saved run."
+                f"Loader: there is no epoch {epoch!r}, batch {batch!r} in this loader, whose epochs have "
+                f"{len(self)} batches; resume with the data set and batch_size of the saved run"
             )
         if seed != self.seed:
             raise ScratchvitError(
                 f"Loader: the saved state has seed {seed!r}, this loader has seed {self.seed}; "
-                "resume with the seed of the saved run."
+                "resume with the seed of the saved run"
             )
         self._epoch, self._batch, self._first = epoch, batch, batch
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
-        """The epoch's part of the passes over the data, laid end to end."""
+        """The sample indices of an epoch (epoch_size,), cut out of the sequence of passes over the data."""
         first, last = epoch * self.epoch_size, (epoch + 1) * self.epoch_size
         passes = range(first // len(self.dataset), -(-last // len(self.dataset)))
         order = np.concatenate([self._pass(number) for number in passes])
@@ -165,7 +165,7 @@ class Loader:
         return self._generator(_ORDER, number).permutation(len(self.dataset))
 
     def _generator(self, *place: int) -> np.random.Generator:
-        # spawn_key tells (e, 0) from (e); a plain list of numbers would not.
+        # spawn_key distinguishes (e, 0) from (e); a plain list of numbers would not.
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=place))
 
 
@@ -179,7 +179,7 @@ def _map_ahead(
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) > ahead:
-                yield pending.popleft().result()  # raises here what was raised there
+                yield pending.popleft().result()  # re-raises an exception of the thread
         while pending:
             yield pending.popleft().result()
     finally:

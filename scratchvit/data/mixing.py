@@ -1,14 +1,14 @@
-"""MixUp and CutMix: two pictures in one, and a target that says how much of each.
+"""MixUp and CutMix: mix two images of a batch, and their labels in the same ratio.
 
     MixUp    x̃ = λ x_i + (1 - λ) x_j          (Zhang et al., ICLR 2018, arXiv 1710.09412)
     CutMix   x̃ = M ⊙ x_i + (1 - M) ⊙ x_j      (Yun et al., ICCV 2019, arXiv 1905.04899, eq. 1)
     both     ỹ = λ y_i + (1 - λ) y_j,   λ ~ Beta(α, α)
 
-M is 0 in a box whose sides are √(1 - λ) of the picture's, and 1 around it. MixUp is the same with λ everywhere instead
-of M; so both are one formula with a weight for every pixel, and one batch may hold both.
+M is 0 inside a box whose sides are √(1 - λ) times those of the image, and 1 outside. MixUp has λ in place of M. So both
+are one formula with a weight for every pixel, and one batch can contain both.
 
-With timm's conventions: x_j is x_i's mirror image in the batch, j = B - 1 - i; a box is cut off at the picture's border
-and λ in the target is then the share of the pixels that are left of x_i, not the one that was drawn.
+Conventions are timm's: the partner of x_i is x_j with j = B - 1 - i (the batch reversed). A box is clipped at the
+border of the image, and λ in the target is then the fraction of pixels that remain of x_i, not the λ that was drawn.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ from scratchvit.errors import ScratchvitError
 class Mix:
     """images (B, C, H, W), labels (B,) → mixed images, targets (B, num_classes) in float32 whose rows sum to 1.
 
-    Called with a batch and its `np.random.Generator`, from which a few numbers for each mixture are drawn on the host;
-    the mixing is done on the device in use, and nothing is read back. The images given are left as they are. Any B will
-    do: a picture that is its own mirror image stays itself.
-    Raises ScratchvitError for settings out of range, and on the CPU for labels that are (a GPU would have to be waited
-    for).
+    Called with a batch and its `np.random.Generator`. The random numbers are drawn on the host; the mixing is done on
+    the device in use, without copying anything back. The input images are not changed. B may be odd: the middle image
+    is mixed with itself.
+    Raises ScratchvitError for settings out of range and, on the CPU, for labels out of range (on a GPU the check would
+    have to wait for the device).
     """
 
     num_classes: int
-    mixup_alpha: float = 0.0        # α of MixUp; 0: no MixUp. Small: λ near 0 or 1, 1: uniform
+    mixup_alpha: float = 0.0        # α of MixUp; 0: no MixUp. Small α: λ near 0 or 1; α = 1: λ uniform
     cutmix_alpha: float = 0.0       # α of CutMix; 0: no CutMix
-    prob: float = 1.0               # of mixing at all
-    switch_prob: float = 0.5        # of CutMix instead of MixUp, where both have an α
-    mode: str = "batch"             # what shares its draws: the "batch", a "pair" (i, j), or nothing: each "elem"ent
-    label_smoothing: float = 0.0    # ε: a label counts 1 - ε, and ε is spread over all classes (arXiv 1512.00567)
+    prob: float = 1.0               # probability of mixing
+    switch_prob: float = 0.5        # probability of CutMix instead of MixUp, if both have an α
+    mode: str = "batch"             # λ and box are drawn once per "batch", per "pair" (i, j), or per "elem" (image)
+    label_smoothing: float = 0.0    # ε: the label gets 1 - ε, and ε is spread over all classes (arXiv 1512.00567)
 
     def __post_init__(self) -> None:
         alphas = self.mixup_alpha, self.cutmix_alpha
@@ -55,7 +55,7 @@ class Mix:
         if not 0 <= self.label_smoothing < 1:
             raise ScratchvitError(f"label_smoothing must lie in [0, 1), not {self.label_smoothing}")
         if self.mode not in ("batch", "pair", "elem"):
-            raise ScratchvitError(f'the mode of mixing is "batch", "pair" or "elem", not {self.mode!r}')
+            raise ScratchvitError(f'Mix: mode must be "batch", "pair" or "elem", not {self.mode!r}')
         if self.num_classes < 1:
             raise ScratchvitError(f"num_classes must be positive, not {self.num_classes}")
 
@@ -66,7 +66,7 @@ class Mix:
         if backend_of(y) is CPU and not ((y >= 0) & (y < self.num_classes)).all():
             raise ScratchvitError(
                 f"labels {y.min()}…{y.max()} are not all among the {self.num_classes} classes "
-                f"0…{self.num_classes - 1}: mend them, or set num_classes to match"
+                f"0…{self.num_classes - 1}: correct them, or set num_classes to match"
             )
         share, around, boxes = self._draw(B, (H, W), rng)           # (n,), (n,), (n, 4); n is B, or 1 for the batch
 
@@ -85,9 +85,9 @@ class Mix:
     def _draw(
         self, batch_size: int, size: tuple[int, int], rng: np.random.Generator
     ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.int64]]:
-        """(λ of the targets (n,), weight of a picture outside its box (n,), boxes (n, 4): top, bottom, left, right).
+        """(λ of the targets (n,), weight of an image outside its box (n,), boxes (n, 4): top, bottom, left, right).
 
-        Without CutMix a box is empty.
+        With MixUp a box is empty.
         """
         n = {"batch": 1, "pair": (batch_size + 1) // 2, "elem": batch_size}[self.mode]
         switch = self.switch_prob if self.mixup_alpha and self.cutmix_alpha else float(self.cutmix_alpha > 0)
@@ -105,6 +105,6 @@ class Mix:
         drawn = np.where(is_cut, 1 - cut_out, lam), np.where(is_cut, 1.0, lam), boxes
         if self.mode != "pair":
             return drawn
-        # Row B - 1 - i draws what row i does; an odd batch's middle row is its own partner.
+        # Row B - 1 - i shares the draws of row i; the middle row of an odd batch is its own partner.
         share, around, boxes = (np.concatenate([half, half[: batch_size // 2][::-1]]) for half in drawn)
         return share, around, boxes

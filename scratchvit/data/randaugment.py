@@ -1,22 +1,23 @@
-"""RandAugment as the augreg paper trained with it, and that paper's seven levels of augmentation.
+"""RandAugment as used in the augreg paper, and the seven augmentation levels of that paper.
 
-Every picture gets num_layers operations, drawn from sixteen with equal chance and with replacement, all at one
-magnitude (Cubuk et al. 1909.13719). What an operation does at a magnitude differs from code to code; here it is as
-in the code of Steiner et al. 2106.10270, google-research/big_vision. Three things there surprise:
+Every picture gets num_layers operations, drawn uniformly with replacement from sixteen, all at one magnitude (Cubuk et
+al. 1909.13719). Implementations differ in what an operation does at a given magnitude; this one follows the code of
+Steiner et al. 2106.10270, google-research/big_vision. Three things in it are surprising:
 
-- Magnitude is no strength. At 0 Color, Contrast and Brightness keep a tenth, Posterize keeps 1 bit and Solarize
-  inverts; at 5 the first three, and Sharpness, do nothing. So light1, two layers at 0, is not nothing.
-- 10 is no limit. At 15 and 20 the same formulas go on: rotations by 45° and 60°, factors of 2.8 and 3.7.
-- Thresholds and shifts are uint8 there, and mean another number beyond its range: see `solarize` and `posterize`.
+- Magnitude is not strength. At 0, Color, Contrast and Brightness use a factor of 0.1, Posterize keeps 1 bit and
+  Solarize inverts; at 5, the first three and Sharpness do nothing. So light1, two layers at 0, does change pictures.
+- 10 is not the maximum. At 15 and 20 the same formulas apply: rotations by 45° and 60°, factors of 2.8 and 3.7.
+- Thresholds and shifts are uint8 and wrap around beyond its range: see `solarize` and `posterize`.
 
-The pictures here are Pillow's, or a table's that equals them, as in timm. TensorFlow's, there, are the same but for
+The operations here are Pillow's, or lookup tables equal to Pillow's, as in timm. Those of TensorFlow, in big_vision,
+are the same except:
 
-    Shear               turns about the middle of the corner pixel, not about its corner: up to half a pixel away
-    Contrast            pulls towards (number of pixels) / 256, surely unmeant, not towards the picture's mean: a grey
-                        of 196 for 224 × 224, nearly black for 32 × 32
-    Color, Sharpness    round differently by one grey level, before the factor
-    Translate, Cutout   count pixels whatever the picture's size, and so empty one of 32 × 32. Here a pixel is that
-                        of a 224 × 224 picture and scales (as timm's TranslateXRel)
+    Shear               is centred on the middle of the corner pixel, not on its corner: up to half a pixel apart
+    Contrast            blends with (number of pixels) / 256, probably a bug, instead of the mean of the picture: a
+                        grey of 196 for 224 × 224, nearly black for 32 × 32
+    Color, Sharpness    round differently by one grey level, before the factor is applied
+    Translate, Cutout   use pixels whatever the size of the picture, and so can blank one of 32 × 32. Here the values
+                        are for a picture of 224 × 224 and scale with its size (as timm's TranslateXRel)
 """
 
 from __future__ import annotations
@@ -33,14 +34,14 @@ from scratchvit.data.images import to_picture
 from scratchvit.data.transforms import Images
 from scratchvit.errors import ScratchvitError
 
-GREY = 128              # fills what a picture leaves empty
-PAPER_SIZE = 224        # the side of the pictures whose pixels Translate and Cutout count
+GREY = 128              # fills pixels from outside the picture
+PAPER_SIZE = 224        # the picture size to which the pixel numbers of Translate and Cutout refer
 
-Chance = NDArray[np.float64]    # (B, 3), uniform in 0 … 1: a sign, and a place (y, x), for every picture
+Chance = NDArray[np.float64]    # (B, 3), uniform in 0 … 1: a sign, and a position (y, x), for every picture
 
 
 class Level(NamedTuple):
-    """How much a picture is changed: `RandAugment(num_layers, magnitude)`, then MixUp with that α."""
+    """An augmentation level: `RandAugment(num_layers, magnitude)`, then MixUp with α = mixup_alpha."""
 
     num_layers: int
     magnitude: int
@@ -61,23 +62,23 @@ LEVELS = {
 
 
 class RandAugment:
-    """num_layers random operations of one magnitude on every picture. Keeps uint8 (B, H, W, C), C 1 or 3.
+    """Apply num_layers random operations of one magnitude to every picture. Keeps uint8 (B, H, W, C), C 1 or 3.
 
-    magnitude   0 … 10, or beyond: the paper's levels go to 20
+    magnitude   at least 0; usually up to 10, but the levels of the augreg paper go up to 20
     Raises ScratchvitError for settings out of range.
     """
 
     def __init__(self, num_layers: int, magnitude: float):
         if num_layers < 0 or not 0 <= magnitude < math.inf:
             raise ScratchvitError(
-                f"RandAugment({num_layers}, {magnitude}): num_layers and magnitude are at least 0; "
-                f"the paper's are {', '.join(f'{name} {level[:2]}' for name, level in LEVELS.items())}."
+                f"RandAugment({num_layers}, {magnitude}): num_layers and magnitude must be at least 0; "
+                f"the levels of the paper are {', '.join(f'{name} {level[:2]}' for name, level in LEVELS.items())}"
             )
         self.num_layers = num_layers
         self.magnitude = magnitude
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
-        # All of a picture's chance is a row of one draw: a picture does not depend on the size of its batch.
+        # The random numbers of a picture are one row of one draw, so that they do not depend on the batch size.
         chance = rng.random((len(images), self.num_layers, 4))
         drawn = (chance[..., 0] * len(OPERATIONS)).astype(int)  # (B, num_layers)
         out = images.copy()
@@ -90,16 +91,19 @@ class RandAugment:
 
 
 def apply_operation(name: str, images: Images, magnitude: float, chance: Chance) -> Images:
-    """One operation of `OPERATIONS` on uint8 (B, H, W, C), as a fresh array. chance (B, 3) in 0 … 1: sign, place."""
+    """Apply one of `OPERATIONS` to uint8 (B, H, W, C); returns a new array.
+
+    chance (B, 3): uniform random numbers in 0 … 1, for a sign and a position (y, x).
+    """
     operation = OPERATIONS[name]
     return operation.apply(images, *operation.arguments(magnitude / 10, chance))
 
 
-# By a table of 256 values. A change of single pixels is done by Pillow to the 256 greys, and looked up.
+# Operations on single pixels, by lookup tables of 256 values, which are made by applying Pillow to the 256 greys.
 
 
 def auto_contrast(images: Images) -> Images:
-    """Stretch every channel of a picture from its own lowest … highest value to 0 … 255: `ImageOps.autocontrast`."""
+    """Stretch every channel of a picture from its range of values to 0 … 255, as `ImageOps.autocontrast`."""
     occurs = _histograms(images) > 0
     lowest, highest = occurs.argmax(axis=-1)[..., None], 255 - occurs[..., ::-1].argmax(axis=-1)[..., None]
     scale = 255.0 / np.maximum(highest - lowest, 1)  # (B, C, 1)
@@ -108,7 +112,7 @@ def auto_contrast(images: Images) -> Images:
 
 
 def equalize(images: Images) -> Images:
-    """Make the values of every channel of a picture about equally frequent: `ImageOps.equalize`."""
+    """Equalise the histogram of every channel of a picture, as `ImageOps.equalize`."""
     histograms = _histograms(images)
     below = np.cumsum(histograms, axis=-1) - histograms  # how many pixels are darker than each value
     step = below.max(axis=-1, keepdims=True, initial=0, where=histograms > 0) // 255  # (B, C, 1)
@@ -117,35 +121,36 @@ def equalize(images: Images) -> Images:
 
 
 def invert(images: Images) -> Images:
-    """255 - x: `ImageOps.invert`."""
+    """Invert every pixel: 255 - x, as `ImageOps.invert`."""
     return _look_up(images, ImageOps.invert)
 
 
 def posterize(images: Images, bits: int) -> Images:
-    """Keep that many of the 8 highest bits: `ImageOps.posterize`.
+    """Keep the `bits` highest bits of each pixel, as `ImageOps.posterize`.
 
-    0 bits, and more than 8, keep 1: TensorFlow shifts a uint8 by 8 - bits, negative numbers wrapped around to large
-    ones, and takes a shift of more than 7 for 7.
+    0 bits, or more than 8, keep 1 bit: TensorFlow shifts a uint8 by 8 - bits, where a negative shift wraps around to a
+    large one, and a shift of more than 7 becomes 7.
     """
     return _look_up(images, lambda picture: ImageOps.posterize(picture, bits if 0 < bits <= 8 else 1))
 
 
 def solarize(images: Images, threshold: int) -> Images:
-    """Invert what is at least threshold: `ImageOps.solarize`.
+    """Invert pixels of at least threshold, as `ImageOps.solarize`.
 
-    Modulo 256, the threshold being a uint8: 256 and 512, of magnitudes 10 and 20, are 0 and invert all; 384 is 128.
+    The threshold is taken modulo 256, as it is a uint8 in big_vision: 256 and 512 (magnitudes 10 and 20) become 0 and
+    invert everything; 384 becomes 128.
     """
     return _look_up(images, lambda picture: ImageOps.solarize(picture, threshold % 256))
 
 
 def solarize_add(images: Images, addition: int) -> Images:
-    """Brighten what is darker than 128 by addition, up to 255."""
+    """Add `addition` to pixels below 128, up to 255."""
     table = [min(x + addition, 255) if x < 128 else x for x in range(256)]
     return _look_up(images, lambda picture: picture.point(table))
 
 
 def brightness(images: Images, factor: float) -> Images:
-    """factor · x: `ImageEnhance.Brightness`."""
+    """Multiply every pixel by factor, as `ImageEnhance.Brightness`."""
     return _look_up(images, lambda picture: ImageEnhance.Brightness(picture).enhance(factor))
 
 
@@ -153,14 +158,14 @@ _GREYS = np.arange(256, dtype=np.uint8)
 
 
 def _look_up(images: Images, function: Callable[[Image.Image], Image.Image]) -> Images:
-    """What function makes of each of the 256 values, for every pixel."""
+    """Apply a function of single pixels by a lookup table of its 256 values."""
     table = np.asarray(function(Image.fromarray(_GREYS[None])))
-    # bytes.translate, because it reads one byte a pixel: table[images] first makes an 8-byte index of each.
+    # bytes.translate is faster than table[images], which first converts each byte to an 8-byte index.
     return np.frombuffer(bytearray(images).translate(table.tobytes()), np.uint8).reshape(images.shape)
 
 
 def _look_up_each(images: Images, tables: NDArray[Any]) -> Images:
-    """A table for every channel of every picture, tables (B, C, 256)."""
+    """Apply a lookup table to each channel of each picture; tables (B, C, 256)."""
     out = np.empty_like(images)
     for image, result, of_channel in zip(images, out, tables.astype(np.uint8)):
         for channel, table in enumerate(of_channel):
@@ -170,31 +175,34 @@ def _look_up_each(images: Images, tables: NDArray[Any]) -> Images:
 
 
 def _histograms(images: Images) -> NDArray[np.intp]:
-    """How often each value occurs in every channel of every picture: (B, C, 256)."""
+    """Histogram of each channel of each picture: (B, C, 256)."""
     planes = images.transpose(0, 3, 1, 2)
     return np.array([[np.bincount(plane.ravel(), minlength=256) for plane in picture] for picture in planes])
 
 
-# Picture by picture, by Pillow.
+# Operations that Pillow applies to one picture at a time.
 
 
 def color(images: Images, factor: float) -> Images:
-    """From grey (factor 0) over the picture itself (1) to more colour: `ImageEnhance.Color`. A grey picture stays."""
+    """Change the saturation, as `ImageEnhance.Color`: factor 0 gives grey, 1 the picture itself, more is stronger.
+
+    Grey pictures (C = 1) do not change.
+    """
     return _each(images, lambda picture: ImageEnhance.Color(picture).enhance(factor))
 
 
 def contrast(images: Images, factor: float) -> Images:
-    """From the picture's mean grey (factor 0) over the picture itself (1) outwards: `ImageEnhance.Contrast`."""
+    """Change the contrast, as `ImageEnhance.Contrast`: factor 0 gives the mean grey, 1 the picture itself."""
     return _each(images, lambda picture: ImageEnhance.Contrast(picture).enhance(factor))
 
 
 def sharpness(images: Images, factor: float) -> Images:
-    """From the smoothed picture (factor 0) over the picture itself (1) to sharper: `ImageEnhance.Sharpness`."""
+    """Change the sharpness, as `ImageEnhance.Sharpness`: factor 0 gives a smoothed picture, 1 the picture itself."""
     return _each(images, lambda picture: ImageEnhance.Sharpness(picture).enhance(factor))
 
 
 def rotate(images: Images, degrees: NDArray[np.float64]) -> Images:
-    """Turn each picture by its own angle (B,), counter-clockwise, about its middle."""
+    """Rotate each picture about its centre by degrees (B,), counter-clockwise."""
     fill = _fill(images)
     return _each(images, lambda picture, angle: picture.rotate(angle, fillcolor=fill), degrees)
 
@@ -210,19 +218,19 @@ def shear_y(images: Images, factors: NDArray[np.float64]) -> Images:
 
 
 def translate_x(images: Images, pixels: NDArray[np.float64]) -> Images:
-    """Shift each picture to the left by its own number of pixels (B,), counted in a picture 224 wide."""
+    """Shift each picture to the left by pixels (B,), scaled by width / 224."""
     scale = images.shape[2] / PAPER_SIZE
     return _affine(images, [(1, 0, scale * shift, 0, 1, 0) for shift in pixels])
 
 
 def translate_y(images: Images, pixels: NDArray[np.float64]) -> Images:
-    """Shift each picture up by its own number of pixels (B,), counted in a picture 224 high."""
+    """Shift each picture up by pixels (B,), scaled by height / 224."""
     scale = images.shape[1] / PAPER_SIZE
     return _affine(images, [(1, 0, 0, 0, 1, scale * shift) for shift in pixels])
 
 
 def _affine(images: Images, rows: list[tuple[float, ...]]) -> Images:
-    """(x, y) takes the nearest pixel to (a x + b y + c, d x + e y + f), for a row (a, b, c, d, e, f) per picture."""
+    """Affine transform: (x, y) gets the pixel nearest to (a x + b y + c, d x + e y + f); rows (B, 6) are (a, …, f)."""
     fill = _fill(images)
     method = Image.Transform.AFFINE
     return _each(images, lambda picture, row: picture.transform(picture.size, method, row, fillcolor=fill), rows)
@@ -233,7 +241,7 @@ def _fill(images: Images) -> tuple[int, ...]:
 
 
 def _each(images: Images, function: Callable[..., Image.Image], *arguments: Any) -> Images:
-    """function(picture, *its own arguments) for every picture; arguments are sequences of length B."""
+    """Apply function(picture, *arguments) to every picture; the arguments are sequences of length B."""
     out = np.empty_like(images)
     for row, (image, *own) in enumerate(zip(images, *arguments)):
         out[row] = np.asarray(function(to_picture(image), *own)).reshape(image.shape)
@@ -241,9 +249,10 @@ def _each(images: Images, function: Callable[..., Image.Image], *arguments: Any)
 
 
 def cutout(images: Images, half_side: int, centres: NDArray[np.float64]) -> Images:
-    """A grey square of 2 · half_side on each picture (DeVries and Taylor 1708.04552), cut off at its borders.
+    """Draw a grey square of side 2 · half_side into each picture, clipped at its borders.
 
-    half_side counts pixels of a picture of 224; centres (B, 2) are (y, x) in 0 … 1.
+    Source: DeVries and Taylor 1708.04552.
+    half_side is in pixels of a picture of 224 and scales with the size; centres (B, 2) are (y, x) in 0 … 1.
     """
     height, width = images.shape[1:3]
     half = int(half_side * min(height, width) / PAPER_SIZE)
@@ -254,7 +263,7 @@ def cutout(images: Images, half_side: int, centres: NDArray[np.float64]) -> Imag
 
 
 class Operation(NamedTuple):
-    """arguments(magnitude / 10, chance) are what apply(images, *arguments) takes."""
+    """An operation, called as apply(images, *arguments(magnitude / 10, chance))."""
 
     arguments: Callable[[float, Chance], tuple[Any, ...]]
     apply: Callable[..., Images]
@@ -269,12 +278,12 @@ def _factor(level: float, chance: Chance) -> tuple[float]:
 
 
 def _whole(at_ten: int) -> Callable[[float, Chance], tuple[int]]:
-    """level · at_ten, rounded down."""
+    """The argument level · at_ten, rounded down."""
     return lambda level, chance: (int(level * at_ten),)
 
 
 def _signed(at_ten: float) -> Callable[[float, Chance], tuple[NDArray[np.float64]]]:
-    """level · at_ten in one direction or the other, for each picture (B,)."""
+    """The argument ±level · at_ten, with a random sign for each picture (B,)."""
     return lambda level, chance: (np.where(chance[:, 0] < 0.5, -1, 1) * (level * at_ten),)
 
 
@@ -290,7 +299,7 @@ OPERATIONS = {
     "Contrast":     Operation(_factor,                contrast),
     "Brightness":   Operation(_factor,                brightness),
     "Sharpness":    Operation(_factor,                sharpness),
-    "ShearX":       Operation(_signed(0.3),           shear_x),         # ± 0.3 pixels a pixel
+    "ShearX":       Operation(_signed(0.3),           shear_x),         # ± 0.3 pixels per pixel
     "ShearY":       Operation(_signed(0.3),           shear_y),
     "TranslateX":   Operation(_signed(100),           translate_x),     # ± 100 of 224 pixels
     "TranslateY":   Operation(_signed(100),           translate_y),

@@ -1,4 +1,4 @@
-"""A data set by its name, or a folder of pictures by its path."""
+"""Loading a data set by its name, or a folder of pictures by its path."""
 
 import difflib
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
 from scratchvit.errors import ScratchvitError
 
-# Those that are published as files, already divided into (train, test).
+# Data sets that are published as files, already split into (train, test).
 _FROM_FILES: dict[str, Callable[[str, Path | None, bool], tuple[ArrayDataset, ArrayDataset]]] = {
     **dict.fromkeys(idx.DATASETS, idx.load_mnist),
     **dict.fromkeys(cifar.DATASETS, cifar.load_cifar),
@@ -18,7 +18,7 @@ _FROM_FILES: dict[str, Callable[[str, Path | None, bool], tuple[ArrayDataset, Ar
 
 
 def list_datasets() -> tuple[str, ...]:
-    """The names that `load` knows."""
+    """The names of the data sets that `load` knows."""
     return ("digits", *_FROM_FILES)
 
 
@@ -34,24 +34,24 @@ def load(
 ) -> Splits:
     """Load a data set as `Splits(train, val, test)`.
 
-    name_or_path  one of `list_datasets()`, or the folder that has train/<class>/*.jpg (`folder.load_folder`)
-    data_dir      where the files of a named data set are; without it, the system's and the user's cache folder
-    img_size      side of the pictures; needed for a folder, otherwise the data set's own
-    val_fraction  part of the training pictures that becomes val, by seed and class by class, where the
-                  data set brings no val of its own
-    skip_bad      leave out pictures of a folder that do not decode, and name them in `skipped`
-    download      fetch missing files of a named data set, with checksums, into data_dir or the cache
+    name_or_path  one of `list_datasets()`, or a folder with train/<class>/*.jpg (`folder.load_folder`)
+    data_dir      folder with the files of a named data set; by default the system's folder and the user's cache
+    img_size      side of the pictures; required for a folder, by default that of the data set
+    val_fraction  fraction of the training pictures that becomes the validation split (stratified, drawn by seed), if
+                  the data set has none
+    skip_bad      leave out pictures of a folder that cannot be decoded, and name them in `skipped`
+    download      download missing files of a named data set into data_dir or the cache, and check their MD5 sums
 
     Raises ScratchvitError for an unknown name, missing or damaged files, and values out of range.
     """
     if img_size is not None and img_size < 1:
-        raise ScratchvitError(f"img_size={img_size}: the side of a picture is at least 1 pixel.")
+        raise ScratchvitError(f"img_size={img_size}: the side of a picture is at least 1 pixel")
     if not 0 <= val_fraction < 1:
         raise ScratchvitError(
-            f"val_fraction={val_fraction}: the part of train that becomes val is 0 ≤ part < 1."
+            f"val_fraction={val_fraction}: the fraction of train that becomes val must be in [0, 1)"
         )
     if seed < 0:
-        raise ScratchvitError(f"seed={seed}: a seed is a whole number from 0 up.")
+        raise ScratchvitError(f"seed={seed}: a seed must be an integer of at least 0")
 
     if name_or_path == "digits":
         return _resized(load_digits(), img_size)
@@ -64,7 +64,7 @@ def load(
         raise _unknown(str(name_or_path))
     if img_size is None:
         raise ScratchvitError(
-            f"{root}: pictures of a folder come in all sizes; say which to bring them to, img_size=…."
+            f"{root}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
         )
     return load_folder(root, img_size, float(val_fraction), seed, skip_bad)
 
@@ -74,10 +74,10 @@ def _load_named(
 ) -> Splits:
     folder = Path(data_dir) if data_dir is not None else None
     if folder and not folder.is_dir() and not download:
-        raise ScratchvitError(f"{folder}: no such folder (given as --data-dir, data_dir, for {name}).")
+        raise ScratchvitError(f"{folder}: no such folder (given as --data-dir or data_dir for {name})")
     train, test = _FROM_FILES[name](name, folder, download)
     rest, held = stratified_split(train.labels, val_fraction, seed)
-    note = f"val: {len(held)} pictures drawn from train with seed {seed}."
+    note = f"val: {len(held)} pictures drawn from train with seed {seed}"
     return Splits(train.subset(rest), train.subset(held), test, notes=(note,))
 
 
@@ -93,7 +93,7 @@ def _resized(splits: Splits, img_size: int | None) -> Splits:
 
 def _unknown(name: str) -> ScratchvitError:
     near = difflib.get_close_matches(name.lower(), list_datasets(), n=1)
-    hint = f" Did you mean {near[0]!r}?" if near else ""
+    hint = f"; did you mean {near[0]!r}?" if near else ""
     return ScratchvitError(
-        f"{name!r} is neither a folder nor a data set known here ({', '.join(list_datasets())}).{hint}"
+        f"{name!r} is neither a folder nor a known data set ({', '.join(list_datasets())}){hint}"
     )

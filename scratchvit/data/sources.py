@@ -1,4 +1,4 @@
-"""Where the files of a published data set are: in the user's folder, in the cache, or on its mirror."""
+"""Finding and downloading the files of a published data set."""
 
 import os
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ from scratchvit.errors import ScratchvitError
 
 @dataclass(frozen=True)
 class Remote:
-    """A published file: its address and the MD5 sum that its publishers (or torchvision) print for it."""
+    """A published file: its URL and the MD5 sum given by its publishers or by torchvision."""
 
     url: str
     md5: str
@@ -21,31 +21,34 @@ class Remote:
 
 
 def cache_dir() -> Path:
-    """The user's cache folder of scratchvit: $XDG_CACHE_HOME/scratchvit, or ~/.cache/scratchvit."""
+    """The cache folder of scratchvit: $XDG_CACHE_HOME/scratchvit, or ~/.cache/scratchvit."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchvit"
 
 
 def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:
-    """The first FOLDER/NAME that is a file, folder by folder; None when there is none."""
+    """The first existing file FOLDER/NAME, folder by folder; None if there is none."""
     candidates = (folder / name for folder in folders for name in names)
     return next((path for path in candidates if path.is_file()), None)
 
 
 def not_found(dataset: str, what: str, folders: Sequence[Path]) -> ScratchvitError:
-    """The error that says where `what` was looked for and how to get it."""
+    """An error that says where the file `what` was searched and how to get it."""
     places = ", ".join(map(str, folders))
     return ScratchvitError(
-        f"{dataset}: {what} not found in {places}; name the folder that has it (--data-dir, data_dir), "
-        "or let it be fetched (--download, download=True)."
+        f"{dataset}: {what} not found in {places}; name its folder (--data-dir, data_dir), "
+        "or download it (--download, download=True)"
     )
 
 
 def fetch(remote: Remote, folder: Path) -> Path:
-    """Download a file into folder, if its MD5 sum is right; otherwise nothing stays. Raises ScratchvitError."""
+    """Download a file into a folder and return its path.
+
+    Raises ScratchvitError if the download fails or the MD5 sum is wrong; no file is left then.
+    """
     try:
         import pooch
     except ImportError as error:
-        raise ScratchvitError('Downloading needs pooch: pip install "scratchvit[demo]"') from error
+        raise ScratchvitError('downloading needs pooch: pip install "scratchvit[demo]"') from error
     try:
         return Path(
             pooch.retrieve(
@@ -55,5 +58,5 @@ def fetch(remote: Remote, folder: Path) -> Path:
     except (OSError, ValueError) as error:  # no network, no space; a wrong sum is a ValueError
         raise ScratchvitError(
             f"{remote.url}: the download into {folder} failed ({error}); try again later, "
-            "or fetch the file yourself and name its folder with data_dir."
+            "or download the file yourself and name its folder with data_dir"
         ) from error

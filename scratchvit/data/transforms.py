@@ -1,10 +1,10 @@
-"""From a batch of uint8 pictures to what a model eats. Each step works on the whole batch at once.
+"""Transforms from a batch of uint8 pictures to the input of a model. Each works on the whole batch at once.
 
-Random steps come first and stay in uint8, a quarter of the memory; `Normalize` comes last:
+Random transforms come first and stay in uint8, a quarter of the memory of float32; `Normalize` comes last:
 
     Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(train)))
 
-Every step is called with the batch and the `np.random.Generator` of that batch, its only source of chance.
+A transform is called with the batch and the `np.random.Generator` of the batch, its only source of randomness.
 """
 
 from collections.abc import Callable, Sequence
@@ -20,11 +20,11 @@ from scratchvit.errors import ScratchvitError
 Images = NDArray[np.uint8]  # (B, H, W, C)
 Transform = Callable[[Any, np.random.Generator], Any]
 
-_CHUNK = 256  # pictures that `channel_stats` holds at a time
+_CHUNK = 256  # pictures that `channel_stats` reads at a time
 
 
 class Compose:
-    """The given transforms, one after the other, sharing the batch's generator."""
+    """Apply several transforms one after the other, with the same generator."""
 
     def __init__(self, *transforms: Transform):
         self.transforms = transforms
@@ -38,22 +38,26 @@ class Compose:
 class Normalize:
     """uint8 (B, H, W, C) → float32 (B, C, H, W): (pixel/255 - mean) / std, channel by channel.
 
-    mean and std (C,) are in units of 0 … 1. Raises ScratchvitError for a std that is not positive, and when
-    called on pictures with another number of channels.
+    mean and std (C,) refer to pixels from 0 to 1. Raises ScratchvitError for a std that is not positive, and when
+    called with pictures of another number of channels.
     """
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]):
         self.mean, self.std = tuple(map(float, mean)), tuple(map(float, std))
         if len(self.mean) != len(self.std) or not all(s > 0 for s in self.std):
-            raise ScratchvitError(f"Normalize: mean {self.mean} and std {self.std} must match, each std > 0.")
+            raise ScratchvitError(
+                f"Normalize: mean {self.mean} and std {self.std} must have the same length, and every std must be > 0"
+            )
         # One multiply and one add per pixel: pixel · 1/(255 std) - mean/std.
-        deviation = np.array(self.std)[:, None, None]
-        self._scale = (1 / (255 * deviation)).astype(np.float32)  # (C, 1, 1)
-        self._shift = (-np.array(self.mean)[:, None, None] / deviation).astype(np.float32)
+        sigma = np.array(self.std)[:, None, None]
+        self._scale = (1 / (255 * sigma)).astype(np.float32)  # (C, 1, 1)
+        self._shift = (-np.array(self.mean)[:, None, None] / sigma).astype(np.float32)
 
     def __call__(self, images: Images, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
         if images.shape[-1] != len(self.mean):
-            raise ScratchvitError(f"Normalize has {len(self.mean)} channels, the pictures {images.shape[-1]}.")
+            raise ScratchvitError(
+                f"Normalize is for {len(self.mean)} channels, the pictures have {images.shape[-1]}"
+            )
         x = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)  # (B, C, H, W)
         x *= self._scale
         x += self._shift
@@ -61,14 +65,18 @@ class Normalize:
 
 
 class RandomCrop:
-    """Pad every side, then cut out the original size, each picture at its own place. Keeps uint8 (B, H, W, C).
+    """Pad every side and crop to the original size at a random position per picture. Keeps uint8 (B, H, W, C).
 
-    Filled with zeros (black) as in He et al. 1512.03385 §4.2, or by reflection.
+    padding: pixels on each side, at least 0
+    fill: "zero" (black, as in He et al. 1512.03385 §4.2) or "reflect"
+    Raises ScratchvitError for other arguments.
     """
 
     def __init__(self, padding: int, fill: Literal["zero", "reflect"] = "zero"):
         if padding < 0 or fill not in ("zero", "reflect"):
-            raise ScratchvitError(f"RandomCrop({padding}, {fill!r}): padding ≥ 0; fill 'zero' or 'reflect'.")
+            raise ScratchvitError(
+                f"RandomCrop({padding}, {fill!r}): padding must be at least 0, and fill 'zero' or 'reflect'"
+            )
         self.padding = padding
         self.fill = fill
 
@@ -83,28 +91,28 @@ class RandomCrop:
 
 
 class RandomHorizontalFlip:
-    """Mirror each picture left to right with probability p. Keeps uint8 (B, H, W, C)."""
+    """Flip each picture left to right with probability p. Keeps uint8 (B, H, W, C)."""
 
     def __init__(self, p: float = 0.5):
         if not 0 <= p <= 1:
-            raise ScratchvitError(f"RandomHorizontalFlip({p}): a probability is from 0 to 1.")
+            raise ScratchvitError(f"RandomHorizontalFlip({p}): p is a probability, from 0 to 1")
         self.p = p
 
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
         flip = rng.random(len(images)) < self.p
         out, mirrored = images.copy(), images[flip][:, :, ::-1]
-        for channel in range(images.shape[-1]):     # bytes apart are copied faster than triples of them
+        for channel in range(images.shape[-1]):     # copying each channel is faster than copying pixels of 3 bytes
             out[flip, ..., channel] = mirrored[..., channel]
         return out
 
 
 def channel_stats(dataset: Dataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of every channel over all pixels of a data set, in units of 0 … 1, for `Normalize`.
+    """Mean and standard deviation of every channel over all pixels of a data set, scaled to 0 … 1, for `Normalize`.
 
-    Exact: it counts how often each of the 256 values occurs. Raises ScratchvitError for an empty data set.
+    Exact: computed from the histogram of the 256 values. Raises ScratchvitError for an empty data set.
     """
     if len(dataset) == 0:
-        raise ScratchvitError(f"{dataset.name}: no pictures to take mean and standard deviation of.")
+        raise ScratchvitError(f"{dataset.name}: no pictures to compute mean and standard deviation from")
     channels = dataset.image_shape[2]
     counts = np.zeros((channels, 256), np.int64)
     for start in range(0, len(dataset), _CHUNK):

@@ -1,16 +1,17 @@
-"""Worker processes that make batches: each a Python of its own, asked by its standard input, answering by its output.
+"""Worker processes that prepare batches. Each is a Python process that communicates through its stdin and stdout.
 
-What makes them safe, and what it asks of the user:
+Design, and what follows for the user:
 
-- Nothing is forked. A copy of a process in which BLAS or CUDA has threads may wait for ever for a lock of theirs.
-- The user's script is not run again in a worker, as `multiprocessing` would: it needs no `if __name__ == "__main__"`.
-  So a worker knows only what can be imported: a data set or transform that is defined in the script itself, in a
-  notebook or in a function is refused in a sentence.
-- A worker whose parent is gone, killed even, reads the end of its input, and ends.
-- The pictures in memory are laid once where all workers see them (`memfd_create`, Linux; elsewhere each gets a copy).
+- Nothing is forked. A forked process with BLAS or CUDA threads can deadlock on their locks.
+- The user's script is not run again in a worker, as `multiprocessing` does, so it needs no `if __name__ ==
+  "__main__"`. But a worker can only import: a data set or transform that is defined in the script, in a notebook or
+  in a function raises an error.
+- A worker whose parent has ended, or was killed, reads the end of its stdin and ends too.
+- Pictures in memory are stored once, shared by all workers (`memfd_create`, Linux; elsewhere each gets a copy).
 
-Batches come back through the pipes. Both ends together that takes 6 µs for a picture of 32 × 32 and 0.2 ms for one of
-224 × 224, about a tenth of what decoding and RandAugment take. Pickles go between a program and its own children only.
+Batches are returned through pipes. Sending and receiving together take 6 µs for a picture of 32 × 32 and 0.2 ms for one
+of 224 × 224, about a tenth of the time of decoding and RandAugment. Pickles are exchanged only between a program and
+its own child processes.
 """
 
 from __future__ import annotations
@@ -37,20 +38,20 @@ from scratchvit.data.transforms import Transform
 from scratchvit.errors import ScratchvitError
 
 _Process = subprocess.Popen[bytes]
-_ALIGNMENT = 64     # bytes: arrays in shared memory begin where NumPy would let them begin
+_ALIGNMENT = 64     # bytes: alignment of arrays in shared memory, as NumPy's own
 _PROGRAM = "import sys; sys.path[:] = {path!r}; from scratchvit.data.workers import work; work({memory!r})"
 
 
 class Workers:
-    """`count` processes that make the arrays of batches; see `Loader`.
+    """A pool of `count` processes that compute batches; see `Loader`.
 
-    Raises ScratchvitError if they cannot be started, or cannot be given the data set and the transform.
+    Raises ScratchvitError if they cannot be started, or if the data set or the transform cannot be sent to them.
     """
 
     def __init__(self, count: int, dataset: Pictures, transform: Transform):
         self._processes: list[_Process] = []
         self._idle: queue.SimpleQueue[_Process] = queue.SimpleQueue()
-        self._stop = weakref.finalize(self, _kill, self._processes)     # at the latest when the program ends
+        self._stop = weakref.finalize(self, _kill, self._processes)     # called at program exit, if not before
         try:
             self._start(count, (dataset, transform))
         except BaseException:
@@ -58,9 +59,9 @@ class Workers:
             raise
 
     def make(self, indices: NDArray[np.intp], rng: np.random.Generator) -> Any:
-        """transform(dataset.images(indices), rng), by whichever process is free. To be called from threads.
+        """Compute transform(dataset.images(indices), rng) in an idle process. Can be called from several threads.
 
-        What is raised there is raised here. Raises ScratchvitError if the process dies.
+        Exceptions of the worker are raised here. Raises ScratchvitError if the process dies.
         """
         process = self._idle.get()
         try:
@@ -69,7 +70,7 @@ class Workers:
             self._idle.put(process)
 
     def close(self) -> None:
-        """Stop the processes, in the middle of a batch even."""
+        """Stop the processes, even in the middle of a batch."""
         self._stop()
 
     def _start(self, count: int, task: tuple[Pictures, Transform]) -> None:
@@ -84,7 +85,7 @@ class Workers:
         finally:
             if memory is not None:
                 os.close(memory)        # the workers have it
-        for process in self._processes:     # only now, so that they start side by side
+        for process in self._processes:     # in a second loop, so that the processes start in parallel
             try:
                 self._ask(process, task if memory is None else _sizes(parts))
             except _CannotLoad as error:
@@ -107,25 +108,25 @@ class Workers:
         how = f"was killed by {signal.Signals(-status).name}" if status < 0 else f"ended with exit status {status}"
         place = f"{self._processes.index(process) + 1} of {len(self._processes)}"
         return ScratchvitError(
-            f"worker process {place} (pid {process.pid}) of the loader {how}; if memory ran out, take fewer workers "
-            "(--workers), each of which holds a batch, or a smaller batch_size."
+            f"worker process {place} (pid {process.pid}) of the loader {how}; if memory ran out, use fewer workers "
+            "(--workers), as each holds a batch, or a smaller batch_size"
         )
 
 
 class _CannotLoad(Exception):
-    """A worker could not make the data set and the transform out of what it was sent."""
+    """A worker could not unpickle the data set or the transform."""
 
 
 def _not_importable(error: Exception) -> ScratchvitError:
     return ScratchvitError(
-        f"Loader: the data set or the transform cannot be sent to a worker process ({error}); define what they are "
-        "made of at the top of a module that can be imported, not in the script itself or in a function, or take "
-        "workers=0."
+        f"Loader: the data set or the transform cannot be sent to a worker process ({error}); define their classes "
+        "and functions at the top level of an importable module, not in the script itself or in a function, or use "
+        "workers=0"
     )
 
 
 def _start_process(memory: int | None) -> _Process:
-    """A Python that runs `work(memory)`."""
+    """Start a Python process that runs `work(memory)`."""
     program = _PROGRAM.format(path=sys.path, memory=memory)
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1")
     try:
@@ -133,24 +134,24 @@ def _start_process(memory: int | None) -> _Process:
             [sys.executable, "-c", program],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads,
             pass_fds=() if memory is None else (memory,),
-            # Ctrl-C at the terminal is the parent's. Windows has its own kind of groups, and only a constant for it.
+            # Ctrl-C at the terminal must reach the parent only: give the worker its own process group.
             process_group=None if os.name == "nt" else 0,
             creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),
         )
     except OSError as error:
         raise ScratchvitError(
-            f"Loader: a worker process could not be started ({error.strerror}); take fewer workers, or workers=0."
+            f"Loader: a worker process could not be started ({error.strerror}); use fewer workers, or workers=0"
         ) from error
 
 
 def _kill(processes: list[_Process]) -> None:
     for process in processes:
-        process.kill()      # there is nothing that it could lose
+        process.kill()      # a worker has no state to save
     for process in processes:
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream
-            with contextlib.suppress(OSError):      # of what was still to be sent to it
+            with contextlib.suppress(OSError):      # unsent data in the buffer
                 stream.close()
 
 
@@ -158,12 +159,12 @@ def _kill(processes: list[_Process]) -> None:
 
 
 def work(memory: int | None) -> None:
-    """The life of a worker: take the data set and the transform, then make batches until the parent is gone."""
+    """Main loop of a worker: receive data set and transform, then compute batches until the parent has ended."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, signal.SIG_IGN)       # the parent decides when to stop
     questions = sys.stdin.buffer
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)       # what a transform prints must not come between the answers
+    os.dup2(2, 1)       # output that a transform prints must not mix with the answers
     try:
         try:
             task = _receive(questions)
@@ -179,29 +180,29 @@ def work(memory: int | None) -> None:
                 answer = None, _portable(error)
             _send(answers, answer)
     except (EOFError, OSError) as error:
-        # Without a last word about a pipe that nobody reads, of which Windows says that the argument is invalid.
+        # End silently if the parent has closed the pipe, which is EINVAL on Windows.
         if isinstance(error, EOFError | BrokenPipeError) or error.errno == errno.EINVAL:
             os._exit(0)
         raise
 
 
 def _portable(error: Exception) -> Exception:
-    """The error, with a note of where it happened, as something that can be sent."""
+    """The error in a form that can be pickled, with the worker's traceback as a note."""
     error.add_note(f"in a worker process of the loader:\n{''.join(traceback.format_exception(error))}")
     try:
         _unpickled(pickle.dumps(error))
-    except Exception:       # its own class, or one that wants other arguments
+    except Exception:       # a class that cannot be imported, or whose constructor takes other arguments
         return RuntimeError(f"{type(error).__name__}: {error}")
     return error
 
 
-# What is said between the two: pickles whose arrays come after them, so that they are not copied once more
+# The messages: pickles with the arrays out of band (PEP 574), which avoids a copy
 
 _Part = bytes | memoryview
 
 
 def _pickled(thing: Any) -> list[_Part]:
-    """The pickle, then the memory of each array in it."""
+    """The pickle, followed by the buffer of each array in it."""
     buffers: list[pickle.PickleBuffer] = []
     pickled = pickle.dumps(thing, protocol=5, buffer_callback=buffers.append)
     return [pickled, *(buffer.raw() for buffer in buffers)]
@@ -224,7 +225,7 @@ def _send(stream: IO[bytes], thing: Any) -> None:
 
 
 def _receive(stream: Any) -> Any:
-    """What was sent. Raises EOFError where nothing more comes."""
+    """Receive one message. Raises EOFError at the end of the stream."""
 
     def read(size: int) -> NDArray[np.uint8]:
         memory = np.empty(size, np.uint8)
@@ -238,7 +239,7 @@ def _receive(stream: Any) -> Any:
 
 
 def _lay_out(parts: list[_Part]) -> int:
-    """The parts in memory that other processes can share: its file descriptor."""
+    """Write the parts into shared memory and return its file descriptor."""
     memory = os.memfd_create("scratchvit-pictures")
     try:
         with open(memory, "wb", closefd=False) as file:
@@ -248,13 +249,13 @@ def _lay_out(parts: list[_Part]) -> int:
     except OSError as error:
         os.close(memory)
         raise ScratchvitError(
-            f"Loader: no memory in which workers could share the pictures ({error.strerror}); take workers=0."
+            f"Loader: not enough shared memory for the pictures ({error.strerror}); use workers=0"
         ) from error
     return memory
 
 
 def _look_up(memory: int, sizes: NDArray[np.int64]) -> Any:
-    """What `_lay_out` laid there in parts of these sizes. Not copied; what is written to is this process's own."""
+    """Unpickle the parts of the given sizes from shared memory, without a copy; writes stay private (copy-on-write)."""
     shared = memoryview(mmap.mmap(memory, 0, access=mmap.ACCESS_COPY))
     starts = np.cumsum(sizes + -sizes % _ALIGNMENT) - (sizes + -sizes % _ALIGNMENT)
     pickled, *buffers = [shared[start : start + size] for start, size in zip(starts.tolist(), sizes.tolist())]

@@ -1,23 +1,23 @@
-"""Boxes: their formats, areas, and how far two of them overlap.
+"""Boxes: formats, areas, intersection over union (IoU) and generalised IoU.
 
     format    the four numbers                               used by
-    cxcywh    centre, width and height                       DETR's outputs and targets, in 0 … 1 of the image
-    xyxy      left, top, right, bottom                       whatever overlaps; Pascal VOC
+    cxcywh    centre, width and height                       DETR's outputs and targets, relative to the image, 0 … 1
+    xyxy      left, top, right, bottom                       functions of overlap; Pascal VOC
     xywh      left, top, width and height                    COCO's files
 
-Boxes are arrays (…, 4) of either device, or Tensors: a function gives what it was given, and gradients flow through
-Tensors. No boxes are an array (0, 4). Nothing here waits for the GPU.
+Boxes are arrays (…, 4) on either device, or Tensors. Functions return Tensors, with gradients, if an argument is a
+Tensor, and otherwise arrays. An empty set of boxes is an array (0, 4). Nothing here synchronises with the GPU.
 
-With a ∩ b the common part, a ∪ b the union, and C the smallest box around both:
+With a ∩ b the intersection, a ∪ b the union, and C the smallest box around both:
 
     IoU(a, b)  = |a ∩ b| / |a ∪ b|                                              0 … 1
     GIoU(a, b) = IoU - (|C| - |a ∪ b|) / |C|                                   -1 … 1
 
-GIoU (Rezatofighi et al., CVPR 2019, arXiv 1902.09630, algorithm 1) also tells how far apart two boxes are that have no
-common part, where IoU is 0 and has no slope.
+GIoU (Rezatofighi et al., CVPR 2019, arXiv 1902.09630, algorithm 1) also measures how far apart two disjoint boxes are,
+where IoU is 0 and has no gradient.
 
-Degenerate boxes. A box of no width or height, or with its sides reversed, has area 0 and no common part with anything;
-a quotient 0 / 0, as of two points, counts 0. So nothing here is NaN unless the boxes are.
+Degenerate boxes: a box without width or height, or with reversed sides, has area 0 and intersects nothing; a quotient
+0 / 0, as for two points, is 0. So results are NaN only if the boxes are.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ Boxes: TypeAlias = Tensor | Array
 
 
 def _gives_what_it_is_given(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Ops, of which the functions here are made, give Tensors: turn them into arrays when no box came in a Tensor."""
+    """Decorator: check shapes, and return arrays instead of Tensors unless an argument is a Tensor."""
 
     @functools.wraps(function)
     def apply(*boxes: Boxes) -> Any:
         for each in boxes:
             if each.shape[-1:] != (4,):
                 raise ValueError(
-                    f"{function.__name__}: boxes have the shape (…, 4), not {each.shape}; no boxes are an array (0, 4)"
+                    f"{function.__name__}: boxes must have shape (…, 4), not {each.shape}; an empty set is (0, 4)"
                 )
         result = function(*boxes)
         if any(isinstance(each, Tensor) for each in boxes):
@@ -56,21 +56,21 @@ def _gives_what_it_is_given(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @_gives_what_it_is_given
 def box_cxcywh_to_xyxy(boxes: Boxes) -> Any:
-    """(…, 4) as (centre x, centre y, width, height) → (…, 4) as (left, top, right, bottom)."""
+    """Convert (…, 4) from (centre x, centre y, width, height) to (left, top, right, bottom)."""
     centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
     return ops.concatenate([centre - half, centre + half], -1)
 
 
 @_gives_what_it_is_given
 def box_xyxy_to_cxcywh(boxes: Boxes) -> Any:
-    """(…, 4) as (left, top, right, bottom) → (…, 4) as (centre x, centre y, width, height)."""
+    """Convert (…, 4) from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     left_top, right_bottom = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([(left_top + right_bottom) * 0.5, right_bottom - left_top], -1)
 
 
 @_gives_what_it_is_given
 def box_xywh_to_xyxy(boxes: Boxes) -> Any:
-    """(…, 4) as (left, top, width, height) → (…, 4) as (left, top, right, bottom)."""
+    """Convert (…, 4) from (left, top, width, height) to (left, top, right, bottom)."""
     left_top, size = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([left_top, left_top + size], -1)
 
@@ -80,26 +80,29 @@ def box_xywh_to_xyxy(boxes: Boxes) -> Any:
 
 @_gives_what_it_is_given
 def box_area(boxes: Boxes) -> Any:
-    """(…, 4) as xyxy → their areas (…)."""
+    """Areas (…) of boxes (…, 4), xyxy."""
     return _area(boxes[..., :2], boxes[..., 2:])
 
 
 @_gives_what_it_is_given
 def box_iou(a: Boxes, b: Boxes) -> Any:
-    """Every box of a (n, 4) with every box of b (m, 4), both xyxy → (IoU (n, m), |a ∪ b| (n, m))."""
+    """IoU (n, m) and area of the union (n, m) of all pairs of boxes from a (n, 4) and b (m, 4), both xyxy.
+
+    Raises ValueError for other shapes.
+    """
     intersection, union = _intersection_and_union(a[:, None], b[None])
     return _ratio(intersection, union), union
 
 
 @_gives_what_it_is_given
 def generalized_box_iou(a: Boxes, b: Boxes) -> Any:
-    """Every box of a (n, 4) with every box of b (m, 4), both xyxy → GIoU (n, m)."""
+    """GIoU (n, m) of all pairs of boxes from a (n, 4) and b (m, 4), both xyxy. Raises ValueError for other shapes."""
     return _generalized_iou(a[:, None], b[None])
 
 
 @_gives_what_it_is_given
 def paired_generalized_box_iou(a: Boxes, b: Boxes) -> Any:
-    """Each box of a (…, 4) with its counterpart in b (…, 4), both xyxy, with broadcasting → GIoU (…)."""
+    """GIoU (…) of corresponding boxes in a and b (…, 4), both xyxy, with broadcasting."""
     return _generalized_iou(a, b)
 
 
@@ -110,7 +113,7 @@ def _generalized_iou(a: Boxes, b: Boxes) -> Tensor:
 
 
 def _intersection_and_union(a: Boxes, b: Boxes) -> tuple[Tensor, Tensor]:
-    """|a ∩ b| and |a ∪ b| (…) of boxes that are broadcast against each other."""
+    """|a ∩ b| and |a ∪ b| (…), with broadcasting."""
     area_a, area_b = _area(a[..., :2], a[..., 2:]), _area(b[..., :2], b[..., 2:])
     intersection = _area(ops.maximum(a[..., :2], b[..., :2]), ops.minimum(a[..., 2:], b[..., 2:]))
     return intersection, area_a + area_b - intersection
@@ -122,5 +125,5 @@ def _area(left_top: Boxes, right_bottom: Boxes) -> Tensor:
 
 
 def _ratio(x: Tensor, y: Tensor) -> Tensor:
-    """x / y, where 0 / 0 counts 0."""
+    """x / y, with 0 / 0 = 0."""
     return x / (y + (y.data == 0))

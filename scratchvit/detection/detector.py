@@ -1,4 +1,4 @@
-"""A detector from a file, of a run here or anybody's weights, with all that it takes to ask it about pictures."""
+"""Opening a trained detector, from a checkpoint or third-party weights, and running it on pictures."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import IMAGENET, folder_of, read_config
 
 T = TypeVar("T")
-Found = dict[str, np.ndarray]       # of one picture, as `postprocess` gives it
+Found = dict[str, np.ndarray]       # the detections in one picture, as returned by `postprocess`
 
-LARGEST_SIDE = 1 << 13              # of a picture as a configuration may ask for it
-MANY_TOKENS = 5_000                 # of an image: the authors' DC5 has about 3,400 for 800 × 1066 pixels
+LARGEST_SIDE = 1 << 13              # largest side in pixels that a configuration may resize to
+MANY_TOKENS = 5_000                 # per image, from which on a warning is printed: DC5 has 3,400 for 800 × 1066 pixels
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What size a picture is brought to: its shorter side to short_side, but its longer side to at most `longest`.
+    """Resizing in evaluation: the shorter side to short_side, but the longer side to at most `longest` pixels.
 
-    short_side 0 leaves pictures as they are; `exact`, (height, width), squashes all of them to that.
-    Raises ScratchvitError for sides that make no sense.
+    short_side=0: no resizing; `exact`: (height, width) of all images, whatever their aspect ratio.
+    Raises ScratchvitError for sides out of range.
     """
 
     short_side: int = 0
@@ -49,13 +49,13 @@ class Sizes:
     def __post_init__(self) -> None:
         sides = [self.short_side or 1, *([self.longest] if self.longest is not None else []), *(self.exact or ())]
         if not all(type(side) is int and 0 < side <= LARGEST_SIDE for side in sides):
-            raise ScratchvitError(f"a side of a picture is a whole number from 1 to {LARGEST_SIDE}, not {sides}")
+            raise ScratchvitError(f"the sides of a picture must be integers from 1 to {LARGEST_SIDE}, not {sides}")
 
     def __call__(self, view: View, rng: np.random.Generator) -> View:
-        """A `Step` in which nothing is left to chance."""
+        """A deterministic `Step`."""
         if self.exact:
             return view.resized(*self.exact)
-        # A sliver's longer side would grow beyond all measure.
+        # Limited, because the longer side of a very narrow picture would become huge.
         resize = RandomResize((self.short_side,), self.longest or LARGEST_SIDE) if self.short_side else None
         return resize(view, rng) if resize else view
 
@@ -69,15 +69,15 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Detector:
-    """A model with what it was trained for.
+    """A trained model with its classes and preprocessing.
 
-    classes         names; a label is a place in them
-    category_ids    what results call each of them: as in the annotations that it was trained on; of anybody's weights
-                    the labels themselves, which the authors' COCO weights make COCO's own ids
-    classes_from    where the names come from, in words
-    prepares        how pictures are prepared, in words
-    loading         what was done with the weights, in words
-    checkpoint      of a run; None for anybody's weights
+    classes         class names; a label is an index into them
+    category_ids    category id of each class in results: that of the annotations used in training; for third-party
+                    weights the label itself, which for the authors' COCO weights is COCO's id
+    classes_from    where the names come from, as text
+    prepares        how pictures are preprocessed, as text
+    loading         how the weights were loaded, as text
+    checkpoint      the checkpoint of a run; None for third-party weights
     """
 
     model: Any
@@ -92,27 +92,27 @@ class Detector:
     checkpoint: Checkpoint | None = field(default=None, repr=False)
 
     def at(self, short_side: int) -> Detector:
-        """The same for pictures whose shorter side is brought to that, the longer to at most 5/3 of it."""
+        """A copy that resizes the shorter side of pictures to short_side, and the longer to at most 5/3 of that."""
         sizes = Sizes(short_side, round(short_side * 5 / 3))
         return dataclasses.replace(self, step=sizes, prepares=str(sizes))
 
     def in_pictures(self, pictures: Sequence[Image.Image]) -> list[Found]:
-        """What it finds in RGB pictures, boxes in their pixels. They make one batch, padded to the largest."""
+        """The detections in RGB pictures, with boxes in their pixels. They form one batch, padded to the largest."""
         sizes = [(picture.height, picture.width) for picture in pictures]
         views = [self.view(size) for size in sizes]
         shown = [self.normalize(np.asarray(view.of_picture(one))[None])[0] for view, one in zip(views, pictures)]
         return self._found(*pad(shown), sizes)
 
     def view(self, size: tuple[int, int]) -> View:
-        """What is shown of a picture of that size (H, W)."""
-        return self.step(View.whole(size), np.random.default_rng(0))        # a step that draws nothing
+        """The view of a picture of size (H, W) that the model is given."""
+        return self.step(View.whole(size), np.random.default_rng(0))        # the step is deterministic
 
     def tokens(self, size: tuple[int, int]) -> int:
-        """Features in the map that the encoder sees of a picture of that size (H, W)."""
+        """Number of tokens in the encoder for a picture of size (H, W)."""
         return encoder_tokens(self.model.config, self.view(size).size)
 
     def in_dataset(self, dataset: DetectionDataset, batch_size: int) -> tuple[list[Found], list[int]]:
-        """What it finds in each picture of a data set, boxes in the pixels of the original, and the pictures' ids."""
+        """The detections in each picture of a data set, with boxes in pixels of the original, and the image ids."""
         loader = DetectionLoader(dataset, batch_size, self.normalize, steps=self.step)
         return self.in_batches(loader)
 
@@ -125,36 +125,36 @@ class Detector:
         return found, image_ids
 
     def _found(self, images: Any, mask: Any, sizes: Sequence[tuple[int, int]]) -> list[Found]:
-        with no_grad(), np.errstate(all="ignore"):      # `results_of` tells in a sentence what is not finite
-            outputs = self.model(images, mask=mask if mask.any() else None)     # as validation does: the same numbers
+        with no_grad(), np.errstate(all="ignore"):      # `results_of` raises an error for values that are not finite
+            outputs = self.model(images, mask=mask if mask.any() else None)     # as in validation: the same numbers
             return postprocess(outputs, sizes, focal=self.model.config.focal)
 
 
 def encoder_tokens(config: Any, size: tuple[int, int]) -> int:
-    """Features in the map that a DETR's encoder sees of an image (H, W). config: the model's."""
+    """Number of tokens in a DETR's encoder for an image (H, W). config: the configuration of the model."""
     return math.prod(map_size(config, size))
 
 
 def map_size(config: Any, size: tuple[int, int]) -> tuple[int, int]:
-    """(H, W) of that map."""
+    """The size (H, W) of the backbone's last feature map, which the encoder is given, for an image of size (H, W)."""
     stride = 2 ** (config.stages + 1) // (2 if config.dilation else 1)
     return -(-size[0] // stride), -(-size[1] // stride)     # each halving rounds up
 
 
 def open_detector(path: str | Path, name: str | None = None, labels: str | Path | None = None) -> Detector:
-    """The detector in a file: a checkpoint of `scratchvit detect-train`, or anybody's weights.
+    """Open a detector: a checkpoint of `scratchvit detect-train`, or third-party weights.
 
-    name: the model of anybody's weights, if no config.json beside them says it. labels: names of the classes, as
-    `weights.labels.read_labels` takes them. Raises ScratchvitError for a file that cannot be read or holds no detector.
+    name: name of the model for third-party weights, if they have no config.json. labels: file of class names, see
+    `weights.labels.read_labels`. Raises ScratchvitError for a file that cannot be read or is not a detector.
     """
-    # What cannot be read is left to the reader of weights, which says why.
+    # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(path) else _from_weights
     return source(Path(path), name, labels)
 
 
 def _from_run(path: Path, name: str | None, labels: str | Path | None) -> Detector:
     if name is not None:
-        raise ScratchvitError(f"{path} says itself which model it is of: leave out --model")
+        raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out --model")
     model: Any
     model, checkpoint = model_from_checkpoint(path)
     check_detects(checkpoint.model_name, model.config)
@@ -165,11 +165,11 @@ def _from_run(path: Path, name: str | None, labels: str | Path | None) -> Detect
         sizes = Sizes(about["short_side"], about["longest"] or None)
         normalize = Normalize(about["mean"], about["std"])
     except (KeyError, TypeError, ValueError) as error:
-        raise ScratchvitError(f"{path} does not say what it was trained on ({error!r}): take another") from error
+        raise ScratchvitError(f"{path} does not say what it was trained on ({error!r}): use another file") from error
     if not len(classes) == len(category_ids) == model.config.num_classes:
         raise ScratchvitError(
-            f"{path} has {model.config.num_classes} classes, {len(classes)} names and {len(category_ids)} ids: take "
-            "another"
+            f"{path} has {model.config.num_classes} classes, {len(classes)} names and {len(category_ids)} ids: use "
+            "another file"
         )
     if labels is not None:
         classes, classes_from = class_names(len(classes), labels)
@@ -185,7 +185,7 @@ def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> De
     config = model.config
     check_detects(name, config)
     if config.in_chans != 3:
-        raise ScratchvitError(f"{path} wants {config.in_chans} channels: a detector's pictures are read in RGB, with 3")
+        raise ScratchvitError(f"{path} takes images of {config.in_chans} channels: detection reads pictures as RGB (3)")
     classes, classes_from = class_names(config.num_classes, labels, path)
     sizes, normalize, source = _preprocessing(path, config)
     return Detector(
@@ -194,19 +194,19 @@ def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> De
     )
 
 
-# --- anybody's preprocessing ----------------------------------------------------------------------------------------
+# --- preprocessing of third-party weights ---------------------------------------------------------------------------
 
 
 def pixels_of(weights: str | Path) -> Normalize:
-    """How anybody's weights expect pixels: as the preprocessor_config.json beside them says, or as ImageNet's are.
+    """The normalisation for third-party weights: that of the preprocessor_config.json in their folder, or ImageNet's.
 
-    Raises ScratchvitError for a file that makes no sense.
+    Raises ScratchvitError for an invalid file.
     """
     return _followed(weights, _normalize) or Normalize(**IMAGENET)
 
 
 def _preprocessing(weights: Path, config: Any) -> tuple[Sizes, Normalize, str]:
-    """What Hugging Face's preprocessor_config.json beside the weights says or, without one, the paper's (§A.4)."""
+    """(sizes, normalisation, source) from preprocessor_config.json in the folder of the weights or the paper (§A.4)."""
     normalize, sizes = pixels_of(weights), _followed(weights, _sizes)
     if sizes is not None:
         return sizes, normalize, str(_file_beside(weights))
@@ -219,19 +219,19 @@ def _file_beside(weights: str | Path) -> Path:
 
 
 def _followed(weights: str | Path, read: Callable[[Mapping[str, Any]], T]) -> T | None:
-    """What `read` finds in the file beside weights, of transformers' DetrImageProcessor; None if there is no file."""
+    """Apply `read` to the DetrImageProcessor configuration in the folder of the weights; None if there is no file."""
     config = read_config(file := _file_beside(weights))
     if config is None:
         return None
     try:
         return read(_HUGGINGFACE | {key: value for key, value in config.items() if value is not None})
     except (ScratchvitError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ScratchvitError(f"{file} cannot be followed ({error}): mend it or move it away") from error
+        raise ScratchvitError(f"{file} cannot be used ({error}): correct it or move it away") from error
 
 
 def _normalize(given: Mapping[str, Any]) -> Normalize:
     mean, std = (given["image_mean"], given["image_std"]) if given["do_normalize"] else ((0.0,) * 3, (1.0,) * 3)
-    unit = 255 * given["rescale_factor"] if given["do_rescale"] else 255     # Normalize counts from 0 to 1
+    unit = 255 * given["rescale_factor"] if given["do_rescale"] else 255     # Normalize uses pixels from 0 to 1
     return Normalize([m / unit for m in mean], [s / unit for s in std])
 
 
@@ -239,35 +239,37 @@ def _sizes(given: Mapping[str, Any]) -> Sizes:
     if not given["do_resize"]:
         return Sizes()
     if given["resample"] != Image.Resampling.BILINEAR:
-        raise ScratchvitError(f"its resample is {given['resample']}, pictures are resized bilinearly (2) here")
+        raise ScratchvitError(f"its resample is {given['resample']}; only bilinear (2) is supported")
     size = given["size"]
-    if isinstance(size, int):       # of the first DETRs
+    if isinstance(size, int):       # old form, of the first DETRs
         return Sizes(size, given["max_size"])
     if set(size) == {"height", "width"}:
         return Sizes(exact=(size["height"], size["width"]))
     if "shortest_edge" in size and set(size) <= {"shortest_edge", "longest_edge"}:
         return Sizes(size["shortest_edge"], size.get("longest_edge"))
-    raise ScratchvitError(f"a size with {', '.join(map(str, size))} is not known; shortest_edge and longest_edge are")
+    raise ScratchvitError(
+        f"a size with {', '.join(map(str, size))} is not supported; shortest_edge and longest_edge are"
+    )
 
 
-_HUGGINGFACE: dict[str, Any] = {        # what its file leaves out
+_HUGGINGFACE: dict[str, Any] = {        # defaults of the file
     "size": {"shortest_edge": 800, "longest_edge": 1333}, "max_size": 1333, "resample": Image.Resampling.BILINEAR,
     "image_mean": IMAGENET["mean"], "image_std": IMAGENET["std"], "rescale_factor": 1 / 255,
     "do_resize": True, "do_rescale": True, "do_normalize": True,
 }
 
 
-# --- from its classes to those of some annotations ------------------------------------------------------------------
+# --- matching the classes of a detector with those of annotations ---------------------------------------------------
 
 
 def matching_categories(
     classes: Sequence[str], category_ids: Sequence[int], detector: Detector, where: str
 ) -> list[int | None]:
-    """What annotations call each class of the detector: the category of the same name, None for one they do not have.
+    """The category id in the annotations for each class of the detector, by name; None if they do not have the class.
 
-    classes, category_ids: of the annotations; where: their name. Raises ScratchvitError if no name is the same.
+    classes, category_ids: those of the annotations; where: their name. Raises ScratchvitError if no name is the same.
     """
-    if tuple(classes) == detector.classes:      # by place: some names may be there twice
+    if tuple(classes) == detector.classes:      # by index, as names may occur twice
         return [*category_ids]
     by_name = dict(zip(classes, category_ids))
     matched = [by_name.get(name) for name in detector.classes]
@@ -282,7 +284,7 @@ def matching_categories(
 def results_in(
     found: Sequence[Found], image_ids: Sequence[int], categories: Sequence[int | None]
 ) -> list[Entry]:
-    """What was found as COCO's results, in these categories; what is of none of them is left out."""
+    """Detections in COCO's results format, with these category ids; those without a category (None) are left out."""
     known = np.array([category is not None for category in categories])
     kept = [{key: values[known[one["labels"]]] for key, values in one.items()} for one in found]
     return results_of(kept, image_ids, [-1 if category is None else category for category in categories])

@@ -1,7 +1,7 @@
-"""Pictures with boxes drawn on them: what a detector found, and what is there.
+"""Drawing detections and ground truth into pictures.
 
-What was found has solid lines in the colour of its class, its name and score above. What is there, where that is known,
-has dashed lines in white and black and its name below. Dashes have gaps: of two boxes in one place both are seen.
+Detections have solid lines in the colour of their class, with name and score above. Ground truth, if it is known, has
+dashed lines in white and black, with the name below. Where two boxes coincide, both are visible through the gaps.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from PIL import Image, ImageDraw, ImageFont
 from scratchvit.detection.data.annotations import Annotations
 from scratchvit.files import write_atomically
 
-# By label, and round again: told apart by colour-blind eyes too (P. Tol's "bright", without its grey).
+# By label, modulo their number; distinguishable with colour blindness (P. Tol's "bright", without its grey).
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 BLACK, WHITE, INK = "#000000", "#ffffff", "#555555"
 CAPTION = "solid: found, with its score        dashed: what is there"
 
-Found = Mapping[str, np.ndarray]    # of `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4), "queries" (n,)
+Found = Mapping[str, np.ndarray]    # from `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4), "queries" (n,)
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Edges = tuple[int, int, int, int]   # the first and the last pixel inside: left, top, right, bottom
 
@@ -32,19 +32,19 @@ def draw_boxes(
 ) -> Image.Image:
     """A copy of an RGB picture with boxes drawn on it.
 
-    found       {"scores", "labels", "boxes"} of it, boxes as (left, top, right, bottom) in its pixels
-    truth       its annotations; crowds are marked as ignored, as evaluation does
-    threshold   the lowest score that is drawn. If nothing reaches it, the picture says so, and what the best score is
-    side        bring the longer side to about that many pixels first; small pictures grow by a whole factor
+    found       detections {"scores", "labels", "boxes"}, boxes as (left, top, right, bottom) in pixels of the picture
+    truth       the annotations; crowds are marked as ignored, as in evaluation
+    threshold   the lowest score that is drawn. If no detection reaches it, the picture says so, with the best score
+    side        first resize the longer side to about this many pixels; small pictures are enlarged by an integer
 
-    A line's outer border is the edge of its box. What lies outside the picture is cut off.
+    The outer border of a line is the edge of its box. Boxes are clipped to the picture.
     """
     drawn, factor = _resized(picture, side)
     draw = ImageDraw.Draw(drawn)
     width = max(2, round(max(drawn.size) / 320))
     font = ImageFont.load_default(min(max(12, max(drawn.size) / 40), 26))
 
-    chosen: list[tuple[Edges, int, str]] = []       # the box, its label and what is said of it
+    chosen: list[tuple[Edges, int, str]] = []       # box, label, text
     if found is not None:
         weakest_first = np.argsort(found["scores"], kind="stable")
         for i in weakest_first[found["scores"][weakest_first] >= threshold].tolist():
@@ -73,7 +73,7 @@ def draw_boxes(
 
 
 def sheet(pictures: Sequence[Image.Image], columns: int = 4, caption: str = "") -> Image.Image:
-    """Pictures side by side on white, `columns` in a row, with a line of text below."""
+    """Arrange pictures on white in rows of `columns`, with a line of text below."""
     gap = 8
     rows = [pictures[start : start + columns] for start in range(0, len(pictures), columns)]
     widths = [max(each.width for each in pictures[column::columns]) for column in range(min(columns, len(pictures)))]
@@ -93,10 +93,10 @@ def write_predictions(
     path: str | Path, examples: Sequence[tuple[Image.Image, Annotations | None]], found: Sequence[Found],
     classes: Sequence[str], *, threshold: float = 0.5, side: int = 360, columns: int = 4,
 ) -> None:
-    """A PNG of pictures side by side with what a detector found in each, and what is there: see `draw_boxes`.
+    """Write a PNG of several pictures with detections and ground truth; see `draw_boxes`.
 
-    examples: as `DetectionDataset.example` gives them, or with None where nobody knows what is there.
-    Raises ScratchvitError when the file cannot be written.
+    examples: (picture, annotations) as from `DetectionDataset.example`; annotations None if the truth is not known.
+    Raises ScratchvitError if the file cannot be written.
     """
     drawn = [
         draw_boxes(picture, classes, boxes, truth, threshold=threshold, side=side)
@@ -109,7 +109,7 @@ def write_predictions(
 
 
 def _resized(picture: Image.Image, side: int | None) -> tuple[Image.Image, float]:
-    """A copy, and how many of its pixels there are to one of the picture."""
+    """(resized copy, its pixels per pixel of the picture)."""
     factor = side / max(picture.size) if side else 1.0
     if factor < 1:
         width, height = (max(1, round(length * factor)) for length in picture.size)
@@ -119,7 +119,7 @@ def _resized(picture: Image.Image, side: int | None) -> tuple[Image.Image, float
 
 
 def _edges(box: np.ndarray, factor: float, size: tuple[int, int]) -> Edges | None:
-    """The pixels of a box in a picture of that size (width, height), at least one; None if it lies outside."""
+    """The pixels of a box in a picture of size (width, height), at least one; None if the box lies outside."""
     limits = np.array([*size, *size])
     scaled = np.asarray(box, np.float64) * factor
     if not np.isfinite(scaled).all() or (scaled[2:] <= 0).any() or (scaled[:2] >= limits[:2]).any():
@@ -130,10 +130,10 @@ def _edges(box: np.ndarray, factor: float, size: tuple[int, int]) -> Edges | Non
 
 
 def _dashed_rectangle(draw: ImageDraw.ImageDraw, edges: Edges, width: int) -> None:
-    """White, black, twice a gap, and so on along each side: seen on any ground, and what is below it too."""
+    """Draw dashes along each side: white, black, and a gap of two; visible on any background."""
     left, top, right, bottom = edges
     dash = 2 * width
-    across = min(width, right - left + 1) - 1, min(width, bottom - top + 1) - 1     # what a line is thick, less 1
+    across = min(width, right - left + 1) - 1, min(width, bottom - top + 1) - 1     # line width minus 1
     for colour, offset in ((WHITE, 0), (BLACK, dash)):
         for x in range(left + offset, right + 1, 4 * dash):
             end = min(x + dash - 1, right)
@@ -148,7 +148,7 @@ def _dashed_rectangle(draw: ImageDraw.ImageDraw, edges: Edges, width: int) -> No
 def _tag(
     picture: Image.Image, text: str, corner: tuple[int, int], font: Font, ground: str, below: bool = False
 ) -> None:
-    """Text on a ground, standing on the corner or hanging from it, and moved to be within the picture."""
+    """Draw text on a coloured background above (or below) a corner, moved so that it is inside the picture."""
     draw, size = ImageDraw.Draw(picture), picture.size
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = int(right - left) + 6, int(bottom - top) + 6
@@ -163,6 +163,6 @@ def _colour(label: int) -> str:
 
 
 def _readable_on(ground: str) -> str:
-    """Black or white, whichever differs more in brightness (ITU-R BT.601, as Pillow's grey)."""
+    """Black or white, whichever has more contrast with the background (brightness by ITU-R BT.601, as in Pillow)."""
     red, green, blue = (int(ground[i : i + 2], 16) for i in (1, 3, 5))
     return BLACK if 0.299 * red + 0.587 * green + 0.114 * blue > 128 else WHITE

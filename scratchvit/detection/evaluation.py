@@ -1,15 +1,16 @@
-"""How good the boxes are: COCO's average precision and recall. pycocotools computes them; here is what goes in and out.
+"""Evaluation of detections: COCO's average precision (AP) and average recall (AR), computed by pycocotools.
 
-For one class and one threshold t, the detections of all images, best score first, each take a free object that they
-overlap with IoU ≥ t, or are wrong. That draws a curve of precision over recall, and its mean over 101 recalls is the
-average precision. COCO's figures (cocodataset.org, "Detection Evaluation") are means over classes:
+For one class and one IoU threshold t, the detections of all images are taken in order of score. Each is matched with an
+object that is not yet matched and that it overlaps with IoU ≥ t; without one it is a false positive. This gives a curve
+of precision over recall, and its mean at 101 recalls is the average precision. COCO's figures (cocodataset.org,
+"Detection Evaluation") are means over classes:
 
-    AP                  mean over t = 0.50, 0.55, … 0.95        AR1, AR10, AR100    the highest recall, mean over t,
-    AP50, AP75          t = 0.50, t = 0.75                                          with so many detections an image
-    APs, APm, APl       of small, medium and large objects      ARs, ARm, ARl       the same by size, with 100
+    AP                  mean over t = 0.50, 0.55, … 0.95        AR1, AR10, AR100    largest recall, mean over t, with
+    AP50, AP75          t = 0.50, t = 0.75                                          1, 10, 100 detections per image
+    APs, APm, APl       small, medium and large objects         ARs, ARm, ARl       AR100 by size of the objects
                         (area under 32², to 96², above)
 
-A detection in a crowd box (iscrowd = 1) is neither right nor wrong, however many there are.
+Detections in a crowd box (iscrowd = 1) are ignored: they are neither right nor wrong.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ STATS = ("AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs
 
 @dataclass(frozen=True)
 class ClassFigures:
-    """Of one class: its objects, crowds not counted, and its figures, None where it has no object to find."""
+    """The figures of one class and its number of objects, without crowds. AP is None if the class has no objects."""
 
     name: str
     category_id: int
@@ -47,9 +48,9 @@ class ClassFigures:
 
 @dataclass(frozen=True)
 class CocoFigures:
-    """COCO's twelve figures, 0 … 1, each None where there is no object to find; and those of each class by category id.
+    """COCO's twelve figures, 0 … 1, each None if there are no objects, and the figures of each class by category id.
 
-    `rows` and `class_rows` are the cells of two tables, heads first.
+    `rows` and `class_rows` are the cells of two tables, with the header first.
     """
 
     AP: float | None
@@ -86,25 +87,25 @@ def _shown(figure: float | None) -> str:
     return "–" if figure is None else f"{figure:.3f}"
 
 
-# --- results in COCO's form -----------------------------------------------------------------------------------------
+# --- results in COCO's format ---------------------------------------------------------------------------------------
 
 
 def results_of(
     detections: Sequence[Mapping[str, np.ndarray]], image_ids: Sequence[int], category_ids: Sequence[int]
 ) -> list[Entry]:
-    """What `postprocess` found, as COCO's results: a list of {"image_id", "category_id", "bbox", "score"}, JSON-ready.
+    """Convert detections to COCO's results format: a list of {"image_id", "category_id", "bbox", "score"}.
 
-    detections: for each image {"scores" (n,), "labels" (n,), "boxes" (n, 4) left, top, right, bottom in its pixels}.
-    category_ids: what the annotation file calls each label. bbox: left, top, width and height.
-    Raises ScratchvitError for numbers that are not finite, as of a model that has diverged.
+    detections: as returned by `postprocess`, for each image {"scores" (n,), "labels" (n,), "boxes" (n, 4) left, top,
+    right, bottom in its pixels}. category_ids: category id of each label. bbox: left, top, width and height.
+    Raises ScratchvitError for numbers that are not finite, which a model gives after it has diverged.
     """
     results = []
     for found, image_id in zip(detections, image_ids, strict=True):
         scores, boxes = np.asarray(found["scores"], np.float64), np.asarray(found["boxes"], np.float64)
         if not (np.isfinite(scores).all() and np.isfinite(boxes).all()):
             raise ScratchvitError(
-                f"image {image_id}: the model gives scores or boxes that are not finite; its training has diverged, "
-                "take an earlier checkpoint or train with a lower learning rate."
+                f"image {image_id}: the scores or boxes are not finite because training has diverged; use an earlier "
+                "checkpoint, or train with a lower learning rate"
             )
         left_top, right_bottom = boxes[:, :2], boxes[:, 2:]
         xywh = np.hstack([left_top, right_bottom - left_top])
@@ -116,7 +117,7 @@ def results_of(
 
 
 def write_results(path: str | Path, results: Sequence[Entry]) -> None:
-    """Write COCO's results as JSON, one detection a line. Raises ScratchvitError."""
+    """Write COCO's results as JSON, one detection per line. Raises ScratchvitError if the file cannot be written."""
     lines = ",\n".join(json.dumps(entry, allow_nan=False) for entry in results)
     write_atomically(Path(path), f"[\n{lines}\n]\n".encode())
 
@@ -127,11 +128,12 @@ def write_results(path: str | Path, results: Sequence[Entry]) -> None:
 def evaluate_boxes(
     ground_truth: Mapping[str, Any] | str | Path, results: Sequence[Mapping[str, Any]] | str | Path
 ) -> CocoFigures:
-    """COCO's figures of results, over all images of the ground truth; each of the two in memory or a JSON file.
+    """COCO's figures of detection results over all images of the ground truth. Both can be objects or JSON files.
 
-    ground_truth: COCO's annotations, as of `DetectionDataset.ground_truth`. An annotation without area has that of its
-    box, one without iscrowd is no crowd. Their ids are not used: pycocotools takes a match with 0 for none.
-    results: COCO's, as of `results_of`; none at all is a detector that finds nothing.
+    ground_truth: COCO annotations, see `DetectionDataset.ground_truth`. An annotation without an area gets that of its
+    box; one without iscrowd is not a crowd. Ids of annotations are ignored, since pycocotools treats a match with id 0
+    as no match.
+    results: in COCO's results format, see `results_of`; may be empty.
     Raises ScratchvitError for a file that cannot be read, for a bad entry, and without pycocotools.
     """
     try:
@@ -148,9 +150,9 @@ def evaluate_boxes(
         api.createIndex()
         return api
 
-    with contextlib.redirect_stdout(io.StringIO()):     # it tells all that it does
+    with contextlib.redirect_stdout(io.StringIO()):     # pycocotools prints its progress
         expected = coco(truth)
-        # loadRes takes no empty list.
+        # loadRes does not accept an empty list.
         found = expected.loadRes(entries) if entries else coco({**truth, "annotations": []})
         evaluation = COCOeval(expected, found, "bbox")
         evaluation.evaluate()
@@ -181,16 +183,16 @@ def _each_class(evaluation: Any, truth: Entry) -> tuple[ClassFigures, ...]:
     )
 
 
-# --- what is wrong with a file --------------------------------------------------------------------------------------
+# --- checking files -------------------------------------------------------------------------------------------------
 
 
 def _checked_truth(given: Mapping[str, Any] | str | Path) -> Entry:
-    """Images, annotations and categories, with copies of the annotations, for pycocotools writes into them."""
+    """The checked ground truth, with copies of the annotations, because pycocotools writes into them."""
     name, content = _content(given, "ground truth")
     needed = {"images": ("id",), "categories": ("id", "name"), "annotations": ("image_id", "category_id")}
     if not isinstance(content, Mapping) or not all(isinstance(content.get(key), list) for key in needed):
         raise ScratchvitError(
-            f"{name}: is not COCO's annotations, an object with the lists images, annotations and categories."
+            f"{name}: expected COCO annotations, an object with the lists images, annotations and categories"
         )
     for key, keys in needed.items():
         for place, entry in enumerate(content[key]):
@@ -205,10 +207,10 @@ def _checked_truth(given: Mapping[str, Any] | str | Path) -> Entry:
 
 
 def _checked_results(given: Sequence[Mapping[str, Any]] | str | Path, truth: Entry) -> list[Entry]:
-    """Of each detection what counts, in a new dict, for pycocotools writes into them."""
+    """The checked results, with the relevant keys in new dicts, because pycocotools writes into them."""
     name, content = _content(given, "results")
     if not isinstance(content, Sequence):
-        raise ScratchvitError(f"{name}: is not COCO's results, a list of {{image_id, category_id, bbox, score}}.")
+        raise ScratchvitError(f"{name}: expected COCO results, a list of {{image_id, category_id, bbox, score}}")
     images = {entry["id"] for entry in truth["images"]}
     categories = {entry["id"] for entry in truth["categories"]}
     keys = ("image_id", "category_id", "bbox", "score")
@@ -218,48 +220,48 @@ def _checked_results(given: Sequence[Mapping[str, Any]] | str | Path, truth: Ent
         if entry["image_id"] not in images:
             raise ScratchvitError(
                 f"{where}: the ground truth has no image with the id {entry['image_id']}; evaluate results with the "
-                "annotations of their own images."
+                "annotations of their own images"
             )
         if entry["category_id"] not in categories:
             raise ScratchvitError(
                 f"{where}: the ground truth has no category with the id {entry['category_id']}, only "
-                f"{reprlib.repr(sorted(categories))}; results have the annotation file's ids, not labels from 0."
+                f"{reprlib.repr(sorted(categories))}; use the ids of the annotation file, not labels from 0"
             )
         if not _is_finite(entry["score"]):
-            raise ScratchvitError(f"{where}: score is {reprlib.repr(entry['score'])}, expected a finite number.")
+            raise ScratchvitError(f"{where}: score is {reprlib.repr(entry['score'])}, expected a finite number")
         _check_box(where, entry)
     return [{key: entry[key] for key in keys} for entry in content]
 
 
 def _content(given: Any, what: str) -> tuple[str, Any]:
-    """Its name in error messages, and what it holds."""
+    """(name for error messages, content) of an object or a JSON file."""
     if not isinstance(given, str | Path):
         return f"the {what}", given
-    return str(given), read_json(Path(given), f"file of {what}", "write")
+    return str(given), read_json(Path(given), f"{what} file", "write")
 
 
 def _check_keys(where: str, entry: Any, keys: tuple[str, ...]) -> None:
-    """That entry has all keys, and whole numbers as ids."""
+    """Raise ScratchvitError unless the entry has all keys, with integers as ids."""
     if not isinstance(entry, Mapping) or any(key not in entry for key in keys):
-        raise ScratchvitError(f"{where} is {reprlib.repr(entry)}, expected an object with {', '.join(keys)}.")
+        raise ScratchvitError(f"{where} is {reprlib.repr(entry)}, expected an object with {', '.join(keys)}")
     for key in keys:
         if key.endswith("id") and (not isinstance(entry[key], int | np.integer) or isinstance(entry[key], bool)):
-            raise ScratchvitError(f"{where}: {key} is {reprlib.repr(entry[key])}, expected a whole number.")
+            raise ScratchvitError(f"{where}: {key} is {reprlib.repr(entry[key])}, expected an integer")
 
 
 def _check_box(where: str, entry: Mapping[str, Any]) -> None:
     box = entry.get("bbox")
     if not isinstance(box, Sequence) or len(box) != 4 or not all(map(_is_finite, box)):
         raise ScratchvitError(
-            f"{where}: bbox is {reprlib.repr(box)}, expected four finite numbers: left, top, width, height."
+            f"{where}: bbox is {reprlib.repr(box)}, expected four finite numbers: left, top, width, height"
         )
     if box[2] < 0 or box[3] < 0:
         raise ScratchvitError(
-            f"{where}: bbox {reprlib.repr(box)} has a negative size; expected left, top, width, height, not corners."
+            f"{where}: bbox {reprlib.repr(box)} has a negative size; expected left, top, width, height, not corners"
         )
 
 
 def _is_finite(thing: Any) -> bool:
-    # JSON's whole numbers may be too long for a float; NaN is not below anything.
+    # JSON integers can be too large for a float; comparisons with NaN are False.
     is_number = isinstance(thing, int | float | np.integer | np.floating) and not isinstance(thing, bool)
     return is_number and abs(thing) < 1 << 53

@@ -136,7 +136,7 @@ def _check(name: str, labels: Array, boxes: Array, num_classes: int) -> None:
     for i in np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)))[:1]:
         raise ScratchvitError(
             f"object {i} of {name} has the box {boxes[i].tolist()}: boxes are (cx, cy, width, height), finite, with "
-            "sides of 0 or more; mend it in the file, or leave it out when reading"
+            "sides of 0 or more; correct it in the file, or leave it out when reading"
         )
 
 

@@ -1,8 +1,8 @@
-"""Where a Transformer looks: the probabilities of its attention, read out while it computes.
+"""Attention maps of a Transformer, recorded during a forward pass, and attention rollout.
 
     maps = attention_maps(model, images)        # (layers, B, heads, N, N), each row a distribution over N tokens
     flow = rollout(maps)                        # (B, N, N), the layers multiplied up
-    heat = class_attention(flow, prefix, grid)  # (B, rows, columns), what the classifier's input took from each patch
+    heat = class_attention(flow, prefix, grid)  # (B, rows, columns), attention of the classifier's input to each patch
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from scratchvit.nn import Module, evaluating
 
 
 def attention_maps(model: Module, images: np.ndarray) -> np.ndarray:
-    """Every layer's attention probabilities (layers, B, heads, N, N) for images (B, C, H, W), in evaluation mode.
+    """The attention probabilities of all layers (layers, B, heads, N, N) for images (B, C, H, W), in evaluation mode.
 
-    [l, b, h, i, j] is how much token i takes from token j; the sum over j is 1. Raises ScratchvitError for a model
-    that has no attention, or whose layers see different numbers of tokens.
+    [l, b, h, i, j] is the attention of token i to token j; the sum over j is 1. Raises ScratchvitError for a model
+    without attention, or whose layers have different numbers of tokens.
     """
     with evaluating(model), ops.record_attention() as recorded:
         model(asarray(images))
@@ -36,13 +36,12 @@ def attention_maps(model: Module, images: np.ndarray) -> np.ndarray:
 def rollout(maps: np.ndarray) -> np.ndarray:
     """Attention rollout (Abnar & Zuidema 2020, arXiv 2005.00928, eq. 1): maps (L, B, heads, N, N) → (B, N, N).
 
-    A block adds what attention brings to what was there, so information flows with Â = (A + I) / 2, A the mean over
-    heads; from the first layer to the last it flows with the product
+    A block adds the output of attention to its input, so information flows with Â = (A + I) / 2, where A is the mean
+    over heads; from the first layer to the last it flows with the product
 
         R_1 = Â_1,    R_l = Â_l R_{l-1}.
 
-    [b, i, j] is how much of token i at the end came from token j at the start, as far as attention tells; the rows
-    are distributions again.
+    [b, i, j] estimates how much of token i in the last layer comes from token j of the input. Rows sum to 1.
     """
     layers = (maps.mean(axis=2) + np.eye(maps.shape[-1], dtype=maps.dtype)) / 2     # (L, B, N, N)
     flow = layers[0]
@@ -52,9 +51,9 @@ def rollout(maps: np.ndarray) -> np.ndarray:
 
 
 def class_attention(attention: np.ndarray, num_prefix_tokens: int, grid_size: tuple[int, int]) -> np.ndarray:
-    """What the classifier's input took from each patch: attention (B, N, N) → (B, rows, columns).
+    """The attention of the classifier's input to each patch: attention (B, N, N) → (B, rows, columns).
 
-    With a class token, its row; without one, the mean over all rows, which is the attention that a patch received.
+    With a class token this is its row; without one, the mean over all rows, the attention that each patch receives.
     """
     row = attention[:, 0] if num_prefix_tokens else attention.mean(axis=1)          # (B, N)
     return row[:, num_prefix_tokens:].reshape(-1, *grid_size)

@@ -1,4 +1,4 @@
-"""What augmentation does to pictures: every operation on a sheet, and the draws of a run's own pipeline."""
+"""Drawing the effect of augmentation: every operation on a sheet, and batches augmented as in a run."""
 
 from __future__ import annotations
 
@@ -19,17 +19,17 @@ from scratchvit.data.randaugment import OPERATIONS, apply_operation
 from scratchvit.data.transforms import Images, Transform
 from scratchvit.inspect.figures import INK, sheet
 
-MAGNITUDES = (0, 5, 10, 15, 20)     # the augreg paper's, and 5
+MAGNITUDES = (0, 5, 10, 15, 20)     # those of the augreg paper, and 5
 RANDOM = ("RandomResizedCrop", "ColorJitter", "RandomErasing")
-MIDDLE = np.array([[1.0, 0.5, 0.5]])    # the chance that turns to the positive side, and cuts out the middle
+MIDDLE = np.array([[1.0, 0.5, 0.5]])    # "random" numbers for a positive sign and a cutout in the middle
 
 
 @dataclass(frozen=True)
 class Draw:
-    """A batch as a step of training might see it."""
+    """An augmented batch, as in a training step."""
 
     pictures: Images                                # (B, H, W, C)
-    shares: NDArray[np.float32] | None = None       # (B, num_classes), where it is mixed: how much of each class
+    shares: NDArray[np.float32] | None = None       # (B, num_classes), the soft targets of a mixed batch
 
 
 def draw_batches(
@@ -41,10 +41,10 @@ def draw_batches(
     count: int,
     seed: int = 0,
 ) -> list[Draw]:
-    """`count` batches out of pictures uint8 (B, H, W, C) and labels (B,), each under other draws of a run's transform.
+    """Augment pictures uint8 (B, H, W, C) with labels (B,) `count` times by the random transform of a run.
 
-    With `mix`, half of them (rounded up) are mixed besides, as a batch of its own. normalisation: (mean, std) that the
-    transform ends with; it is undone.
+    With `mix`, half of the batches (rounded up) are also mixed. normalisation: (mean, std) of the last step of the
+    transform, which is undone.
     """
     rng = np.random.default_rng(seed)
     draws = []
@@ -57,16 +57,16 @@ def draw_batches(
 
 
 def denormalize(images: NDArray[np.float32], mean: Sequence[float], std: Sequence[float]) -> Images:
-    """`Normalize` undone: float32 (B, C, H, W) → uint8 (B, H, W, C), cut off at black and white."""
+    """Undo `Normalize`: float32 (B, C, H, W) → uint8 (B, H, W, C), clipped to 0 … 255."""
     shares = images.transpose(0, 2, 3, 1) * np.asarray(std, np.float32) + np.asarray(mean, np.float32)
     return (shares * 255).round().clip(0, 255).astype(np.uint8)
 
 
 def draw_augmentations(picture: np.ndarray, names: Sequence[str], path: str | Path, seed: int = 0) -> None:
-    """A sheet with a row for each name: an operation of RandAugment at five magnitudes, or five random draws.
+    """Draw a row for each name: an operation of RandAugment at five magnitudes, or another one with five random draws.
 
-    picture uint8 (H, W, C). Under it stand the magnitude and the argument that the operation makes of it.
-    Raises ScratchvitError when Matplotlib is missing.
+    picture uint8 (H, W, C). The captions are the magnitude and the resulting argument of the operation.
+    Raises ScratchvitError if Matplotlib is missing.
     """
     blocks = 2 if len(names) > 4 else 1     # rows side by side
     rows, columns = math.ceil(len(names) / blocks), len(MAGNITUDES)
@@ -84,11 +84,11 @@ def draw_augmentations(picture: np.ndarray, names: Sequence[str], path: str | Pa
 
 def _write(ax: Any, x: float, y: float, words: str, **style: Any) -> None:
     text = ax.text(x, y, words, color=INK, transform=ax.transAxes, **style)
-    text.set_in_layout(False)       # a long word would make its column narrower
+    text.set_in_layout(False)       # otherwise a long text would make its column narrower
 
 
 def _magnitudes(name: str, picture: Images) -> tuple[list[Images], list[str]]:
-    """The picture under an operation at every magnitude, with captions."""
+    """The results of an operation at every magnitude, with captions."""
     changed = [apply_operation(name, picture[None], magnitude, MIDDLE)[0] for magnitude in MAGNITUDES]
     captions = []
     for magnitude in MAGNITUDES:
@@ -98,7 +98,7 @@ def _magnitudes(name: str, picture: Images) -> tuple[list[Images], list[str]]:
 
 
 def _draws(name: str, picture: Images, seed: int) -> tuple[Images, list[str]]:
-    """As many draws as there are magnitudes, without captions."""
+    """The results of several random draws, as many as there are magnitudes, without captions."""
     rng = np.random.default_rng(seed)
     copies = np.tile(picture, (len(MAGNITUDES), 1, 1, 1))
     if name == "RandomResizedCrop":

@@ -1,4 +1,4 @@
-"""How a model of pixels goes on from the upper parts of pictures (iGPT, Chen et al., ICML 2020), on a sheet."""
+"""Pictures whose lower parts are completed by an iGPT (Chen et al., ICML 2020)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scratchvit.inspect.figures import INK, sheet
 from scratchvit.models.igpt import IGPT
 from scratchvit.models.igpt_sample import sample
 
-HIDDEN = np.array([0.80, 0.84, 0.90])       # a colour that no grey picture has
+HIDDEN = np.array([0.80, 0.84, 0.90])       # fills the hidden part; a colour that is not grey
 
 
 def complete(
@@ -25,9 +25,9 @@ def complete(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> NDArray[np.uint8]:
-    """Pictures (B, H, W, C) → (B, samples, H, W, C): their first rows, half of them by default, as the model goes on.
+    """Complete pictures (B, H, W, C) from their first rows, by default half of them: (B, samples, H, W, C).
 
-    The rows that were given are coded by the model's palette too. Raises ScratchvitError as `igpt_sample.sample` does.
+    The given rows are also reduced to the palette of the model. Raises ScratchvitError as `igpt_sample.sample` does.
     """
     B, H, W, C = pictures.shape
     palette = asnumpy(model.palette.data)
@@ -45,9 +45,9 @@ def draw_completions(
     temperature: float = 1.0,
     top_k: int | None = None,
 ) -> None:
-    """A row for each picture (B, H, W, C): itself, its upper half, and `samples` ways to go on from there.
+    """Draw a row for each picture (B, H, W, C): the picture, its upper half, and `samples` completions.
 
-    Raises ScratchvitError when Matplotlib is missing, and as `igpt_sample.sample` does.
+    Raises ScratchvitError if Matplotlib is missing, and as `igpt_sample.sample` does.
     """
     drawn = complete(model, pictures, samples, rng, temperature=temperature, top_k=top_k)
     titles = ("picture", "given", "completed", *[""] * (samples - 1))
@@ -63,5 +63,5 @@ def draw_completions(
 
 
 def _in_colour(picture: NDArray[np.uint8]) -> NDArray[np.float64]:
-    """(H, W, 1 or 3) → (H, W, 3) in 0 … 1."""
+    """Convert uint8 (H, W, 1 or 3) to RGB (H, W, 3) in 0 … 1."""
     return np.repeat(picture, 3 // picture.shape[2], axis=2) / 255

@@ -1,15 +1,15 @@
-"""Inside a DETR (arXiv 2005.12872): where it looks, what its queries ask for, who takes which object, read out of it.
+"""Looking inside a DETR (arXiv 2005.12872): attention maps, boxes of the queries, and the matching.
 
     maps = cross_attention(model, image)                    # (heads, N, H, W): each query over the image, Figure 6
-    seen = encoder_attention(model, image, (0.4, 0.6))      # (layers, heads, H, W): of a point, Figure 3
-    asked = query_boxes(model, loader)                      # every query's boxes over a data set, Figure 7
-    taken = matching(model, matcher, batch)                 # the assignment of eq. 1, with all that it was chosen from
+    seen = encoder_attention(model, image, (0.4, 0.6))      # (layers, heads, H, W): from one point, Figure 3
+    asked = query_boxes(model, loader)                      # the boxes of every query over a data set, Figure 7
+    taken = matching(model, matcher, batch)                 # the assignment of eq. 1, with the costs of all pairs
 
-H × W is the size of the map that the backbone gives, HW features in a row. The model computes in evaluation mode and
-is in its own mode again afterwards. `detection_pictures` draws what is found here.
+H × W is the size of the backbone's feature map, whose HW features are the tokens. The model runs in evaluation mode;
+afterwards its mode is restored. `detection_pictures` draws the results.
 
-To look at attention is to keep it: all maps of one image are in memory at once, 140 MB in a DETR of ResNet-50 at
-800×1066, but 2.2 GB with DC5, which has four times the features.
+All attention maps of one image are in memory at the same time: 140 MB for a DETR with ResNet-50 at 800×1066, but 2.2 GB
+with DC5, which has four times as many features.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Maps = NDArray[np.float32]
 
 
 def as_seen(detector: Detector, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-    """An RGB picture as a detector sees it: at its size, uint8 (H, W, 3), and normalised, float32 (3, H, W)."""
+    """Preprocess an RGB picture for a detector: resized, uint8 (H, W, 3), and normalised, float32 (3, H, W)."""
     pixels = np.asarray(detector.view((picture.height, picture.width)).of_picture(picture))
     return pixels, detector.normalize(pixels[None])[0]
 
@@ -45,15 +45,15 @@ def as_seen(detector: Detector, picture: Image.Image) -> tuple[NDArray[np.uint8]
 def cross_attention(
     model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None = None, layer: int = -1
 ) -> Maps:
-    """What each query looks at in a layer of the decoder: (heads, N, H, W), which over H and W sums to 1.
+    """The cross-attention of each query in a decoder layer: (heads, N, H, W), which sums to 1 over H and W.
 
-    image float32 (C, H0, W0), normalised; mask bool (H0, W0), True on padding, which nobody looks at. layer counts
-    from 0, or from the last with -1. The mean over axis 0 is what the paper draws.
-    Raises ScratchvitError for a model that is no detector or has diverged, and for a layer that it lacks.
+    image float32 (C, H0, W0), normalised; mask bool (H0, W0), the padding mask, True on padding. layer counts from 0,
+    or from the last layer with -1. The paper draws the mean over axis 0.
+    Raises ScratchvitError for a model that is not a detector or has diverged, and for a layer that does not exist.
     """
     config = _config_of(model)
     maps, size = _recorded(model, image, mask)
-    layers = maps[config.enc_layers :][1::2]                # in the decoder, queries ask each other first
+    layers = maps[config.enc_layers :][1::2]                # each decoder layer has self-attention first
     if not -len(layers) <= layer < len(layers):
         raise ScratchvitError(f"there is no layer {layer} in the decoder: it has 0 … {len(layers) - 1}")
     return layers[layer].reshape(*layers[layer].shape[:2], *size)
@@ -62,14 +62,14 @@ def cross_attention(
 def encoder_attention(
     model: Module, image: NDArray[np.float32], point: tuple[float, float], mask: NDArray[np.bool_] | None = None
 ) -> Maps:
-    """What the feature at a point looks at, in every layer of the encoder: (layers, heads, H, W), each sums to 1.
+    """The self-attention of the feature at a point, in every encoder layer: (layers, heads, H, W), each sums to 1.
 
     point: (x, y) in 0 … 1 of the image without its padding. image, mask as for `cross_attention`.
-    Raises ScratchvitError for a point outside, and for a model that has no encoder, is no detector or has diverged.
+    Raises ScratchvitError for a point outside, and for a model that has no encoder, is not a detector or has diverged.
     """
     depth = _config_of(model).enc_layers
     if not depth:
-        raise ScratchvitError("this detector has no encoder layers (enc_layers is 0), so there is nothing to look at")
+        raise ScratchvitError("this detector has no encoder layers (enc_layers is 0), so there is nothing to draw")
     maps, size = _recorded(model, image, mask)
     row, column = feature_at(point, size, image.shape[1:], mask)
     return np.stack([of_layer[:, row * size[1] + column] for of_layer in maps[:depth]]).reshape(depth, -1, *size)
@@ -78,13 +78,13 @@ def encoder_attention(
 def feature_at(
     point: tuple[float, float], size: tuple[int, int], image: tuple[int, ...], mask: NDArray[np.bool_] | None = None
 ) -> tuple[int, int]:
-    """(row, column) of the feature that shows a point, (x, y) in 0 … 1 of the image without its padding.
+    """(row, column) of the feature at a point (x, y), in 0 … 1 of the image without its padding.
 
-    size: (H, W) of the map; image: (H0, W0), padding included. Raises ScratchvitError for a point outside.
+    size: (H, W) of the map; image: (H0, W0), including padding. Raises ScratchvitError for a point outside.
     """
     x, y = point
     if not (0 <= x <= 1 and 0 <= y <= 1):
-        raise ScratchvitError(f"the point ({x:g}, {y:g}) is outside: x and y go from 0, left and top, to 1")
+        raise ScratchvitError(f"the point ({x:g}, {y:g}) is outside the picture: x and y go from 0 (left, top) to 1")
     row, column = (
         int(min(share * pixels, pixels - 1) * features / whole)
         for share, pixels, features, whole in zip((y, x), visible_size(image, mask), size, image)
@@ -93,7 +93,7 @@ def feature_at(
 
 
 def visible_size(image: tuple[int, ...], mask: NDArray[np.bool_] | None) -> tuple[int, int]:
-    """(height, width) in pixels of what is no padding, which stands at the top left of (H0, W0)."""
+    """The size (height, width) in pixels of the part without padding, at the upper left of (H0, W0)."""
     if mask is None:
         return image[0], image[1]
     return int((~mask).any(axis=1).sum()), int((~mask).any(axis=0).sum())
@@ -102,8 +102,8 @@ def visible_size(image: tuple[int, ...], mask: NDArray[np.bool_] | None) -> tupl
 def _recorded(
     model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None
 ) -> tuple[list[Maps], tuple[int, int]]:
-    """All attentions of one image in the order of DETR's docstring, (heads, …, …) each, and (H, W) of its map."""
-    with evaluating(model), ops.record_attention() as recorded, np.errstate(all="ignore"):   # told of in a sentence
+    """All attention maps of one image in the order of DETR's docstring, each (heads, …, …), and (H, W) of its map."""
+    with evaluating(model), ops.record_attention() as recorded, np.errstate(all="ignore"):   # checked below
         model(asarray(image[None]), mask=None if mask is None else mask[None])
     maps = [asnumpy(probabilities)[0] for probabilities in recorded]
     _require_finite(model, maps[-1])
@@ -112,29 +112,29 @@ def _recorded(
 
 
 def _require_finite(model: Module, answers: NDArray[np.float32]) -> None:
-    """Raise ScratchvitError for what comes out of a model that has diverged."""
+    """Raise ScratchvitError if outputs are not finite, because the model has diverged."""
     if not np.isfinite(answers).all():
         raise ScratchvitError(
-            f"{type(model).__name__} computes numbers that are not finite, of which there is nothing to see: its "
-            "training has diverged, take an earlier checkpoint or train with a lower learning rate"
+            f"the outputs of {type(model).__name__} are not finite because training has diverged: use an earlier "
+            "checkpoint, or train with a lower learning rate"
         )
 
 
 def _config_of(model: Module) -> Any:
-    """A detector's configuration."""
+    """The configuration of a detector. Raises ScratchvitError for another model."""
     config = config_of(model)
     if not detects(config):
-        raise ScratchvitError(f"{type(model).__name__} is no detector: take a DETR, which has object queries")
+        raise ScratchvitError(f"{type(model).__name__} is not a detector: use a DETR, which has object queries")
     return config
 
 
 @dataclass(frozen=True)
 class QueryBoxes:
-    """What each of the N queries answered to each of n images.
+    """The predictions of N queries for n images.
 
     boxes     float32 (n, N, 4), (cx, cy, w, h) in 0 … 1 of the image
-    scores    float32 (n, N), of the likeliest class
-    labels    int64 (n, N), that class
+    scores    float32 (n, N), probability of the most probable class
+    labels    int64 (n, N), the most probable class
     """
 
     boxes: NDArray[np.float32]
@@ -142,14 +142,14 @@ class QueryBoxes:
     labels: NDArray[np.int64]
 
     def used(self, threshold: float) -> NDArray[np.float64]:
-        """(N,): the share of the images in which a query's score reaches the threshold."""
+        """The fraction of the images in which the score of each query reaches the threshold, (N,)."""
         return (self.scores >= threshold).mean(axis=0)
 
 
 def query_boxes(model: Module, loader: Iterable[DetectionBatch]) -> QueryBoxes:
-    """One pass over the batches of a `DetectionLoader`, in its order.
+    """The predictions of all queries for the batches of a `DetectionLoader`.
 
-    Raises ScratchvitError when it has no batch, or the model is no detector or has diverged.
+    Raises ScratchvitError if there is no batch, or if the model is not a detector or has diverged.
     """
     focal = _config_of(model).focal
     boxes, scores, labels = [], [], []
@@ -170,13 +170,13 @@ def query_boxes(model: Module, loader: Iterable[DetectionBatch]) -> QueryBoxes:
 
 @dataclass(frozen=True)
 class Matching:
-    """One image's objects and queries, the cost between all of them, and which pairs were chosen.
+    """The objects and predictions of one image, the matching costs of all pairs, and the chosen pairs.
 
-    labels     (n,), and objects (n, 4), (cx, cy, w, h) in 0 … 1: what is there
-    boxes      (N, 4), likewise: what the queries answered
-    queries    (n,): the query that takes each object; -1 where there are fewer queries than objects
-    costs      (n, N): L_match, the matcher's own
-    parts      {"class", "bbox", "giou"}, (n, N) each: what it is the sum of, weighted
+    labels     (n,), and objects (n, 4), (cx, cy, w, h) in 0 … 1: the ground truth
+    boxes      (N, 4), in the same format: the predictions of the queries
+    queries    (n,): the query matched to each object; -1 if there are fewer queries than objects
+    costs      (n, N): L_match of the matcher
+    parts      {"class", "bbox", "giou"}, (n, N) each: the weighted terms of L_match
     """
 
     labels: NDArray[np.int64]
@@ -187,10 +187,10 @@ class Matching:
     parts: dict[str, NDArray[np.float32]]
 
     def second_best(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """For each object the cheapest of the queries that did not take it, (n,), and its cost, (n,).
+        """For each object, the cheapest query that was not matched to it, (n,), and its cost, (n,).
 
-        That may be less than what the object was taken for: then this query was worth more to another object. With one
-        query in all there is no other: -1, at an infinite cost.
+        It can be lower than the cost of the chosen query, if another object needs this one more. With a single query
+        there is no other: -1, with infinite cost.
         """
         others = self.costs.copy()
         taken = np.flatnonzero(self.queries >= 0)
@@ -200,10 +200,10 @@ class Matching:
 
 
 def matching(model: Module, matcher: HungarianMatcher, batch: DetectionBatch) -> list[Matching]:
-    """How the last decoder layer's answers to a batch are matched with its objects: one `Matching` for each image.
+    """Match the predictions of the last decoder layer for a batch with its objects: one `Matching` per image.
 
-    The parts are the matcher's costs with the weights of all others set to 0.
-    Raises ScratchvitError as the matcher does, and for a model that is no detector.
+    Each part is the cost of the matcher with the weights of the other terms set to 0.
+    Raises ScratchvitError as the matcher does, and for a model that is not a detector.
     """
     config = _config_of(model)
     images, mask, targets = batch

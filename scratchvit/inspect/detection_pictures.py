@@ -1,4 +1,4 @@
-"""Pictures of what `inspect/detection.py` reads out of a DETR: Figures 3, 6, 7 of arXiv 2005.12872, and a matching."""
+"""Drawings of the results of `inspect/detection.py`: Figures 3, 6, 7 of DETR, arXiv 2005.12872, and the matching."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ PARTS = {"bbox": "L1", "giou": "GIoU"}      # of the matcher's cost, as the pape
 
 @dataclass(frozen=True)
 class Seen:
-    """A picture with what was found in it.
+    """A picture with its detections and cross-attention.
 
-    found        as `postprocess` gives it, with the picture's size: boxes in pixels, and whose answer each is
-    attention    (N, H, W): of every query over the picture, as the mean over axis 0 of `cross_attention`
+    found        detections from `postprocess`, with boxes in pixels of the picture and the query of each
+    attention    (N, H, W): attention of every query, the mean over axis 0 of `cross_attention`
     """
 
     picture: Picture
@@ -42,10 +42,10 @@ class Seen:
 def draw_cross_attention(
     seen: Sequence[Seen], classes: Sequence[str], path: str | Path, *, threshold: float = THRESHOLD, most: int = 5
 ) -> None:
-    """A row for each picture: its detections in it, then each of the best of them with its attention (Figure 6).
+    """Draw a row for each picture: its detections, then the best of them with their cross-attention (Figure 6).
 
-    threshold: the lowest score of a detection. Of a picture where nothing reaches it the best two are shown, and the
-    title says so. Raises ScratchvitError when Matplotlib is missing or the file cannot be written.
+    threshold: the lowest score of a detection. If none reaches it, the best two are shown, and the title says so.
+    Raises ScratchvitError if Matplotlib is missing or the file cannot be written.
     """
     ratio = max(_ratio(one.picture) for one in seen)
     with sheet(path, len(seen), 1 + most, size=(1.9 * (1 + most), (1.9 * ratio + 0.35) * len(seen))) as axes:
@@ -70,10 +70,10 @@ def draw_cross_attention(
 def draw_encoder_attention(
     picture: Picture, points: Sequence[tuple[float, float]], maps: NDArray[np.float32], path: str | Path
 ) -> None:
-    """A row for each point: where it is, and what is looked at from there in every layer (Figure 3).
+    """Draw a row for each point: its position, and its self-attention in every encoder layer (Figure 3).
 
-    points: (x, y) in 0 … 1 of the picture; maps (points, layers, H, W): of each point the mean over the heads of
-    `encoder_attention`. Raises ScratchvitError as `draw_cross_attention` does.
+    points: (x, y) in 0 … 1 of the picture; maps (points, layers, H, W): the mean over heads of `encoder_attention` for
+    each point. Raises ScratchvitError as `draw_cross_attention` does.
     """
     columns = 1 + maps.shape[1]
     size = (max(4.0, 1.9 * columns), (1.9 * _ratio(picture) + 0.35) * len(points))
@@ -89,10 +89,10 @@ def draw_encoder_attention(
 
 
 def draw_query_boxes(queries: QueryBoxes, path: str | Path, *, threshold: float = THRESHOLD, most: int = 20) -> None:
-    """A square for each query, the one used most first: a dot for each box that it answered, at its centre (Figure 7).
+    """Draw a square for each query, most used first, with a dot at the centre of each of its boxes (Figure 7).
 
-    Green: small boxes, in area the lower third of all; of the larger ones red are wider than tall, in proportion to the
-    picture, and blue are not. Boxes that score less than the threshold, which hold no object, are pale.
+    Green: small boxes, the lower third by area; of the others, red ones are wider than tall, relative to the picture,
+    and blue ones are not. Boxes with a score below the threshold are pale.
     Raises ScratchvitError as `draw_cross_attention` does.
     """
     area = queries.boxes[..., 2] * queries.boxes[..., 3]                        # (n, N)
@@ -122,7 +122,7 @@ def draw_query_boxes(queries: QueryBoxes, path: str | Path, *, threshold: float 
 def draw_matching(
     pictures: Sequence[Picture], matchings: Sequence[Matching], classes: Sequence[str], path: str | Path
 ) -> None:
-    """A row for each picture: its objects, dashed, the boxes of the queries that took them, and what that cost.
+    """Draw a row for each picture: its objects (dashed), the boxes of the matched queries, and a table of the costs.
 
     A line leads from the middle of an object to that of its query's box. The table beside it has the weighted parts of
     the cost, which sum to it, and the cheapest of the queries that did not take the object.

@@ -1,4 +1,4 @@
-"""Pictures of a run: how it learned, and where its model looks. Drawn with Matplotlib, into a file."""
+"""Figures of a run, drawn with Matplotlib: learning curves and attention maps."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ from scratchvit.models.vit import VisionTransformer
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 
-TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # told apart by colour-blind eyes too (P. Tol's "bright")
+TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # distinguishable with colour blindness (P. Tol's "bright")
 GRID = "#dddddd"
 
-# What is drawn over the epochs: columns of metrics.csv, their colours and names.
+# Learning curves: columns of metrics.csv, their colours and names.
 Lines = Sequence[tuple[str, str, str]]
 CURVES: Mapping[str, Lines] = {
     "loss": (("train_loss", TRAIN, "training"), ("val_loss", VALIDATION, "validation")),
@@ -36,7 +36,7 @@ _NO_MATPLOTLIB = 'pictures are drawn with Matplotlib: pip install "scratchvit[de
 
 
 def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
-    """The rows of a run's metrics.csv, NaN where a cell is empty.
+    """The rows of a run's metrics.csv, with NaN for empty cells.
 
     Raises ScratchvitError for a file that is missing or damaged.
     """
@@ -45,15 +45,15 @@ def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
             rows = list(csv.DictReader(file))
         return [{name: float(value if value != "" else "nan") for name, value in row.items()} for row in rows]
     except OSError as error:
-        raise ScratchvitError(f"{metrics_csv} cannot be read ({error.strerror}): name the folder of a run") from error
+        raise ScratchvitError(f"{metrics_csv} cannot be read ({error.strerror}): name a run folder") from error
     except (ValueError, TypeError, AttributeError, csv.Error) as error:
-        raise ScratchvitError(f"{metrics_csv} is damaged ({error}): --resume writes it anew") from error
+        raise ScratchvitError(f"{metrics_csv} is damaged ({error}): --resume writes it again") from error
 
 
 def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
-    """Loss and accuracy over epochs, in training and validation, from a run's metrics.csv.
+    """Draw loss and accuracy over epochs, in training and validation, from a run's metrics.csv.
 
-    Raises ScratchvitError when Matplotlib is missing.
+    Raises ScratchvitError if Matplotlib is missing.
     """
     rows = read_metrics(metrics_csv)
     with sheet(path, 1, 2, size=(9, 3.4)) as axes:
@@ -65,9 +65,9 @@ def draw_curves(metrics_csv: str | Path, path: str | Path) -> None:
 
 
 def curve_svg(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
-    """Lines over the rows of metrics.csv, as the text of an SVG file whose words are text; `what` is shown by them.
+    """Curves over the rows of metrics.csv, as the source of an SVG file with text as text; `what` is their title.
 
-    Raises ScratchvitError when Matplotlib is missing.
+    Raises ScratchvitError if Matplotlib is missing.
     """
     figure = _figure((4.2, 2.5))
     from matplotlib import rc_context
@@ -93,7 +93,7 @@ def _plot(ax: Any, rows: Sequence[Mapping[str, float]], lines: Lines) -> None:
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
-    """Places in labels (N,): the first of each of the first `count` classes that there are."""
+    """Indices into labels (N,): the first sample of each of the first `count` classes."""
     _, places = np.unique(labels, return_index=True)
     return places[:count]
 
@@ -106,12 +106,12 @@ def draw_attention(
     classes: Sequence[str],
     path: str | Path,
 ) -> None:
-    """Pictures with what the model says of them and where it looks: a sheet of triples.
+    """Draw pictures with predicted classes and attention maps: a sheet of triples.
 
-    pictures uint8 (B, H, W, C); normalize turns them into what the model eats. A triple is the picture with the
-    predicted class (and the true one, where they differ), the attention of the last layer, mean over heads, and the
-    rollout over all layers: from the class token, or, in a model without one, as received on average.
-    Raises ScratchvitError when Matplotlib is missing or the model has no attention to draw.
+    pictures uint8 (B, H, W, C); normalize converts them to the input of the model. A triple is the picture with the
+    predicted class (and the true one, if it differs), the attention of the last layer, mean over heads, and the
+    rollout over all layers: from the class token or, without one, the attention received on average.
+    Raises ScratchvitError if Matplotlib is missing or the model has no attention.
     """
     last, flow, predicted = last_and_rollout(model, normalize(pictures))
     blocks = 2 if len(pictures) > 4 else 1      # triples side by side
@@ -134,7 +134,7 @@ def draw_attention(
                 triple[2].set_title("rollout", color=INK, fontsize=9)
 
 
-MOST_SCORES = 1 << 18      # of a head: 512 tokens
+MOST_SCORES = 1 << 18      # attention scores per head: 512 tokens
 
 
 def shows_attention(model: Module | None) -> bool:
@@ -147,8 +147,9 @@ def shows_attention(model: Module | None) -> bool:
 
 
 def last_and_rollout(model: Module, images: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Where a model looks: images (B, C, H, W) → the attention of the last layer, mean over heads, and the rollout over
-    all layers, both (B, rows, columns); and the predicted classes (B,). The model goes into evaluation mode.
+    """The attention of the last layer (mean over heads), the rollout over all layers, and the predicted classes.
+
+    images (B, C, H, W) → two maps (B, rows, columns) and classes (B,). The model is set to evaluation mode.
     """
     maps = attention_maps(model, images)
     with no_grad():
@@ -159,9 +160,9 @@ def last_and_rollout(model: Module, images: np.ndarray) -> tuple[np.ndarray, np.
 
 
 def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """A map (rows, columns) in colours over a picture uint8 (H, W, C), both brought to at least 112 pixels: uint8 RGB.
+    """Overlay a coloured map (rows, columns) on a picture uint8 (H, W, C); both get at least 112 pixels: uint8 RGB.
 
-    Raises ScratchvitError when Matplotlib, whose colours they are, is missing.
+    Raises ScratchvitError if Matplotlib, which has the colour map, is missing.
     """
     try:
         from matplotlib import colormaps
@@ -179,7 +180,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def _overlay(ax: Any, heat: np.ndarray, shape: tuple[int, ...]) -> None:
-    """A map over the patches, from its own lowest to its own highest value, on top of the picture of that shape."""
+    """Draw a map of the patches, scaled from its minimum to its maximum, over a picture of the given shape."""
     height, width = shape[:2]
     ax.imshow(
         heat, cmap="inferno", alpha=0.65, interpolation="bicubic", extent=(-0.5, width - 0.5, height - 0.5, -0.5)
@@ -187,20 +188,20 @@ def _overlay(ax: Any, heat: np.ndarray, shape: tuple[int, ...]) -> None:
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder for pictures, if it is not there. Raises ScratchvitError."""
+    """Create a folder if it does not exist. Raises ScratchvitError if that fails."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ScratchvitError(f"the folder {folder} cannot be made ({error.strerror}): name another one") from error
+        raise ScratchvitError(f"the folder {folder} cannot be created ({error.strerror}): name another one") from error
 
 
 @contextlib.contextmanager
 def sheet(
     path: str | Path, rows: int, columns: int, size: tuple[float, float], blocks: int = 1
 ) -> Iterator[np.ndarray]:
-    """Axes (rows, blocks · columns) to draw on, with a gap between blocks of columns.
+    """Context manager that gives Matplotlib axes (rows, blocks · columns), with a gap between blocks of columns.
 
-    What was drawn is then written to path, under another name until it is complete.
+    At the end the figure is written to path atomically.
     """
     figure = _figure(size)
     parts = figure.subfigures(1, blocks, squeeze=False, wspace=0.04)[0]
@@ -212,7 +213,7 @@ def sheet(
 
 def _figure(size: tuple[float, float]) -> Any:
     try:
-        from matplotlib.figure import Figure  # without pyplot: no window system, nothing global
+        from matplotlib.figure import Figure  # without pyplot, which needs a window system and has global state
     except ImportError as error:
         raise ScratchvitError(_NO_MATPLOTLIB) from error
     return Figure(figsize=size, layout="constrained")

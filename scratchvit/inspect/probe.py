@@ -1,7 +1,7 @@
-"""The linear probe: how well can classes be told apart by a plane, layer by layer? (iGPT, Chen et al., 2020, §2.4)
+"""Linear probe: the accuracy of a linear classifier on the features of each layer (iGPT, Chen et al., 2020, §2.4).
 
-The model stays as it is. The features of each layer go to a classifier of their own, a softmax regression; what it
-reaches says what the layer knows of classes, of which the model was told nothing.
+The model is not changed. A softmax regression is trained on the features of each layer; its accuracy says how much the
+layer knows about the classes, although the model was trained without labels.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module, evaluating
 
-DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)       # of which the validation images choose one for each layer
-STEPS = 300                             # of L-BFGS, at most
+DECAYS = (1e-1, 1e-2, 1e-3, 1e-4)       # weight decays; the best on the validation split is used for each layer
+STEPS = 300                             # largest number of L-BFGS steps
 
 
 @dataclass(frozen=True)
 class LayerProbe:
-    """What the features of one layer are good for. Accuracies are shares, 0 … 1."""
+    """The result of a linear probe of one layer. Accuracies are from 0 to 1."""
 
     layer: int              # l of f^l: 0 before the first block, L after the last
-    decay: float            # of DECAYS, the best on the validation images
+    decay: float            # of DECAYS, the best on the validation split
     val_accuracy: float
     test_accuracy: float
 
 
 @dataclass(frozen=True)
 class Features:
-    """Of N images: the features of every layer, each (N, D), and the labels (N,)."""
+    """The features of N images in every layer, each (N, D), and the labels (N,)."""
 
     layers: list[NDArray[np.float32]]
     labels: NDArray[np.int64]
@@ -43,13 +43,13 @@ class Features:
 def features(
     model: Module, batches: Iterable[Any], each_batch: Callable[[int], Any] = lambda images: None
 ) -> Features:
-    """The features of every layer for batches (images (B, C, H, W), labels (B,), …); the model's mode stays.
+    """The features of every layer for batches (images (B, C, H, W), labels (B,), …). The mode of the model is kept.
 
-    `each_batch` is told how many images a batch had. Raises ScratchvitError for a model that gives no features.
+    `each_batch` is called with the size of each batch. Raises ScratchvitError for a model other than iGPT.
     """
     if not isinstance(model, PixelModel):
         raise ScratchvitError(
-            f"a {type(model).__name__} gives no features layer by layer: the linear probe is for iGPT (--model igpt_…)"
+            f"a {type(model).__name__} has no features layer by layer: the linear probe is for iGPT (--model igpt_…)"
         )
     parts, labels = [], []
     with evaluating(model):
@@ -61,11 +61,11 @@ def features(
 
 
 def linear_probe(train: Features, val: Features, test: Features, num_classes: int) -> list[LayerProbe]:
-    """A probe of every layer: fitted on train, its decay chosen on val, measured on test."""
+    """A linear probe of every layer: fitted on train, with the weight decay chosen on val, and evaluated on test."""
     found = []
     for number, (x, x_val, x_test) in enumerate(zip(train.layers, val.layers, test.layers, strict=True)):
-        mean, deviation = x.mean(axis=0), x.std(axis=0) + 1e-6
-        x, x_val, x_test = ((part - mean) / deviation for part in (x, x_val, x_test))
+        mean, std = x.mean(axis=0), x.std(axis=0) + 1e-6
+        x, x_val, x_test = ((part - mean) / std for part in (x, x_val, x_test))
         best: tuple[float, float, float] | None = None
         for decay in DECAYS:
             weight, bias = softmax_regression(x, train.labels, num_classes, decay)
@@ -83,7 +83,7 @@ def linear_probe(train: Features, val: Features, test: Features, num_classes: in
 def softmax_regression(
     x: NDArray[Any], labels: NDArray[np.int64], num_classes: int, decay: float
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(weight (D, K), bias (K,)) with the least mean cross-entropy + decay / 2 · |weight|², by L-BFGS.
+    """The (weight (D, K), bias (K,)) that minimise mean cross-entropy + decay / 2 · |weight|², by L-BFGS.
 
     With p = softmax(x W + b) and y the labels one-hot:  dW = xᵀ (p - y) / N + decay W,  db = Σ (p - y) / N.
     """

@@ -1,12 +1,13 @@
-"""What the windows of a Swin do, block by block: where they lie, which tokens they mask, and how far a token reaches.
+"""The windows of a Swin, block by block: their positions, attention masks, and the receptive field of a token.
 
-A map of numbered tokens is rolled, padded and cut as in `swin.Block.attend`: what arrives in the windows tells where
-each token came from. Windows, shifts and regions are each block's own, and a test compares the result with what its
-attention is given. So where the model differs from the paper's figure, as timm's padding does, the pictures show it.
+A map of numbered tokens is rolled, padded and partitioned as in `swin.Block.attend`, so the numbers in the windows say
+where each token came from. Windows, shifts and regions are those of the blocks themselves, and a test compares the
+result with the input of their attention. So if the model differs from the figure in the paper, as with timm's padding,
+the drawings show it.
 
-Receptive fields are found without running the model. Block by block, backwards from the token in question: a token
-depends on all tokens that its window's mask lets it attend to, on itself (the residual), and through merging on 2×2
-tokens of the map before. These are the pixels where the gradient can be non-zero, whatever the weights are.
+Receptive fields are found without running the model. Block by block, backwards from a token: it depends on all tokens
+that the mask of its window lets it attend to, on itself (the residual), and by patch merging on 2×2 tokens of the map
+before. These are the pixels where the gradient can be non-zero, for any weights.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 
-PADDING = -1        # instead of a token's number: padding
+PADDING = -1        # stands for padding, in place of the number of a token
 
 
 @dataclass(frozen=True)
@@ -41,10 +42,10 @@ class BlockWindows:
 
     stage, number   from 1; the number counts within the stage
     size            (h, w) of the map
-    window, shift   (M, M') and how many tokens the windows are moved down and to the right
-    places          (nW, N): which token of the map stands there, row by row, or PADDING
+    window, shift   (M, M'), and the shift of the windows down and to the right, in tokens
+    places          (nW, N): the number of the token at each position, row by row, or PADDING
     kinds           int8 (nW, N): 1 if the token re-entered at the right, 2 at the bottom, 3 both, 0 neither
-    attention       the block's layer of attention
+    attention       the attention layer of the block
     """
 
     stage: int
@@ -58,27 +59,27 @@ class BlockWindows:
 
     @property
     def padding(self) -> tuple[int, int]:
-        """(rows, columns) that are added to the map so that windows divide it."""
+        """The padding (rows, columns) that is added to the map so that it can be divided into windows."""
         return padding_of(self.size, self.window)
 
     def masks(self, windows: NDArray[np.intp] | slice = slice(None)) -> NDArray[np.bool_]:
-        """The masks of attention in these windows, bool (windows, N, N): whether a token (row) may look at another."""
+        """The attention masks of windows, bool (windows, N, N): whether the row's token attends to the column's."""
         return asnumpy(same_region(Tensor(self.kinds[windows]), 1))[:, 0]
 
     def side_by_side(self, values: NDArray) -> NDArray:
-        """Values of the windows' tokens (nW, N) as the rolled and padded map that the windows are cut from."""
+        """Arrange the values of the tokens in windows (nW, N) as the rolled and padded map."""
         (h, w), (below, right) = self.size, self.padding
         return window_reverse(Tensor(values[..., None]), self.window, (h + below, w + right)).numpy()[0, ..., 0]
 
     def in_place(self, values: NDArray) -> NDArray:
-        """Values of the windows' tokens (nW, N) at the tokens' own places: (h, w)."""
+        """Arrange the values of the tokens in windows (nW, N) at their original positions: (h, w)."""
         on_map = np.zeros(self.size, values.dtype)
         inside = self.places != PADDING
         on_map.flat[self.places[inside]] = values[inside]
         return on_map
 
     def looked_at(self, tokens: NDArray[np.bool_]) -> NDArray[np.bool_]:
-        """All that these tokens of the map may look at, themselves included: bool (h, w) → bool (h, w)."""
+        """All tokens that the given tokens attend to, including themselves: bool (h, w) → bool (h, w)."""
         asking = (self.places != PADDING) & tokens.reshape(-1)[self.places]
         windows = np.flatnonzero(asking.any(axis=1))
         seen = np.zeros(self.places.shape, bool)
@@ -86,8 +87,10 @@ class BlockWindows:
         return self.in_place(seen)
 
     def tokens_looked_at(self, token: tuple[int, int]) -> tuple[int, int]:
-        """How many tokens of the map a token attends to, itself included, and how many of padding: as timm's, Swin
-        attends to what its windows are filled up with."""
+        """The number of tokens that a token attends to, including itself, and the number of padding tokens.
+
+        Swin, like timm's, attends to the padding of its windows.
+        """
         [window], [place] = np.nonzero(self.places == np.ravel_multi_index(token, self.size))
         mask, padding = self.masks(np.array([window]))[0, place], self.places[window] == PADDING
         return int((mask & ~padding).sum()), int((mask & padding).sum())
@@ -106,7 +109,7 @@ def window_blocks(model: SwinTransformer) -> list[BlockWindows]:
 
 
 def places_in_windows(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> NDArray[np.int32]:
-    """Which token of the map (h, w) stands where in every window, (nW, N): its number row by row, or PADDING."""
+    """The number of the token at each position of every window, (nW, N), for a map (h, w); PADDING for padding."""
     below, right = padding_of(size, window)
     numbers = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)                # (h, w)
     numbers = np.roll(numbers, (-shift[0], -shift[1]), (0, 1))
@@ -116,11 +119,11 @@ def places_in_windows(size: tuple[int, int], window: tuple[int, int], shift: tup
 
 @dataclass(frozen=True)
 class MaskKind:
-    """Windows of a block that are masked alike.
+    """The windows of a block that have the same attention mask.
 
-    windows   (nW,): whether a window is one of them
-    mask      bool (N, N), whether the token of the row may look at that of the column
-    padding   (N,): whether the token is padding
+    windows   (nW,): whether a window has this mask
+    mask      bool (N, N): whether the token of the row attends to that of the column
+    padding   (N,): whether a token is padding
     """
 
     windows: NDArray[np.bool_]
@@ -139,7 +142,7 @@ def mask_kinds(block: BlockWindows) -> list[MaskKind]:
 def bias_table(block: BlockWindows) -> NDArray:
     """The relative position bias B̂ of every head, (heads, 2M-1, 2M'-1), by offset (Δy, Δx), query minus key.
 
-    Swin learned it; Swin V2 computes it, 16 σ(G(Δy, Δx)): there it is read from the pairs that attention is given.
+    In Swin it is a parameter; Swin V2 computes it, 16 σ(G(Δy, Δx)), and it is read from the input of attention.
     Raises ScratchvitError if an entry is not finite.
     """
     attention, (height, width) = block.attention, block.window
@@ -153,20 +156,20 @@ def bias_table(block: BlockWindows) -> NDArray:
     if not np.isfinite(table).all():
         raise ScratchvitError(
             f"the position bias of stage {block.stage}, block {block.number} is not finite: the weights are damaged, "
-            "take others"
+            "use others"
         )
     return table.reshape(-1, 2 * height - 1, 2 * width - 1)
 
 
 def merged_into(token: tuple[int, int], stage: int) -> tuple[int, int]:
-    """Where a token of the first stage's map is in a later stage's: what it has been merged into."""
+    """The position in a later stage of the token that a token of stage 1 has been merged into."""
     return token[0] >> (stage - 1), token[1] >> (stage - 1)
 
 
 def reach(blocks: Sequence[BlockWindows], token: tuple[int, int]) -> NDArray[np.bool_]:
-    """The patches of the image that a token can depend on after the last of these blocks, bool, the first map's (h, w).
+    """The receptive field of a token after the last of these blocks: patches of the image, bool (h, w).
 
-    blocks: the first ones of a model. token: its row and column in the last one's map.
+    blocks: the first blocks of a model. token: row and column in the map of the last of them.
     """
     reached = np.zeros(blocks[-1].size, bool)
     reached[token] = True
@@ -179,17 +182,17 @@ def reach(blocks: Sequence[BlockWindows], token: tuple[int, int]) -> NDArray[np.
 
 
 def reach_after_every_block(blocks: Sequence[BlockWindows], token: tuple[int, int]) -> list[NDArray[np.bool_]]:
-    """`reach` after each block, for a token of the first stage's map and what it is merged into later."""
+    """The receptive field after each block, for a token of stage 1 and the tokens that it is merged into."""
     return [reach(blocks[: i + 1], merged_into(token, block.stage)) for i, block in enumerate(blocks)]
 
 
 def pixels(patches: NDArray[np.bool_], patch_size: tuple[int, int]) -> NDArray[np.bool_]:
-    """Patches (h, w) → the pixels that they are made of, (H, W)."""
+    """Enlarge a mask of patches (h, w) to pixels (H, W)."""
     return patches.repeat(patch_size[0], axis=0).repeat(patch_size[1], axis=1)
 
 
 def extent(reached: NDArray[np.bool_]) -> tuple[int, int]:
-    """(height, width) of the smallest box around what is reached."""
+    """The size (height, width) of the smallest box around a receptive field."""
     spans = []
     for axis in (1, 0):
         along = np.flatnonzero(reached.any(axis=axis))

@@ -1,4 +1,4 @@
-"""Pictures of a Swin's windows, masks, bias tables and receptive growth: what `inspect/swin.py` computes, drawn."""
+"""Drawings of a Swin's windows, attention masks, bias tables and receptive fields, computed by `inspect/swin.py`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 @dataclass(frozen=True)
 class Scene:
-    """What the pictures show.
+    """The content of the drawings.
 
     name         of the model, for the titles
     blocks       its windows
@@ -47,7 +47,7 @@ class Scene:
     picture: NDArray[np.uint8] | None = None
 
     def pale(self) -> NDArray[np.float64]:
-        """The picture, pale enough to draw upon, (H, W, 3) in 0 … 1."""
+        """The picture in pale colours, as a background, (H, W, 3) in 0 … 1."""
         if self.picture is not None:
             return 0.25 + 0.75 * self.picture / 255
         (rows, columns), (P, Q) = self.blocks[0].size, self.patch_size
@@ -55,16 +55,16 @@ class Scene:
 
     @property
     def ratio(self) -> float:
-        """Height by width, of the image and nearly so of every map; for axes, so within bounds."""
+        """Height / width of the image, limited to a range that is useful for axes."""
         (rows, columns), (P, Q) = self.blocks[0].size, self.patch_size
         return min(max(rows * P / (columns * Q), 0.4), 2.0)
 
     def token_size(self, block: BlockWindows) -> tuple[int, int]:
-        """(height, width) in pixels of what a token of that block's map was merged from."""
+        """The size (height, width) in pixels of a token in the map of a block."""
         return self.patch_size[0] << (block.stage - 1), self.patch_size[1] << (block.stage - 1)
 
     def tiles(self, block: BlockWindows) -> NDArray[np.float64]:
-        """The pale picture cut by a block's tokens, (h·w, P, Q, 3); white where merging had to pad."""
+        """The pale picture divided into the tokens of a block, (h·w, P, Q, 3); white for the padding of merging."""
         (h, w), (P, Q), pale = block.size, self.token_size(block), self.pale()
         whole = np.ones((h * P, w * Q, 3))
         whole[: len(pale), : len(pale[0])] = pale
@@ -72,7 +72,7 @@ class Scene:
 
 
 def draw_windows(scene: Scene, path: Path) -> None:
-    """Every stage's windows in place, shifted, and shifted as attention sees them: on the rolled and padded map."""
+    """Draw the windows of every stage: regular, shifted, and on the rolled and padded map, as attention sees them."""
     stages = [[b for b in scene.blocks if b.stage == stage][:2] for stage in range(1, scene.blocks[-1].stage + 1)]
     title = f"{scene.name}: the windows of every stage"
     with _page(path, len(stages), 3, (8.8, (2.5 * scene.ratio + 0.35) * len(stages) + 1.0), title) as (page, axes):
@@ -99,7 +99,7 @@ def draw_windows(scene: Scene, path: Path) -> None:
 
 
 def draw_masks(scene: Scene, path: Path) -> None:
-    """Every shifted stage's rolled map with its regions, and the distinct masks of attention in its windows."""
+    """Draw the rolled map of every stage with its regions, and the distinct attention masks of its windows."""
     blocks = {b.stage: b for b in scene.blocks if any(b.shift)}.values()
     title = f"{scene.name}: the masks of attention in shifted windows"
     if not blocks:
@@ -134,7 +134,7 @@ def draw_masks(scene: Scene, path: Path) -> None:
 
 
 def draw_bias(scene: Scene, path: Path) -> None:
-    """The relative position bias by offset: a row for every block, a column for every head."""
+    """Draw the relative position bias by offset: a row for every block, a column for every head."""
     chosen = np.unique(np.linspace(0, len(scene.blocks) - 1, MOST_TABLES).round().astype(int))
     tables = [(scene.blocks[i], scene.tables[i]) for i in chosen]
     most = max(len(table) for _, table in tables)
@@ -172,7 +172,7 @@ def draw_bias(scene: Scene, path: Path) -> None:
 
 
 def draw_receptive(scene: Scene, path: Path) -> None:
-    """After every block the pixels that the token can depend on, and the tokens that it looks at in this block."""
+    """Draw the receptive field of the token after every block, and the tokens that it attends to in this block."""
     whole = [bool(reached.all()) for reached in scene.reached]
     count = min(MOST_BLOCKS, whole.index(True) + 1 if any(whole) else len(whole))
     title = f"{scene.name}: the pixels that the token in row {scene.token[0]}, column {scene.token[1]} can depend on"
@@ -199,7 +199,7 @@ PICTURES = {
 
 
 def in_words(reached: NDArray[np.bool_], patch_size: tuple[int, int]) -> str:
-    """How far a token reaches, "28×28 px": the box around, which has gaps where padding lets opposite edges meet."""
+    """The size of a receptive field as text, "28×28 px": the box around it. Gaps occur if opposite edges are joined."""
     height, width = extent(reached)
     gaps = ", with gaps" if height * width > reached.sum() else ""
     return by((height * patch_size[0], width * patch_size[1])) + f" px{gaps}"
@@ -208,9 +208,9 @@ def in_words(reached: NDArray[np.bool_], patch_size: tuple[int, int]) -> str:
 def _draw_map(
     ax: Any, scene: Scene, block: BlockWindows, rolled: bool, letters: NDArray[np.str_] | None = None
 ) -> None:
-    """A block's map over the picture with its windows; those of several regions in the colours of these.
+    """Draw the map of a block with its windows over the picture; windows with several regions are coloured.
 
-    rolled: as attention sees it, rolled and padded. letters (nW,): what to write into the windows.
+    rolled: draw the rolled and padded map, as attention sees it. letters (nW,): text in the windows.
     """
     arrange = block.side_by_side if rolled else block.in_place
     nW, N = block.places.shape
@@ -250,7 +250,7 @@ def _draw_map(
 
 
 def _draw_reach(ax: Any, scene: Scene, block: BlockWindows, reached: NDArray[np.bool_]) -> None:
-    """The picture with the pixels reached, the token, and the tokens that it looks at."""
+    """Draw the picture with the receptive field, the token, and the tokens that it attends to."""
     P, Q = scene.token_size(block)
     here = merged_into(scene.token, block.stage)
     token = np.zeros(block.size, bool)
@@ -271,7 +271,7 @@ def _draw_reach(ax: Any, scene: Scene, block: BlockWindows, reached: NDArray[np.
 
 
 def _outline(ax: Any, pieces: NDArray, corner: tuple[int, int] = (0, 0), token: tuple[int, int] = (1, 1)) -> None:
-    """Lines between neighbours of a map that belong to different pieces.
+    """Draw lines between neighbours of a map that belong to different pieces.
 
     corner: (x, y) of the map's upper left. token: (width, height).
     """
@@ -283,7 +283,7 @@ def _outline(ax: Any, pieces: NDArray, corner: tuple[int, int] = (0, 0), token: 
 
 
 def _ticks(ax: Any, x: tuple[int, int], y: tuple[int, int]) -> None:
-    """Numbers at the ends of both axes alone."""
+    """Label only the ends of both axes."""
     ax.set(xticks=x, yticks=y)
     ax.tick_params(colors=INK, labelsize=6, length=2, pad=1.5)
     ax.spines[:].set_color(INK)
@@ -298,7 +298,7 @@ def _write(ax: Any, x: float, y: float, words: str, ha: str, color: str = INK, s
 
 
 def _regions(blocks: Sequence[BlockWindows]) -> tuple[list[tuple[str, str]], str]:
-    """Of rolled maps: their colours with what they say, and what there is to say of padding."""
+    """The legend of rolled maps, (colour, text) each, and a note about padding."""
     entries, note = [*zip(KINDS, ORIGINS)], ""
     if any(any(block.padding) for block in blocks):
         entries.append((PADDED, "padding"))
@@ -311,7 +311,7 @@ def _regions(blocks: Sequence[BlockWindows]) -> tuple[list[tuple[str, str]], str
 
 
 def _legend(page: Any, entries: Sequence[tuple[str, str]], note: str | None = None) -> None:
-    """Colours and what they say, below everything."""
+    """Draw a legend at the bottom of the page."""
     from matplotlib.patches import Patch  # not missing here: it drew the page
 
     handles = [Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=words) for colour, words in entries]
@@ -326,7 +326,7 @@ def _legend(page: Any, entries: Sequence[tuple[str, str]], note: str | None = No
 def _page(
     path: Path, rows: int, columns: int, size: tuple[float, float], title: str
 ) -> Iterator[tuple[Any, NDArray[np.object_]]]:
-    """(page, axes) of a `sheet` with a title. Its folder is made at the end, so that nothing is left of a failure."""
+    """A `sheet` with a title: (page, axes). Its folder is created at the end, so that a failure leaves nothing."""
     with sheet(path, rows, columns, size) as axes:
         page = axes[0, 0].figure
         page.suptitle(title, x=0.01, ha="left", color=INK, fontsize=10)
@@ -335,10 +335,10 @@ def _page(
 
 
 def by(size: tuple[int, ...]) -> str:
-    """(7, 7) as "7×7"."""
+    """Format a size: (7, 7) becomes "7×7"."""
     return "×".join(map(str, size))
 
 
 def _rgb(colour: str) -> NDArray[np.float64]:
-    """"#4477aa" as three numbers in 0 … 1."""
+    """Convert a colour such as "#4477aa" to three numbers in 0 … 1."""
     return np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255

@@ -1,4 +1,4 @@
-"""The few places where the plain expression was too slow on the CPU: the same mathematics over rows that stay in cache.
+"""Faster forms of a few expressions that are too slow on the CPU in plain NumPy.
 
-Each file shows the plain expression first; the fast form must equal it, and a test holds the two together.
+Each file shows the plain expression first; the fast form must equal it, and a test compares the two.
 """

@@ -1,9 +1,9 @@
-"""Numbers where a mask holds, zeros elsewhere: what the gradients of relu, clip and max do.
+"""Masking: numbers where a mask is True and zeros elsewhere, for the gradients of relu, clip and max.
 
     plain       xp.where(mask, x, 0)
-    trouble     NumPy's `where` branches at every number, and on a mask like relu's the processor guesses wrong half of
-                the time: it takes eight times as long as `x * mask`. But the product makes NaN of ∞ · 0.
-    idea        a product of the *bits*, as integers, with 0 or 1 is as quick, and an infinity has bits as others do.
+    problem     NumPy's `where` branches at every number, and with a mask like relu's the branch prediction fails half
+                of the time: it takes eight times as long as `x * mask`. But ∞ · 0 is NaN.
+    idea        a product of the *bits*, as integers, with 0 or 1 is as fast, and also right for infinities
 """
 
 from __future__ import annotations

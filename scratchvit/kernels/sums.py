@@ -1,13 +1,13 @@
-"""Sums over any axes that keep their digits: the project's one rule for adding up many float32 numbers.
+"""Accurate sums of many float32 numbers over any axes.
 
     plain       x.sum(axis=axes)
-    trouble     NumPy adds pairwise along the last axis in memory, but row to row along the others. Of a million equal
-                rows, such a running sum in float32 has lost 1 %, and of 2²⁵ ones it is 2²⁴.
-    rule        BLOCK rows are added by a product with ones, which runs at the speed of memory; the sums of the blocks,
-                few numbers, are added in float64. The error is that of BLOCK roundings at worst, whatever the length.
+    problem     NumPy adds pairwise along the last axis in memory, but row by row along others. For a million equal
+                rows, such a running sum in float32 is wrong by 1 %, and for 2²⁵ ones it is 2²⁴.
+    rule        BLOCK rows are added by a matrix product with ones, at the speed of memory; the few sums of the blocks
+                are added in float64. The error is at most that of BLOCK roundings, whatever the length.
 
-Sums over the last axes are left to NumPy, which adds them pairwise; those of float64 and on a GPU, where a reduction is
-a tree, to the array module.
+Sums over the last axes are left to NumPy, which adds pairwise; sums of float64 and on a GPU, which reduces in a tree,
+to the array module.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, backend_of
 
-SHORT = 32          # numbers in a sum whose roundings do not matter
+SHORT = 32          # sums of at most this many numbers are accurate enough in any order
 BLOCK = 128         # rows that are added by one product with ones
-SMALL = 4_096       # entries of a matrix below which a product costs more than a float64 sum
+SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
 
 
 def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """Σ of x over the axes (in 0 … ndim - 1), in x's dtype."""
+    """The sum of x over the axes (in 0 … ndim - 1), in the dtype of x."""
     if x.dtype not in (np.float32, np.float16) or backend_of(x) is not CPU:
         return x.sum(axis=axes, keepdims=keepdims)
     if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
@@ -49,7 +49,7 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
 
 
 def _middle(x: np.ndarray) -> np.ndarray:
-    """Σ over the middle axis of x (outer, N, inner) → (outer, inner)."""
+    """The sum over the middle axis of x (outer, N, inner): (outer, inner)."""
     outer, N, inner = x.shape
     if N * inner < SMALL:
         return x.sum(axis=1, dtype=np.float64).astype(x.dtype)

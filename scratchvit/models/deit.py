@@ -1,14 +1,14 @@
 """DeiT: a ViT that learns from a teacher (Touvron et al., ICML 2021, arXiv 2012.12877).
 
-ViT was best after hundreds of millions of pictures. DeiT needs ImageNet's 1.3 million: the model is the same, its
-training is not. It gets strong augmentation and regularisation, and a teacher whose answers it learns to give too (§4).
-A convolutional network teaches better than a Transformer does, probably because its inductive bias comes with its
-answers (§5.2).
+ViT was pretrained on hundreds of millions of images. DeiT needs only ImageNet's 1.3 million: the model is the same, the
+training is different. It uses strong augmentation and regularisation, and knowledge distillation from a teacher (§4). A
+convolutional network is a better teacher than a Transformer, probably because the student inherits its inductive bias
+(§5.2).
 
-What changes in the model, and only with distillation: a second learned token stands beside the class token and attends
-to the patches in the same blocks. The class token answers to the true label, the *distillation token* to the teacher's.
-Each has a head of its own; at inference their answers are averaged (§4, "classification with our approach: joint
-classifiers"; the paper adds the two softmaxes, its authors' code and timm average the logits, and so does this).
+What changes in the model, and only with distillation: a second learned token next to the class token, which attends to
+the patches in the same blocks. The class token is trained with the true label, the *distillation token* with that of
+the teacher. Each has its own head; at inference the logits are averaged (§4, "classification with our approach: joint
+classifiers": the paper adds the two softmaxes, its authors' code and timm average the logits, as here).
 
     paper                here          shape at DeiT-B, 224×224
     class token          cls_token     (1, 1, 768)
@@ -17,7 +17,8 @@ classifiers"; the paper adds the two softmaxes, its authors' code and timm avera
     distillation head    head_dist     (1000, 768)
     Z_s                  logits        (B, 1000), of the class head or of both
 
-Without the token, DeiT is ViT, trained otherwise: `deit_tiny_patch16_224` is a VisionTransformer. Names are timm's.
+Without distillation, DeiT is a ViT trained differently: `deit_tiny_patch16_224` is a VisionTransformer. Names are as in
+timm.
 """
 
 from __future__ import annotations
@@ -57,21 +58,21 @@ DISTILLED_PRESETS = _presets("_distilled")
 class DistilledVisionTransformer(VisionTransformer):
     """images (B, C, H, W) → logits (B, num_classes), the mean of both heads.
 
-    With `distilled_training` set, and in training mode, it gives both: (class logits, distillation logits), each
-    (B, num_classes), for a loss that tells them apart (eqs. 2 and 3).
+    If `distilled_training` is set, and in training mode, it returns both: (class logits, distillation logits), each
+    (B, num_classes), for a distillation loss (eqs. 2 and 3).
 
-    Raises ScratchvitError as VisionTransformer does, and if the class token is to be left out.
+    Raises ScratchvitError as VisionTransformer does, and for a configuration without class token.
     """
 
     def __init__(self, config: ViTConfig, seed: int = 0):
         if config.global_pool != "token" or not config.class_token:
             raise ScratchvitError(
-                'a distilled model has a head on its class token and one on its distillation token: it needs '
-                f'class_token and global_pool="token", not {config.class_token} and {config.global_pool!r}'
+                'a distilled model has heads on its class token and its distillation token: it needs '
+                f'class_token=True and global_pool="token", not {config.class_token} and {config.global_pool!r}'
             )
         D, classes = config.embed_dim, config.num_classes
         self.distilled_training = False
-        # What is new is made first: ViT's constructor counts the tokens and draws all weights.
+        # Before super().__init__, which counts the tokens and initialises all weights.
         self.dist_token = nn.Parameter(np.zeros((1, 1, D), np.float32))
         self.head_dist = nn.Linear(D, classes) if classes else nn.Identity()
         super().__init__(config, seed)
@@ -81,7 +82,7 @@ class DistilledVisionTransformer(VisionTransformer):
         return [*super().prefix_tokens(), self.dist_token]
 
     def forward_head(self, x: Tensor) -> Any:
-        """tokens (B, 2 + N, D) → logits (B, num_classes), or the pair of them."""
+        """tokens (B, 2 + N, D) → logits (B, num_classes), or a pair of them in distillation training."""
         class_logits = self.head(self.head_drop(x[:, 0]))           # (B, classes)
         distilled_logits = self.head_dist(self.head_drop(x[:, 1]))
         if self.distilled_training and self.training:
@@ -89,16 +90,16 @@ class DistilledVisionTransformer(VisionTransformer):
         return (class_logits + distilled_logits) / 2
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """As ViT's, and the new token a truncated normal."""
+        """ViT's initialisation, and a truncated normal for the distillation token."""
         super().init_weights(rng)
         self.dist_token.assign(init.trunc_normal(self.dist_token.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """As ViT's, and the new token."""
+        """The names of VisionTransformer.no_weight_decay, and the distillation token."""
         return super().no_weight_decay() | {"dist_token"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """As ViT's, with the new token among the embeddings and its head beside the other."""
+        """The layers of a ViT, with the distillation token in the first and its head in the last."""
         embeddings, *blocks, head = super().layer_names()
         return [(*embeddings, "dist_token"), *blocks, (*head, "head_dist")]
 

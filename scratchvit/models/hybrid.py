@@ -1,34 +1,35 @@
-"""Hybrids: a ViT whose patches are cut from the features of a CNN (ViT §3.1, arXiv 2010.11929; augreg, 2106.10270).
+"""Hybrids: a ViT on the features of a CNN instead of pixels (ViT §3.1, arXiv 2010.11929; augreg, 2106.10270).
 
-What changes against ViT is one layer, the first. A patch embedding is a single matrix on raw pixels; a hybrid lets the
-bottom of a ResNet look first, and the Transformer begins with its features:
+What changes against ViT is only the first layer. A patch embedding is a single matrix on raw pixels; in a hybrid, the
+first stages of a ResNet compute features, and the patches are cut from these:
 
     images (B, 3, H, W) → ResNet, stride s → features (B, C, H/s, W/s) → patches of P×P features → tokens (B, N, D)
 
-*What the CNN gives*: edges, textures and parts, found by kernels that know that neighbours belong together. That is
-what a ViT lacks on little data or with few parameters: hybrids lead at small cost, and the lead is gone in large models
-(ViT §4.4, figure 5). *What it costs*: nothing in tokens. A token stands for s·P pixels a side, as if patches were that
-large, so attention is no dearer, and the CNN does its work without anything that grows with N².
+*What the CNN adds*: edges, textures and parts, found by kernels with the inductive bias that neighbours belong
+together. A ViT lacks this with little data or few parameters: hybrids are better at small cost, and the advantage
+disappears in large models (ViT §4.4, figure 5). *What it costs*: no additional tokens. A token covers s·P pixels per
+side, as if patches were that large, so attention costs the same, and the cost of the CNN does not grow with N².
 
-    model          CNN: blocks a stage      s   P    C     N at 224   N at 384
+    model          CNN: blocks per stage    s   P    C     N at 224   N at 384
     R+Ti/16        only the stem            4   8    64     7² =  49   12² = 144
     R26+S/32       2, 2, 2, 2              32   1  2048     7² =  49   12² = 144
     R50+B/16       3, 4, 9                 16   1  1024    14² = 196   24² = 576
     R50+L/32       3, 4, 6, 3              32   1  2048     7² =  49   12² = 144
 
-R50+B/16 is a ResNet-50 whose fourth stage of 3 blocks was moved into the third: as many layers, four times the tokens
-(ViT §4.1). R+Ti/16 and timm's name for it say 16, but its weights have 8×8 patches of features of stride 4: 32.
+R50+B/16 is a ResNet-50 whose fourth stage of 3 blocks was moved into the third: the same number of layers, four times
+as many tokens (ViT §4.1). The names R+Ti/16 and timm's say 16, but the weights have 8×8 patches of features of stride
+4, that is 32.
 
-The CNN is that of resnet_v2.py, group norm and weight standardisation, but with the norms after the convolutions, and
-with TensorFlow's "same" padding, under which every stride rounds up: a side of n pixels has ⌈n / s⌉ features.
+The CNN is that of resnet_v2.py, with group norm and weight standardisation, but with norms after the convolutions and
+with TensorFlow's "same" padding, by which every stride rounds up: a side of n pixels gives ⌈n / s⌉ features.
 
     paper    here                    shape at R50+B/16, 224×224
              patch_embed.backbone    (B, 3, 224, 224) → (B, 1024, 14, 14)
     E        patch_embed.proj        (768, 1024, 1, 1)
 
-Names of parameters are timm's, so that its checkpoints load here and ours there, and so are those of options, but for
-`layers` and `width_factor`: timm's functions fix them. The CNN's blocks begin as their shortcuts, as in Google's code;
-in timm they do not, which only a training from scratch would notice.
+Names of parameters and options are timm's, so that its checkpoints load here and ours there, except `layers` and
+`width_factor`, which timm's functions fix. The blocks of the CNN are initialised as identities, as in Google's code; in
+timm they are not, which only makes a difference for training from scratch.
 """
 
 from __future__ import annotations
@@ -48,13 +49,15 @@ from scratchvit.tensor import Tensor
 
 @dataclass(frozen=True)
 class HybridConfig(ViTConfig):
-    """The sizes of a hybrid: those of a ViT, and of the CNN before it."""
+    """The sizes of a hybrid: those of a ViT, and those of the CNN before it."""
 
-    patch_size: int | tuple[int, int] = option(1, "P: side of the patches, in features of the CNN, or (height, width)")
-    layers: tuple[int, ...] = option(
-        (3, 4, 9), "blocks of each stage of the CNN, up to four stages; none: only its stem"
+    patch_size: int | tuple[int, int] = option(
+        1, "P: side of the patches of the CNN's feature map, or (height, width)"
     )
-    width_factor: int = option(1, "the CNN's channels times this")
+    layers: tuple[int, ...] = option(
+        (3, 4, 9), "blocks in each stage of the CNN, up to four stages; empty: only the stem"
+    )
+    width_factor: int = option(1, "factor of all channel numbers of the CNN")
 
 
 #    name                   CNN's layers    P   D      L   k   pixels
@@ -88,9 +91,9 @@ class HybridEmbed(PatchEmbed):
         features = (math.ceil(H / s), math.ceil(W / s))
         if features[0] % P or features[1] % Q:
             raise ScratchvitError(
-                f"of an image of {H}×{W} the CNN makes {features[0]}×{features[1]} features, which cannot be cut into "
-                f"patches of {P}×{Q}: choose an img_size that is a multiple of {P * s} by one of {Q * s}, or another "
-                "patch_size"
+                f"for an image of {H}×{W} the CNN gives {features[0]}×{features[1]} features, which cannot be divided "
+                f"into patches of {P}×{Q}: choose an img_size whose height is a multiple of {P * s} and width of "
+                f"{Q * s}, or another patch_size"
             )
         super().__init__(replace(config, img_size=features, in_chans=backbone.num_features))
         self.img_size = (H, W)
@@ -103,14 +106,14 @@ class HybridEmbed(PatchEmbed):
 class HybridVisionTransformer(VisionTransformer):
     """images (B, C, H, W), an array or a Tensor → logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or an image's shape does not fit the model.
+    Raises ScratchvitError if sizes are inconsistent, or if the shape of the images does not fit the model.
     """
 
     embed_layer = HybridEmbed
     patch_embed: HybridEmbed
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """As ViT's, and the CNN's."""
+        """ViT's initialisation, and that of the CNN."""
         super().init_weights(rng)
         self.patch_embed.backbone.init_weights(rng)
 

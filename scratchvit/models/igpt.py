@@ -1,16 +1,17 @@
 """iGPT: an image as a sequence of pixels (Chen et al., "Generative Pretraining from Pixels", ICML 2020).
 
-The idea: a language model for pictures. Read the pixels row by row, and learn to say the next one from all before it.
-No labels are needed; what the model must know to guess well (strokes, outlines, what belongs together) turns out to
-be what a classifier needs. In the middle of the stack, that is: the last layers are busy with the next pixel, so the
-paper's linear probe reads the features of a layer between.
+The idea: a language model for images. The pixels are read row by row, and the model learns to predict the next one
+from all before it. No labels are needed; what the model must learn for this (strokes, outlines, objects) is also useful
+for a classifier. The best features are in the middle of the stack: the last layers specialise in the next pixel, so
+the paper's linear probe uses a layer between.
 
-What changes against ViT: every pixel is a token, and nothing is told about neighbours. A pixel is one of K colours of
-a palette, found by k-means, so that a table embeds it and a softmax can guess it: 9 bits instead of 24. Attention is
-causal. And the norm divides by the root of the mean square, without taking the mean out.
+What changes against ViT: every pixel is a token, without any information about its neighbours. A pixel is one of K
+colours of a palette, found by k-means, so that a table can embed it and a softmax can predict it: 9 bits instead of 24.
+Attention is causal. The norm divides by the root mean square, without subtracting the mean (RMS norm).
 
 What it costs: an image of R×R pixels is a sequence of R², its attention matrices have R⁴ entries. At R = 128 each is
-128⁴ · 4 bytes = 1 GiB, and 48 layers with 16 heads hold 768 GiB of them, for one image. Hence 32×32, and hence patches.
+128⁴ · 4 bytes = 1 GiB, and 48 layers with 16 heads have 768 GiB of them, for one image. So iGPT's images are
+32×32, and ViT uses patches.
 
     paper    here              shape at iGPT-S
     x        tokens            (B, 1024): the colour of each of 32 × 32 pixels, row by row
@@ -25,8 +26,8 @@ What it costs: an image of R×R pixels is a sequence of R², its attention matri
 Names and layouts of parameters are those of Hugging Face's ImageGPT, whose matrices in the blocks are (in, out). The
 head is not tied to the embedding, as in the authors' code.
 
-At the end of this file stands what is simpler: pixels as a *set*, for a classifier. That is a ViT whose patches are
-single pixels, each embedded by a matrix (D, C); `pixel_transformer_tiny` is one (see also arXiv 2406.09415).
+The end of this file has a simpler model: a classifier of pixels as a *set*. It is a ViT whose patches are single
+pixels, each embedded by a matrix (D, C); `pixel_transformer_tiny` is one (see also arXiv 2406.09415).
 """
 
 from __future__ import annotations
@@ -54,18 +55,18 @@ from scratchvit.tensor import Tensor
 class IGPTConfig:
     """The sizes of an iGPT."""
 
-    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width): the square is the sequence")
+    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width); every pixel is a token")
     in_chans: int = 3
-    num_classes: int = option(0, "0: it learns to say the next pixel; otherwise to tell so many classes apart")
-    num_colors: int = option(512, "K: the colours of the palette")
-    embed_dim: int = option(512, "d: the numbers in a token")
-    depth: int = option(24, "L: the blocks")
-    num_heads: int = option(8, "divides d")
-    pos_drop_rate: float = option(0.0, "dropout after the positions are added")
-    proj_drop_rate: float = option(0.0, "after attention and MLP")
-    attn_drop_rate: float = option(0.0, "of attention probabilities")
+    num_classes: int = option(0, "0: a generative model, which predicts the next pixel; otherwise a classifier")
+    num_colors: int = option(512, "K: number of colours in the palette")
+    embed_dim: int = option(512, "d: channels (width) of a token")
+    depth: int = option(24, "L: number of blocks")
+    num_heads: int = option(8, "attention heads; must divide d")
+    pos_drop_rate: float = option(0.0, "dropout rate after the positional embedding is added")
+    proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
+    attn_drop_rate: float = option(0.0, "dropout rate of the attention probabilities")
 
-    # (mean, deviation) by which pixels in 0 … 1 become the images that the model and its palette know, in -1 … 1
+    # (mean, std) by which pixels in 0 … 1 are normalised to -1 … 1, the range of the palette
     normalisation: ClassVar = (0.5, 0.5)
 
 
@@ -79,9 +80,9 @@ PRESETS = {
 
 
 def nearest_colors(pixels: Array, palette: Array) -> Array:
-    """The place in the palette (K, C) of the colour nearest to each pixel (..., C): int64 (...).
+    """The index of the nearest colour of the palette (K, C) for each pixel (..., C): int64 (...).
 
-    |x - c|² = |x|² - 2 x·c + |c|², where |x|² is the same for every colour.
+    |x - c|² = |x|² - 2 x·c + |c|², where |x|² is the same for every colour and can be left out.
     """
     xp = array_module(pixels)
     rows = pixels.reshape(-1, pixels.shape[-1])
@@ -96,14 +97,14 @@ def nearest_colors(pixels: Array, palette: Array) -> Array:
 
 
 def even_palette(num_colors: int, channels: int) -> np.ndarray:
-    """Colours evenly spaced from -1 to 1, float32 (K, C): what a model has until k-means has seen pictures."""
+    """Colours evenly spaced from -1 to 1, float32 (K, C): the initial palette, before k-means."""
     levels = np.linspace(-1, 1, math.ceil(num_colors ** (1 / channels)), dtype=np.float32)
     grid = np.stack(np.meshgrid(*[levels] * channels, indexing="ij"), axis=-1).reshape(-1, channels)
     return grid[np.linspace(0, len(grid) - 1, num_colors).round().astype(int)]
 
 
 class LayerNorm(nn.Module):
-    """x / √(mean x² + ε) · weight over the last axis: a layer norm that leaves the mean in. x (..., d), weight (d,)."""
+    """RMS norm, x / √(mean x² + ε) · weight over the last axis: x (..., d), weight (d,)."""
 
     def __init__(self, dim: int, eps: float = 1e-5):
         self.weight = nn.Parameter(np.ones(dim, np.float32))
@@ -114,7 +115,7 @@ class LayerNorm(nn.Module):
 
 
 class Conv1D(nn.Module):
-    """A linear layer under GPT-2's name, its matrix (in, out): x (..., in) → (..., out)."""
+    """A linear layer with GPT-2's name and layout, weight (in, out): x (..., in) → (..., out)."""
 
     def __init__(self, in_features: int, out_features: int):
         self.weight = nn.Parameter(init.normal((in_features, out_features), np.random.default_rng(), 0.02))
@@ -125,7 +126,7 @@ class Conv1D(nn.Module):
 
 
 class KeyValueCache:
-    """The keys and values of one layer for the pixels so far, so that a new pixel needs only its own computed."""
+    """The keys and values of one layer for the pixels so far, so that only those of a new pixel must be computed."""
 
     def __init__(self, batch: int, config: IGPTConfig, num_tokens: int, dtype: Any):
         shape = (batch, config.num_heads, num_tokens, config.embed_dim // config.num_heads)
@@ -133,14 +134,14 @@ class KeyValueCache:
         self.length = 0
 
     def extend(self, k: Array, v: Array) -> tuple[Array, Array]:
-        """Take in those of the next n pixels, each (B, heads, n, d); all so far, as views."""
+        """Append keys and values of the next n pixels, each (B, heads, n, d); returns views of all so far."""
         begin, self.length = self.length, self.length + k.shape[2]
         self.keys[:, :, begin : self.length], self.values[:, :, begin : self.length] = k, v
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
 class Attention(nn.Module):
-    """Multi-head attention of n pixels to themselves and to those before them. x (B, n, D) → (B, n, D)."""
+    """Causal multi-head attention: each pixel attends to itself and the pixels before it. x (B, n, D) → (B, n, D)."""
 
     def __init__(self, config: IGPTConfig):
         D = config.embed_dim
@@ -165,7 +166,7 @@ class Attention(nn.Module):
 
 
 class Mlp(nn.Module):
-    """Four times as wide inside, with x σ(1.702 x), an older approximation of GELU. x (B, n, D) → (B, n, D)."""
+    """The MLP, with hidden width 4 D and x σ(1.702 x), an older approximation of GELU. x (B, n, D) → (B, n, D)."""
 
     def __init__(self, config: IGPTConfig):
         D = config.embed_dim
@@ -178,7 +179,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """GPT-2's block: norms before attention and MLP, nothing but sums on the way from h^0 to h^L (§2.2)."""
+    """GPT-2's block: norms before attention and MLP, and only sums on the residual path from h^0 to h^L (§2.2)."""
 
     def __init__(self, config: IGPTConfig):
         self.ln_1 = LayerNorm(config.embed_dim)
@@ -192,7 +193,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """tokens int (B, n) → (B, n, D), the last norm included. After K colours comes a token that starts a picture."""
+    """tokens int (B, n) → (B, n, D), including the last norm. Token K, after the K colours, starts an image."""
 
     def __init__(self, config: IGPTConfig, num_tokens: int):
         D = config.embed_dim
@@ -203,7 +204,7 @@ class Transformer(nn.Module):
         self.ln_f = LayerNorm(D)
 
     def states(self, tokens: Array, caches: list[KeyValueCache] | None = None) -> Iterator[Tensor]:
-        """h^0 … h^L, each (B, n, D). With caches, one for each block, the tokens are those after what is in them."""
+        """Yield h^0 … h^L, each (B, n, D). With caches, one per block, the tokens follow those that are cached."""
         begin, n = caches[0].length if caches else 0, tokens.shape[1]
         x = self.wte(tokens) + self.wpe.weight[begin : begin + n]
         x = self.drop(x)
@@ -220,7 +221,7 @@ class Transformer(nn.Module):
 
 
 def causal_mask(begin: int, n: int) -> Array:
-    """bool (n, begin + n), on the device: the pixels from `begin` on see themselves and all before, none after."""
+    """The causal mask, bool (n, begin + n) on the device: pixels from `begin` on see themselves and all before."""
     places = current().xp.arange(begin + n)
     return places[begin:, None] >= places
 
@@ -228,13 +229,13 @@ def causal_mask(begin: int, n: int) -> Array:
 class IGPT(nn.Module):
     """images (B, C, H, W) in -1 … 1 → scores (B, K, H·W) of the K colours at every pixel, given those before it.
 
-    Each pixel's K scores are on axis 1, where `ops.cross_entropy` wants them; the truth is `tokens(images)`. With
-    num_classes the same stack is a classifier, to be fine-tuned (§2.3): logits (B, num_classes).
+    The K scores of a pixel are on axis 1, as `ops.cross_entropy` expects; the targets are `tokens(images)`. With
+    num_classes the model is a classifier for fine-tuning (§2.3): logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or an image's shape does not fit the model.
+    Raises ScratchvitError if sizes are inconsistent, or if the shape of the images does not fit the model.
     """
 
-    optional_state = ("palette",)       # weights from elsewhere come without it
+    optional_state = ("palette",)       # third-party weights do not include it
 
     def __init__(self, config: IGPTConfig, seed: int = 0):
         _check(config)
@@ -251,21 +252,21 @@ class IGPT(nn.Module):
         self.set_generator(Generator(seed))
 
     def tokens(self, images: Tensor | Array) -> Array:
-        """images (B, C, H, W) → the places in the palette of their pixels, row by row: int64 (B, H·W)."""
+        """Encode images (B, C, H, W) as palette indices of their pixels, row by row: int64 (B, H·W)."""
         x = check_images(images, (self.config.in_chans, *pair(self.config.img_size)), self.palette.dtype).data
         return nearest_colors(x.reshape(*x.shape[:2], -1).transpose(0, 2, 1), self.palette.data)
 
     def after_start(self, tokens: Any) -> Array:
-        """tokens (B, n) → (B, 1 + n) with the token before them that starts a picture.
+        """Put the start token before tokens (B, n): (B, 1 + n).
 
-        Raises ScratchvitError for more tokens than pixels; if they are on the host, also for one that is no colour.
+        Raises ScratchvitError for more tokens than pixels and, if they are on the host, for tokens out of range.
         """
         K, n = self.config.num_colors, tokens.shape[1]
         if n > self.num_tokens:
             raise ScratchvitError(f"a sequence of {n} pixels is too long: this model's images have {self.num_tokens}")
         if isinstance(tokens, np.ndarray) and tokens.size and not 0 <= tokens.min() <= tokens.max() < K:
             raise ScratchvitError(
-                f"tokens are places in the palette, 0 … {K - 1}, not {tokens.min()} … {tokens.max()}: code the images "
+                f"tokens are palette indices, 0 … {K - 1}, not {tokens.min()} … {tokens.max()}: encode the images "
                 "with this model's own palette"
             )
         tokens = asarray(tokens)
@@ -273,16 +274,16 @@ class IGPT(nn.Module):
         return xp.concatenate([xp.full((len(tokens), 1), K, dtype=tokens.dtype), tokens], axis=1)
 
     def pixel_logits(self, tokens: Any) -> Tensor:
-        """tokens int (B, n), n ≤ H·W → (B, n, K): log p(x_i | x_1 … x_(i-1)) + constant of each colour (§2.1)."""
+        """Logits of the colours, log p(x_i | x_1 … x_(i-1)) + constant (§2.1): tokens int (B, n ≤ H·W) → (B, n, K)."""
         return self.lm_head(self.transformer(self.after_start(tokens)[:, :-1]))
 
     def key_value_caches(self, batch: int) -> list[KeyValueCache]:
-        """Empty ones, for `batch` images and each block: what `transformer` is called with to go on pixel by pixel."""
+        """An empty cache for each block, for `batch` images; `transformer` uses them to generate pixel by pixel."""
         dtype = self.transformer.wte.weight.dtype
         return [KeyValueCache(batch, self.config, self.num_tokens, dtype) for _ in range(self.config.depth)]
 
     def layer_features(self, images: Tensor | Array) -> list[Tensor]:
-        """f^0 … f^L, each (B, D): the mean over all pixels of n^l, what the next block would see (§2.4)."""
+        """Features f^0 … f^L, each (B, D): the mean over all pixels of n^l, the input of the next block (§2.4)."""
         norms = [*(block.ln_1 for block in self.transformer.h), self.transformer.ln_f]
         states = self.transformer.states(self.after_start(self.tokens(images))[:, :-1])
         return [norm(x).mean(dim=1) for norm, x in zip(norms, states)]
@@ -295,16 +296,16 @@ class IGPT(nn.Module):
         return self.score(x.mean(dim=1))                            # from f^L
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """As the authors' code: a deviation of 1/√D in attention, smaller where it joins the sum, and zero heads."""
+        """As in the authors' code: standard deviation 1/√D in attention, smaller in its projection, and zero heads."""
         D, L = self.config.embed_dim, self.config.depth
-        deviations = {"wpe": 0.01, "c_attn": D**-0.5, "attn.c_proj": (D * L) ** -0.5, "lm_head": 0.0, "score": 0.0}
+        stds = {"wpe": 0.01, "c_attn": D**-0.5, "attn.c_proj": (D * L) ** -0.5, "lm_head": 0.0, "score": 0.0}
         for name, parameter in self.named_parameters():
             if parameter.ndim == 2:
-                std = next((std for part, std in deviations.items() if f"{part}.weight" in name), 0.02)
+                std = next((std for part, std in stds.items() if f"{part}.weight" in name), 0.02)
                 parameter.assign(init.normal(parameter.shape, rng, std))
 
     def no_weight_decay(self) -> set[str]:
-        """Tables are no matrices of a layer: decay has no business with them."""
+        """The embedding tables: they are not weight matrices, so weight decay is not applied."""
         return {"transformer.wte.weight", "transformer.wpe.weight"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
@@ -332,8 +333,8 @@ def _check(config: IGPTConfig) -> None:
 class PixelTransformerConfig(ViTConfig):
     """The sizes of a pixel Transformer: a ViT's, with patches of one pixel."""
 
-    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width): every pixel is a token")
-    patch_size: int | tuple[int, int] = option(1, "always one pixel")
+    img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width); every pixel is a token")
+    patch_size: int | tuple[int, int] = option(1, "must be 1: every pixel is a token")
 
 
 #  of ViT's sizes those that can be afforded; at 32×32 a matrix of 1,025 tokens is 4 MiB, and tiny has 36 of them

@@ -1,6 +1,6 @@
-"""Pictures drawn by an iGPT, pixel by pixel. The keys and values of the pixels so far are kept; a step adds one.
+"""Sampling images from an iGPT, pixel by pixel, with a cache of keys and values.
 
-Without them pixel i would cost a forward over i tokens, and a picture of N pixels N²/2 of them.
+Without the cache, pixel i would need a forward pass over i tokens, and an image of N pixels N²/2 tokens in all.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from scratchvit.nn import evaluating
 def sample(
     model: IGPT, tokens: Any, temperature: float = 1.0, top_k: int | None = None, rng: np.random.Generator | None = None
 ) -> Array:
-    """Go on with pictures: the first n pixels, tokens int (B, n), n ≥ 0 → all of them, int64 (B, H·W), on the device.
+    """Complete images: from the first n pixels, tokens int (B, n), n ≥ 0, to all pixels, int64 (B, H·W), on the device.
 
-    A pixel at a time, drawn from what the model says: softmax(logits / temperature) of the top_k likeliest colours, all
-    of them by default. Temperature 0 takes the likeliest. Chance is the rng's, NumPy's, on the host; nothing is read
-    back from the device. The model stays in the mode in which it was.
-    Raises ScratchvitError for a model that learned classes, and for settings or tokens out of range.
+    Each pixel is sampled from softmax(logits / temperature) over the top_k most probable colours, by default all.
+    Temperature 0 always takes the most probable one. Random numbers come from rng, on the host; nothing is copied from
+    the device. The mode of the model (training or evaluation) does not change.
+    Raises ScratchvitError for a classifier, and for settings or tokens out of range.
     """
     if not model.generative:
-        raise ScratchvitError("this iGPT tells classes apart and draws no pixels: take one without num_classes")
+        raise ScratchvitError("this iGPT is a classifier and generates no pixels: use one without num_classes")
     K, N = model.config.num_colors, model.num_tokens
     if not 0 <= temperature < math.inf:
-        raise ScratchvitError(f"temperature must be a number from 0 up, not {temperature}")
+        raise ScratchvitError(f"temperature must be finite and at least 0, not {temperature}")
     if top_k is not None and not 1 <= top_k <= K:
-        raise ScratchvitError(f"top_k is a number of colours, 1 … {K}, not {top_k}")
+        raise ScratchvitError(f"top_k must be from 1 to {K}, the number of colours, not {top_k}")
     rng = rng or np.random.default_rng()
     inputs = model.after_start(tokens)                          # (B, 1 + n)
     B, given = len(inputs), inputs.shape[1] - 1
@@ -41,16 +41,16 @@ def sample(
     caches = model.key_value_caches(B)
     with evaluating(model):
         for i in range(given, N):
-            x = model.transformer(inputs, caches)[:, -1]        # (B, D): what is known when pixel i is drawn
+            x = model.transformer(inputs, caches)[:, -1]        # (B, D): features for predicting pixel i
             pixels[:, i] = _draw(model.lm_head(x).data, temperature, top_k, rng)
             inputs = pixels[:, i : i + 1]                       # (B, 1)
     return pixels
 
 
 def _draw(logits: Array, temperature: float, top_k: int | None, rng: np.random.Generator) -> Array:
-    """A colour for each row of logits (B, K): int64 (B,).
+    """Sample a colour for each row of logits (B, K): int64 (B,).
 
-    The place of the largest logit, after each had a Gumbel number added, is a draw from their softmax (Gumbel-max).
+    The argmax after adding Gumbel noise to the logits is a sample from their softmax (Gumbel-max trick).
     """
     xp = array_module(logits)
     if temperature == 0:

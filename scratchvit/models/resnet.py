@@ -1,11 +1,11 @@
 """ResNet: deep residual learning for image recognition (He et al., CVPR 2016, arXiv 1512.03385).
 
-The idea: a plain network of 56 layers trains *worse* than one of 20, though it could do the same by leaving 36 of its
-layers as identities. So let a block learn what to add to its input instead of its whole output: y = F(x) + x (eq. 1).
-An identity is then F = 0, which is easy to find, and gradients reach the first layers through the sums undisturbed.
+The idea: a plain network of 56 layers trains *worse* than one of 20, although it could compute the same with 36
+identity layers. So let a block learn what to add to its input instead of its whole output: y = F(x) + x (eq. 1). The
+identity is then F = 0, which is easy to learn, and gradients reach the first layers through the sums unchanged.
 
-A ViT has the same residual blocks. What differs is what a ResNet is told: a 3×3 convolution sees neighbours only, alike
-at every place, and stage after stage the map shrinks while its channels double.
+A ViT has the same residual blocks. What differs is the inductive bias: a 3×3 convolution only sees neighbours and is
+the same at every position, and with every stage the map shrinks while its channels double.
 
     paper                here             shape at ResNet-50, 224×224
     x                    images           (B, 3, 224, 224)
@@ -16,16 +16,16 @@ at every place, and stage after stage the map shrinks while its channels double.
     conv4_x              layer3           (B, 1024, 14, 14)
     conv5_x              layer4           (B, 2048, 7, 7)
     F                    what a block adds: its convolutions, each with batch norm (arXiv 1502.03167) after it
-    W_s                  downsample       a 1×1 convolution, where input and output of a block differ in shape
+    W_s                  downsample       a 1×1 convolution, if input and output of a block differ in shape
     average pool, fc     fc               (B, 1000)
 
-Two things are as everyone trains them and not as in the paper: a Bottleneck's stride is that of its 3×3 convolution,
-not of the 1×1 before it, which would throw three quarters of the map away unseen (known as v1.5, in torchvision and
-timm); and the last norm of F starts at zero, so that every block starts as an identity (arXiv 1706.02677, §5.1).
+Two things follow common practice instead of the paper: the stride of a Bottleneck is in its 3×3 convolution, not in the
+1×1 before it, which would ignore three quarters of the map (known as v1.5, in torchvision and timm); and the weight of
+the last norm of F starts at zero, so that every block starts as an identity (arXiv 1706.02677, §5.1).
 
-As a backbone for detection: `features_only` gives the maps after the stages, `output_stride=16` is DETR's DC5, and
-`frozen_bn` its batch norm. Names of parameters and options are timm's; what it does not have as an option is bottleneck
-(there the class of a block), small_stem and frozen_bn.
+As a backbone for detection: `features_only` returns the maps after the stages, `output_stride=16` is DETR's DC5, and
+`frozen_bn` its batch norm. Names of parameters and options are timm's, except the options bottleneck (in timm the class
+of a block), small_stem and frozen_bn, which timm does not have.
 """
 
 from __future__ import annotations
@@ -48,22 +48,24 @@ from scratchvit.tensor import Tensor
 class ResNetConfig:
     """The sizes of a ResNet."""
 
-    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks of each stage")
-    bottleneck: bool = option(True, "blocks of 1×1, 3×3, 1×1 convolutions (the last fourfold); False: of two 3×3")
-    channels: tuple[int, ...] = option((64, 128, 256, 512), "of the 3×3 convolutions of each stage")
-    img_size: int | tuple[int, int] = option(224, "what it is meant for; the model takes images of any size")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in each stage")
+    bottleneck: bool = option(
+        True, "bottleneck blocks of 1×1, 3×3, 1×1 convolutions (the last 4 times as wide); no: blocks of two 3×3"
+    )
+    channels: tuple[int, ...] = option((64, 128, 256, 512), "channels of the 3×3 convolutions in each stage")
+    img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
     in_chans: int = 3
     num_classes: int = option(1000, "0: no head, the pooled features come out")
-    small_stem: bool = option(False, "for images of about 32×32: conv1 is 3×3 with stride 1, and nothing is pooled")
-    output_stride: int = option(32, "32, 16 or 8: beyond this stride a stage dilates its kernels instead of shrinking")
-    features_only: bool = option(False, "no head: the maps at out_indices come out, as a list")
+    small_stem: bool = option(False, "for images of about 32×32: conv1 is 3×3 with stride 1, without the max pool")
+    output_stride: int = option(32, "32, 16 or 8: later stages use dilated kernels instead of a larger stride")
+    features_only: bool = option(False, "return the feature maps of out_indices as a list; no head")
     out_indices: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "0: before the max pool; 1…4: after that stage; later ones unbuilt"
+        (0, 1, 2, 3, 4), "maps to return: 0, before the max pool; 1…4, after that stage. Later stages are not built"
     )
-    frozen_bn: bool = option(False, "batch norm whose statistics, weight and bias never change")
-    zero_init_last: bool = option(True, "whether the last norm of every block starts at zero")
-    drop_rate: float = option(0.0, "dropout before the head")
-    drop_path_rate: float = option(0.0, "stochastic depth of the last block; earlier ones linearly less")
+    frozen_bn: bool = option(False, "freeze batch norm: its statistics, weight and bias never change")
+    zero_init_last: bool = option(True, "whether the weight of the last norm of every block starts at zero")
+    drop_rate: float = option(0.0, "dropout rate before the head")
+    drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rises linearly from 0 at the first")
 
 
 #   layers: conv2_x conv3_x conv4_x conv5_x   each block        Table 1 of the paper
@@ -81,7 +83,7 @@ def _norm(config: ResNetConfig, channels: int) -> nn.BatchNorm2d | nn.FrozenBatc
 
 
 def _downsample(config: ResNetConfig, in_channels: int, out_channels: int, stride: int) -> nn.Sequential | None:
-    """W_s of eq. 2, only where shapes differ (the paper's option B)."""
+    """The shortcut's projection W_s of eq. 2, used only if shapes differ (the paper's option B)."""
     if stride == 1 and in_channels == out_channels:
         return None
     return nn.Sequential(
@@ -156,7 +158,7 @@ class ResNet(nn.Module):
     """images (B, C, H, W), an array or a Tensor → logits (B, num_classes); with features_only, a list of feature maps.
 
     feature_strides, feature_channels: of the maps at `out_indices`, in their order.
-    Raises ScratchvitError for options that do not fit together and for images with other channels than in_chans.
+    Raises ScratchvitError for inconsistent options, and for images with another number of channels than in_chans.
     """
 
     def __init__(self, config: ResNetConfig, seed: int = 0):
@@ -176,8 +178,8 @@ class ResNet(nn.Module):
         for stage, depth in enumerate(config.layers[:last_stage], start=1):
             width, stride, before = config.channels[stage - 1], 1 if stage == 1 else 2, dilation
             if stage_stride * stride > config.output_stride:
-                # To meet, without shrinking the map, what a stride would have let it meet, the kernels of all later
-                # blocks reach twice as far.
+                # Dilation instead of stride: the map keeps its size, and the kernels of all later blocks are spread
+                # by a factor of 2, so that they see the same positions as with a stride.
                 dilation, stride = dilation * stride, 1
             stage_stride *= stride
             blocks = []
@@ -200,11 +202,11 @@ class ResNet(nn.Module):
         self.set_generator(Generator(seed))
 
     def stages(self) -> list[nn.Module]:
-        """layer1 … layer4, as many as were built."""
+        """The stages that were built, of layer1 … layer4."""
         return [module for name, module in self.named_children() if name.startswith("layer")]
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """images (B, C, H, W) → the map before the max pool and those after each stage (B, channels, H / s, W / s)."""
+        """images (B, C, H, W) → maps before the max pool and after each stage, each (B, channels, H / s, W / s)."""
         x = check_images(x, (self.config.in_chans, None, None), self.conv1.weight.dtype)
         x = ops.relu(self.bn1(self.conv1(x)))
         maps = [x]
@@ -216,7 +218,7 @@ class ResNet(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """images (B, C, H, W) → the last stage's map (B, num_features, H / 32, W / 32)."""
+        """images (B, C, H, W) → the map of the last stage (B, num_features, H / 32, W / 32)."""
         return self.forward_maps(x)[-1]
 
     def forward_head(self, x: Tensor) -> Tensor:
@@ -228,11 +230,11 @@ class ResNet(nn.Module):
         return [maps[i] for i in self.config.out_indices] if self.config.features_only else self.forward_head(maps[-1])
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Convolutions keep the variance of gradients (arXiv 1502.01852); the head is PyTorch's; last norms zero."""
+        """He initialisation for convolutions (arXiv 1502.01852), PyTorch's for the head; last norms start at zero."""
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 module.weight.assign(init.kaiming_normal(module.weight.shape, rng, mode="fan_out"))
-            # A frozen norm that starts at zero would stay there, and its block never do anything.
+            # A frozen norm that starts at zero would stay zero, and so would the output of its block.
             if isinstance(module, BasicBlock | Bottleneck) and self.config.zero_init_last:
                 weight = module.last_norm().weight
                 if isinstance(weight, nn.Parameter):
@@ -244,7 +246,7 @@ class ResNet(nn.Module):
             self.fc.bias.assign(init.uniform(self.fc.bias.shape, rng, bound))
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
         blocks = [
             (f"layer{stage}.{i}",)
             for stage, modules in enumerate(self.stages(), start=1)
@@ -254,16 +256,16 @@ class ResNet(nn.Module):
 
 
 def _check(config: ResNetConfig) -> None:
-    """Raise ScratchvitError for options that do not fit together."""
+    """Raise ScratchvitError for inconsistent options."""
     check_numbers(config)
     if len(config.layers) != 4 or min(config.layers) < 1:
-        raise ScratchvitError(f"layers gives the blocks of four stages, at least one in each, not {config.layers}")
+        raise ScratchvitError(f"layers must be numbers of blocks for four stages, at least 1 each, not {config.layers}")
     if len(config.channels) != 4 or min(config.channels) < 1:
-        raise ScratchvitError(f"channels gives the width of four stages, at least 1 in each, not {config.channels}")
+        raise ScratchvitError(f"channels must be the widths of four stages, each at least 1, not {config.channels}")
     if config.output_stride not in (8, 16, 32):
-        raise ScratchvitError(f"output_stride is 32, 16 or 8, not {config.output_stride}")
+        raise ScratchvitError(f"output_stride must be 32, 16 or 8, not {config.output_stride}")
     if config.small_stem and config.output_stride != 32:
-        raise ScratchvitError("with small_stem the last map has stride 8: leave output_stride alone")
+        raise ScratchvitError("with small_stem the last map has stride 8: do not set output_stride")
     check_out_indices(config)
 
 

@@ -1,16 +1,17 @@
 """ResNetV2 as in BiT: a ResNet made to be scaled and transferred (Kolesnikov et al., ECCV 2020, arXiv 1912.11370).
 
-This is what ViT was first compared with, and the CNN inside its hybrids (hybrid.py). Against ResNet (1512.03385):
+ViT was first compared with this model, and it is the CNN in ViT's hybrids (hybrid.py). What changes against ResNet
+(1512.03385):
 
-*No batch statistics* (BiT §2). Batch norm sees too few images when a large model is spread over many devices, and its
-running averages fit the data it was trained on, not the data it is taken to. Here group norm takes the mean over groups
-of channels of one image (1803.08494). Weight standardisation (1903.10520) makes up for what that loses against batch
-norm: the kernel of every output channel o has mean 0 and deviation 1, whatever was learned,
+*No batch statistics* (BiT §2). If a large model is distributed over many devices, batch norm sees too few images on
+each, and its running averages fit the training data, not those of a transfer task. Here group norm normalises groups of
+channels of one image (1803.08494). Weight standardisation (1903.10520) compensates for the loss against batch norm: the
+kernel of every output channel o is normalised to mean 0 and standard deviation 1,
 
     Ŵ_o = (W_o - μ_o) / √(σ_o² + ε),   μ_o and σ_o² over the in · k · k numbers of W_o
 
-*Pre-activation* (He et al. 2016, arXiv 1603.05027). Norm and ReLU stand before each convolution instead of after it, so
-nothing stands on the shortcut, and the sum of all blocks' outputs reaches the last norm as it is.
+*Pre-activation* (He et al. 2016, arXiv 1603.05027). Norm and ReLU are before each convolution instead of after it, so
+that there is nothing on the shortcut, and the sum of the outputs of all blocks reaches the last norm unchanged.
 
 *Width.* "×3" has three times the channels everywhere.
 
@@ -18,11 +19,11 @@ nothing stands on the shortcut, and the sum of all blocks' outputs reaches the l
     x         images            (B, 3, 224, 224)
               stem              (B, 64, 56, 56): 7×7 convolution and 3×3 max pooling, each of stride 2
     stage i   stages.i          (B, 256, 56, 56), (B, 512, 28, 28), (B, 1024, 14, 14), (B, 2048, 7, 7)
-    W         conv?.weight      (out, in, k, k), standardised wherever it is used
-              norm, head.fc     group norm and ReLU, mean over all places, 1×1 convolution (1000, 2048, 1, 1)
+    W         conv?.weight      (out, in, k, k), standardised in every forward pass
+              norm, head.fc     group norm and ReLU, mean over all positions, 1×1 convolution (1000, 2048, 1, 1)
 
-Names of parameters and options are timm's, so that its checkpoints load here and ours there; padding_same stands for
-its stem_type and conv_layer.
+Names of parameters and options are timm's, so that its checkpoints load here and ours there; padding_same replaces its
+stem_type and conv_layer.
 """
 
 from __future__ import annotations
@@ -48,21 +49,23 @@ STEM_CHANNELS = 64                  # at width 1
 class ResNetV2Config:
     """The sizes of a ResNetV2."""
 
-    img_size: int | tuple[int, int] = option(224, "what it is meant for; the model takes images of any size")
+    img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
     in_chans: int = 3
     num_classes: int = option(1000, "0: no head, the pooled features come out")
-    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks of each stage; three convolutions a block")
-    channels: tuple[int, ...] = option((256, 512, 1024, 2048), "of each stage's output, at width 1")
-    width_factor: int = option(1, "all channels times this")
-    preact: bool = option(True, "norm and ReLU before each convolution; False: after it, as in ViT's hybrids")
-    padding_same: bool = option(False, "True: TensorFlow's, uneven and by the image's size; False: k // 2 on each side")
-    global_pool: str = option("avg", "\"avg\", or \"\" for the whole last feature map (without a head)")
-    features_only: bool = option(False, "no head: the maps at out_indices come out, as a list")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in each stage, each of three convolutions")
+    channels: tuple[int, ...] = option(
+        (256, 512, 1024, 2048), "output channels of each stage, before multiplication by width_factor"
+    )
+    width_factor: int = option(1, "factor of all channel numbers")
+    preact: bool = option(True, "norm and ReLU before each convolution; no: after it, as in ViT's hybrids")
+    padding_same: bool = option(False, "TensorFlow's \"SAME\" padding, which can be uneven; no: k // 2 on each side")
+    global_pool: str = option("avg", "\"avg\", or \"\" for the last feature map without pooling and head")
+    features_only: bool = option(False, "return the feature maps of out_indices as a list; no head")
     out_indices: tuple[int, ...] = option(
         (0, 1, 2, 3, 4), "0: before the max pool; 1…4: after that stage; later ones unbuilt"
     )
-    drop_rate: float = option(0.0, "dropout before the head")
-    drop_path_rate: float = option(0.0, "stochastic depth of the last block; earlier ones linearly less")
+    drop_rate: float = option(0.0, "dropout rate before the head")
+    drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rises linearly from 0 at the first")
 
 
 #    name              layers         width  pixels of timm's default weights
@@ -82,7 +85,7 @@ PRESETS = {
 
 
 class StdConv2d(nn.Conv2d):
-    """A convolution with a standardised kernel, without bias: a norm follows, to which neither would matter."""
+    """A convolution with weight standardisation, without bias, which the following norm would remove."""
 
     def __init__(self, config: ResNetV2Config, in_channels: int, out_channels: int, kernel_size: int, stride: int = 1):
         padding = "same" if config.padding_same else kernel_size // 2
@@ -93,12 +96,12 @@ class StdConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """The norm of this paper: 32 groups, whatever the width."""
+    """Group norm with 32 groups, whatever the width."""
     return nn.GroupNorm(GROUPS, channels)
 
 
 class Stem(nn.Module):
-    """To a quarter of each side at once: images (B, C, H, W) → (B, 64·width, H/4, W/4), each side rounded up."""
+    """The stem, of stride 4: images (B, C, H, W) → (B, 64·width, H/4, W/4), each side rounded up."""
 
     stride = 4
 
@@ -109,26 +112,26 @@ class Stem(nn.Module):
         self.norm = nn.Identity() if config.preact else group_norm(self.num_features)
 
     def before_pooling(self, x: Tensor) -> Tensor:
-        """images → (B, 64·width, H/2, W/2)."""
+        """The convolution of the stem: images (B, C, H, W) → (B, 64·width, H/2, W/2)."""
         x = self.conv(x)
         return x if self.config.preact else ops.relu(self.norm(x))
 
     def pool(self, x: Tensor) -> Tensor:
-        """The maximum of 3×3 places, at every second place."""
+        """3×3 max pooling with stride 2."""
         if self.config.padding_same:
             return ops.max_pool2d(x, 3, stride=2, padding="same")
-        return ops.max_pool2d(x.pad((1, 1, 1, 1)), 3, stride=2)     # BiT's zeros do take part in the maximum
+        return ops.max_pool2d(x.pad((1, 1, 1, 1)), 3, stride=2)     # in BiT the zero padding takes part in the maximum
 
     def forward(self, x: Tensor) -> Tensor:
         return self.pool(self.before_pooling(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """PyTorch's own for a convolution, which timm leaves to a stem without stages."""
+        """PyTorch's initialisation of a convolution, as timm has it for a stem without stages."""
         self.conv.weight.assign(init.kaiming_uniform(self.conv.weight.shape, rng, a=5**0.5))
 
 
 class Downsample(nn.Module):
-    """The shortcut of a stage's first block, where the sizes change: a 1×1 convolution."""
+    """The shortcut of the first block of a stage, which changes the shape: a 1×1 convolution."""
 
     def __init__(self, config: ResNetV2Config, in_channels: int, channels: int, stride: int):
         self.conv = StdConv2d(config, in_channels, channels, 1, stride)
@@ -139,7 +142,7 @@ class Downsample(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """x + three convolutions of it: to a quarter of the channels, 3×3 among them, and back.
+    """A pre-activation bottleneck block, x + F(x): F reduces the channels to a quarter, applies 3×3, and expands.
 
     x (B, in_channels, H, W) → (B, channels, H / stride, W / stride). first: of its stage, with a convolved shortcut.
     """
@@ -167,7 +170,7 @@ class PreActBottleneck(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """The same with norm and ReLU after each convolution, as in the first ResNet."""
+    """A bottleneck block with norm and ReLU after each convolution, as in the first ResNet."""
 
     def __init__(
         self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_path: float, first: bool
@@ -191,7 +194,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks of one resolution; the first changes the channels, and by its stride the resolution."""
+    """The blocks of one resolution; the first changes the number of channels and, by its stride, the resolution."""
 
     def __init__(
         self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_paths: list[float]
@@ -208,7 +211,7 @@ class Stage(nn.Module):
 
 
 class Head(nn.Module):
-    """The mean over all places, classified: (B, C, H, W) → (B, num_classes)."""
+    """The head: mean over all positions, then a 1×1 convolution. (B, C, H, W) → (B, num_classes)."""
 
     def __init__(self, config: ResNetV2Config, channels: int):
         self.drop = nn.Dropout(config.drop_rate)
@@ -226,7 +229,7 @@ class ResNetV2(nn.Module):
     With features_only a list of feature maps (not the last norm's), with global_pool="" the last one alone.
 
     feature_strides, feature_channels: of the maps at `out_indices`, in their order.
-    Raises ScratchvitError for options that do not fit together and for images with other channels than in_chans.
+    Raises ScratchvitError for inconsistent options, and for images with another number of channels than in_chans.
     """
 
     def __init__(self, config: ResNetV2Config, seed: int = 0):
@@ -257,7 +260,7 @@ class ResNetV2(nn.Module):
         self.set_generator(Generator(seed))
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """images (B, C, H, W) → the map before the max pool and those after each stage (B, channels, H / s, W / s)."""
+        """images (B, C, H, W) → maps before the max pool and after each stage, each (B, channels, H / s, W / s)."""
         x = check_images(x, (self.config.in_chans, None, None), self.stem.conv.weight.dtype)
         maps = [self.stem.before_pooling(x)]
         x = self.stem.pool(maps[0])
@@ -267,7 +270,7 @@ class ResNetV2(nn.Module):
         return maps
 
     def forward_features(self, x: Tensor) -> Tensor:
-        """images (B, C, H, W) → the last stage's map (B, num_features, H / 32, W / 32), normalised with preact."""
+        """images (B, C, H, W) → the map of the last stage (B, num_features, H / 32, W / 32), normalised if preact."""
         x = self.forward_maps(x)[-1]
         return x if isinstance(self.norm, nn.Identity) else ops.relu(self.norm(x))
 
@@ -298,7 +301,7 @@ class ResNetV2(nn.Module):
                 module.fc.bias.assign(0)
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
         layers: list[tuple[str, ...]] = [("stem",)]
         for i, stage in enumerate(self.stages):
             layers += [(f"stages.{i}.blocks.{j}",) for j in range(len(stage.blocks))]
@@ -307,14 +310,14 @@ class ResNetV2(nn.Module):
 
 
 def _check(config: ResNetV2Config) -> None:
-    """Raise ScratchvitError for options that do not fit together."""
+    """Raise ScratchvitError for inconsistent options."""
     stages, narrowest = len(config.channels), 4 * GROUPS
     check_numbers(config)
     if not 1 <= len(config.layers) <= stages or min(config.layers) < 1:
-        raise ScratchvitError(f"layers are one to {stages} numbers of blocks, each at least 1, not {config.layers}")
+        raise ScratchvitError(f"layers must be one to {stages} numbers of blocks, each at least 1, not {config.layers}")
     if any(channels * config.width_factor % narrowest for channels in config.channels):
         raise ScratchvitError(
-            f"a block's narrow part, a quarter of its channels, is normalised in {GROUPS} groups: channels × "
+            f"the narrow part of a block, a quarter of its channels, is normalised in {GROUPS} groups: channels × "
             f"width_factor must be multiples of {narrowest}, not {config.channels} × {config.width_factor}"
         )
     if config.global_pool not in ("avg", "") or (config.num_classes and not config.global_pool):

@@ -1,4 +1,4 @@
-"""Initial weights: float32 NumPy arrays drawn on the host, so that a seed gives the same model on every device."""
+"""Weight initialisation: float32 NumPy arrays drawn on the host, so that a seed gives the same model on any device."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ _drawing = True
 
 
 def is_drawing() -> bool:
-    """Whether initial weights are really drawn; not inside `without_weights`."""
+    """Whether initial weights are drawn: False inside `without_weights`."""
     return _drawing
 
 
 @contextlib.contextmanager
 def without_weights() -> Iterator[None]:
-    """Models created inside have the right shapes and no weights: good for counting, not for computing.
+    """Context manager in which models are created with shapes but without weights, for counting parameters and costs.
 
-    An initialiser then gives one zero, broadcast to its shape (a view with stride 0), and `Parameter.assign` does
-    nothing. ViT-H/14 takes milliseconds instead of seconds and 2.5 GB.
+    Initialisers then return a single zero, broadcast to the shape (a view with stride 0), and `Parameter.assign` does
+    nothing. Creating ViT-H/14 takes milliseconds instead of seconds and 2.5 GB.
     """
     global _drawing
     before, _drawing = _drawing, False
@@ -43,21 +43,21 @@ def _initialiser(draw: Callable[..., np.ndarray]) -> Callable[..., np.ndarray]:
 
 @_initialiser
 def uniform(shape: tuple[int, ...], rng: np.random.Generator, bound: float) -> np.ndarray:
-    """Uniform in [-bound, bound): float32 of any shape."""
+    """Draw float32 from a uniform distribution on [-bound, bound); any shape."""
     return (rng.random(shape, dtype=np.float32) * 2 - 1) * np.float32(bound)
 
 
 @_initialiser
 def normal(shape: tuple[int, ...], rng: np.random.Generator, std: float) -> np.ndarray:
-    """Normal with mean 0 and deviation std: float32 of any shape."""
+    """Draw float32 from a normal distribution with mean 0 and standard deviation std; any shape."""
     return rng.standard_normal(shape, dtype=np.float32) * np.float32(std)
 
 
 @_initialiser
 def trunc_normal(shape: tuple[int, ...], rng: np.random.Generator, std: float = 0.02, limit: float = 2.0) -> np.ndarray:
-    """Normal with mean 0 and deviation std, float32 of any shape.
+    """Draw float32 from a truncated normal distribution with mean 0 and standard deviation std; any shape.
 
-    Values beyond ±limit are drawn again: an absolute limit, as in timm.
+    Values beyond ±limit are drawn again. The limit is absolute, not a multiple of std, as in timm.
     """
     values = normal(shape, rng, std)
     while (beyond := np.abs(values) > limit).any():
@@ -66,26 +66,27 @@ def trunc_normal(shape: tuple[int, ...], rng: np.random.Generator, std: float = 
 
 
 def fans(shape: tuple[int, ...]) -> tuple[int, int]:
-    """How many inputs an output sees, and outputs an input reaches: weight (out, in) or (out, in, *kernel)."""
+    """(fan_in, fan_out) of a weight of shape (out, in) or (out, in, *kernel): inputs per output, outputs per input."""
     taps = math.prod(shape[2:])
     return shape[1] * taps, shape[0] * taps
 
 
 @_initialiser
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator, a: float = 0.0) -> np.ndarray:
-    """Keeps the variance forward through leaky ReLU of slope a (He et al. 2015, arXiv 1502.01852, eq. 15).
+    """He initialisation, uniform: preserves the variance in the forward pass through leaky ReLU of slope a.
 
-    Uniform within ±√(6 / ((1 + a²) fan_in)).
-    shape: of a weight, (out, in) or (out, in, *kernel).
+    Uniform within ±√(6 / ((1 + a²) fan_in)) (He et al. 2015, arXiv 1502.01852, eq. 15).
+    shape: (out, in) or (out, in, *kernel).
     """
     return uniform(shape, rng, math.sqrt(6 / ((1 + a * a) * fans(shape)[0])))
 
 
 @_initialiser
 def kaiming_normal(shape: tuple[int, ...], rng: np.random.Generator, mode: str = "fan_out") -> np.ndarray:
-    """Keeps the variance through ReLU, with a normal distribution (He et al. 2015, arXiv 1502.01852, eq. 10 and 14).
+    """He initialisation, normal: preserves the variance through ReLU.
 
-    shape: of a weight, (out, in) or (out, in, *kernel).  mode: "fan_in" forward, "fan_out" backward.
+    Standard deviation √(2 / fan) (He et al. 2015, arXiv 1502.01852, eq. 10 and 14). shape: (out, in) or
+    (out, in, *kernel).  mode: "fan_in" for the forward pass, "fan_out" for the backward pass.
     Raises ValueError for another mode.
     """
     if mode not in ("fan_in", "fan_out"):
@@ -95,18 +96,18 @@ def kaiming_normal(shape: tuple[int, ...], rng: np.random.Generator, mode: str =
 
 @_initialiser
 def xavier_uniform(shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0) -> np.ndarray:
-    """Keeps the variance forward and backward through a linear layer (Glorot & Bengio 2010, eq. 16).
+    """Xavier initialisation, uniform: a compromise that preserves the variance in the forward and backward pass.
 
-    Uniform within ±gain · √(6 / (fan_in + fan_out)).
-    shape: of a weight, (out, in) or (out, in, *kernel).
+    Uniform within ±gain · √(6 / (fan_in + fan_out)) (Glorot & Bengio 2010, eq. 16).
+    shape: (out, in) or (out, in, *kernel).
     """
     return uniform(shape, rng, gain * math.sqrt(6 / sum(fans(shape))))
 
 
 @_initialiser
 def xavier_normal(shape: tuple[int, ...], rng: np.random.Generator, gain: float = 1.0) -> np.ndarray:
-    """As xavier_uniform, with a normal distribution of deviation gain · √(2 / (fan_in + fan_out)).
+    """Xavier initialisation, normal, with standard deviation gain · √(2 / (fan_in + fan_out)).
 
-    shape: of a weight, (out, in) or (out, in, *kernel).
+    shape: (out, in) or (out, in, *kernel).
     """
     return normal(shape, rng, gain * math.sqrt(2 / sum(fans(shape))))

@@ -1,7 +1,7 @@
-"""Layers: an op together with its parameters. Names, shapes and initial weights are PyTorch's.
+"""Layers: ops together with their parameters. Names, shapes and initial weights are those of PyTorch.
 
-`rng` is the NumPy generator that initial weights are drawn from; without one they differ from run to run. (A model
-draws all of its weights again from its seed.) A layer raises what its op raises, with the op's name.
+`rng` is the NumPy generator for the initial weights; without one they differ from run to run. (A model initialises all
+its weights again from its seed.) A layer raises the errors of its op, with the name of the op.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from scratchvit.tensor import Tensor
 
 
 class Identity(Module):
-    """Nothing: x of any shape → x."""
+    """The identity: returns x, of any shape."""
 
     def forward(self, x: Tensor) -> Tensor:
         return x
 
 
 class Linear(Module):
-    """y = x Wᵀ + b: x (..., in), weight (out, in), bias (out,), y (..., out)."""
+    """Linear layer y = x Wᵀ + b: x (..., in), weight (out, in), bias (out,), y (..., out)."""
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True, rng: np.random.Generator | None = None):
         rng = rng or np.random.default_rng()
@@ -58,7 +58,7 @@ class _Conv(Module):
         rng: np.random.Generator | None = None,
     ):
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups} groups divide neither or only one of {in_channels} and {out_channels} channels")
+            raise ValueError(f"{groups} groups must divide both {in_channels} input and {out_channels} output channels")
         rng = rng or np.random.default_rng()
         kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
         shape = (out_channels, in_channels // groups, *kernel)
@@ -141,8 +141,8 @@ class BatchNorm2d(Module):
     """Normalise channels over the batch (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
     x (B, channels, H, W); weight, bias and running statistics (channels,).
-    momentum: the share of the newest batch in the running statistics; None for the plain mean of all batches so far.
-    Raises ValueError for another number of channels, and in training for one value per channel.
+    momentum: weight of the newest batch in the running statistics; None: mean of all batches so far.
+    Raises ValueError for another number of channels, and in training for a single value per channel.
     """
 
     optional_state = ("num_batches_tracked",)       # checkpoints from before PyTorch 0.4.1 do not have it
@@ -171,12 +171,12 @@ class BatchNorm2d(Module):
 
 
 class FrozenBatchNorm2d(Module):
-    """A BatchNorm2d that nothing changes any more: four buffers, and the running statistics in training too.
+    """Batch norm with fixed statistics, weight and bias, in training too: all four are buffers.
 
-    For small batches on top of a trained backbone, as in DETR. x (B, channels, H, W); all buffers (channels,).
+    For small batches with a pretrained backbone, as in DETR. x (B, channels, H, W); all buffers (channels,).
     """
 
-    optional_state = ("num_batches_tracked",)       # a BatchNorm2d's state loads here
+    optional_state = ("num_batches_tracked",)       # so that the state of a BatchNorm2d can be loaded
 
     def __init__(self, num_features: int, eps: float = 1e-5):
         self.weight = Buffer(np.ones(num_features, np.float32))
@@ -193,7 +193,7 @@ class FrozenBatchNorm2d(Module):
 
 
 class Embedding(Module):
-    """A learned vector for each of n numbers: index int (...), weight (n, dim), y (..., dim)."""
+    """A table of n learned vectors: index int (...) in 0 … n - 1, weight (n, dim), y (..., dim)."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None):
         self.weight = Parameter(init.normal((num_embeddings, embedding_dim), rng or np.random.default_rng(), 1.0))
@@ -206,9 +206,9 @@ class Embedding(Module):
 
 
 class PReLU(Module):
-    """max(x, 0) + weight · min(x, 0) of x of any shape (He et al. 2015, arXiv 1502.01852, eq. 1).
+    """PReLU, max(x, 0) + weight · min(x, 0), for x of any shape (He et al. 2015, arXiv 1502.01852, eq. 1).
 
-    weight (1,): one learned slope, which begins at 0.25.
+    weight (1,): a learned slope, initially 0.25.
     """
 
     def __init__(self) -> None:
@@ -219,7 +219,10 @@ class PReLU(Module):
 
 
 class Dropout(Module):
-    """While training, set entries of x to zero with probability p and scale the others by 1 / (1 - p). x: any shape."""
+    """Dropout: in training, set entries of x to 0 with probability p and multiply the others by 1 / (1 - p).
+
+    x: any shape. In evaluation mode x is returned unchanged.
+    """
 
     def __init__(self, p: float = 0.5):
         self.p = p
@@ -233,7 +236,7 @@ class Dropout(Module):
 
 
 class DropPath(Dropout):
-    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): as Dropout, for whole samples of a residual branch.
+    """Stochastic depth (Huang et al. 2016, arXiv 1603.09382): dropout of whole samples, for residual branches.
 
     x (B, ...).
     """
@@ -243,14 +246,14 @@ class DropPath(Dropout):
 
 
 class GELU(Module):
-    """x Φ(x) of x of any shape (Hendrycks & Gimpel, arXiv 1606.08415), as a module of a Sequential."""
+    """GELU, x Φ(x), for x of any shape (Hendrycks & Gimpel, arXiv 1606.08415), as a module for Sequential."""
 
     def forward(self, x: Tensor) -> Tensor:
         return ops.gelu(x)
 
 
 class Mlp(Module):
-    """Linear, activation, linear, with dropout after each: x (..., dim) → (..., hidden) → (..., out_dim, or dim)."""
+    """Two linear layers with an activation between and dropout after each: x (..., dim) → (..., out_dim or dim)."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Module: a tree of layers whose leaves are parameters. Names are the paths in that tree, as in PyTorch."""
+"""Module, the base class of layers and models: a tree of modules with parameters. Names are paths, as in PyTorch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from scratchvit.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A Tensor that is learned. Raises TypeError for integers, as Tensor does."""
+    """A learned Tensor of a module, floating-point and of any shape. Raises TypeError for integers."""
 
     __slots__ = ()
 
@@ -25,29 +25,32 @@ class Parameter(Tensor):
         super().__init__(data, requires_grad)
 
     def assign(self, values: Any) -> None:
-        """Overwrite the values in place; a number fills. Does nothing inside `init.without_weights()`."""
+        """Overwrite the values in place, with an array or one number. Does nothing inside `init.without_weights()`."""
         if init.is_drawing():
             self.overwrite(values)
 
 
 class Buffer(Tensor):
-    """A Tensor that belongs to the state but is not learned: running statistics, counters."""
+    """A Tensor that is part of the state but not learned, such as running statistics and counters."""
 
     __slots__ = ()
 
 
 class Module:
-    """A layer or a model: define `__init__` with parameters and other modules as attributes, and `forward`.
+    """Base class of layers and models. A subclass assigns parameters and modules in `__init__` and defines `forward`.
 
-    Whatever is assigned to an attribute and is a Parameter, a Buffer or a Module is found in the order of assignment.
+    Attributes that are a Parameter, a Buffer or a Module are registered in the order of assignment.
     """
 
     training = True
-    optional_state: tuple[str, ...] = ()    # names that a state dictionary may have or lack for this module
+    optional_state: tuple[str, ...] = ()    # names that may be missing in a state dictionary
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Raises TypeError where a Parameter, Buffer or Module would be replaced by something that is none (but None):
-        it would silently leave `parameters()` and the saved state."""
+        """Set an attribute.
+
+        Raises TypeError if a Parameter, Buffer or Module would be replaced by another type (except None): it would
+        silently disappear from `parameters()` and the saved state.
+        """
         before = vars(self).get(name)
         if isinstance(before, Parameter | Buffer | Module) and value is not None:
             kind = next(kind for kind in (Parameter, Buffer, Module) if isinstance(before, kind))
@@ -59,26 +62,26 @@ class Module:
         super().__setattr__(name, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module computes, defined by every subclass. Raises TypeError where it is not."""
+        """The computation of the module, defined by every subclass. Raises TypeError if it is not."""
         raise TypeError(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)
 
-    # --- walking the tree ---
+    # --- modules, parameters and buffers ---
 
     def named_children(self) -> Iterator[tuple[str, Module]]:
-        """(name, module) of the modules directly below this one."""
+        """Iterate over (name, module) of the direct children."""
         return ((name, value) for name, value in vars(self).items() if isinstance(value, Module))
 
     def named_modules(self, prefix: str = "") -> Iterator[tuple[str, Module]]:
-        """(path, module) of this module and all below it."""
+        """Iterate over (path, module) of this module and all below it."""
         yield prefix, self
         for name, child in self.named_children():
             yield from child.named_modules(f"{prefix}.{name}" if prefix else name)
 
     def modules(self) -> Iterator[Module]:
-        """This module and all below it."""
+        """Iterate over this module and all below it."""
         return (module for _, module in self.named_modules())
 
     def _named_tensors(self, *kinds: type[Tensor]) -> Iterator[tuple[str, Any]]:
@@ -88,7 +91,7 @@ class Module:
                     yield f"{path}.{name}" if path else name, value
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
-        """(path, parameter), one that is shared only at its first path."""
+        """Iterate over (path, parameter). A shared parameter is returned once, with its first path."""
         seen = set()
         for path, parameter in self._named_tensors(Parameter):
             if id(parameter) not in seen:
@@ -96,36 +99,36 @@ class Module:
                 yield path, parameter
 
     def parameters(self) -> Iterator[Parameter]:
-        """All parameters, each once."""
+        """Iterate over all parameters, each once."""
         return (parameter for _, parameter in self.named_parameters())
 
     def named_buffers(self) -> Iterator[tuple[str, Buffer]]:
-        """(path, buffer)."""
+        """Iterate over (path, buffer)."""
         return self._named_tensors(Buffer)
 
     def num_parameters(self) -> int:
-        """How many numbers are learned."""
+        """The total number of entries of all parameters."""
         return sum(parameter.size for parameter in self.parameters())
 
     # --- modes ---
 
     def train(self, mode: bool = True) -> Module:
-        """Training mode: dropout drops, batch norm uses the batch."""
+        """Set training mode, which dropout and batch norm depend on. mode=False: evaluation mode."""
         for module in self.modules():
             module.training = mode
         return self
 
     def eval(self) -> Module:
-        """Evaluation mode."""
+        """Set evaluation mode: no dropout, and batch norm uses its running statistics."""
         return self.train(False)
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for parameter in self.parameters():
             parameter.grad = None
 
     def set_generator(self, generator: Generator) -> None:
-        """Let every layer below that draws random numbers draw them from this generator."""
+        """Let all layers of this module that draw random numbers use this generator."""
         for module in self.modules():
             if hasattr(module, "generator"):
                 module.generator = generator
@@ -133,14 +136,14 @@ class Module:
     # --- state ---
 
     def state_dict(self) -> dict[str, np.ndarray]:
-        """{path: NumPy array on the host} of parameters and buffers, copied, in their shapes and dtypes."""
+        """Copies of all parameters and buffers on the host: {path: NumPy array}."""
         return {path: tensor.numpy().copy() for path, tensor in self._named_tensors(Parameter, Buffer)}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> tuple[list[str], list[str]]:
-        """Take over the values of a state dictionary and return the (missing, unexpected) names. Dtypes stay.
+        """Load the values of a state dictionary and return the (missing, unexpected) names. Dtypes do not change.
 
-        Raises ScratchvitError, before anything is changed, if a shape differs, or with strict if a name is missing
-        or unexpected. Names in a module's `optional_state` are neither.
+        Raises ScratchvitError, before anything is changed, if a shape differs, or, if strict, if a name is missing or
+        unexpected. Names in the `optional_state` of a module may be missing.
         """
         own: dict[str, Any] = dict(self._named_tensors(Parameter, Buffer))
         optional = {
@@ -166,10 +169,10 @@ class Module:
                 tensor.overwrite(state[name])
         return missing, unexpected
 
-    # --- looking at it ---
+    # --- repr ---
 
     def extra_repr(self) -> str:
-        """What `repr` says of this module beside its children: sizes and settings."""
+        """Sizes and settings of this module, for `repr`."""
         return ""
 
     def __repr__(self) -> str:
@@ -183,7 +186,7 @@ class Module:
 
 
 def _merge_alike(children: list[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Twelve equal blocks as one line "0…11"."""
+    """Merge equal consecutive children into one, named "0…11", for `repr`."""
     merged: list[tuple[list[str], str]] = []
     for name, text in children:
         if merged and merged[-1][1] == text:
@@ -194,7 +197,7 @@ def _merge_alike(children: list[tuple[str, str]]) -> list[tuple[str, str]]:
 
 
 class ModuleList(Module):
-    """Modules in order, named 0, 1, 2, …"""
+    """A list of modules, named 0, 1, 2, …"""
 
     def __init__(self, modules: Any = ()):
         for i, module in enumerate(modules):
@@ -211,7 +214,7 @@ class ModuleList(Module):
 
 
 class Sequential(ModuleList):
-    """Modules one after another."""
+    """Modules that are applied one after the other."""
 
     def __init__(self, *modules: Module):
         super().__init__(modules)
@@ -224,7 +227,7 @@ class Sequential(ModuleList):
 
 @contextlib.contextmanager
 def evaluating(model: Module) -> Iterator[None]:
-    """Inside, the model is in evaluation mode and no graph is recorded; afterwards its mode is what it was."""
+    """Context manager in which a model is in evaluation mode and no graph is recorded; then its mode is restored."""
     was_training = model.training
     model.eval()
     try:

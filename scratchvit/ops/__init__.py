@@ -1,4 +1,4 @@
-"""Differentiable functions on plain arrays, a file per family, named and argued as in `torch.nn.functional`."""
+"""Differentiable functions on plain arrays, a file per family. Names and arguments are as in `torch.nn.functional`."""
 
 from scratchvit.backend import asarray
 from scratchvit.ops.attention import attention, drop_path, dropout, log_softmax, record_attention, softmax

@@ -1,4 +1,4 @@
-"""Softmax, attention, and the two ways of dropping that Transformers use."""
+"""Softmax, attention, dropout and stochastic depth (drop path)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from scratchvit.random import Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
 
-LARGE_MATRIX = 1 << 20      # scores of an image and head, beyond which `attention` keeps none
+LARGE_MATRIX = 1 << 20      # scores per image and head, above which `attention` does not store them
 
 
 @op(takes="sums", facts=per_entry(saves=output, shape=like("x")))

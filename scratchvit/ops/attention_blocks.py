@@ -1,16 +1,16 @@
-"""Attention without the matrix: memory that grows with the number of tokens, not with its square.
+"""Attention without storing the matrix: memory grows with the number of tokens, not with its square.
 
-The scores of N queries with M keys are N·M numbers, and softmax seems to need a whole row of them. It does not: with
-the largest score m so far and the sum l of eˢ⁻ᵐ, keys can come a block at a time (Rabe & Staats, arXiv 2112.05682; Dao
-et al., FlashAttention, arXiv 2205.14135, algorithm 1). What a new block brings is added after what was there is
-rescaled by e^(m_old - m_new):
+The scores of N queries with M keys are N·M numbers, and softmax seems to need whole rows of them. It does not: with the
+largest score m so far and the sum l of eˢ⁻ᵐ, the keys can be processed in blocks (Rabe & Staats, arXiv 2112.05682; Dao
+et al., FlashAttention, arXiv 2205.14135, algorithm 1). The previous result is rescaled by e^(m_old - m_new), and the
+contribution of a new block is added:
 
     m ← max(m, max S),   l ← l e^(m_old - m) + Σ e^(S - m),   y ← y e^(m_old - m) + e^(S - m) v,   at the end y / l
 
-Of the matrix only m and l are kept, two numbers for each query. Backward computes the scores anew, block by block, and
-has the probabilities back at once: P = e^(S - m) / l. From there it is `attention`'s own backward. FlashAttention keeps
-one number, m + log l. Where all scores of a query are very negative, as with a bias of -10⁹ in the place of a mask,
-log l is lost in that sum, and every P is 1 instead of 1/M.
+Only m and l are stored, two numbers for each query. The backward computes the scores again, block by block, and from
+them the probabilities P = e^(S - m) / l; the rest is the backward of `attention`. FlashAttention stores one number,
+m + log l. If all scores of a query are very negative, as with a bias of -10⁹ used as a mask, log l is lost in that sum
+by rounding, and every P is 1 instead of 1/M.
 """
 
 from __future__ import annotations

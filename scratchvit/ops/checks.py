@@ -1,7 +1,7 @@
-"""What can be wrong with the arguments of an op, and the sentences that say so. Each begins with the op's name.
+"""Checks of the arguments of ops. Every error message begins with the name of the op.
 
-All of it looks at shapes and dtypes, on the host, so that it costs next to nothing and never waits for a device. Only
-the values of indices are looked at too, and those on the CPU alone.
+The checks only use shapes and dtypes, on the host, so they cost almost nothing and never wait for a device. Values are
+checked only for indices, and only on the CPU.
 """
 
 from __future__ import annotations

@@ -36,9 +36,9 @@ from scratchvit.tensor import op
 
 COLUMN_BYTES = 512 << 10        # columns made at a time by one thread: they stay in its cache
 COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products, few launches, and no more memory than this
-PLACES = 256                    # at least so many places in a product: for fewer, BLAS's copy of the weight weighs more
-DEPTH = 128                     # at least so many products in each sum: for fewer, adding up kernel rows weighs more
-SUMS = 8                        # at most so many partial sums of a weight's gradient, for as many threads
+PLACES = 256                    # minimum of output positions in a product: below this, packing the weight dominates
+DEPTH = 128                     # minimum of products in each sum: below this, adding up the kernel rows dominates
+SUMS = 8                        # maximum of partial sums of a weight's gradient, for as many threads
 
 _CONVOLUTION = Facts(
     shape=lambda **arguments: _output_shape(**arguments),

@@ -1,7 +1,7 @@
-"""Depth-wise convolution: every channel has filters of its own, so there is no sum over channels for a product to make.
+"""Depth-wise convolution: every channel has its own filters, so there is no sum over channels for a matrix product.
 
-What is left is a sum over the taps, for every place and channel. With the channels last in memory it runs along them,
-whatever the stride, and the windows need no columns: they are a view of the padded image, in which neighbours overlap.
+What is left is a sum over the taps (kernel entries), for every position and channel. With the channels last in memory
+it runs along them, for any stride, and no columns are copied: the windows are an overlapping view of the padded image.
 
     y[b, i, j, c] = Σ_{u,v} windows[b, i, j, c, u, v] · weight[u, v, c]
 

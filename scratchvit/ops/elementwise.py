@@ -1,10 +1,11 @@
-"""Arithmetic and functions of single numbers, with NumPy's broadcasting.
+"""Element-wise arithmetic and functions, with NumPy's broadcasting.
 
 Two rules give every backward here: the chain rule, dx = dy · f′(x), and the transpose of broadcasting, which is summing
 over the axes along which an input was repeated (`unbroadcast`).
 
-Of two arguments either may be a plain number; the value has the shape that both broadcast to. Shapes that do not
-broadcast raise ValueError, which names the op and both. What happens to integers and float16 is said in dtypes.py.
+Either of two arguments may be a Python number; the value has the shape that both broadcast to. Shapes that do not
+broadcast raise ValueError, which names the op and both shapes. The conversion of integers and float16 is described in
+dtypes.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Functions that pick numbers by an index. Where one was picked several times, its gradients add up."""
+"""Indexing functions. If an entry is selected several times, its gradients are added up."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Matrix products: where nearly all of the arithmetic is."""
+"""Matrix products and linear layers, which take nearly all of the arithmetic of a model."""
 
 from __future__ import annotations
 

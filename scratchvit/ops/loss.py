@@ -1,4 +1,4 @@
-"""What training makes small. Named and argued as in `torch.nn.functional`.
+"""Loss functions. Names and arguments are as in `torch.nn.functional`.
 
 `reduction` is "mean", "sum" or "none" everywhere. With the mean over n numbers, dy reaches each of them divided by n.
 """
@@ -167,7 +167,7 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
         worst = int(used.min()) if used.min() < 0 else int(used.max())
         raise ValueError(
             f"cross_entropy: label {worst} is not one of the {classes} classes 0…{classes - 1} that x has scores for; "
-            "mend the labels, or give the model num_classes to match"
+            "correct the labels, or give the model num_classes to match"
         )
 
 

@@ -1,4 +1,4 @@
-"""Normalisations: subtract a mean, divide by a standard deviation, scale and shift. They differ in what is averaged.
+"""Normalisations: subtract a mean, divide by a standard deviation, scale and shift. They differ in the averaged axes.
 
 All share one derivation. With x̂ = (x - μ) r, r = 1/√(σ² + ε), and g the gradient that reaches x̂, what flows back
 through μ and σ removes from g its mean and its component along x̂:

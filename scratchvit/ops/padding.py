@@ -1,5 +1,4 @@
-"""Padding: what surrounds an array is a constant, or a copy of what lies inside. The gradient of a copy goes back to
-where it was copied from.
+"""Padding an array with a constant, or with copies of its entries, whose gradients are added to those of the originals.
 
     x            a b c d            and with pad (2, 2)
     constant     0 0 a b c d 0 0

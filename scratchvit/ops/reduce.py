@@ -1,6 +1,6 @@
-"""Functions that make many numbers one. `dim`: an axis, several axes, or None for all; `keepdim` leaves axes of size 1.
+"""Reductions. `dim`: an axis, several axes, or None for all; `keepdim`: keep the reduced axes with size 1.
 
-The transpose of summing is repeating: every backward here first gives dy its lost axes back (`_spread`).
+The transpose of summing is repeating: every backward here first restores the reduced axes of dy (`_spread`).
 """
 
 from __future__ import annotations

@@ -2,11 +2,11 @@
 
     y = R x,    dx = Rᵀ dy
 
-with R (after, before) from the sizes alone. What "linear", "bicubic", align_corners and antialias mean is only what
-stands in R, and stands below in plain NumPy, on the host, in float64.
+with R (after, before), which depends only on the sizes. The modes "linear", "bicubic", align_corners and antialias only
+change the entries of R, which is computed below in plain NumPy, on the host, in float64.
 
-Nearly all of R is zero. It is applied as *taps*: the first pixel that each row names and its weight, the second, and so
-on. That spares the products with zero, and 0 · ∞ among them: an infinite pixel spoils what it is a part of, no more.
+Nearly all of R is zero. It is applied as *taps*: the first pixel of each row with its weight, then the second, and so
+on. This avoids products with zero, also 0 · ∞: an infinite pixel affects only the pixels to which it contributes.
 """
 
 from __future__ import annotations

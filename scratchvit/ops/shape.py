@@ -1,5 +1,5 @@
-"""Functions that move numbers without changing them. Their gradients are moved back; where a number was used several
-times (broadcasting) its gradients add up. What picks numbers by an index is in index.py, what surrounds in padding.py.
+"""Functions that rearrange entries without changing them. Gradients are moved back, and added up if an entry was used
+several times (broadcasting). Indexing is in index.py, padding in padding.py.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""From gradients to steps: SGD, Adam, AdamW, clipping, loss scaling, learning-rate schedules, and averaged weights.
+"""Optimisers (SGD, Adam, AdamW), gradient clipping, loss scaling, learning rate schedules, and averaged weights (EMA).
 
     optimizer = AdamW(param_groups(model, weight_decay=0.05), lr=1e-3)
     optimizer.zero_grad(); loss.backward(); clip_grad_norm(model.parameters(), 1.0); optimizer.step()

@@ -1,8 +1,8 @@
-"""One update over many arrays at the speed of the cache.
+"""Applying an optimiser's update to many arrays, in blocks that fit into the cache.
 
-An update is a dozen array operations on each parameter. Done one after the other on a whole matrix, each would fetch it
-from main memory again; so it is cut into blocks that stay in the cache for the whole dozen, and the blocks are dealt to
-the cores. Arrays that are shorter than a NumPy call is long are joined and updated as one.
+An update is a dozen array operations on each parameter. On a whole matrix, each operation would fetch it from main
+memory again; so it is cut into blocks that stay in the cache for all of them, and the blocks are distributed over the
+cores. Small arrays, for which the overhead of a NumPy call dominates, are concatenated and updated together.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from collections.abc import Callable, Sequence
 from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
 
 BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
-SMALL = 4_096       # entries below which an array is joined with others
+SMALL = 4_096       # arrays with fewer entries are concatenated
 
 Update = Callable[..., None]
 """Takes flat arrays of one length and changes some of them in place."""
 
 
 def apply(update: Update, rows: Sequence[tuple[Array, ...]]) -> None:
-    """`update(*row)` for all rows, each some flat arrays of one length: large ones in blocks, small ones joined."""
+    """Call `update(*row)` for all rows, each of flat arrays of equal length: in blocks if large, together if small."""
     small = [row for row in rows if row[0].size < SMALL]
     if small:
         joined = [array_module(column[0]).concatenate(column) for column in zip(*small)]

@@ -1,4 +1,4 @@
-"""Averaged weights."""
+"""The exponential moving average (EMA) of a model's weights."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from scratchvit.optim.blocks import apply
 
 
 class EMA:
-    """The running average of a model's weights, a ← a + (1 - decay) (θ - a), which often does better than they do.
+    """Exponential moving average of a model's weights, a ← a + (1 - decay) (θ - a), often better than the weights.
 
-    Polyak & Juditsky 1992. It begins with the weights that the model has now, and has no warm-up: timm's
-    `ModelEmaV3(exclude_buffers=True)`. Buffers are copied; running statistics are averages already.
+    Polyak & Juditsky 1992. It starts with the current weights of the model and has no warm-up, as timm's
+    `ModelEmaV3(exclude_buffers=True)`. Buffers are copied, since running statistics are averages already.
+    Raises ScratchvitError for a decay outside [0, 1).
     """
 
     def __init__(self, model: Module, decay: float):
         if not 0 <= decay < 1:
-            raise ScratchvitError(f"the decay of averaged weights must lie in [0, 1), not {decay}")
+            raise ScratchvitError(f"the decay of the moving average must lie in [0, 1), not {decay}")
         self.model, self.decay = model, decay
         self.averages = {name: tensor.data.copy() for name, tensor in self._tensors()}
 
@@ -30,7 +31,7 @@ class EMA:
         yield from self.model.named_buffers()
 
     def update(self) -> None:
-        """Take the weights of now into the average."""
+        """Update the average with the current weights."""
         share = 1 - self.decay
 
         def move(average: Array, value: Array) -> None:
@@ -45,7 +46,7 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Inside, the model has the averaged weights; afterwards its own again."""
+        """Context manager in which the model has the averaged weights; afterwards it has its own again."""
         self._swap()
         try:
             yield
@@ -57,11 +58,11 @@ class EMA:
             tensor.data, self.averages[name] = self.averages[name], tensor.data
 
     def state_dict(self) -> dict[str, Any]:
-        """{name of parameter or buffer: NumPy array}, copied: a state that the model itself could load."""
+        """The averages as {name of parameter or buffer: NumPy array}, a copy in the format of the model's own state."""
         with self.applied():
             return self.model.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from saved averages. Raises ScratchvitError if they are of another model."""
+        """Load saved averages. Raises ScratchvitError if they do not fit the model."""
         with self.applied():
             self.model.load_state_dict(state)

@@ -1,4 +1,4 @@
-"""SGD, Adam, AdamW, and clipping: from gradients to steps, by PyTorch's formulas."""
+"""The optimisers SGD, Adam and AdamW, and gradient clipping, by PyTorch's formulas."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ from scratchvit.optim.blocks import Update, apply
 
 @dataclass
 class _Slot:
-    """What an optimiser keeps for one parameter."""
+    """The state of an optimiser for one parameter."""
 
     parameter: Parameter
     weight_decay: float
     lr_scale: float
     steps: int = 0
-    moments: list[Array] = field(default_factory=list)      # flat, made when the first gradient arrives
+    moments: list[Array] = field(default_factory=list)      # flat, created with the first gradient
 
 
 class Optimizer:
-    """What all optimisers share. A subclass names its moments and says, in `_update`, what a step does to a block.
+    """Base class of optimisers. A subclass names its moments and implements `_update`, the step for a block.
 
-    params: Parameters, or groups `{"params": Parameters, "weight_decay": number, "lr_scale": number}` as `param_groups`
-    makes them; a group learns with lr_scale (1) times the learning rate. lr may be set between steps.
-    Parameters whose gradient is None are left alone, as in PyTorch.
+    params: Parameters, or groups `{"params": Parameters, "weight_decay": number, "lr_scale": number}` as made by
+    `param_groups`; the learning rate of a group is lr · lr_scale (default 1). `lr` can be changed between steps.
+    Parameters whose gradient is None are not changed, as in PyTorch.
     Raises ScratchvitError for an empty list, a parameter that occurs twice, and settings out of range.
     """
 
@@ -48,24 +48,24 @@ class Optimizer:
         for group in groups:
             if unknown := group.keys() - {"params", "weight_decay", "lr_scale"}:
                 raise ScratchvitError(
-                    f'a group has "params", "weight_decay" and "lr_scale", not {", ".join(sorted(unknown))}'
+                    f'a parameter group has "params", "weight_decay" and "lr_scale", not {", ".join(sorted(unknown))}'
                 )
             decay, lr_scale = group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)
             if lr < 0 or decay < 0 or lr_scale < 0:
                 raise ScratchvitError(f"lr {lr}, weight_decay {decay} and lr_scale {lr_scale} must not be negative")
             for parameter in group["params"]:
-                # Steps write through a flat view, which only contiguous memory has.
+                # Steps write through a flat view, which needs contiguous memory.
                 parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
                 self._slots.append(_Slot(parameter, decay, lr_scale))
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
-            raise ScratchvitError("a parameter was given to the optimiser twice: name it in one group only")
+            raise ScratchvitError("a parameter was given to the optimiser twice: put it in one group only")
 
     def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
-        """The update of parameters that have now made this many steps."""
+        """The update for parameters whose number of steps, including this one, is `steps`."""
         raise NotImplementedError
 
     def step(self) -> None:
-        """Change every parameter that has a gradient, in place."""
+        """Update every parameter that has a gradient, in place."""
         alike: dict[tuple[Any, ...], list[_Slot]] = {}
         for slot in self._slots:
             if slot.parameter.grad is not None:
@@ -78,12 +78,12 @@ class Optimizer:
                 slot.parameter.mark_changed()
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Set all gradients to None."""
         for slot in self._slots:
             slot.parameter.grad = None
 
     def _arrays(self, slot: _Slot) -> tuple[Array, ...]:
-        """Parameter, gradient and moments, flat."""
+        """Parameter, gradient and moments as flat arrays."""
         data = slot.parameter.data.reshape(-1)
         if not slot.moments:
             slot.moments = [array_module(data).zeros_like(data) for _ in self.moment_names]
@@ -91,7 +91,7 @@ class Optimizer:
         return data, slot.parameter.grad.reshape(-1), *slot.moments
 
     def state_dict(self) -> dict[str, Any]:
-        """{"step.<i>": int, "<moment>.<i>": NumPy array like the parameter} of each parameter that has made a step."""
+        """The state {"step.<i>": int, "<moment>.<i>": NumPy array like the parameter} of parameters with steps."""
         state: dict[str, Any] = {}
         for i, slot in enumerate(self._slots):
             if slot.steps:
@@ -101,7 +101,7 @@ class Optimizer:
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state. Raises ScratchvitError, before anything is changed, if it does not fit."""
+        """Load a saved state. Raises ScratchvitError, before anything is changed, if it does not fit."""
         expected: dict[str, tuple[int, ...]] = {
             f"{name}.{i}": slot.parameter.shape
             for i, slot in enumerate(self._slots)
@@ -114,7 +114,7 @@ class Optimizer:
             wrong = min(name for name in expected.keys() | given.keys() if expected.get(name) != given.get(name))
             raise ScratchvitError(
                 f"this optimiser state does not fit {type(self).__name__} and its {len(self._slots)} parameters "
-                f"(first difference: {wrong}): it is of another model or optimiser"
+                f"(first difference: {wrong}): it is from another model or optimiser"
             )
         for i, slot in enumerate(self._slots):
             slot.steps = state.get(f"step.{i}", 0)
@@ -126,9 +126,11 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """g ← g + λ θ;  b ← μ b + g;  θ ← θ - η b, or with Nesterov's look ahead θ - η (g + μ b).
+    """Stochastic gradient descent with momentum, in PyTorch's form.
 
-    μ is momentum, λ weight_decay, η lr; PyTorch's form, in which the learning rate does not enter b.
+        g ← g + λ θ;  b ← μ b + g;  θ ← θ - η b, or with Nesterov momentum θ - η (g + μ b)
+
+    μ is momentum, λ weight_decay, η lr, which does not enter b. Raises ScratchvitError for nesterov without momentum.
     """
 
     def __init__(
@@ -140,7 +142,7 @@ class SGD(Optimizer):
         nesterov: bool = False,
     ):
         if nesterov and not momentum:
-            raise ScratchvitError("nesterov looks ahead along the momentum: give momentum > 0")
+            raise ScratchvitError("nesterov needs momentum: set momentum > 0")
         super().__init__(params, lr, weight_decay)
         self.momentum, self.nesterov = momentum, nesterov
         self.moment_names = ("momentum_buffer",) if momentum else ()  # type: ignore[misc]
@@ -165,7 +167,7 @@ class SGD(Optimizer):
 
 
 class Adam(Optimizer):
-    """Steps divided by the gradient's running size (Kingma & Ba, ICLR 2015, arXiv 1412.6980, algorithm 1).
+    """Adam (Kingma & Ba, ICLR 2015, arXiv 1412.6980, algorithm 1).
 
     m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  θ ← θ - η m̂ / (√v̂ + ε) with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
     Weight decay is added to the gradient, g + λ θ: it is divided by √v̂ like the rest.
@@ -189,7 +191,7 @@ class Adam(Optimizer):
 
     def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         beta1, beta2 = self.betas
-        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: two passes fewer.
+        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: two passes over memory fewer.
         root = math.sqrt(1 - beta2**steps)
         step_size, eps = lr * root / (1 - beta1**steps), self.eps * root
         shrink = 1 - lr * weight_decay if self.decoupled else 1.0
@@ -217,7 +219,7 @@ class Adam(Optimizer):
 
 
 class AdamW(Adam):
-    """Adam whose weight decay does not pass through the division: θ ← (1 - η λ) θ first (Loshchilov & Hutter 2019).
+    """Adam with decoupled weight decay: θ ← (1 - η λ) θ before each step (Loshchilov & Hutter 2019).
 
     arXiv 1711.05101, algorithm 2 in PyTorch's form, where λ is multiplied by the learning rate.
     """
@@ -236,10 +238,10 @@ class AdamW(Adam):
 
 
 def grad_norm(params: Iterable[Parameter]) -> Array:
-    """The length of all gradients together, √Σ g²: a 0-d array on the device; nothing is read back.
+    """The norm of all gradients together, √Σ g²: a 0-d array on the device; nothing is copied to the host.
 
-    It is finite only if every entry is, so one number tells whether a step can be made. (A length beyond 1.8e19 in
-    float32 counts as infinite as well; the squares in Adam's second moment would be.)
+    It is finite only if every entry is, so one number says whether a step is possible. (In float32, a norm beyond
+    1.8e19 is infinite too, as the squares in Adam's second moment would be.)
     """
     gradients = flat_gradients(params)
     if not gradients:
@@ -250,15 +252,15 @@ def grad_norm(params: Iterable[Parameter]) -> Array:
 
 
 def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:
-    """Scale all gradients by min(1, max_norm / (norm + 1e-6)), norm being the length of all of them together.
+    """Clip gradients by their norm: scale all by min(1, max_norm / (norm + 1e-6)), norm being that of all together.
 
-    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). norm: from `grad_norm`, if
-    it is known already. Returns the norm before, a 0-d array on the device; nothing is read back. If it is infinite or
-    NaN, so are some gradients afterwards, and the others are 0 or NaN: look at it before stepping.
+    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). norm: the result of
+    `grad_norm`, if it is known. Returns the norm before clipping, a 0-d array on the device; nothing is copied to the
+    host. If it is infinite or NaN, the gradients are useless afterwards: check it before a step.
     Raises ScratchvitError for a max_norm that is not positive.
     """
     if not max_norm > 0:
-        raise ScratchvitError(f"the largest norm of the gradients must be positive, not {max_norm}")
+        raise ScratchvitError(f"max_norm must be positive, not {max_norm}")
     gradients = flat_gradients(params := list(params))
     if norm is None:
         norm = grad_norm(params)
@@ -270,11 +272,11 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | N
 
 
 def flat_gradients(params: Iterable[Parameter]) -> list[Array]:
-    """Views (size,) of the gradients that there are, through which they can be changed."""
+    """Flat views (size,) of the gradients that are not None; writing to them changes the gradients."""
     gradients = []
     for parameter in params:
         if parameter.grad is not None:
-            # Only contiguous memory has a flat view.
+            # A flat view needs contiguous memory.
             parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
             gradients.append(parameter.grad.reshape(-1))
     return gradients

@@ -1,4 +1,4 @@
-"""Loss scaling: gradients too small for float16, carried through it at a larger size."""
+"""Dynamic loss scaling, which keeps small gradients from underflowing in float16."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 class LossScaler:
-    """A factor on the loss, and by the chain rule on every gradient, that is taken out again before the step.
+    """Dynamic loss scaling: the loss is multiplied by a factor, and the gradients are divided by it before the step.
 
-    float16 has no number between 0 and 6e-8, and many gradients lie there: times the factor they survive the way back.
-    The largest must not overflow instead, so the factor feels its way (Micikevicius et al., ICLR 2018, arXiv
-    1710.03740, §3.2): halved after a step that overflowed, which is left out, and doubled after `growth_interval` steps
-    in a row that did not. It does what `torch.amp.GradScaler` does.
+    float16 has no number between 0 and 6e-8, where many gradients lie; multiplied by the factor they do not become 0.
+    The largest gradients must not overflow, so the factor is adapted (Micikevicius et al., ICLR 2018, arXiv 1710.03740,
+    §3.2): it is halved after a step that overflowed, which is skipped, and doubled after `growth_interval` steps in a
+    row without overflow. Same as `torch.amp.GradScaler`.
 
         scaler.scale(loss).backward()
         scaler.unscale(parameters)                      # before clipping
@@ -32,7 +32,7 @@ class LossScaler:
             optimizer.step()
         scaler.update(finite)
 
-    The factor is a plain number: all that a step reads from the device is `finite`.
+    The factor is a Python number: `finite` is all that a step copies from the device.
     Raises ScratchvitError for a factor or an interval that is not positive, and a factor beyond float32.
     """
 
@@ -40,28 +40,28 @@ class LossScaler:
         with np.errstate(over="ignore"):
             self.factor = float(np.float32(factor))
         if not 0 < self.factor < np.inf:
-            raise ScratchvitError(f"the factor of a loss must be positive and within float32, not {factor}")
+            raise ScratchvitError(f"the loss scale must be positive and within float32, not {factor}")
         if growth_interval < 1:
-            raise ScratchvitError(f"a factor grows after at least 1 clean step, not {growth_interval}")
+            raise ScratchvitError(f"growth_interval must be at least 1, not {growth_interval}")
         self.growth_interval = growth_interval
-        self.clean_steps = 0        # in a row, at this factor
+        self.clean_steps = 0        # steps in a row without overflow, at this factor
 
     def scale(self, loss: Tensor) -> Tensor:
-        """The loss times the factor: what backward() is called on."""
+        """The loss times the factor; call backward() on the result."""
         return loss * self.factor
 
     def unscale(self, params: Iterable[Parameter]) -> None:
-        """Divide all gradients by the factor, in place. They must be of float32 or float64 parameters."""
+        """Divide all gradients by the factor, in place. Raises ScratchvitError for parameters in float16."""
         gradients = flat_gradients(params)
         if any(g.dtype.itemsize < 4 for g in gradients):
             raise ScratchvitError(
-                "loss scaling needs parameters in float32: divided in float16, the gradients would vanish after all"
+                "loss scaling needs parameters in float32: after division in float16, the gradients would be 0 again"
             )
         inverse = 1 / self.factor
         apply(lambda g: array_module(g).multiply(g, inverse, out=g), [(g,) for g in gradients])
 
     def update(self, finite: bool) -> None:
-        """Note whether this step's gradients were all finite, and move the factor."""
+        """Adapt the factor. finite: whether all gradients of this step were finite."""
         if not finite:
             self.factor, self.clean_steps = self.factor / 2, 0
             return
@@ -72,9 +72,9 @@ class LossScaler:
                 self.factor *= 2
 
     def state_dict(self) -> dict[str, Any]:
-        """{"factor", "clean_steps"}: plain numbers."""
+        """The state as Python numbers: {"factor", "clean_steps"}."""
         return {"factor": self.factor, "clean_steps": self.clean_steps}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Load a saved state."""
         self.factor, self.clean_steps = state["factor"], state["clean_steps"]

@@ -1,4 +1,4 @@
-"""The learning rate as a function of the step."""
+"""Learning rate schedules."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from scratchvit.errors import ScratchvitError
 
 @dataclass(frozen=True)
 class Schedule:
-    """The learning rate of every step: a linear warm-up, then a fall by one of four laws.
+    """The learning rate of every step: a linear warm-up, then one of four schedules.
 
-    Step s of W of the warm-up learns with (s + 1)/W of lr, so that the last has all of it and the first some: PyTorch's
-    `LinearLR(1 / W, total_iters=W - 1)`. timm's, with s/W, is one step behind until then, and its first learns nothing.
+    Step s of W of the warm-up has the learning rate lr · (s + 1)/W, as PyTorch's `LinearLR(1 / W, total_iters=W - 1)`.
+    (timm uses s/W, so that its first step has a learning rate of 0.)
     With t from 0 to 1 over the steps after the warm-up:
     cosine    min_lr + (lr - min_lr) (1 + cos πt) / 2    (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)
     linear    lr + (min_lr - lr) t
@@ -29,14 +29,14 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.kind not in ("cosine", "linear", "step", "constant"):
-            raise ScratchvitError(f"there is no schedule {self.kind!r}: cosine, linear, step or constant")
+            raise ScratchvitError(f"there is no schedule {self.kind!r}: use cosine, linear, step or constant")
         if not 0 <= self.warmup_steps <= self.total_steps:
             raise ScratchvitError(
-                f"a warm-up of {self.warmup_steps} steps does not fit into {self.total_steps}: warm up for less"
+                f"a warm-up of {self.warmup_steps} steps does not fit into {self.total_steps}: use a shorter one"
             )
 
     def at(self, step: int) -> float:
-        """The learning rate of step 0, 1, 2, …"""
+        """The learning rate of a step; steps are counted from 0."""
         if step < self.warmup_steps:
             return self.lr * (step + 1) / self.warmup_steps
         t = min(1.0, (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps))

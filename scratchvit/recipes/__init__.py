@@ -1,12 +1,12 @@
-"""Recipes: one file per experiment, with its source, its command, and what came of it.
+"""Recipes: one file per experiment, with its source, its command and its result.
 
-    scratchvit train --recipe vit_cifar10                       # what the file says
-    scratchvit train --recipe vit_cifar10 --data photos         # the same regime on your own images
-    config = load_recipe("vit_cifar10").replace(epochs=5)       # the same from Python: train(config, folder)
+    scratchvit train --recipe vit_cifar10                       # the settings of the file
+    scratchvit train --recipe vit_cifar10 --data photos         # the same settings on your own images
+    config = load_recipe("vit_cifar10").replace(epochs=5)       # from Python: train(config, folder)
 
-A file holds one `RECIPE`, a TrainConfig or, in those whose names begin with detect_, a DetectConfig; it is imported,
-never a run's: what a run did is in its config.json. For the data sets known by name one recipe is the default, so that
-`scratchvit train --data cifar10` needs no more.
+A file contains one `RECIPE`, a TrainConfig or, if its name begins with detect_, a DetectConfig. Recipes are starting
+points; the settings of a run are in its config.json. Every named data set has a default recipe, so that
+`scratchvit train --data cifar10` needs no other options.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ DEFAULTS = {
     "cifar100": "vit_cifar100",
 }
 DETECTION_DEFAULTS = {"scenes": "detect_scenes"}
-DETECTION_FOLDER = "detect_folder"      # for pictures with boxes of one's own
+DETECTION_FOLDER = "detect_folder"      # for your own pictures with boxes
 
 
 def list_recipes(kind: type[RunConfig] = TrainConfig) -> list[str]:
-    """The names that `load_recipe` knows, of recipes of that kind."""
+    """The names of the recipes for a kind of run, TrainConfig or DetectConfig."""
     names = sorted(module.name for module in pkgutil.iter_modules(__path__))
     return [name for name in names if name.startswith("detect_") == _detects(kind)]
 
 
 def load_recipe(name: str, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # type: ignore[assignment]
-    """The settings of the recipe of that name and kind. Raises ScratchvitError if there is none."""
+    """The settings of a recipe. Raises ScratchvitError if there is no recipe of this name and kind."""
     known = list_recipes(kind)
     if name not in known:
         close = difflib.get_close_matches(name, known, n=1)
@@ -50,7 +50,7 @@ def load_recipe(name: str, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # typ
 
 
 def recipe_for(data: str, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # type: ignore[assignment]
-    """The starting point for a data set: its default recipe, or plain settings for a folder of images."""
+    """The default settings for a data set: its default recipe, or general settings for a folder of images."""
     if _detects(kind):
         return load_recipe(DETECTION_DEFAULTS.get(data, DETECTION_FOLDER), kind).replace(data=data)
     return load_recipe(DEFAULTS[data], kind) if data in DEFAULTS else kind(data=data, flip=True)  # type: ignore[call-arg]

@@ -1,10 +1,10 @@
-"""The authors' regime for fine-tuning a DETR on pictures with boxes of one's own, with a new head for their classes.
+"""The DETR authors' settings for training, to fine-tune a DETR on your own pictures with a new head for their classes.
 
-paper     DETR 2005.12872, §4 and §A.4: lr 1e-4, of the backbone 1e-5, its conv1 and layer1 as they are, weight decay
-          1e-4, gradients clipped at 0.1, AdamW, sizes 480 … 800 with crops
+paper     DETR 2005.12872, §4 and §A.4: lr 1e-4, of the backbone 1e-5, with conv1 and layer1 frozen, weight decay 1e-4,
+          gradients clipped at 0.1, AdamW, sizes 480 … 800 with crops
 command   scratchvit detect-train --recipe detect_finetune --data FOLDER --init WEIGHTS
-result    not measured here: no published weights were at hand. A step of two such pictures takes a GPU, or patience;
-          --short-side 400 makes it four times cheaper
+result    not measured here: no published weights were available. Steps of two such pictures need a GPU, or patience;
+          --short-side 400 makes them four times cheaper
 """
 
 from scratchvit.detection.config import DetectConfig

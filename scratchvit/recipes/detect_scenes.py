@@ -1,4 +1,4 @@
-"""A small DETR on scenes of scikit-learn's digits, from nothing: what `scratchvit detect-train` does without options.
+"""A small DETR from scratch on scenes of scikit-learn's digits: the default of `scratchvit detect-train`.
 
 papers    DETR 2005.12872; anchors as queries DAB-DETR 2201.12329; two stages Deformable DETR 2010.04159; denoising
           DN-DETR 2203.01305; focal loss 1708.02002
@@ -7,8 +7,8 @@ machine   one core of an Intel Xeon whose other core was busy, 10 min 16 s in al
 result    test AP 0.775, AP50 0.967, AP75 0.937 (seed 0), by the weights that were best on the validation scenes, whose
           AP went 0.00, 0.20, 0.35, 0.43, 0.57, 0.65, 0.68, 0.71, 0.74, 0.75, 0.76, 0.77
 
-What each of the options does alone is in docs/figures/README.md. The paper's own model, detr_tiny, is at an AP50 of
-0.000 after 6 epochs.
+The effect of each option alone is in docs/figures/README.md. The model of the paper, detr_tiny, has an AP50 of 0.000
+after 6 epochs.
 """
 
 from scratchvit.detection.config import DetectConfig

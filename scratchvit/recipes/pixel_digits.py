@@ -5,8 +5,8 @@ command   OMP_NUM_THREADS=1 scratchvit train --recipe pixel_digits
 machine   2 minutes of one core of an Intel Xeon (117 s of CPU time, 23 November 2026)
 result    test 96.1 % with the weights that were best on the validation images, those of epoch 32
 
-The patches of `vit_digits`, 4×4 of 16×16, are 16 tokens to these 64. It ends at 98.6 %, but with random shifts, which
-pixels of 8×8 do not bear; without them this model learns its training images by heart (99.7 %).
+`vit_digits` has patches of 4×4 in 16×16, so 16 tokens instead of 64. It reaches 98.6 %, but with random shifts, which
+are too coarse at 8×8 pixels; without them this model overfits its training images (99.7 %).
 """
 
 from scratchvit.training import TrainConfig

@@ -1,6 +1,6 @@
-"""ResNet-18 with its ImageNet stem on CIFAR-10: a CNN to compare a ViT with, and to learn from.
+"""ResNet-18 with its ImageNet stem on CIFAR-10: a CNN to compare a ViT with, or to use as its teacher.
 
-paper     ResNet, arXiv 1512.03385; regime: its §4.2, with a cosine and a large batch's warm-up
+paper     ResNet, arXiv 1512.03385; settings: its §4.2, with a cosine schedule and the warm-up of large batches
 command   OMP_NUM_THREADS=1 scratchvit train --recipe resnet18_cifar10 --data FOLDER
 machine   one busy core of an Intel Xeon, 66 min (23 November 2026)
 result    test 71.3 % after five epochs, on CIFAR-10 re-encoded as JPEG; validation 36.2, 55.3, 60.8, 69.6, 71.0 %.

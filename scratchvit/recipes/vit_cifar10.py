@@ -8,7 +8,8 @@ result    test 79.4 % with the weights that were best on the validation images, 
     epoch              1     2     5    10    15    20    25    29    30
     validation, %   26.1  41.5  59.5  68.6  74.1  77.3  78.3  78.9  78.9
 
-On CIFAR-10 re-encoded as JPEG, a folder of pictures; of the augmented training images it got 84.5 % right in the end.
+Measured on CIFAR-10 re-encoded as JPEG, in an image folder. The accuracy on augmented training images was 84.5 % at the
+end.
 """
 
 from scratchvit.training import TrainConfig

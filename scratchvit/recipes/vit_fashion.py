@@ -8,9 +8,9 @@ result    test 92.2 % with the weights that were best on the validation images, 
     epoch              1     2     5    10    15    20    25    32
     validation, %    51.9  78.5  84.5  87.4  89.6  90.6  91.2  91.8
 
-A patch of 4 is a seventh of the image, coarser than one would like; patches of 2 give 196 tokens and take four times as
-long. Twelve epochs without stochastic depth, shifts and weight decay 0.1 ended at 89.1 % and overfitted: a ViT wants to
-be regularised, and then to be trained for longer.
+Patches of 4 pixels are coarse, a seventh of the side of the image; patches of 2 give 196 tokens and take four times as
+long. Twelve epochs without stochastic depth, shifts and weight decay 0.1 ended at 89.1 % and overfitted: a ViT needs
+regularisation, and with it longer training.
 """
 
 from scratchvit.training import TrainConfig

@@ -1,7 +1,7 @@
-"""The regime of `vit_fashion` on MNIST, shorter and with shifts instead of mirror images: for `--data mnist`.
+"""The settings of `vit_fashion` on MNIST, with fewer epochs and shifts instead of flips: the default for MNIST.
 
 command   scratchvit train --recipe vit_mnist --data-dir FOLDER
-result    not measured: MNIST was not at hand
+result    not measured: MNIST was not available
 """
 
 from scratchvit.recipes import vit_fashion

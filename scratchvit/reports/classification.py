@@ -1,9 +1,9 @@
-"""The report of a run: one HTML file that needs nothing else, to read, print and show to others.
+"""The report of a classifier's run: one self-contained HTML file.
 
     write_report(open_run("runs/digits-vit_tiny_patch16_224-1"), "report.html")
 
-It is made of data alone: no script, nothing from elsewhere. Of a run that has not ended it shows the validation images,
-for the test images are looked at once, at the end. Where Matplotlib is missing, so are its pictures, and it says so.
+The page has no scripts and loads nothing. For a run that is not finished, it shows the validation split, because the
+test split is used only once, at the end. Without Matplotlib, its pictures are replaced by a note.
 """
 
 from __future__ import annotations
@@ -52,22 +52,22 @@ from scratchvit.training.classification.objective import make_mix
 from scratchvit.training.config import TrainConfig
 from scratchvit.training.folder import RunFolder, read_config
 
-CLASSES_IN_FULL = 20    # of more classes, the confusion is a map, and the worst of them a table
+CLASSES_IN_FULL = 20    # with more classes, the confusion matrix is an image, and only the worst classes are listed
 MISTAKES, PAIRS, WORST = 24, 15, 15
 ATTENTION_PICTURES, AUGMENTED_PICTURES, DRAWS = 10, 6, 6
 
 
 @dataclass(frozen=True)
 class Run:
-    """What a report tells of. Before the first epoch has ended there is no model, and nothing that it says."""
+    """The content of a report. Before the end of the first epoch there are no model and no predictions."""
 
-    path: Path                                      # the run's folder
+    path: Path                                      # the run folder
     config: TrainConfig
     history: Sequence[Mapping[str, Any]]            # the rows of metrics.csv
     data: TrainingData
     model: Module | None = None                     # with its best weights
     best_epoch: int = 0                             # from 1
-    predictions: Predictions | None = None          # the model's, of the test images; of an unfinished run, of val
+    predictions: Predictions | None = None          # on the test split; for an unfinished run, on the validation split
     versions: Mapping[str, str] = field(default_factory=current_versions)
     commands: Mapping[str, str] = field(default_factory=dict)       # {what it does: command line}
 
@@ -77,27 +77,27 @@ class Run:
 
     @property
     def split(self) -> Dataset:
-        """What the predictions are of."""
+        """The split of the predictions."""
         return self.data.splits.test if self.finished else self.data.splits.val
 
     @property
     def has_answers(self) -> bool:
-        """Whether there is an answer to each image; a model of pixels gives none."""
+        """Whether there is a predicted class for each image; generative models of pixels have none."""
         return self.predictions is not None and self.predictions.labels.size > 0
 
     @property
     def names(self) -> list[str]:
-        """The classes; and the outputs beyond them, of a model whose head is larger."""
+        """The names of the classes and, if the head is larger, of its further outputs."""
         classes = [*self.split.classes]
         outputs = getattr(config_of(self.model), "num_classes", 0)
         return classes + [f"output {number}" for number in range(len(classes), outputs)]
 
 
 def open_run(path: str | Path, data: str | None = None, data_dir: str | None = None) -> Run:
-    """The run in a folder, ended, stopped or still going, with the predictions of its best weights so far.
+    """Open a run, finished, interrupted or still in progress, with the predictions of its best weights so far.
 
-    data, data_dir: where its images are now, if they were moved.
-    Raises ScratchvitError for a folder without a run, damaged files, and images that are not those of the run.
+    data, data_dir: the data of the run, if they were moved.
+    Raises ScratchvitError for a folder without a run, damaged files, and data that are not those of the run.
     """
     folder = RunFolder(Path(path))
     config = written = read_config(folder.path, TrainConfig)
@@ -106,9 +106,9 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
     if not folder.best.exists():
         return Run(folder.path, written, [], load_data(config, config.init))
     model, checkpoint = model_from_checkpoint(folder.best)
-    loaded = load_data(config, folder.best)         # measured when the run began: nothing to measure again
+    loaded = load_data(config, folder.best)         # mean and std are in the checkpoint
     if list(loaded.splits.train.classes) != list(checkpoint.data["classes"]):
-        raise ScratchvitError(f"{config.data}: these classes are not those of the run in {path}; name its --data")
+        raise ScratchvitError(f"{config.data}: its classes are not those of the run in {path}; use the run's --data")
     history = read_metrics(folder.metrics) if folder.metrics.exists() else checkpoint.progress["history"]
     run = Run(
         folder.path, written, history, loaded, model, checkpoint.progress["epoch"], versions=checkpoint.versions
@@ -117,7 +117,7 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
 
 
 def write_report(run: Run, path: str | Path) -> None:
-    """Write the report of a run into an HTML file. Raises ScratchvitError when that cannot be written."""
+    """Write the report of a run into an HTML file. Raises ScratchvitError if it cannot be written."""
     config = run.config
     sections = [
         _header(run),
@@ -135,13 +135,13 @@ def write_report(run: Run, path: str | Path) -> None:
 def _header(run: Run) -> Element:
     config, made = run.config, len(run.history)
     if run.predictions is None:
-        lead = "No epoch of this run has ended yet."
+        lead = "No epoch of this run is finished yet."
     elif run.finished:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation images, on the {_count(run)}."
     else:
         lead = (
-            f"The run has made {made} of {config.epochs} epochs. Until its end it is judged by the {_count(run)}; the "
-            "test images are looked at once, then."
+            f"The run has finished {made} of {config.epochs} epochs. Until its end it is evaluated on the "
+            f"{_count(run)}; the test images are used only once, at the end."
         )
     facts = []
     if run.predictions is not None and run.model is not None:
@@ -151,7 +151,7 @@ def _header(run: Run) -> Element:
             (f"{part} loss", f"{run.predictions.meter.loss:.4f}"),
             ("best epoch", f"{run.best_epoch} of {config.epochs}"),
             ("time", duration(seconds)),
-            ("images a second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
+            ("images per second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
             ("parameters", f"{run.model.num_parameters():,}"),
         ]
         if isinstance(run.model, TokenModel):
@@ -179,7 +179,7 @@ def _confusion(run: Run) -> list[Element]:
     shares = [["–" if np.isnan(value) else f"{value:.1%}" for value in values] for values in zip(*scores.values())]
     rows = [[name, f"{counts[i].sum():,}", *shares[i]] for i, name in enumerate(names)]
     head = ["class", "images", *scores]
-    lead = element("p", f"Rows: what the {_count(run)} are. Columns: what the model says.", class_="faint")
+    lead = element("p", f"Rows: true classes of the {_count(run)}. Columns: predicted classes.", class_="faint")
     if len(names) <= CLASSES_IN_FULL:
         return [lead, element("div", _confusion_table(counts, names), table(head, rows), class_="beside")]
 
@@ -192,7 +192,7 @@ def _confusion(run: Run) -> list[Element]:
     worst = np.argsort(scores["F1"], kind="stable")[:WORST]        # NaN, classes without images, come last
     return [
         lead, _confusion_map(counts),
-        element("h3", "What is confused most"), table(["is", "the model says", "images", "of that class"], confused),
+        element("h3", "Most frequent confusions"), table(["true", "predicted", "images", "of the class"], confused),
         element("h3", "The hardest classes, by F1"), table(head, [rows[i] for i in worst]),
         element("details", element("summary", f"all {len(names)} classes"), table(head, rows)),
     ]
@@ -215,7 +215,7 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Element:
 
 
 def _confusion_map(counts: np.ndarray) -> Element:
-    """A pixel for each pair of classes: blue on the diagonal, red beside it, as opaque as its share of the row."""
+    """A pixel for each pair of classes: blue on the diagonal, red elsewhere; opacity is the share of its row."""
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     diagonal = np.eye(len(counts), dtype=bool)
     pixels = np.empty((*counts.shape, 4), np.uint8)
@@ -242,7 +242,7 @@ def _mistakes(run: Run) -> list[Element]:
         )
         img = picture(pixels, f"{is_}, taken for {says}", str(files[place]) if files else name)
         figures.append(element("figure", img, caption))
-    lead = f"{wrong:,} of the {_count(run)} are taken for another class; here those of which the model is surest."
+    lead = f"{wrong:,} of the {_count(run)} are misclassified; these are the ones with the highest confidence."
     return [element("p", lead, class_="faint"), element("div", *figures, class_="pictures")]
 
 
@@ -266,7 +266,7 @@ def _attention(run: Run) -> list[Element]:
 def _augmentation(run: Run) -> list[Element]:
     config, data, train = run.config, run.data, run.data.splits.train
     if not augments(config):
-        return [element("p", "None: this run sees its training images as they are.")]
+        return [element("p", "None: the training images of this run are not augmented.")]
     transform: Any = data.train_loader(config).transform
     mix = make_mix(config, len(run.names))
     smoothed = config.label_smoothing / max(1, len(run.names))
@@ -274,8 +274,8 @@ def _augmentation(run: Run) -> list[Element]:
     pictures, labels = train.images(places), train.labels[places]
     draws = draw_batches(pictures, labels, transform, mix, (data.mean, data.std), DRAWS, config.seed)
 
-    cells = [element("div", "as it is", class_="head")]
-    cells += [element("div", "mixed" if draw.shares is not None else "drawn", class_="head") for draw in draws]
+    cells = [element("div", "original", class_="head")]
+    cells += [element("div", "mixed" if draw.shares is not None else "augmented", class_="head") for draw in draws]
     for row, pixels in enumerate(pictures):
         name = train.classes[labels[row]]
         cells.append(element("figure", picture(pixels, name), element("figcaption", name)))
@@ -286,13 +286,13 @@ def _augmentation(run: Run) -> list[Element]:
     steps = [type(step).__name__ for step in transform.transforms]
     if mix:
         steps += ["MixUp"] * (mix.mixup_alpha > 0) + ["CutMix"] * (mix.cutmix_alpha > 0)
-    lead = f"Training images, and what this run makes of them: {', '.join(steps)}."
+    lead = f"Training images and random augmentations of them, as in this run: {', '.join(steps)}."
     columns = f"grid-template-columns: repeat({1 + len(draws)}, minmax(3.4rem, 1fr))"
     grid = element("div", *cells, class_="draws", style=columns)
     return [element("p", lead, class_="faint"), element("div", grid, class_="scroll")]
 
 
 def _shares(shares: np.ndarray, names: Sequence[str], smoothed: float) -> str:
-    """A soft target in words: the classes of which there is more than what smoothing gives to all."""
+    """A soft target as text: the classes whose share is larger than what label smoothing gives to all."""
     mixed = [c for c in np.argsort(-shares, kind="stable")[:2] if shares[c] - smoothed >= 0.005]
     return ", ".join(f"{shares[c]:.0%} {names[c]}" for c in mixed)

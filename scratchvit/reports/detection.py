@@ -1,9 +1,9 @@
-"""The report of a detector's run: one HTML file that needs nothing else, like a classifier's (classification.py).
+"""The report of a detector's run: one self-contained HTML file, like a classifier's (classification.py).
 
     write_detection_report(open_detection_run("runs/scenes-detr_tiny-1"), "report.html")
 
-Beside every picture stands how to read it, and what a bad one means: why does AP stay at zero, why is an object found
-twice? Sections (§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 2005.12872.
+Every figure is explained, with what a bad one means: why AP stays at zero, or why an object is found twice. Sections
+(§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 2005.12872.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ from scratchvit.training.checkpoint import current_versions
 from scratchvit.training.folder import RunFolder, read_config
 
 PREDICTIONS, LOOKED_INTO, MATCHED = 8, 3, 2     # pictures
-QUERIES_ASKED = 200     # pictures for which every query's boxes are drawn
+QUERIES_ASKED = 200     # pictures for which the boxes of every query are drawn
 
 
 @dataclass(frozen=True)
 class DetectionRun:
-    """What the report tells of. Before the first epoch has ended there is no detector, and nothing that it found."""
+    """The content of a report. Before the end of the first epoch there are no detector and no figures."""
 
-    path: Path                                      # the run's folder
+    path: Path                                      # the run folder
     config: DetectConfig
     history: Sequence[Mapping[str, Any]]            # the rows of metrics.csv
     splits: DetectionSplits
@@ -86,13 +86,13 @@ class DetectionRun:
 
     @property
     def split(self) -> DetectionDataset:
-        """What it is judged by: the test pictures are looked at once, at the end."""
+        """The split that is evaluated: the test split only once, at the end of the run."""
         return self.splits.test if self.finished else self.splits.val
 
 
 @dataclass(frozen=True)
 class _Example:
-    """A picture as it is and as the model sees it, uint8 (H, W, 3) and float32 (3, H, W), with its target."""
+    """A picture, the model's view of it, uint8 (H, W, 3) and float32 (3, H, W), and its target."""
 
     original: Image.Image
     annotations: Annotations
@@ -102,10 +102,10 @@ class _Example:
 
 
 def open_detection_run(path: str | Path, data: str | None = None) -> DetectionRun:
-    """The run in a folder, ended, stopped or still going, with what its best weights so far find.
+    """Open a run, finished, interrupted or still in progress, and evaluate its best weights so far.
 
-    data: where its pictures are now, if they were moved.
-    Raises ScratchvitError for a folder without a detector's run, damaged files, and pictures that are not the run's.
+    data: the data of the run, if they were moved.
+    Raises ScratchvitError for a folder without a detector's run, damaged files, and data that are not those of the run.
     """
     folder = RunFolder(Path(path))
     written = read_config(folder.path, DetectConfig)
@@ -115,7 +115,7 @@ def open_detection_run(path: str | Path, data: str | None = None) -> DetectionRu
     detector = open_detector(folder.best)
     splits = load_data(config, folder.best).splits
     if splits.train.classes != detector.classes:
-        raise ScratchvitError(f"{config.data}: these classes are not those of the run in {path}; name its --data")
+        raise ScratchvitError(f"{config.data}: its classes are not those of the run in {path}; use the run's --data")
     assert detector.checkpoint is not None
     progress, versions = detector.checkpoint.progress, detector.checkpoint.versions
     history = read_metrics(folder.metrics) if folder.metrics.exists() else progress["history"]
@@ -127,9 +127,9 @@ def open_detection_run(path: str | Path, data: str | None = None) -> DetectionRu
 
 
 def write_detection_report(run: DetectionRun, path: str | Path) -> None:
-    """Write the report of a detector's run. Raises ScratchvitError when the file cannot be written.
+    """Write the report of a detector's run. Raises ScratchvitError if the file cannot be written.
 
-    What cannot be drawn, for want of Matplotlib or since the model has diverged, is a sentence in its place.
+    A figure that cannot be drawn, without Matplotlib or because the model has diverged, is replaced by a sentence.
     """
     detector = run.detector
     count = min(PREDICTIONS, len(run.split)) if detector else 0
@@ -177,13 +177,13 @@ def _title(run: DetectionRun) -> str:
 def _header(run: DetectionRun) -> Element:
     made, epochs = len(run.history), run.config.epochs
     if not made or run.detector is None:
-        lead = "No epoch of this run has ended yet."
+        lead = "No epoch of this run is finished yet."
     elif run.finished:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation pictures, on the {_count(run)}."
     else:
         lead = (
-            f"The run has made {made} of {epochs} epochs. Until its end it is judged by the {_count(run)}; the test "
-            "pictures are looked at once, then."
+            f"The run has finished {made} of {epochs} epochs. Until its end it is evaluated on the {_count(run)}; the "
+            "test pictures are used only once, at the end."
         )
     facts = []
     if run.figures is not None:
@@ -192,7 +192,7 @@ def _header(run: DetectionRun) -> Element:
         facts += [
             ("best epoch", f"{run.best_epoch} of {epochs}"),
             ("time", duration(sum(row["seconds"] for row in run.history))),
-            ("images a second", f"{sum(row['images_per_second'] for row in run.history) / made:,.1f}"),
+            ("images per second", f"{sum(row['images_per_second'] for row in run.history) / made:,.1f}"),
         ]
     if run.detector is not None:
         model = run.detector.model
@@ -217,10 +217,10 @@ def _figures(run: DetectionRun) -> list[Element]:
     head, *rows = run.figures.rows()
     class_head, *classes = run.figures.class_rows()
     lead = (
-        f"COCO's figures on the {_count(run)}. AP50 asks for half an overlap, AP75 for three quarters, AP is the mean "
-        "from 0.50 to 0.95; AR is the share of objects found, with so many boxes a picture. AR high and AP low: the "
-        "boxes are there, their classes or scores are not. AP50 high and AP75 low: objects are found, and their boxes "
-        "are loose. Small objects (under 32² pixels) are where DETR is weak (§4.1); more pixels help."
+        f"COCO's figures on the {_count(run)}. AP50 requires an IoU of 0.50, AP75 of 0.75, and AP is the mean from 0.5 "
+        "to 0.95; AR is the share of objects found, with 1, 10 or 100 boxes per picture. High AR and low AP: the boxes "
+        "are right, but not their classes or scores. High AP50 and low AP75: objects are found, but their boxes are "
+        "not exact. DETR is weak on small objects (under 32² pixels, §4.1); a higher resolution helps."
     )
     return [element("p", lead), element("div", table(head, rows), table(class_head, classes), class_="beside")]
 
@@ -245,10 +245,10 @@ def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         for one in examples for found in detector.in_pictures([one.original])
     ]
     lead = (
-        f"The first {len(drawn)} of the {_count(run)}. Solid: found, with a score of at least {THRESHOLD}; dashed: "
-        "what is there. Two boxes on one object: nothing strikes them out afterwards, queries must agree who takes it, "
-        "by looking at each other in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. 4), and one "
-        "that has not trained for long does not yet. No box at all: no query is sure enough, see the best score."
+        f"The first {len(drawn)} of the {_count(run)}. Solid: detections with a score of at least {THRESHOLD}; dashed: "
+        "ground truth. Two boxes on one object: there is no non-maximum suppression (NMS) to remove one; queries must "
+        "avoid duplicates by self-attention in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. 4) "
+        "and neither can a model that has not trained for long. No box at all: all scores are low, see the best one."
     )
     return [element("p", lead), _wide(draw_boxes.sheet(drawn), "objects found in pictures", "jpeg")]
 
@@ -259,11 +259,11 @@ def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_
         (found,) = detector.in_pictures([Image.fromarray(one.picture)])
         seen.append(Seen(one.picture, found, cross_attention(detector.model, one.image).mean(axis=0)))
     words = (
-        "The attention of the decoder's last layer over the picture, mean over heads, for the detections that score "
-        "best (Fig. 6). A trained decoder looks at the ends of an object, which say where its box ends (§4.2). The "
-        "same map for every query, or an even one: the queries do not tell places apart yet, and their boxes are "
-        "guesses from what is usual in the data. An object that is found twice has two queries looking at it"
-        + (", or one that tells two classes." if detector.model.config.focal else ".")
+        "The cross-attention of the last decoder layer over the picture, mean over heads, for the detections with the "
+        "highest scores (Fig. 6). A trained decoder attends to the extremities of an object, which determine its box "
+        "(§4.2). The same map for every query, or a uniform one: the queries do not depend on positions yet, and their "
+        "boxes are what is usual in the data. If an object is found twice, two queries attend to it"
+        + (", or one predicts two classes." if detector.model.config.focal else ".")
     )
     return [element("p", words), _drawn(
         functools.partial(draw_cross_attention, seen, run.split.classes),
@@ -276,9 +276,9 @@ def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence
     points = [(float(x), float(y)) for x, y in one.target["boxes"][:POINTS, :2].clip(0, 1)] or [(0.5, 0.5)]
     maps = np.stack([encoder_attention(detector.model, one.image, point).mean(axis=1) for point in points])
     words = (
-        "What the feature at the middle of an object looks at, in every layer of the encoder, mean over heads "
-        "(Fig. 3). A trained encoder tells objects apart before the decoder is asked: the last maps are bright on the "
-        "object itself (§4.2). Bright on all objects alike, or on nothing: the decoder has to part them alone."
+        "The self-attention of the feature at the centre of an object, in every encoder layer, mean over heads "
+        "(Fig. 3). A trained encoder already separates objects: the last maps are bright on the object itself (§4.2). "
+        "Equally bright on all objects, or on none: only the decoder separates them."
     )
     draw = functools.partial(draw_encoder_attention, one.picture, points, maps)
     return [element("p", words), _drawn(draw, "what a point of the picture looks at, layer by layer")]
@@ -295,19 +295,19 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
     idle = int((asked.used(THRESHOLD) == 0).sum())
     count = asked.scores.shape[1]
     asks = (
-        "Trained queries ask for different places and sizes (§4.3). All dots in one place: the boxes do not depend on "
-        "the picture yet."
+        "Trained queries specialise in different positions and sizes (§4.3). All dots in one place: the boxes do not "
+        "depend on the picture yet."
     )
     if getattr(detector.model.config, "two_stage", False):
         asks = (
-            "With two_stage a query has no place of its own: the first begins at the encoder's best box, wherever that "
-            "is, the second at its second best, so the first ones find most."
+            "With two_stage a query has no position of its own: the first starts from the best box of the encoder, "
+            "wherever that is, the second from the second best, so the first queries find most objects."
         )
     words = (
-        f"A square for each query, those used most first; a dot for each of its boxes in {len(asked.boxes):,} "
-        f"{run.part} pictures, at its middle, pale where it scores below {THRESHOLD} (Fig. 7). {asks} "
-        f"{idle} of the {count} queries never find anything here; some may, for there are to be far more queries than "
-        "objects (§3.1), but a picture with more objects than queries must miss some."
+        f"A square for each query, most used first, with a dot at the centre of each of its boxes in "
+        f"{len(asked.boxes):,} {run.part} pictures, pale if its score is below {THRESHOLD} (Fig. 7). {asks} "
+        f"{idle} of the {count} queries never find anything here. That is normal, because DETR needs many more queries "
+        "than objects (§3.1); in a picture with more objects than queries, some objects are missed."
     )
     return [element("p", words), _drawn(functools.partial(draw_query_boxes, asked),
                                         "where the boxes of each query fall", "png")]
@@ -318,27 +318,27 @@ def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example
     chosen = examples[:MATCHED]
     batch = DetectionBatch(*pad([one.image for one in chosen]), [one.target for one in chosen])
     matchings = matching(detector.model, matcher, batch)
-    least = "" if matcher.focal else f" An answer without fault costs −{matcher.cost_class + matcher.cost_giou:g}."
+    least = "" if matcher.focal else f" A perfect prediction costs −{matcher.cost_class + matcher.cost_giou:g}."
     words = (
-        "As in a step of training, every object (dashed) is given to one query (solid), so that the sum of all costs "
-        f"is least (§3.1, eq. 1). The cost has three parts, weighted here.{least} Where the second best query costs "
-        "about as much, the object may go to that one in the next epoch, and neither learns it well: that makes DETR "
-        "slow at first, and is what denoising queries are against (DN-DETR, arXiv 2203.01305). In a trained model "
-        "the second best is far off, for nothing is to be found twice."
+        "As in a training step, every object (dashed) is matched to one query (solid) such that the sum of costs is "
+        f"minimal (§3.1, eq. 1). The cost has three parts, shown with their weights.{least} If the second best query "
+        "costs about the same, the object may be matched to it in the next epoch, and neither learns it well: this "
+        "makes DETR slow at first, and denoising queries are a remedy (DN-DETR, arXiv 2203.01305). In a trained model "
+        "the second best is much worse, because duplicates are penalised."
     )
     draw = functools.partial(draw_matching, [one.picture for one in chosen], matchings, run.split.classes)
     return [element("p", words), _drawn(draw, "which query takes which object, and at what cost")]
 
 
 def _drawn(draw: Callable[[Path], None], description: str, format: str = "jpeg") -> Element:
-    """What a function draws into a file, as an element of the page."""
+    """The picture that a function draws into a file, as an element of the page."""
     with tempfile.TemporaryDirectory() as folder:
         draw(file := Path(folder) / "drawn.png")
         return _wide(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"), description, format)
 
 
 def _wide(image: Image.Image, description: str, format: str) -> Element:
-    """A picture that is as wide as the page, but not wider than it was drawn."""
+    """A picture of the width of the page, but not larger than its own size."""
     width, height = image.size
     return element(
         "img", src=data_uri(image, format), alt=description, width=width, height=height, style=f"max-width: {width}px"

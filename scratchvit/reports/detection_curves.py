@@ -1,4 +1,4 @@
-"""How a detector learned, for its report: losses, each decoder layer's, and average precision over the epochs.
+"""The learning curves in the report of a detector: losses, also by decoder layer, and average precision.
 
 Sections (§) and figures are those of DETR, Carion et al., ECCV 2020, arXiv 2005.12872.
 """
@@ -22,18 +22,18 @@ LAYERS = ("#98cae1", "#6ea6cd", "#fdb366", "#f67e4b", "#dd3d2d", "#a50026")     
 
 
 def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
-    """Plots with what to look for in them, and the numbers, of the rows of metrics.csv; at least one."""
-    # A row of an epoch that was not evaluated, or where there is nothing to find, has no figure.
+    """Plots of the rows of metrics.csv (at least one), with explanations, and a table of the numbers."""
+    # Epochs that were not evaluated, or without objects in the data, have no AP.
     rows = [{name: _number(value) for name, value in row.items()} for row in history]
     columns = [name for name in rows[-1] if all(name in row for row in rows)]
     losses, precisions, layers = _plots(columns)
     key = [("training", TRAIN), ("validation", VALIDATION)]
     stuck = (
-        "AP counts only boxes that overlap an object by half or more, so that for the first epochs it is zero in every "
-        "DETR, while the losses of the boxes (L1, GIoU) must fall from the start. What is learned first is to say “no "
-        "object”, which is right for most queries though it counts little (§3.1: a tenth). If the losses of the boxes "
-        "do not fall either, try another learning rate, and whether one batch can be learned by heart "
-        "(--overfit-one-batch); if they do, go on: the paper trains for 300 to 500 epochs (§4)."
+        "AP counts only boxes with an IoU of at least 0.5, so it is zero in the first epochs of every DETR, while the "
+        "box losses (L1, GIoU) should fall from the start. The first thing that is learned is to predict “no object”, "
+        "which is right for most queries, although its weight in the loss is low (§3.1: a tenth). If the box losses do "
+        "not fall either, try another learning rate, and check whether the model can overfit one batch "
+        "(--overfit-one-batch); if they do fall, continue: the paper trains for 300 to 500 epochs (§4)."
     )
     parts = [element("p", stuck)]
     if precisions:
@@ -42,8 +42,8 @@ def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
     if layers:
         lines = next(iter(layers.values()))
         by_layer = (
-            "Every decoder layer answers, is matched and is judged by itself (§3.2). The later ones should do better, "
-            "most of all the second than the first, which cannot know what other queries take (§4.2, Fig. 4)."
+            "Every decoder layer has its own predictions, matching and losses (§3.2). Later layers should be better, "
+            "above all the second than the first, which cannot know what other queries predict (§4.2, Fig. 4)."
         )
         parts += [element("h3", "Losses by decoder layer"), element("p", by_layer)]
         parts += curves(rows, layers, _key([(name, colour) for _, colour, name in lines]))
@@ -55,10 +55,10 @@ def _number(value: Any) -> float:
 
 
 def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
-    """What is drawn of the columns that there are: losses in training and validation, AP, and losses by layer."""
+    """The plots for the given columns: losses in training and validation, AP, and losses by decoder layer."""
     both = (("train_", TRAIN, "training"), ("val_", VALIDATION, "validation"))
     found = {split: from_columns({column: column for column in columns}, split) for split, *_ in both}
-    # Of the layers of a decoder the last one is drawn, which comes after the others.
+    # A later layer replaces the earlier ones, so the last decoder layer is drawn.
     names = {split: {(source, kind): column for (source, _), of_output in found[split].items()
                      for kind, column in of_output.items()} for split in found}
     wanted = {title: ("decoder", kind) for kind, title in LOSSES.items()}
@@ -81,7 +81,7 @@ def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
 
 
 def _by_layer(columns: Sequence[str]) -> Lines:
-    """A line for each decoder layer."""
+    """The lines of a plot with one line per decoder layer."""
     colours = np.linspace(0, len(LAYERS) - 1, len(columns)).round().astype(int)
     return [(column, LAYERS[colour], f"layer {i + 1}") for i, (column, colour) in enumerate(zip(columns, colours))]
 

@@ -1,8 +1,8 @@
-"""Checkpoints: everything that a run needs to go on bit for bit, in one safetensors file.
+"""Checkpoints: everything that is needed to resume a run bit for bit, in one safetensors file.
 
-Arrays are tensors named `model.…`, `ema.…` and `optimizer.…`; all else is JSON in the file's own metadata. One file
-cannot be half old and half new, and it is written under another name, brought to the disk, and only then renamed.
-Nothing in it is code: it can be opened without trust. A checksum tells a damaged file from a whole one.
+Arrays are tensors named `model.…`, `ema.…` and `optimizer.…`; everything else is JSON in the metadata of the file. The
+file is written under another name, flushed to disk, and then renamed, so it is never half old and half new. It contains
+no code, so untrusted files can be opened. A checksum detects damaged files.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from scratchvit.nn import Module
 FORMAT = 1
 ARRAYS = ("model", "ema", "optimizer")
 
-# What text in a file that somebody made up can lead to, beside ScratchvitError.
+# Exceptions that malformed text in a file can cause, besides ScratchvitError.
 _NONSENSE = (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError, MemoryError)
 
 
@@ -38,13 +38,13 @@ class Checkpoint:
     """A saved run.
 
     config       the fields of its TrainConfig
-    model_name   with model_args, what `create_model` builds it from
-    data         {"name", "classes", "image_shape" (H, W, C), "mean", "std"} of what it was trained on
+    model_name   name of the model; with model_args, the arguments of `create_model`
+    data         {"name", "classes", "image_shape" (H, W, C), "mean", "std"} of the training data
     progress     epoch, step and the states of loader, generator and meters: plain numbers, lists and dictionaries
-    model        {name: NumPy array}, as `Module.state_dict` gives it
-    ema          the averaged weights, likewise; empty without averaging
-    optimizer    its state; empty where it is of no use, as in best.safetensors
-    versions     of what wrote it
+    model        {name: NumPy array}, from `Module.state_dict`
+    ema          the averaged weights in the same form; empty without averaging
+    optimizer    its state; empty if it is not needed, as in best.safetensors
+    versions     versions of the program and libraries that wrote it
     """
 
     config: dict[str, Any]
@@ -59,14 +59,14 @@ class Checkpoint:
 
 
 def current_versions() -> dict[str, str]:
-    """Of what computes here."""
+    """The versions of scratchvit, NumPy and Python: {"scratchvit", "numpy", "python"}."""
     return {"scratchvit": scratchvit.__version__, "numpy": np.__version__, "python": platform.python_version()}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint; an earlier one of that name is replaced in one instant or, if anything fails, kept.
+    """Write a checkpoint atomically: if anything fails, an earlier file of the same name is kept.
 
-    Raises ScratchvitError when the disk is full or the folder cannot be written.
+    Raises ScratchvitError if the disk is full or the folder cannot be written.
     """
     tensors: dict[str, np.ndarray] = {}
     text: dict[str, Any] = {"format": FORMAT}
@@ -83,7 +83,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def is_checkpoint(path: str | Path) -> bool:
-    """Whether `scratchvit train` wrote it: a checkpoint, or a run's folder. False too for what cannot be read."""
+    """Whether a path is a checkpoint or run folder of `scratchvit train`. False for files that cannot be read."""
     path = Path(path)
     if path.is_dir():
         return (path / "best.safetensors").is_file()
@@ -95,9 +95,9 @@ def is_checkpoint(path: str | Path) -> bool:
 
 
 def load_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a checkpoint; of a run's folder, the best one.
+    """Read a checkpoint; for a run folder, the best one.
 
-    Raises ScratchvitError for a file that is missing, damaged, cut short, or not a checkpoint of this program.
+    Raises ScratchvitError for a file that is missing, damaged, truncated, or not a checkpoint of this program.
     """
     path = Path(path)
     if path.is_dir():
@@ -110,14 +110,14 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (it is no dictionary)
     except (safetensors.SafetensorError, OSError, ValueError, TypeError, KeyError) as error:
         raise ScratchvitError(
-            f"{path} is cut short, damaged or no safetensors file ({error}): take another checkpoint"
+            f"{path} is truncated, damaged or not a safetensors file ({error}): use another checkpoint"
         ) from error
     if "scratchvit" not in metadata:
         raise ScratchvitError(
-            f"{path} holds weights but no run of scratchvit: take a file that `scratchvit train` wrote"
+            f"{path} contains weights but is not a checkpoint of scratchvit: use a file that `scratchvit train` wrote"
         )
     if metadata.get("crc32") != _checksum(tensors, metadata["scratchvit"]):
-        raise ScratchvitError(f"{path} is damaged, its checksum does not match: take another checkpoint")
+        raise ScratchvitError(f"{path} is damaged, its checksum does not match: use another checkpoint")
     try:
         text = json.loads(metadata["scratchvit"])
         if (written := text.pop("format")) != FORMAT:
@@ -129,25 +129,25 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
             text[part][rest] = tensor
         return Checkpoint(**text)
     except _NONSENSE as error:
-        raise ScratchvitError(f"{path} is no checkpoint that this program wrote ({error}): take another") from error
+        raise ScratchvitError(f"{path} is not a checkpoint of this program ({error}): use another file") from error
 
 
 def model_from_checkpoint(path: str | Path, ema: bool = True) -> tuple[Module, Checkpoint]:
-    """(model in evaluation mode, checkpoint); with `ema`, the averaged weights where there are any.
+    """Load a model: (model in evaluation mode, checkpoint). ema: use the averaged weights if there are any.
 
-    Raises ScratchvitError as `load_checkpoint` does, and when the weights are not those of the model named.
+    Raises ScratchvitError as `load_checkpoint` does, and if the weights do not fit the model named in the file.
     """
     checkpoint = load_checkpoint(path)
     try:
         model = create_model(checkpoint.model_name, **checkpoint.model_args)
     except _NONSENSE as error:
-        raise ScratchvitError(f"{path} names a model that cannot be made ({error}): take another") from error
+        raise ScratchvitError(f"{path} names a model that cannot be created ({error}): use another file") from error
     load_into(model, checkpoint.ema if ema and checkpoint.ema else checkpoint.model, path)
     return model.eval(), checkpoint
 
 
 def load_into(model: Module, weights: Mapping[str, np.ndarray], path: str | Path) -> None:
-    """Give a model the weights of the checkpoint at `path`. Raises ScratchvitError if they are another model's."""
+    """Load the weights of the checkpoint at `path` into a model. Raises ScratchvitError if they do not fit."""
     try:
         model.load_state_dict(weights)
     except ScratchvitError as error:

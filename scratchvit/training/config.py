@@ -1,6 +1,7 @@
-"""Every setting of a training run, once: the command line, `config.json` and the loop all read these fields.
+"""The settings of a training run, read by the command line, `config.json` and the training loop.
 
-`RunConfig` is what every run has, `TrainConfig` what a classifier's has beside; a detector's is in `detection.config`.
+`RunConfig` has the settings of every run, `TrainConfig` adds those of a classifier; a detector's are in
+`detection.config`.
 """
 
 from __future__ import annotations
@@ -17,83 +18,101 @@ from scratchvit.options import option
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What is chosen in every run. Model options (sizes, drop rates) are fields of the model's own configuration."""
+    """The settings of every run. Model options (sizes, dropout rates) are fields of the model's own configuration."""
 
-    command: ClassVar[str] = ""     # of `scratchvit`, that makes and resumes such a run: its kind, in config.json too
+    command: ClassVar[str] = ""     # the command that starts and resumes such a run; saved in config.json
 
-    data: str = option("", "where the pictures come from")
-    val_fraction: float = option(0.1, "share of the training images kept for validation, if the data bring none")
-    skip_bad: bool = option(False, "leave out, and name, pictures that do not decode when a run begins")
+    data: str = option("", "the training data")
+    val_fraction: float = option(
+        0.1, "fraction of the training images used as validation split, if the data do not have one"
+    )
+    skip_bad: bool = option(False, "skip pictures that cannot be decoded, and list them when the run begins")
 
     model: str = option("", "a name from `scratchvit models`")
     model_args: dict[str, Any] = field(default_factory=dict)    # from the model's own options: --embed-dim, …
-    init: str | None = option(None, "file of weights to begin with: timm's, torchvision's, Hugging Face's, a run's, …")
-    new_head: bool = option(False, "with --init: leave the file's head out, for other classes than its own")
+    init: str | None = option(
+        None, "file with pretrained weights to start from: timm's, torchvision's, Hugging Face's, a run's, …"
+    )
+    new_head: bool = option(False, "with --init: do not load the head, because the classes are different")
 
-    epochs: int = option(20, "passes over the training images, each followed by a validation")
-    batch_size: int = option(64, "images in a step")
-    optimizer: str = option("adamw", "how gradients become steps", ("adamw", "adam", "sgd"))
+    epochs: int = option(20, "passes over the training images, each followed by validation")
+    batch_size: int = option(64, "images in a training step")
+    optimizer: str = option("adamw", "the optimiser", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     min_lr: float = option(1e-5, "learning rate at the end")
-    weight_decay: float = option(0.05, "decay of matrices; norms, biases, positions and tokens have none")
-    momentum: float = option(0.9, "of SGD")
-    clip_grad: float = option(1.0, "largest norm of all gradients together; 0: no limit")
-    schedule: str = option("cosine", "how the learning rate falls", ("cosine", "linear", "step", "constant"))
-    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to lr, at most half of them")
-    ema_decay: float = option(0.0, "decay of the averaged weights that are evaluated and saved; 0: off")
-    layer_decay: float = option(1.0, "each layer's learning rate, as a share of the next one's; 1: all alike")
+    weight_decay: float = option(
+        0.05, "weight decay of matrices; not applied to norms, biases, positional embeddings and tokens"
+    )
+    momentum: float = option(0.9, "momentum of SGD")
+    clip_grad: float = option(1.0, "largest norm of the gradient of all parameters; 0: no clipping")
+    schedule: str = option(
+        "cosine", "learning rate schedule after the warm-up", ("cosine", "linear", "step", "constant")
+    )
+    warmup_epochs: float = option(2.0, "epochs in which the learning rate rises to lr; at most half of all epochs")
+    ema_decay: float = option(
+        0.0, "decay of the exponential moving average (EMA) of the weights, which is evaluated and saved; 0: off"
+    )
+    layer_decay: float = option(1.0, "learning rate of each layer relative to the layer after it; 1: equal rates")
 
     non_finite: str = option(
-        "stop", "a step whose loss or gradient is infinite or NaN: end the run, or leave the step out", ("stop", "skip")
+        "stop", "if the loss or gradient of a step is infinite or NaN: stop the run, or skip the step", ("stop", "skip")
     )
     loss_scale: float = option(
-        0.0, "factor of the loss on the way back, which adapts itself; for float16, of no use in float32; 0: none"
+        0.0, "initial factor of dynamic loss scaling; useful for float16, not for float32; 0: off"
     )
-    workers: int = option(0, "processes that read and augment pictures; 0: a thread beside the training")
-    seed: int = option(0, "of weights, split, order, augmentation and dropout")
-    device: str = option(default_device(), "where to compute", ("cpu", "gpu"))
-    save_every: int = option(0, "steps between checkpoints within an epoch; 0: at its end only")
+    workers: int = option(0, "processes that read and augment pictures; 0: one thread in the training process")
+    seed: int = option(0, "seed of weights, validation split, order, augmentation and dropout")
+    device: str = option(default_device(), "device to train on", ("cpu", "gpu"))
+    save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:
-        """The same with some fields changed."""
+        """A copy of this configuration with some fields changed."""
         return dataclasses.replace(self, **changes)
 
     def as_read_back(self) -> Self:
-        """The same as it comes out of config.json, where (8, 12) is [8, 12]: what settings are compared in."""
+        """This configuration as read from config.json, where (8, 12) is [8, 12]; settings are compared in this form."""
         return type(self)(**json.loads(json.dumps(dataclasses.asdict(self))))
 
 
 @dataclass(frozen=True)
 class TrainConfig(RunConfig):
-    """A run that trains a classifier, or a model that learns the images themselves."""
+    """The settings of a run that trains a classifier, or a generative model of pixels."""
 
     command: ClassVar[str] = "train"
 
-    data: str = option("digits", "digits, mnist, fashion-mnist, cifar10, cifar100, or the folder of an image folder")
-    data_dir: str | None = option(None, "where the files of a named data set are")
-    download: bool = option(False, "fetch a named data set that is not there (needs pooch)")
-    train_fraction: float = option(1.0, "share of the training images that is used, class by class")
-    epoch_images: int = option(0, "training images in an epoch, which then may hold several passes; 0: all, once")
+    data: str = option(
+        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, or a folder with train/<class>/ and pictures in it"
+    )
+    data_dir: str | None = option(None, "folder with the files of a named data set")
+    download: bool = option(False, "download a named data set that is missing (needs pooch)")
+    train_fraction: float = option(1.0, "fraction of the training images that is used, the same for every class")
+    epoch_images: int = option(0, "images in an epoch, if not one pass over the training images; 0: one pass")
 
     model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
 
-    label_smoothing: float = option(0.0, "share of the target that is spread over all classes")
-    regularisation: float = option(0.0, "dropout and stochastic depth at once, as in the augreg paper: 0.1")
+    label_smoothing: float = option(0.0, "probability that is spread evenly over all classes in the target")
+    regularisation: float = option(0.0, "rate of both dropout and stochastic depth; the augreg paper uses 0.1")
 
-    crop_padding: int = option(0, "pixels by which training images are shifted at random")
-    crop_scale: float = option(0.0, "least share of an original that a random crop keeps (Inception's 0.05); 0: off")
-    flip: bool = option(False, "mirror training images at random")
-    augment: str = option("none", "the augreg paper's levels of RandAugment and MixUp", tuple(LEVELS))
-    color_jitter: float = option(0.0, "change brightness, contrast and saturation by up to this share")
-    random_erasing: float = option(0.0, "share of the pictures in which a box is overwritten with noise")
-    mixup: float = option(0.0, "α of MixUp, two pictures laid over each other; 0: as `augment` says")
-    cutmix: float = option(0.0, "α of CutMix, a box of one picture in another; 0: off")
-    mix_prob: float = option(1.0, "share of the mixtures that are mixed at all")
-    mix_switch_prob: float = option(0.5, "share of CutMix where both have an α")
-    mix_mode: str = option("batch", "what is mixed alike: a batch, a pair, or nothing", ("batch", "pair", "elem"))
+    crop_padding: int = option(0, "shift training images at random by up to this many pixels")
+    crop_scale: float = option(0.0, "random resized crops: smallest area, as a fraction (Inception: 0.05); 0: off")
+    flip: bool = option(False, "flip training images horizontally at random")
+    augment: str = option("none", "RandAugment and MixUp at one of the augreg paper's levels", tuple(LEVELS))
+    color_jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation")
+    random_erasing: float = option(0.0, "probability that a box of an image is replaced by noise")
+    mixup: float = option(0.0, "α of MixUp, which blends two images; 0: the value of `augment`")
+    cutmix: float = option(0.0, "α of CutMix, which pastes a box of one image into another; 0: off")
+    mix_prob: float = option(1.0, "probability that MixUp or CutMix is applied")
+    mix_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp, if both are on")
+    mix_mode: str = option(
+        "batch", "draw the mixing ratio once per batch, per pair, or per image", ("batch", "pair", "elem")
+    )
 
-    teacher: str | None = option(None, "run or file of weights whose answers are learned beside the labels")
-    teacher_model: str | None = option(None, "of a teacher's file of weights: its name, if no config.json says it")
-    distill: str = option("hard", "learn the teacher's decision, or its softened probabilities", ("hard", "soft"))
-    distill_weight: float | None = option(None, "the teacher's share of the loss; by default 0.5 hard, 0.1 soft")
-    distill_temperature: float = option(3.0, "τ by which logits are divided, for soft")
+    teacher: str | None = option(None, "distillation: the run or the file of weights of the teacher")
+    teacher_model: str | None = option(
+        None, "name of the teacher's model, if its weights have no config.json that says it"
+    )
+    distill: str = option("hard", "distil the teacher's decision, or its softened probabilities", ("hard", "soft"))
+    distill_weight: float | None = option(
+        None, "weight of the teacher in the loss, from 0 to 1; none: 0.5 if hard, 0.1 if soft"
+    )
+    distill_temperature: float = option(3.0, "τ: temperature by which logits are divided, for soft distillation")

@@ -1,4 +1,4 @@
-"""Where do numbers stop being finite? Asked when a loss or a gradient already did."""
+"""Finding the first layer, parameter or gradient with values that are infinite or NaN."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ def is_finite(array: Array) -> bool:
 
 
 def first_non_finite(model: Module, images: Array, inputs: Mapping[str, Any] = MappingProxyType({})) -> str:
-    """The first place, on the way through the model, where an entry is infinite or NaN, in words.
+    """The first place in the forward pass with an infinite or NaN value, as a sentence.
 
-    The images, or a parameter, if they are so already; otherwise the batch is run once more, in the model's present
-    mode. inputs: what the model is called with beside the images.
+    This can be the images or a parameter; otherwise the batch is run again, in the current mode of the model. inputs:
+    further arguments of the model.
     """
     if not is_finite(images):
         return "the images of the batch are not finite"
@@ -31,20 +31,20 @@ def first_non_finite(model: Module, images: Array, inputs: Mapping[str, Any] = M
             return f"the parameter {name} is already not finite"
     with no_grad(), _watched(model) as places:
         model(Tensor(images), **inputs)
-    return places[0] if places else "every layer's output is finite, only the loss is not"
+    return places[0] if places else "the outputs of all layers are finite, only the loss is not"
 
 
 def first_non_finite_gradient(model: Module) -> str:
-    """The parameter nearest to the loss, so the first on the way back, whose gradient is not finite, in words."""
+    """The first gradient in the backward pass that is not finite, as a sentence."""
     for name, parameter in reversed(list(model.named_parameters())):
         if parameter.grad is not None and not is_finite(parameter.grad):
-            return f"on the way back, the first gradient that is not finite is that of {name}"
-    return "every entry of it is, but all together are longer than float32 can tell"
+            return f"the first gradient in the backward pass that is not finite is that of {name}"
+    return "all entries are finite, but their norm is too large for float32"
 
 
 @contextlib.contextmanager
 def _watched(model: Module) -> Iterator[list[str]]:
-    """Inside, each call of a layer that takes or gives a value that is not finite adds its place to the list."""
+    """Context manager; the list gets a sentence for the first layer whose input or output is not finite."""
     places: list[str] = []
     modules = list(model.named_modules())
     for name, module in modules:

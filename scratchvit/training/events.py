@@ -1,8 +1,8 @@
-"""The rows of metrics.csv once more, as TensorBoard reads them: `tensorboard --logdir runs`.
+"""Writing the rows of metrics.csv as event files for TensorBoard: `tensorboard --logdir runs`.
 
-Only where the package `tensorboard` is installed; without it nothing is written. An event file is a log that is read
-while it grows, so a session appends a row an epoch to a file of its own. The session begins that file with all rows so
-far and takes the files of earlier sessions away: so an epoch stands there once, however often a run was killed.
+This needs the package `tensorboard`; without it nothing is written. An event file is read while it grows, so each
+session appends one row per epoch to its own file. The file begins with all earlier rows, and the files of earlier
+sessions are removed: so every epoch occurs once, however often a run was killed and resumed.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import write_atomically
 
-# Those of one group are drawn beside each other. Other figures of training and validation are named alike: `_tags`.
+# Tags with the same group are shown together. Other figures of training and validation get similar tags in `_tags`.
 TAGS = {
     "train_loss": "train/loss", "train_accuracy": "train/accuracy",
     "val_loss": "val/loss", "val_accuracy": "val/accuracy",
@@ -26,24 +26,24 @@ TAGS = {
 
 
 class EventFile:
-    """Where the rows of a run go: FOLDER/events.out.tfevents.*, which is made with the first row."""
+    """The event file of a run, FOLDER/events.out.tfevents.*, which is created with the first row."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
-        self._path: Path | None = None      # of this session
-        self._written = 0                   # rows in it
+        self._path: Path | None = None      # the file of this session
+        self._written = 0                   # number of rows in it
 
     def write(self, history: Sequence[Mapping[str, Any]]) -> None:
-        """Bring the file up to date with all rows of metrics.csv. Raises ScratchvitError when the disk is full, …"""
+        """Append the missing rows of metrics.csv to the file. Raises ScratchvitError if it cannot be written."""
         try:
             from tensorboard.compat.proto import event_pb2, summary_pb2
             from tensorboard.summary.writer.record_writer import RecordWriter
-        except Exception:       # not installed, or it does not go with this protobuf: it raises what it likes then
+        except Exception:       # not installed, or not compatible with the installed protobuf (various exceptions)
             return
         records = io.BytesIO()
         writer = RecordWriter(records)
         if self._path is None:
-            # The version and the start tell a TensorBoard that is watching to forget what earlier files said.
+            # The version and the start event make a running TensorBoard discard the data of earlier files.
             for what in ({"file_version": "brain.Event:2"}, {"session_log": {"status": event_pb2.SessionLog.START}}):
                 writer.write(event_pb2.Event(wall_time=_time_of(history, 0), step=0, **what).SerializeToString())
         for place in range(self._written, len(history)):
@@ -64,7 +64,7 @@ class EventFile:
                 return
             self.folder.mkdir(exist_ok=True)
             earlier = list(self.folder.glob("*events.out.tfevents.*.scratchvit*"))     # unfinished ones too
-            # TensorBoard goes on to the file whose name comes next, so a session's name is later than all before.
+            # TensorBoard continues with the next file by name, so the name of a session must come after all others.
             number = max([time.time_ns(), *(1 + _number(path) for path in earlier)])
             path = self.folder / f"events.out.tfevents.{number}.scratchvit"
             write_atomically(path, content)
@@ -74,16 +74,17 @@ class EventFile:
                     replaced.unlink()
         except OSError as error:
             raise ScratchvitError(
-                f"{self._path or self.folder} could not be written ({error.strerror}): make room; nothing else is lost"
+                f"{self._path or self.folder} could not be written ({error.strerror}): free some space; nothing else "
+                "is lost"
             ) from error
 
 
 def _tags(row: Mapping[str, Any]) -> dict[str, str]:
-    """{column: tag} of the figures that are drawn: "train_loss_ce" is train/loss_ce, "AP50" is val/AP50."""
+    """The TensorBoard tag of each column: {"train_loss_ce": "train/loss_ce", "AP50": "val/AP50"}."""
     tags = {}
     for name, value in row.items():
         group, _, figure = name.partition("_")
-        if value is None:       # a figure that these data do not have
+        if value is None:       # a figure that does not exist for these data
             continue
         if name in TAGS:
             tags[name] = TAGS[name]
@@ -100,5 +101,5 @@ def _number(path: Path) -> int:
 
 
 def _time_of(history: Sequence[Mapping[str, Any]], place: int) -> float:
-    """When the epoch at that place ended, had the run never been stopped: now, less what came after it took."""
+    """The time at which an epoch ended, as if the run had never been interrupted: now minus all later epochs."""
     return time.time() - sum(row["seconds"] for row in history[place + 1 :])

@@ -1,4 +1,4 @@
-"""The folder of a run: config.json, metrics.csv, last.safetensors and best.safetensors."""
+"""Run folders: config.json, metrics.csv, last.safetensors and best.safetensors."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ from scratchvit.training.lock import FolderLock
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
-# The command of scratchvit that a run was begun with; in config.json beside the settings. Older versions had one.
+# The command that a run was started with, saved in config.json with the settings. Older versions had only one command.
 _COMMAND, _FIRST_COMMAND = "command", TrainConfig.command
 
-# What may differ when a run goes on: how long it is, where its files are, and who reads them.
+# Settings that may change when a run is resumed.
 _MAY_CHANGE = {"epochs", "data_dir", "download", "workers"}
 
 
 class RunFolder:
-    """Where a run keeps what it found. Only one process at a time may write there: `claim`, `begin`, `release`."""
+    """The folder of a run. Only one process at a time may write to it: see `claim`, `begin` and `release`."""
 
     def __init__(self, path: Path):
         self.path = Path(path)
@@ -34,10 +34,10 @@ class RunFolder:
         self._lock = FolderLock(self.path)
 
     def claim(self, config: RunConfig, resume: bool) -> None:
-        """Keep other runs out of a folder that is there. Nothing is made yet, so that settings may still be refused.
+        """Lock the folder if it exists. Nothing is created yet, because the settings may still be invalid.
 
-        Raises ScratchvitError if a run is going on in it; to resume, if it holds none with these settings; otherwise,
-        if it holds one.
+        Raises ScratchvitError if another process uses the folder; with resume, if it contains no run with these
+        settings; without resume, if it contains a run.
         """
         if self.path.is_dir():
             self._lock.acquire()
@@ -47,7 +47,7 @@ class RunFolder:
             self.require_unused()
 
     def release(self) -> None:
-        """Let others write here."""
+        """Release the lock on the folder."""
         self._lock.release()
 
     def __enter__(self) -> Self:
@@ -57,32 +57,32 @@ class RunFolder:
         self.release()
 
     def require_unused(self) -> None:
-        """Raise ScratchvitError if the folder holds a run already."""
+        """Raise ScratchvitError if the folder already contains a run."""
         if self.config.exists() or self.last.exists():
             try:
                 command = command_of(self.path)
             except ScratchvitError:     # nothing says which: the usual one
                 command = _FIRST_COMMAND
             raise ScratchvitError(
-                f"{self.path} already holds a run: go on with it, {resuming(command, self.path)}, "
+                f"{self.path} already contains a run: resume it, {resuming(command, self.path)}, "
                 "or name another folder"
             )
 
     def begin(self, config: RunConfig) -> None:
-        """Make the folder and note the settings. Raises ScratchvitError if it cannot be made, or is another run's."""
+        """Create the folder and save the settings. Raises ScratchvitError if that fails, or if there is another run."""
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise ScratchvitError(
-                f"the folder {self.path} cannot be made ({error.strerror}): name another one"
+                f"the folder {self.path} cannot be created ({error.strerror}): name another one"
             ) from error
-        if self._lock.acquire():        # a folder that was not there to be claimed
-            self.require_unused()       # another run may have been quicker, and may have ended
+        if self._lock.acquire():        # the folder did not exist when claim() was called
+            self.require_unused()       # another run may have been faster
         settings = {_COMMAND: config.command, **dataclasses.asdict(config)}
         _write_text(self.config, json.dumps(settings, indent=2) + "\n")
 
     def require_same(self, config: RunConfig) -> None:
-        """Raise ScratchvitError if the folder holds no run, or one with other settings."""
+        """Raise ScratchvitError if the folder contains no run, or one with other settings."""
         before = read_config(self.path, type(config))
         config = config.as_read_back()
         changed = [
@@ -91,15 +91,15 @@ class RunFolder:
             if field.name not in _MAY_CHANGE and getattr(before, field.name) != getattr(config, field.name)
         ]
         if config.epochs < before.epochs:
-            changed.append(f"epochs ({before.epochs} → {config.epochs}: may only grow)")
+            changed.append(f"epochs ({before.epochs} → {config.epochs}: can only increase)")
         if changed:
             raise ScratchvitError(
-                f"{self.path} was begun with other settings: {', '.join(changed)}; resume with the old ones, "
-                "or begin a new run in another folder"
+                f"{self.path} was started with other settings: {', '.join(changed)}; resume with the old ones, "
+                "or start a new run in another folder"
             )
 
     def write_metrics(self, history: Sequence[dict[str, Any]]) -> None:
-        """All rows anew: so a run that was killed and resumed has each epoch once."""
+        """Write all rows again, so that every epoch occurs once, even after a run was killed and resumed."""
         text = io.StringIO()
         rows = [row | {"skipped": row.get("skipped", 0)} for row in history]        # older ones do not have it
         columns = dict.fromkeys(name for row in rows for name in row)
@@ -110,16 +110,16 @@ class RunFolder:
 
 
 def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # type: ignore[assignment]
-    """The settings of the run in a folder, which is to be of that kind.
+    """The settings of the run in a folder, as a configuration of the given kind.
 
-    Raises ScratchvitError if there is none, if it is of another kind, or not of this version.
+    Raises ScratchvitError if there is no run, or if it is of another kind or an incompatible version.
     """
     path = Path(run_dir) / "config.json"
     command, settings = _read(path)
     if command != kind.command:
         theirs, asked = (f"`scratchvit {name}`" if name else "a task of its own" for name in (command, kind.command))
         raise ScratchvitError(
-            f"{run_dir} holds a run of {theirs}, not of {asked}: go on with it, {resuming(command, Path(run_dir))}, or "
+            f"{run_dir} contains a run of {theirs}, not of {asked}: resume it, {resuming(command, Path(run_dir))}, or "
             "name another folder"
         )
     try:
@@ -129,7 +129,7 @@ def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> Confi
 
 
 def command_of(run_dir: str | Path) -> str:
-    """Which command of scratchvit began the run in a folder: "train", "detect-train"; "" if it was none.
+    """The command that started the run in a folder: "train" or "detect-train"; "" if it was none.
 
     Raises as `read_config` does.
     """
@@ -141,18 +141,18 @@ def _read(path: Path) -> tuple[str, dict[str, Any]]:
     try:
         settings = dict(json.loads(path.read_text("utf-8")))
     except OSError as error:
-        raise ScratchvitError(f"{path.parent} holds no run: there is no readable {path.name} in it") from error
+        raise ScratchvitError(f"{path.parent} contains no run: there is no readable {path.name} in it") from error
     except (ValueError, TypeError) as error:
         raise _damaged(path, error) from error
     return str(settings.pop(_COMMAND, _FIRST_COMMAND)), settings
 
 
 def _damaged(path: Path, error: Exception) -> ScratchvitError:
-    return ScratchvitError(f"{path} is damaged or of another version of scratchvit ({error})")
+    return ScratchvitError(f"{path} is damaged or from another version of scratchvit ({error})")
 
 
 def resuming(command: str, run_dir: Path) -> str:
-    """How to go on with the run in a folder: the command line, or the call where no command began it."""
+    """How to resume the run in a folder: the command line, or the call where no command started it."""
     return f"scratchvit {command} --resume {run_dir}" if command else f"TrainingLoop(…, {str(run_dir)!r}, resume=True)"
 
 

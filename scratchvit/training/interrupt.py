@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM end a run between two steps, after saving."""
+"""Ending a run between two steps, with a checkpoint, after Ctrl-C or SIGTERM."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from scratchvit.errors import ScratchvitError
 
 
 class Interrupted(ScratchvitError):
-    """A run that was stopped from outside and saved; the text says how to go on. `exit_status` as shells have it."""
+    """A run was stopped by a signal, after saving; the text says how to resume it. `exit_status`: 128 + signal."""
 
     def __init__(self, text: str, received: int):
         super().__init__(text)
         self.exit_status = 128 + received
 
-    def __reduce__(self) -> Any:        # out of a worker process, as a figure's runs may be
+    def __reduce__(self) -> Any:        # for pickling in worker processes
         return type(self), (self.args[0], self.exit_status - 128)
 
 
 class StopRequested(Exception):
-    """Raised at the next safe place after a signal."""
+    """Raised by `SignalWatch.check` after a signal."""
 
 
 class SignalWatch:
-    """Inside `with SignalWatch() as watch`, a SIGINT or SIGTERM waits for `watch.check()`; a second one does not."""
+    """Context manager that delays SIGINT and SIGTERM until `check()` is called; a second signal acts at once."""
 
     def __init__(self) -> None:
         self.received: int | None = None
         self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Self:
-        if threading.current_thread() is threading.main_thread():       # elsewhere Python forbids handlers
+        if threading.current_thread() is threading.main_thread():       # other threads cannot set handlers
             for number in (signal.SIGINT, signal.SIGTERM):
                 self._before[number] = signal.signal(number, self._note)
         return self
@@ -43,7 +43,7 @@ class SignalWatch:
             signal.signal(number, handler)
 
     def check(self) -> None:
-        """Raise StopRequested if a signal has come."""
+        """Raise StopRequested if a signal was received."""
         if self.received is not None:
             raise StopRequested
 

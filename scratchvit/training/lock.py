@@ -1,4 +1,4 @@
-"""One process at a time: a lock on a folder that the system takes back however the process ends, by `kill -9` too."""
+"""A lock on a run folder for one process at a time, which the system releases when the process ends, even if killed."""
 
 from __future__ import annotations
 
@@ -19,23 +19,23 @@ try:
 except ImportError:     # every other system
     msvcrt = None  # type: ignore[assignment]
 
-# What Windows locks nobody else can read: a byte far beyond the text that says who holds the folder.
+# On Windows, locked bytes cannot be read by others: lock a byte far beyond the text that says who holds the lock.
 _LOCKED_BYTE = 1 << 30
 
 
 class FolderLock:
-    """The right to write into a folder: a lock on a file `.lock` in it, which says who holds it.
+    """An exclusive lock on a folder: a locked file `.lock` in it, which says who holds the lock.
 
-    The lock (flock(2), or on Windows one of the C runtime's) is on the open file, so the file of a process that was
-    killed locks nobody out: the next one takes it over. On file systems without locks, the folder is used unlocked.
+    The lock (flock(2), or that of the C runtime on Windows) belongs to the open file, so it ends with the process, and
+    the next process can reuse the file. On file systems without locks, the folder is used without a lock.
     """
 
     def __init__(self, folder: Path):
         self.folder, self.path = folder, folder / ".lock"
-        self._close: weakref.finalize | None = None     # closes the file, and so gives the lock back; None: not held
+        self._close: weakref.finalize | None = None     # closes the file, which releases the lock; None: not held
 
     def acquire(self) -> bool:
-        """Take the lock, and return whether it is new to us. Raises ScratchvitError if another run holds it."""
+        """Acquire the lock; False if it was already held. Raises ScratchvitError if another process holds it."""
         if self._close is not None:
             return False
         while True:
@@ -43,33 +43,33 @@ class FolderLock:
                 file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             except OSError as error:
                 raise ScratchvitError(
-                    f"{self.folder} cannot be written to ({error.strerror}): make room there, make it writable, or "
+                    f"{self.folder} cannot be written to ({error.strerror}): free some space, make it writable, or "
                     "choose another folder"
                 ) from error
             if not _lock(file):
                 holder = os.read(file, 1000).decode(errors="replace").strip() or "another process"
                 os.close(file)
                 raise ScratchvitError(
-                    f"{self.folder} is in use by a run that is still going ({holder}): "
+                    f"{self.folder} is in use by a run in progress ({holder}): "
                     "wait until it ends, stop it, or name another folder"
                 )
             if self._has_the_name(file):
                 break
-            os.close(file)      # removed by its holder between our opening it and locking it
+            os.close(file)      # its holder removed it after we had opened it and before we locked it
         self._close = weakref.finalize(self, os.close, file)
-        with contextlib.suppress(OSError):      # only for the other's message: on a full disk, go on without
+        with contextlib.suppress(OSError):      # only used in error messages: not essential on a full disk
             os.truncate(file, 0)
             os.write(file, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
         return True
 
     def release(self) -> None:
-        """Give the folder back, without a trace."""
+        """Release the lock and remove its file."""
         if self._close is None:
             return
         if fcntl is not None:
-            self._remove()      # while it is still ours
+            self._remove()      # while we hold the lock
             self._close()
-        else:                   # Windows removes no open file: not ours, and not that of a run that has it by now
+        else:                   # Windows cannot remove an open file, neither ours nor that of the next holder
             self._close()
             self._remove()
         self._close = None
@@ -79,7 +79,7 @@ class FolderLock:
             self.path.unlink()
 
     def _has_the_name(self, file: int) -> bool:
-        """Whether the open file is the one that is in the folder now. On Windows it cannot have been removed."""
+        """Whether the open file is still the one in the folder. (On Windows it cannot have been removed.)"""
         if fcntl is None:
             return True
         try:
@@ -89,7 +89,7 @@ class FolderLock:
 
 
 def _lock(file: int) -> bool:
-    """Lock an open file, or return False if another holds it. True too where the file system knows no locks."""
+    """Lock an open file; False if another process holds the lock. True for file systems without locks."""
     if fcntl is not None:
         lock, held = _flock, BlockingIOError
     elif msvcrt is not None:

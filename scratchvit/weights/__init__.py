@@ -1,4 +1,4 @@
-"""Weights from files: anybody's format, anybody's names, and what pictures they were trained to see."""
+"""Loading weights from files: third-party formats and parameter names, and the preprocessing that they need."""
 
 from scratchvit.weights.fit import LoadReport
 from scratchvit.weights.load import load_weights, model_from_weights

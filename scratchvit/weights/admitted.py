@@ -1,16 +1,16 @@
-"""What a PyTorch file may name in its pickle, and the harmless record or function that each name stands for here.
+"""The allowlist of names in the pickle of a PyTorch file, and the harmless record or function that replaces each.
 
     in the file                                 here
     collections.OrderedDict                     OrderedDict, a dict; its attributes (`_metadata`) are dropped
     collections.Counter, builtins.set, …        the dict or list inside
     torch.FloatStorage, torch.float32, …        StorageType, TensorType
-    a persistent id                             Storage: which storage, of what type, how long
-    torch._utils._rebuild_tensor_v2, …          Tensor: which part of which storage; no array is made yet
+    a persistent id                             Storage: key, dtype and size of a storage
+    torch._utils._rebuild_tensor_v2, …          Tensor: a part of a storage; no array is made yet
     torch.Size, torch.device                    a tuple, None
-    argparse.Namespace                          Namespace, empty: DeiT, DETR and timm save their options too
-    numpy's scalars, arrays and types           numbers, NumpyArray, NumpyType: seeds and scores beside the weights
+    argparse.Namespace                          Namespace, empty: DeiT, DETR and timm also save their options
+    numpy's scalars, arrays and dtypes          numbers, NumpyArray, NumpyType: seeds and scores saved with the weights
 
-Everything else is refused, by name: complex, quantised and sparse tensors, subclasses of tensors, and every class.
+Everything else is rejected by name: complex, quantised and sparse tensors, subclasses of tensors, and all classes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class StorageType:
 
 @dataclass(frozen=True)
 class Storage:
-    """A storage of `size` entries; its bytes are elsewhere in the file, under `key`."""
+    """A storage of `size` entries, whose bytes are in the file under `key`."""
 
     key: str
     dtype: np.dtype
@@ -58,16 +58,16 @@ class Tensor:
 
 class OrderedDict(dict, Record):
     def set_state(self, state: Any) -> None:
-        """state_dict() carries a `_metadata` attribute, the versions of the layers, of no use here."""
+        """Ignore the attribute `_metadata` of state_dict(), the versions of the layers."""
 
 
 class Namespace(Record):
     def set_state(self, state: Any) -> None:
-        """The options of a training run are of no use here."""
+        """Ignore the options of a training run."""
 
 
 class NumpyType(Record):
-    """numpy.dtype: made without a byte order, which the state then tells."""
+    """Stands for numpy.dtype. It is created without a byte order; the state sets it."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
@@ -81,7 +81,7 @@ class NumpyType(Record):
 
 
 class NumpyArray(Record):
-    """numpy.ndarray: made empty, its state then tells all."""
+    """Stands for numpy.ndarray. It is created empty; the state sets shape, dtype and data."""
 
     array: np.ndarray = np.zeros(0, np.float32)
 
@@ -131,7 +131,7 @@ def _tensor(storage: Any, typed: Any, offset: Any, shape: Any, stride: Any, meta
     if not (isinstance(storage, Storage) and isinstance(typed, (Storage, TensorType)) and isinstance(offset, int)):
         raise _wrong_arguments("torch._utils._rebuild_tensor")
     if metadata:
-        raise ScratchvitError(f"it holds a tensor that is kept negated or conjugated, not as it is: {WAY_OUT}")
+        raise ScratchvitError(f"it contains a tensor that is stored negated or conjugated: {WAY_OUT}")
     return Tensor(storage, typed.dtype, offset, _integers(shape), _integers(stride))
 
 
@@ -145,7 +145,7 @@ def _numpy_type(code: Any, align: Any = False, copy: Any = True) -> NumpyType:
     if not isinstance(code, str):
         raise _wrong_arguments("numpy.dtype")
     if code not in _NUMPY_CODES:
-        raise ScratchvitError(f"it holds a NumPy array of type {short(code)}, not of real numbers: {WAY_OUT}")
+        raise ScratchvitError(f"it contains a NumPy array of type {short(code)}, not of real numbers: {WAY_OUT}")
     return NumpyType(_NUMPY_CODES[code])
 
 
@@ -162,7 +162,7 @@ def _numpy_scalar(kind: Any, content: Any) -> float:
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
-    """Protocol 2 has no bytes: it stores each as the character of that number."""
+    """Decode bytes of pickle protocol 2, which stores each byte as the character of the same number."""
     if not (isinstance(text, str) and encoding == "latin1"):
         raise _wrong_arguments("_codecs.encode")
     try:
@@ -172,7 +172,7 @@ def _encode(text: Any, encoding: Any) -> bytes:
 
 
 def _device(kind: Any, index: Any = None) -> None:
-    """Where a tensor was, of no use here."""
+    """Ignore the device of a tensor."""
 
 
 def _empty_bytes(*arguments: Any) -> bytes:
@@ -182,7 +182,7 @@ def _empty_bytes(*arguments: Any) -> bytes:
 
 
 def _same(name: str, kind: type, empty: Callable[[], Any]) -> Function:
-    """What stands for a container or a value is its one argument itself, unchanged and not copied."""
+    """A function that returns its single argument, which must be of type kind; without arguments, empty()."""
 
     def call(*arguments: Any) -> Any:
         if not arguments:
@@ -196,12 +196,12 @@ def _same(name: str, kind: type, empty: Callable[[], Any]) -> Function:
 
 def _integers(values: Any) -> tuple[int, ...]:
     if not isinstance(values, tuple) or not all(isinstance(value, int) for value in values):
-        raise ScratchvitError(f"a shape or stride in it is no tuple of integers: {DAMAGED}")
+        raise ScratchvitError(f"a shape or stride in it is not a tuple of integers: {DAMAGED}")
     return values
 
 
 def _wrong_arguments(name: str) -> ScratchvitError:
-    return ScratchvitError(f"its pickle uses {name} as nobody does; nothing of it was run: {WAY_OUT}")
+    return ScratchvitError(f"its pickle uses {name} in an unknown way; no code in it was run: {WAY_OUT}")
 
 
 _STORAGES = {

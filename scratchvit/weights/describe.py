@@ -1,4 +1,4 @@
-"""Which model a config.json describes: timm's (and ours, which is the same) or Hugging Face's."""
+"""Reading the model and its sizes from a config.json in timm's format (which ours is too) or Hugging Face's."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 from scratchvit.weights.arrays import short
 
-# What a configuration may ask for. The largest ViTs have 48 blocks, 6,144 dimensions and images of a side of 1,024.
+# Limits of a configuration. The largest ViTs have 48 blocks, 6,144 dimensions and images of 1,024 × 1,024.
 MOST_BLOCKS = 1000
 LARGEST = 1 << 15
 
 
 @dataclass(frozen=True)
 class Described:
-    """A model: its name in `list_models`, and the options that replace its preset's."""
+    """A model: its name in `list_models`, and the options that differ from its preset."""
 
     name: str
     options: dict[str, Any] = field(default_factory=dict)
 
 
 def image_size(weights_path: Path) -> tuple[int, int] | None:
-    """(height, width) of the pictures that the config.json beside a file of weights says they are for, if it does."""
+    """The image size (height, width) in the config.json in the folder of the weights, or None if it has none."""
     _, config = _config_beside(weights_path)
     size = config.get("image_size")
     pretrained = config.get("pretrained_cfg", config)
@@ -38,8 +38,8 @@ def image_size(weights_path: Path) -> tuple[int, int] | None:
 
 
 def _config_beside(weights_path: Path) -> tuple[Path, dict[str, Any]]:
-    """(the path of the config.json beside a file of weights, what it holds: nothing where there is no such file)."""
-    # Imported when needed: `import scratchvit` comes here, and is to do without Pillow.
+    """(path, content) of the config.json in the folder of the weights; the content is {} if there is no such file."""
+    # Imported here, because `import scratchvit` imports this file and must not need Pillow.
     from scratchvit.weights.preprocess import folder_of, read_config
 
     path = folder_of(weights_path) / "config.json"
@@ -47,9 +47,9 @@ def _config_beside(weights_path: Path) -> tuple[Path, dict[str, Any]]:
 
 
 def describe(weights_path: Path) -> Described | None:
-    """The model that the config.json beside a file of weights describes; None if there is none or it names none.
+    """The model that the config.json in the folder of the weights describes; None without one, or if it names none.
 
-    Raises ScratchvitError, naming the file, for a model that is not here.
+    Raises ScratchvitError, which names the file, for an unknown model or an invalid configuration.
     """
     path, config = _config_beside(weights_path)
     try:
@@ -58,16 +58,16 @@ def describe(weights_path: Path) -> Described | None:
         if "model_type" in config:
             return _checked(_from_huggingface(config))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise ScratchvitError(f"{path} cannot be followed ({error!r}): mend it or move it away") from error
+        raise ScratchvitError(f"{path} cannot be used ({error!r}): correct it or move it away") from error
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
     return None
 
 
 def _checked(found: Described) -> Described:
-    """The same. Raises ScratchvitError if an option is of another kind than the preset's, or beyond all measure."""
+    """Return `found`. Raises ScratchvitError if an option has another type than in the preset, or is out of range."""
     for key, value in found.options.items():
-        preset = getattr(model_config(found.name), key, None)       # None: no such option, as create_model says
+        preset = getattr(model_config(found.name), key, None)       # None: no such option; create_model will raise
         if preset is not None and not _is_like(preset, key, value):
             raise ScratchvitError(f"its {key} is {short(str(value))}, expected one like the {preset} of {found.name}")
     return found
@@ -92,13 +92,13 @@ def _is_like(preset: Any, key: str, value: Any) -> bool:
 
 def _from_timm(config: Mapping[str, Any]) -> Described:
     architecture = str(config["architecture"]).partition(".")[0]         # without the tag of the weights
-    # The same model at another size has another name in timm: vit_base_patch16_384.
+    # In timm, the same model at another image size has another name: vit_base_patch16_384.
     name = architecture if architecture in list_models() else re.sub(r"_\d+$", "_224", architecture)
     if name not in list_models():
-        raise ScratchvitError(f"there is no model {architecture!r} here; `scratchvit models` lists what there is")
+        raise ScratchvitError(f"there is no model {architecture!r} here; `scratchvit models` lists those there are")
     options = dict(config.get("model_args") or {})
     if options.get("global_pool") == "avg" and not hasattr(model_config(name), "global_pool"):
-        del options["global_pool"]          # timm writes down what a ResNet always does
+        del options["global_pool"]          # timm writes this for ResNets, where it is not an option here
     if size := (config.get("pretrained_cfg") or config).get("input_size"):
         options.setdefault("img_size", size[1] if size[1] == size[2] else tuple(size[1:]))
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
@@ -122,12 +122,12 @@ def _from_huggingface(config: Mapping[str, Any]) -> Described:
     if kind == "dab-detr":
         return _from_huggingface_dab_detr(_DAB_DETR | dict(config))
     raise ScratchvitError(
-        f"Hugging Face's {kind!r} is no model here; "
+        f"Hugging Face's {kind!r} is not supported; "
         "ViT, DeiT, ResNet, BiT, Swin, Swin V2, ImageGPT, DETR and DAB-DETR are"
     )
 
 
-#  what their configurations leave out
+#  defaults of the configurations
 _VIT = {
     "image_size": 224, "patch_size": 16, "num_channels": 3, "hidden_size": 768, "num_hidden_layers": 12,
     "num_attention_heads": 12, "intermediate_size": 3072, "qkv_bias": True, "hidden_act": "gelu",
@@ -203,8 +203,8 @@ def _from_huggingface_swin(given: Mapping[str, Any], second: bool) -> Described:
         **{key: given[key] for key in ("embed_dim", "depths", "num_heads", "window_size", "mlp_ratio", "qkv_bias")},
     }
     if second:
-        sizes = given.get("pretrained_window_sizes", ())
-        options["pretrained_window_sizes"] = tuple(sizes) if any(sizes) else ()     # four zeros whatever the stages
+        sizes = given.get("pretrained_window_sizes", ())        # four zeros whatever the number of stages
+        options["pretrained_window_sizes"] = tuple(sizes) if any(sizes) else ()
     options = {key: tuple(value) if isinstance(value, list) else value for key, value in options.items()}
     return _nearest("swinv2_*" if second else "swin_*", options)
 
@@ -246,10 +246,10 @@ def _options_of_detr(given: Mapping[str, Any]) -> dict[str, Any]:
     cnn = dict(given["backbone_config"] or {})
     if cnn.get("model_type") == "resnet":
         resnet, dilation = _from_huggingface_resnet(_RESNET | cnn).options, False
-    else:                       # timm's, by name
+    else:                       # a model of timm, by name
         name = cnn.get("backbone") or given["backbone"]
         if name not in list_models("resnet*"):
-            raise ScratchvitError(f"its backbone is {short(str(name))}, of a DETR here it is a ResNet")
+            raise ScratchvitError(f"its backbone is {short(str(name))}; a DETR here needs a ResNet")
         dilation = bool(given["dilation"]) or cnn.get("output_stride", 32) == 16
         resnet = {key: getattr(model_config(name), key) for key in ("layers", "bottleneck")}
     return {
@@ -263,11 +263,11 @@ def _options_of_detr(given: Mapping[str, Any]) -> dict[str, Any]:
 def _require(given: Mapping[str, Any], **expected: Any) -> None:
     for key, value in expected.items():
         if given[key] != value:
-            raise ScratchvitError(f"its {key} is {given[key]}, the models here have {value}")
+            raise ScratchvitError(f"its {key} is {given[key]}; the models here only support {value}")
 
 
 def _nearest(pattern: str, options: dict[str, Any]) -> Described:
-    """Of the presets that match, the one that shares the most values with these options; the first of several."""
+    """The preset, of those whose name matches, that has most values in common with these options."""
     presets = {name: model_config(name) for name in list_models(pattern)}
     name = max(presets, key=lambda name: sum(getattr(presets[name], key) == options[key] for key in options))
     return Described(name, options)

@@ -1,4 +1,4 @@
-"""A model as timm writes one: model.safetensors with timm's names, and a config.json that builds and feeds it.
+"""Writing a model in timm's format: model.safetensors, and a config.json with architecture and preprocessing.
 
 `timm.create_model("local-dir:DIR", pretrained=True)` loads the folder; so does `model_from_weights` here.
 """
@@ -30,11 +30,11 @@ from scratchvit.weights.preprocess import Preprocessing
 
 
 class _Family(NamedTuple):
-    """How the options of a configuration stand to those of timm's function of the same name.
+    """How the options of a configuration correspond to those of timm's function of the same name.
 
-    ours    timm has no such option, and its model computes the same without
-    fixed   timm's function has its own value, which is the preset's, and takes no other
-    All else is timm's option of the same name.
+    ours    options that timm does not have; its model computes the same without them
+    fixed   options that timm's function sets itself, to the value of the preset
+    All others are options of timm with the same name.
     """
 
     ours: tuple[str, ...]
@@ -63,7 +63,7 @@ _FAMILIES = {
     ),
 }
 
-# Sizes that are listed here to make the table of ViTs whole, and have no function in timm; and a model of clips.
+# Without a function in timm: some sizes of ViT that complete the table here, and a model for clips.
 _NOT_IN_TIMM = {
     "vit_tiny_patch32_224", "vit_tiny_patch14_224", "vit_small_patch14_224", "vit_base_patch14_224",
     "vit_huge_patch32_224", "vit_huge_patch16_224", "mvit_v2_s",
@@ -73,16 +73,16 @@ _NOT_IN_TIMM = {
 def export(
     model: Module, name: str, folder: str | Path, preprocessing: Preprocessing, class_names: Sequence[str] = ()
 ) -> list[Path]:
-    """Write model.safetensors and config.json into a folder, which is made; returns their paths.
+    """Write model.safetensors and config.json into a folder, which is created if necessary; returns their paths.
 
-    name: the model's, in `list_models`.  class_names: of the head's outputs, or none.
-    Raises ScratchvitError, before anything is written, for a model that timm cannot build, and for a folder that has
-    such files: they may be the weights that this model was loaded from. If writing fails, neither file is left.
+    name: name of the model in `list_models`.  class_names: names of the head's outputs, or none.
+    Raises ScratchvitError, before anything is written, for a model that timm cannot build, and for a folder that
+    already has such files: they may be the weights that this model was loaded from. If writing fails, no file is left.
     """
     folder = Path(folder)
     for file in (folder / "model.safetensors", folder / "config.json"):
         if file.exists():
-            raise ScratchvitError(f"{file} is there already: choose another folder, or move it away")
+            raise ScratchvitError(f"{file} already exists: choose another folder, or move it away")
     config = timm_config(model, name, preprocessing, class_names)
     content = {
         folder / "model.safetensors": safetensors.numpy.save(timm_state(model), {"format": "pt"}),
@@ -91,7 +91,7 @@ def export(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ScratchvitError(f"{folder} cannot be made ({error.strerror}): choose another folder") from error
+        raise ScratchvitError(f"{folder} cannot be created ({error.strerror}): choose another folder") from error
     try:
         for path, text in content.items():
             write_atomically(path, text)
@@ -103,10 +103,10 @@ def export(
 
 
 def timm_state(model: Any) -> dict[str, np.ndarray]:
-    """The tensors of timm's model that computes the same: {name: array}, what is computed here written out."""
+    """The state dict {name: array} of timm's equivalent model. Tables that are computed here are included."""
     state = model.state_dict()
     if isinstance(model, VisionTransformer) and not isinstance(model.pos_embed, Parameter):
-        state["pos_embed"] = model.pos_embed.numpy().copy()     # fixed sines and cosines: timm only knows tables
+        state["pos_embed"] = model.pos_embed.numpy().copy()     # fixed sines and cosines: timm only has tables
     if getattr(model.config, "frozen_bn", False):
         norms = [key.removesuffix("running_mean") for key in state if key.endswith("running_mean")]
         state |= {f"{norm}num_batches_tracked": np.zeros((), np.int64) for norm in norms}
@@ -116,7 +116,7 @@ def timm_state(model: Any) -> dict[str, np.ndarray]:
 def timm_config(
     model: Any, name: str, preprocessing: Preprocessing, class_names: Sequence[str] = ()
 ) -> dict[str, Any]:
-    """What timm's config.json says of a model: how to build it, and what pictures it wants."""
+    """The content of timm's config.json: how to build the model, and the preprocessing of pictures."""
     config = model.config
     architecture, model_args = _in_timms_words(name, config)
     state = {key: value.shape for key, value in model.state_dict().items()}
@@ -140,17 +140,16 @@ def timm_config(
 
 
 def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
-    """(the function of timm that builds such a model, the arguments that it needs beside its own values)."""
+    """(the function of timm that builds such a model, the arguments that differ from its defaults)."""
     family = _FAMILIES.get(type(config))
     if family is None:
         raise ScratchvitError(
-            f"the export of {name} is not known; it is for ViT, DeiT, hybrids, ResNet, ResNetV2, Swin, Swin V2 and "
-            "MViTv2"
+            f"{name} cannot be exported; supported are ViT, DeiT, hybrids, ResNet, ResNetV2, Swin, Swin V2 and MViTv2"
         )
     if isinstance(config, MViTv2Config) and config.num_frames == 1:
         H, W = pair(config.img_size)
         if H != W or H % 32:
-            raise ScratchvitError(f"timm's {name} takes squares of a multiple of 32 pixels, this model {H}×{W}")
+            raise ScratchvitError(f"timm's {name} takes squares of a multiple of 32 pixels, this model takes {H}×{W}")
 
     def builds(candidate: str) -> bool:
         preset = model_config(candidate)
@@ -172,6 +171,6 @@ def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
 
 
 def _alike_first(name: str) -> list[str]:
-    """All models, those of the same kind and size first: vit_tiny_… for vit_tiny_patch14_224."""
+    """The names of all models, sorted so that those of the same kind and size come first."""
     kind = "_".join(name.split("_")[:2])
     return sorted(list_models(), key=lambda other: not other.startswith(kind))

@@ -1,16 +1,16 @@
-"""Weights of one size brought to a model of another, as timm does it.
+"""Adapting weights to a model of another size, as timm does.
 
-    position tables     bicubic, antialiased, the rows of class and distillation token left alone
-    tables of offsets   Swin's relative positions: linear between offsets that stay where they are near 0 and move apart
-                        further out (Swin V2 computes its own, for any window)
-    distances           MViTv2's relative positions, and positions in time: linear
-    patch kernels       the kernel that answers to an enlarged patch as the old one did to the patch (FlexiViT)
-    input channels      summed to one, or repeated and scaled so that the sum stays
-    heads               as they are, or left as the model drew them, never cut
-    query groups        of a DETR's run that had more than the model, the first
+    positional embeddings   bicubic, antialiased; the rows of class and distillation token are not changed
+    relative positions      Swin's tables of offsets: linear interpolation on a grid that is dense near 0 and wide
+                            further out (Swin V2 computes its bias, for any window)
+    distances               MViTv2's relative positions, and positions in time: linear
+    patch kernels           same output for an enlarged patch as before for the patch (FlexiViT)
+    input channels          summed to one, or repeated and scaled so that the sum stays the same
+    heads                   as they are, or left randomly initialised; never cut
+    query groups            the first groups of a DETR's run that had more than the model
 
-Everything else must have the model's shape. Nothing here changes the model: `fit` gives the state that it is to load,
-or raises with all that does not fit.
+Everything else must have the shape in the model. Nothing here changes the model: `fit` returns the state to be loaded,
+or raises an error that names everything that does not fit.
 """
 
 from __future__ import annotations
@@ -28,18 +28,18 @@ from scratchvit.ops.resize import resize_matrix
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
 from scratchvit.weights.names import Renamed, Weights
 
-# Of stages that a backbone does not build when nobody asks for their maps, and of what comes after the last.
+# Names of stages that a backbone does not build if their feature maps are not used, and of the final norm.
 _DEEP = re.compile(r"layer\d\.|stages\.\d\.|norm\.")
 
 
 @dataclass
 class LoadReport:
-    """What came of loading a file; printed, a few lines.
+    """A report of loading a file; printed, it has a few lines.
 
-    owner       whose names it had
-    adapted     what was brought to the model's size, in words
-    left_out    the file's tensors that the model has no use for
-    as_drawn    the model's own that the file does not set: a new head
+    owner       library or project whose names the file had
+    adapted     what was adapted to the size of the model, as text
+    left_out    tensors of the file that the model does not need
+    as_drawn    tensors of the model that the file did not set, such as a new head
     """
 
     owner: str
@@ -52,7 +52,7 @@ class LoadReport:
         if self.left_out:
             lines.append(f"not used: {', '.join(grouped(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"left as drawn: {', '.join(grouped(self.as_drawn))}")
+            lines.append(f"not loaded, randomly initialised: {', '.join(grouped(self.as_drawn))}")
         return "\n".join(lines)
 
 
@@ -60,18 +60,18 @@ def fit(
     model: Module, renamed: Renamed, new_head: bool = False, img_size: tuple[int, int] | None = None,
     query_groups: int = 1,
 ) -> tuple[Weights, LoadReport]:
-    """(the whole state for `model.load_state_dict`, what was done).
+    """Adapt weights to a model: (the complete state for `model.load_state_dict`, a report).
 
-    new_head: the model's heads stay as they are, whatever the file has.
-    img_size: (height, width) of the pictures that the file's model takes, where that is known: it says whether 36
-    positions are 6×6 or 4×9. Otherwise a table as long as the model's has its grid, and any other is square.
-    query_groups: of the file's model, if it is a DETR.
-    Raises ScratchvitError, with all that is missing, unexpected and mis-shaped, if the weights are not this model's.
+    new_head: keep the heads of the model, whatever the file has.
+    img_size: (height, width) of the images of the file's model, if known: it decides whether 36 positions are 6×6 or
+    4×9. Without it, a table of the same length as the model's has the same grid, and any other is square.
+    query_groups: number of query groups in the file, if it is a DETR.
+    Raises ScratchvitError, with all missing, unexpected and mis-shaped tensors, if the weights do not fit the model.
     """
     own: dict[str, Any] = dict(model.named_parameters()) | dict(model.named_buffers())
     weights = dict(renamed.weights)
     report = LoadReport(renamed.owner, left_out=list(renamed.left_out))
-    if renamed.note and not new_head:       # it is about the head
+    if renamed.note and not new_head:       # notes are about the head
         report.adapted.append(renamed.note)
 
     heads = [name for name in own if HEAD.fullmatch(name)]
@@ -82,14 +82,14 @@ def fit(
         report.as_drawn += heads
     _fit_counters(own, weights)
     if "palette" in own and "palette" not in weights:
-        report.as_drawn.append("palette")       # an iGPT's colours, which others keep in a file beside the weights
+        report.as_drawn.append("palette")       # an iGPT's colours, which others store in a separate file
     if getattr(getattr(model, "config", None), "features_only", False):
         for name in [name for name in weights if name not in own and _DEEP.match(name)]:
             del weights[name]
             report.left_out.append(name)
 
     _fit_channels(own, weights, report)
-    found = positions_in(weights, model, img_size)      # by the patches as they are in the file
+    found = positions_in(weights, model, img_size)      # before the patches are resized
     _fit_patches(model, weights, report)
     _fit_positions(model, weights, report, found)
     _fit_offsets(model, weights, report)
@@ -102,7 +102,7 @@ def fit(
 
 
 def _fit_counters(own: dict[str, Any], weights: Weights) -> None:
-    """Batch norm's counters: nothing is computed with them, older files lack them, and a frozen norm has none."""
+    """Add or remove batch norm's counters: they are not used, old files lack them, and a frozen norm has none."""
     for name in own.keys() | weights.keys():
         if name.endswith(".num_batches_tracked"):
             if name not in own:
@@ -122,9 +122,10 @@ def _fit_channels(own: dict[str, Any], weights: Weights, report: LoadReport) -> 
 
 
 def adapt_channels(kernel: np.ndarray, channels: int) -> np.ndarray:
-    """A first kernel (out, in, h, w) for another number of input channels.
+    """Adapt the first kernel (out, in, h, w) to another number of input channels.
 
-    To one: their sum, which is the same answer to a grey picture. To n: in turn, times in / n, so that the sum stays.
+    To one: the sum over the channels, which gives the same output for a grey picture. To n: the channels are repeated
+    in turn and multiplied by in / n, so that the sum stays the same.
     """
     kernel = kernel.astype(np.float32)
     before = kernel.shape[1]
@@ -144,7 +145,7 @@ def _fit_patches(model: Any, weights: Weights, report: LoadReport) -> None:
         weights[name] = weights[name].reshape(embedding.weight.shape)
     stride = embedding.stride
     if weights[name].ndim != 4 or len(size) != 2 or size != ((stride, stride) if isinstance(stride, int) else stride):
-        return      # patches that overlap are no matrix on a cut picture
+        return      # not for overlapping patches
     before = weights[name].shape[2:]
     if before != size and weights[name].size:
         weights[name] = resize_patches(weights[name], size)
@@ -152,10 +153,11 @@ def _fit_patches(model: Any, weights: Weights, report: LoadReport) -> None:
 
 
 def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """A patch embedding (D, C, P, Q) for patches of another size (FlexiViT, arXiv 2212.08013, §3.4).
+    """Resize a patch embedding (D, C, P, Q) to another patch size (FlexiViT, arXiv 2212.08013, §3.4).
 
-    With B the matrix that resizes a patch, the new kernel ŵ is to answer to B x as w did to x: ŵᵀ B x = wᵀ x, solved by
-    the pseudo-inverse, ŵ = (Bᵀ)⁺ w. B resizes rows and columns apart, so its inverse does too.
+    With B the matrix that resizes a patch, the new kernel ŵ should give the same output for B x as w for x:
+    ŵᵀ B x = wᵀ x, solved by the pseudo-inverse, ŵ = (Bᵀ)⁺ w. B resizes rows and columns separately, and so does its
+    inverse.
     """
     rows, columns = (
         np.linalg.pinv(resize_matrix(before, after, None, "bicubic", False, True))     # (P, P')
@@ -165,16 +167,16 @@ def resize_patches(kernel: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 
 class Positions(NamedTuple):
-    """How a position table is laid out: the rows of other tokens, then those of the patches on a grid."""
+    """The layout of a positional embedding: `prefix` rows for other tokens, then those of the patches on a grid."""
 
     prefix: int
     grid: tuple[int, int]
 
 
 def positions_in(weights: Weights, model: Any, img_size: tuple[int, int] | None = None) -> Positions | None:
-    """The layout of a file's position table for such a model; None if it has no table that could be one's.
+    """The layout of the positional embedding in a file, for a model of this kind; None without a usable one.
 
-    img_size: (height, width) of the pictures that the file's model takes, where that is known.
+    img_size: (height, width) of the images of the file's model, if known.
     """
     table = weights.get("pos_embed")
     if table is None or table.ndim != 3 or len(table) != 1 or not isinstance(model, PositionedModel):
@@ -191,7 +193,7 @@ def positions_in(weights: Weights, model: Any, img_size: tuple[int, int] | None 
 def _fit_positions(model: Any, weights: Weights, report: LoadReport, found: Positions | None) -> None:
     table, own = weights.get("pos_embed"), getattr(model, "pos_embed", None)
     if table is not None and own is not None and not isinstance(own, Parameter):
-        # Computed: a file that carries the same one says nothing new.
+        # The model computes it: an equal table in the file is redundant.
         if table.shape == own.shape and np.allclose(table, own.numpy(), atol=1e-5):
             report.left_out.append("pos_embed")
             del weights["pos_embed"]
@@ -199,7 +201,7 @@ def _fit_positions(model: Any, weights: Weights, report: LoadReport, found: Posi
     if table is None or found is None:
         return
     (rows_before, before), prefix, after = found, model.num_prefix_tokens, model.patch_embed.grid_size
-    if rows_before < prefix:        # a table of the patches alone: the tokens before them have no position
+    if rows_before < prefix:        # a table without rows for the tokens before the patches
         table = np.concatenate([np.zeros((1, prefix, table.shape[2]), table.dtype), table], axis=1)
         report.adapted.append("pos_embed: zeros for the class token, which had no position")
     if before != after:
@@ -211,7 +213,7 @@ def _fit_positions(model: Any, weights: Weights, report: LoadReport, found: Posi
 def _grid_of(
     patches: int, model_grid: tuple[int, int], aspect: tuple[float, float] | None
 ) -> tuple[int, int] | None:
-    """The grid of so many patches: of that aspect, or the model's own, or square; None if none has as many."""
+    """The grid of a number of patches: with the given aspect ratio, the model's own, or square; None if none fits."""
     if patches < 1:
         return None
     rows = math.sqrt(patches * aspect[0] / aspect[1]) if aspect else 0.0
@@ -221,7 +223,7 @@ def _grid_of(
 
 
 def resize_positions(table: np.ndarray, before: tuple[int, int], after: tuple[int, int], prefix: int) -> np.ndarray:
-    """A position table (1, prefix + H·W, D) → (1, prefix + H'·W', D); the first `prefix` rows stay."""
+    """Resize a positional embedding (1, prefix + H·W, D) to (1, prefix + H'·W', D); `prefix` rows are not changed."""
     rows, columns = (resize_matrix(old, new, None, "bicubic", False, True) for old, new in zip(before, after))
     places = table[0, prefix:].astype(np.float64).reshape(*before, table.shape[2])  # (H, W, D)
     places = np.einsum("ih,hwd,jw->ijd", rows, places, columns, optimize=True)      # (H', W', D)
@@ -243,11 +245,11 @@ def _fit_offsets(model: Module, weights: Weights, report: LoadReport) -> None:
 
 
 def resize_offsets(table: np.ndarray, before: tuple[int, int], after: tuple[int, int]) -> np.ndarray:
-    """A table of relative positions ((2M-1)·(2M'-1), heads) for windows of another size, as timm and BEiT do it.
+    """Resize a table of relative positions ((2M-1)·(2M'-1), heads) to another window size, as in timm and BEiT.
 
-    Near offsets matter most and mean the same in every window, so 0 and ±1 keep their entries. From there on the old
-    offsets are set at growing distances, 1, q, q², …, such that the last comes to the last new one; entries between
-    them are a linear mean of their neighbours.
+    Small offsets matter most and mean the same in every window, so 0 and ±1 keep their entries. The old offsets are
+    placed at growing distances, 1, q, q², …, such that the last one falls on the last new offset; between them the
+    entries are interpolated linearly.
     """
     rows, columns = (_offset_matrix(old, new) for old, new in zip(before, after))   # (2M_new - 1, 2M_old - 1)
     places = table.astype(np.float64).reshape(rows.shape[1], columns.shape[1], table.shape[1])
@@ -256,7 +258,7 @@ def resize_offsets(table: np.ndarray, before: tuple[int, int], after: tuple[int,
 
 
 def _offset_matrix(before: int, after: int) -> np.ndarray:
-    """(2 after - 1, 2 before - 1): the new offsets as means of the old. In a smaller window q is about 1: a cut."""
+    """The interpolation matrix (2 after - 1, 2 before - 1). For a smaller window q is about 1: the table is cropped."""
     smallest, largest = 1.01, 1.5               # of q
     while largest - smallest > 1e-6:
         q = (smallest + largest) / 2
@@ -272,7 +274,7 @@ def _offset_matrix(before: int, after: int) -> np.ndarray:
 
 
 def _fit_separable(model: Any, weights: Weights, report: LoadReport, img_size: tuple[int, int] | None) -> None:
-    """MViT's tables: of the places in a frame, and of the frames."""
+    """Resize MViT's two positional embeddings, of the positions in a frame and of the frames."""
     space, time = weights.get("pos_encoding.spatial_pos"), weights.get("pos_encoding.temporal_pos")
     if not hasattr(model, "pos_encoding") or space is None or time is None or not space.ndim == time.ndim == 2:
         return
@@ -298,13 +300,13 @@ def _fit_distances(own: dict[str, Any], weights: Weights, report: LoadReport) ->
 
 
 def resize_distances(table: np.ndarray, length: int) -> np.ndarray:
-    """A table (n, D) of what lies along one axis → (length, D), each entry between its two nearest, as timm does it."""
+    """Resize a table (n, D) along its first axis to (length, D), by linear interpolation, as in timm."""
     matrix = resize_matrix(len(table), length, None, "bilinear", False, False)          # (length, n)
     return (matrix @ table.astype(np.float64)).astype(np.float32)
 
 
 def _fit_queries(model: Any, weights: Weights, report: LoadReport, groups: int) -> None:
-    """A DETR's queries, `groups` sets of them in a row, each trained to do without the others: those the model has."""
+    """Keep the query groups that the model has: a file has `groups` sets of queries, each trained independently."""
     config = getattr(model, "config", None)
     queries, kept = getattr(config, "num_queries", 0), getattr(config, "query_groups", groups)
     for name in ("query_embed.weight", "refpoint_embed.weight"):

@@ -1,4 +1,4 @@
-"""Names for the classes: from a file of the user's, from what stands beside the weights, or only their numbers."""
+"""Class names, from a file that the user names, from the config.json in the folder of the weights, or plain numbers."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ from typing import Any
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.preprocess import folder_of, read_config
 
-#  "n01440764 tench, Tinca tinca", as in LOC_synset_mapping.txt and synset_words.txt: WordNet's number first
+#  "n01440764 tench, Tinca tinca", as in LOC_synset_mapping.txt and synset_words.txt: a WordNet id, then the name
 _SYNSET_LINE = re.compile(r"n\d{8}\s+(\S.*)")
 
 
 def class_names(
     num_classes: int, labels_path: str | Path | None = None, weights_path: str | Path | None = None
 ) -> tuple[list[str], str]:
-    """(a name for each class of a head, a sentence on where they come from).
+    """(the class names of a head, a sentence on where they come from).
 
-    labels_path    what the user named: see `read_labels`. Raises ScratchvitError if it is of another length
-    weights_path   else, the config.json beside the weights; one of another length is left aside
+    labels_path    file or folder named by the user, see `read_labels`; ScratchvitError if its length is wrong
+    weights_path   otherwise the config.json in the folder of these weights is used; ignored if its length is wrong
     Without either, the names are "class 0", "class 1", ….
     """
     if labels_path is not None:
         names = read_labels(labels_path)
         if len(names) != num_classes:
-            raise ScratchvitError(f"{labels_path} names {len(names):,} classes, the model tells {num_classes:,} apart")
+            raise ScratchvitError(f"{labels_path} names {len(names):,} classes, the model has {num_classes:,}")
         return names, f"names from {labels_path}"
     source = "no names: give them with --labels FILE"
     if weights_path is not None:
@@ -45,12 +45,12 @@ def class_names(
 
 
 def read_labels(path: str | Path) -> list[str]:
-    """The class names in a file or folder, in the order of the classes.
+    """Read class names from a file or folder, in the order of the classes.
 
-    A folder      of class folders, or with such a folder `train`: their names sorted, as data sets are numbered
-    JSON          a list; {"0": "cat"}; {"0": ["n02123045", "tabby"]}, ImageNet's index; {"cat": 0}; a config.json
-    other text    a name a line; of "n01440764 tench, Tinca tinca", what follows the number
-    Raises ScratchvitError, naming the file, when it is none of these.
+    a folder      with class folders, or with such a folder `train`: their names, sorted, as in an image folder
+    JSON          a list; {"0": "cat"}; {"0": ["n02123045", "tabby"]} (ImageNet's index); {"cat": 0}; a config.json
+    other text    one name per line; of "n01440764 tench, Tinca tinca", the part after the id
+    Raises ScratchvitError, which names the file, for anything else.
     """
     path = Path(path)
     if path.is_dir():
@@ -60,14 +60,14 @@ def read_labels(path: str | Path) -> list[str]:
     except FileNotFoundError as error:
         raise ScratchvitError(f"{path}: no such file of class names") from error
     except (OSError, ValueError) as error:
-        raise ScratchvitError(f"{path} is no text of class names ({error})") from error
+        raise ScratchvitError(f"{path} is not a text file of class names ({error})") from error
     try:
         if path.suffix.lower() == ".json":
             return _of_json(json.loads(text))
         return _of_lines(text)
     except (TypeError, ValueError, AttributeError, RecursionError) as error:
         raise ScratchvitError(
-            f"{path}: its class names cannot be read ({error}); write one name a line, or JSON as in "
+            f"{path}: its class names cannot be read ({error}); write one name per line, or JSON as in "
             '["cat", "dog"] or {"0": "cat", "1": "dog"}'
         ) from error
 
@@ -80,7 +80,7 @@ def _folder_names(folder: Path) -> list[str]:
     except OSError as error:
         raise ScratchvitError(f"{folder}: the folder cannot be read ({error.strerror})") from error
     if not names:
-        raise ScratchvitError(f"{folder} has no class folders to take names from")
+        raise ScratchvitError(f"{folder} has no class folders whose names could be used")
     return names
 
 
@@ -88,7 +88,7 @@ def _of_lines(text: str) -> list[str]:
     lines = [line.strip() for line in text.rstrip().splitlines()]
     if not lines:
         raise ValueError("it is empty")
-    if "" in lines:     # left out, it would move all names after it
+    if "" in lines:     # skipping it would shift all names after it
         raise ValueError(f"line {lines.index('') + 1} is empty")
     synsets = [_SYNSET_LINE.fullmatch(line) for line in lines]
     return [match[1] if match else line for match, line in zip(synsets, lines)]
@@ -103,10 +103,10 @@ def _of_json(content: Any) -> list[str]:
 
 
 def _of_config(config: Mapping[str, Any]) -> list[str] | None:
-    """The names in a config.json of timm or Hugging Face, if it has any that say something."""
+    """The names in a config.json of timm or Hugging Face, or None if it has none or only placeholders."""
     if names := config.get("id2label"):
         names = _in_order(names)
-        # What transformers writes when nobody named them.
+        # Placeholders of transformers, if no names were given.
         return None if all(name == f"LABEL_{index}" for index, name in enumerate(names)) else names
     inner = config.get("pretrained_cfg") or {}
     if names := config.get("label_names") or inner.get("label_names"):
@@ -120,11 +120,11 @@ def _in_order(content: Any) -> list[str]:
     if isinstance(content, Mapping):
         by_index = {int(index): value for index, value in content.items()}
         if sorted(by_index) != list(range(len(content))):
-            raise ValueError(f"its numbers are not 0 to {len(content) - 1}, each once")
+            raise ValueError(f"its numbers must be 0 to {len(content) - 1}, each once")
         content = [by_index[index] for index in range(len(content))]
     if not isinstance(content, list) or not content:
-        raise ValueError(f"a list of names was expected, not {str(content)[:40]!r}")
+        raise ValueError(f"expected a list of names, not {str(content)[:40]!r}")
     names = [value[-1] if isinstance(value, list) and value else value for value in content]
     if not all(isinstance(name, str) and name for name in names):
-        raise ValueError("not every name is a text")
+        raise ValueError("a name is not a string")
     return names

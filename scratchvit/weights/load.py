@@ -1,4 +1,4 @@
-"""Anybody's weights into a model here: read, rename, bring to size, check, and only then load, all or nothing."""
+"""Loading third-party weights into a model: read, rename, adapt sizes, check, and only then load, all or nothing."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def load_weights(model: Module, path: str | Path, *, new_head: bool = False) -> 
 
 
 class Loaded(NamedTuple):
-    """A model in evaluation mode with the weights of a file, its name in `list_models`, and what was done for it."""
+    """A model in evaluation mode with the weights of a file, its name in `list_models`, and a report of the loading."""
 
     model: Module
     name: str
@@ -44,29 +44,29 @@ class Loaded(NamedTuple):
 
 
 def model_from_weights(path: str | Path, name: str | None = None, **overrides: Any) -> tuple[Module, str]:
-    """(model, name): what `open_model` gives, for those who need no report."""
+    """(model, name): `open_model` without its report."""
     return open_model(path, name, **overrides)[:2]
 
 
 def open_model(path: str | Path, name: str | None = None, **overrides: Any) -> Loaded:
-    """The model that a file's weights are of, with these weights.
+    """Create the model that the weights in a file belong to, with these weights.
 
-    Without a name, the config.json beside the file says which model it is: timm's, Hugging Face's, or what
-    `scratchvit export` wrote. Classes, channels, image and patch size are the file's, so that nothing is resized;
-    overrides replace options of the model.
-    Raises ScratchvitError if nothing says which model it is, and as `load_weights` does.
+    Without a name, the model is read from the config.json in the same folder: timm's, Hugging Face's, or one written by
+    `scratchvit export`. Number of classes, channels, image size and patch size are those of the file, so nothing is
+    resized; overrides replace options of the model.
+    Raises ScratchvitError if the model is not known, and as `load_weights` does.
     """
     path = Path(path)
     renamed = _read(path)
     found = None
     with contextlib.nullcontext() if name is None else contextlib.suppress(ScratchvitError):
-        found = describe(path)      # of another model than the one that is named, it says nothing
+        found = describe(path)      # ignored if another model is named
     if name is None:
         if found is None:
             like = looks_like({key: value.shape for key, value in renamed.weights.items()})
             raise ScratchvitError(
-                f"{path}: no config.json beside it says which model these weights are of; "
-                f"name the model: --model {like or 'NAME'}{' (whose tensors it has)' if like else ''}"
+                f"{path}: there is no config.json that says which model these weights are for; "
+                f"name the model: --model {like or 'NAME'}{' (which has the same tensors)' if like else ''}"
             )
         name = found.name
     described = dict(found.options) if found and found.name == name else {}
@@ -80,18 +80,18 @@ def open_model(path: str | Path, name: str | None = None, **overrides: Any) -> L
         if (size := getattr(model.config, key, None)) != (other := getattr(expected, key, None)):
             report.adapted.append(f"the model, to the file's {key} {size} ({name} has {other})")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
-        with np.errstate(over="ignore"):        # of float64: an infinity is noticed where it does harm
+        with np.errstate(over="ignore"):        # float64 values beyond float32 become infinite
             tensor.data = asarray(np.array(state[key], tensor.dtype, order="C"))
     return Loaded(model.eval(), name, report)
 
 
 def _without_weights(path: Path, name: str, options: dict[str, Any]) -> Module:
-    """A model that is only shapes: nothing is drawn, and what does not fit the file costs no memory."""
+    """A model of shapes only: no random weights, and no memory for a model that does not fit the file."""
     try:
         with init.without_weights():
             return create_model(name, **options)
     except (TypeError, ValueError, LookupError, ArithmeticError, MemoryError) as error:
-        raise ScratchvitError(f"{path}: no {name} can be made with {options} ({error})") from error
+        raise ScratchvitError(f"{path}: cannot create {name} with {options} ({error})") from error
 
 
 def _read(path: str | Path) -> Renamed:
@@ -109,7 +109,7 @@ def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False)
 
 
 def _query_groups(path: Path) -> int:
-    """Of a DETR, as the checkpoint of a run tells; 1 of any other file."""
+    """The number of query groups in the checkpoint of a DETR's run; 1 for any other file."""
     path = path / "best.safetensors" if path.is_dir() else path
     try:
         with safetensors.safe_open(path, framework="np") as file:
@@ -119,22 +119,24 @@ def _query_groups(path: Path) -> int:
 
 
 def _palette_beside(path: Path) -> Weights:
-    """{"palette": colours (K, C) in -1 … 1} of an iGPT, which Hugging Face keeps with the preprocessing; {} if none is
-    there. Raises ScratchvitError for what is no table."""
-    from scratchvit.weights.preprocess import folder_of, read_config  # with Pillow, which `import scratchvit` spares
+    """{"palette": colours (K, C) in -1 … 1} of an iGPT, from Hugging Face's preprocessor_config.json; {} without one.
+
+    Raises ScratchvitError if its clusters are not a table.
+    """
+    from scratchvit.weights.preprocess import folder_of, read_config  # needs Pillow, which `import scratchvit` must not
 
     file = folder_of(path) / "preprocessor_config.json"
     clusters = (read_config(file) or {}).get("clusters")
     try:
         return {} if clusters is None else {"palette": np.array(clusters, np.float32)}
     except (TypeError, ValueError, OverflowError) as error:
-        raise ScratchvitError(f"{file}: its clusters are no table of colours ({error})") from error
+        raise ScratchvitError(f"{file}: its clusters are not a table of colours ({error})") from error
 
 
 def _sizes_of(options: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
-    """The numbers of classes, input channels and object queries and the patch size, which the tensors tell.
+    """The numbers of classes, input channels and object queries and the patch size, from the shapes of the tensors.
 
-    options: of the model, without these.
+    options: the other options of the model.
     """
     head = next((key for key in HEAD_WEIGHTS if key in weights), None)
     focal = options.get("focal", False)
@@ -153,7 +155,7 @@ def _sizes_of(options: Mapping[str, Any], weights: Weights) -> dict[str, Any]:
 
 
 def _img_size_of(weights: Weights, model: Any, path: Path) -> int | tuple[int, int] | None:
-    """The image size at which such a model has as many positions as the file; None if that is the model's own."""
+    """The image size at which the model has as many positions as the file; None if it is the model's own size."""
     found = positions_in(weights, model, image_size(path))
     if found is None or found.grid == model.patch_embed.grid_size:
         return None

@@ -1,4 +1,4 @@
-"""Why weights do not fit a model, in one error: the likely cause first, then every tensor that is in the way."""
+"""The error for weights that do not fit a model: the likely cause first, then every tensor that does not fit."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from scratchvit.nn import Module, init
 from scratchvit.weights.arrays import readable
 from scratchvit.weights.names import Renamed
 
-MOST_NAMED = 1000       # in one list of an error: no model has as many, once blocks are grouped
+MOST_NAMED = 1000       # names in one list of an error; no model has as many after blocks are grouped
 HEAD = re.compile(
     r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed|proposals\.class_embed|label_enc)\.(?:weight|bias)"
 )
-#  of classes, in ViTs, Swins, MViT, ResNets, iGPT, DETR with two stages and denoising
+#  heads of ViTs, Swins, MViT, ResNets, iGPT, DETR with two stages and denoising
 HEAD_WEIGHTS = ("head.weight", "head.fc.weight", "head.1.weight", "fc.weight", "score.weight", "class_embed.weight")
 
-# Where pictures come in: of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets, DETR.
+# The first kernels of hybrids (with stages, and of a stem alone), ViTs, BiT, ResNets, DETR.
 FIRST_KERNELS = (
     "patch_embed.backbone.stem.conv.weight", "patch_embed.backbone.conv.weight", "patch_embed.proj.weight",
     "stem.conv.weight", "conv1.weight", "backbone.0.body.conv1.weight",
@@ -32,7 +32,7 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class Misfit(NamedTuple):
-    """The shapes by name: of the model, of what it is to be given, and of the file before that was adapted."""
+    """Shapes by name: of the model, of the adapted weights that it is given, and of the weights in the file."""
 
     ours: Shapes
     theirs: Shapes
@@ -46,15 +46,15 @@ def complain(
     renamed: Renamed,
     as_drawn: Collection[str] = (),
 ) -> None:
-    """Raise ScratchvitError if the weights are not exactly those of the model, but for the names `as_drawn`.
+    """Raise ScratchvitError unless the weights are exactly those of the model, except for the names `as_drawn`.
 
-    own: {name: parameter or buffer} of the model.  weights: what it is to be given.
+    own: {name: parameter or buffer} of the model.  weights: those to be loaded.
     """
     hidden = [name for name in renamed.left_out if "pre_logits" in name]
     if hidden and "head.weight" not in as_drawn and np.any(weights.get("head.weight", 0)):
         raise ScratchvitError(
-            f"the head of this file stands on a hidden layer ({', '.join(hidden)}) that no model here has: without it "
-            "the logits would be wrong. Keep the rest and train a new head (new_head=True, --new-head)"
+            f"the head of this file follows a hidden layer ({', '.join(hidden)}) that no model here has, so the logits "
+            "would be wrong: load everything else and train a new head (new_head=True, --new-head)"
         )
     ours = {name: tuple(tensor.shape) for name, tensor in own.items() if name not in as_drawn}
     theirs = {name: value.shape for name, value in weights.items()}
@@ -79,16 +79,16 @@ def complain(
 
 
 def classes_in(name: str, shape: Sequence[int], focal: bool) -> int:
-    """The classes that one of HEAD_WEIGHTS, of that shape, tells apart.
+    """The number of classes of a head, from the name (one of HEAD_WEIGHTS) and the shape of its weight.
 
-    A DETR's last row is for no object, unless it tells classes by sigmoids (focal), as a DAB-DETR does.
+    The last row of a DETR's head is for "no object", unless it uses sigmoids (focal), as a DAB-DETR does.
     """
     rows = shape[0] if shape else 0
     return max(rows - 1, 0) if name == "class_embed.weight" and not focal else rows
 
 
 def grouped(names: Iterable[str]) -> list[str]:
-    """All of them, those that differ in their first number alone as one: blocks.2…11.norm1.bias."""
+    """Names for an error message; names that differ only in their first number are merged: blocks.2…11.norm1.bias."""
     groups: dict[tuple[str, str], set[int]] = {}
     for name in names:
         before, number, after = _NUMBERED.fullmatch(name).groups()  # type: ignore[union-attr]  # it matches any text
@@ -103,11 +103,11 @@ def grouped(names: Iterable[str]) -> list[str]:
     return texts if more <= 0 else [*texts[:MOST_NAMED], f"and {more:,} more"]
 
 
-_NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number is none of a block
+_NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number cannot be that of a block
 
 
 def looks_like(shapes: Shapes) -> str | None:
-    """The model that has exactly these tensors, whatever its image size, channels and classes; None if none has."""
+    """The name of the model with exactly these tensors, whatever its image size, channels and classes, or None."""
     expected = _of_the_body(shapes)
     return next((name for name in list_models() if _body_of_preset(name) == expected), None)
 
@@ -121,7 +121,7 @@ def _body_of_preset(model_name: str) -> dict[str, tuple[int, ...]]:
 
 
 def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
-    """What does not depend on the task: neither the head, nor the position table, nor the pictures' channels."""
+    """The shapes that do not depend on the task: without head, positional embedding and number of input channels."""
     body = {}
     for name, shape in shapes.items():
         if not HEAD.fullmatch(name) and name != "pos_embed" and not name.endswith(".num_batches_tracked"):
@@ -129,29 +129,29 @@ def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
     return body
 
 
-# --- the likely causes, each a sentence or "" ---
+# --- the likely causes: each function returns a sentence, or "" if it does not apply ---
 
 
 def _other_names(found: Misfit) -> str:
     common = found.file.keys() & found.ours.keys()
-    if any(name.split(".")[0] not in ("norm", "head") for name in common):      # which every family has
+    if any(name.split(".")[0] not in ("norm", "head") for name in common):      # every family has these two
         return ""
     if like := looks_like(found.file):
         return f"this file looks like {like}"
     some = ", ".join(map(readable, list(found.file)[:3])) or "no tensors"
-    none = "only names of norm and head are" if common else "not one name is"
+    none = "only the names of norm and head match" if common else "no name matches"
     return f"{none} the model's; the file has {some}{', …' if len(found.file) > 3 else ''}"
 
 
-_DAB = "transformer.decoder.ref_point_head.layers.0.weight"      # which every DAB-DETR has, and no other model
+_DAB = "transformer.decoder.ref_point_head.layers.0.weight"      # every DAB-DETR has this, and no other model
 
-#  a tensor that only some models have, what it is, and which those are
+#  a tensor that only some models have, what it is, and advice
 _KINDS = (
     ("dist_token", "a distillation token", "deit_…_distilled_… has one, vit_… and deit_… have none"),
     ("cls_token", "a class token", "create the model with class_token={}"),
     ("blocks.0.attn.qkv.bias", "biases of q, k and v", "create the model with qkv_bias={}"),
     (_DAB, "anchors as queries", "dab_detr_… has them, detr_… has none"),
-    ("proposals.enc_output.weight", "proposals of the encoder", "create the model with two_stage={}"),
+    ("proposals.enc_output.weight", "encoder proposals", "create the model with two_stage={}"),
 )
 
 
@@ -163,7 +163,7 @@ def _other_kind(found: Misfit) -> str:
             return f"{has} has {what}, {lacks} has none: {advice.format(in_file)}"
     for norm, other, pool in (("norm.weight", "fc_norm.weight", "token"), ("fc_norm.weight", "norm.weight", "avg")):
         if norm in found.theirs and other in found.ours and norm not in found.ours:
-            return f'the file is of a model with global_pool="{pool}": create this one so'
+            return f'the file is from a model with global_pool="{pool}": create this model with it too'
     return ""
 
 
@@ -180,7 +180,7 @@ def _other_size(found: Misfit) -> str:
     if (dim, depth) == (own_dim, own_depth) and stages(found.theirs) == stages(found.ours):
         return ""
     like = looks_like(found.file)
-    text = f"this file looks like {like}" if like else "this file is of another size"
+    text = f"this file looks like {like}" if like else "this file is from a model of another size"
     if dim != own_dim:
         return f"{text}: D = {dim}, the model has D = {own_dim}"
     return f"{text}: {depth} blocks, the model has {own_depth}" if depth != own_depth else text
@@ -190,7 +190,7 @@ _STAGE = re.compile(r"(?:patch_embed\.backbone\.)?(?:layer\d|stages\.\d|layers\.
 
 
 def _other_detector(found: Misfit) -> str:
-    """Of two DETRs: the options in which they differ."""
+    """The options in which two DETRs differ."""
 
     def sizes(shapes: Shapes) -> dict[str, int | tuple[int, ...]]:
         def rows(name: str) -> int:
@@ -216,14 +216,15 @@ def _other_detector(found: Misfit) -> str:
         return ""
     like = looks_like(found.file)
     has, lacks = (", ".join(f"{name} {each[name]}" for name in differ) for each in (theirs, ours))
-    return f"this file {f'looks like {like}' if like else 'is of another size'}: it has {has}, the model has {lacks}"
+    what = f"looks like {like}" if like else "is from a model of another size"
+    return f"this file {what}: it has {has}, the model has {lacks}"
 
 
 def _other_positions(found: Misfit) -> str:
     if "pos_embed" in found.theirs and "pos_embed" not in found.ours:
-        return 'the file has learned positions, the model computes its own: create it with pos_embed="learn"'
+        return 'the file has a learned positional embedding, the model a fixed one: create it with pos_embed="learn"'
     if "pos_embed" in found.ours and "pos_embed" not in found.theirs:
-        return 'the file has no position table: if it was trained with fixed ones, create it with pos_embed="sincos"'
+        return 'the file has no positional embedding: if it was trained with a fixed one, use pos_embed="sincos"'
     return ""
 
 
@@ -232,14 +233,14 @@ def _other_head(found: Misfit) -> str:
         if name not in found.ours:
             continue
         if name not in found.theirs:
-            return "the file has no head: new_head=True (--new-head) leaves the model's as it was drawn"
+            return "the file has no head: new_head=True (--new-head) keeps the randomly initialised one of the model"
         known, wanted = (
             classes_in(name, shapes[name], _DAB in shapes) for shapes in (found.theirs, found.ours)
         )
         if known != wanted:
             return (
-                f"its head knows {known} classes, the model's {wanted}: create the model with num_classes={known}, "
-                "or leave its head as it was drawn (new_head=True, --new-head)"
+                f"its head has {known} classes, the model's {wanted}: create the model with num_classes={known}, "
+                "or keep the randomly initialised head of the model (new_head=True, --new-head)"
             )
     return ""
 

@@ -1,6 +1,6 @@
-"""NumPy's .npz, a zip archive of .npy files, as Google published ViT, augreg and BiT. No pickled objects.
+"""NumPy's .npz, a zip archive of .npy files, the format of Google's ViT, augreg and BiT. Never reads pickled objects.
 
-A .npy file is a magic text, the length of a header, the header (a Python literal: type, order, shape), then the bytes.
+A .npy file is a magic string, the length of a header, the header (a Python literal: dtype, order, shape), the bytes.
 https://numpy.org/doc/stable/reference/generated/numpy.lib.format.html
 """
 
@@ -16,16 +16,16 @@ from scratchvit.weights.arrays import BFLOAT16, DAMAGED, native, short, view
 from scratchvit.weights.zip_files import ZipArchive
 
 SUFFIX = ".npy"
-LONGEST_HEADER = 1 << 16  # bytes; a plain array's header has about 120
+LONGEST_HEADER = 1 << 16  # bytes; the header of an ordinary array has about 120
 
 _HEADER_READERS = {(1, 0): np.lib.format.read_array_header_1_0, (2, 0): np.lib.format.read_array_header_2_0}
 
 
 def read_npz(archive: ZipArchive) -> dict[str, np.ndarray]:
-    """{name: array}; read-only views of the file where its entries are stored uncompressed. bfloat16 becomes float32.
+    """Read an .npz as {name: array}: read-only views if entries are stored uncompressed; bfloat16 becomes float32.
 
-    Raises ScratchvitError (without the path) for a damaged entry, a header that announces another size than its entry
-    has, objects, and types that are no numbers.
+    Raises ScratchvitError (without the path) for a damaged entry, a header that does not match the size of its entry,
+    pickled objects, and dtypes that are not numbers.
     """
     return {name.removesuffix(SUFFIX): native(_read_npy(archive.read(name), name)) for name in archive.names}
 
@@ -34,7 +34,7 @@ def _read_npy(raw: np.ndarray, name: str) -> np.ndarray:
     shape, fortran_order, dtype, start = _read_header(raw, name)
     if dtype.hasobject:
         raise ScratchvitError(
-            f"{short(name)} holds pickled Python objects, which are never read: save plain arrays of numbers"
+            f"{short(name)} contains pickled Python objects, which are never read: save plain arrays of numbers"
         )
     if dtype != BFLOAT16 and (dtype.kind not in "biuf" or dtype.itemsize > 8):
         raise ScratchvitError(
@@ -44,15 +44,15 @@ def _read_npy(raw: np.ndarray, name: str) -> np.ndarray:
 
 
 def _read_header(raw: np.ndarray, name: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
-    """(shape, whether in Fortran's order, type, where the bytes begin)."""
+    """(shape, whether in Fortran order, dtype, start of the data)."""
     stream = io.BytesIO(bytes(raw[:LONGEST_HEADER]))
     try:
         version = np.lib.format.read_magic(stream)
         if version not in _HEADER_READERS:
             raise ValueError(f"version {version}")
-        with warnings.catch_warnings():  # of headers that Python 2 wrote
+        with warnings.catch_warnings():  # NumPy warns about headers written by Python 2
             warnings.simplefilter("ignore")
             shape, fortran_order, dtype = _HEADER_READERS[version](stream)
-    except Exception as error:  # of a dozen kinds, from the parsers behind those functions
+    except Exception as error:  # the parsers behind these functions raise many types
         raise ScratchvitError(f"{short(name)} has no readable header ({short(str(error))}): {DAMAGED}") from error
     return shape, fortran_order, dtype, stream.tell()

@@ -1,7 +1,7 @@
-"""The safetensors format: a length, a JSON header with name, type, shape and place of each tensor, then their bytes.
+"""The safetensors format: a length, a JSON header with name, type, shape and offsets of each tensor, then their bytes.
 
-The safetensors library checks the header (places without gaps or overlaps, sizes that fit shapes, nothing missing);
-the arrays are views of a memory map, where the library would copy. https://github.com/huggingface/safetensors
+The safetensors library checks the header (offsets without gaps or overlaps, sizes that match the shapes, no missing
+bytes); the arrays are views of a memory map, where the library would copy. https://github.com/huggingface/safetensors
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def looks_like_safetensors(raw: np.ndarray) -> bool:
 
 
 def read_safetensors(path: Path, raw: np.ndarray) -> dict[str, np.ndarray]:
-    """The file at path, whose bytes are raw, as {name: array}, read-only views; bfloat16 becomes float32.
+    """Read the file at path, whose bytes are raw, as {name: array}: read-only views; bfloat16 becomes float32.
 
-    Raises ScratchvitError (without the path) for a cut or damaged file, and for 8-bit floats and other types that
-    NumPy does not have.
+    Raises ScratchvitError (without the path) for a truncated or damaged file, and for 8-bit floats and other types
+    that NumPy does not have.
     """
     try:
         with safetensors.safe_open(path, framework="np"):
             pass
     except (safetensors.SafetensorError, OSError, ValueError) as error:
-        raise ScratchvitError(f"it is no whole safetensors file ({short(str(error))}): {CUT}") from error
+        raise ScratchvitError(f"it is not a complete safetensors file ({short(str(error))}): {CUT}") from error
     start = LENGTH.size + LENGTH.unpack_from(raw.data)[0]
     header = json.loads(bytes(raw[LENGTH.size : start]))
     header.pop("__metadata__", None)
@@ -53,7 +53,7 @@ def read_safetensors(path: Path, raw: np.ndarray) -> dict[str, np.ndarray]:
             )
         begin, end = entry["data_offsets"]
         if not 0 <= begin <= end <= raw.size - start:
-            raise ScratchvitError(f"{short(name)} lies outside of the file: {DAMAGED}")
+            raise ScratchvitError(f"{short(name)} lies outside the file: {DAMAGED}")
         content = raw[start + begin : start + end]
         weights[name] = native(view(content, DTYPES[_NAMES[entry["dtype"]]], tuple(entry["shape"])))
     return weights

@@ -1,14 +1,14 @@
-"""PyTorch's .pth, .pt and .bin files, read without PyTorch and without running anything in them.
+"""Reading PyTorch's .pth, .pt and .bin files without PyTorch and without executing anything in them.
 
     zip, since PyTorch 1.6      <name>/data.pkl, a pickle of the saved object in which each storage is a persistent id
-                                ("storage", type, key, where it was, its size), and <name>/data/<key>, its bytes
-    legacy, before              one after another: a magic number, the version, facts of the machine, the pickle of the
-                                object, the list of the storages' keys, and each storage: its size as int64, its bytes
-    tar, before 0.1.10          refused
-    TorchScript                 a zip that also holds code: refused
+                                ("storage", type, key, device, size), and <name>/data/<key>, its bytes
+    legacy, before              one after another: a magic number, the version, facts about the machine, the pickle of
+                                the object, the list of the storage keys, and each storage: its size as int64, its bytes
+    tar, before 0.1.10          rejected
+    TorchScript                 a zip that also contains code: rejected
 
-Pickles are read by `unpickler.py`, with `admitted.py` for a dictionary. What they leave are records that say where a
-tensor lies; arrays are made last, of the wanted tensors alone, after every number in a record has been checked.
+Pickles are read by `unpickler.py`, with the allowlist in `admitted.py`. The result are records that say where a tensor
+is in the file; arrays are made last, only of the tensors that are used, after every number in a record was checked.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scratchvit.weights.unpickler import WAY_OUT, Unpickler
 from scratchvit.weights.wrappers import state_dict
 from scratchvit.weights.zip_files import ZipArchive
 
-LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")    # 0x1950a86a20f9469cfc6c, as LONG1 holds it
+LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")    # 0x1950a86a20f9469cfc6c in the byte order of LONG1
 LEGACY_VERSION = 1001
 PICKLE = "data.pkl"
 
@@ -39,17 +39,17 @@ def looks_like_torch_zip(archive: ZipArchive) -> bool:
 
 
 def read_torch_zip(archive: ZipArchive, use_ema: bool = True) -> dict[str, np.ndarray]:
-    """{name: array} of the state dict in a file of torch.save; stored entries give read-only views of the map.
+    """Read the state dict in a file of torch.save as {name: array}: read-only views if entries are uncompressed.
 
-    Checksums are verified of the entries that are used: of the weights, not of an optimizer's state beside them.
-    use_ema: see `wrappers.state_dict`. Raises ScratchvitError (without the path).
+    The checksums of all entries that are used are verified; those of an optimiser's state, for example, are not.
+    use_ema: see `wrappers.state_dict`. Raises ScratchvitError (without the path) for a file that cannot be used.
     """
     pickles = [name for name in archive.names if name.rpartition("/")[2] == PICKLE]
     if len(pickles) != 1:
-        raise ScratchvitError(f"it holds {len(pickles)} files named {PICKLE}, expected one: {DAMAGED}")
+        raise ScratchvitError(f"it contains {len(pickles)} files named {PICKLE}, expected one: {DAMAGED}")
     folder = pickles[0].removesuffix(PICKLE)
     if any(name == f"{folder}constants.pkl" or name.startswith(f"{folder}code/") for name in archive.names):
-        raise ScratchvitError(f"it is a TorchScript archive, a program and not only weights: {WAY_OUT}")
+        raise ScratchvitError(f"it is a TorchScript archive, which contains code and not only weights: {WAY_OUT}")
     if f"{folder}byteorder" in archive.names and bytes(archive.read(f"{folder}byteorder")) != b"little":
         raise ScratchvitError(f"it was written on a big-endian machine: {WAY_OUT}")
 
@@ -58,10 +58,10 @@ def read_torch_zip(archive: ZipArchive, use_ema: bool = True) -> dict[str, np.nd
 
 
 def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.ndarray]:
-    """{name: array} of the state dict in a file of torch.save before 1.6, as read-only views.
+    """Read the state dict in a file of torch.save before 1.6 as {name: array}, read-only views.
 
-    There are no checksums in it: sizes are checked, to the last byte. use_ema: see `wrappers.state_dict`. Raises
-    ScratchvitError (without the path).
+    The format has no checksums, but all sizes are checked. use_ema: see `wrappers.state_dict`. Raises
+    ScratchvitError (without the path) for a file that cannot be used.
     """
     at = 0
 
@@ -76,14 +76,14 @@ def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.nda
 
     def persistent(saved_id: Any) -> Storage:
         if not (isinstance(saved_id, tuple) and len(saved_id) == 6 and saved_id[5] is None):
-            raise ScratchvitError(f"it names a storage in an unknown way: {WAY_OUT}")
+            raise ScratchvitError(f"it has a storage id of an unknown form: {WAY_OUT}")
         storage = _storage(saved_id[:5])
         if storages.setdefault(storage.key, storage) != storage:
             raise ScratchvitError(f"its storage {short(storage.key)} has two types or sizes: {DAMAGED}")
         return storage
 
     if load({}, _no_storage) != int.from_bytes(LEGACY_MAGIC, "little") or load({}, _no_storage) != LEGACY_VERSION:
-        raise ScratchvitError(f"it does not begin as PyTorch's legacy files do: {DAMAGED}")
+        raise ScratchvitError(f"it does not begin like a legacy file of PyTorch: {DAMAGED}")
     facts = load({}, _no_storage)
     if not (isinstance(facts, dict) and facts.get("little_endian") is True):
         raise ScratchvitError(f"it was written on a big-endian machine, or is damaged: {WAY_OUT}")
@@ -91,15 +91,15 @@ def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.nda
     keys = load({}, _no_storage)
 
     if not isinstance(keys, list) or len(keys) != len(storages) or any(type(key) is not str for key in keys):
-        raise ScratchvitError(f"its list of storages is not that of its tensors: {DAMAGED}")
+        raise ScratchvitError(f"its list of storages does not match its tensors: {DAMAGED}")
     contents: dict[str, np.ndarray] = {}
     for key in keys:
         if key not in storages or key in contents:
-            raise ScratchvitError(f"its list of storages is not that of its tensors: {DAMAGED}")
+            raise ScratchvitError(f"its list of storages does not match its tensors: {DAMAGED}")
         size, begin = storages[key].size, at + 8
         at = begin + size * storages[key].dtype.itemsize
         if at > raw.size:
-            raise ScratchvitError(f"it ends inside the storages: {CUT}")
+            raise ScratchvitError(f"it ends in the middle of the storages: {CUT}")
         if int.from_bytes(bytes(raw[begin - 8 : begin]), "little") != size:
             raise ScratchvitError(f"its storage {short(key)} does not have the announced size: {DAMAGED}")
         contents[key] = raw[begin:at]
@@ -113,21 +113,21 @@ def _storage(saved_id: Any) -> Storage:
         case ("storage", StorageType() as kind, str() as key, str(), int() as size) if size >= 0:
             return Storage(key, kind.dtype, size)
         case _:
-            raise ScratchvitError(f"it names a storage in an unknown way: {WAY_OUT}")
+            raise ScratchvitError(f"it has a storage id of an unknown form: {WAY_OUT}")
 
 
 def _no_storage(saved_id: Any) -> Storage:
-    raise ScratchvitError(f"it names a storage where none belongs: {DAMAGED}")
+    raise ScratchvitError(f"it has a storage id in a place where none is allowed: {DAMAGED}")
 
 
 def _arrays(
     saved: Any, content: Callable[[Storage], np.ndarray], file_size: int, use_ema: bool
 ) -> dict[str, np.ndarray]:
-    """The arrays of the state dict in what was saved. Tensors that share a storage share memory."""
+    """The arrays of the state dict in the saved object. Tensors that share a storage share memory."""
     storages: dict[tuple[str, np.dtype], np.ndarray] = {}
 
     def storage_as(storage: Storage, dtype: np.dtype) -> np.ndarray:
-        """All entries of a storage, read as of that type, in one axis."""
+        """All entries of a storage as a one-dimensional array of the given dtype."""
         if (storage.key, dtype) not in storages:
             raw, expected = content(storage), storage.size * storage.dtype.itemsize
             if raw.size != expected:
@@ -154,17 +154,17 @@ def _check_extent(name: str, tensor: Tensor, file_size: int) -> None:
     entries = number_of_entries(tensor.shape)
     last = tensor.offset + sum((n - 1) * step for n, step in zip(tensor.shape, tensor.stride))
     if len(tensor.stride) != len(tensor.shape) or tensor.offset < 0 or any(step < 0 for step in tensor.stride):
-        raise ScratchvitError(f"{short(name)} has a shape, stride and offset that do not fit together: {DAMAGED}")
+        raise ScratchvitError(f"{short(name)} has an inconsistent shape, stride and offset: {DAMAGED}")
     if entries and last >= size:
-        raise ScratchvitError(f"{short(name)} reaches beyond its storage of {size} entries: {DAMAGED}")
-    # A tensor may repeat entries, by a stride of 0, as expand() makes it. But not beyond all measure.
+        raise ScratchvitError(f"{short(name)} extends beyond its storage of {size} entries: {DAMAGED}")
+    # A tensor can repeat entries by a stride of 0, as made by expand(), but not become larger than the file.
     if entries * tensor.dtype.itemsize > file_size:
-        raise ScratchvitError(f"{short(name)} repeats its entries until it is larger than the file: {WAY_OUT}")
+        raise ScratchvitError(f"{short(name)} is larger than the file because its entries repeat: {WAY_OUT}")
 
 
 def _strided(storage: np.ndarray, tensor: Tensor) -> np.ndarray:
     if 0 in tensor.shape:
         return read_only(np.zeros(tensor.shape, storage.dtype))
-    # This constructor checks for itself that the view stays within its buffer.
+    # This constructor checks that the view stays within its buffer.
     strides = tuple(step * storage.itemsize for step in tensor.stride)
     return np.ndarray(tensor.shape, storage.dtype, storage, tensor.offset * storage.itemsize, strides)

@@ -1,13 +1,13 @@
-"""Pickles read as data: an interpreter of the pickle language in which nothing can be imported and nothing executed.
+"""A restricted unpickler: an interpreter of the pickle language that cannot import or execute anything.
 
-A pickle is a program for a small stack machine. Two of its instructions make Python's own machine dangerous: GLOBAL
-imports whatever it names, REDUCE calls it. Here GLOBAL looks a name up in a table that the caller gives, whose values
-are inert: records, or `Function`s written for this purpose, which check their arguments. REDUCE calls nothing else.
-No file can name a Python object, so no trick with names reaches one. What the table lacks is refused by its name.
+A pickle is a program for a small stack machine. Two instructions make Python's own implementation dangerous: GLOBAL
+imports whatever it names, and REDUCE calls it. Here GLOBAL looks a name up in a table of the caller, whose values are
+inert: records, or `Function`s written for this purpose, which check their arguments. REDUCE can call only these. A file
+cannot name any Python object, so no trick with names can reach one. Names that are not in the table are errors.
 
-Only what pickle protocols 2 to 5 need for plain values is understood. The machine does not recurse, whatever the
-nesting; it does at most MOST_INSTRUCTIONS; no value is larger than the bytes that it was read from, and what functions
-copy is limited to the size of the pickle. So memory stays proportional to the file.
+Only the instructions of pickle protocols 2 to 5 that plain values need are implemented. The machine does not recurse,
+however deep the nesting; it executes at most MOST_INSTRUCTIONS; no value is larger than the bytes it was read from, and
+functions can copy at most the size of the pickle. So memory stays proportional to the file.
 
 The instructions are described in Lib/pickletools.py of CPython.
 """
@@ -26,34 +26,34 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import CUT, DAMAGED, short
 
 MOST_INSTRUCTIONS = 1 << 20     # ViT-B with the state of AdamW takes 20,460
-LONGEST_NAME = 256              # of a module or of what it holds
-LARGEST_KEY = 1 << 60           # integers below are their own hash, so that keys cannot be made to collide
+LONGEST_NAME = 256              # characters of the name of a module or a member
+LARGEST_KEY = 1 << 60           # smaller integers are their own hash, so keys cannot be made to collide
 
-WAY_OUT = "with PyTorch, save the model's state_dict() alone, or convert it to safetensors"
+WAY_OUT = "with PyTorch, save only the state_dict() of the model, or convert it to safetensors"
 
 
 @dataclass(frozen=True)
 class Function:
-    """What REDUCE and NEWOBJ may call: `call(*arguments)`, which checks them and returns an inert value."""
+    """A function that REDUCE and NEWOBJ can call: `call(*arguments)` checks them and returns an inert value."""
 
     name: str
     call: Callable[..., Any]
 
 
 class Record:
-    """A value that BUILD may complete. It sets no attributes: what a state means is the record's own business."""
+    """A value whose state BUILD can set, by calling `set_state`; attributes are never set directly."""
 
     def set_state(self, state: Any) -> None:
         raise NotImplementedError
 
 
 class Unpickler:
-    """One pickle that begins at byte `start` of `raw`, uint8 (size,). `end`: the byte after it, once loaded.
+    """Reads one pickle that begins at byte `start` of `raw`, uint8 (size,). `end`: the byte after it, once loaded.
 
-    admitted     {(module, name): what it stands for}
-    persistent   what a persistent id stands for, given that id
+    admitted     {(module, name): value that replaces it}
+    persistent   function from a persistent id to the value that replaces it
 
-    Raises ScratchvitError (without the path) for anything else than such a pickle.
+    Raises ScratchvitError (without the path) for a pickle that is damaged or uses anything else.
     """
 
     def __init__(
@@ -66,12 +66,12 @@ class Unpickler:
         self.raw, self.end = raw, start
         self.admitted, self.persistent = admitted, persistent
         self.stack: list[Any] = []
-        self.marks: list[int] = []          # the heights of the stack at which collections begin
+        self.marks: list[int] = []          # positions in the stack at which collections begin
         self.memo: dict[int, Any] = {}
         self.copied = 0                     # entries and bytes that functions made
 
     def load(self) -> Any:
-        """Run the program. Returns the value it leaves."""
+        """Run the program and return its result."""
         for _ in range(MOST_INSTRUCTIONS):
             instruction = self._take(1)
             if instruction == pickle.STOP:
@@ -80,11 +80,13 @@ class Unpickler:
                     raise ScratchvitError(f"its pickle ends with values left over: {DAMAGED}")
                 return value
             self._step(instruction)
-        raise ScratchvitError(f"its pickle has more than {MOST_INSTRUCTIONS} instructions, as no weights do: {WAY_OUT}")
+        raise ScratchvitError(
+            f"its pickle has more than {MOST_INSTRUCTIONS} instructions, too many for weights: {WAY_OUT}"
+        )
 
     def _step(self, instruction: bytes) -> None:
         match instruction:
-            # Remembering values, and using them again: a list may so hold itself, which costs nothing.
+            # The memo: storing values and using them again. A list can contain itself in this way, which is harmless.
             case pickle.BINPUT:
                 self.memo[self._number("<B")] = self._top()
             case pickle.LONG_BINPUT:
@@ -126,7 +128,7 @@ class Unpickler:
             case pickle.BINBYTES8:
                 self.stack.append(self._take(self._number("<Q")))
 
-            # Containers. A set is kept as a list: its elements need not be hashed.
+            # Containers. A set becomes a list, so that its elements need not be hashed.
             case pickle.MARK:
                 self.marks.append(len(self.stack))
             case pickle.EMPTY_TUPLE:
@@ -157,7 +159,7 @@ class Unpickler:
             case pickle.SETITEMS:
                 self._set_items(self._since_mark())
 
-            # Names, calls and states: where Python's own machine would run the file's code.
+            # Names, calls and states: here Python's own unpickler would run code of the file.
             case pickle.GLOBAL:
                 module, name = self._line(), self._line()
                 self._look_up(module, name)
@@ -179,7 +181,7 @@ class Unpickler:
                 if self._number("<B") > pickle.HIGHEST_PROTOCOL:
                     raise ScratchvitError(f"its pickle is of an unknown protocol: {DAMAGED}")
             case pickle.FRAME:
-                self._take(8)           # the size of a part to be read ahead, of no use here
+                self._take(8)           # the size of a frame for read-ahead, not needed here
             case _:
                 raise ScratchvitError(
                     f"its pickle has the instruction {instruction!r}, which no tensor or container needs: {WAY_OUT}"
@@ -188,7 +190,7 @@ class Unpickler:
     def _take(self, count: int) -> bytes:
         start, self.end = self.end, self.end + count
         if self.end > self.raw.size:
-            raise ScratchvitError(f"its pickle has no end: {CUT}")
+            raise ScratchvitError(f"its pickle is truncated: {CUT}")
         return self.raw[start : self.end].tobytes()
 
     def _number(self, code: str) -> Any:
@@ -198,7 +200,7 @@ class Unpickler:
         try:
             return self._take(length).decode()
         except UnicodeDecodeError as error:
-            raise ScratchvitError(f"a text in its pickle is not in UTF-8: {DAMAGED}") from error
+            raise ScratchvitError(f"a string in its pickle is not UTF-8: {DAMAGED}") from error
 
     def _line(self) -> str:
         length = self.raw[self.end : self.end + LONGEST_NAME].tobytes().find(b"\n")
@@ -208,7 +210,7 @@ class Unpickler:
 
     def _top(self) -> Any:
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise ScratchvitError(f"its pickle uses a value that is not there: {DAMAGED}")
+            raise ScratchvitError(f"its pickle takes a value from an empty stack: {DAMAGED}")
         return self.stack[-1]
 
     def _pop(self) -> Any:
@@ -217,7 +219,7 @@ class Unpickler:
 
     def _since_mark(self) -> list[Any]:
         if not self.marks:
-            raise ScratchvitError(f"its pickle ends a collection that did not begin: {DAMAGED}")
+            raise ScratchvitError(f"its pickle ends a collection that was not begun: {DAMAGED}")
         start = self.marks.pop()
         values = self.stack[start:]
         del self.stack[start:]
@@ -225,7 +227,7 @@ class Unpickler:
 
     def _remember(self, place: int) -> None:
         if place not in self.memo:
-            raise ScratchvitError(f"its pickle uses a value that it does not hold: {DAMAGED}")
+            raise ScratchvitError(f"its pickle uses a value that is not in its memo: {DAMAGED}")
         self.stack.append(self.memo[place])
 
     def _extend(self, values: list[Any]) -> None:
@@ -243,34 +245,34 @@ class Unpickler:
 
     def _look_up(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
-            raise ScratchvitError(f"its pickle asks for a name that is no text: {DAMAGED}")
+            raise ScratchvitError(f"its pickle uses a name that is not a string: {DAMAGED}")
         if (module, name) not in self.admitted:
             raise ScratchvitError(
-                f"it asks for {short(f'{module}.{name}')}, and only real dense tensors and plain containers are "
-                f"admitted; nothing of it was run: {WAY_OUT}"
+                f"it uses {short(f'{module}.{name}')}, but only real dense tensors and plain containers are "
+                f"allowed; no code in it was run: {WAY_OUT}"
             )
         self.stack.append(self.admitted[module, name])
 
     def _call(self, function: Any, arguments: Any) -> None:
         if not isinstance(function, Function):
-            raise ScratchvitError(f"its pickle calls a {type(function).__name__}; nothing of it was run: {WAY_OUT}")
+            raise ScratchvitError(f"its pickle calls a {type(function).__name__}; no code in it was run: {WAY_OUT}")
         if type(arguments) is not tuple:
-            raise ScratchvitError(f"its pickle calls {function.name} with no tuple of arguments: {DAMAGED}")
+            raise ScratchvitError(f"its pickle calls {function.name} without a tuple of arguments: {DAMAGED}")
         try:
             value = function.call(*arguments)
-        except TypeError as error:      # their number
-            what = f"its pickle calls {function.name} with too many or too few values"
+        except TypeError as error:      # wrong number of arguments
+            what = f"its pickle calls {function.name} with too many or too few arguments"
             raise ScratchvitError(f"{what}: {DAMAGED}") from error
         self.stack.append(value)
         if isinstance(value, (bytes, dict)):
             self.copied += len(value)
             if self.copied > self.raw.size:
-                raise ScratchvitError(f"its pickle copies more than it holds: {DAMAGED}")
+                raise ScratchvitError(f"its pickle copies more bytes than it contains: {DAMAGED}")
 
 
 def checked_key(key: Any) -> Any:
-    """A key of a dictionary: a text, None, or an integer of moderate size, which is what checkpoints have."""
+    """Return the key of a dictionary, which must be a string, None, or an integer of moderate size."""
     if key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < LARGEST_KEY):
         return key
-    # Not, for one, a deep tuple: hashing it would recurse until the interpreter crashes.
-    raise ScratchvitError(f"a {type(key).__name__} is a key in its pickle, where names belong: {WAY_OUT}")
+    # Hashing a deeply nested tuple, for example, would recurse until the interpreter crashes.
+    raise ScratchvitError(f"its pickle has a {type(key).__name__} as a key, expected names: {WAY_OUT}")

@@ -1,4 +1,4 @@
-"""Where in a training checkpoint the weights are, and what was written before all of their names."""
+"""Finding the weights in a training checkpoint, and removing a common prefix of their names."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import short
 from scratchvit.weights.unpickler import WAY_OUT
 
-# Averaged weights come first, as they are what their authors evaluate; then by how telling the name is.
+# Averaged weights come first, because authors report results with them; then from specific to general names.
 EMA_KEYS = (
     "state_dict_ema", "model_ema",              # timm; DeiT
     "teacher",                                  # DINO, whose teacher is the average of its student
@@ -26,14 +26,14 @@ Value = TypeVar("Value")
 
 
 def state_dict(saved: Any, array_types: tuple[type, ...], use_ema: bool = True) -> dict[str, Any]:
-    """The names and arrays (values of array_types) of the state dict in what a file holds.
+    """The state dict {name: array} in the saved object; arrays are values of array_types.
 
-    That is the first of `EMA_KEYS`, then `PLAIN_KEYS`, whose value is a dictionary with arrays in it; without any,
-    what was saved is the state dict itself. use_ema=False puts the averages last. What is no array is left out.
+    It is the first of `EMA_KEYS`, then `PLAIN_KEYS`, whose value is a dictionary with arrays; otherwise the saved
+    object is the state dict itself. use_ema=False puts the averages last. Values that are not arrays are left out.
     Raises ScratchvitError (without the path) if there are no arrays.
     """
     if not isinstance(saved, dict):
-        raise ScratchvitError(f"it holds a {type(saved).__name__}, not a dictionary of weights: {WAY_OUT}")
+        raise ScratchvitError(f"it contains a {type(saved).__name__}, not a dictionary of weights: {WAY_OUT}")
 
     def arrays(candidate: Any) -> dict[Any, Any]:
         if not isinstance(candidate, dict):
@@ -44,15 +44,15 @@ def state_dict(saved: Any, array_types: tuple[type, ...], use_ema: bool = True) 
     found = next(filter(None, (arrays(saved.get(key)) for key in keys)), None) or arrays(saved)
     if not found:
         names = short(", ".join(name for name in saved if isinstance(name, str)))
-        raise ScratchvitError(f"it holds no arrays where weights are expected, its entries are {names}: {WAY_OUT}")
+        raise ScratchvitError(f"it contains no arrays where weights are expected; its entries are {names}: {WAY_OUT}")
     if not all(isinstance(name, str) for name in found):
-        raise ScratchvitError(f"its arrays have numbers for names, as an optimizer's have: {WAY_OUT}")
+        raise ScratchvitError(f"its arrays have numbers instead of names, as in the state of an optimiser: {WAY_OUT}")
     return found
 
 
 def without_prefix(weights: Mapping[str, Value]) -> dict[str, Value]:
-    """The same values under names without `PREFIXES`, as long as all names have one and the same."""
-    # Names are cut once, at the end: a prefix may stand there a million times.
+    """The values under names from which `PREFIXES` are removed, as long as all names begin with the same one."""
+    # Names are cut only once, at the end: in a hostile file a prefix may be repeated a million times.
     start, shortest = 0, min(map(len, weights), default=0)
 
     def is_common(prefix: str) -> bool:

@@ -1,9 +1,8 @@
-"""Zip archives, the container of .npz and of PyTorch's files since 1.6, read through a memory map.
+"""Reading zip archives, the container of .npz and of PyTorch's files since 1.6, through a memory map.
 
-Python's zipfile reads the directory at the archive's end. What it says is then compared with the header that stands
-before each entry, so that no flipped bit in either goes unnoticed, and every entry that is read must have its checksum.
-That costs one pass over the bytes, half a second for the 350 MB of ViT-B, and alone tells a flipped weight from a true
-one.
+Python's zipfile reads the directory at the end of the archive. It is then compared with the header before each entry,
+so that a flipped bit in either is detected, and the checksum of every entry that is read is verified. This takes one
+pass over the bytes, half a second for the 350 MB of ViT-B; without it, a flipped bit in a weight would not be noticed.
 """
 
 from __future__ import annotations
@@ -20,23 +19,23 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import CUT, DAMAGED, read_only, short
 
 LOCAL_HEADER = struct.Struct("<4s5H3I2H")  # signature, …, length of the name, length of the extra field
-END_OF_DIRECTORY = 22                       # bytes, without the comment that may follow; at 10 the number of entries
+END_OF_DIRECTORY = 22                       # bytes, without a comment that may follow; the number of entries is at 10
 ENCRYPTED, UTF8_NAME = 0x1, 0x800
 
-# Weights hardly compress: their lowest bits are noise, and float32 that came from bfloat16 halves. Only constant arrays
-# shrink much. So all entries together may grow to 16 times the archive, and small archives to what a small model needs
-# (ViT-Ti, all zeros: 23 MB). Deflate itself could reach 1032 times.
+# A limit against zip bombs. Weights hardly compress: their lowest bits are noise, and float32 converted from bfloat16
+# shrinks to half. Only constant arrays shrink much. So all entries together may inflate to 16 times the size of the
+# archive, and small archives to the size of a small model (ViT-Ti, all zeros: 23 MB). Deflate can reach 1032 times.
 LARGEST_RATIO, ALWAYS_ALLOWED = 16, 64 << 20
 
 
 class ZipArchive:
-    """The entries of an archive, by name.
+    """A zip archive, whose entries can be read by name.
 
     raw     the bytes of the file at path, uint8 (size,)
-    names   of the entries, in the order of the directory
+    names   names of the entries, in the order of the directory
 
-    Raises ScratchvitError for a damaged directory, entries that overlap or repeat a name, encryption, compression
-    other than deflate, and an archive that would inflate beyond all measure. No entry is read yet.
+    Raises ScratchvitError for a damaged directory, overlapping entries, duplicate names, encryption, compression other
+    than deflate, and an archive that would inflate too much (see LARGEST_RATIO). No entry is read yet.
     """
 
     def __init__(self, path: Path, raw: np.ndarray):
@@ -53,7 +52,7 @@ class ZipArchive:
         if len(self.names) != len(entries):
             raise ScratchvitError(f"its zip directory names an entry twice: {DAMAGED}")
 
-        # An entry that is too long may swallow its neighbours in the directory, but not their number at its end.
+        # A damaged length in the directory can hide the following entries, but not change their number at its end.
         (count,) = struct.unpack_from("<H", raw.data, raw.size - len(comment) - END_OF_DIRECTORY + 10)
         if count != min(len(entries), 0xFFFF):
             raise ScratchvitError(f"its zip directory names {count} entries and lists {len(entries)}: {DAMAGED}")
@@ -64,11 +63,11 @@ class ZipArchive:
         inflated = sum(entry.file_size for entry in entries)
         if inflated > LARGEST_RATIO * raw.size + ALWAYS_ALLOWED:
             raise ScratchvitError(
-                f"its {raw.size} bytes would inflate to {inflated}, more than weights can: do not trust this file"
+                f"its {raw.size} bytes would inflate to {inflated}, too much for weights: do not trust this file"
             )
 
     def read(self, name: str) -> np.ndarray:
-        """The bytes of an entry, uint8 (size,): a view of the map if it is stored as it is, else inflated.
+        """The bytes of an entry, uint8 (size,): a view of the map if it is stored uncompressed, else inflated.
 
         Raises ScratchvitError if there is no such entry, or its checksum is wrong.
         """
@@ -84,7 +83,7 @@ class ZipArchive:
         return content
 
     def _inflate(self, content: np.ndarray, entry: zipfile.ZipInfo) -> np.ndarray:
-        """Never more than the announced size is produced; __init__ has compared that with the archive's."""
+        """Inflate an entry, up to its announced size, which __init__ has checked against LARGEST_RATIO."""
         inflater = zlib.decompressobj(-zlib.MAX_WBITS)
         try:
             inflated = inflater.decompress(content.data, entry.file_size + 1)

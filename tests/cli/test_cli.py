@@ -170,7 +170,7 @@ def test_resume_goes_on_with_the_options_of_the_run(tmp_path, monkeypatch, capsy
     with (folder / "metrics.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
     assert main(["train", "--resume", str(folder), "--lr", "1"]) == 1
-    assert "begun with other settings: lr" in capsys.readouterr().err
+    assert "started with other settings: lr" in capsys.readouterr().err
     assert main(["train", "--resume", str(folder), "--out", "elsewhere"]) == 2
     assert "leave out --out" in capsys.readouterr().err
 
@@ -189,9 +189,9 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("train --epoch 3", "there is no option --epoch; did you mean --epochs?"),
     ("train digits", "there is no argument digits"),
     ("train --optimizer adamv", "argument --optimizer: invalid choice: 'adamv'"),
-    ("train --lr nan", "argument --lr: 'nan' is no finite number"),
+    ("train --lr nan", "argument --lr: 'nan' is not a finite number"),
     ("train --epochs two", "argument --epochs: invalid int value: 'two'"),
-    ("train --img-size 3x", "a size is written 28 or 28x32 (height x width), not '3x'"),
+    ("train --img-size 3x", "expected a size such as 28 or 28x32 (height x width), not '3x'"),
     ("train --img-size 8x16", "pictures are brought to squares, so give one number"),
     ("train --patch-size 0", "at least 1"),
     ("train --num-classes 3", "there is no option --num-classes"),
@@ -199,7 +199,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("eval", "the following arguments are required: --checkpoint"),
     ("eval --checkpoint x --splt val", "did you mean --split?"),
     ("predict --checkpoint x", "the following arguments are required: IMAGE"),
-    ("predict a.png --checkpoint x --top-k 0", "--top-k 0: show at least one class"),
+    ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
@@ -213,12 +213,12 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--lr -1", "lr must be at least 0, not -1.0"),
     ("--label-smoothing 1", "label_smoothing must lie in [0, 1), not 1.0"),
     ("--val-fraction 2 --data mnist", "val_fraction=2.0"),
-    ("--data digist", "'digist' is neither a folder nor a data set known here"),
+    ("--data digist", "'digist' is neither a folder nor a known data set"),
     ("--model vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'?"),
     ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
     ("--num-heads 3", "embed_dim 64 cannot be shared by 3 heads"),
     ("--global-pool max", "global_pool is"),
-    ("--resume nowhere", "nowhere holds no run"),
+    ("--resume nowhere", "nowhere contains no run"),
     ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
 ])
 def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):
@@ -239,7 +239,7 @@ def test_the_gpu_without_a_gpu(capsys, monkeypatch):
 def test_a_folder_that_holds_a_run_is_not_overwritten(run, capsys):
     before = (run[0] / "best.safetensors").read_bytes()
     error, code = refused(capsys, "train", *TINY, "--out", run[0])
-    assert "already holds a run" in error and code == 1
+    assert "already contains a run" in error and code == 1
     assert (run[0] / "best.safetensors").read_bytes() == before
 
 
@@ -269,7 +269,7 @@ def test_an_image_folder_trains_and_predicts(photos, capsys, no_pictures):
     bad.write_bytes(bad.read_bytes()[:40])
     words = ["train", "--data", str(photos), "--img-size", "16", *TINY, "--val-fraction", "0.2"]
     error, code = refused(capsys, *words)
-    assert str(bad) in error and "does not decode" in error and code == 1
+    assert str(bad) in error and "cannot be decoded" in error and code == 1
 
     assert main([*words, "--skip-bad", "--out", "run"]) == 0
     assert f"left out  {bad}" in capsys.readouterr().out
@@ -309,8 +309,8 @@ def test_eval_on_data_of_other_classes_is_refused(run, photos, capsys):
 def test_checkpoints_that_are_none(run, capsys, tmp_path):
     for path, content, sentence in (
         ("absent.safetensors", None, "there is no checkpoint absent.safetensors"),
-        ("cut.safetensors", (run[0] / "best.safetensors").read_bytes()[:5000], "cut short, damaged or no safetensors"),
-        ("other.safetensors", b"PK\x03\x04 not ours", "cut short, damaged or no safetensors"),
+        ("cut.safetensors", (run[0] / "best.safetensors").read_bytes()[:5000], "truncated, damaged or not"),
+        ("other.safetensors", b"PK\x03\x04 not ours", "truncated, damaged or not"),
     ):
         if content is not None:
             Path(path).write_bytes(content)

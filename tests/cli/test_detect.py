@@ -105,7 +105,7 @@ def test_coco_takes_its_json(animals, trained, capsys):
     capsys.readouterr()
     write_picture(animals / "test" / "more.png", SIZE)
     error, code = refused(capsys, "detect", *words)
-    assert f"lists no picture {animals / 'test' / 'more.png'}" in error and code == 1
+    assert f"does not list the picture {animals / 'test' / 'more.png'}" in error and code == 1
 
 
 def test_image_ids_come_from_a_list_of_images_too(trained, tmp_path):
@@ -140,7 +140,7 @@ def test_a_picture_that_will_take_long_is_told_and_can_be_made_smaller(trained, 
     write_picture(tmp_path / "a.png", (720, 720))
     write_picture(tmp_path / "sliver.png", (1, 20_000))
     assert main(["detect", "a.png", "--checkpoint", str(trained)]) == 0
-    assert capsys.readouterr().err == "this takes long: 8,100 tokens are many, a smaller --short-side makes fewer\n"
+    assert capsys.readouterr().err == "8,100 tokens will take long: a smaller --short-side makes fewer\n"
     assert main(["detect", "a.png", "sliver.png", "--checkpoint", str(trained), "--short-side", "64"]) == 0
     told = capsys.readouterr()
     assert "shorter side to 64, longer to at most 107" in told.out and not told.err
@@ -162,7 +162,7 @@ def test_nothing_found_is_told_with_the_best(trained, tmp_path, capsys):
     path = trained
     write_picture(tmp_path / "a.png", SIZE)
     assert main(["detect", "a.png", "--checkpoint", str(path), "--threshold", "0.95", "--json", "found.json"]) == 0
-    assert "nothing; the best is cat with 0.90" in capsys.readouterr().out
+    assert "nothing above the threshold; the best is cat with 0.90" in capsys.readouterr().out
     assert written("found.json") == []
 
 
@@ -172,9 +172,9 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes((tmp_path / "a.png").read_bytes()[:60])
     words = ["bad.png", "absent.png", "a.png", "--checkpoint", str(path)]
     error, code = refused(capsys, "detect", *words)
-    assert "bad.png: this picture does not decode" in error and code == 1
+    assert "bad.png: this picture cannot be decoded" in error and code == 1
     error, code = refused(capsys, "detect", "a.png", *words, "--json", "before.json")
-    assert "before.json has what was found in the 1 pictures before" in error and code == 1
+    assert "before.json has the detections in the 1 pictures before it" in error and code == 1
     assert {entry["image_id"] for entry in written("before.json")} == {1}
     assert main(["detect", *words, "--skip-bad", "--json", "found.json"]) == 0
     told = capsys.readouterr()
@@ -182,7 +182,7 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     assert "--skip-bad" not in told.err     # which was just done
     assert {entry["image_id"] for entry in written("found.json")} == {3}
     assert main(["detect", *words[:2], "--checkpoint", str(path), "--skip-bad"]) == 1
-    assert "not one of the pictures decodes" in capsys.readouterr().err
+    assert "none of the pictures can be decoded" in capsys.readouterr().err
 
 
 # --- detectors from elsewhere ---
@@ -211,12 +211,12 @@ def test_pictures_are_prepared_as_the_file_beside_weights_says(tmp_path, content
 
 
 @pytest.mark.parametrize(("content", "sentence"), [
-    ({"size": {"max_height": 3, "max_width": 4}}, "a size with max_height, max_width is not known"),
-    ({"size": -1}, "a side of a picture is a whole number from 1"),
-    ({"size": {"height": 1e9, "width": 3}}, "a side of a picture is a whole number"),
+    ({"size": {"max_height": 3, "max_width": 4}}, "a size with max_height, max_width is not supported"),
+    ({"size": -1}, "the sides of a picture must be integers from 1"),
+    ({"size": {"height": 1e9, "width": 3}}, "the sides of a picture must be integers"),
     ({"resample": 3}, "its resample is 3"),
-    ({"image_std": [0, 1, 1]}, "each std > 0"),
-    ({"image_mean": "grey"}, "cannot be followed"),
+    ({"image_std": [0, 1, 1]}, "every std must be > 0"),
+    ({"image_mean": "grey"}, "cannot be used"),
 ], ids=str)
 def test_preprocessing_that_makes_no_sense_is_refused_with_its_file(tmp_path, capsys, content, sentence):
     weights = write_weights(tmp_path / "detr", content)
@@ -233,7 +233,7 @@ def test_weights_without_a_run_have_labels_as_ids_and_names_from_their_config(an
     assert "shorter side to 30" in out and "cat     0.90    10    8     30      22" in out
     assert {entry["category_id"] for entry in written("found.json")} == {0}
     error, code = refused(capsys, "detect-eval", "--checkpoint", weights)
-    assert "name pictures with --data" in error and code == 1
+    assert "name data with --data" in error and code == 1
     words = ["detect-eval", "--checkpoint", str(weights), "--data", str(animals), "--results", "found.json"]
     assert main(words) == 0
     assert {entry["category_id"] for entry in written("found.json")} == {7}
@@ -315,7 +315,7 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     for about, sentence in (
         ({"mean": None}, "does not say what it was trained on"),
         ({"category_ids": [1]}, "2 classes, 2 names and 1 ids"),
-        ({"short_side": -3}, "a side of a picture is a whole number"),
+        ({"short_side": -3}, "the sides of a picture must be integers"),
     ):
         path = write_checkpoint(tmp_path / "odd.safetensors", animals, model, **about)
         error, code = refused(capsys, "detect", "a.png", "--checkpoint", path)
@@ -332,16 +332,16 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
 @pytest.mark.parametrize(("words", "sentence"), [
     ("detect --checkpoint x", "the following arguments are required: IMAGE"),
     ("detect a.png", "the following arguments are required: --checkpoint"),
-    ("detect a.png --checkpoint x --threshold 2", "--threshold 2: scores are from 0 to 1"),
-    ("detect a.png --checkpoint x --batch-size 0", "at least one picture"),
-    ("detect a.png --checkpoint x --short-side 0", "at least one pixel"),
+    ("detect a.png --checkpoint x --threshold 2", "--threshold must be from 0 to 1, not 2"),
+    ("detect a.png --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
+    ("detect a.png --checkpoint x --short-side 0", "--short-side must be at least 1 pixel, not 0"),
     ("detect a.png --checkpoint x --treshold 1", "did you mean --threshold?"),
-    ("detect-eval", "one of them"),
-    ("detect-eval --checkpoint x --results-of y --annotations z", "one of them"),
-    ("detect-eval --results-of y", "go together"),
-    ("detect-eval --checkpoint x --annotations y", "go together"),
+    ("detect-eval", "name either a detector with --checkpoint or a results file"),
+    ("detect-eval --checkpoint x --results-of y --annotations z", "name either a detector with --checkpoint"),
+    ("detect-eval --results-of y", "must be given together"),
+    ("detect-eval --checkpoint x --annotations y", "must be given together"),
     ("detect-eval --checkpoint x --split train", "invalid choice: 'train'"),
-    ("detect-eval --checkpoint x --batch-size 0", "at least one picture"),
+    ("detect-eval --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())
@@ -353,7 +353,7 @@ def test_files_that_cannot_be_written_are_told_before_anything_is_computed(train
     for words, sentence in (
         (["detect", "a.png", "--json", "nowhere/found.json"], "there is no folder nowhere"),
         (["detect", "a.png", "--json", "."], "it is a folder"),
-        (["detect", "a.png", "--out", "a.png"], "a.png: this folder cannot be made"),
+        (["detect", "a.png", "--out", "a.png"], "a.png: cannot create this folder"),
         (["detect-eval", "--results", "nowhere/found.json"], "there is no folder nowhere"),
     ):
         assert main([*words, "--checkpoint", str(trained)]) == 1

@@ -91,7 +91,7 @@ def test_classes_are_matched_by_name(animals, trained, tmp_path, capsys):
     assert main(["detect-eval", "--checkpoint", str(path), "--data", str(other), "--results", "found.json"]) == 0
     out = capsys.readouterr().out
     assert {entry["category_id"] for entry in written("found.json")} == {1}
-    assert "the detector does not know owl" in out and "1 of its 3 classes are none of the data's" in out
+    assert "the detector does not know owl" in out and "1 of its 3 classes are not in the data" in out
     (cat,) = (line.split() for line in out.splitlines() if line.startswith("cat"))
     assert cat == ["cat", "4", "0.901", "0.901"]    # per picture right, right, wrong: (51 + 50 · 0.8) / 101
 
@@ -140,8 +140,8 @@ def test_bad_annotations_are_named_and_can_be_left_out(animals, trained, capsys,
 
 @pytest.mark.parametrize(("text", "sentence"), [
     ("", "this annotation file is empty"),
-    ('{"images": [{"id": 1, "file', "is no JSON, perhaps cut short"),
-    ("[]", "is a list, like a file of results"),
+    ('{"images": [{"id": 1, "file', "is not valid JSON, maybe truncated"),
+    ("[]", "is a list, like a results file"),
 ])
 def test_files_that_are_no_annotations_are_named_even_with_skip_bad(animals, trained, capsys, text, sentence):
     path = animals / "annotations" / "instances_test.json"
@@ -160,4 +160,4 @@ def test_degenerate_boxes_are_told_not_fatal(tmp_path, capsys):
         write_voc(tmp_path / "cells", part, **{f"{part}1": xml(an_object("cat"), an_object("ant", (5, 7, 5, 18)))})
     path = write_checkpoint(tmp_path / "cells.safetensors", tmp_path / "cells", detector([0.5] * 4, 0))
     assert main(["detect-eval", "--checkpoint", str(path)]) == 0
-    assert "has no width or no height; left out." in capsys.readouterr().out
+    assert "has no width or no height; left out" in capsys.readouterr().out

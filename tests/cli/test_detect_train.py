@@ -88,13 +88,13 @@ def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, no_report):
     assert main(["detect-train", "--resume", str(folder), "--epochs", "2"]) == 0
     assert "epoch 2/2" in (out := capsys.readouterr().out) and "epoch 1/2" not in out
     error, code = refused(capsys, "detect-train", "--resume", folder, "--lr", "1")
-    assert "begun with other settings: lr" in error and code == 1
+    assert "started with other settings: lr" in error and code == 1
     error, code = refused(capsys, "train", "--resume", folder)
     assert "holds a run of `scratchvit detect-train`" in error and code == 1
     error, code = refused(capsys, "detect-train", "--resume", folder, "--out", "elsewhere")
     assert "leave out --out" in error and code == 2
     error, code = refused(capsys, "detect-train", *TINY, "--out", folder)
-    assert "already holds a run" in error and f"detect-train --resume {folder}" in error and code == 1
+    assert "already contains a run" in error and f"detect-train --resume {folder}" in error and code == 1
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path,
     page = Path("again.html").read_text("utf-8")
     assert "--hidden-dim 16" in page and f"scratchvit detect-train --resume {folder}" in page
     error, code = refused(capsys, "report", folder, "--data-dir", "x")
-    assert "name it with --data" in error and code == 1
+    assert "use --data FOLDER" in error and code == 1
 
 
 def test_one_batch_is_learned_alone(tmp_path, capsys, no_report):
@@ -199,7 +199,7 @@ def test_weights_to_begin_with_and_a_new_head(run, tmp_path, capsys, no_report):
         write_coco(tmp_path / "three", part, content)
     words = ["detect-train", "--data", str(tmp_path / "three"), *TINY, "--init", str(run[0])]
     assert main([*words, "--out", "x"]) == 1
-    assert "its head knows 2 classes, the model's 3" in capsys.readouterr().err and not Path("x").exists()
+    assert "its head has 2 classes, the model's 3" in capsys.readouterr().err and not Path("x").exists()
     assert main([*words, "--new-head", "--out", "run"]) == 0
     assert f"begins    with {run[0]}" in capsys.readouterr().out
     assert open_detector("run").classes == ("bee", "ant", "cat")
@@ -223,7 +223,7 @@ def test_training_names_bad_annotations_and_can_leave_them_out(animals, capsys, 
 
 @pytest.mark.parametrize(("text", "sentence"), [
     ("", "this annotation file is empty"),
-    ('{"images": [{"id": 1, "file', "is no JSON, perhaps cut short"),
+    ('{"images": [{"id": 1, "file', "is not valid JSON, maybe truncated"),
 ])
 def test_training_names_files_that_are_no_annotations(animals, capsys, text, sentence):
     path = animals / "annotations" / "instances_train.json"
@@ -239,14 +239,14 @@ def test_training_names_files_that_are_no_annotations(animals, capsys, text, sen
     ("--hiden-dim 3", "did you mean --hidden-dim?", 2),
     ("--num-classes 3", "there is no option --num-classes", 2),
     ("--img-size 3", "there is no option --img-size", 2),
-    ("--lr nan", "'nan' is no finite number", 2),
+    ("--lr nan", "'nan' is not a finite number", 2),
     ("--recipe vit_digits", "there is no recipe 'vit_digits'; there are detect_finetune, detect_folder", 1),
     ("--epochs 0", "epochs must be at least 1, not 0", 1),
     ("--nheads 3", "hidden_dim 128 cannot be shared by 3 heads", 1),
     ("--model detr_tniy", "did you mean 'detr_tiny'?", 1),
     ("--model resnet18", "resnet18 is no detector", 1),
-    ("--data nowhere", "nowhere: is no folder", 1),
-    ("--resume nowhere", "nowhere holds no run", 1),
+    ("--data nowhere", "nowhere: no such folder", 1),
+    ("--resume nowhere", "nowhere contains no run", 1),
 ])
 def test_bad_settings_are_one_sentence(capsys, words, sentence, expected):
     error, code = refused(capsys, "detect-train", *words.split())

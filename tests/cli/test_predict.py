@@ -163,7 +163,7 @@ def test_labels_of_the_user_come_first(weights, run, capsys):
         error, code = refused(
             capsys, "predict", run / "00.png", "--checkpoint", checkpoint, "--labels", run / "names.txt"
         )
-        assert "names.txt names 2 classes, the model tells 4 apart" in error and code == 1
+        assert "names.txt names 2 classes, the model has 4" in error and code == 1
 
 
 def test_without_names_there_are_numbers(tmp_path, capsys):
@@ -187,20 +187,20 @@ def test_weights_that_cannot_tell_classes(tmp_path, capsys):
     write_picture(tmp_path / "a.png")
     bare = save_as_timm(tmp_path / "bare", create_model(NAME, **TINY | {"num_classes": 0}))
     error, code = refused(capsys, "predict", "a.png", "--checkpoint", bare)
-    assert "has no head to tell classes apart" in error and code == 1
+    assert "has no classification head" in error and code == 1
     four = create_model(NAME, **TINY, in_chans=4)
     error, code = refused(capsys, "predict", "a.png", "--checkpoint", save_as_timm(tmp_path / "four", four))
-    assert "wants 4 channels: pictures have 3 (RGB) or 1 (grey)" in error and code == 1
+    assert "takes images of 4 channels: picture files have 3 (RGB) or 1 (grey)" in error and code == 1
     broken = create_model(NAME, **TINY)
     broken.head.bias.assign(np.nan)
     error, code = refused(capsys, "predict", "a.png", "--checkpoint", save_as_timm(tmp_path / "broken", broken))
-    assert f"a.png: {NAME} gives no finite numbers" in error and code == 1
+    assert f"a.png: the outputs of {NAME} are not finite" in error and code == 1
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ("a.png --checkpoint run --model resnet50", "run says itself which model it is of: leave out --model"),
+    ("a.png --checkpoint run --model resnet50", "run is a checkpoint and says which model it is: leave out --model"),
     ("a.png --checkpoint absent.pth", "absent.pth: there is no such file"),
-    ("a.png --checkpoint other.safetensors", "no config.json beside it says which model"),
+    ("a.png --checkpoint other.safetensors", "there is no config.json that says which model"),
     ("a.png --checkpoint other.safetensors --model vit_tiny_patch16_225", "did you mean"),
     ("a.png --checkpoint cut.safetensors --model resnet50", "cut.safetensors"),
     ("a.png --checkpoint empty", "empty: this folder has none of model.safetensors"),
@@ -223,13 +223,13 @@ def test_pictures_that_do_not_decode(run, capsys, tmp_path):
     (tmp_path / "bad.png").write_bytes(b"no picture")
     words = ["predict", "bad.png", "good.png", "--checkpoint", str(run)]
     error, code = refused(capsys, *words)
-    assert "bad.png" in error and "does not decode" in error and code == 1
+    assert "bad.png" in error and "cannot be decoded" in error and code == 1
     assert main([*words, "--skip-bad"]) == 0
     captured = capsys.readouterr()
     assert "left out: bad.png" in captured.err and "\ngood.png\n" in captured.out
     assert captured.out.endswith("1 of 2 pictures left out\n")
     assert main(["predict", "bad.png", "--checkpoint", str(run), "--skip-bad"]) == 1
-    assert "not one of the pictures decodes" in capsys.readouterr().err
+    assert "none of the pictures can be decoded" in capsys.readouterr().err
 
 
 def test_what_was_done_to_the_weights_is_said(tmp_path, capsys):
@@ -300,13 +300,13 @@ def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
 
 @pytest.mark.parametrize(("file", "content", "sentence"), [
     ("a.txt", b"", "it is empty"), ("a.txt", b"\n\n", "it is empty"), ("a.txt", b"ant\n\nbee\n", "line 2 is empty"),
-    ("a.txt", b"\xff\xfe\x00", "is no text of class names"), ("a.json", b"{", "cannot be read"),
-    ("a.json", b"3", "a list of names was expected"), ("a.json", b"[]", "a list of names was expected"),
-    ("a.json", b"{}", "a list of names was expected"), ("a.json", b'["a", 3]', "not every name is a text"),
-    ("a.json", b'["a", []]', "not every name is a text"), ("a.json", b'["a", ""]', "not every name is a text"),
-    ("a.json", b'{"0": "a", "2": "b"}', "its numbers are not 0 to 1"), ("a.json", b'{"a": "b"}', "cannot be read"),
-    ("a.json", b'{"0": "a", "00": "b"}', "its numbers are not 0 to 1"), ("a.json", b"[" * 100_000, "cannot be read"),
-    ("a.json", b'{"label_names": ["a"], "label_descriptions": {"a": 3}}', "not every name is a text"),
+    ("a.txt", b"\xff\xfe\x00", "is not a text file of class names"), ("a.json", b"{", "cannot be read"),
+    ("a.json", b"3", "expected a list of names"), ("a.json", b"[]", "expected a list of names"),
+    ("a.json", b"{}", "expected a list of names"), ("a.json", b'["a", 3]', "a name is not a string"),
+    ("a.json", b'["a", []]', "a name is not a string"), ("a.json", b'["a", ""]', "a name is not a string"),
+    ("a.json", b'{"0": "a", "2": "b"}', "its numbers must be 0 to 1"), ("a.json", b'{"a": "b"}', "cannot be read"),
+    ("a.json", b'{"0": "a", "00": "b"}', "its numbers must be 0 to 1"), ("a.json", b"[" * 100_000, "cannot be read"),
+    ("a.json", b'{"label_names": ["a"], "label_descriptions": {"a": 3}}', "a name is not a string"),
     ("a.json", b'{"id2label": 3}', "cannot be read"), ("a.json", b'{"label_names": "ab"}', "cannot be read"),
 ])
 def test_files_of_no_class_names(tmp_path, file, content, sentence):

@@ -44,7 +44,7 @@ DAMAGED_IDX = {
     "empty": (b"", "not an IDX file"),
     "floats": (b"\x00\x00\x0d" + GOOD[3:], "not an IDX file of unsigned bytes"),
     "wrong magic": (b"\x89PNG" + GOOD[4:], "not an IDX file"),
-    "half a header": (GOOD[:10], "ends inside its header"),
+    "half a header": (GOOD[:10], "truncated header"),
     "cut short": (GOOD[:-1], "announces 48 bytes, it has 47"),
     "too long": (GOOD + b"\x00", "announces 48 bytes, it has more"),
     "gzip cut short": (ZIPPED[:-12], "cannot be read"),
@@ -140,7 +140,7 @@ def test_mnist_is_found_where_torchvision_the_cache_and_the_system_keep_it(tmp_p
 
 
 def test_mnist_without_files_says_where_it_looked(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"data_dir.*, or let it be fetched .*download=True") as caught:
+    with pytest.raises(ScratchvitError, match=r"data_dir.*, or download it .*download=True") as caught:
         load("mnist")
     assert str(tmp_path / "cache" / "scratchvit" / "mnist") in str(caught.value)
 
@@ -158,7 +158,7 @@ def test_val_fraction_zero_leaves_val_empty(tmp_path):
         ("train-labels-idx1-ubyte", np.zeros((20, 1)), r"holds labels \(20, 1\)"),
         ("train-labels-idx1-ubyte", np.full(20, 10), "label 10, but there are only 10 classes"),
         ("t10k-images-idx3-ubyte", np.zeros(10), r"expected images \(N, H, W\)"),
-        ("t10k-images-idx3-ubyte", np.zeros((10, 8, 8)), "of different data sets"),
+        ("t10k-images-idx3-ubyte", np.zeros((10, 8, 8)), "belong to different data sets"),
     ],
 )
 def test_mnist_files_that_do_not_belong_together(tmp_path, file, array, message):
@@ -239,7 +239,7 @@ def test_cifar_archive_cut_short_or_of_another_version(tmp_path):
             load("cifar10", data_dir=archive.parent)
     write_mnist(tmp_path / "other")
     pack(tmp_path / "other", archive)
-    with pytest.raises(ScratchvitError, match="is not in it; take the"):
+    with pytest.raises(ScratchvitError, match="is not in this archive; use the"):
         load("cifar10", data_dir=archive.parent)
 
 
@@ -259,7 +259,7 @@ def test_cifar_archive_writes_nothing_and_follows_no_link(tmp_path):
         link = tarfile.TarInfo("cifar-10-batches-bin/test_batch.bin")
         link.type, link.linkname = tarfile.SYMTYPE, str(secret)
         tar.addfile(link)
-    with pytest.raises(ScratchvitError, match=r"cifar-10-batches-bin/test_batch\.bin is not in it"):
+    with pytest.raises(ScratchvitError, match=r"cifar-10-batches-bin/test_batch\.bin is not in this archive"):
         load("cifar10", data_dir=data_dir)
     assert [path.name for path in data_dir.iterdir()] == ["cifar-10-binary.tar.gz"]
     assert not (tmp_path / "escaped.txt").exists()

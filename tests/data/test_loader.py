@@ -137,7 +137,7 @@ def test_an_epoch_left_early_starts_over():
         ({"epoch": 0, "batch": 0}, "seed None"),
         (
             {"epoch": 0, "batch": 7, "seed": 3},
-            "batch 7 is no place in this loader, whose epochs have 7 batches",
+            "there is no epoch 0, batch 7 in this loader, whose epochs have 7 batches",
         ),
         ({"epoch": 0, "batch": -1, "seed": 3}, "batch -1"),
         ({"epoch": -1, "batch": 0, "seed": 3}, "epoch -1"),
@@ -194,7 +194,7 @@ def test_arguments_out_of_range(options):
 
 
 def test_a_data_set_too_small_for_a_batch_is_refused():
-    with pytest.raises(ScratchvitError, match="random: 5 pictures do not make a batch of 8"):
+    with pytest.raises(ScratchvitError, match="random: 5 pictures are too few for a batch of 8"):
         Loader(random_dataset(5), 8, PLAIN, drop_last=True)
     with pytest.raises(ScratchvitError, match="random: 0 pictures"):
         Loader(random_dataset(5).subset([]), 8, PLAIN)

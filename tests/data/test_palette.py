@@ -87,11 +87,11 @@ def test_a_pixel_is_coded_by_its_nearest_color_row_by_row():
 @pytest.mark.parametrize(
     ("ask", "says"),
     [
-        (lambda p: encode(np.zeros((1, 2, 2, 1), np.uint8), p), "Pictures have 1 channels, the palette 3"),
-        (lambda p: decode(np.array([[0, 8]]), p, (1, 2)), r"Tokens 0 … 8: the palette has 8 colours"),
-        (lambda p: decode(np.array([[-1, 0]]), p, (1, 2)), r"Tokens -1 … 0"),
+        (lambda p: encode(np.zeros((1, 2, 2, 1), np.uint8), p), "pictures have 1 channels, the palette 3"),
+        (lambda p: decode(np.array([[0, 8]]), p, (1, 2)), r"tokens 0 … 8: the palette has 8 colours"),
+        (lambda p: decode(np.array([[-1, 0]]), p, (1, 2)), r"tokens -1 … 0"),
         (lambda p: decode(np.zeros((2, 5), int), p, (2, 3)), r"2×3 pixels have the shape \(B, 6\), not \(2, 5\)"),
-        (lambda p: fit_palette(pictures(np.zeros((2, 2, 3))).subset([]), 8), "no pictures to take a palette of"),
+        (lambda p: fit_palette(pictures(np.zeros((2, 2, 3))).subset([]), 8), "no pictures to compute a palette from"),
     ],
 )
 def test_what_does_not_fit_is_told(ask, says):

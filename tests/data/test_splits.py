@@ -39,7 +39,7 @@ def test_split_follows_from_its_seed():
 
 @pytest.mark.parametrize("held_out", [-1, 11, -0.1, 1.1, float("nan")])
 def test_split_refuses_sizes_out_of_range(held_out):
-    with pytest.raises(ScratchvitError, match="Cannot hold out"):
+    with pytest.raises(ScratchvitError, match="cannot hold out"):
         stratified_split(np.zeros(10, int), held_out, 0)
 
 
@@ -118,9 +118,9 @@ def test_digits_without_scikit_learn(monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"name_or_path": "fashion_mnist"}, "Did you mean 'fashion-mnist'"),
-        ({"name_or_path": "CIFAR10"}, "Did you mean 'cifar10'"),
-        ({"name_or_path": "/no/such/folder"}, "'/no/such/folder' is neither a folder nor a data set"),
+        ({"name_or_path": "fashion_mnist"}, "did you mean 'fashion-mnist'"),
+        ({"name_or_path": "CIFAR10"}, "did you mean 'cifar10'"),
+        ({"name_or_path": "/no/such/folder"}, "'/no/such/folder' is neither a folder nor a known data set"),
         ({"name_or_path": "digits", "val_fraction": 1.0}, "val_fraction=1.0"),
         ({"name_or_path": "digits", "seed": -1}, "seed=-1"),
         ({"name_or_path": "digits", "img_size": 0}, "img_size=0"),

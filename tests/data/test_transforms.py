@@ -28,11 +28,11 @@ def test_normalize_equals_the_formula(shape):
 
 
 def test_normalize_refuses_what_does_not_fit():
-    with pytest.raises(ScratchvitError, match="std > 0"):
+    with pytest.raises(ScratchvitError, match="std must be > 0"):
         Normalize((0.5,), (0.0,))
-    with pytest.raises(ScratchvitError, match="must match"):
+    with pytest.raises(ScratchvitError, match="must have the same length"):
         Normalize((0.5, 0.5), (1.0,))
-    with pytest.raises(ScratchvitError, match="1 channels, the pictures 3"):
+    with pytest.raises(ScratchvitError, match="1 channels, the pictures have 3"):
         Normalize((0.5,), (1.0,))(random_images(2))
 
 

@@ -232,7 +232,7 @@ def test_an_exception_that_cannot_travel():
 def test_a_picture_that_does_not_decode_is_named(tmp_path):
     folder = ImageFolder.scan(write_image_folder(tmp_path) / "train", 10)
     folder.paths[7].write_bytes(b"rotten")
-    with pytest.raises(ScratchvitError, match=r"ant[/\\]07\.png: this picture does not decode"):
+    with pytest.raises(ScratchvitError, match=r"ant[/\\]07\.png: this picture cannot be decoded"):
         list(Loader(folder, 4, PLAIN, workers=1))
 
 
@@ -260,7 +260,7 @@ def test_a_worker_that_is_killed_is_a_sentence_and_the_next_epoch_has_a_new_one(
 
 
 def test_what_cannot_be_sent_is_a_sentence(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"cannot be sent to a worker process .*at the top of a module"):
+    with pytest.raises(ScratchvitError, match=r"cannot be sent to a worker .*at the top level of an importable module"):
         list(make(1, lambda images, rng: images))
     script = """
 class Mine:

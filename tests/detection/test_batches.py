@@ -206,5 +206,5 @@ def test_padding_of_one_size_is_none():
 def test_settings_out_of_range():
     with pytest.raises(ScratchvitError, match="stretch=0"):
         DetectionLoader(mixed(), 4, NORMALIZE, stretch=0)
-    with pytest.raises(ScratchvitError, match="plain: 50 pictures do not make a batch of 51"):
+    with pytest.raises(ScratchvitError, match="plain: 50 pictures are too few for a batch of 51"):
         DetectionLoader(mixed(), 51, NORMALIZE, drop_last=True)

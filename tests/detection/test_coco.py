@@ -124,8 +124,8 @@ def test_a_pixel_outside_is_rounding(tmp_path):
 
 
 BAD_ENTRIES = [
-    ({"bbox": [4, 6, -10, 12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has its sides reversed"),
-    ({"bbox": [4, 6, 10, -12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has its sides reversed"),
+    ({"bbox": [4, 6, -10, 12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has reversed sides"),
+    ({"bbox": [4, 6, 10, -12]}, r"annotations\[0\] \(id 100\), 0.png: bbox \[.*\] has reversed sides"),
     ({"bbox": [41, 6, 10, 12]}, r"annotations\[0\] .* lies outside its picture of 40 × 30"),
     ({"bbox": [4, -20, 10, 12]}, r"annotations\[0\] .* lies outside its picture"),
     ({"bbox": [4, 6, 10]}, r"annotations\[0\] .*: bbox is \[4, 6, 10\], expected four numbers"),
@@ -137,11 +137,11 @@ BAD_ENTRIES = [
     ({"category_id": "7"}, r"annotations\[0\] \(id 100\): there is no category with the id '7'"),
     ({"image_id": 12}, r"annotations\[0\] \(id 100\): there is no image with the id 12"),
     ({"image_id": [10]}, r"annotations\[0\] \(id 100\): there is no image with the id \[10\]"),
-    ({"id": 101}, r"annotations\[1\] \(id 101\) has the id of annotations\[0\]"),
+    ({"id": 101}, r"annotations\[1\] \(id 101\) has the same id as annotations\[0\]"),
     ({"annotations": [None]}, r"annotations\[4\] is None, expected an object"),
-    ({"images": [{"id": 10, "file_name": "1.png"}]}, r"images\[2\] \(1.png\) has the id 10 of 0.png"),
+    ({"images": [{"id": 10, "file_name": "1.png"}]}, r"images\[2\] \(1.png\) has the same id, 10, as 0.png"),
     ({"images": [{"id": 12, "file_name": "gone.png"}]}, r"images\[2\]: there is no picture .*train[/\\]gone.png"),
-    ({"images": [{"id": "12", "file_name": "1.png"}]}, r"images\[2\] is \{'id': '12', .*, expected a whole number id"),
+    ({"images": [{"id": "12", "file_name": "1.png"}]}, r"images\[2\] is \{'id': '12', .*, expected an integer id"),
 ]
 
 
@@ -157,7 +157,7 @@ def test_a_bad_entry_is_named_or_left_out_and_counted(tmp_path, fault, said):
 
 
 def test_a_box_that_reaches_outside_is_clipped_when_bad_entries_are_passed_over(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"annotations\[0\] .* reaches 1\.5 pixels outside .* clipped"):
+    with pytest.raises(ScratchvitError, match=r"annotations\[0\] .* extends 1\.5 pixels beyond .* clip such boxes"):
         read_with(tmp_path, bbox=[-1.5, 6, 10, 12])
     data = read_with(tmp_path, bbox=[-1.5, 6, 10, 12], skip_bad=True)
     assert data.annotations(0).boxes[0].tolist() == [0, 6, 8.5, 18]
@@ -178,7 +178,7 @@ def test_pictures_that_do_not_decode_or_have_another_size(tmp_path):
     (tmp_path / "train" / "0.png").write_bytes(b"no picture")
     Image.new("RGB", (30, 40)).save(tmp_path / "train" / "2.png")
     data = read(path)       # nothing is decoded before it is asked for
-    with pytest.raises(ScratchvitError, match=r"train[/\\]0\.png: this picture does not decode"):
+    with pytest.raises(ScratchvitError, match=r"train[/\\]0\.png: this picture cannot be decoded"):
         data.picture(0)
     with pytest.raises(ScratchvitError, match=r"2\.png: this picture is 30 × 40 .*instances_train\.json says 40 × 30"):
         data.picture(2)
@@ -193,7 +193,7 @@ def test_not_one_picture_left(tmp_path):
     path = write_coco(tmp_path)
     for i in range(2):
         (tmp_path / "train" / f"{i}.png").write_bytes(b"")
-    with pytest.raises(ScratchvitError, match="not one picture is left to use"):
+    with pytest.raises(ScratchvitError, match="no usable picture is left"):
         read(path, skip_bad=True)
 
 
@@ -205,16 +205,16 @@ WHOLE = json.dumps(coco())
     [
         ("", "is empty"),
         (" \n", "is empty"),
-        (WHOLE[: len(WHOLE) // 2], "no JSON, perhaps cut short"),
-        (b"\xff\xfe\x00", "no JSON"),
-        ("[" * 100_000, "no JSON"),
-        ("[]", "is a list, like a file of results"),
-        ("3", "without a list 'images'"),
-        (json.dumps(coco(annotations=None)), "without a list 'annotations'"),
+        (WHOLE[: len(WHOLE) // 2], "not valid JSON, maybe truncated"),
+        (b"\xff\xfe\x00", "not valid JSON"),
+        ("[" * 100_000, "not valid JSON"),
+        ("[]", "is a list, like a results file"),
+        ("3", "has no list 'images'"),
+        (json.dumps(coco(annotations=None)), "has no list 'annotations'"),
         (json.dumps(coco(categories=[])), "has no categories"),
         (json.dumps(coco(images=[])), "lists no pictures"),
         (json.dumps(coco(categories=[{"id": 1}])), r"categories\[0\] is \{'id': 1\}; expected"),
-        (json.dumps(coco(categories=[{"id": 1, "name": name} for name in "ab"])), r"categories\[1\] \(b\) has the id"),
+        (json.dumps(coco(categories=[{"id": 1, "name": name} for name in "ab"])), r"\(b\) has the same id, 1, as a"),
     ],
 )
 @pytest.mark.parametrize("skip_bad", [False, True])
@@ -231,7 +231,7 @@ def test_a_file_that_is_not_there(tmp_path):
 
 
 def test_pictures_in_none_of_the_folders(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"none of the pictures .*0\.png, 1\.png.* is in .*elsewhere"):
+    with pytest.raises(ScratchvitError, match=r"the pictures that it lists \(0\.png, 1\.png.* are not in .*elsewhere"):
         read_coco(write_coco(tmp_path), [tmp_path / "elsewhere"])
 
 

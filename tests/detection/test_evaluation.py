@@ -196,7 +196,7 @@ def test_what_is_no_json_is_not_written(tmp_path):
 def test_a_diverged_model_is_told(key, place):
     found = {"scores": np.ones(2, np.float32), "labels": np.zeros(2, np.int64), "boxes": np.ones((2, 4), np.float32)}
     found[key][place] = np.nan
-    with pytest.raises(ScratchvitError, match="image 12: the model gives scores or boxes that are not finite"):
+    with pytest.raises(ScratchvitError, match="image 12: the scores or boxes are not finite"):
         results_of([found], [12], [1])
 
 
@@ -230,8 +230,8 @@ GOOD = result(10, 3, [0, 0, 40, 40], 0.5)
 BAD_RESULTS = {
     r"results\[1\]: the ground truth has no image with the id 11": {"image_id": 11},
     r"results\[1\]: .* no category with the id 0, only \[3, 7, 90\].* not labels from 0": {"category_id": 0},
-    r"results\[1\]: image_id is '10', expected a whole number": {"image_id": "10"},
-    r"results\[1\]: category_id is True, expected a whole number": {"category_id": True},
+    r"results\[1\]: image_id is '10', expected an integer": {"image_id": "10"},
+    r"results\[1\]: category_id is True, expected an integer": {"category_id": True},
     r"results\[1\]: score is nan, expected a finite number": {"score": float("nan")},
     r"results\[1\]: score is inf": {"score": float("inf")},
     r"results\[1\]: score is '0\.5'": {"score": "0.5"},
@@ -271,11 +271,11 @@ def test_a_missing_key(key):
     ("text", "said"),
     [
         ("", "is empty"),
-        (json.dumps([GOOD, GOOD])[:-20], "is no JSON, perhaps cut short"),
-        (b"\xff\xfe\x00", "is no JSON"),
-        ("[" * 100_000, "is no JSON"),
-        (json.dumps(truth_of()), "is not COCO's results, a list of"),
-        ("3", "is not COCO's results"),
+        (json.dumps([GOOD, GOOD])[:-20], "is not valid JSON, maybe truncated"),
+        (b"\xff\xfe\x00", "is not valid JSON"),
+        ("[" * 100_000, "is not valid JSON"),
+        (json.dumps(truth_of()), "expected COCO results, a list of"),
+        ("3", "expected COCO results"),
         ("[3]", r"results\[0\] is 3, expected an object"),
     ],
 )
@@ -289,11 +289,11 @@ def test_a_results_file_that_cannot_be_used(tmp_path, text, said):
 @pytest.mark.parametrize(
     ("content", "said"),
     [
-        ([GOOD], "is not COCO's annotations"),
-        (truth_of() | {"images": None}, "is not COCO's annotations"),
+        ([GOOD], "expected COCO annotations"),
+        (truth_of() | {"images": None}, "expected COCO annotations"),
         (truth_of() | {"images": [{"file_name": "a"}]}, r"images\[0\] is \{'file_name': 'a'\}, expected"),
         (truth_of() | {"categories": [{"id": 3}]}, r"categories\[0\] is \{'id': 3\}, expected an object with id, name"),
-        (truth_of() | {"images": [{"id": "10"}]}, r"images\[0\]: id is '10', expected a whole number"),
+        (truth_of() | {"images": [{"id": "10"}]}, r"images\[0\]: id is '10', expected an integer"),
         (truth_of() | {"annotations": [{"image_id": 10}]}, r"annotations\[0\] is \{'image_id': 10\}, expected"),
         (truth_of((10, 3, [0, 0, 40, 40]), (10, 3, [9, 9, -4, 4])), r"annotations\[1\]: bbox .* has a negative size"),
         (truth_of((10, 3, [0, 0, 1, 1], {"bbox": []})), r"annotations\[0\]: bbox is \[\], expected four"),
@@ -307,9 +307,9 @@ def test_a_ground_truth_that_cannot_be_used(tmp_path, content, said):
 
 
 def test_files_that_are_not_there(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"gone\.json: this file of ground truth cannot be read"):
+    with pytest.raises(ScratchvitError, match=r"gone\.json: this ground truth file cannot be read"):
         evaluate_boxes(tmp_path / "gone.json", [])
-    with pytest.raises(ScratchvitError, match=r"gone\.json: this file of results cannot be read"):
+    with pytest.raises(ScratchvitError, match=r"gone\.json: this results file cannot be read"):
         evaluate_boxes(truth_of(), tmp_path / "gone.json")
 
 

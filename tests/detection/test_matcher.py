@@ -173,7 +173,7 @@ box = [0.5, 0.5, 0.2, 0.2]
     ({"labels": [3], "boxes": [box]}, "object 0 of image 1 .*label 3, .*none of the 3 classes 0…2"),
     ({"labels": [0, -1], "boxes": [box, box]}, "object 1 of image 1 .*label -1"),
     ({"labels": [0, 1], "boxes": [box]}, r"image 1 .* has 2 labels for 1 boxes"),
-    ({"labels": [0], "boxes": [[0.5, np.nan, 0.2, 0.2]]}, r"object 0 of image 1 .*\[0.5, nan, .*mend it in the file"),
+    ({"labels": [0], "boxes": [[0.5, np.nan, 0.2, 0.2]]}, r"object 0 of image 1 .*\[0.5, nan, .*correct it in the"),
     ({"labels": [0], "boxes": [[0.5, 0.5, -0.2, 0.2]]}, "object 0 of image 1 .*sides of 0 or more"),
     ({"labels": [0], "boxes": box}, r"boxes of image 1 .* must be numbers \(n, 4\), not float64 \(4,\)"),
     ({"labels": [0.0], "boxes": [box]}, r"labels of image 1 .* must be integers \(n,\), not float64 \(1,\)"),

@@ -59,9 +59,9 @@ BAD_LINES = [
     ("cat .5 .5 .1 .1", r"is not the five numbers"),
     ("2 .5 .5 .1 .1", r"has the unknown class 2; known are 0, 4"),
     ("0.5 .5 .5 .1 .1", r"has the unknown class 0\.5"),
-    ("0 .5 .5 -.1 .1", r"has its sides reversed"),
+    ("0 .5 .5 -.1 .1", r"has reversed sides"),
     ("0 .5 nan .1 .1", r"not finite"),
-    ("0 20 15 4 3", r"is not in 0 … 1 of the picture"),
+    ("0 20 15 4 3", r"is not in 0 … 1; pixels must be divided"),
     ("0 1.2 .5 .1 .1", r"lies outside its picture of 40 × 30"),
 ]
 
@@ -79,7 +79,7 @@ def test_a_bad_line_is_named_or_left_out_and_counted(tmp_path, line, said):
 
 def test_a_box_that_reaches_outside_is_clipped_when_bad_entries_are_passed_over(tmp_path):
     root = write_yolo(tmp_path, a="0 .1 .5 .4 .5\n")
-    with pytest.raises(ScratchvitError, match=r"a\.txt: line 1: .* reaches 4 pixels outside .* clipped"):
+    with pytest.raises(ScratchvitError, match=r"a\.txt: line 1: .* extends 4 pixels beyond .* clip such boxes"):
         read_yolo(root, "train", NAMES)
     clipped = read_yolo(root, "train", NAMES, skip_bad=True).annotations(0).boxes[0, [0, 2]]
     np.testing.assert_allclose(clipped, [0, 12], rtol=1e-14)
@@ -96,7 +96,7 @@ def test_files_that_are_missing_or_damaged(tmp_path):
     data = read_yolo(root, "train", NAMES, skip_bad=True)
     assert [data.annotations(0).file_name, len(data), len(data.skipped)] == ["a.png", 1, 3]
     (root / "labels" / "train" / "b.txt").unlink()
-    with pytest.raises(ScratchvitError, match=r"c\.png: this picture does not decode"):
+    with pytest.raises(ScratchvitError, match=r"c\.png: this picture cannot be decoded"):
         read_yolo(root, "train", NAMES)
     (root / "images" / "train" / "c.png").unlink()
     (root / "labels" / "train" / "c.txt").unlink()
@@ -105,9 +105,9 @@ def test_files_that_are_missing_or_damaged(tmp_path):
 
 
 def test_folders_that_are_missing_or_without_text_files(tmp_path):
-    with pytest.raises(ScratchvitError, match="has no folders images/val and labels/val"):
+    with pytest.raises(ScratchvitError, match="no folders images/val and labels/val"):
         read_yolo(write_yolo(tmp_path, a=GOOD), "val", NAMES)
-    with pytest.raises(ScratchvitError, match=r"labels[/\\]train: has no text files"):
+    with pytest.raises(ScratchvitError, match=r"labels[/\\]train: no text files"):
         read_yolo(write_yolo(tmp_path / "bare", a=None), "train", NAMES)
 
 
@@ -138,7 +138,7 @@ def test_names_without_a_yaml_reader_to_compare_with():
 def test_names_that_are_not_there(tmp_path, text):
     assert not parse_names(text)
     root = write_yolo(tmp_path, names=text, a=GOOD)
-    with pytest.raises(ScratchvitError, match=r"data\.yaml: no names of classes .*classes\.txt, one a line"):
+    with pytest.raises(ScratchvitError, match=r"data\.yaml: no class names .*classes\.txt, one per line"):
         read_names(root)
     (root / "classes.txt").write_text("ant\n\n cat \n")
     assert read_names(root) == {0: "ant", 1: "cat"}

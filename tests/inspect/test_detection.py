@@ -191,7 +191,7 @@ def test_where_a_point_is():
         for point in (*rng.random((20, 2)), (1, 1)):
             assert visible[feature_at(point, size, whole, mask)], (shown, point)
     for outside in ((-0.1, 0), (0, 1.01), (float("nan"), 0)):
-        with pytest.raises(ScratchvitError, match=r"is outside: x and y go from 0"):
+        with pytest.raises(ScratchvitError, match=r"is outside the picture: x and y go from 0"):
             feature_at(outside, size, whole)
 
 
@@ -211,7 +211,7 @@ def test_what_cannot_be_looked_into_is_one_sentence():
         lambda: cross_attention(vit, image()), lambda: encoder_attention(vit, image(), (0, 0)),
         lambda: query_boxes(vit, loader), lambda: matching(vit, HungarianMatcher(), next(iter(loader))),
     ):
-        with pytest.raises(ScratchvitError, match="VisionTransformer is no detector"):
+        with pytest.raises(ScratchvitError, match="VisionTransformer is not a detector"):
             look()
     with pytest.raises(ScratchvitError, match="no encoder layers"):
         encoder_attention(small(enc_layers=0), image(), (0, 0))
@@ -492,10 +492,10 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
     for fact in (
         "The weights of epoch 2, the best on the validation pictures, on the 3 test pictures.", "2 of 3",
         "1 min 30 s", "object queries", "try another learning rate", "6 queries", "at least 0.5", "§4.3",
-        "Run it again:", "scenes: train is made as it goes",
+        "Run it again:", "scenes: train is generated",
     ):
         assert fact in page.text, fact
-    assert ("An answer without fault costs −3." in page.text) == (name == "detr_tiny")     # focal costs have no least
+    assert ("A perfect prediction costs −3." in page.text) == (name == "detr_tiny")     # focal costs have no least
     for rows in (run.figures.rows(), run.figures.class_rows()):
         assert all(row in page.rows for row in rows)
     for field in dataclasses.fields(DetectConfig):
@@ -508,7 +508,7 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
 def test_what_the_report_says_of_costs_is_of_the_runs_matcher(tmp_path, undrawn):
     run = made_up_run(tmp_path, history=[])
     config = run.config.replace(cost_class=2.0, cost_giou=4.0)
-    assert "An answer without fault costs −6." in report(dataclasses.replace(run, config=config), tmp_path).text
+    assert "A perfect prediction costs −6." in report(dataclasses.replace(run, config=config), tmp_path).text
 
 
 def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undrawn):
@@ -526,14 +526,14 @@ def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undraw
     run = made_up_run(tmp_path, scenes, epochs=2)
     run = dataclasses.replace(run, splits=DetectionSplits(scenes.train, scenes.val, Untouched()))
     page = report(run, tmp_path)
-    assert "The run has made 2 of 3 epochs." in page.text and "validation AP50" in page.text
+    assert "The run has finished 2 of 3 epochs." in page.text and "validation AP50" in page.text
     assert "its boxes in 3 validation pictures" in page.text
 
 
 @pytest.mark.slow
 def test_a_run_before_its_first_epoch(tmp_path):
     page = report(made_up_run(tmp_path, detector=None, figures=None, history=[], best_epoch=0), tmp_path)
-    assert "No epoch of this run has ended yet." in page.text and "Configuration" in page.text
+    assert "No epoch of this run is finished yet." in page.text and "Configuration" in page.text
     assert not page.pictures() and "Who takes which object" not in page.text
 
 
@@ -590,7 +590,7 @@ def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, t
     page = Page(its_page)
     assert_self_contained(page)
     assert f"{result.test.AP:.3f}" in page.text and len(page.pictures()) == 5
-    with pytest.raises(ScratchvitError, match="holds no run"):
+    with pytest.raises(ScratchvitError, match="contains no run"):
         open_detection_run(tmp_path)
 
 
@@ -660,11 +660,11 @@ def test_what_the_command_cannot_do_is_one_sentence(trained, photo, capsys):
     code, _, err = inspect(capsys, trained[0])
     assert code == 1 and "name one with --image" in err
     code, _, err = inspect(capsys, "detr_tiny", "--image", photo)
-    assert code == 1 and "learned nothing" in err
+    assert code == 1 and "an untrained DETR finds nothing" in err
     code, _, err = inspect(capsys, trained[0], "--image", photo, "--token", "0,1")
-    assert code == 1 and "no windows, of which --token would follow one: name places with --point" in err
+    assert code == 1 and "no windows, which --token is for: name points with --point" in err
     code, _, err = inspect(capsys, "swin_tiny_patch4_window7_224", "--point", "0,1")
-    assert code == 1 and "no DETR, of which --point names a place: name a token with --token" in err
+    assert code == 1 and "not a DETR, which --point is for: name a token with --token" in err
     for point in ("1.1,0", "a,b", "0.5", "nan,0", "1,2,3"):
         code, _, err = inspect(capsys, trained[0], "--image", photo, "--point", point)
         assert code == 2 and "--point" in err and "point" in err

@@ -288,13 +288,13 @@ def test_a_run_also_at_another_size(run, tmp_path, capsys, monkeypatch):
     [
         (["swin_tiny_patch4_window7"], 1, "neither a model nor a file; did you mean swin_tiny_patch4_window7_224?"),
         (["nothing.safetensors"], 1, "neither a model nor a file, see `scratchvit models`"),
-        (["resnet18", "--img-size", 32], 1, 'a ResNet, of which nothing is drawn yet: take a Swin or Swin V2'),
+        (["resnet18", "--img-size", 32], 1, 'a ResNet, which `scratchvit inspect` cannot draw: use a Swin or Swin V2'),
         (["resnet18", "--window-size", 4], 1, "resnet18 has no option 'window_size'"),
         ([NAMES["V1"], "--weights", "no.pth"], 1, "no.pth"),
-        (["swim", "--weights", "no.pth"], 1, "swim is no name of a model, which --weights needs"),
+        (["swim", "--weights", "no.pth"], 1, "swim is not the name of a model, which --weights needs"),
         ([NAMES["V1"], "--img-size", 30], 1, "30×30 cannot be cut into patches of 4×4"),
-        ([NAMES["V1"], *SMALL, "--token", "3,14"], 1, "no token in row 3, column 14: the first map has rows 0 … 13"),
-        ([NAMES["V1"], *SMALL, "--token", "3"], 2, "a token is written 14,3 (row, column), not '3'"),
+        ([NAMES["V1"], *SMALL, "--token", "3,14"], 1, "no token in row 3, column 14: stage 1 has rows 0 … 13"),
+        ([NAMES["V1"], *SMALL, "--token", "3"], 2, "expected a token such as 14,3 (row, column), not '3'"),
         ([NAMES["V1"], *SMALL, "--image", "no.png"], 1, "no.png: no such picture"),
         ([NAMES["V1"], *SMALL, "--imgsize", "28"], 2, "did you mean --img-size?"),
         ([], 2, "CHECKPOINT|MODEL"),
@@ -307,13 +307,13 @@ def test_what_cannot_be_drawn_is_told(tmp_path, capsys, options, code, says):
 
 def test_a_run_and_weights_together_are_refused(run, tmp_path, capsys):
     code, _, error = said(capsys, run, "--weights", run / "best.safetensors", "--out", tmp_path / "out")
-    assert code == 1 and "no name of a model, which --weights needs" in error and not list(tmp_path.iterdir())
+    assert code == 1 and "not the name of a model, which --weights needs" in error and not list(tmp_path.iterdir())
 
 
 def test_nothing_is_left_of_a_failure(tmp_path, monkeypatch, capsys):
     (tmp_path / "file").write_text("here already")
     code, _, error = said(capsys, NAMES["V1"], *SMALL, "--out", tmp_path / "file")
-    assert code == 1 and f"the folder {tmp_path / 'file'} cannot be made" in error
+    assert code == 1 and f"the folder {tmp_path / 'file'} cannot be created" in error
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     code, _, error = said(capsys, NAMES["V1"], *SMALL, "--out", tmp_path / "out")
     assert code == 1 and 'pip install "scratchvit[demo]"' in error

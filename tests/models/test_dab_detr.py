@@ -207,7 +207,7 @@ def test_a_file_says_how_many_classes_and_queries_it_has(tmp_path):
     model, _ = model_from_weights(tmp_path / "weights.npz", "dab_detr_tiny", **options)
     assert (model.config.num_classes, model.config.num_queries, model.config.in_chans) == (3, 4, 1)
     assert all(np.array_equal(value, state[name]) for name, value in model.state_dict().items())
-    with pytest.raises(sv.ScratchvitError, match=r"its head knows 3 classes, the model's 5: .* num_classes=3"):
+    with pytest.raises(sv.ScratchvitError, match=r"its head has 3 classes, the model's 5: .* num_classes=3"):
         sv.load_weights(small(num_queries=4, in_chans=1), tmp_path / "weights.npz")
 
 

@@ -268,7 +268,7 @@ def test_queries_norms_and_biases_do_not_decay():
      ({"dropout": 1.0}, "dropout is a probability"), ({"stages": 2}, "4 or 3, not 2"),
      ({"num_queries": 0}, "num_queries is at least 1"), ({"num_classes": 0}, "num_classes is at least 1"),
      ({"dec_layers": 0}, "dec_layers is at least 1"), ({"enc_layers": -1}, "not -1"),
-     ({"layers": (2, 2)}, "four stages"), ({"channels": (8, 8, 8, 0)}, "channels gives the width of four stages"),
+     ({"layers": (2, 2)}, "four stages"), ({"channels": (8, 8, 8, 0)}, "channels must be the widths of four stages"),
      ({"in_chans": 0}, "in_chans"), ({"num_query": 5}, "did you mean 'num_queries'")],
     ids=str,
 )

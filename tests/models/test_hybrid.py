@@ -89,7 +89,7 @@ def test_weights_are_the_seeds_and_blocks_of_the_cnn_begin_as_their_shortcuts():
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"patch_size": 3}, "an image of 32×32 the CNN makes 4×4 features.*patches of 3×3.*multiple of 24 by one of 24"),
+    [({"patch_size": 3}, "an image of 32×32 the CNN gives 4×4 features.*patches of 3×3.*multiple of 24 and width"),
      ({"img_size": (32, 40), "patch_size": 2}, "4×5 features"),
      ({"layers": (1, 1, 1, 1, 1)}, "one to 4 numbers of blocks"), ({"layers": (0,)}, "at least 1"),
      ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),

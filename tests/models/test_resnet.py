@@ -136,8 +136,8 @@ def test_norms_and_biases_do_not_decay():
 @pytest.mark.parametrize(
     ("options", "text"),
     [({"layers": (1, 2)}, "four stages"), ({"layers": (1, 2, 0, 1)}, "four stages"), ({"in_chans": 0}, "in_chans"),
-     ({"channels": (8, 16)}, "width of four stages"), ({"channels": (8, 8, 0, 8)}, "at least 1 in each"),
-     ({"num_classes": -1}, "num_classes"), ({"output_stride": 4}, "output_stride is 32, 16 or 8, not 4"),
+     ({"channels": (8, 16)}, "widths of four stages"), ({"channels": (8, 8, 0, 8)}, "each at least 1, not"),
+     ({"num_classes": -1}, "num_classes"), ({"output_stride": 4}, "output_stride must be 32, 16 or 8, not 4"),
      ({"small_stem": True, "output_stride": 16}, "the last map has stride 8"),
      ({"features_only": True, "out_indices": (2, 1)}, "rising"), ({"features_only": True, "out_indices": ()}, "rising"),
      ({"features_only": True, "out_indices": (5,)}, "rising"), ({"layers": 3}, "several numbers, as .* not 3"),

@@ -106,8 +106,8 @@ class Forgetful(Layerless):
     [
         (lambda: optim.param_groups(Layerless(), 0.1, 0.0), r"\(0, 1\].*not 0.0"),
         (lambda: optim.param_groups(Layerless(), 0.1, 1.1), r"\(0, 1\].*not 1.1"),
-        (lambda: optim.param_groups(Layerless(), 0.1, 0.5), "Layerless does not tell its layers apart"),
-        (lambda: optim.param_groups(Forgetful(), 0.1, 0.5), "puts first.weight, first.bias in no layer"),
+        (lambda: optim.param_groups(Layerless(), 0.1, 0.5), "Layerless has no layer_names()"),
+        (lambda: optim.param_groups(Forgetful(), 0.1, 0.5), "has no layer for first.weight, first.bias"),
         (lambda: optim.SGD([{"params": Layerless().parameters(), "lr_scale": -1}], 0.1), "lr_scale -1 must not"),
         (lambda: optim.SGD([{"params": Layerless().parameters(), "lr": 1}], 0.1), '"lr_scale", not lr'),
     ],

@@ -139,7 +139,7 @@ def test_factors_that_make_no_sense(factor):
 
 
 def test_what_it_cannot_scale():
-    with pytest.raises(ScratchvitError, match="at least 1 clean step"):
+    with pytest.raises(ScratchvitError, match="growth_interval must be at least 1, not 0"):
         optim.LossScaler(growth_interval=0)
     half = nn.Parameter(np.ones(3, np.float16))
     half.grad = half.data

@@ -129,7 +129,7 @@ def test_a_file_that_is_open_for_a_moment_is_replaced_after_it(tmp_path, monkeyp
 def test_a_file_that_stays_open_is_a_sentence(tmp_path, as_on_windows):
     path = tmp_path / "metrics.csv"
     path.write_bytes(b"old")
-    said = r"metrics\.csv could not be written \(Access is denied\); the one saved before is untouched: close the prog"
+    said = r"metrics\.csv could not be written \(Access is denied\); the previous file is unchanged: close the prog"
     with path.open("rb"), pytest.raises(ScratchvitError, match=said):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
@@ -187,7 +187,7 @@ def test_one_run_in_a_folder_on_windows(windows_lock, tmp_path, as_on_windows):
     place, length = windows_lock.msvcrt.place
     assert place > 1000 and length == 1         # not in the text, which others shall read
     for _ in range(2):
-        with pytest.raises(ScratchvitError, match=rf"in use by a run that is still going \(process {os.getpid()} on"):
+        with pytest.raises(ScratchvitError, match=rf"in use by a run in progress \(process {os.getpid()} on"):
             second.acquire()
     first.release()
     assert not list(tmp_path.iterdir())         # without a trace, though nothing is removed that is open

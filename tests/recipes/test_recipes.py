@@ -132,7 +132,7 @@ def test_a_model_of_clips_takes_pictures_as_clips_of_one_frame():
         ("--distill-temperature -1", "distill_temperature must be positive, not -1.0"),
         ("--distill-weight 0.5", "name the teacher"),
         ("--train-fraction 0", "train_fraction must lie in (0, 1], not 0.0"),
-        ("--train-fraction 0.0001", "no picture is left of a share of 0.0001"),
+        ("--train-fraction 0.0001", "a fraction of 0.0001 leaves no picture"),
     ],
 )
 def test_settings_out_of_range_leave_no_folder(words, sentence, tmp_path, capsys):

@@ -88,7 +88,7 @@ def test_the_figures_of_the_page_are_those_of_the_run(tmp_path):
     assert ["ant", "3", "50.0%", "33.3%", "40.0%"] in page.rows and ["cat", "1", "–", "0.0%", "0.0%"] in page.rows
     for fact in ("33.33%", "0.5000", "1 of 1", "1 min 23 s", "1,000", "6 test images", "4 of the 6 test images"):
         assert fact in page.text, fact
-    surest = page.text.split("surest.")[1].split("Where the model looks")[0]
+    surest = page.text.split("with the highest confidence.")[1].split("Where the model looks")[0]
     assert re.findall(r"says (\w+) ([\d.]+)%is (\w+)no. (\d)", surest.replace("\n", "")) == [
         ("bee", "90.0", "cat", "5"), ("ant", "82.0", "bee", "4"),
         ("bee", "66.0", "ant", "2"), ("bee", "58.0", "ant", "1"),
@@ -153,7 +153,7 @@ def test_a_model_without_mistakes_or_attention(tmp_path):
     config = TrainConfig(epochs=1, model="resnet18")
     page = report(made_up(("a", "b"), tmp_path, model=resnet, config=config), tmp_path)
     assert "None: all 4 test images are recognised." in page.text and "Where the model looks" not in page.text
-    assert "as they are" in page.text       # no augmentation
+    assert "are not augmented" in page.text       # no augmentation
     assert not page.pictures()
 
 
@@ -274,13 +274,13 @@ def test_a_run_before_its_first_epoch(of_digits, tmp_path):
         (folder / name).unlink()
     assert main(["report", str(folder)]) == 0
     page = Page(folder / "report.html")
-    assert "No epoch of this run has ended yet." in page.text and "Configuration" in page.text
+    assert "No epoch of this run is finished yet." in page.text and "Configuration" in page.text
     assert "Confusion" not in page.text and "Augmentation" in page.text
 
 
 def test_a_folder_without_a_run_is_one_sentence(tmp_path, capsys):
     assert main(["report", str(tmp_path)]) == 1
-    assert "holds no run" in capsys.readouterr().err
+    assert "contains no run" in capsys.readouterr().err
     assert main(["report"]) == 2
 
 
@@ -302,7 +302,7 @@ def test_images_that_were_moved_can_be_named(trained, tmp_path, capsys):
     photos.rename(moved)
     try:
         assert main(["report", str(folder), "--out", str(tmp_path / "r.html")]) == 1
-        assert "neither a folder nor a data set" in capsys.readouterr().err
+        assert "neither a folder nor a known data set" in capsys.readouterr().err
         assert main(["report", str(folder), "--data", str(moved), "--out", str(tmp_path / "r.html")]) == 0
     finally:
         moved.rename(photos)

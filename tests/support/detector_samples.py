@@ -90,11 +90,11 @@ def _box(*numbers):
 
 
 BAD = [
-    (_box(30, 3, 30, 8), "annotations[1] (id 101), 0.png: bbox [30, 3, 30, 8] reaches 20 pixels outside"),
+    (_box(30, 3, 30, 8), "annotations[1] (id 101), 0.png: bbox [30, 3, 30, 8] extends 20 pixels beyond"),
     (_box(50, 3, 5, 8), "annotations[1] (id 101), 0.png: bbox [50, 3, 5, 8] lies outside its picture of 40 × 30"),
-    (_box(20, 3, -5, 8), "annotations[1] (id 101), 0.png: bbox [20, 3, -5, 8] has its sides reversed"),
+    (_box(20, 3, -5, 8), "annotations[1] (id 101), 0.png: bbox [20, 3, -5, 8] has reversed sides"),
     (lambda content: content["annotations"][1].update(category_id=8), "there is no category with the id 8"),
-    (lambda content: content["annotations"][1].update(id=100), "(id 100) has the id of annotations[0]"),
-    (lambda content: content["images"][1].update(id=10), "images[1] (1.png) has the id 10 of 0.png"),
+    (lambda content: content["annotations"][1].update(id=100), "(id 100) has the same id as annotations[0]"),
+    (lambda content: content["images"][1].update(id=10), "images[1] (1.png) has the same id, 10, as 0.png"),
     (lambda content: content["images"][1].update(file_name="gone.png"), "there is no picture"),
 ]

@@ -89,7 +89,7 @@ def test_where_it_begins(device):
     with np.errstate(all="ignore"):
         assert first_non_finite(model, x) == "the first layer whose input is not finite is second (Linear)"
     assert "forward" not in vars(model.first)
-    assert first_non_finite(model.first, x) == "every layer's output is finite, only the loss is not"
+    assert first_non_finite(model.first, x) == "the outputs of all layers are finite, only the loss is not"
     model.first.bias.data[0] = np.nan
     assert first_non_finite(model, x) == "the parameter first.bias is already not finite"
 
@@ -125,8 +125,9 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path
     at_step(monkeypatch, 15, spoil_gradient)
     with pytest.raises(
         ScratchvitError,
-        match=r"step 15 \(epoch 3\): the loss is finite but its gradient is not; on the way back, the first gradient "
-        r"that is not finite is that of head\.bias; the last good .*non_finite \"skip\" leaves single steps out",
+        match=r"step 15 \(epoch 3\): the loss is finite but its gradient is not; the first gradient in the "
+        r"backward pass that is not finite is that of head\.bias; the last good .*non_finite \"skip\" leaves single "
+        r"steps out",
     ):
         train(CONFIG, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 10
@@ -138,7 +139,7 @@ def test_a_gradient_longer_than_float32_can_tell(tmp_path, monkeypatch):
         return images
 
     at_step(monkeypatch, 2, spoil)
-    with pytest.raises(ScratchvitError, match="but its gradient is not; every entry of it is, but all together are"):
+    with pytest.raises(ScratchvitError, match="but its gradient is not; all entries are finite, but their norm is"):
         train(CONFIG, tmp_path / "run")
 
 

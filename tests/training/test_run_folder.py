@@ -38,11 +38,11 @@ def refuse(number):
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", refuse(errno.ENOSPC))
     path = tmp_path / "last.safetensors"
-    with pytest.raises(ScratchvitError, match=r"could not be written \(No space left on device\): make room"):
+    with pytest.raises(ScratchvitError, match=r"could not be written \(No space left on device\): free some space"):
         write_atomically(path, b"new")
     assert not list(tmp_path.iterdir())
     path.write_bytes(b"old")
-    with pytest.raises(ScratchvitError, match="the one saved before is untouched"):
+    with pytest.raises(ScratchvitError, match="the previous file is unchanged"):
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
@@ -65,7 +65,7 @@ loop.save_checkpoint = save_and_limit
     done = run_in_a_process(run, CONFIG.replace(save_every=2), prelude=limit)
     assert done.returncode == 1
     message = done.stderr.splitlines()[-1]
-    assert "last.safetensors could not be written (" in message and "the one saved before is untouched" in message
+    assert "last.safetensors could not be written (" in message and "the previous file is unchanged" in message
     assert load_checkpoint(run / "last.safetensors").progress["step"] == 2
     assert sorted(p.name for p in run.iterdir()) == ["config.json", "last.safetensors"]
     train(CONFIG.replace(save_every=2), run, resume=True)
@@ -73,7 +73,7 @@ loop.save_checkpoint = save_and_limit
 
 def test_a_folder_that_cannot_be_made(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be made \("):
+    with pytest.raises(ScratchvitError, match=r"the folder .*run cannot be created \("):
         train(SHORT, tmp_path / "file" / "run")
 
 
@@ -126,7 +126,7 @@ def test_a_run_whose_folder_became_read_only(finished, tmp_path, read_only):
     read_only(run)
     done = run_in_a_process(run, SHORT.replace(epochs=3), resume=True, prelude=UNPRIVILEGED)
     assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
-    assert "cannot be written to (Permission denied): make room there, make it writable" in done.stderr
+    assert "cannot be written to (Permission denied): free some space, make it writable" in done.stderr
     assert files_of(run) == before
 
 
@@ -144,7 +144,7 @@ loop.save_checkpoint = save_and_close
     read_only(run)      # so that it is put back
     assert done.returncode == 1 and "Traceback" not in done.stderr
     message = done.stderr.splitlines()[-1]
-    assert "last.safetensors could not be written (Permission denied); the one saved before is untouched" in message
+    assert "last.safetensors could not be written (Permission denied); the previous file is unchanged" in message
     assert load_checkpoint(run / "last.safetensors").progress["step"] == 2
     run.chmod(0o755)
     train(SHORT.replace(save_every=2), run, resume=True)
@@ -192,7 +192,7 @@ loop.save_checkpoint = save_and_fill
     assert load_checkpoint(run / "last.safetensors").progress["step"] == saved
 
     again = run_in_a_process(run, config, resume=True)      # it is still full
-    assert again.returncode == 1 and again.stderr.splitlines()[-1].endswith("make room or choose another folder")
+    assert again.returncode == 1 and again.stderr.splitlines()[-1].endswith("free some space or choose another folder")
     assert load_checkpoint(run / "last.safetensors").progress["step"] == saved
     assert read_config(run) == config
 
@@ -220,7 +220,7 @@ def test_two_runs_in_one_folder(tmp_path):
         try:
             pid = int(first.stdout.readline())
             before = files_of(run)
-            held = rf"run is in use by a run that is still going \(process {pid} on {socket.gethostname()}\): "
+            held = rf"run is in use by a run in progress \(process {pid} on {socket.gethostname()}\): "
             for resume in (False, True):
                 with pytest.raises(ScratchvitError, match=held):
                     train(SHORT, run, resume=resume)
@@ -241,14 +241,14 @@ def test_two_runs_that_begin_at_once(tmp_path, monkeypatch):
         monkeypatch.setattr(RunFolder, "begin", begin)
         quicker = prepare(SHORT, run)
         try:
-            with pytest.raises(ScratchvitError, match="run is in use by a run that is still going"):
+            with pytest.raises(ScratchvitError, match="run is in use by a run in progress"):
                 self.begin(config)
         finally:
             quicker.folder.release()
         self.begin(config)
 
     monkeypatch.setattr(RunFolder, "begin", begin_late)
-    with pytest.raises(ScratchvitError, match="already holds a run"):
+    with pytest.raises(ScratchvitError, match="already contains a run"):
         train(SHORT.replace(epochs=1), run)
     assert sorted(files_of(run)) == ["config.json"] and read_config(run) == SHORT
 

@@ -101,7 +101,7 @@ def test_other_settings_train_too(change, tmp_path):
         ({"model_args": {**CONFIG.model_args, "num_classes": 4}}, "too small for the 10 classes of digits"),
         ({"model_args": {**CONFIG.model_args, "patch_size": 3}}, "cannot be cut into patches"),
         ({"model": "vit_tinny_patch16_224"}, "did you mean"),
-        ({"data": "digitz"}, "Did you mean 'digits'"),
+        ({"data": "digitz"}, "did you mean 'digits'"),
     ],
 )
 def test_settings_that_make_no_sense_leave_no_folder(change, text, tmp_path):

@@ -38,7 +38,7 @@ def checkpoint(finished, tmp_path):
 @pytest.mark.parametrize("length", [0, 5, 100, 5000, -1])
 def test_a_checkpoint_that_was_cut_short(checkpoint, length):
     checkpoint.write_bytes(checkpoint.read_bytes()[:length])
-    with pytest.raises(ScratchvitError, match=r"best\.safetensors is cut short, damaged or no safetensors file"):
+    with pytest.raises(ScratchvitError, match=r"best\.safetensors is truncated, damaged or not a safetensors file"):
         load_checkpoint(checkpoint)
 
 
@@ -53,7 +53,7 @@ def test_a_checkpoint_with_a_flipped_bit(checkpoint, place):
 
 def test_weights_without_a_run(tmp_path):
     safetensors.numpy.save_file({"w": np.zeros(2)}, tmp_path / "w.safetensors")
-    with pytest.raises(ScratchvitError, match="holds weights but no run of scratchvit"):
+    with pytest.raises(ScratchvitError, match="contains weights but is not a checkpoint of scratchvit"):
         load_checkpoint(tmp_path / "w.safetensors")
 
 
@@ -72,13 +72,13 @@ def test_a_checkpoint_that_somebody_made_up(text, tmp_path):
     path = tmp_path / "made_up.safetensors"
     metadata = {"scratchvit": text, "crc32": _checksum(tensors, text)}
     safetensors.numpy.save_file(tensors, path, metadata)
-    with pytest.raises(ScratchvitError, match=r"made_up\.safetensors (is no checkpoint|names a model)"):
+    with pytest.raises(ScratchvitError, match=r"made_up\.safetensors (is not a checkpoint|names a model)"):
         model_from_checkpoint(path)
 
 
 def test_a_pickle_is_not_opened(tmp_path):
     (tmp_path / "model.pth").write_bytes(b"cos\nsystem\n(S'false'\ntR.")
-    with pytest.raises(ScratchvitError, match="no safetensors file"):
+    with pytest.raises(ScratchvitError, match="not a safetensors file"):
         model_from_checkpoint(tmp_path / "model.pth")
 
 
@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model(checkpoint):
 
 def test_a_folder_that_holds_a_run(finished):
     before = files_of(finished)
-    with pytest.raises(ScratchvitError, match=r"already holds a run: go on with it, scratchvit train --resume"):
+    with pytest.raises(ScratchvitError, match=r"already contains a run: resume it, scratchvit train --resume"):
         train(SHORT, finished)
     assert before == files_of(finished)
 
@@ -109,23 +109,23 @@ def test_a_folder_that_holds_a_run(finished):
     ("change", "text"),
     [
         ({"lr": 0.5, "seed": 4}, r"lr \(0\.003 → 0\.5\), seed \(0 → 4\)"),
-        ({"epochs": 1}, r"epochs \(2 → 1: may only grow\)"),
+        ({"epochs": 1}, r"epochs \(2 → 1: can only increase\)"),
     ],
 )
 def test_resuming_with_other_settings(finished, change, text):
-    with pytest.raises(ScratchvitError, match=rf"was begun with other settings: {text}"):
+    with pytest.raises(ScratchvitError, match=rf"was started with other settings: {text}"):
         train(SHORT.replace(**change), finished, resume=True)
 
 
 def test_resuming_nothing(tmp_path):
-    with pytest.raises(ScratchvitError, match="holds no run"):
+    with pytest.raises(ScratchvitError, match="contains no run"):
         train(SHORT, tmp_path, resume=True)
 
 
 def test_resuming_from_a_damaged_checkpoint(finished, tmp_path):
     run = shutil.copytree(finished, tmp_path / "run")
     (run / "last.safetensors").write_bytes((run / "last.safetensors").read_bytes()[:700])
-    with pytest.raises(ScratchvitError, match=r"last\.safetensors is cut short"):
+    with pytest.raises(ScratchvitError, match=r"last\.safetensors is truncated"):
         train(SHORT, run, resume=True)
 
 

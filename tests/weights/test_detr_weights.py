@@ -91,7 +91,7 @@ def test_a_new_head_is_one_of_classes_alone(tmp_path):
     state = small(seed=1, num_classes=3).state_dict()
     path = saved(tmp_path, state)
     model = small(num_classes=5)
-    with pytest.raises(sv.ScratchvitError, match=r"its head knows 3 classes, the model's 5: .* num_classes=3"):
+    with pytest.raises(sv.ScratchvitError, match=r"its head has 3 classes, the model's 5: .* num_classes=3"):
         sv.load_weights(model, path)
     drawn = model.class_embed.weight.numpy().copy()
     report = sv.load_weights(model, path, new_head=True)
@@ -139,7 +139,7 @@ def test_hugging_faces_configurations(change, expected, tmp_path):
 
 @pytest.mark.parametrize(
     ("change", "text"),
-    [({"backbone": "resnest50"}, "its backbone is 'resnest50', of a DETR here it is a ResNet"),
+    [({"backbone": "resnest50"}, "its backbone is 'resnest50'; a DETR here needs a ResNet"),
      ({"position_embedding_type": "learned"}, "position_embedding_type is learned"),
      ({"decoder_attention_heads": 4}, "decoder_attention_heads is 4"),
      ({"encoder_layers": 10**9}, "its enc_layers is '1000000000'")],

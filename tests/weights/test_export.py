@@ -110,7 +110,7 @@ def test_what_timm_cannot_build_is_refused_before_anything_is_written(tmp_path):
 def test_a_folder_that_cannot_be_made_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     name, model, _ = built("sizes")
-    with pytest.raises(ScratchvitError, match=r"file[/\\]out cannot be made"):
+    with pytest.raises(ScratchvitError, match=r"file[/\\]out cannot be created"):
         export(model, name, tmp_path / "file" / "out", IMAGES)
 
 
@@ -164,7 +164,7 @@ def test_what_is_there_already_is_kept(tmp_path, capsys):
     export(model, name, tmp_path, IMAGES)
     before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
     assert main(["export", "--weights", str(tmp_path), "--out", str(tmp_path)]) == 1
-    assert "model.safetensors is there already: choose another folder" in capsys.readouterr().err
+    assert "model.safetensors already exists: choose another folder" in capsys.readouterr().err
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
@@ -184,8 +184,8 @@ def test_a_failure_leaves_no_half(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     ("argv", "text"),
-    [(["--out", "x"], "name a checkpoint, or weights"), (["a", "--weights", "b", "--out", "x"], "one of them"),
-     (["a", "--model", "vit", "--out", "x"], "--model is for --weights"), (["a"], "--out")],
+    [(["--out", "x"], "name either a checkpoint or"), (["a", "--weights", "b", "--out", "x"], "name either"),
+     (["a", "--model", "vit", "--out", "x"], "--model is only for --weights"), (["a"], "--out")],
 )
 def test_bad_usage(argv, text, capsys):
     assert main(["export", *argv]) == 2

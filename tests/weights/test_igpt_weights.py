@@ -82,7 +82,7 @@ def test_hugging_faces_files_load_by_name(kind, classes, tmp_path):
     report = load_weights(again, tmp_path / "model.safetensors")
     assert report.as_drawn == []
     np.testing.assert_array_equal(again.palette.numpy(), clusters)
-    for wrong, says in (("[[1, 2], [3]]", "clusters are no table"), ("[[1, 2, 3]]", r"palette \(file \(1, 3\) →")):
+    for wrong, says in (("[[1, 2], [3]]", "clusters are not a table"), ("[[1, 2, 3]]", r"palette \(file \(1, 3\) →")):
         (tmp_path / "preprocessor_config.json").write_text(f'{{"clusters": {wrong}}}')
         with pytest.raises(ScratchvitError, match=says):
             load_weights(again, tmp_path / "model.safetensors")

@@ -83,7 +83,7 @@ def test_a_new_head_stays_as_it_was_drawn(saved):
     report = sv.load_weights(model, saved(donor), new_head=True)
     assert np.array_equal(model.head.weight.numpy(), drawn)
     assert_equal(model, donor.state_dict(), but=("head.weight", "head.bias"))
-    assert "left as drawn: head.weight, head.bias" in str(report)
+    assert "not loaded, randomly initialised: head.weight, head.bias" in str(report)
 
 
 def test_a_new_head_is_new_even_if_the_file_has_as_many_classes(saved):
@@ -134,7 +134,7 @@ def test_computed_positions_need_none_from_the_file(saved):
     model = tiny(pos_embed="sincos")
     state = {**tiny(seed=1, pos_embed="sincos").state_dict(), "pos_embed": model.pos_embed.numpy()}
     assert "pos_embed" in sv.load_weights(model, saved(state)).left_out
-    with pytest.raises(ScratchvitError, match=r'the file has learned positions.*pos_embed="learn"'):
+    with pytest.raises(ScratchvitError, match=r'the file has a learned positional embedding.*pos_embed="learn"'):
         sv.load_weights(model, saved(tiny(seed=1)))
 
 
@@ -243,17 +243,17 @@ def test_a_table_of_the_models_own_length_is_left_alone(saved):
     ("donor", "model", "cause"),
     [
         ({"num_classes": 7}, {},
-         "its head knows 7 classes, the model's 5: create the model with num_classes=7, or .*--new-head"),
+         "its head has 7 classes, the model's 5: create the model with num_classes=7, or .*--new-head"),
         ({"num_classes": 0}, {}, "the file has no head: new_head=True"),
-        ({"embed_dim": 32}, {}, "this file is of another size: D = 32, the model has D = 24"),
-        ({"depth": 3}, {}, "of another size: 3 blocks, the model has 2"),
+        ({"embed_dim": 32}, {}, "this file is from a model of another size: D = 32, the model has D = 24"),
+        ({"depth": 3}, {}, "from a model of another size: 3 blocks, the model has 2"),
         ({"qkv_bias": False}, {}, "the model has biases of q, k and v, the file has none: .*qkv_bias=False"),
-        ({"global_pool": "avg"}, {}, 'global_pool="avg": create this one so'),
-        ({}, {"global_pool": "avg"}, 'global_pool="token": create this one so'),
+        ({"global_pool": "avg"}, {}, 'global_pool="avg": create this model with it too'),
+        ({}, {"global_pool": "avg"}, 'global_pool="token": create this model with it too'),
         ({}, {"global_pool": "avg", "class_token": False}, "the file has a class token.*class_token=True"),
         ({"name": "deit_tiny_distilled_patch16_224"}, {}, "the file has a distillation token, the model has none"),
         ({}, {"name": "deit_tiny_distilled_patch16_224"}, "the model has a distillation token, the file has none"),
-        ({"pos_embed": "sincos"}, {}, "the file has no position table.*sincos"),
+        ({"pos_embed": "sincos"}, {}, "the file has no positional embedding.*sincos"),
     ],
     ids=str,
 )
@@ -298,7 +298,7 @@ def test_a_resnet_of_another_depth_is_recognised(saved):
 
 
 def test_a_stranger_is_told_as_one(saved):
-    with pytest.raises(ScratchvitError, match="not one name is the model's; the file has alpha, beta"):
+    with pytest.raises(ScratchvitError, match="no name matches the model's; the file has alpha, beta"):
         sv.load_weights(tiny(), saved({"alpha": np.zeros(1), "beta": np.zeros(1)}))
 
 
@@ -306,7 +306,7 @@ def test_a_head_on_a_hidden_layer_is_refused_but_for_a_new_one(saved):
     state = tiny(seed=1).state_dict() | {"pre_logits.fc.weight": np.eye(24, dtype=np.float32)}
     model = tiny()
     before = model.state_dict()
-    with pytest.raises(ScratchvitError, match=r"stands on a hidden layer \(pre_logits.fc.weight\).*--new-head"):
+    with pytest.raises(ScratchvitError, match=r"follows a hidden layer \(pre_logits.fc.weight\).*--new-head"):
         sv.load_weights(model, saved(state))
     assert_equal(model, before)
     report = sv.load_weights(model, saved(state), new_head=True)

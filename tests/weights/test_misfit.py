@@ -70,9 +70,9 @@ def test_a_file_of_another_family_is_told_as_one():
     with pytest.raises(ScratchvitError, match="this file looks like resnet18\n"):
         fit(MODEL, TIMM.rename(file))
     vit = MODEL.state_dict()
-    with pytest.raises(ScratchvitError, match="not one name is the model's; the file has cls_token, pos_embed"):
+    with pytest.raises(ScratchvitError, match="no name matches the model's; the file has cls_token, pos_embed"):
         fit(model, TIMM.rename(vit))
-    with pytest.raises(ScratchvitError, match="only names of norm and head are the model's"):
+    with pytest.raises(ScratchvitError, match="only the names of norm and head match the model's"):
         fit(sv.create_model("resnetv2_50x1_bit", layers=(1, 1, 1, 1)), TIMM.rename(vit))
 
 
@@ -115,9 +115,9 @@ DETR = {
      "it has channels (8, 4, 8), the model has channels (8, 8, 8, 8)"),
     ("detr_tiny", {}, "detr_tiny", {"num_queries": 9, "num_classes": 4}, "it has queries 3, the model has queries 9"),
     ("dab_detr_tiny", {}, "detr_tiny", {}, "the file has anchors as queries, the model has none: dab_detr_"),
-    ("dab_detr_tiny", {}, "dab_detr_tiny", {"two_stage": True}, "proposals of the encoder, .* with two_stage=False"),
+    ("dab_detr_tiny", {}, "dab_detr_tiny", {"two_stage": True}, "encoder proposals, .* with two_stage=False"),
     ("dab_detr_tiny", {"two_stage": True}, "dab_detr_tiny", {"two_stage": True, "num_classes": 5},
-     "its head knows 2 classes, the model's 5"),
+     "its head has 2 classes, the model's 5"),
 ])
 def test_how_two_detectors_differ(tmp_path, theirs, change, ours, other, said):
     np.savez(tmp_path / "weights.npz", **sv.create_model(theirs, **DETR | change).state_dict())

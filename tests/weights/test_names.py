@@ -87,7 +87,7 @@ def test_a_q_without_its_k_and_v_keeps_its_name():
 
 def test_two_models_in_one_file_are_refused():
     weights = {"vit.embeddings.cls_token": np.zeros((1, 1, 4)), "embeddings.cls_token": np.zeros((1, 1, 4))}
-    with pytest.raises(ScratchvitError, match=r"are both cls_token here: the file holds two models"):
+    with pytest.raises(ScratchvitError, match=r"are both cls_token here: the file contains two models"):
         recognise(weights).rename(weights)
 
 

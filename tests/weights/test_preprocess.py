@@ -190,7 +190,7 @@ def test_other_pixel_units_are_folded_into_timms_numbers():
     ({"interpolation": "random"}, "interpolation is 'random', expected one of nearest"),
     ({"crop_rounding": "up"}, "crop_rounding"),
     ({"mean": (0.5,) * 4}, "mean is .* 3 numbers"),
-    ({"std": (0.5,)}, "std is .* a channel"),
+    ({"std": (0.5,)}, "std is .* for each channel"),
     ({"std": (0.5, 0.0, 0.5)}, "std is .* positive"),
 ])
 def test_values_that_make_no_sense(fields, sentence):
@@ -199,11 +199,11 @@ def test_values_that_make_no_sense(fields, sentence):
 
 
 @pytest.mark.parametrize(("config", "sentence"), [
-    ({"image_processor_type": "DetrImageProcessor"}, "preprocessing of DetrImageProcessor is not known; known are ViT"),
+    ({"image_processor_type": "DetrImageProcessor"}, "DetrImageProcessor is not supported; supported are ViT"),
     ({"size": {"shortest_edge": 224}}, "shortest_edge without do_center_crop"),
-    ({"size": {"shortest_edge": 8, "longest_edge": 9}}, "a size with shortest_edge, longest_edge is not known"),
-    ({"size": [256, 300], "crop_size": 224, "do_center_crop": True}, "differ in proportion"),
-    ({"size": {"shortest_edge": 256}, "crop_size": [224, 200], "do_center_crop": True}, "differ in proportion"),
+    ({"size": {"shortest_edge": 8, "longest_edge": 9}}, "a size with shortest_edge, longest_edge is not supported"),
+    ({"size": [256, 300], "crop_size": 224, "do_center_crop": True}, "with another aspect ratio is not supported"),
+    ({"size": {"shortest_edge": 256}, "crop_size": [224, 200], "do_center_crop": True}, "another aspect ratio"),
     ({"image_processor_type": "ConvNextImageProcessor", "do_center_crop": True, "crop_size": 9}, "a crop of"),
 ])
 def test_hugging_face_settings_that_are_refused(config, sentence):

@@ -1,1 +1,1 @@
-"""Pictures with boxes as people have them (COCO, VOC, YOLO), and how they become batches."""
+"""Data sets for detection (COCO, VOC, YOLO, generated scenes), their transforms and batches."""

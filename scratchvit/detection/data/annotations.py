@@ -1,7 +1,7 @@
-"""Pictures with boxes: what every format is read into, and the truth that evaluation wants.
+"""Data sets of pictures with boxes: the common form of all formats, and the ground truth for evaluation.
 
-`coco`, `voc`, `yolo` and `scenes` each make a `DetectionDataset`; `source.load_detection` finds out which. A box here
-is (x0, y0, x1, y1) in the picture's pixels, edges and not pixel centres, so that x1 - x0 is its width.
+`coco`, `voc`, `yolo` and `scenes` each make a `DetectionDataset`; `source.load_detection` chooses one. A box here is
+(x0, y0, x1, y1) in pixels of the picture. Coordinates are edges, not pixel centres, so x1 - x0 is the width.
 """
 
 from __future__ import annotations
@@ -26,16 +26,17 @@ Target = dict[str, Any]
 
 @dataclass(frozen=True)
 class Annotations:
-    """One picture's objects.
+    """The objects of one picture.
 
-    image_id    of the file, or 1, 2, …
-    file_name   as the annotations have it
-    size        (H, W) of the picture, upright
+    image_id    id in the annotation file, or 1, 2, …
+    file_name   as written in the annotations
+    size        (H, W) of the picture, with its EXIF orientation applied
     boxes       float64 (n, 4)
     labels      int64 (n,), each in 0 … number of classes - 1
-    areas       float64 (n,): what COCO calls small, medium and large goes by the outline's area, where a file has it
-    crowd       bool (n,): a crowd or, in VOC, a difficult object. Never trained on; in evaluation, finding it is
-                neither right nor wrong
+    areas       float64 (n,): area of the segmentation if the file has it, otherwise of the box. COCO's small, medium
+                and large objects are defined by it
+    crowd       bool (n,): a crowd or, in VOC, a difficult object. Not used in training; ignored in evaluation (finding
+                it is neither right nor wrong)
     """
 
     image_id: int
@@ -47,8 +48,11 @@ class Annotations:
     crowd: NDArray[np.bool_]
 
     def target(self, view: View) -> Target:
-        """What a model is to find in that view: {"labels" int64 (k,), "boxes" float32 (k, 4) (cx, cy, w, h) in 0 … 1,
-        "image_id", "orig_size" (H, W) of the picture, "size" (H, W) of the view}, without crowds."""
+        """The target for a model that is shown this view, without crowds.
+
+        {"labels" int64 (k,), "boxes" float32 (k, 4) (cx, cy, w, h) in 0 … 1, "image_id", "orig_size" (H, W) of the
+        picture, "size" (H, W) of the view}
+        """
         single = ~self.crowd
         boxes, kept = view.of_boxes(self.boxes[single])
         return {
@@ -61,13 +65,13 @@ class Annotations:
 
 
 class DetectionDataset(ABC):
-    """N pictures with boxes.
+    """A data set of N pictures with boxes.
 
-    classes         names; a label is a place in them
-    category_ids    (number of classes,): what the annotation file calls each of them, for results to be written in
-    endless         index may be any number from 0: pictures are made, and `len` is only what an epoch takes of them
-    notes           sentences: what was left out that is nobody's fault
-    skipped         sentences: bad entries left out, or clipped, because of skip_bad
+    classes         class names; a label is an index into them
+    category_ids    (number of classes,): the category id of each class in the annotation file, used in results
+    endless         any index from 0 is valid: pictures are generated, and `len` is the number of them in an epoch
+    notes           sentences about entries that were left out but are not errors
+    skipped         sentences about bad entries that were left out or clipped because of skip_bad
     """
 
     name: str
@@ -82,27 +86,27 @@ class DetectionDataset(ABC):
 
     @abstractmethod
     def size(self, index: int) -> tuple[int, int]:
-        """(H, W) of a picture, without decoding it."""
+        """The size (H, W) of a picture, without decoding it."""
 
     @abstractmethod
     def annotations(self, index: int) -> Annotations: ...
 
     @abstractmethod
     def picture(self, index: int) -> Image.Image:
-        """RGB, upright, at its own size."""
+        """The picture in RGB at its own size, with its EXIF orientation applied."""
 
     def example(self, index: int) -> tuple[Image.Image, Annotations]:
         return self.picture(index), self.annotations(index)
 
     def target(self, index: int) -> Target:
-        """What a model is to find in the whole picture; see `Annotations.target`."""
+        """The target for a model that is shown the whole picture; see `Annotations.target`."""
         return self.annotations(index).target(View.whole(self.size(index)))
 
     def ground_truth(self) -> dict[str, Any]:
-        """All annotations in COCO's form, crowds included: what `pycocotools.coco.COCO` holds as its `dataset`.
+        """All annotations in COCO's format, including crowds: the `dataset` of a `pycocotools.coco.COCO`.
 
-        Boxes are as in the file that was read, image and category ids too. Annotations are numbered from 1 anew, for
-        pycocotools takes a match with annotation 0 for none.
+        Boxes, image ids and category ids are those of the file. Annotations get new ids from 1, because pycocotools
+        treats a match with annotation 0 as no match.
         """
         images: list[dict[str, Any]] = []
         annotations: list[dict[str, Any]] = []
@@ -123,10 +127,10 @@ class DetectionDataset(ABC):
 
 
 class AnnotatedPictures(DetectionDataset):
-    """Picture files and what was read about them; decoded when asked for.
+    """A data set of picture files, decoded on access, and their annotations.
 
-    A picture that does not decode, or is not of the size that its annotations say, raises ScratchvitError from
-    `picture`, with its file name; `without_bad` leaves such pictures out.
+    `picture` raises ScratchvitError, with the file name, if a picture cannot be decoded or its size differs from that
+    in the annotations; `without_bad` leaves such pictures out.
     """
 
     def __init__(
@@ -141,7 +145,7 @@ class AnnotatedPictures(DetectionDataset):
         self.skipped = tuple(skipped)
         self._annotations = tuple(objects)
         if not self.paths:
-            raise ScratchvitError(f"{name}: not one picture is left to use ({len(self.skipped)} bad entries left out).")
+            raise ScratchvitError(f"{name}: no usable picture is left ({len(self.skipped)} bad entries left out)")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -158,13 +162,13 @@ class AnnotatedPictures(DetectionDataset):
         if picture.size != (width, height):
             raise ScratchvitError(
                 f"{self.paths[index]}: this picture is {picture.width} × {picture.height} when upright, but "
-                f"{self.name} says {width} × {height}, so its boxes cannot be trusted; mend one of them, or "
-                "--skip-bad to leave such pictures out."
+                f"{self.name} says {width} × {height}, so its boxes cannot be trusted; correct one of them, or use "
+                "--skip-bad to leave such pictures out"
             )
         return picture
 
     def subset(self, indices: ArrayLike) -> Self:
-        """The chosen pictures, in the order given."""
+        """A data set with the chosen pictures, in the order of indices (n,)."""
         chosen = np.asarray(indices, np.intp).tolist()
         return type(self)(
             self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
@@ -172,13 +176,13 @@ class AnnotatedPictures(DetectionDataset):
         )
 
     def without_bad(self) -> Self:
-        """Those pictures that decode, to the size they should have. Decodes them all, in threads."""
+        """A data set without the pictures that cannot be decoded or have another size. Decodes all, in threads."""
 
         def problem(index: int) -> str | None:
             try:
                 self.picture(index)
             except ScratchvitError as error:
-                return f"{without_advice(error)}."
+                return without_advice(error)
             return None
 
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
@@ -192,14 +196,14 @@ class AnnotatedPictures(DetectionDataset):
 
 
 def without_advice(error: ScratchvitError) -> str:
-    """What is wrong with a picture, of which the error says in its last clause that --skip-bad would leave it out."""
+    """An error message without its last clause, if that recommends --skip-bad."""
     what, _, then = str(error).rpartition("; ")
-    return what if "--skip-bad" in then else str(error).removesuffix(".")
+    return what if "--skip-bad" in then else str(error)
 
 
 @dataclass(frozen=True)
 class DetectionSplits:
-    """The three parts of a data set; `drawn` says which of them were drawn from another, and how."""
+    """The train, validation and test split; `drawn` says which were drawn from another, and how."""
 
     train: DetectionDataset
     val: DetectionDataset
@@ -208,12 +212,12 @@ class DetectionSplits:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """How the parts came about, and their notes, each once though two parts may come from one file."""
+        """How the splits were made, and their notes, without duplicates (two splits may come from one file)."""
         return self._each_once(*self.drawn, *self.train.notes, *self.val.notes, *self.test.notes)
 
     @property
     def skipped(self) -> tuple[str, ...]:
-        """The bad entries of all parts, each once."""
+        """The bad entries of all splits, without duplicates."""
         return self._each_once(*self.train.skipped, *self.val.skipped, *self.test.skipped)
 
     @staticmethod

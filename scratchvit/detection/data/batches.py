@@ -1,9 +1,9 @@
-"""Batches for detection: pictures of many sizes, padded to one, with a mask that says where there is no picture.
+"""Batches for detection: images of different sizes, padded to one size, with a padding mask.
 
-Padding is what a batch of detection wastes memory and time on: one upright picture among lying ones makes all of them
-square. So an epoch's order is shuffled, cut into stretches of some batches, each stretch sorted by shape, and the
-batches that come of it shuffled again: chance remains, and like is batched with like. This goes by the size that each
-image will have after this epoch's crops and resizing, which `transforms` tells without a picture being decoded.
+Padding wastes memory and time: one portrait among landscape pictures makes the whole batch square. So images of similar
+shape are batched together: the order of an epoch is shuffled, cut into stretches of several batches, each stretch is
+sorted by shape and cut into batches, and the batches are shuffled. Shapes are those after the random crops and resizing
+of this epoch, which `transforms` computes without decoding the pictures.
 """
 
 from __future__ import annotations
@@ -32,19 +32,22 @@ class DetectionBatch(NamedTuple):
     targets: list[Target]       # one an image, of `Annotations.target`; boxes relative to the image without padding
 
 
-_VIEW, _BATCHES = 2, 3      # uses of a seed, beside the Loader's two
+_VIEW, _BATCHES = 2, 3      # further uses of a seed, after the two of Loader
 
 
 class DetectionLoader(Loader):
-    """Iterating gives one epoch of `DetectionBatch`es: images float32 (B, 3, H, W), mask bool (B, H, W), targets.
+    """Iterates over one epoch of `DetectionBatch`es: images float32 (B, 3, H, W), mask bool (B, H, W), targets.
 
-    normalize   makes float32 of uint8
-    steps       what of each picture is shown (`transforms.detr_steps`); by default all of it, as it is
-    colours     a transform of `data` that leaves every pixel in its place, such as `ColorJitter`
-    stretch     batches that are sorted by shape together; 1 leaves the order as it is drawn
-    others      as in `Loader`, whose places, prefetching, workers and resuming these are
+    The padding mask is True on padding, where images are 0, the mean colour. Each image has a target, as returned by
+    `Annotations.target`, with boxes relative to the image without padding.
 
-    What is shown of picture i in epoch e depends on (seed, e, i) alone, its colours on (seed, e, batch). Raises
+    normalize   converts uint8 to normalised float32
+    steps       geometric augmentation (`transforms.detr_steps`); by default the whole picture at its own size
+    colours     a transform of `data` that does not move pixels, such as `ColorJitter`
+    stretch     number of batches that are sorted by shape together; 1: no sorting
+    others      as for `Loader`, which does the prefetching, workers and resuming
+
+    The view of picture i in epoch e depends only on (seed, e, i), its colours on (seed, e, batch). Raises
     ScratchvitError as `Loader` does.
     """
 
@@ -54,7 +57,9 @@ class DetectionLoader(Loader):
         drop_last: bool = False, seed: int = 0, prefetch: int = 2, workers: int = 0,
     ):
         if stretch < 1:
-            raise ScratchvitError(f"DetectionLoader: stretch={stretch}, the batches sorted together, is at least 1.")
+            raise ScratchvitError(
+                f"DetectionLoader: stretch={stretch} must be at least 1: it is the number of batches sorted together"
+            )
         views = _Views(dataset, steps or _as_it_is, seed)
         collate = _Collate(Compose(colours or _unchanged, normalize))
         super().__init__(
@@ -70,11 +75,11 @@ class DetectionLoader(Loader):
                 yield DetectionBatch(*batch.images)
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
-        """The epoch's places, epoch · N + picture, batch after batch."""
+        """The samples of an epoch, epoch · N + picture, batch after batch."""
         order = super()._order(epoch) + epoch * len(self.dataset)
         if self.stretch == 1:
             return order
-        if self.drop_last:      # what is left out is drawn, not what is left over of a shape
+        if self.drop_last:      # leave out random pictures, not always those of a rare shape
             order = order[: len(self) * self.batch_size]
         sizes = np.array([self.views.view(place).size for place in order.tolist()])
         stretches = range(0, len(order), self.stretch * self.batch_size)
@@ -88,10 +93,11 @@ class DetectionLoader(Loader):
 
 
 def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list[NDArray[np.intp]]:
-    """`order` (n,) as batches of images of like shape, given their sizes (n, 2); only the last may be smaller.
+    """Divide `order` (n,) into batches of images of similar shape, given their sizes (n, 2).
 
-    Sorted by height / width and cut into about √(n / batch_size) groups, each sorted by area and cut into batches: what
-    has a like area and a like ratio has like sides.
+    Only the last batch can be smaller than batch_size. The images are sorted by height / width and cut into about
+    √(n / batch_size) groups; each group is sorted by area and cut into batches. Images of similar area and ratio have
+    similar sides.
     """
     height, width = np.reshape(sizes, (-1, 2)).T
     by_ratio = np.argsort(height / width, kind="stable")
@@ -105,7 +111,7 @@ def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list
 
 
 def pad(images: Sequence[Images]) -> tuple[Images, NDArray[np.bool_]]:
-    """B images (3, h, w) at the top left of (B, 3, H, W), the rest 0, and a mask (B, H, W), True on that rest."""
+    """Pad B images (3, h, w) at the right and bottom with 0: returns (B, 3, H, W) and the padding mask (B, H, W)."""
     height, width = np.max([image.shape[1:] for image in images], axis=0)
     padded = np.zeros((len(images), 3, height, width), np.float32)
     mask = np.ones((len(images), height, width), bool)
@@ -117,11 +123,11 @@ def pad(images: Sequence[Images]) -> tuple[Images, NDArray[np.bool_]]:
 
 
 class _Views:
-    """A detection data set as a `Loader` wants it: sample epoch · N + i is picture i as it is shown in that epoch."""
+    """A detection data set in the form that `Loader` needs: sample epoch · N + i is picture i as seen in that epoch."""
 
     def __init__(self, dataset: DetectionDataset, steps: Step, seed: int):
         self.name = dataset.name
-        self.labels: Any = _Themselves()        # a Loader gives the class of each sample: here, which it is
+        self.labels: Any = _Themselves()        # Loader returns labels[i]; there are none here, so return i
         self.source = dataset
         self.steps = steps
         self.seed = seed
@@ -151,7 +157,7 @@ class _Themselves:
 
 
 class _Collate:
-    """Colours, normalisation and padding: what a `Loader` calls with the samples of a batch and its generator."""
+    """The transform of a `Loader`: changes colours, normalises and pads the samples of a batch."""
 
     def __init__(self, pixels: Transform):
         self.pixels = pixels

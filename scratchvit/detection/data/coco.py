@@ -1,11 +1,11 @@
-"""COCO's JSON (Lin et al. 1405.0312; cocodataset.org, "Data format"): all annotations of a part in one file.
+"""The COCO format (Lin et al. 1405.0312; cocodataset.org, "Data format"): all annotations of a split in one JSON file.
 
     {"images": [{"id", "file_name", "width", "height"}],
      "annotations": [{"id", "image_id", "category_id", "bbox": [x, y, width, height], "area", "iscrowd"}],
      "categories": [{"id", "name"}]}
 
-Category ids may have gaps (COCO's 80 go up to 90): labels are their places in order of id. Pictures without annotations
-are kept, since a detector must also learn to find nothing.
+Category ids may have gaps (COCO's 80 go up to 90): labels number the categories in order of id. Pictures without
+annotations are kept, since a detector must also learn to find nothing.
 """
 
 from __future__ import annotations
@@ -34,21 +34,21 @@ class _Picture:
 def read_coco(
     path: Path, folders: Sequence[Path], *, categories: Categories | None = None, skip_bad: bool = False
 ) -> AnnotatedPictures:
-    """The pictures of one file.
+    """Read a COCO annotation file.
 
-    folders       where the pictures may be: they are in the first that has any of them
-    categories    those of train, when this is another part: they must be the same
-    skip_bad      leave out bad entries, and pictures that do not decode
+    folders       where to look for the pictures; the first folder that contains any of them is used
+    categories    for val and test: the categories of train, which must be the same
+    skip_bad      leave out bad entries, and pictures that cannot be decoded
 
-    Raises ScratchvitError for a bad entry, and always for a file that is no JSON of this kind.
+    Raises ScratchvitError for a bad entry, and always for a file that is not a COCO annotation file.
     """
     content = _lists(path)
     own = _categories(path, content["categories"])
     if categories is not None and own != categories:
         differing = sorted({*own.items()} ^ {*categories.items()})
         raise ScratchvitError(
-            f"{path}: its categories are not those of train; only in one of them: "
-            f"{', '.join(f'{number} {name}' for number, name in differing)}. Give both files the same."
+            f"{path}: its categories differ from those of train; only in one of them: "
+            f"{', '.join(f'{number} {name}' for number, name in differing)}; both files need the same"
         )
     faults = Faults(skip_bad)
     pictures = _pictures(path, content["images"], folders, faults)
@@ -63,69 +63,69 @@ def read_coco(
 
 
 def read_image_ids(path: Path) -> tuple[dict[str, int], Categories]:
-    """({file_name: image id}, categories) of a file that need not have annotations, as COCO's of its test pictures.
+    """({file_name: image id}, categories) of a COCO file, which may lack annotations, as COCO's own test files do.
 
-    Raises ScratchvitError for a file that is no JSON of this kind, and for a bad entry.
+    Raises ScratchvitError for a file that is not of this format, and for a bad entry.
     """
     content = _lists(path, ("images", "categories"))
     ids = {}
     for place, entry in enumerate(content["images"]):
         if not _is_picture(entry):
             raise ScratchvitError(
-                f"{path}: images[{place}] is {_shown(entry)}, expected a whole number id and a file_name."
+                f"{path}: images[{place}] is {_shown(entry)}, expected an integer id and a file_name"
             )
         ids[entry["file_name"]] = entry["id"]
     return ids, _categories(path, content["categories"])
 
 
 def _lists(path: Path, keys: Sequence[str] = ("images", "annotations", "categories")) -> dict[str, list[Any]]:
-    """The file's lists, which it must have."""
+    """The lists of a COCO file. Raises ScratchvitError if one is missing."""
     content = read_json(path, "annotation file", "export")
     for key in keys:
         if not isinstance(content, dict) or not isinstance(content.get(key), list):
-            kind = "a list, like a file of results" if isinstance(content, list) else f"without a list {key!r}"
+            kind = "is a list, like a results file" if isinstance(content, list) else f"has no list {key!r}"
             raise ScratchvitError(
-                f"{path}: is {kind}; COCO's annotations are an object with the lists images, annotations and "
-                "categories."
+                f"{path}: this file {kind}; COCO annotations are an object with the lists images, annotations and "
+                "categories"
             )
     return content
 
 
 def _categories(path: Path, entries: list[Any]) -> Categories:
-    """Never with anything left out: without one of these, nobody knows what the labels mean."""
+    """The categories. Bad ones are errors even with skip_bad: without them the labels have no meaning."""
     names: Categories = {}
     for place, entry in enumerate(entries):
         where = f"{path}: categories[{place}]"
         if not isinstance(entry, dict) or type(entry.get("id")) is not int or not isinstance(entry.get("name"), str):
-            raise ScratchvitError(f"{where} is {_shown(entry)}; expected a whole number id and a name.")
+            raise ScratchvitError(f"{where} is {_shown(entry)}; expected an integer id and a name")
         if entry["id"] in names:
-            raise ScratchvitError(f"{where} ({entry['name']}) has the id {entry['id']} of {names[entry['id']]}.")
+            raise ScratchvitError(f"{where} ({entry['name']}) has the same id, {entry['id']}, as {names[entry['id']]}")
         names[entry["id"]] = entry["name"]
     if not names:
-        raise ScratchvitError(f"{path}: has no categories, so there is nothing to learn.")
+        raise ScratchvitError(f"{path}: has no categories, so there is nothing to detect")
     return dict(sorted(names.items()))
 
 
 def _pictures(path: Path, entries: list[Any], folders: Sequence[Path], faults: Faults) -> dict[int, _Picture]:
-    """By their ids, those that are there."""
+    """The existing pictures, by id."""
     names = [entry["file_name"] for entry in entries if _is_picture(entry)]
     if not names:
-        raise ScratchvitError(f"{path}: lists no pictures (images, each with a whole number id and a file_name).")
+        raise ScratchvitError(f"{path}: lists no pictures (images, each with an integer id and a file_name)")
     folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:100])), None)
     if folder is None:
         raise ScratchvitError(
-            f"{path}: none of the pictures that it lists ({', '.join(map(str, names[:2]))}, …) is in "
-            f"{' or '.join(map(str, folders))}; put them into one of these folders."
+            f"{path}: the pictures that it lists ({', '.join(map(str, names[:2]))}, …) are not in "
+            f"{' or '.join(map(str, folders))}; put them into one of these folders"
         )
     pictures: dict[int, _Picture] = {}
     for place, entry in enumerate(entries):
         where = f"{path}: images[{place}]"
         if not _is_picture(entry):
-            faults.bad(f"{where} is {_shown(entry)}, expected a whole number id and a file_name")
+            faults.bad(f"{where} is {_shown(entry)}, expected an integer id and a file_name")
             continue
         number, name = entry["id"], entry["file_name"]
         if number in pictures:
-            faults.bad(f"{where} ({name}) has the id {number} of {pictures[number].file_name}")
+            faults.bad(f"{where} ({name}) has the same id, {number}, as {pictures[number].file_name}")
         elif not (folder / name).is_file():
             faults.bad(f"{where}: there is no picture {folder / name}", then="to leave such pictures out")
         else:
@@ -141,10 +141,10 @@ def _pictures(path: Path, entries: list[Any], folders: Sequence[Path], faults: F
 def _add_annotations(
     path: Path, content: dict[str, list[Any]], pictures: dict[int, _Picture], categories: Categories, faults: Faults
 ) -> None:
-    """Put every annotation with its picture."""
+    """Add every annotation to its picture."""
     labels = {number: label for label, number in enumerate(categories)}
     listed = {entry["id"] for entry in content["images"] if _is_picture(entry)}
-    places: dict[int, int] = {}     # annotation id → where it was first
+    places: dict[int, int] = {}     # annotation id → index of its first occurrence
     for place, entry in enumerate(content["annotations"]):
         where = f"{path}: annotations[{place}]"
         if not isinstance(entry, dict):
@@ -155,7 +155,7 @@ def _add_annotations(
             where += f" (id {number})"
             first = places.setdefault(number, place)
             if first != place:
-                faults.bad(f"{where} has the id of annotations[{first}]")
+                faults.bad(f"{where} has the same id as annotations[{first}]")
                 continue
         if type(image) is not int or image not in listed:
             faults.bad(f"{where}: there is no image with the id {_shown(image)}")
@@ -168,7 +168,7 @@ def _add_annotations(
 def _add(entry: dict[str, Any], picture: _Picture, label: int, where: str, faults: Faults) -> None:
     numbers = entry.get("bbox")
     if numbers is None or numbers == []:
-        faults.notes.append(f"{where}: has no box; left out.")
+        faults.notes.append(f"{where} has no box; left out")
     elif not isinstance(numbers, list) or len(numbers) != 4 or not all(map(_is_number, numbers)):
         faults.bad(f"{where}: bbox is {_shown(numbers)}, expected four numbers: x, y, width, height")
     else:
@@ -185,7 +185,7 @@ def _is_picture(entry: Any) -> bool:
 
 
 def _is_number(thing: Any) -> TypeGuard[float]:
-    return type(thing) is float or (type(thing) is int and abs(thing) < 1 << 53)    # JSON's may have any length
+    return type(thing) is float or (type(thing) is int and abs(thing) < 1 << 53)    # JSON integers can have any length
 
 
 def _shown(thing: Any) -> str:

@@ -1,14 +1,14 @@
-"""What the readers of `coco`, `voc` and `yolo` share: collecting boxes, and telling what is wrong with a file.
+"""Shared by the readers `coco`, `voc` and `yolo`: collecting boxes, and handling errors in annotation files.
 
-Bad entries. A file of boxes made by hand has faults, and each has an answer:
+Annotation files made by hand contain errors, which are handled as follows:
 
-    no width or no height, or no box        left out, and a note says so: as objects they are nothing
-    up to a pixel outside the picture       rounding: clipped where a target is made, and not mentioned
-    further outside, but not all of it      ScratchvitError; with skip_bad clipped, and named in `skipped`
-    anything else                           ScratchvitError; with skip_bad the entry is left out, and named in `skipped`
+    no width or no height, or no box        left out, with a note: there is no object to learn
+    up to a pixel outside the picture       a rounding error: clipped when a target is made, without a note
+    further outside, but not completely     ScratchvitError; with skip_bad clipped, and named in `skipped`
+    any other error                         ScratchvitError; with skip_bad the entry is left out, and named in `skipped`
 
-Anything else is: sides reversed, numbers that are none, an unknown category, an id twice, a missing picture, or one
-that does not decode or has another size than its annotations say.
+Other errors are: reversed sides, values that are not numbers, an unknown category, a duplicate id, a picture that is
+missing, cannot be decoded, or has another size than its annotations say.
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from scratchvit.errors import ScratchvitError
 
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 
-PART_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}      # what folders call them
+PART_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}      # names of folders
 
-_ROUNDING = 1.0         # pixels that a box may reach outside without being called wrong
-_ORIENTATION = 0x0112   # EXIF: from 5 up, the picture lies on its side
+_ROUNDING = 1.0         # pixels that a box may extend beyond the picture without being an error
+_ORIENTATION = 0x0112   # EXIF: for values of at least 5, the picture is rotated by 90°
 
 
 @dataclass
 class AnnotationList:
-    """A picture's annotations while its file is read, one after the other."""
+    """Collects the annotations of a picture while its file is read."""
 
     entries: list[tuple[Box, int, float, bool]] = field(default_factory=list)
 
@@ -54,7 +54,10 @@ class AnnotationList:
 
 
 class Faults:
-    """What a reader finds wrong: raised at once, or with skip_bad collected in `skipped`; `notes` are never raised."""
+    """Handles errors in annotation files: raises them or, with skip_bad, collects them in `skipped`.
+
+    `notes` are about entries that were left out but are not errors.
+    """
 
     def __init__(self, skip_bad: bool):
         self.skip_bad = skip_bad
@@ -62,31 +65,31 @@ class Faults:
         self.skipped: list[str] = []
 
     def bad(self, what: str, then: str = "to leave such entries out") -> None:
-        """`what` names file and entry and says what is wrong, without a full stop. Returns only with skip_bad."""
+        """Report an error; returns only with skip_bad. `what` names file and entry and says what is wrong with it."""
         if not self.skip_bad:
-            raise ScratchvitError(f"{what}; mend it, or --skip-bad {then}.")
-        self.skipped.append(f"{what}.")
+            raise ScratchvitError(f"{what}; correct it, or use --skip-bad {then}")
+        self.skipped.append(what)
 
     def undecodable(self, error: ScratchvitError) -> None:
-        """For what reading a picture raises, which says itself what to do."""
+        """Report an error that was raised when a picture was read; its message is used as it is."""
         if not self.skip_bad:
             raise error
-        self.skipped.append(f"{without_advice(error)}.")
+        self.skipped.append(without_advice(error))
 
     def box(self, numbers: Sequence[float], size: tuple[int, int], where: str) -> Box | None:
-        """(x0, y0, x1, y1) as a box of a picture of that size (H, W), or None if that is no box.
+        """Check (x0, y0, x1, y1) as a box in a picture of size (H, W); None if the box is left out.
 
-        `where` names file and entry, and has the numbers as they are written there.
+        where: names file and entry, and shows the numbers as they are written there.
         """
         x0, y0, x1, y1 = map(float, numbers)
         height, width = size
         if (x1 == x0 or y1 == y0) and x1 >= x0 and y1 >= y0:
-            self.notes.append(f"{where} has no width or no height; left out.")
+            self.notes.append(f"{where} has no width or no height; left out")
             return None
         if not all(map(math.isfinite, (x0, y0, x1, y1))):
-            wrong = "is made of numbers that are not finite"
+            wrong = "has numbers that are not finite"
         elif x1 < x0 or y1 < y0:
-            wrong = "has its sides reversed: left before right and top before bottom are expected"
+            wrong = "has reversed sides: expected left before right and top before bottom"
         elif x1 <= 0 or y1 <= 0 or x0 >= width or y0 >= height:
             wrong = f"lies outside its picture of {width} × {height}"
         else:
@@ -97,47 +100,50 @@ class Faults:
         outside = max(-x0, -y0, x1 - width, y1 - height)
         if outside > _ROUNDING:
             self.bad(
-                f"{where} reaches {outside:g} pixels outside its picture of {width} × {height}",
-                then="to have such boxes clipped",
+                f"{where} extends {outside:g} pixels beyond its picture of {width} × {height}",
+                then="to clip such boxes",
             )
             return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
         return x0, y0, x1, y1
 
 
 def read_json(path: Path, what: str, again: str) -> Any:
-    """What a file of JSON holds.
+    """The content of a JSON file.
 
-    what, again: of the sentence if it is none: "this {what} is empty; fetch or {again} it again." Raises
-    ScratchvitError for a file that cannot be read, is empty or is no JSON.
+    what, again: words of the error message "this {what} is empty; download or {again} it again". Raises
+    ScratchvitError for a file that cannot be read, is empty or is not JSON.
     """
     try:
         text = path.read_bytes()
         if not text.strip():
-            raise ScratchvitError(f"{path}: this {what} is empty; fetch or {again} it again.")
+            raise ScratchvitError(f"{path}: this {what} is empty; download or {again} it again")
         return json.loads(text)
     except OSError as error:
-        raise ScratchvitError(f"{path}: this {what} cannot be read ({error.strerror}).") from error
+        raise ScratchvitError(f"{path}: this {what} cannot be read ({error.strerror})") from error
     except (ValueError, RecursionError) as error:      # UnicodeDecodeError is a ValueError too
         raise ScratchvitError(
-            f"{path}: this {what} is no JSON, perhaps cut short ({error}); fetch or {again} it again."
+            f"{path}: this {what} is not valid JSON, maybe truncated ({error}); download or {again} it again"
         ) from error
 
 
 def picture_size(path: Path) -> tuple[int, int]:
-    """(H, W) of a picture file when upright, from its header alone. Raises ScratchvitError as `open_image` does."""
+    """The size (H, W) of a picture file, with its EXIF orientation applied, from the header only.
+
+    Raises ScratchvitError as `open_image` does.
+    """
     try:
         with Image.open(path) as picture:
             width, height = picture.size
             lies = picture.getexif().get(_ORIENTATION, 1) >= 5
-    except Exception:       # whatever it is, decoding it says it better
+    except Exception:       # open_image raises a better error
         return open_image(path).size[::-1]
     return (width, height) if lies else (height, width)
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list that are not empty, without what surrounds them. Raises ScratchvitError."""
+    """The non-empty lines of a text file, stripped. Raises ScratchvitError if it cannot be read."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise ScratchvitError(f"{path}: this list cannot be read ({error}).") from error
+        raise ScratchvitError(f"{path}: this list cannot be read ({error})") from error
     return [line.strip() for line in lines if line.strip()]

@@ -1,11 +1,11 @@
-"""Detection with nothing to download: scenes composed of scikit-learn's real handwritten digits.
+"""Generated detection data without a download: scenes with scikit-learn's handwritten digits.
 
-Each scene is a coloured, textured ground with one to six digits on it, brighter or darker than the ground, of varied
-colour, size, stretch and tilt. A digit is drawn large from its 8 × 8 pixels, and its box is exact: the smallest around
-its ink, which no other digit covers. Boxes may overlap a little, where the ink does not.
+Each scene is a coloured, textured background with one to six digits, brighter or darker than the background, of random
+colour, size, aspect ratio and rotation. A digit is enlarged from its 8 × 8 pixels, and its box is exact: the smallest
+box around its ink. The ink of two digits never overlaps; their boxes can, a little.
 
-Train, val and test are made of the digits of the same parts (`data.digits`), so that no handwriting of the test is ever
-trained on. Every scene depends on (seed, part, index) alone. Those of train never end: index goes on from one epoch to
+The splits train, val and test use the digits of the same splits of `data.digits`, so no test digit is seen in training.
+A scene depends only on (seed, split, index). The training scenes never repeat: the index continues from one epoch to
 the next.
 """
 
@@ -26,14 +26,14 @@ from scratchvit.errors import ScratchvitError
 Pixels = NDArray[np.uint8]
 
 MOST_DIGITS = 6
-_SIDES = (0.19, 0.44)       # of a digit's 8 × 8 square, as a share of the scene's side
-_STRETCH = 1.2              # a digit is up to that much wider or narrower than it was written
-_TILT = 15                  # degrees to either side
-_ATTEMPTS = 30              # places tried for a digit before it is given up
-_OVERLAP = 0.15             # of two boxes, as a share of the smaller
-_CONTRAST = (70, 130)       # between the brightness of a digit and of the ground, 0 … 255
-_FAINT = 80                 # ink below that, of 255, is none
-_FIXED_SEED = 0             # of val and test, whatever the run's seed
+_SIDES = (0.19, 0.44)       # side of a digit's 8 × 8 square as a fraction of the side of the scene
+_STRETCH = 1.2              # largest change of a digit's aspect ratio
+_TILT = 15                  # largest rotation, in degrees
+_ATTEMPTS = 30              # random positions tried for a digit before it is left out
+_OVERLAP = 0.15             # largest overlap of two boxes, as a fraction of the smaller one
+_CONTRAST = (70, 130)       # difference in brightness between a digit and the background, of 255
+_FAINT = 80                 # ink below this, of 255, is set to 0
+_FIXED_SEED = 0             # seed of val and test, independent of the run's seed
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Digit:
 
     label       0 … 9
     place       (top, left) of `ink` in the scene
-    ink         uint8 (h, w), how much of the digit's colour covers the ground; cut to what is inked
+    ink         uint8 (h, w), opacity of the digit's colour, cropped to the inked pixels
     """
 
     label: int
@@ -51,23 +51,23 @@ class Digit:
 
     @property
     def box(self) -> tuple[int, int, int, int]:
-        """(x0, y0, x1, y1): the smallest around the ink."""
+        """The smallest box around the ink: (x0, y0, x1, y1)."""
         (top, left), (height, width) = self.place, self.ink.shape
         return left, top, left + width, top + height
 
 
 class Scenes(DetectionDataset):
-    """Scenes of img_size × img_size made of the pictures of `digits`.
+    """A data set of scenes of img_size × img_size with the pictures of `digits`.
 
-    length      how many there are, or with endless, how many an epoch takes
-    key         (seed, part): with the index, where all chance comes from
+    length      number of scenes or, if endless, of scenes in an epoch
+    key         (seed, split); together with the index, the seed of a scene
 
-    Raises ScratchvitError for a side below 48 pixels, on which the smallest digits could not be told apart.
+    Raises ScratchvitError for a side below 48 pixels, at which the smallest digits could not be recognised.
     """
 
     def __init__(self, digits: Dataset, img_size: int, length: int, key: tuple[int, int], endless: bool, name: str):
         if img_size < 48 or length < 1:
-            raise ScratchvitError(f"scenes: img_size={img_size} is at least 48 pixels, and their number {length} 1.")
+            raise ScratchvitError(f"scenes: img_size={img_size} must be at least 48 and length={length} at least 1")
         self.name = name
         self.classes = digits.classes
         self.category_ids = tuple(range(1, len(digits.classes) + 1))
@@ -95,7 +95,7 @@ class Scenes(DetectionDataset):
         return self._painted(index, digits), self._annotated(index, digits)
 
     def digits(self, index: int) -> list[Digit]:
-        """What is in a scene: at least one digit, the largest placed first."""
+        """The digits of a scene, at least one, sorted from large to small."""
         rng = self._generator(index, 0)
         count = int(rng.integers(1, MOST_DIGITS + 1))
         least, most = np.log(_SIDES)
@@ -110,7 +110,7 @@ class Scenes(DetectionDataset):
         return digits
 
     def ground(self, index: int) -> Pixels:
-        """uint8 (H, W, 3): the scene before there are digits on it."""
+        """The background of a scene, uint8 (H, W, 3)."""
         return _ground(self.img_size, self._generator(index, 1))
 
     def _painted(self, index: int, digits: list[Digit]) -> Image.Image:
@@ -138,24 +138,27 @@ class Scenes(DetectionDataset):
 def load_scenes(
     img_size: int = 96, *, seed: int = 0, train: int = 2000, val: int = 200, test: int = 500
 ) -> DetectionSplits:
-    """Scenes of 96 × 96: `train` in an epoch, never the same twice, by seed; val and test always the same.
+    """Generated scenes of 96 × 96 as DetectionSplits.
 
-    Raises ScratchvitError without scikit-learn, which carries the digits.
+    train       number of training scenes in an epoch; they depend on seed and never repeat
+    val, test   numbers of validation and test scenes, which do not depend on seed
+
+    Raises ScratchvitError if scikit-learn, which contains the digits, is not installed.
     """
     digits = load_digits()
     return DetectionSplits(
         Scenes(digits.train, img_size, train, (seed, 0), endless=True, name="scenes train"),
         Scenes(digits.val, img_size, val, (_FIXED_SEED, 1), endless=False, name="scenes val"),
         Scenes(digits.test, img_size, test, (_FIXED_SEED, 2), endless=False, name="scenes test"),
-        (f"scenes: train is made as it goes, from seed {seed}; val and test are always the same {val} and {test}.",),
+        (f"scenes: train is generated from seed {seed}; val and test are always the same {val} and {test}",),
     )
 
 
 def _draw(written: Pixels, side: float, rng: np.random.Generator) -> Pixels:
-    """A digit (8, 8) as ink (h, w): brought to about side × side, stretched, tilted, its edges sharpened."""
+    """Turn a digit (8, 8) into ink (h, w): resized to about side × side, stretched, rotated, and sharpened."""
     stretch = np.exp(rng.uniform(-1, 1) * np.log(_STRETCH) / 2)
     size = round(side * stretch), round(side / stretch)     # Pillow's: width, height
-    padded = Image.fromarray(np.pad(written, 2))            # room to turn in
+    padded = Image.fromarray(np.pad(written, 2))            # room for the rotation
     large = padded.resize((size[0] * 12 // 8, size[1] * 12 // 8), Image.Resampling.BICUBIC)
     turned = np.asarray(large.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC), np.float32)
     ink = np.clip((turned - 72) * 2, 0, 255).astype(np.uint8)      # 72 … 200 of the blurred stroke: its edge
@@ -167,7 +170,7 @@ def _draw(written: Pixels, side: float, rng: np.random.Generator) -> Pixels:
 def _free_place(
     ink: Pixels, taken: NDArray[np.bool_], boxes: list[tuple[int, int, int, int]], rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """(top, left) where the ink covers no other and boxes overlap little, or None; marks the ink in `taken`."""
+    """A random position (top, left) where ink does not overlap and boxes hardly do, or None. Marks ink in `taken`."""
     room = np.array(taken.shape) - ink.shape + 1
     for top, left in (rng.random((_ATTEMPTS, 2)) * room).astype(int).tolist():
         window = taken[top : top + ink.shape[0], left : left + ink.shape[1]]
@@ -179,7 +182,7 @@ def _free_place(
 
 
 def _overlap(place: tuple[int, int], shape: tuple[int, ...], box: tuple[int, int, int, int]) -> float:
-    """The common part of two boxes, as a share of the smaller."""
+    """The intersection of two boxes as a fraction of the smaller one."""
     x0, y0, x1, y1 = box
     across = min(place[1] + shape[1], x1) - max(place[1], x0)
     down = min(place[0] + shape[0], y1) - max(place[0], y0)
@@ -187,7 +190,7 @@ def _overlap(place: tuple[int, int], shape: tuple[int, ...], box: tuple[int, int
 
 
 def _ground(side: int, rng: np.random.Generator) -> Pixels:
-    """Two colours of like brightness in smooth patches, streaks over them, and grain."""
+    """A random background: smooth patches of two colours of similar brightness, with streaks and noise."""
     brightness = rng.uniform(50, 205)
     tints = rng.uniform(-35, 35, (2, 3))
     colours = brightness + tints - tints.mean(axis=1, keepdims=True) + rng.uniform(-14, 14, (2, 1))
@@ -195,19 +198,19 @@ def _ground(side: int, rng: np.random.Generator) -> Pixels:
     streaks = _smooth(side, int(rng.integers(3, 9)), int(rng.integers(10, 25)), rng)[..., None] - 0.5
     grain = rng.normal(0, rng.uniform(2, 7), (side, side, 1))
     ground = colours[0] + share * (colours[1] - colours[0]) + rng.uniform(0, 30) * streaks + grain
-    if rng.random() < 0.5:      # streaks run either way
+    if rng.random() < 0.5:      # horizontal or vertical streaks
         ground = ground.swapaxes(0, 1)
     return np.clip(np.rint(ground), 0, 255).astype(np.uint8)
 
 
 def _smooth(side: int, rows: int, columns: int, rng: np.random.Generator) -> NDArray[np.float32]:
-    """(side, side) in about 0 … 1: random numbers on a coarse grid, and what is between them."""
+    """Smooth noise (side, side), about in 0 … 1: random numbers on a coarse grid, interpolated."""
     coarse = Image.fromarray(rng.random((rows, columns), np.float32))
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
 def _colour_on(ground: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A colour (3,) clearly brighter or darker than the ground under a digit."""
+    """A random colour (3,), clearly brighter or darker than the background under a digit."""
     under = float(ground.mean())
     contrast = rng.uniform(*_CONTRAST)
     up = rng.random() < 0.5 if 100 < under < 155 else under < 128

@@ -1,4 +1,4 @@
-"""Where the pictures with boxes come from: the embedded scenes, or the user's folder in one of three formats."""
+"""Loading detection data: generated scenes, or a folder in COCO, VOC or YOLO format."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ def load_detection(
 ) -> DetectionSplits:
     """Load pictures with boxes as `DetectionSplits(train, val, test)`.
 
-    name_or_path  "scenes" (`scenes.load_scenes`), or a folder as one of these formats has it:
+    name_or_path  "scenes" (`scenes.load_scenes`), or a folder in one of these formats, which is detected:
 
         COCO    annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017 (any names
                 with train, val or test in them); or train.json, …; or train/_annotations.coco.json, …, as Roboflow
-        VOC     JPEGImages, Annotations, ImageSets/Main/train.txt, …; perhaps one folder further down
+        VOC     JPEGImages, Annotations, ImageSets/Main/train.txt, …; possibly one folder further down
         YOLO    images/train, labels/train, … and data.yaml or classes.txt
 
-    val_fraction  part of the training pictures that becomes val, by seed, where there is none
-    skip_bad      go on without bad entries and pictures that do not decode, and name them in `skipped`
+    val_fraction  fraction of the training pictures that becomes the validation split, by seed, if there is none
+    skip_bad      leave out bad entries and pictures that cannot be decoded, and name them in `skipped`
 
-    Without a test part val is that too, as is usual for COCO; without both a fifth of train is drawn for test.
-    `notes` says what was done. Raises ScratchvitError for a folder in none of the formats, and for a bad entry.
+    Without a test split, val is also used for test, as is usual for COCO; without both, a fifth of train is drawn for
+    test. `notes` says what was done. Raises ScratchvitError for a folder in none of the formats, and for a bad entry.
     """
     if not 0 <= val_fraction < 1 or seed < 0:
-        raise ScratchvitError(f"val_fraction={val_fraction} must be 0 ≤ part < 1, and seed={seed} at least 0.")
+        raise ScratchvitError(f"val_fraction={val_fraction} must be in [0, 1), and seed={seed} at least 0")
     if name_or_path == "scenes":
         return load_scenes(seed=seed)
     root = Path(name_or_path)
     if not root.is_dir():
-        raise ScratchvitError(f"{root}: is no folder; give one with COCO, VOC or YOLO annotations, or 'scenes'.")
+        raise ScratchvitError(f"{root}: no such folder; give one with COCO, VOC or YOLO annotations, or 'scenes'")
     for read in (_coco, _voc, _yolo):
         parts = read(root, skip_bad)
         if parts is not None:
             return _completed(*parts, float(val_fraction), seed)
     raise ScratchvitError(
-        f"{root}: has pictures with boxes in none of the known formats; expected annotations/instances_train*.json "
-        "(COCO), Annotations/*.xml and ImageSets/Main/train.txt (VOC), or images/train and labels/train/*.txt (YOLO)."
+        f"{root}: no annotations in a known format; expected annotations/instances_train*.json "
+        "(COCO), Annotations/*.xml and ImageSets/Main/train.txt (VOC), or images/train and labels/train/*.txt (YOLO)"
     )
 
 
@@ -76,19 +76,19 @@ def _coco(root: Path, skip_bad: bool) -> tuple[AnnotatedPictures, _Part, _Part] 
 
 
 def _json_of(root: Path, names: tuple[str, ...]) -> Path | None:
-    """The annotations of a part that has one of these names. Raises ScratchvitError where several may be meant."""
+    """The annotation file of a split with one of these names. Raises ScratchvitError if it is ambiguous."""
     for name in names:
         exact = root / name / "_annotations.coco.json", root / f"{name}.json", root / "annotations" / f"{name}.json"
         for path in exact:
             if path.is_file():
                 return path
     files = by_name((root / "annotations").glob("*.json"))
-    found = [path for path in files if names[0] in path.name.replace("trainval", "train")]      # trainval is no val
+    found = [path for path in files if names[0] in path.name.replace("trainval", "train")]      # trainval is not val
     instances = [path for path in found if path.name.startswith("instances")]
     if len(instances or found) > 1:
         raise ScratchvitError(
-            f"{root / 'annotations'}: which of {', '.join(path.name for path in instances or found)} is meant for "
-            f"{names[0]}? Leave one of them there, or name it {names[0]}.json."
+            f"{root / 'annotations'}: {', '.join(path.name for path in instances or found)} could all be meant for "
+            f"{names[0]}: leave only one of them there, or name it {names[0]}.json"
         )
     return next(iter(instances or found), None)
 
@@ -130,16 +130,16 @@ def _completed(train: AnnotatedPictures, val: _Part, test: _Part, val_fraction: 
         count = max(1, round(fraction * len(train)))
         if count >= len(train):
             raise ScratchvitError(
-                f"{train.name}: too few pictures, {len(train)}, to draw some of them for {part}; bring a {part} part."
+                f"{train.name}: {len(train)} pictures are too few to draw a {part} split from; add a {part} split"
             )
         held, rest = np.sort(order[:count]), np.sort(order[count:])
-        drawn.append(f"{part}: {count} pictures drawn from {train.name} with seed {seed}.")
+        drawn.append(f"{part}: {count} pictures drawn from {train.name} with seed {seed}")
         held_out, train = train.subset(held), train.subset(rest)
         return held_out
 
     if test is None and val is not None:
         test = val
-        drawn.append(f"test: there is none, so it is val ({val.name}).")
+        drawn.append(f"test: there is none, so val is used ({val.name})")
     if test is None:
         test = draw("test", TEST_FRACTION)
     if val is None:

@@ -1,14 +1,14 @@
-"""What of a picture a model is shown: flips, crops and sizes drawn at random, and where the boxes are then.
+"""Transforms for detection: random flips, crops and resizing of pictures together with their boxes.
 
-Here a random step moves no pixels. It turns one `View`, which box of the picture is seen at which size, into another,
-and only the last is made into an image, by a single resampling. So a loader knows how large every image of an epoch
-will be before it has decoded one (`batches`).
+A random step does not touch pixels. It changes a `View`, which says which box of the picture is shown at which size;
+only the final view is turned into an image, by a single resampling. So a loader knows the size of every image of an
+epoch before decoding any (`batches`).
 
     steps = Steps(RandomHorizontalFlip(), RandomResize((480, 512), 800))
     view = steps(View.whole((480, 640)), rng)
     image, (boxes, kept) = view.of_picture(picture), view.of_boxes(boxes)
 
-What is drawn follows the paper (Carion et al. 2005.12872 §A.4) and its code: `detr_steps`.
+`detr_steps` is the augmentation of the paper (Carion et al. 2005.12872 §A.4) and its code.
 """
 
 from __future__ import annotations
@@ -27,10 +27,11 @@ Boxes = NDArray[np.float64]     # (n, 4)
 
 @dataclass(frozen=True)
 class View:
-    """A box of a picture, brought to a size, and perhaps mirrored.
+    """A box of a picture, resized to an image and possibly flipped.
 
-    box     left, top, right, bottom in the picture's pixels
-    size    (H, W) of the image that comes out
+    box         left, top, right, bottom in pixels of the picture
+    size        (H, W) of the resulting image
+    mirrored    whether the image is flipped left to right
     """
 
     box: tuple[float, float, float, float]
@@ -39,7 +40,7 @@ class View:
 
     @classmethod
     def whole(cls, size: tuple[int, int]) -> View:
-        """All of a picture of that size (H, W), as it is."""
+        """The view of a whole picture of size (H, W), unchanged."""
         return cls((0.0, 0.0, float(size[1]), float(size[0])), size)
 
     def resized(self, height: int, width: int) -> View:
@@ -49,29 +50,29 @@ class View:
         return replace(self, mirrored=not self.mirrored)
 
     def cropped(self, top: int, left: int, height: int, width: int) -> View:
-        """That part of the image; it lies within."""
+        """The view of a part of this view; the part must lie within it. In pixels of the image."""
         if self.mirrored:
             left = self.size[1] - left - width
         x0, y0, x1, y1 = self.box
-        across, down = (x1 - x0) / self.size[1], (y1 - y0) / self.size[0]   # pixels of the picture to one of the image
-        box = (
+        across, down = (x1 - x0) / self.size[1], (y1 - y0) / self.size[0]   # picture pixels per image pixel
+        box = (     # min: rounding must not leave the old box
             x0 + left * across, y0 + top * down,
-            min(x0 + (left + width) * across, x1), min(y0 + (top + height) * down, y1),     # rounding stays within
+            min(x0 + (left + width) * across, x1), min(y0 + (top + height) * down, y1),
         )
         return View(box, (height, width), self.mirrored)
 
     def of_picture(self, picture: Image.Image) -> Image.Image:
-        """The image (H, W), bilinear and antialiased as the paper's code has it."""
+        """The image (H, W) that this view shows of a picture; bilinear with antialiasing, as in the paper's code."""
         height, width = self.size
         image = picture.resize((width, height), Image.Resampling.BILINEAR, box=self.box)
         return image.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if self.mirrored else image
 
     def of_boxes(self, boxes: Boxes) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Where boxes (n, 4) of the picture, (x0, y0, x1, y1) in pixels, are in the image.
+        """Transform boxes (n, 4) of the picture, (x0, y0, x1, y1) in pixels, to the image.
 
-        Returns float32 (k, 4), (cx, cy, w, h) in 0 … 1, clipped to the image, and which of the n these are, bool (n,).
-        A box of which nothing is left is dropped, and so is one cut down to less than a pixel of the picture: that
-        shows nothing, and is nothing to divide by.
+        Returns float32 (k, 4), (cx, cy, w, h) in 0 … 1, clipped to the image, and which boxes were kept, bool (n,).
+        Boxes outside the image are dropped, and so are boxes that are clipped to less than a pixel of the picture:
+        nothing of the object is visible, and GIoU would divide by an area near zero.
         """
         x0, y0, x1, y1 = self.box
         corners = np.asarray(boxes, np.float64).reshape(-1, 2, 2)       # (n, first or second corner, x or y)
@@ -89,7 +90,7 @@ Step = Callable[[View, np.random.Generator], View]
 
 
 class Steps:
-    """The given steps, one after the other."""
+    """Apply several steps one after the other."""
 
     def __init__(self, *steps: Step):
         self.steps = steps
@@ -101,7 +102,7 @@ class Steps:
 
 
 class RandomHorizontalFlip:
-    """Mirror with probability p."""
+    """Flip left to right with probability p."""
 
     def __init__(self, p: float = 0.5):
         _check_probability("RandomHorizontalFlip", p)
@@ -112,14 +113,16 @@ class RandomHorizontalFlip:
 
 
 class RandomResize:
-    """Bring the shorter side to one of `short_sides`, but the longer side to no more than `longest`.
+    """Resize the shorter side to a random one of `short_sides`, but the longer side to at most `longest` pixels.
 
-    One short side is what evaluation uses: nothing is left to chance. Raises ScratchvitError for sizes below 1.
+    With a single short side, as in evaluation, nothing is random. Raises ScratchvitError for sizes below 1.
     """
 
     def __init__(self, short_sides: Sequence[int], longest: int | None = None):
         if not short_sides or min(*short_sides, 1 if longest is None else longest) < 1:
-            raise ScratchvitError(f"RandomResize({tuple(short_sides)}, {longest}): at least one side, each at least 1.")
+            raise ScratchvitError(
+                f"RandomResize({tuple(short_sides)}, {longest}): needs at least one side, and each must be at least 1"
+            )
         self.short_sides = tuple(short_sides)
         self.longest = longest
 
@@ -133,14 +136,14 @@ class RandomResize:
 
 
 class RandomSizeCrop:
-    """Cut out a part whose height and width are each drawn from least … most, at any place. Boxes are cut with it.
+    """Crop a part at a random position, with height and width each drawn from least … most. Boxes are clipped to it.
 
     A side shorter than `least` is kept whole. Raises ScratchvitError unless 1 ≤ least ≤ most.
     """
 
     def __init__(self, least: int, most: int):
         if not 1 <= least <= most:
-            raise ScratchvitError(f"RandomSizeCrop({least}, {most}): 1 ≤ least ≤ most.")
+            raise ScratchvitError(f"RandomSizeCrop({least}, {most}): must satisfy 1 ≤ least ≤ most")
         self.least = least
         self.most = most
 
@@ -151,7 +154,7 @@ class RandomSizeCrop:
 
 
 class RandomSelect:
-    """One of two: `first` with probability p."""
+    """Apply one of two steps: `first` with probability p, otherwise `second`."""
 
     def __init__(self, first: Step, second: Step, p: float = 0.5):
         _check_probability("RandomSelect", p)
@@ -164,11 +167,11 @@ class RandomSelect:
 
 
 def detr_steps(short_side: int = 800, longest: int | None = None) -> Step:
-    """The paper's for training: a flip; then one of 11 sizes, for every other picture of a random part of it.
+    """The training augmentation of DETR: a random flip; for half of the pictures a random crop; one of 11 sizes.
 
-    The sizes are 0.6 … 1 of `short_side` and the parts 0.48 … 0.75 of it, cut when the picture has been brought to
-    0.5, 0.625 or 0.75. For 800 these are the 480, 512, …, 800 and the 384 … 600 of the paper's code; longest is 5/3 of
-    short_side unless given (there, 1333).
+    The sizes are 0.6 … 1 of `short_side`. The crops are 0.48 … 0.75 of it, taken after resizing to 0.5, 0.625 or 0.75
+    of it. For 800 these are the 480, 512, …, 800 and the 384 … 600 of the paper's code. longest: 5/3 of short_side
+    unless given (1333 in the paper's code).
     """
     if longest is None:
         longest = round(short_side * 5 / 3)
@@ -180,4 +183,4 @@ def detr_steps(short_side: int = 800, longest: int | None = None) -> Step:
 
 def _check_probability(name: str, p: float) -> None:
     if not 0 <= p <= 1:
-        raise ScratchvitError(f"{name}: p={p}; a probability is from 0 to 1.")
+        raise ScratchvitError(f"{name}: p is a probability, from 0 to 1, not {p}")

@@ -1,13 +1,13 @@
-"""Pascal VOC's folder (Everingham et al., IJCV 2010): one XML file a picture.
+"""The Pascal VOC format (Everingham et al., IJCV 2010): one XML file per picture.
 
     JPEGImages/2008_000008.jpg
     Annotations/2008_000008.xml       <annotation> <size> <width> <height>; <object> <name> <difficult> <bndbox> …
-    ImageSets/Main/train.txt          the names 2008_000008, … of a part, one a line; val.txt and test.txt likewise
+    ImageSets/Main/train.txt          the names 2008_000008, … of a split, one per line; likewise val.txt and test.txt
 
 A box is <xmin> … <ymax>, the first and the last pixel inside, counted from 1: as edges, x0 = xmin - 1 and x1 = xmax.
-All the same one whose xmin is its xmax has no width: nobody draws one of a pixel. Objects marked difficult are kept as
-crowds are: VOC's own evaluation passes over them too. There is no list of classes: those of train are meant, or the
-lines of classes.txt.
+Nevertheless a box with xmin = xmax is treated as having no width, since boxes of one pixel are not drawn in practice.
+Objects marked difficult are treated like crowds: VOC's own evaluation ignores them too. The format has no list of
+classes: they are those that occur in train, or the lines of classes.txt.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from scratchvit.errors import ScratchvitError
 def read_voc(
     root: Path, part: str, *, classes: Sequence[str] | None = None, skip_bad: bool = False
 ) -> AnnotatedPictures:
-    """The pictures of ImageSets/Main/<part>.txt. Image ids are 1, 2, …; category ids 1 … number of classes.
+    """Read the pictures of ImageSets/Main/<part>.txt. Image ids are 1, 2, …; category ids 1 … number of classes.
 
-    classes     their names; by default all that occur in this part, sorted
-    skip_bad    leave out bad entries, and pictures that do not decode
+    classes     class names; by default all that occur in this split, sorted
+    skip_bad    leave out bad entries, and pictures that cannot be decoded
 
     Raises ScratchvitError for a bad entry, and always for a missing or empty list.
     """
@@ -39,7 +39,7 @@ def read_voc(
     if classes is None:
         classes = sorted({_text(one, "name") for tree in trees.values() for one in tree.findall("object")} - {""})
         if not classes:
-            raise ScratchvitError(f"{listing}: not one of its pictures has an object with a name; nothing to learn.")
+            raise ScratchvitError(f"{listing}: none of its pictures has a named object, so there is nothing to detect")
 
     paths, objects = [], []
     for path, tree in trees.items():
@@ -64,16 +64,16 @@ def read_voc(
 
 
 def parse_xml(content: bytes) -> ET.Element:
-    """The root of an XML document without a DTD.
+    """Parse an XML document without a DTD and return its root.
 
-    A DTD is where entities are declared: those that name another file, and those that grow to gigabytes. Raises
-    ValueError for one, and expat.ExpatError for what is no XML.
+    A DTD can declare entities that read other files or expand to gigabytes. Raises ValueError if there is a DTD, and
+    expat.ExpatError for invalid XML.
     """
     builder = ET.TreeBuilder()
     parser = expat.ParserCreate()
 
     def refuse(*_: object) -> None:
-        raise ValueError("it has a DTD (<!DOCTYPE …>), which is not read, for entities declared there can be a trap")
+        raise ValueError("it has a DTD (<!DOCTYPE …>), which is not accepted because its entities can be malicious")
 
     parser.StartDoctypeDeclHandler = refuse
     parser.StartElementHandler = builder.start
@@ -86,12 +86,12 @@ def parse_xml(content: bytes) -> ET.Element:
 def _annotations(root: Path, listing: Path, faults: Faults) -> dict[Path, ET.Element]:
     names = read_lines(listing)
     if not names:
-        raise ScratchvitError(f"{listing}: this list of pictures is empty.")
+        raise ScratchvitError(f"{listing}: this list of pictures is empty")
     trees: dict[Path, ET.Element] = {}
     for line, name in enumerate(names, start=1):
         path = root / "Annotations" / f"{name}.xml"
         if path in trees:
-            faults.bad(f"{listing}: entry {line} ({name}) is there twice")
+            faults.bad(f"{listing}: entry {line} ({name}) is a duplicate")
             continue
         try:
             content = path.read_bytes()
@@ -107,14 +107,14 @@ def _annotations(root: Path, listing: Path, faults: Faults) -> dict[Path, ET.Ele
 
 
 def _picture(root: Path, name: str) -> Path | None:
-    """By the name of its annotations. What <filename> says is often that of another computer."""
+    """The picture with the name of the annotation file. (<filename> is ignored: it is often wrong.)"""
     folder = root / "JPEGImages"
     candidates = (folder / f"{name}{suffix}" for lower in sorted(SUFFIXES) for suffix in (lower, lower.upper()))
     return next((path for path in (folder / f"{name}.jpg", *candidates) if path.is_file()), None)
 
 
 def _size(tree: ET.Element) -> tuple[int, int] | None:
-    """(H, W), or None where it is not given; some tools write 0."""
+    """The size (H, W) in the annotations, or None if it is missing or 0, as some tools write."""
     try:
         height, width = (int(_text(tree, f"size/{side}")) for side in ("height", "width"))
     except ValueError:
@@ -132,7 +132,7 @@ def _add(
     where += f" ({name})"
     corners = [_text(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
     if not any(corners):
-        faults.notes.append(f"{where}: has no box; left out.")
+        faults.notes.append(f"{where} has no box; left out")
         return
     where += f": bndbox {', '.join(corners)}"
     try:
@@ -140,7 +140,7 @@ def _add(
     except ValueError:
         faults.bad(f"{where} is not the four numbers xmin, ymin, xmax, ymax")
         return
-    box = faults.box((x0 - (x1 > x0), y0 - (y1 > y0), x1, y1), size, where)     # what has no width is to keep none
+    box = faults.box((x0 - (x1 > x0), y0 - (y1 > y0), x1, y1), size, where)     # a box without width stays without
     if box:
         found.add(box, classes.index(name), crowd=_text(entry, "difficult") == "1")
 

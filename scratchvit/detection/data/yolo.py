@@ -1,14 +1,14 @@
-"""YOLO's text folders (Redmon's darknet, and what has come after it): one text file a picture.
+"""The YOLO format (Redmon's darknet and its successors): one text file per picture.
 
     images/train/0001.jpg     labels/train/0001.txt     (or train/images/…, train/labels/…; val is also called valid)
-    data.yaml with names, or classes.txt with a name a line
+    data.yaml with names, or classes.txt with one name per line
 
-A line of a text file is one object: class cx cy w h, the box in 0 … 1 of the picture. A picture without a text file, or
-with an empty one, has no objects: that is how this format says so.
+A line of a text file is one object: class cx cy w h, the box relative to the picture, in 0 … 1. A picture without a
+text file, or with an empty one, has no objects: this is how the format expresses it.
 
-Of data.yaml only `names` is read, in the forms in which tools write it ([a, b], {0: a}, and one a line), by a few lines
-here: a YAML reader would be a dependency for one list. The paths that it may have are of another computer more often
-than not, and are not looked at.
+Only `names` is read from data.yaml, in the forms that tools write ([a, b], {0: a}, and one per line), by a few lines of
+code here: a YAML reader would be a dependency for one list. The paths in data.yaml are ignored, since they are often
+those of another computer.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ Names = dict[int, str]      # class in the text files → name
 
 
 def part_folders(root: Path, part: str) -> tuple[Path, Path] | None:
-    """The folders of pictures and of text files of "train", "val" or "test"; None where there are none."""
+    """The folders of pictures and of text files of "train", "val" or "test"; None if they do not exist."""
     for name in PART_NAMES[part]:
         for pictures, labels in (("images/{}", "labels/{}"), ("{}/images", "{}/labels")):
             if (root / pictures.format(name)).is_dir():
@@ -34,22 +34,22 @@ def part_folders(root: Path, part: str) -> tuple[Path, Path] | None:
 
 
 def read_yolo(root: Path, part: str, names: Names, *, skip_bad: bool = False) -> AnnotatedPictures:
-    """The pictures of "train", "val" or "test", sorted by name. Image ids are 1, 2, …; category ids those of the files.
+    """Read the split "train", "val" or "test", sorted by name. Image ids are 1, 2, …; category ids those of the files.
 
-    names       of the classes; see `read_names`
-    skip_bad    leave out bad entries, and pictures that do not decode
+    names       class names; see `read_names`
+    skip_bad    leave out bad entries, and pictures that cannot be decoded
 
-    Raises ScratchvitError for a bad entry, a text file without a picture among them, and always without text files.
+    Raises ScratchvitError for a bad entry, such as a text file without a picture, and always without text files.
     """
     folders = part_folders(root, part)
     if folders is None or not folders[1].is_dir():
-        raise ScratchvitError(f"{root}: has no folders images/{part} and labels/{part}.")
+        raise ScratchvitError(f"{root}: no folders images/{part} and labels/{part}")
     pictures = by_name(
         path for path in folders[0].iterdir() if path.suffix.lower() in SUFFIXES and path.name[0] != "."
     )
     texts = {path.stem: path for path in by_name(folders[1].glob("*.txt")) if path.name != "classes.txt"}
     if not texts:
-        raise ScratchvitError(f"{folders[1]}: has no text files, so nothing is known about {folders[0]}.")
+        raise ScratchvitError(f"{folders[1]}: no text files, so {folders[0]} has no annotations")
     faults = Faults(skip_bad)
     for stem in sorted(texts.keys() - {path.stem for path in pictures}):
         faults.bad(f"{texts[stem]}: there is no picture {folders[0] / stem}.jpg")
@@ -77,7 +77,7 @@ def read_yolo(root: Path, part: str, names: Names, *, skip_bad: bool = False) ->
         paths.append(path)
         objects.append(found.annotations(len(paths), path.name, size))
     if bare:
-        faults.notes.append(f"{folders[0]}: {bare} of {len(paths)} pictures have no text file, so no objects.")
+        faults.notes.append(f"{folders[0]}: {bare} of {len(paths)} pictures have no text file, so no objects")
     dataset = AnnotatedPictures(
         str(folders[0]), paths, objects, [*names.values()], [*names], faults.notes, faults.skipped
     )
@@ -97,7 +97,7 @@ def _add(
     if category not in labels:
         faults.bad(f"{where} has the unknown class {category:g}; known are {', '.join(map(str, labels))}")
     elif max(abs(cx), abs(cy), abs(w), abs(h)) > 2:
-        faults.bad(f"{where} is not in 0 … 1 of the picture; pixels must be divided by its size")
+        faults.bad(f"{where} is not in 0 … 1; pixels must be divided by the size of the picture")
     else:
         corners = (cx - w / 2) * width, (cy - h / 2) * height, (cx + w / 2) * width, (cy + h / 2) * height
         box = faults.box(corners, size, where)
@@ -106,7 +106,10 @@ def _add(
 
 
 def read_names(root: Path) -> Names:
-    """The classes of classes.txt, or of data.yaml (or the only other .yaml). Raises ScratchvitError without them."""
+    """The class names of classes.txt, or of data.yaml (or another .yaml, if there is only one).
+
+    Raises ScratchvitError if none of them exists or has names.
+    """
     listing = root / "classes.txt"
     if listing.is_file():
         names = dict(enumerate(read_lines(listing)))
@@ -114,17 +117,17 @@ def read_names(root: Path) -> Names:
         files = sorted({*root.glob("*.yaml"), *root.glob("*.yml")})
         listing = root / "data.yaml" if len(files) != 1 else files[0]
         if not listing.is_file():
-            raise ScratchvitError(f"{root}: has neither classes.txt, with the name of a class a line, nor data.yaml.")
+            raise ScratchvitError(f"{root}: has neither classes.txt, with one class name per line, nor data.yaml")
         names = parse_names(listing.read_text(encoding="utf-8")) or {}
     if not names:
         raise ScratchvitError(
-            f"{listing}: no names of classes were found in it; write them into {root / 'classes.txt'}, one a line."
+            f"{listing}: no class names were found in it; write them into {root / 'classes.txt'}, one per line"
         )
     return dict(sorted(names.items()))
 
 
 def parse_names(text: str) -> Names | None:
-    """What data.yaml says under `names`, or None where it is not in one of the forms named above."""
+    """The `names` of a data.yaml, or None if they are not in one of the forms described at the top of this file."""
     lines = [re.sub(r"(^|\s)#.*", "", line).rstrip() for line in text.splitlines()]
     start = next((place for place, line in enumerate(lines) if re.match(r"names\s*:", line)), None)
     if start is None:
@@ -149,12 +152,12 @@ def parse_names(text: str) -> Names | None:
 
 
 def _split(text: str) -> list[str]:
-    """At the commas that are not within quotes; a comma after the last adds nothing."""
+    """Split at the commas outside of quotes; a trailing comma is ignored."""
     return [part for part in re.findall(r"""(?:'[^']*'|"[^"]*"|[^,'"])+""", text) if part.strip()]
 
 
 def _numbered(entries: list[str]) -> Names | None:
-    """Of `0: name` each."""
+    """Names from entries of the form `0: name`, or None if one has another form."""
     pairs = [re.fullmatch(r"\s*(\d+)\s*:\s*(.+)", entry) for entry in entries]
     if not all(pairs):
         return None

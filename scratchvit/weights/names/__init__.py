@@ -1,4 +1,4 @@
-"""Everybody's names for the weights of the same models, a file for each project that publishes them.
+"""Parameter names of other libraries and projects, a file for each.
 
 Ours are timm's, so timm's own files need no table; nor do those of DeiT's authors, nor torchvision's ResNets.
 """
@@ -13,7 +13,7 @@ from scratchvit.weights.names.layout import COMPUTED, Layout, Renamed, Weights
 TIMM = Layout(
     owner="timm",
     mark=r".*",
-    left_out=(COMPUTED, r"pre_logits\..+"),     # the latter a layer that timm itself has removed from its ViTs
+    left_out=(COMPUTED, r"pre_logits\..+"),     # pre_logits: a layer that timm has removed from its ViTs
 )
 
 LAYOUTS = (
@@ -24,6 +24,6 @@ LAYOUTS = (
 
 
 def recognise(names: Iterable[str]) -> Layout:
-    """Whose names these are; timm's, where nobody else's mark is among them."""
+    """The layout of these names: the first whose mark is among them, otherwise timm's."""
     names = list(names)
     return next((layout for layout in LAYOUTS if layout.recognises(names)), TIMM)

@@ -1,8 +1,8 @@
-"""DETR as its authors published it, alone and inside their model for panoptic segmentation. The names are ours."""
+"""DETR as its authors published it, alone or inside their model for panoptic segmentation. The names are ours."""
 
 from scratchvit.weights.names.layout import Layout
 
-SEGMENTATION = (r"mask_head\..+", r"bbox_attention\..+")        # what draws masks on top of boxes
+SEGMENTATION = (r"mask_head\..+", r"bbox_attention\..+")        # the segmentation head on top of the boxes
 
 DETR = Layout(
     owner="Facebook (DETR)",

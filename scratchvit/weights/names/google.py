@@ -15,11 +15,11 @@ import numpy as np
 
 from scratchvit.weights.names.layout import Layout, Weights
 
-MOST_BLOCKS = 128       # in one stack (ViT-22B has 48): a longer axis is none of blocks
+MOST_BLOCKS = 128       # in one stack (ViT-22B has 48); a longer axis is not one of blocks
 
 
 def _as_pytorch_stores_it(name: str, value: np.ndarray) -> np.ndarray:
-    """(…, in, out) → (out, in, …); biases and scales flat."""
+    """Transpose (…, in, out) to (out, in, …); flatten biases and scales."""
     kind = name.rsplit("/", 1)[-1]
     if kind in ("bias", "scale", "gamma", "beta"):
         return value.reshape(-1)                                # (heads, d), or (1, 1, 1, C) in hybrids
@@ -33,7 +33,7 @@ def _as_pytorch_stores_it(name: str, value: np.ndarray) -> np.ndarray:
 
 
 def _unstacked(weights: Weights) -> Weights:
-    """big_vision may keep all blocks as one, with an axis before the others: `encoderblock/` → `encoderblock_0/` …"""
+    """Split blocks that big_vision has stacked along a first axis: `encoderblock/` → `encoderblock_0/`, …"""
     apart: Weights = {}
     for name, value in weights.items():
         if "/encoderblock/" in name and value.ndim > 1 and value.size and len(value) <= MOST_BLOCKS:
@@ -44,7 +44,7 @@ def _unstacked(weights: Weights) -> Weights:
 
 
 def _stem_or_backbone(weights: Weights) -> str:
-    """A hybrid of a stem alone (R+Ti/16) has it as its backbone; one with stages has it as the backbone's stem."""
+    """Rename the stem of a hybrid without stages (R+Ti/16): there the stem is the whole backbone."""
     backbone, stem = "patch_embed.backbone.", "patch_embed.backbone.stem."
     if not any(name.startswith(f"{backbone}stages.") for name in weights):
         for name in [name for name in weights if name.startswith(stem)]:
@@ -53,14 +53,14 @@ def _stem_or_backbone(weights: Weights) -> str:
 
 
 def _counted_from_zero(name: str) -> str:
-    """Leaves by PyTorch's words, and blocks and units of a ResNet as timm counts: block1/unit01 → block0/unit0."""
+    """Use PyTorch's words (weight, bias), and count a ResNet from 0: block1/unit01 → block0/unit0."""
     name = re.sub(r"/(kernel|scale|gamma)$", ".weight", name)
     name = re.sub(r"/(bias|beta)$", ".bias", name)
     return re.sub(r"\b(block|unit)(\d{1,9})(?=/)", lambda match: f"{match[1]}{int(match[2]) - 1}", name)
 
 
 _BLOCK = r"Transformer/encoderblock_(\d+)/"
-_ATTENTION = _BLOCK + r"MultiHeadDotProductAttention_[01]/"     # 1, 2 and 3 until Flax counted each kind by itself
+_ATTENTION = _BLOCK + r"MultiHeadDotProductAttention_[01]/"     # 1, 2, 3 before Flax counted each kind apart
 _UNIT = r"block(\d+)/unit(\d+)/"
 _STAGES = r"patch_embed.backbone.stages"
 
@@ -89,7 +89,7 @@ VIT = Layout(
         (r"Transformer/encoder_norm\.(.+)",                     r"norm.\1"),
         (r"head\.(.+)",                                         r"head.\1"),
     ),
-    # A layer that no model here has, the optimiser's state, and what a model of pictures and texts has beside.
+    # A layer that no model here has, the state of the optimiser, and the text part of a model of images and texts.
     left_out=(r"pre_logits/.+", r"opt/.+", r"txt/.+", r"[tb]"),
     prepare=_unstacked,
     spell=_counted_from_zero,

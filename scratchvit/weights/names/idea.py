@@ -10,7 +10,7 @@ _OF_THE_DECODER = re.compile(r"(?:.+\.)?decoder\.bbox_embed\.(.+)")
 
 
 def one_box_head(weights: Weights) -> Weights:
-    """The decoder's box head and the model's are the same; what PyTorch writes has both, or either of them."""
+    """Leave out the decoder's box head if the model's is there: they share weights, and files have either or both."""
     others = {name: value for name, value in weights.items() if not _OF_THE_DECODER.fullmatch(name)}
     return others if any(re.match(r"(?:model\.)?bbox_", name) for name in others) else weights
 

@@ -1,7 +1,7 @@
-"""What a layout is: a table from somebody's names to ours, and what it takes beside renaming.
+"""Layouts: tables that map the parameter names of other libraries to ours, with conversions of their values.
 
-A tensor that a model here keeps in one piece may come in several, q, k and v. Then each piece goes to the whole's name
-with its place behind a colon, `blocks.0.attn.qkv.weight:0`, and the pieces are joined along the first axis.
+A tensor that is one here can be several in a file, such as q, k and v. Then each piece gets our name with its number
+after a colon, `blocks.0.attn.qkv.weight:0`, and the pieces are concatenated along the first axis.
 """
 
 from __future__ import annotations
@@ -32,27 +32,27 @@ def _nothing(weights: Weights) -> str:
 
 
 def merged_at_the_start(name: str) -> str:
-    """A Swin's name by another count: its patches are merged at the start of a stage here, elsewhere at the end."""
+    """Renumber the patch merging of a Swin: here it is at the start of a stage, elsewhere at the end of one."""
     return re.sub(r"\blayers\.(\d{1,9})\.downsample\.", lambda match: f"layers.{int(match[1]) + 1}.downsample.", name)
 
 
-# Tables that follow from the sizes, and are computed here.
+# Tables that follow from the sizes; here they are computed.
 COMPUTED = r"(?:.+\.)?(?:relative_position_index|relative_coords_table|attn_mask)"
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Somebody's way to name and store weights. Patterns are regular expressions that must match a whole name.
+    """The names and array layouts of one library. Patterns are regular expressions that must match a whole name.
 
-    owner       who writes such files, for reports
+    owner       the library or project, for reports
     mark        a name that only this layout has
-    names       (their pattern, our name), the first that matches; what none matches keeps its whole name
-    prefix      what may stand before every name
-    left_out    names of what the models here have no use for
-    prepare     what must be done to all of the file before its names are looked at
+    names       (their pattern, our name); the first match is used, and a name without a match stays as it is
+    prefix      a prefix that all names may have
+    left_out    names that the models here do not need
+    prepare     applied to all weights before the names are converted
     spell       (their name) → the spelling that `names` expects
     store       (their name, value) → the value as PyTorch stores it
-    finish      what must be done, in place, to all of it once it has our names; says in words what a user should know
+    finish      applied in place to all weights under our names; returns a note for the user, or ""
     """
 
     owner: str
@@ -66,11 +66,11 @@ class Layout:
     finish: Callable[[Weights], str] = _nothing
 
     def recognises(self, names: Iterable[str]) -> bool:
-        """Whether one of the names is this layout's mark, with or without the prefix."""
+        """Whether one of the names is the mark of this layout, with or without the prefix."""
         return any(re.fullmatch(f"(?:{self.prefix})?(?:{self.mark})", name) for name in names)
 
     def rename(self, weights: Mapping[str, np.ndarray]) -> Renamed:
-        """The same weights under timm's names. Raises ScratchvitError if two come to one name."""
+        """Convert weights to timm's names. Raises ScratchvitError if two of them get the same name."""
         renamed: Weights = {}
         theirs: dict[str, str] = {}
         left_out = []
@@ -82,7 +82,7 @@ class Layout:
             ours = self._our_name(name) or full_name
             if ours in renamed:
                 both = f"{readable(theirs[ours])} and {readable(full_name)}"
-                raise ScratchvitError(f"{both} are both {readable(ours)} here: the file holds two models")
+                raise ScratchvitError(f"{both} are both {readable(ours)} here: the file contains two models")
             renamed[ours], theirs[ours] = self.store(name, value), full_name
         joined = _joined(renamed, theirs)
         note = self.finish(joined)
@@ -98,7 +98,7 @@ class Layout:
 
 @dataclass
 class Renamed:
-    """Weights under timm's names: whose they were, which of the file's tensors were left out, what else was done."""
+    """Weights under timm's names, the owner of their layout, the names that were left out, and a note for the user."""
 
     owner: str
     weights: Weights
@@ -107,7 +107,7 @@ class Renamed:
 
 
 def _joined(weights: Weights, theirs: Mapping[str, str]) -> Weights:
-    """q, k and v become qkv. Where one of the three is missing, the others keep the names that they came with."""
+    """Concatenate q, k and v to qkv. If one of the three is missing, the others keep their names in the file."""
     joined: Weights = {}
     pieces: dict[str, Weights] = {}
     for name, value in weights.items():
