@@ -63,7 +63,7 @@ _current: Backend | None = None             # None until first use, then set by 
 def use(device: str | Backend) -> Backend:
     """Make `"cpu"` or `"gpu"` the device on which new data is placed.
 
-    Raises ScratchvitError, with the `pip install` line that mends it, when CuPy or a device is missing.
+    Raises ScratchvitError, with a `pip install` command, if CuPy or a device is missing.
     """
     global _current
     if isinstance(device, str):
@@ -110,7 +110,7 @@ def _gpu() -> Backend:
                  f'pip install "scratchvit[{extra}]"'
         )
         raise ScratchvitError(
-            f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or go on with use("cpu")'
+            f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or continue with use("cpu")'
         )
     return Backend(
         "gpu", cupy, cupyx.scipy.special, cupy.ndarray, cupy.asnumpy,

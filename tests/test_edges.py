@@ -39,7 +39,7 @@ def test_gradients_of_one_entry_are_arrays_of_their_own(device):
 
 def test_a_sum_of_a_single_number(device):
     assert sv.Tensor(2.0).sum(-1).item() == 2.0
-    with pytest.raises(IndexError, match=r"dim 5 is no axis of an array of shape \(2, 3\)"):
+    with pytest.raises(IndexError, match=r"dim 5 is not an axis of an array of shape \(2, 3\)"):
         leaf(np.ones((2, 3))).sum(5)
 
 

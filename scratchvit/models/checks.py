@@ -1,4 +1,4 @@
-"""What all models check alike: numbers before anything is built, images before anything is computed."""
+"""Checks shared by all models: of the configuration before a model is built, and of images before it runs."""
 
 from __future__ import annotations
 
@@ -14,52 +14,53 @@ _POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "width_
 
 
 def check_numbers(config: Any) -> None:
-    """Raise ScratchvitError for a rate that is no probability, a size that is not positive, a negative num_classes."""
+    """Raise ScratchvitError for rates outside [0, 1), sizes that are not positive, and a negative num_classes."""
     for name, value in vars(config).items():
         if name.endswith("_rate") and not 0 <= value < 1:
-            raise ScratchvitError(f"{name} is a probability, from 0 up to but not 1, not {value}")
+            raise ScratchvitError(f"{name} is a probability and must be in [0, 1), not {value}")
         smallest = min(value, default=0) if isinstance(value, tuple) else value
         if name in _POSITIVE and not smallest > 0:
             raise ScratchvitError(f"{name} must be positive, not {value}")
         if name in ("img_size", "patch_size") and smallest < 1:
-            raise ScratchvitError(f"{name} is at least 1 pixel a side, not {value}")
+            raise ScratchvitError(f"{name} must be at least 1 pixel per side, not {value}")
     if config.num_classes < 0:
         raise ScratchvitError(f"num_classes must be positive, or 0 for no head, not {config.num_classes}")
 
 
 def check_classifies(name: str, config: Any) -> None:
-    """Raise ScratchvitError for a detector, where the class of a whole picture is asked for. config: the model's."""
+    """Raise ScratchvitError for a detector, where a classifier is needed. config: the configuration of the model."""
     if detects(config):
         raise ScratchvitError(
-            f"{name} is a detector, it finds boxes and has no one class for a picture: take a classifier here; for a "
+            f"{name} is a detector, which finds boxes and does not classify pictures: use a classifier here; for a "
             "detector there are `scratchvit detect-train`, `scratchvit detect-eval` and `scratchvit detect`"
         )
 
 
 def check_detects(name: str, config: Any) -> None:
-    """Raise ScratchvitError for a model that finds no boxes, where these are asked for. config: the model's."""
+    """Raise ScratchvitError for a classifier, where a detector is needed. config: the configuration of the model."""
     if not detects(config):
         raise ScratchvitError(
-            f"{name} is no detector, it tells the class of a whole picture and finds no boxes: take a detector here "
+            f"{name} is not a detector: it classifies pictures and finds no boxes; use a detector here "
             "(`scratchvit models \"*detr*\"`); for a classifier there are `scratchvit train`, `scratchvit eval` and "
             "`scratchvit predict`"
         )
 
 
 def check_out_indices(config: Any) -> None:
-    """Raise ScratchvitError unless the out_indices of a ResNet name maps that it has and is to give."""
+    """Raise ScratchvitError unless the out_indices of a ResNet are valid and used with features_only."""
     indices, stages = config.out_indices, len(config.layers)
     if not config.features_only:
         if indices != type(config).out_indices:
-            raise ScratchvitError("out_indices choose among the maps that features_only=True gives")
+            raise ScratchvitError("out_indices are only for features_only=True: leave them out, or set it")
     elif not indices or list(indices) != sorted(set(indices) & set(range(stages + 1))):
         raise ScratchvitError(
-            f"out_indices are some of 0 (before the max pool) and 1…{stages} (after that stage), rising, not {indices}"
+            f"out_indices must be some of 0 (before the max pool) and 1…{stages} (after that stage), in increasing "
+            f"order, not {indices}"
         )
 
 
 def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> Tensor:
-    """images (B, C, H, W), an array or a Tensor → the same as a Tensor, an array's numbers as `dtype`.
+    """Convert images (B, C, H, W), an array or a Tensor, to a Tensor; arrays are converted to `dtype`.
 
     shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not.
     """

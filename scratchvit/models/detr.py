@@ -106,7 +106,7 @@ class DETRConfig:
             if getattr(self, name) < 1:
                 raise ScratchvitError(f"{name} is at least 1, not {getattr(self, name)}")
         if self.enc_layers < 0:
-            raise ScratchvitError(f"enc_layers is 0, for no encoder, or more, not {self.enc_layers}")
+            raise ScratchvitError(f"enc_layers must be at least 0, 0 for no encoder, not {self.enc_layers}")
         if not 0 <= self.dropout < 1:
             raise ScratchvitError(f"dropout is a probability, from 0 up to but not 1, not {self.dropout}")
         if self.hidden_dim % 4:

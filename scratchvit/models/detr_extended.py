@@ -56,7 +56,7 @@ class ExtendedDETRConfig(DETRConfig):
         if self.query_groups < 1:
             raise ScratchvitError(f"query_groups is at least 1, not {self.query_groups}")
         if self.denoising < 0:
-            raise ScratchvitError(f"denoising is 0, for none, or more, not {self.denoising}")
+            raise ScratchvitError(f"denoising must be at least 0, 0 for none, not {self.denoising}")
         for name in ("box_noise", "label_noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ScratchvitError(f"{name} is a share, 0 … 1, not {getattr(self, name)}")

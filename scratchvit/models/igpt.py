@@ -348,7 +348,7 @@ PIXEL_PRESETS = {
 def pixel_transformer(config: PixelTransformerConfig, seed: int = 0) -> VisionTransformer:
     """A ViT to which every pixel is a patch. Raises ScratchvitError for any other patch."""
     if pair(config.patch_size) != (1, 1):
-        raise ScratchvitError(f"a pixel Transformer has patches of 1, not {config.patch_size}: take a vit_… for those")
+        raise ScratchvitError(f"a pixel Transformer has patches of 1, not {config.patch_size}: use a vit_… for those")
     return VisionTransformer(config, seed)
 
 

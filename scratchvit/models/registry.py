@@ -34,7 +34,7 @@ def list_models(pattern: str = "*") -> list[str]:
 
 
 def model_paper(name: str) -> str:
-    """Where a model is described: "ViT, arXiv 2010.11929"."""
+    """The paper that describes a model: "ViT, arXiv 2010.11929"."""
     return _models[name].paper
 
 
@@ -55,7 +55,7 @@ def model_config(name: str, **overrides: Any) -> Any:
                 f"{name} has no option {key!r}{_nearest(key, fields)}; its options: {', '.join(sorted(fields))}"
             )
         if isinstance(default := getattr(config, key), tuple) and not isinstance(value, tuple):
-            raise ScratchvitError(f"{key} of {name} is several numbers, as {default}, not {value!r}")
+            raise ScratchvitError(f"{key} of {name} must be several numbers, such as {default}, not {value!r}")
     return dataclasses.replace(config, **overrides)
 
 

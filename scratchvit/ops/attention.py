@@ -222,7 +222,7 @@ def _of_nothing(q: Array, k: Array, v: Array, bias: Array | None):
 def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
     """`attention` by `attention_in_blocks`: bias and mask with the axes of the scores, and a mask of dropout."""
     if _recordings.get():
-        raise ValueError("attention in blocks keeps no probabilities to record: leave blocks=True out")
+        raise ValueError("attention in blocks does not store probabilities to record: leave out blocks=True")
 
     scores_shape = (*q.shape[:-1], k.shape[-2])
 

@@ -18,7 +18,7 @@ def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
         raise TypeError(f"{op}: dim must be an integer, not {dim!r}")
     axes = len(shape)
     if not -axes <= dim < axes:
-        raise IndexError(f"{op}: dim {dim} is no axis of an array of shape {tuple(shape)}")
+        raise IndexError(f"{op}: dim {dim} is not an axis of an array of shape {tuple(shape)}")
     return dim % axes
 
 

@@ -1,5 +1,5 @@
-"""What the report of a run is made of, whatever was trained: elements whose text escapes itself, pictures and plots
-inside the page, tables; its head and foot, its settings, its curves; and how it is written.
+"""The building blocks of reports: HTML elements with escaped text, embedded pictures and plots, tables, header and
+footer, settings and curves, and writing the page.
 """
 
 from __future__ import annotations
@@ -34,9 +34,9 @@ _SVG = "{http://www.w3.org/2000/svg}"
 
 
 def element(tag: str, *content: Element | str | None, **attributes: Any) -> Element:
-    """<tag attributes>content</tag>. Text is text, whatever is in it: it is escaped when the page is written.
+    """An element <tag attributes>content</tag>. Text is escaped when the page is written.
 
-    An attribute may end in "_", for Python's own words: class_. One that is None is left out, and so is such content.
+    Names of attributes can end in "_", for Python keywords: class_. Attributes and content that are None are left out.
     """
     made = Element(tag, {name.rstrip("_"): str(value) for name, value in attributes.items() if value is not None})
     for part in content:
@@ -50,12 +50,12 @@ def element(tag: str, *content: Element | str | None, **attributes: Any) -> Elem
 
 
 def to_html(elements: Iterable[Element]) -> str:
-    """Elements as text, one after the other."""
+    """The HTML source of several elements."""
     return "\n".join(tostring(made, encoding="unicode", method="html") for made in elements)
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None) -> Element:
-    """A table that scrolls within itself where the page is narrow. The first cell of a row is its heading."""
+    """A table, which scrolls horizontally on narrow pages. The first cell of a row is its heading."""
     body = [element("tr", element("th", row[0]), *(element("td", cell) for cell in row[1:])) for row in rows]
     heading = element("tr", *(element("th", word) for word in head))
     made = element("table", element("thead", heading), element("tbody", *body), class_=class_)
@@ -63,7 +63,7 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None
 
 
 def picture(pixels: np.ndarray, description: str, title: str | None = None) -> Element:
-    """uint8 (H, W, 1 or 3) as an <img> that holds the picture itself: all its pixels, or a thumbnail of many."""
+    """An <img> with an embedded picture, uint8 (H, W, 1 or 3); large pictures are reduced to a thumbnail."""
     image, small = to_picture(pixels), max(pixels.shape[:2]) <= PIXELS_UP_TO
     if not small:
         image.thumbnail((THUMBNAIL, THUMBNAIL))
@@ -75,17 +75,16 @@ def picture(pixels: np.ndarray, description: str, title: str | None = None) -> E
 
 
 def data_uri(image: Image.Image, format: str) -> str:
-    """A picture as an address that is the picture."""
+    """A picture as a data URI."""
     file = io.BytesIO()
     image.save(file, format=format, **({"quality": 85} if format == "jpeg" else {"optimize": True}))
     return f"data:image/{format};base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def inline_svg(svg: str, description: str) -> Element:
-    """Matplotlib's SVG as an element of the page, in the page's colours, which change with light and dark.
+    """An SVG of Matplotlib as an element of the page, with the page's colours, which depend on light or dark mode.
 
-    What a page has no use for goes: sizes, metadata, styles that would hold for the whole page, and names that several
-    plots share.
+    Removed are sizes, metadata, styles that would affect the whole page, and ids that would occur in several plots.
     """
     root = fromstring(svg)
     for parent in root.iter():
@@ -114,7 +113,10 @@ def inline_svg(svg: str, description: str) -> Element:
 
 
 def write_page(path: str | Path, title: str, sections: Iterable[Element | None]) -> None:
-    """Fill report.html in. A section that is None is left out. Raises ScratchvitError when it cannot be written."""
+    """Write a page from the template report.html. Sections that are None are left out.
+
+    Raises ScratchvitError if the file cannot be written.
+    """
     template = string.Template(resources.files(__package__).joinpath("report.html").read_text("utf-8"))
     page = template.substitute(
         title=html.escape(title), body=to_html(section for section in sections if section is not None)
@@ -123,7 +125,7 @@ def write_page(path: str | Path, title: str, sections: Iterable[Element | None])
 
 
 def section(title: str, present: Any, build: Callable[[], Sequence[Element]]) -> Element | None:
-    """A heading with what is built under it; or, where that cannot be had, with the sentence that says why."""
+    """A heading with the content that `build` returns or, if it raises ScratchvitError, with the error message."""
     if not present:
         return None
     try:
@@ -134,7 +136,7 @@ def section(title: str, present: Any, build: Callable[[], Sequence[Element]]) ->
 
 
 def header(title: str, lead: str, facts: Sequence[tuple[str, str]], stress: bool) -> Element:
-    """The top of the page, with (name, value) as tiles; stress: whether the first is what it is all about."""
+    """The top of the page, with facts (name, value) as tiles; stress: whether the first one is emphasised."""
     tiles = [
         element("div", element("dt", name), element("dd", value), class_="first" if i == 0 and stress else None)
         for i, (name, value) in enumerate(facts)
@@ -156,7 +158,7 @@ def duration(seconds: float) -> str:
 
 
 def curves(rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], key: Element) -> list[Element]:
-    """Plots side by side below the key of their colours; or why there are none."""
+    """Plots side by side, below a legend of their colours; without Matplotlib, a note."""
     try:
         figures = [
             element("figure", element("figcaption", what), inline_svg(curve_svg(rows, what, lines),
@@ -169,13 +171,13 @@ def curves(rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], key:
 
 
 def _last(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
-    """A curve in words, for those who do not see it."""
+    """An alternative text for a plot, for screen readers."""
     ends = ", ".join(f"{name} {rows[-1][column]:.4g}" for column, _, name in lines)
     return f"{what} over {len(rows)} epochs, at the end: {ends}"
 
 
 def numbers(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Element:
-    """Columns of metrics.csv as a table to be unfolded; the first is the epoch."""
+    """Columns of metrics.csv as a collapsible table; the first is the epoch."""
     cells = [[f"{row['epoch']:.0f}", *(f"{row[name]:.4g}" for name in columns[1:])] for row in rows]
     head = [name.replace("_", " ") for name in columns]
     return element("details", element("summary", "the numbers"), table(head, cells))

@@ -138,7 +138,7 @@ def test_a_model_that_is_named_has_its_own_sizes():
 @pytest.mark.parametrize("model", ["detr_resnet50", "dab_detr_tiny"])       # the former's img_size is no single number
 def test_a_detector_is_not_trained_as_a_classifier(model, capsys):
     assert main(["train", "--model", model]) == 1
-    assert f"{model} is a detector, it finds boxes" in capsys.readouterr().err
+    assert f"{model} is a detector, which finds boxes" in capsys.readouterr().err
 
 
 def test_every_setting_is_an_option(capsys):

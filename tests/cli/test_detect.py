@@ -301,7 +301,7 @@ def test_a_classifier_is_no_detector_and_the_other_way_round(classifier, trained
     write_picture(tmp_path / "a.png", SIZE)
     for words in (["detect", "a.png"], ["detect-eval"]):
         error, code = refused(capsys, *words, "--checkpoint", classifier)
-        assert "resnet18 is no detector" in error and "`scratchvit predict`" in error and code == 1
+        assert "resnet18 is not a detector" in error and "`scratchvit predict`" in error and code == 1
     for words in (["predict", "a.png", "--checkpoint"], ["eval", "--checkpoint"], ["probe"], ["complete"],
                   ["export", "--out", "x"]):
         error, code = refused(capsys, *words, trained)

@@ -90,7 +90,7 @@ def test_a_run_goes_on_with_its_own_settings(run, tmp_path, capsys, no_report):
     error, code = refused(capsys, "detect-train", "--resume", folder, "--lr", "1")
     assert "started with other settings: lr" in error and code == 1
     error, code = refused(capsys, "train", "--resume", folder)
-    assert "holds a run of `scratchvit detect-train`" in error and code == 1
+    assert "contains a run of `scratchvit detect-train`" in error and code == 1
     error, code = refused(capsys, "detect-train", "--resume", folder, "--out", "elsewhere")
     assert "leave out --out" in error and code == 2
     error, code = refused(capsys, "detect-train", *TINY, "--out", folder)
@@ -244,7 +244,7 @@ def test_training_names_files_that_are_no_annotations(animals, capsys, text, sen
     ("--epochs 0", "epochs must be at least 1, not 0", 1),
     ("--nheads 3", "hidden_dim 128 cannot be shared by 3 heads", 1),
     ("--model detr_tniy", "did you mean 'detr_tiny'?", 1),
-    ("--model resnet18", "resnet18 is no detector", 1),
+    ("--model resnet18", "resnet18 is not a detector", 1),
     ("--data nowhere", "nowhere: no such folder", 1),
     ("--resume nowhere", "nowhere contains no run", 1),
 ])

@@ -28,7 +28,7 @@ def small_scenes():
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"model": "resnet18"}, r"resnet18 is no detector"),
+        ({"model": "resnet18"}, r"resnet18 is not a detector"),
         ({"optimizer": "lion"}, r"optimizer is one of adamw, adam, sgd, not 'lion'"),
         ({"lr_backbone": -0.1}, r"lr_backbone must be at least 0, not -0\.1"),
         ({"eos_coef": -1.0}, r"eos_coef, the weight of no-object, is 0 or more, not -1\.0"),

@@ -559,7 +559,7 @@ def test_a_model_that_has_diverged_still_has_a_report(tmp_path):
     run = made_up_run(tmp_path)
     run.detector.model.query_embed.weight.assign(np.nan)
     page = report(dataclasses.replace(run, history=[]), tmp_path)
-    assert page.text.count("DETR computes numbers that are not finite") == 3
+    assert page.text.count("the outputs of DETR are not finite") == 3
     assert "cannot be matched" in page.text and "Configuration" in page.text
     assert len(page.pictures()) == 1        # of predictions, which has none
 

@@ -319,7 +319,7 @@ def test_nothing_waits_for_the_device(name):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"query_groups": 0}, "query_groups is at least 1"), ({"denoising": -1}, "denoising is 0, for none, or more"),
+    [({"query_groups": 0}, "query_groups is at least 1"), ({"denoising": -1}, "denoising must be at least 0"),
      ({"box_noise": 1.5}, "box_noise is a share"), ({"label_noise": -0.1}, "label_noise is a share")],
     ids=str,
 )

@@ -74,7 +74,7 @@ def test_the_pixel_transformer_is_a_vit_of_patches_of_one_pixel():
     assert model.patch_embed.proj.weight.shape == (12, 3, 1, 1) and model.num_tokens == 26
     np.testing.assert_array_equal(model.eval()(x).numpy(), vit.eval()(x).numpy())
     assert_learns(model, x, np.array([0, 1, 3]))
-    with pytest.raises(ScratchvitError, match=r"patches of 1, not 2: take a vit_"):
+    with pytest.raises(ScratchvitError, match=r"patches of 1, not 2: use a vit_"):
         sv.create_model("pixel_transformer_tiny", patch_size=2)
 
 

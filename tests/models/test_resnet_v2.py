@@ -170,7 +170,8 @@ def test_the_seed_decides_the_weights():
      ({"global_pool": "max"}, "global_pool"), ({"global_pool": ""}, 'or "" with num_classes=0'),
      ({"features_only": True}, r"some of 0 \(before the max pool\) and 1…2"),
      ({"features_only": True, "out_indices": ()}, "out_indices"),
-     ({"features_only": True, "out_indices": (1, 0)}, "rising"), ({"out_indices": (1,)}, "features_only=True"),
+     ({"features_only": True, "out_indices": (1, 0)}, "increasing order"),
+     ({"out_indices": (1,)}, "features_only=True"),
      ({"layer": (1,)}, "did you mean 'layers'")],
     ids=str,
 )

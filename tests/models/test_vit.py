@@ -77,7 +77,7 @@ def test_sincos_positions_tell_every_place_apart():
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"img_size": 0}, "img_size is at least 1 pixel"), ({"patch_size": (4, -1)}, "patch_size is at least 1"),
+    [({"img_size": 0}, "img_size must be at least 1 pixel"), ({"patch_size": (4, -1)}, "patch_size must be at least 1"),
      ({"img_size": 18}, "18×18 cannot be cut into patches of 4×4"),
      ({"num_heads": 5}, "embed_dim 32 cannot be shared by 5 heads"),
      ({"global_pool": "max"}, "global_pool"), ({"class_token": False}, "without a class token"),

@@ -114,7 +114,7 @@ def test_it_is_chosen_by_size_and_not_while_probabilities_are_recorded(monkeypat
     with ops.record_attention() as maps:
         ops.attention(large, large, large)
     assert len(chosen) == 1 and maps[0].shape == (1, 1, 1100, 1100)
-    with ops.record_attention(), pytest.raises(ValueError, match="leave blocks=True out"):
+    with ops.record_attention(), pytest.raises(ValueError, match="leave out blocks=True"):
         ops.attention(small, small, small, blocks=True)
 
 

@@ -113,7 +113,7 @@ def test_dims_as_in_pytorch(name, device) -> None:
     x = leaf(seeded(0).standard_normal((2, 3, 4)))
     op = getattr(ops, name)
     assert op(x, ()).shape == op(x).shape == () and op(x, (-1, 0)).shape == (3,)
-    with pytest.raises(IndexError, match=rf"{name}: dim 3 is no axis of an array of shape \(2, 3, 4\)"):
+    with pytest.raises(IndexError, match=rf"{name}: dim 3 is not an axis of an array of shape \(2, 3, 4\)"):
         op(x, 3)
     with pytest.raises(ValueError, match=rf"{name}: dims \(1, -2\) name an axis .* twice"):
         op(x, (1, -2))
@@ -184,7 +184,7 @@ def test_softmax_and_attention_of_nothing(device) -> None:
         y = op(x)
         y.backward(np.zeros((3, 0), np.float32))
         assert y.shape == gradient(x).shape == (3, 0)
-        with pytest.raises(IndexError, match=r"softmax: dim 2 is no axis of an array of shape \(3, 0\)"):
+        with pytest.raises(IndexError, match=r"softmax: dim 2 is not an axis of an array of shape \(3, 0\)"):
             op(x, 2)
     for N, M, d in ((0, 4, 2), (3, 0, 2), (3, 4, 0)):
         q, k, v = leaf(np.ones((1, N, d))), leaf(np.ones((1, M, d))), leaf(np.ones((1, M, 5)))

@@ -188,7 +188,7 @@ loop.save_checkpoint = save_and_fill
     done = run_in_a_process(run, config, prelude=fill)
     assert done.returncode == 1 and "Traceback" not in done.stderr, done.stderr
     message = done.stderr.splitlines()[-1]
-    assert " could not be written (No space left on device)" in message and "make room" in message
+    assert " could not be written (No space left on device)" in message and "free some space" in message
     assert load_checkpoint(run / "last.safetensors").progress["step"] == saved
 
     again = run_in_a_process(run, config, resume=True)      # it is still full
