@@ -52,7 +52,7 @@ class LoadReport:
         if self.left_out:
             lines.append(f"not used: {', '.join(grouped(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"not loaded, randomly initialised: {', '.join(grouped(self.as_drawn))}")
+            lines.append(f"not loaded, as initialised: {', '.join(grouped(self.as_drawn))}")
         return "\n".join(lines)
 
 

@@ -83,7 +83,7 @@ def test_a_new_head_stays_as_it_was_drawn(saved):
     report = sv.load_weights(model, saved(donor), new_head=True)
     assert np.array_equal(model.head.weight.numpy(), drawn)
     assert_equal(model, donor.state_dict(), but=("head.weight", "head.bias"))
-    assert "not loaded, randomly initialised: head.weight, head.bias" in str(report)
+    assert "not loaded, as initialised: head.weight, head.bias" in str(report)
 
 
 def test_a_new_head_is_new_even_if_the_file_has_as_many_classes(saved):
