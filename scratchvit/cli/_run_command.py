@@ -64,7 +64,7 @@ class TrainingCommand(Generic[ConfigT]):
         parser = Parser(prog=self.prog, usage=f"{self.prog} [options]", description=self.description)
         parser.add_argument(
             "--recipe", metavar="NAME", choices=recipes, default=argparse.SUPPRESS,
-            help=f"what stands where no option says otherwise: {', '.join(recipes)}",
+            help=f"defaults of all other options: {', '.join(recipes)}",
         )
         for title, names in self.groups.items():
             group = parser.add_argument_group(title)
@@ -74,14 +74,14 @@ class TrainingCommand(Generic[ConfigT]):
         run = parser.add_argument_group("run")
         add_fields(run, self.kind, [name for name in vars(base) if name not in grouped], vars(base))
         run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
-        run.add_argument("--resume", metavar="DIR", help="go on with the run in DIR; --epochs may grow")
+        run.add_argument("--resume", metavar="DIR", help="resume the run in DIR; --epochs can be increased")
 
         given = vars(parser.parse_strictly(argv))
         out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
         if resume and out:
-            parser.error("--resume goes on in the run's own folder: leave out --out")
+            parser.error("--resume continues in the run's own folder: leave out --out")
         if resume and recipe:
-            parser.error("--resume goes on with the run's own settings: leave out --recipe")
+            parser.error("--resume continues with the run's own settings: leave out --recipe")
         model_args = {name: given.pop(f"model.{name}") for name in model_fields if f"model.{name}" in given}
         config = base.replace(**given, model_args={**base.model_args, **model_args})
         if fault := self.refuses(config):
@@ -125,16 +125,16 @@ class TrainingCommand(Generic[ConfigT]):
         return None
 
     def lines(self, config: ConfigT, folder: Path) -> dict[str, str]:
-        """What a report tells to type: {what it does: command line}."""
+        """The command lines that a report lists: {what it does: command line}."""
         again = self.command_line(config)
         return ({"Run it again:": again} if again else {}) | {
-            "Go on with it, also for longer (--epochs):": command_line([*self.prog.split(), "--resume", str(folder)]),
-            "Write this page anew:": command_line(["scratchvit", "report", str(folder)]),
+            "Resume it, or train longer (--epochs):": command_line([*self.prog.split(), "--resume", str(folder)]),
+            "Write this page again:": command_line(["scratchvit", "report", str(folder)]),
         }
 
 
 def _as_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:
-    """The options for those values that are not the defaults."""
+    """Options for the values that differ from the defaults."""
     for name, value in values.items():
         if name == "model_args" or value is None or value == defaults.get(name):
             continue
@@ -152,12 +152,12 @@ def _new_run_folder(config: RunConfig) -> Path:
 
 
 def told(rows: Sequence[tuple[str, str | None]]) -> str:
-    """(what, text) as lines; what has no text is left out."""
+    """(label, text) as lines; labels without a text are left out."""
     return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
 
 
 def steps(config: RunConfig, batches: int) -> str:
-    """The epochs and the optimiser of a run, in words."""
+    """Epochs and optimiser of a run, in words."""
     return (
         f"{config.epochs} epochs of {batches}, {config.batch_size} images each; {config.optimizer}, lr {config.lr:g}, "
         f"{config.schedule}"
@@ -165,12 +165,12 @@ def steps(config: RunConfig, batches: int) -> str:
 
 
 def place(config: RunConfig) -> str:
-    """Where a run computes, in words."""
+    """The device of a run, in words."""
     return config.device + (f", {backend.cpu_threads()} threads" if config.device == "cpu" else "")
 
 
 def differing(config: RunConfig, names: Sequence[str]) -> str:
-    """Those of the named settings that are not the plain ones, in words."""
+    """The named settings that differ from their defaults, in words."""
     plain = type(config)()
     chosen = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
     return ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items())

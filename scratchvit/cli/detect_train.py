@@ -22,31 +22,31 @@ from scratchvit.models.checks import check_detects
 from scratchvit.reports.detection import DetectionRun, write_detection_report
 from scratchvit.training import TrainingLoop
 
-NAMES = 10              # classes that are named, beyond which only their number is told
+NAMES = 10              # classes that are listed by name; of more, only the number
 
 DESCRIPTION = """\
-Train a detector: a DETR, which finds objects of several classes in a picture and a box for each. Without options: a
-small one on scenes made of scikit-learn's handwritten digits.
+Train a detector: a DETR, which finds the objects in a picture, with a class and a box for each. By default: a small
+one on scenes made of scikit-learn's handwritten digits.
 
   scratchvit detect-train
-  scratchvit detect-train --overfit-one-batch                      # can everything learn at all?
-  scratchvit detect-train --data street                            # COCO, VOC or YOLO, found out by itself
+  scratchvit detect-train --overfit-one-batch                      # can the model learn at all?
+  scratchvit detect-train --data street                            # COCO, VOC or YOLO; the format is detected
   scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
-  scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # goes on bit for bit
+  scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # continues bit for bit
 
 A folder is one of
   COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
          or train/_annotations.coco.json, …
   VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …
   YOLO   images/train, labels/train, … and data.yaml or classes.txt
-Without a val or test part some of train are drawn. Bad entries (a box outside its picture, an unknown category, a
-missing picture, …) are named before anything begins; --skip-bad goes on without them.
+If there is no val or test split, it is drawn from train. Bad entries (a box outside its picture, an unknown category, a
+missing picture, …) are reported before training begins; --skip-bad leaves them out.
 
-The values of a recipe (scratchvit/recipes/detect_*.py) are the defaults below. The options of the model depend on the
-model: `scratchvit detect-train --model NAME --help` shows those of NAME, and `scratchvit models "*detr*"` the names.
+The defaults below are those of a recipe (scratchvit/recipes/detect_*.py). The options of the model depend on the model:
+`scratchvit detect-train --model NAME --help` lists those of NAME, and `scratchvit models "*detr*"` lists the names.
 """
 
-# The options in the order of the help. A field of DetectConfig that is not here stands with the run.
+# The options in the order of the help. Fields of DetectConfig that are not listed are in the group "run".
 GROUPS = {
     "data": ("data", "val_fraction", "epoch_images", "skip_bad", "overfit_one_batch"),
     "model": ("model", "init", "new_head", "freeze_stem"),
@@ -59,7 +59,7 @@ GROUPS = {
         "cost_class", "cost_bbox", "cost_giou", "weight_ce", "weight_bbox", "weight_giou", "eos_coef",
     ),
 }
-# No options of the model: the data decide, and img_size is only what its cost is told for.
+# Not options: in_chans and num_classes come from the data, and img_size matters to `scratchvit cost` only.
 FROM_THE_DATA = {"in_chans", "num_classes", "img_size"}
 COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM_THE_DATA)
 
@@ -120,25 +120,25 @@ def _and_more(sentences: Sequence[str]) -> str:
 
 
 def _boxes(dataset: DetectionDataset) -> str:
-    """How many there are to find; those of scenes that never end are not counted."""
+    """The number of objects; scenes that are drawn anew for every epoch have no fixed number."""
     return "ever new ones in" if dataset.endless else f"{sum(_objects(dataset)):,}"
 
 
 def _objects(dataset: DetectionDataset) -> Iterator[int]:
-    """How many there are to find in each picture."""
+    """The number of objects in each picture, without crowds."""
     return (int((~dataset.annotations(index).crowd).sum()) for index in range(len(dataset)))
 
 
 def _pictures(loop: TrainingLoop[DetectionTask]) -> str:
-    """How they are shown, and how large a map the model makes of the largest."""
+    """The sizes that pictures are resized to, and the number of encoder tokens of the largest."""
     (height, width), tokens = _largest(loop)
     return f"{loop.task.data.sizes}; the largest {height}×{width}, of which the encoder makes {tokens:,} tokens"
 
 
 def _largest(loop: TrainingLoop[DetectionTask]) -> tuple[tuple[int, int], int]:
-    """The size of the largest training picture as evaluation shows it, and of how many features its map is.
+    """The size of the largest training picture after resizing for evaluation, and its number of encoder tokens.
 
-    Training does not show it larger.
+    Augmentation never makes it larger.
     """
     train, rng = loop.task.data.splits.train, np.random.default_rng(0)
     shown = (loop.task.data.sizes(View.whole(train.size(index)), rng).size for index in range(len(train)))
@@ -151,29 +151,29 @@ def _model(loop: TrainingLoop[DetectionTask]) -> Any:
 
 
 def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
-    """What would make a run hopeless or endless, though nothing forbids it."""
+    """Settings that are allowed, but with which the run would learn nothing or take very long."""
     config, train, val = loop.task.config, loop.task.data.splits.train, loop.task.data.splits.val
     model = _model(loop)
     sentences = []
     if model.config.frozen_bn and not config.init:
         sentences.append(
-            "frozen_bn keeps the batch norms of a backbone that was never trained, so that it hardly learns: "
-            "--no-frozen-bn, or name trained weights with --init"
+            "frozen_bn freezes the batch norms of a backbone without pretrained weights, which then hardly learns: use "
+            "--no-frozen-bn, or pretrained weights with --init"
         )
     if not train.endless:
         most = max(_objects(train))
         if not most:
-            sentences.append("not one training picture has an object, so there is nothing to learn but that")
+            sentences.append("not one training picture has an object, so the model can only learn to find none")
         if most > model.config.num_queries:
             sentences.append(
-                f"a picture has {most} objects, the model can find {model.config.num_queries} in any: "
+                f"a picture has {most} objects, but the model has only {model.config.num_queries} queries: use "
                 f"--num-queries {2 * most}"
             )
     if not any(_objects(val)):
-        sentences.append("val has no object, so it has no AP: the best epoch will be that of the lowest loss on it")
+        sentences.append("val has no object, so AP is undefined: the best epoch will be that of the lowest val loss")
     if (tokens := _largest(loop)[1]) > MANY_TOKENS:
         sentences.append(
-            f"{tokens:,} tokens are many, time and memory of attention grow with their square: a smaller --short-side"
+            f"{tokens:,} tokens are many: time and memory of attention grow quadratically; use a smaller --short-side"
         )
     return sentences
 
@@ -191,7 +191,7 @@ def _draw(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[st
             result.best_epoch, commands=COMMAND.lines(loop.task.config, folder.path),
         )
         write_detection_report(run, folder.path / "report.html")
-        drawn["report.html"] = "all about it on one page: open it in a browser"
+        drawn["report.html"] = "the whole run on one page: open it in a browser"
         png = io.BytesIO()
         splits.test.picture(0).save(png, format="png")
         write_atomically(folder.path / "sample.png", png.getvalue())
@@ -199,7 +199,7 @@ def _draw(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[st
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     if (folder.path / "predictions").exists():
-        drawn["predictions"] = "what was found in some validation pictures, epoch by epoch"
+        drawn["predictions"] = "detections in some validation pictures, epoch by epoch"
     return drawn
 
 
@@ -208,7 +208,7 @@ def _ends(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:
     folder = loop.folder
     best, sample = str(folder.best), str(folder.path / "sample.png")
     asked = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
-    if loop.task.config.overfit_one_batch:        # which no split is
+    if loop.task.config.overfit_one_batch:        # which is not a split
         asked += [["detect-train", "--data", loop.task.config.data]]
     else:
         asked += [["detect-eval", "--checkpoint", best]]

@@ -29,21 +29,21 @@ from scratchvit.training.classification.task import coarse_patches
 ATTENTION_PICTURES = 10     # the first of each of the first classes
 
 DESCRIPTION = """\
-Train a model on pictures. Without options: a small ViT on scikit-learn's handwritten digits, in about a minute.
+Train a model on pictures. By default: a small ViT on scikit-learn's handwritten digits, which takes about a minute.
 
   scratchvit train
   scratchvit train --data fashion-mnist --download
   scratchvit train --recipe vit_cifar10 --data-dir cifar-10-batches-bin --epochs 50
   scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg
-  scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # goes on bit for bit
+  scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # continues bit for bit
 
-The values of a recipe (scratchvit/recipes/, a file each) are the defaults below; data sets known by name have one of
-their own. The options of the model depend on the model: `scratchvit train --model NAME --help` shows those of NAME. A
-model that is named has the sizes of its paper, but the recipe's img_size (and, a ViT, its patch_size); one that is not
-named has the sizes of the recipe.
+The defaults below are those of a recipe (scratchvit/recipes/, one file each); data sets known by name have their own
+recipe. The options of the model depend on the model: `scratchvit train --model NAME --help` lists those of NAME.
+Without --model, sizes are those of the recipe. With --model, they are those of the model's paper, except img_size (and
+a ViT's patch_size), which stay those of the recipe.
 """
 
-# The options in the order of the help. A field of TrainConfig that is not here stands with the run.
+# The options in the order of the help. Fields of TrainConfig that are not listed are in the group "run".
 GROUPS = {
     "data": ("data", "data_dir", "download", "val_fraction", "train_fraction", "epoch_images", "skip_bad"),
     "model": ("model", "init", "new_head"),
@@ -58,13 +58,13 @@ GROUPS = {
     ),
     "distillation": ("teacher", "teacher_model", "distill", "distill_weight", "distill_temperature"),
 }
-SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # what a recipe says of them holds for other models of its family too
-FROM_THE_DATA = {"in_chans", "num_classes"}     # no option of the model: the data decide
+SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # a recipe's values apply to other models of its family too
+FROM_THE_DATA = {"in_chans", "num_classes"}     # determined by the data, so not options
 
 
 def _no_square(config: TrainConfig) -> str | None:
     is_square = not isinstance(config.model_args.get("img_size"), tuple)
-    return None if is_square else "--img-size: pictures are brought to squares, so give one number"
+    return None if is_square else "--img-size: pictures are resized to squares, so give one number"
 
 
 COMMAND = TrainingCommand(
@@ -132,8 +132,8 @@ def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> s
     splits, palette = loop.task.data.splits, asnumpy(model.palette.data)
     baseline = histogram_bits(splits.train, splits.test, palette)
     return (
-        f"{result.test_loss / math.log(2):.3f} bits per pixel, of {len(palette)} colours; {baseline:.3f} for who knows "
-        "only how often each position has each colour"
+        f"{result.test_loss / math.log(2):.3f} bits per pixel, of {len(palette)} colours; {baseline:.3f} for a "
+        "baseline that only knows how often each position has each colour"
     )
 
 
@@ -149,7 +149,7 @@ def _draw(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, s
             result.test_predictions, commands=COMMAND.lines(loop.task.config, folder),
         )
         write_report(run, folder / "report.html")
-        drawn["report.html"] = "all about it on one page: open it in a browser"
+        drawn["report.html"] = "the whole run on one page: open it in a browser"
         png = io.BytesIO()
         to_picture(pictures[-1]).save(png, format="png")
         write_atomically(folder / "sample.png", png.getvalue())

@@ -192,7 +192,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("train --lr nan", "argument --lr: 'nan' is not a finite number"),
     ("train --epochs two", "argument --epochs: invalid int value: 'two'"),
     ("train --img-size 3x", "expected a size such as 28 or 28x32 (height x width), not '3x'"),
-    ("train --img-size 8x16", "pictures are brought to squares, so give one number"),
+    ("train --img-size 8x16", "pictures are resized to squares, so give one number"),
     ("train --patch-size 0", "at least 1"),
     ("train --num-classes 3", "there is no option --num-classes"),
     ("trian", "there is no command 'trian'; did you mean 'train'?"),

@@ -178,7 +178,7 @@ def test_what_makes_a_run_hopeless_is_told_before_it_begins(tmp_path, capsys, no
         assert main(["detect-train", *words, "--out", "run"]) == 3
     out = capsys.readouterr().out
     assert "warning   frozen_bn keeps the batch norms of a backbone that was never trained" in out
-    assert "warning   a picture has 8 objects, the model can find 3 in any: --num-queries 16" in out
+    assert "warning   a picture has 8 objects, but the model has only 3 queries: use --num-queries 16" in out
     assert "warning   7,500 tokens are many" in out and "the largest 600×800" in out
     assert "has no object" not in out
 
