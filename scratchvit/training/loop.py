@@ -272,7 +272,7 @@ class TrainingLoop(Generic[TaskT]):
         """The same for what kept a loader from making a batch."""
         self._save_place()
         return ScratchvitError(
-            f"{error} The run is saved at step {self.step} of {self.schedule.total_steps}; with its pictures as they "
+            f"{error}. The run is saved at step {self.step} of {self.schedule.total_steps}; with its pictures as they "
             f"were, go on with: {self._resume_command}"
         )
 
