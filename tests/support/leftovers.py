@@ -29,8 +29,11 @@ MODULES = "modules"
 # Written by libraries when they are first used, and by pytest while a test runs.
 NOT_OURS = ("PYTEST_", "COVERAGE", "KMP_", "TORCH", "TRITON", "OMP_", "TF_", "GRPC_", "HF_", "CUPY_")
 SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGALRM") if hasattr(signal, name)]
-CHANGED_BY_IMPORTS = {"environment variables", "Python's global random state", "NumPy's global random state"}
-"""What a library may change when it is imported: Rich, which scikit-learn imports, draws a random number."""
+CHANGED_BY_IMPORTS = {
+    "environment variables", "Python's global random state", "NumPy's global random state", "sys.path",
+}
+"""What a library may change when it is imported: Rich, which scikit-learn imports, draws a random number; setuptools,
+which PyTorch's internals import, adds the folder of what it vendors to sys.path."""
 
 
 def state() -> dict[str, Any]:

@@ -146,7 +146,7 @@ def test_other_tensors_and_classes_are_refused_by_name(tmp_path, torch, kind, zi
     make, name = REFUSED[kind]
     saved = {"model": {"w": torch.ones(2)}, "x": make(torch)}
     torch.save(saved, tmp_path / "w.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(ScratchvitError, match=f"it asks for '{name}', and only .* convert it to safetensors"):
+    with pytest.raises(ScratchvitError, match=f"it uses '{name}', but only .* convert it to safetensors"):
         read_weights(tmp_path / "w.pth")
 
 
