@@ -177,7 +177,7 @@ def test_what_makes_a_run_hopeless_is_told_before_it_begins(tmp_path, capsys, no
         patched.setattr(TrainingLoop, "run", lambda self: sys.exit(3))     # before the first step
         assert main(["detect-train", *words, "--out", "run"]) == 3
     out = capsys.readouterr().out
-    assert "warning   frozen_bn keeps the batch norms of a backbone that was never trained" in out
+    assert "warning   frozen_bn freezes the batch norms of a backbone without pretrained weights" in out
     assert "warning   a picture has 8 objects, but the model has only 3 queries: use --num-queries 16" in out
     assert "warning   7,500 tokens are many" in out and "the largest 600×800" in out
     assert "has no object" not in out
