@@ -29,11 +29,6 @@ TINY = [
 ]
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a finished run, and what it printed."""

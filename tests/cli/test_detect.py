@@ -22,30 +22,13 @@ from tests.support.detector_samples import (
     BOX,
     detector,
     refused,
-    write_animals,
     write_checkpoint,
-    write_trained,
     write_weights,
     written,
 )
 from tests.support.margins import assert_close, rounding, ulps
 from tests.support.peers import import_timm, randomise
 from tests.support.seeds import moved, seeded
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def animals(tmp_path):
-    return write_animals(tmp_path)
-
-
-@pytest.fixture
-def trained(tmp_path, animals):
-    return write_trained(tmp_path / "best.safetensors", animals)
 
 
 def photos(folder):

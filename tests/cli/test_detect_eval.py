@@ -17,27 +17,10 @@ from tests.support.detector_samples import (
     BOX,
     detector,
     refused,
-    write_animals,
     write_checkpoint,
-    write_trained,
     written,
 )
 from tests.support.margins import assert_close, ulps
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def animals(tmp_path):
-    return write_animals(tmp_path)
-
-
-@pytest.fixture
-def trained(tmp_path, animals):
-    return write_trained(tmp_path / "best.safetensors", animals)
 
 
 def test_detect_eval_tells_what_pycocotools_says_of_its_results(animals, trained, capsys):

@@ -21,7 +21,7 @@ from scratchvit.training import TrainingLoop
 from scratchvit.training.folder import read_config
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import coco, write_coco
-from tests.support.detector_samples import BAD, refused, write_animals, write_weights, written
+from tests.support.detector_samples import BAD, refused, write_weights, written
 from tests.support.platforms import words_of
 
 TINY = [
@@ -29,16 +29,6 @@ TINY = [
     "--dec-layers=2", "--dim-feedforward=16", "--num-queries=3", "--epochs=1", "--batch-size=4", "--short-side=0",
     "--no-multi-scale",
 ]
-
-
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
-@pytest.fixture
-def animals(tmp_path):
-    return write_animals(tmp_path)
 
 
 @pytest.fixture(scope="module")

@@ -25,11 +25,6 @@ ANIMALS = ["ant", "bee", "cat", "dog"]
 NAME = "vit_tiny_patch16_224"
 
 
-@pytest.fixture(autouse=True)
-def _in_a_folder_of_its_own(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-
-
 @pytest.fixture
 def run(tmp_path):
     return save_run(tmp_path / "run")

@@ -31,7 +31,6 @@ SIZES = {        # parameters, tokens with the class token
 }
 
 
-
 @pytest.mark.parametrize("name", PRESETS)
 def test_parameters_and_tokens(name):
     with sv.nn.init.without_weights():

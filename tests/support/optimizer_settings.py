@@ -1,8 +1,6 @@
 """What an optimiser does to each parameter."""
 
 
-
-
 def settings_by_name(model, groups):
     """{name: (lr_scale, weight_decay)} of a model's parameters, ours or PyTorch's, in groups."""
     names = {id(parameter): name for name, parameter in model.named_parameters()}
