@@ -1,7 +1,8 @@
-"""Writing files atomically, and printing names from files safely."""
+"""Reading text in the encodings that people's tools write, writing files atomically, printing names safely."""
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 import os
 import time
@@ -13,6 +14,33 @@ from scratchvit.errors import ScratchvitError
 # (for long). So it is tried again after these pauses, in seconds.
 _OPEN_FILES_STAY = os.name == "nt"
 _PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0, 1.0)
+
+
+# A byte-order mark says which encoding a file has. UTF-32 first: its mark begins with that of UTF-16.
+_MARKS = (
+    (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"), (codecs.BOM_UTF8, "utf-8-sig"),
+    (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"),
+)
+
+
+def read_text(path: Path, what: str = "text file") -> str:
+    """The text of a file in UTF-8, or in the encoding that its byte-order mark names (UTF-8, UTF-16, UTF-32).
+
+    what: a word for the file in errors, "label list". Line ends are those of the file: use `splitlines`. Raises
+    ScratchvitError if the file cannot be read, or is in another encoding: a guess could turn names into others.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise ScratchvitError(f"{path}: this {what} cannot be read ({error.strerror})") from error
+    encoding = next((name for mark, name in _MARKS if content.startswith(mark)), "utf-8")
+    try:
+        return content.decode(encoding)
+    except UnicodeDecodeError as error:
+        raise ScratchvitError(
+            f"{path}: this {what} is not in {encoding.removesuffix('-sig').upper()} (it has a byte "
+            f"{error.object[error.start]:#04x} that does not belong there): save it in UTF-8"
+        ) from error
 
 
 def write_atomically(path: Path, content: bytes) -> None:
