@@ -142,7 +142,7 @@ def test_a_checkpoint_that_draws_more_the_second_time_is_an_error() -> None:
         return x
 
     y = sv.checkpoint(draws_more, Tensor(np.ones(4, np.float32), requires_grad=True))
-    with pytest.raises(RuntimeError, match="more random numbers are drawn than the first time"):
+    with pytest.raises(RuntimeError, match="more random numbers are drawn than in the forward pass"):
         y.backward(np.ones(4, np.float32))
 
 

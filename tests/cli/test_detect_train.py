@@ -141,7 +141,7 @@ def test_every_setting_is_an_option(capsys):
     fields |= set(vars(model_config("detr_resnet50"))) - detect_train.FROM_THE_DATA
     for name in fields:
         assert f"--{name.replace('_', '-')}" in text
-    assert "object queries: the largest number of objects that can be found (default: 100)" in text
+    assert "number of object queries: the maximum number of detected objects (default: 100)" in text
 
 
 @pytest.mark.parametrize("command", ["detect-train", "detect-eval", "detect"])
@@ -232,7 +232,7 @@ def test_training_names_files_that_are_no_annotations(animals, capsys, text, sen
     ("--lr nan", "'nan' is not a finite number", 2),
     ("--recipe vit_digits", "there is no recipe 'vit_digits'; there are detect_finetune, detect_folder", 1),
     ("--epochs 0", "epochs must be at least 1, not 0", 1),
-    ("--nheads 3", "hidden_dim 128 cannot be shared by 3 heads", 1),
+    ("--nheads 3", "hidden_dim 128 is not divisible by 3 heads", 1),
     ("--model detr_tniy", "did you mean 'detr_tiny'?", 1),
     ("--model resnet18", "resnet18 is not a detector", 1),
     ("--data nowhere", "nowhere: no such folder", 1),

@@ -80,7 +80,7 @@ WRONG_CALLS = [
     Known("maximum", r"maximum\((int64\[3\], 2|2, int64\[3\])", "silent", NUMBERS),
     Known("minimum", r"minimum\((int64\[3\], 2|2, int64\[3\])", "silent", NUMBERS),
     Known("pow", r"pow\(2, 3\)", "silent", NUMBERS),
-    Known("conv3d", "stride=2, padding='same'", "silent", "a feature here: see windows.same_padding"),
+    Known("conv3d", "stride=2, padding='same'", "silent", "a feature here: see sliding.same_padding"),
     Known("max_pool3d", r"max_pool3d\(float32\[0, 1, 2, 10\]", "silent", "of no channels, the result is empty"),
     Known("max", r"\[1, 1, 1, 1, 1, 1", "number of dimensions", "NumPy cannot make an array of 65 axes"),
     Known("min", r"\[1, 1, 1, 1, 1, 1", "number of dimensions", "as max"),
