@@ -68,7 +68,7 @@ def need_floats(op: str, parameter: str, array: Any) -> None:
 
 
 def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
-    """The dtype to which integers and arrays of shape () are converted; None if all arrays are and stay integers."""
+    """The dtype to which integers and single numbers are converted; None if all are integers and stay integers."""
     floats = [x for x in arrays if x.dtype.kind == "f"]
     if not floats:
         return np.dtype(np.float32) if takes == "numbers" else None

@@ -198,7 +198,7 @@ class Tensor:
         return OPS["expand"](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def flatten(self, start: int = 0) -> Tensor:
-        """All axes from `start` on flattened to one."""
+        """All axes from `start` on made one."""
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -350,7 +350,7 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
 
 
 def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
-    """An error of NumPy or CuPy, with the op's name and the shapes of its inputs."""
+    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
     kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
     shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
     return kind(f"{name}: {error} (given arrays of shape {shapes})")
@@ -392,7 +392,7 @@ def _unwrap(x: Any) -> Any:
 
 def wrap(value: Any) -> Tensor:
     tensor = Tensor.__new__(Tensor)
-    # NumPy's full reductions return scalars. Arrays stay on the device on which they were computed.
+    # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
     tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
     return tensor

@@ -6,8 +6,8 @@
     idea        blocks of BLOCK rows are summed by a matrix product with ones, at the speed of memory; the few sums of
                 the blocks are added in float64. The error is at most that of BLOCK roundings, for any length.
 
-Sums over the last axes use NumPy's pairwise summation. Sums of float64, and sums on a GPU, which reduces in a tree, use
-the array module's.
+Sums over the last axes are left to NumPy, which adds pairwise; sums of float64 and on a GPU, which reduces in a tree,
+to the array module.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 from scratchvit.backend import CPU, Array, backend_of
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order
-BLOCK = 128         # number of rows summed by one product with ones
+BLOCK = 128         # rows that are added by one product with ones
 SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
 
 
@@ -39,7 +39,7 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
         last -= 1
     if last < x.ndim:
         x = x.sum(axis=tuple(range(last, x.ndim)))
-    # From the last axis to the first: each run of adjacent axes is reshaped to the middle axis of (outer, N, inner).
+    # From the back: each run of neighbouring axes is the middle of (outer, N, inner).
     for reduced, run in reversed([(key, list(group)) for key, group in groupby(range(last), axes.__contains__)]):
         if reduced:
             before, after = x.shape[: run[0]], x.shape[run[-1] + 1 :]

@@ -62,12 +62,12 @@ def check_out_indices(config: Any) -> None:
 def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> Tensor:
     """Return images (B, C, H, W), an array or a Tensor, as a Tensor; arrays are converted to `dtype`.
 
-    shape: the required (C, H, W), with None for any size. Raises ScratchvitError if the images do not have it.
+    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not.
     """
     if x.ndim != 4 or any(expected not in (None, n) for expected, n in zip(shape, x.shape[1:])):
         wanted = ", ".join(str(expected or axis) for expected, axis in zip(shape, ("C", "height", "width")))
-        advice = "create the model with that in_chans" if None in shape else (
+        mend = "create the model with that in_chans" if None in shape else (
             "resize them, or create the model with that img_size and in_chans"
         )
-        raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {advice}")
+        raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {mend}")
     return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)

@@ -23,7 +23,7 @@ def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
 
 
 def axes_of(op: str, dims: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
-    """`axis_of` for one axis or several. Raises ValueError if an axis is repeated."""
+    """The same for one axis or several. Raises ValueError if one is named twice."""
     axes = tuple(axis_of(op, dim, shape) for dim in ((dims,) if isinstance(dims, int) else dims))
     if len(set(axes)) < len(axes):
         raise ValueError(f"{op}: dims {dims} name an axis of an array of shape {tuple(shape)} twice")

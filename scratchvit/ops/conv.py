@@ -346,8 +346,8 @@ def _gather(
     inside = all(windows.reads(0, row, first, last)[0] == slice(first, last) for row in range(rows))
     stack = (xp.empty if inside else xp.zeros)((groups, rows, depth // rows, *places), dtype=x.dtype)
     for columns, kernel_rows in shared:
-        for kernel_row, read, lines in kernel_rows:
-            stack[:, kernel_row, :, read] = columns[:, :, lines]
+        for kernel_row, output_rows, lines in kernel_rows:
+            stack[:, kernel_row, :, output_rows] = columns[:, :, lines]
     yield stack.reshape(groups, depth, *places), [(0, slice(None), slice(None))]
 
 

@@ -215,11 +215,11 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     xp = array_module(x)
     target = _like("binary_cross_entropy", x, target)
     _check_options("binary_cross_entropy", reduction, ("mean", "sum", "none"))
-    for name, array in (("x", x), ("target", target)):      # not on a GPU, where the check would wait for the device
+    for name, array in (("x", x), ("target", target)):      # on a GPU it would have to wait for the answer
         if backend_of(x) is CPU and x.size and not (array.min() >= 0 and array.max() <= 1):
             raise ValueError(
-                f"binary_cross_entropy: {name} must hold probabilities, but its values are in [{array.min():g}, "
-                f"{array.max():g}]; for logits use binary_cross_entropy_with_logits"
+                f"binary_cross_entropy: {name} holds probabilities, but lies in [{array.min():g}, {array.max():g}]; "
+                "for logits use binary_cross_entropy_with_logits"
             )
     w = 1 if weight is None else backend.asarray(weight, dtype=x.dtype)
     with np.errstate(divide="ignore"):                  # log 0

@@ -206,7 +206,7 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
 
 
 def _saved_groups(x: Array, num_groups: int) -> list[Any]:
-    """x, the ones, the mean and r of each group of each image, and the weight of each channel."""
+    """x, the ones, the mean and r of each group of each image, and one number per channel."""
     B, C, S = len(x), x.shape[1], math.prod(x.shape[2:])
     numbers = S + 2 * B * num_groups + C
     return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]

@@ -32,9 +32,9 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float | Non
     mode: "constant", "reflect", "replicate" or "circular"; see the top of this file.
     value: the constant; 0 if not given.
     Returns an array in which each of these axes is longer by before + after.
-    Raises ValueError if pad has an odd length or more pairs than x has axes, if an axis would get a negative length, if
-    there are too few entries to copy ("reflect" needs more than it adds at an end, "circular" as many), or if a value
-    is given with a mode other than "constant".
+    Raises ValueError if pad has an odd length or more pairs than x has axes, if an axis would get a negative size, if
+    there is too little to copy ("reflect" needs more entries than it adds at an end, "circular" as many), or if a value
+    is given with another mode than "constant".
     """
     widths = _widths(x, pad, mode, value)
     added = [(max(0, before), max(0, after)) for before, after in widths]
@@ -94,7 +94,7 @@ def _widths(x: Array, pad: Sequence[int], mode: str, value: float | None) -> lis
     if mode not in NUMPY_MODES:
         raise ValueError(f"pad: mode must be one of {', '.join(map(repr, NUMPY_MODES))}, not {mode!r}")
     if value is not None and mode != "constant":
-        raise ValueError(f'pad: value is only for mode "constant", not for {mode!r}')
+        raise ValueError(f'pad: a value is for mode "constant", not for {mode!r}')
     if len(pad) % 2 or len(pad) > 2 * x.ndim or not all(isinstance(n, int) for n in pad):
         raise ValueError(
             f"pad: pad must hold two integers for each axis, of at most {x.ndim} axes (x has shape {x.shape}), not "

@@ -27,7 +27,7 @@ def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype. If a window contains a NaN, its maximum is NaN.
     kernel_size, stride, padding, dilation: an integer or one for each axis.
     stride: kernel_size if not given.
-    padding: implicit -∞; also "same" (H' = ⌈H / stride⌉; see sliding.same_padding).
+    padding: filled with -∞; can also be "same" (H' = ⌈H / stride⌉; see sliding.same_padding).
     ceil_mode: whether to keep windows that extend beyond the end.
     Raises ValueError if options do not fit together or a window is larger than the padded image, TypeError for
     integers.
@@ -90,7 +90,7 @@ def _max_pool(x: Array, windows: Windows):
             candidate = padded[window].copy()                           # read twice, and contiguous is faster
             better = (candidate > y).astype(winner.dtype)
             better *= tap
-            xp.maximum(winner, better, out=winner)                      # taps increase, so this keeps the last better
+            xp.maximum(winner, better, out=winner)                      # keeps the last tap that was better
             xp.maximum(y, candidate, out=y)
 
     def backward(dy):
@@ -173,7 +173,7 @@ def _windows(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode) -
     kernel = per_axis(kernel_size, axes, f"{name}: kernel_size", 1)
     stride = kernel if stride is None else per_axis(stride, axes, f"{name}: stride", 1)
     dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
-    if padding == "same" and name.startswith("max"):
+    if padding == "same" and name.startswith("max"):        # not for means, where padding may or may not be counted
         if max(dilation) > 1:
             raise ValueError(
                 f'{name}: padding="same" needs dilation 1, not {dilation}: otherwise a window could lie in the padding'

@@ -194,7 +194,7 @@ def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None
 
     x: any shape and dtype.
     shifts, dims: the number of positions to shift, and the axis; or sequences of the same length. An axis that is given
-        twice is shifted by the sum. Without dims, x is flattened before it is rolled.
+        twice is shifted by the sum. Without dims, x is rolled as if it were flattened; its shape does not change.
     Raises IndexError if x has no such axis, ValueError if there are not as many shifts as dims.
     """
     xp = array_module(x)

@@ -276,7 +276,7 @@ def test_binary_cross_entropy_near_zero() -> None:
     for x in (1e-6, 1e-8):
         loss = ops.binary_cross_entropy(leaf([x]), np.zeros(1, np.float32))
         assert_close(loss, -math.log1p(-np.float32(x)), ulps(x, 2))
-    with pytest.raises(ValueError, match=r"target must hold probabilities, but its values are in \[3, 3\]"):
+    with pytest.raises(ValueError, match=r"target holds probabilities, but lies in \[3, 3\]"):
         ops.binary_cross_entropy(leaf([0.5]), np.full(1, 3, np.float32))
 
 

@@ -250,7 +250,7 @@ WRONG: list[tuple[type[Exception], str, Callable[[], Any]]] = [
     (ValueError, "pad: mode 'reflect' with .* needs at least 3 entries", lambda: ops.pad(ones(2), (2, 0), "reflect")),
     (ValueError, "pad: mode 'circular' with .* needs at least 3", lambda: ops.pad(ones(2), (0, 3), "circular")),
     (ValueError, "pad: mode must be one of 'constant'", lambda: ops.pad(ones(2), (1, 1), "mirror")),
-    (ValueError, 'pad: value is only for mode "constant"', lambda: ops.pad(ones(2), (1, 1), "reflect", 1.0)),
+    (ValueError, 'pad: a value is for mode "constant"', lambda: ops.pad(ones(2), (1, 1), "reflect", 1.0)),
     (IndexError, r"getitem: x of shape \(2,\): index 5 is out of bounds", lambda: ones(2)[5]),
     (IndexError, r"getitem: x of shape \(2,\): index 5", lambda: ones(2)[[5]]),
     (IndexError, "getitem: .*boolean", lambda: ones(2)[np.array([True])]),
