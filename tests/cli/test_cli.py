@@ -212,7 +212,7 @@ def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     ("--model vit_tiny_patch16_225", "did you mean 'vit_tiny_patch16_224'?"),
     ("--patch-size 3", "an image of 16×16 cannot be cut into patches of 3×3"),
     ("--num-heads 3", "embed_dim 64 is not divisible by 3 heads"),
-    ("--global-pool max", "global_pool is"),
+    ("--global-pool max", "global_pool must be"),
     ("--resume nowhere", "nowhere contains no run"),
     ("--data mnist --data-dir nowhere", "nowhere: no such folder"),
 ])
