@@ -1,5 +1,5 @@
-"""The exception for bad input. Its message says in one sentence what is wrong and what to do."""
+"""The exception for bad input. Its message says what is wrong and what to do, in one sentence."""
 
 
 class ScratchvitError(Exception):
-    """Bad input: a file, a picture, an option, a device. The command line prints the message and exits with 1."""
+    """Bad input from outside: a file, a picture, an option, a device. The command line prints its text and exits 1."""

@@ -77,7 +77,7 @@ class Node:
         self.backward: Callable[..., Any] | None = backward     # None after use, which frees what it saved
         self.edges = edges
         self.outputs = outputs
-        self.gives_tuple = gives_tuple      # whether the op returned a tuple; its backward then takes a tuple
+        self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:

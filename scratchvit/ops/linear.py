@@ -122,7 +122,7 @@ def einsum(equation: str, *operands: Array):
     try:
         y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
     except ValueError:
-        raise ValueError(f"einsum: {equation!r} does not match operands of shapes {shapes_of(operands)}") from None
+        raise ValueError(f"einsum: {equation!r} does not fit operands of shapes {shapes_of(operands)}") from None
 
     def gradient(i, dy):
         x, wanted = operands[i], inputs[i]
