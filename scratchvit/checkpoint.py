@@ -7,7 +7,7 @@ from collections.abc import Callable
 from scratchvit import random
 from scratchvit.backend import Array
 from scratchvit.graph import Node, reachable, run_backward
-from scratchvit.recording import is_recording, recording
+from scratchvit.recording import enable_grad, is_recording
 from scratchvit.tensor import Tensor, edge_to, wrap
 
 
@@ -38,7 +38,7 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
                 "pass, so that recomputing it gives another value: call backward() first"
             )
         inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
-        with recording(), random.replayed(draws):
+        with enable_grad(), random.replayed(draws):
             again = function(*inputs)
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]

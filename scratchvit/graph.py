@@ -53,10 +53,13 @@ came was not fresh, so adding to it is safe too.
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 from scratchvit.backend import Array, asarray
+from scratchvit.recording import setting
 from scratchvit.signature import takes_need
 
 
@@ -87,12 +90,45 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
     backward that gives another number of gradients than there are inputs, or one of another shape or dtype.
     """
     waiting = _count_consumers([edge for edge, _ in roots])
+    outer = _reached.get()
+    if outer is not None:               # a checkpoint goes back through its own graph within that of the whole
+        _send_back(roots, waiting, outer)
+        return
+    reached: Reached = {}
+    with setting(_reached, reached):
+        try:
+            _send_back(roots, waiting, reached)
+        except BaseException:
+            _take_back(reached)
+            raise
+
+
+Reached: TypeAlias = dict[weakref.ref, bool]
+"""Leaves that a backward has reached, and whether they had a gradient before. Weak, since those of a checkpoint's own
+graph are dropped when it is done."""
+
+_reached: ContextVar[Reached | None] = ContextVar("reached", default=None)
+
+
+def _take_back(reached: Reached) -> None:
+    """After an error: a part of a gradient looks like a gradient, so no leaf keeps one."""
+    for reference, had_gradient in reached.items():
+        leaf = reference()
+        if leaf is not None and had_gradient:
+            leaf.grad[...] = float("nan")
+        elif leaf is not None:
+            leaf.grad = None
+
+
+def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
+    """Send gradients from the roots to the leaves. waiting: for each node, the number of its consumers."""
     arrived: dict[Node, list[_Sum]] = {}
     ready: list[Node] = []
 
     def send(edge: Any, gradient: Array, fresh: bool) -> None:
         node, index = edge
         if not isinstance(node, Node):
+            reached.setdefault(weakref.ref(node), node.grad is not None)
             _accumulate_leaf(node, gradient, fresh)
             return
         if node not in arrived:

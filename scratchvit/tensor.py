@@ -154,7 +154,8 @@ class Tensor:
         gradient: the cotangent, an array of this tensor's shape; may be left out for a single number (1 is meant).
         Raises RuntimeError when the graph was already used (build it anew, or add the losses and go back once), and
         when a leaf was changed in place since: by an optimiser's step, or by `+=`. ValueError for a gradient of another
-        shape.
+        shape. If the backward of an op raises, no leaf keeps a part of its gradient: `.grad` is None again, or NaN
+        where the part had been added to an older one.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
@@ -197,7 +198,9 @@ class Tensor:
         return OPS["expand"](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def flatten(self, start: int = 0) -> Tensor:
-        """All axes from `start` on made one."""
+        """All axes from `start` on made one. Raises IndexError if there is no such axis."""
+        if not -max(1, self.ndim) <= start < max(1, self.ndim):
+            raise IndexError(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -221,6 +224,7 @@ class Tensor:
 
     __iadd__, __isub__ = _in_place("+", "add"), _in_place("-", "subtract")
     __imul__, __itruediv__ = _in_place("*", "multiply"), _in_place("/", "divide")
+    __ipow__ = _in_place("**", "power")
 
     def __setitem__(self, index: Any, values: Any) -> None:
         self._must_be_changeable("assigning to entries", "ops.where, or ops.concatenate")
@@ -261,11 +265,14 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 
 @overload
-def op(*, takes: str = "floats", facts: Facts | None = None) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
+def op(
+    *, takes: str = "floats", facts: Facts | None = None, gives: type[Tensor] = Tensor
+) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(
-    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None
+    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None,
+    gives: type[Tensor] = Tensor,
 ) -> Callable[..., Any]:
     """Make a differentiable operation of a function on plain arrays.
 
@@ -281,12 +288,13 @@ def op(
     takes: which dtypes it takes, "floats", "any", "numbers" or "sums": see dtypes.py.
     facts: what it saves, its multiply-adds and the shape of its value: see facts.py. Only `inspect` reads them; an op
         of scratchvit.ops must have them.
+    gives: the class of its results; see `Extremes` in ops/reduce.py.
     The op raises TypeError for dtypes that it does not take, and for a Tensor that requires a gradient where it has no
     gradient to give (a constant: detach it).
     Raises TypeError for a function without a differentiable parameter, ValueError for an unknown word in takes.
     """
     if function is None:
-        return functools.partial(op, takes=takes, facts=facts)
+        return functools.partial(op, takes=takes, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
         raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
@@ -314,12 +322,13 @@ def op(
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
-        except (IndexError, TypeError, ValueError) as error:
-            if str(error).startswith(function.__name__):
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+            is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
+            if is_ours or str(error).startswith(function.__name__):
                 raise
             raise _explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = [wrap(v) for v in value] if is_tuple else [wrap(value)]
+        outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
         if edges.count(None) < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
             for index, output in enumerate(outputs):
@@ -347,7 +356,10 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
 
 def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
     """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
-    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
+    if isinstance(error, AttributeError):
+        strangers = ", ".join(type(x).__name__ for x in inputs if x is not None and not hasattr(x, "dtype"))
+        return TypeError(f"{name}: arrays or Tensors are needed, not {strangers}")
+    kind = next((kind for kind in (IndexError, TypeError) if isinstance(error, kind)), ValueError)
     shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
     return kind(f"{name}: {error} (given arrays of shape {shapes})")
 
@@ -386,8 +398,8 @@ def _unwrap(x: Any) -> Any:
     return x
 
 
-def wrap(value: Any) -> Tensor:
-    tensor = Tensor.__new__(Tensor)
+def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
+    tensor = kind.__new__(kind)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
     tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
