@@ -45,5 +45,8 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
     result = wrap(value.data)      # without the node of `value`, so that its graph is freed
     result.requires_grad = True
-    result._edge = (Node("checkpoint", backward, tuple(edge_to(t) for t in tensors), 1), 0)
+    edges = tuple(edge_to(t) for t in tensors)
+    node = Node("checkpoint", backward, edges, 1)
+    node.watch(tensors, edges)
+    result._edge = (node, 0)
     return result

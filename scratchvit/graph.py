@@ -71,7 +71,7 @@ class Node:
     cycles.
     """
 
-    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs")
+    __slots__ = ("backward", "constants", "edges", "gives_tuple", "name", "outputs")
 
     def __init__(
         self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
@@ -80,7 +80,15 @@ class Node:
         self.backward: Callable[..., Any] | None = backward     # None once used: what it saved is freed
         self.edges = edges
         self.outputs = outputs
+        self.constants: tuple[tuple[weakref.ref, int], ...] = ()        # see watch
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
+
+
+    def watch(self, inputs: Sequence[Any], edges: Sequence[Any]) -> None:
+        """Notice if a Tensor among the inputs that needs no gradient is changed in place: the op may have saved it."""
+        for x, edge in zip(inputs, edges):
+            if edge is None and hasattr(x, "_version"):
+                self.constants += ((weakref.ref(x), x._version),)
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
@@ -164,11 +172,7 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
         target, version = edge
         if not isinstance(target, Node):
             if target._version != version:
-                raise RuntimeError(
-                    f"backward() came to a leaf of shape {target.shape} that was changed in place after the loss was "
-                    "computed (by an optimiser's step, or by +=), so that its gradient would be wrong: go back first "
-                    "and change it then, or compute the loss again"
-                )
+                raise _changed(target)
         elif target not in waiting:
             waiting[target] = count
             stack.append(target)
@@ -187,7 +191,19 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
         for edge in node.edges:
             if edge is not None:
                 visit(edge, 1)
+        for reference, version in node.constants:
+            constant = reference()
+            if constant is not None and constant._version != version:
+                raise _changed(constant)
     return waiting
+
+
+def _changed(leaf: Any) -> RuntimeError:
+    return RuntimeError(
+        f"backward() came to a leaf of shape {leaf.shape} that was changed in place after the loss was computed (by an "
+        "optimiser's step, or by +=), so that gradients would be wrong: go back first and change it then, or compute "
+        "the loss again"
+    )
 
 
 def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:

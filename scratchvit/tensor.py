@@ -38,6 +38,7 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
+from scratchvit.errors import explained
 from scratchvit.facts import Facts
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
@@ -319,6 +320,8 @@ def op(
         named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
+            if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
+                raise TypeError(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
@@ -326,11 +329,14 @@ def op(
             is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
             if is_ours or str(error).startswith(function.__name__):
                 raise
-            raise _explained(error, function.__name__, inputs) from error
+            raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
         outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
-        if edges.count(None) < len(edges):
+        without_gradient = edges.count(None)
+        if without_gradient < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
+            if without_gradient:
+                node.watch(inputs, edges)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
                 output._edge = (node, index)
@@ -352,16 +358,6 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
             return False        # a list; another dtype than the others'; or integers, or float16
         dtype = its
     return True
-
-
-def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
-    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
-    if isinstance(error, AttributeError):
-        strangers = ", ".join(type(x).__name__ for x in inputs if x is not None and not hasattr(x, "dtype"))
-        return TypeError(f"{name}: arrays or Tensors are needed, not {strangers}")
-    kind = next((kind for kind in (IndexError, TypeError) if isinstance(error, kind)), ValueError)
-    shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
-    return kind(f"{name}: {error} (given arrays of shape {shapes})")
 
 
 def _refuse_lost_gradients(

@@ -327,6 +327,37 @@ def test_max_over_a_dim_is_not_unpacked_as_values_and_indices(call, device: str)
     assert x.grad.sum() == 2
 
 
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_constant_changed_between_forward_and_backward_is_an_error(checkpointed: bool) -> None:
+    """PyTorch: an error too. The gradient of x · c would be what c became."""
+    x, c = leaf(2), leaf(2, seed=1).detach()
+
+    def product(x: Tensor, c: Tensor) -> Tensor:
+        return x * c
+
+    y = (sv.checkpoint(product, x, c) if checkpointed else product(x, c)).sum()
+    with sv.no_grad():
+        c *= 10
+    with pytest.raises(RuntimeError, match=r"leaf of shape \(2,\) that was changed in place"):
+        y.backward()
+    assert x.grad is None
+    y = (x * c).sum()
+    c = leaf(2).detach()        # another Tensor: the old one is dropped, and nobody can change it any more
+    y.backward()
+    assert x.grad is not None
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, t: x * [t, t], lambda x, t: ops.where(np.array([True, False]), [t, 1.0], x),
+    lambda x, t: ops.stack([x, (t, t)]),
+])
+def test_a_list_does_not_swallow_the_gradients_of_its_tensors(call) -> None:
+    with pytest.raises(TypeError, match=r"^\w+: Tensors in a list would get no gradient: give ops.stack"):
+        call(leaf(2), leaf())
+    with sv.no_grad():
+        assert (leaf(2) * [leaf(), 1.0]).shape == (2,)
+
+
 # --- an error on the way back ----------------------------------------------------------------------------------------
 
 
