@@ -83,7 +83,6 @@ class Node:
         self.constants: tuple[tuple[weakref.ref, int], ...] = ()        # see watch
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
 
-
     def watch(self, inputs: Sequence[Any], edges: Sequence[Any]) -> None:
         """Notice if a Tensor among the inputs that needs no gradient is changed in place: the op may have saved it."""
         for x, edge in zip(inputs, edges):
