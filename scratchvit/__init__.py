@@ -7,7 +7,7 @@ from scratchvit.checkpoint import checkpoint
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
 from scratchvit.models import create_model, list_models
-from scratchvit.recording import no_grad
+from scratchvit.recording import enable_grad, no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.weights import load_weights
 

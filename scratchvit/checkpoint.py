@@ -7,7 +7,7 @@ from collections.abc import Callable
 from scratchvit import random
 from scratchvit.backend import Array
 from scratchvit.graph import Node, reachable, run_backward
-from scratchvit.recording import is_recording, recording
+from scratchvit.recording import enable_grad, is_recording
 from scratchvit.tensor import Tensor, edge_to, wrap
 
 
@@ -38,12 +38,15 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
                 "pass, so recomputing the function would give another value: call backward() before changing it"
             )
         inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
-        with recording(), random.replayed(draws):
+        with enable_grad(), random.replayed(draws):
             again = function(*inputs)
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]
 
     result = wrap(value.data)      # without the node of `value`, whose graph is freed
     result.requires_grad = True
-    result._edge = (Node("checkpoint", backward, tuple(edge_to(t) for t in tensors), 1), 0)
+    edges = tuple(edge_to(t) for t in tensors)
+    node = Node("checkpoint", backward, edges, 1)
+    node.watch(tensors, edges)
+    result._edge = (node, 0)
     return result

@@ -43,7 +43,8 @@ def settle(
     for slot, array in given:
         if takes in ("floats", "sums") and not slot.any_dtype:
             need_floats(function.__name__, slot.name, array)
-    dtype = _common([array for slot, array in given if not slot.any_dtype], takes)
+    fractions = takes == "numbers" or any(_holds_fractions(x) for x in inputs_of(slots, args, kwargs))
+    dtype = _common([array for slot, array in given if not slot.any_dtype], fractions)
     half = takes == "sums" and dtype == np.float16
 
     def convert(slot: Slot, value: Any) -> Any:
@@ -67,11 +68,16 @@ def need_floats(op: str, parameter: str, array: Any) -> None:
         )
 
 
-def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
+def _holds_fractions(x: Any) -> bool:
+    """Whether x is a Python float, or a list with one: integers beside it become float32, as in PyTorch."""
+    return isinstance(x, float) or (isinstance(x, list | tuple) and np.asarray(x).dtype.kind == "f")
+
+
+def _common(arrays: Sequence[Any], fractions: bool) -> np.dtype | None:
     """The dtype to which integers and single numbers are converted; None if all are integers and stay integers."""
     floats = [x for x in arrays if x.dtype.kind == "f"]
     if not floats:
-        return np.dtype(np.float32) if takes == "numbers" else None
+        return np.dtype(np.float32) if fractions else None
     return functools.reduce(np.promote_types, [x.dtype for x in floats if x.ndim] or [x.dtype for x in floats])
 
 

@@ -54,10 +54,13 @@ closure has saved, so the backward of an op must never return a saved array (see
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 from scratchvit.backend import Array, asarray
+from scratchvit.recording import setting
 from scratchvit.signature import takes_need
 
 
@@ -68,7 +71,7 @@ class Node:
     that needs no gradient. Nodes refer to neither their value nor their consumers, so there are no reference cycles.
     """
 
-    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs")
+    __slots__ = ("backward", "constants", "edges", "gives_tuple", "name", "outputs")
 
     def __init__(
         self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
@@ -77,7 +80,14 @@ class Node:
         self.backward: Callable[..., Any] | None = backward     # None after use, which frees what it saved
         self.edges = edges
         self.outputs = outputs
+        self.constants: tuple[tuple[weakref.ref, int], ...] = ()        # see watch
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
+
+    def watch(self, inputs: Sequence[Any], edges: Sequence[Any]) -> None:
+        """Notice if a Tensor among the inputs that needs no gradient is changed in place: the op may have saved it."""
+        for x, edge in zip(inputs, edges):
+            if edge is None and hasattr(x, "_version"):
+                self.constants += ((weakref.ref(x), x._version),)
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
@@ -87,12 +97,45 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
     for an op whose backward returns a wrong number of gradients, or a gradient of a wrong shape or dtype.
     """
     waiting = _count_consumers([edge for edge, _ in roots])
+    outer = _reached.get()
+    if outer is not None:               # a checkpoint goes back through its own graph within that of the whole
+        _send_back(roots, waiting, outer)
+        return
+    reached: Reached = {}
+    with setting(_reached, reached):
+        try:
+            _send_back(roots, waiting, reached)
+        except BaseException:
+            _take_back(reached)
+            raise
+
+
+Reached: TypeAlias = dict[weakref.ref, bool]
+"""Leaves that a backward has reached, and whether they had a gradient before. Weak, since those of a checkpoint's own
+graph are dropped when it is done."""
+
+_reached: ContextVar[Reached | None] = ContextVar("reached", default=None)
+
+
+def _take_back(reached: Reached) -> None:
+    """After an error: a part of a gradient looks like a gradient, so no leaf keeps one."""
+    for reference, had_gradient in reached.items():
+        leaf = reference()
+        if leaf is not None and had_gradient:
+            leaf.grad[...] = float("nan")
+        elif leaf is not None:
+            leaf.grad = None
+
+
+def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
+    """Send gradients from the roots to the leaves. waiting: for each node, the number of its consumers."""
     arrived: dict[Node, list[_Sum]] = {}
     ready: list[Node] = []
 
     def send(edge: Any, gradient: Array, fresh: bool) -> None:
         node, index = edge
         if not isinstance(node, Node):
+            reached.setdefault(weakref.ref(node), node.grad is not None)
             _accumulate_leaf(node, gradient, fresh)
             return
         if node not in arrived:
@@ -128,11 +171,7 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
         target, version = edge
         if not isinstance(target, Node):
             if target._version != version:
-                raise RuntimeError(
-                    f"backward() reached a leaf of shape {target.shape} that was changed in place after the loss was "
-                    "computed (by an optimiser's step, or by +=), so its gradient would be wrong: call backward() "
-                    "before changing it, or compute the loss again"
-                )
+                raise _changed(target)
         elif target not in waiting:
             waiting[target] = count
             stack.append(target)
@@ -151,7 +190,19 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
         for edge in node.edges:
             if edge is not None:
                 visit(edge, 1)
+        for reference, version in node.constants:
+            constant = reference()
+            if constant is not None and constant._version != version:
+                raise _changed(constant)
     return waiting
+
+
+def _changed(leaf: Any) -> RuntimeError:
+    return RuntimeError(
+        f"backward() reached a leaf of shape {leaf.shape} that was changed in place after the loss was computed (by an "
+        "optimiser's step, or by +=), so its gradient would be wrong: call backward() before changing it, or compute "
+        "the loss again"
+    )
 
 
 def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:

@@ -58,8 +58,8 @@ def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Context manager in which ops are recorded, even inside `no_grad`."""
+def enable_grad() -> Iterator[None]:
+    """Context manager and decorator in which ops are recorded, even inside `no_grad`."""
     before = mode.get().no_grads
     mode.set(Mode(0, mode.get().stand_in))
     try:

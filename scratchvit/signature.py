@@ -45,7 +45,7 @@ def inputs_of(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
         else:
             given = args[position] if position < len(args) else kwargs.get(name)
             if is_sequence:
-                inputs.extend(given or ())
+                inputs.extend(given if isinstance(given, list | tuple) else ())
             else:
                 inputs.append(given)
     return inputs

@@ -38,6 +38,7 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
+from scratchvit.errors import explained
 from scratchvit.facts import Facts
 from scratchvit.graph import Node, run_backward
 from scratchvit.recording import is_recording, mode
@@ -155,7 +156,8 @@ class Tensor:
         gradient: the cotangent, an array of this tensor's shape; 1 by default for a tensor with one entry.
         Raises RuntimeError if the graph was already used (compute the loss again, or add the losses and call backward()
         once), and if a leaf was changed in place since then, by an optimiser's step or by `+=`; ValueError for a
-        gradient of another shape.
+        gradient of another shape. If an op's backward raises, no leaf keeps a part of its gradient: `.grad` is None
+        again, or NaN where the part had been added to an earlier gradient.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
@@ -198,7 +200,9 @@ class Tensor:
         return OPS["expand"](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def flatten(self, start: int = 0) -> Tensor:
-        """All axes from `start` on made one."""
+        """All axes from `start` on made one. Raises IndexError if there is no such axis."""
+        if not -max(1, self.ndim) <= start < max(1, self.ndim):
+            raise IndexError(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -222,6 +226,7 @@ class Tensor:
 
     __iadd__, __isub__ = _in_place("+", "add"), _in_place("-", "subtract")
     __imul__, __itruediv__ = _in_place("*", "multiply"), _in_place("/", "divide")
+    __ipow__ = _in_place("**", "power")
 
     def __setitem__(self, index: Any, values: Any) -> None:
         self._must_be_changeable("assigning to entries", "ops.where, or ops.concatenate")
@@ -263,11 +268,14 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 
 @overload
-def op(*, takes: str = "floats", facts: Facts | None = None) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
+def op(
+    *, takes: str = "floats", facts: Facts | None = None, gives: type[Tensor] = Tensor
+) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(
-    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None
+    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None,
+    gives: type[Tensor] = Tensor,
 ) -> Callable[..., Any]:
     """Turn a function on plain arrays into a differentiable op on Tensors.
 
@@ -283,12 +291,13 @@ def op(
     takes: the dtypes that the op accepts: "floats", "any", "numbers" or "sums" (see dtypes.py).
     facts: the shape of the value, what is saved, and multiply-adds (see facts.py). They are used to compute costs; ops
         of scratchvit.ops must have them.
+    gives: the class of the results; see `Extremes` in ops/reduce.py.
     The op raises TypeError for dtypes that it does not accept, and for a Tensor that requires a gradient as an argument
     that is not differentiable.
     Raises TypeError for a function without a differentiable parameter, ValueError for an unknown value of takes.
     """
     if function is None:
-        return functools.partial(op, takes=takes, facts=facts)
+        return functools.partial(op, takes=takes, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
         raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
@@ -315,17 +324,23 @@ def op(
         named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
+            if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
+                raise TypeError(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
-        except (IndexError, TypeError, ValueError) as error:
-            if str(error).startswith(function.__name__):
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+            is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
+            if is_ours or str(error).startswith(function.__name__):
                 raise
-            raise _explained(error, function.__name__, inputs) from error
+            raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = [wrap(v) for v in value] if is_tuple else [wrap(value)]
-        if edges.count(None) < len(edges):
+        outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
+        without_gradient = edges.count(None)
+        if without_gradient < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
+            if without_gradient:
+                node.watch(inputs, edges)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
                 output._edge = (node, index)
@@ -347,13 +362,6 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
             return False        # a list; a dtype that differs from the others; integers or float16
         dtype = found
     return True
-
-
-def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
-    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
-    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
-    shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
-    return kind(f"{name}: {error} (given arrays of shape {shapes})")
 
 
 def _refuse_lost_gradients(
@@ -390,8 +398,8 @@ def _unwrap(x: Any) -> Any:
     return x
 
 
-def wrap(value: Any) -> Tensor:
-    tensor = Tensor.__new__(Tensor)
+def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
+    tensor = kind.__new__(kind)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
     tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0

@@ -11,6 +11,7 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, cpu_threads, parallel_rows
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
@@ -33,8 +34,8 @@ def softmax(x: Array, dim: int = -1):
     if x.size == 0:
         return x.copy(), lambda dy: dy
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
-    p /= p.sum(axis=dim, keepdims=True)
-    return p, lambda dy: p * (dy - (p * dy).sum(axis=dim, keepdims=True))
+    p /= _sum_along(p, dim)
+    return p, lambda dy: p * (dy - _sum_along(p * dy, dim))
 
 
 @op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
@@ -49,15 +50,20 @@ def log_softmax(x: Array, dim: int = -1):
     if x.size == 0:
         return x.copy(), lambda dy: dy
     y = log_probabilities(x, dim)
-    return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
+    return y, lambda dy: dy - xp.exp(y) * _sum_along(dy, dim)
 
 
 def log_probabilities(x: Array, dim: int) -> Array:
     """log_softmax of a plain array, as a new array. The maximum is subtracted first, so that nothing overflows."""
     xp = array_module(x)
     y = x - x.max(axis=dim, keepdims=True)
-    y -= xp.log(xp.exp(y).sum(axis=dim, keepdims=True))
+    y -= xp.log(_sum_along(xp.exp(y), dim))
     return y
+
+
+def _sum_along(x: Array, dim: int) -> Array:
+    """The sum over an axis, which stays with length 1. A single number of shape () is its own sum."""
+    return total(x, (dim,) if x.ndim else (), keepdims=True)
 
 
 @op(takes="sums", facts=Facts(
@@ -136,9 +142,9 @@ def attention(
             xp.copyto(p, -math.inf, where=given["blocked"])
         p -= xp.maximum(p.max(axis=-1, keepdims=True), lowest)
         xp.exp(p, out=p)
-        total = xp.matmul(p, ones)
-        total += total == 0
-        p /= total
+        row_sums = xp.matmul(p, ones)
+        row_sums += row_sums == 0
+        p /= row_sums
         xp.matmul(_drop(p, given.get("kept"), dropout), v, out=y)
 
     parallel_rows(forward, q, k, v, p, y, *extras)
@@ -167,7 +173,7 @@ def attention(
         parts = parallel_rows(backward_rows, q, k, v, p, y, dy, dq, dk, dv, *extras)
         dbias = None
         if need[3]:
-            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else sum(parts)).reshape(bias_shape)
+            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else in_pairs(parts)).reshape(bias_shape)
         return dq, dk, dv, dbias
 
     return y, backward

@@ -24,7 +24,7 @@ def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
 
 def axes_of(op: str, dims: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """The same for one axis or several. Raises ValueError if one is named twice."""
-    axes = tuple(axis_of(op, dim, shape) for dim in ((dims,) if isinstance(dims, int) else dims))
+    axes = tuple(axis_of(op, dim, shape) for dim in (dims if hasattr(dims, "__iter__") else (dims,)))
     if len(set(axes)) < len(axes):
         raise ValueError(f"{op}: dims {dims} name an axis of an array of shape {tuple(shape)} twice")
     return axes

@@ -111,7 +111,7 @@ def pow(x: Array, exponent: float):
         raise TypeError("pow: the exponent must be a Python number; for a Tensor write (x.log() * exponent).exp()")
 
     def backward(dy):
-        return dy * (exponent * x ** (exponent - 1) if exponent else array_module(x).zeros_like(x))
+        return dy * (exponent * x ** (exponent - 1)) if exponent else array_module(x).zeros_like(dy)
 
     return x**exponent, backward
 
@@ -326,7 +326,7 @@ def erf(x: Array):
     x: any shape; integers become float32.
     """
     xp = array_module(x)
-    return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
+    return backend.erf(x).astype(x.dtype, copy=False), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 
 
 @op(takes="any", facts=per_entry(saves=output, exact=True))

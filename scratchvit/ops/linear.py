@@ -120,7 +120,7 @@ def einsum(equation: str, *operands: Array):
     inputs, output = spell_out(equation, [x.ndim for x in operands])
     xp = array_module(operands[0])
     try:
-        y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
+        y = _contract(inputs, output, operands)
     except ValueError:
         raise ValueError(f"einsum: {equation!r} does not fit operands of shapes {shapes_of(operands)}") from None
 
@@ -128,14 +128,24 @@ def einsum(equation: str, *operands: Array):
         x, wanted = operands[i], inputs[i]
         other_terms = [*inputs[:i], *inputs[i + 1 :]]
         found = "".join(c for c in wanted if c in output or any(c in term for term in other_terms))
-        terms = ",".join([output, *other_terms])
-        dx = xp.einsum(f"{terms}->{found}", dy, *operands[:i], *operands[i + 1 :], optimize=True)
+        dx = _contract([output, *other_terms], found, [dy, *operands[:i], *operands[i + 1 :]])
         for axis, c in enumerate(wanted):
             if c not in found:
                 dx = xp.broadcast_to(xp.expand_dims(dx, axis), (*dx.shape[:axis], x.shape[axis], *dx.shape[axis:]))
         return unbroadcast(dx, x.shape)
 
     return y, lambda dy, need: [gradient(i, dy) if need[i] else None for i in range(len(operands))]
+
+
+def _contract(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:
+    """NumPy's einsum of spelled-out terms; but an index that one operand alone has is summed first, accurately."""
+    terms, operands = list(terms), list(operands)
+    for i, (term, x) in enumerate(zip(terms, operands)):
+        elsewhere = "".join([output, *terms[:i], *terms[i + 1 :]])
+        alone = tuple(axis for axis, c in enumerate(term) if c.isalpha() and c not in elsewhere)
+        if alone:
+            terms[i], operands[i] = "".join(c for c in term if c in elsewhere), total(x, alone)
+    return array_module(operands[0]).einsum(f"{','.join(terms)}->{output}", *operands, optimize=True)
 
 
 def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:

@@ -66,7 +66,7 @@ def cross_entropy(
         if need[2] and not soft:
             raise TypeError("cross_entropy: with class indices, weight gets no gradient (as in PyTorch): detach it")
         if reduction == "none":
-            dy = xp.expand_dims(dy, 1)
+            dy = xp.where(mass == 0, 0, xp.expand_dims(dy, 1)) if not soft else xp.expand_dims(dy, 1)
         elif reduction == "mean":
             dy = dy / (count + (count == 0))            # the gradient is 0 if there are no rows
         dx = dtarget = dweight = None
@@ -106,7 +106,7 @@ def _probabilities(x, log_p, target, weight, smoothing, ignore_index):
         q = q * (1 - smoothing) + smoothing / x.shape[1]
     if weight is not None:
         q = q * weight
-    return -(q * log_p).sum(axis=1), q.sum(axis=1, keepdims=True), lambda: q, math.prod((len(x), *x.shape[2:]))
+    return -total(q * log_p, (1,)), total(q, (1,), True), lambda: q, math.prod((len(x), *x.shape[2:]))
 
 
 def _labels(x, log_p, target, weight, smoothing, ignore_index):
@@ -127,8 +127,8 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
     a = row_weight * (1 - smoothing)
     rows, mass = -(a * xp.take_along_axis(log_p, label, axis=1)), a
     if smoothing:
-        rows = rows - (b * log_p).sum(axis=1, keepdims=True)
-        mass = a + (b.sum(axis=1, keepdims=True) if weight is not None else b * x.shape[1])
+        rows = rows - total(b * log_p, (1,), True)
+        mass = a + (total(b, (1,), True) if weight is not None else b * x.shape[1])
 
     classes = xp.arange(x.shape[1]).reshape(-1, *(1 for _ in x.shape[2:]))          # (C, 1, …)
 
@@ -136,7 +136,7 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
         one_hot = (classes == label) * a
         return one_hot + b if smoothing else one_hot
 
-    return rows[:, 0], mass, q, row_weight.sum()
+    return xp.where(counts, rows[:, 0], 0), mass, q, row_weight.sum()        # a label to ignore beside NaN too
 
 
 def _class_weights(x: Array, weight: Any) -> Array | None:
@@ -215,12 +215,8 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     xp = array_module(x)
     target = _like("binary_cross_entropy", x, target)
     _check_options("binary_cross_entropy", reduction, ("mean", "sum", "none"))
-    for name, array in (("x", x), ("target", target)):      # on a GPU it would have to wait for the answer
-        if backend_of(x) is CPU and x.size and not (array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                f"binary_cross_entropy: {name} holds probabilities, but lies in [{array.min():g}, {array.max():g}]; "
-                "for logits use binary_cross_entropy_with_logits"
-            )
+    _need_probabilities("binary_cross_entropy: x", x, "; for logits use binary_cross_entropy_with_logits")
+    _need_probabilities("binary_cross_entropy: target", target)
     w = 1 if weight is None else backend.asarray(weight, dtype=x.dtype)
     with np.errstate(divide="ignore"):                  # log 0
         log_x, log_not_x = xp.maximum(xp.log(x), -100), xp.maximum(xp.log1p(-x), -100)
@@ -276,7 +272,8 @@ def sigmoid_focal_loss(
     x: logits, any shape.  target t: x's shape; 0 or 1, or between them as in torchvision.
     alpha α: the weight of the positives, and 1 - α that of the negatives; if negative, both weights are 1.
     gamma γ: the focusing parameter; the larger it is, the less easy examples count.
-    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
+    Raises ValueError for shapes that differ, for another reduction and, on the CPU, for a target outside of [0, 1];
+    TypeError for integers in x.
 
     With p = 1 / (1 + e⁻ˣ), e = 1 - p_t of the paper, ce the binary cross-entropy of p and t, and α(t), e(t) linear
     between t = 0 and 1:
@@ -290,6 +287,7 @@ def sigmoid_focal_loss(
     _check_options("sigmoid_focal_loss", reduction, ("none", "mean", "sum"))
     xp = array_module(x)
     t = _like("sigmoid_focal_loss", x, target)
+    _need_probabilities("sigmoid_focal_loss: target", t)
     a, a_slope = (1 - alpha + (2 * alpha - 1) * t, 2 * alpha - 1) if alpha >= 0 else (1, 0)
 
     def parts() -> tuple[Array, ...]:
@@ -393,6 +391,12 @@ def _like(name: str, x: Array, target: Any) -> Array:
     if target.shape != x.shape:
         raise ValueError(f"{name}: target has shape {target.shape}, x has shape {x.shape}; they must be equal")
     return target
+
+
+def _need_probabilities(what: str, array: Array, hint: str = "") -> None:
+    """Raise ValueError for numbers out of [0, 1]. On the CPU only: a GPU would have to wait for the answer."""
+    if backend_of(array) is CPU and array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"{what} holds probabilities, but lies in [{array.min():g}, {array.max():g}]{hint}")
 
 
 def _check_options(name: str, reduction: str, allowed: tuple[str, ...]) -> None:

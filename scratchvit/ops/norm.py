@@ -14,7 +14,7 @@ from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
 from scratchvit.facts import Bytes, Facts, like, reshaped
-from scratchvit.kernels.sums import total
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.tensor import op
 
 ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries it stays in the cache
@@ -121,7 +121,7 @@ def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: flo
             return dweight, dbias
 
         parts = parallel_rows(backward_rows, x, dy, mean, r, dx, block_bytes=ROW_BYTES)
-        dweight, dbias = (sum(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
+        dweight, dbias = (in_pairs(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
         return dx, dweight, dbias
 
     return y, backward
@@ -139,6 +139,7 @@ def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     xp = array_module(centred)
     xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # the dot product of each row with itself
     out /= centred.shape[1]                             # σ²
+    xp.copyto(out, math.nan, where=out == math.inf)     # of numbers around 1e20: 1/√∞ would make a row of zeros
     out += eps
     xp.sqrt(out, out=out)
     xp.reciprocal(out, out=out)
@@ -158,7 +159,7 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
     xp = array_module(x)
     _planes("group_norm", x, weight, bias)
     B, C = x.shape[:2]
-    if C % num_groups:
+    if num_groups < 1 or C % num_groups:
         raise ValueError(f"group_norm: {C} channels cannot be divided into {num_groups} groups")
     N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])
     weight = xp.ones(C, dtype=x.dtype) if weight is None else weight

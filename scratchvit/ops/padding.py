@@ -11,8 +11,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import moves
+from scratchvit.kernels.sums import total
 from scratchvit.tensor import op
 
 NUMPY_MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge", "circular": "wrap"}
@@ -34,7 +37,7 @@ def pad(x: Array, pad: Sequence[int], mode: str = "constant", value: float | Non
     Returns an array in which each of these axes is longer by before + after.
     Raises ValueError if pad has an odd length or more pairs than x has axes, if an axis would get a negative size, if
     there is too little to copy ("reflect" needs more entries than it adds at an end, "circular" as many), or if a value
-    is given with another mode than "constant".
+    is given with another mode than "constant", or is not in the dtype of an x of integers.
     """
     widths = _widths(x, pad, mode, value)
     added = [(max(0, before), max(0, after)) for before, after in widths]
@@ -81,12 +84,17 @@ def _unpadded(dy: Array, axis: int, before: int, after: int, mode: str) -> Array
         dx[1 : 1 + before] += first[::-1]
         dx[n - 1 - after : n - 1] += last[::-1]
     elif mode == "replicate":
-        dx[0] += first.sum(axis=0)
-        dx[-1] += last.sum(axis=0)
+        dx[0] += total(first, (0,))
+        dx[-1] += total(last, (0,))
     elif mode == "circular":
         dx[n - before :] += first
         dx[:after] += last
     return dx.swapaxes(0, axis)
+
+
+def _is_in(dtype: np.dtype, value: float) -> bool:
+    """Whether an integer dtype has this number."""
+    return np.iinfo(dtype).min <= value <= np.iinfo(dtype).max and value == int(value)
 
 
 def _widths(x: Array, pad: Sequence[int], mode: str, value: float | None) -> list[tuple[int, int]]:
@@ -95,6 +103,8 @@ def _widths(x: Array, pad: Sequence[int], mode: str, value: float | None) -> lis
         raise ValueError(f"pad: mode must be one of {', '.join(map(repr, NUMPY_MODES))}, not {mode!r}")
     if value is not None and mode != "constant":
         raise ValueError(f'pad: a value is for mode "constant", not for {mode!r}')
+    if value is not None and x.dtype.kind in "iu" and not _is_in(x.dtype, value):
+        raise ValueError(f"pad: value {value} does not fit into x, which is {x.dtype}: convert x with astype()")
     if len(pad) % 2 or len(pad) > 2 * x.ndim or not all(isinstance(n, int) for n in pad):
         raise ValueError(
             f"pad: pad must hold two integers for each axis, of at most {x.ndim} axes (x has shape {x.shape}), not "

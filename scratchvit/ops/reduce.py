@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,7 +17,7 @@ from scratchvit.facts import Facts, Shape, nothing, one_like_x
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
 from scratchvit.ops.checks import axes_of
-from scratchvit.tensor import op
+from scratchvit.tensor import Tensor, op
 
 Dim: TypeAlias = int | Sequence[int] | None
 
@@ -108,11 +108,28 @@ def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     return y, backward
 
 
-@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
+class Extremes(Tensor):
+    """What `max` and `min` return: a Tensor that is not unpacked.
+
+    PyTorch's `values, indices = x.max(1)` would take the first two rows for values and indices. So iterating raises
+    TypeError; `unbind` gives the rows.
+    """
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise TypeError(
+            "max and min give the values alone, as PyTorch's amax and amin, and no indices to unpack: for indices take "
+            "numpy().argmax(dim) of the input, for the rows of this result .unbind(0)"
+        )
+
+
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]), gives=Extremes)
 def max(x: Array, dim: Dim = None, keepdim: bool = False):
     """The maximum over the axes `dim` (PyTorch's `amax`); equal maxima share the gradient equally.
 
     x: any shape and dtype.  dim, keepdim: as for `sum`.
+    There are no indices, unlike in PyTorch's `max(dim)`: `values, indices = x.max(1)` raises TypeError.
     Raises what `sum` raises, and ValueError if a reduced axis has length 0.
     """
     axes = _filled_axes("max", x, dim)
@@ -120,7 +137,7 @@ def max(x: Array, dim: Dim = None, keepdim: bool = False):
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)
 
 
-@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]), gives=Extremes)
 def min(x: Array, dim: Dim = None, keepdim: bool = False):
     """The minimum over the axes `dim` (PyTorch's `amin`); equal minima share the gradient equally.
 
@@ -140,5 +157,5 @@ def _filled_axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
 
 def _share_among_equal(x: Array, y: Array, dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     chosen = x == _spread(y, axes, keepdim)
-    share = _spread(dy, axes, keepdim) / chosen.sum(axis=axes, keepdims=True, dtype=x.dtype)
+    share = _spread(dy, axes, keepdim) / chosen.sum(axis=axes, keepdims=True).astype(x.dtype)
     return masked(array_module(x).broadcast_to(share, x.shape), chosen)

@@ -194,6 +194,24 @@ def test_softmax_and_attention_of_nothing(device) -> None:
             assert y.shape == (1, N, 5) and bool(y.numpy().any()) == (N * M > 0) and gradient(v).shape == (1, M, 5)
 
 
+@pytest.mark.parametrize("low", [1e20, 2e38])
+def test_a_row_whose_squares_overflow_is_nan_and_not_zero(low, device) -> None:
+    """PyTorch's layer_norm: NaN. A row of equal numbers has no squares, and is 0."""
+    rows = np.array([[low, -low, low, 0], [1, 2, 3, 4], [low] * 4], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for y in (ops.layer_norm(rows, 4), ops.group_norm(rows, 1), ops.weight_standardization(rows)):
+            y = y.numpy()
+            assert np.isnan(y[0]).all() and np.isfinite(y[1]).all() and not (low == 1e20 and y[2].any())
+    with pytest.raises(ValueError, match="4 channels cannot be divided into 0 groups"):
+        ops.group_norm(rows, 0)
+
+
+def test_the_power_zero_has_no_gradient(device) -> None:
+    x = leaf([0.0, 2.0])
+    ops.pow(x, 0).backward(np.full(2, INF, np.float32))
+    assert gradient(x).tolist() == [0, 0]
+
+
 # --- attention -------------------------------------------------------------------------------------------------------
 
 
@@ -315,6 +333,24 @@ def test_a_picture_of_uint8_divided_is_float32(device) -> None:
     assert y.dtype == np.float32 and y.numpy().tolist() == [0, np.float32(0.2), 1]
 
 
+def test_integers_beside_fractions_are_float32(device) -> None:
+    """As in PyTorch; in NumPy they are float64, and so would be all that follows."""
+    for dtype in (np.uint8, np.int64):
+        x = Tensor(np.array([1, 2], dtype))
+        for y in (x - 0.5, 0.5 * x, x * [0.5, 1], ops.clip(x, 0.5, 1.5), ops.maximum(x, 0.5), x * np.float64(0.5)):
+            assert y.dtype == np.float32, y
+        assert (x * 2).dtype == dtype and (x + 1).numpy().tolist() == [2, 3]
+    assert (Tensor(np.array([1, 2], np.uint8)) - 0.5).numpy().tolist() == [0.5, 1.5]
+
+
+def test_a_padding_that_integers_do_not_have_is_refused(device) -> None:
+    x = np.array([200], np.uint8)
+    for value in (300, -1, 0.5, NAN, INF):
+        with pytest.raises(ValueError, match=rf"^pad: value {value} does not fit into x, which is uint8"):
+            ops.pad(x, (1, 1), value=value)
+    assert ops.pad(x, (1, 0), value=255.0).numpy().tolist() == [255, 200]
+
+
 REFUSING = [
     lambda x: ops.softmax(x), lambda x: ops.log_softmax(x), lambda x: ops.gelu(x), lambda x: ops.silu(x),
     lambda x: ops.layer_norm(x, 4), lambda x: ops.group_norm(x, 2), lambda x: ops.mean(x), lambda x: ops.var(x),
@@ -341,6 +377,14 @@ def test_integers_and_single_numbers_do_not_make_float64(device) -> None:
             assert y.dtype == np.float32, (other, y)
     assert ops.concatenate([x, Tensor([1])]).dtype == np.float32
     assert ops.where(np.array([True, False]), x, Tensor(np.array(0.5))).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "sin", "cos", "tanh", "sigmoid", "erf", "relu", "abs"])
+def test_functions_of_float16_stay_float16(name, device) -> None:
+    x = leaf([0.5, 2.0], np.float16)
+    y = getattr(ops, name)(x)
+    y.backward(np.ones(2, np.float16))
+    assert y.dtype == gradient(x).dtype == np.float16
 
 
 HALF = {
