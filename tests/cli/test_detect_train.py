@@ -106,7 +106,7 @@ def test_one_batch_is_learned_alone(tmp_path, capsys, no_report):
     words = ["--data", str(tmp_path / "animals"), *TINY, "--overfit-one-batch", "--val-fraction", "0.2"]
     assert main(["detect-train", *words, "--batch-size", "2", "--out", "run"]) == 0
     out = capsys.readouterr().out
-    assert "train, val and test are all the first 2 pictures" in out and "that batch, with the weights" in out
+    assert "train, val and test are the first 2 pictures" in out and "that batch, with the weights" in out
 
 
 def test_without_options_it_is_the_recipe_of_the_scenes():
