@@ -159,7 +159,7 @@ def test_a_run_is_resumed_by_the_command_that_began_it(finished, tmp_path):
     assert command_of(folder) == "detect-train"
     with pytest.raises(
         ScratchvitError,
-        match=r"contains a run of `scratchvit detect-train`, not of `scratchvit train`: resume it, "
+        match=r"contains a run of `scratchvit detect-train`, not of `scratchvit train`: resume it with "
         r"scratchvit detect-train --resume .*run, or name another folder",
     ):
         train(TrainConfig(), folder, resume=True)

@@ -140,8 +140,8 @@ def test_it_goes_on_bit_for_bit(straight, step, tmp_path, monkeypatch):
 
 
 def test_its_folder_is_no_classifiers(straight):
-    how = r"resume it, TrainingLoop\(…, '.*run', resume=True\), or"
-    with pytest.raises(ScratchvitError, match=rf"a run of a task of its own, not of `scratchvit train`: {how}"):
+    how = r"resume it with TrainingLoop\(…, '.*run', resume=True\), or"
+    with pytest.raises(ScratchvitError, match=rf"a run of a custom task, not of `scratchvit train`: {how}"):
         train(TrainConfig(data="digits"), straight[0], resume=True)
     with pytest.raises(ScratchvitError, match=rf"already contains a run: {how}"):
         train(TrainConfig(data="digits"), straight[0])

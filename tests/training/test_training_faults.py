@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model(checkpoint):
 
 def test_a_folder_that_holds_a_run(finished):
     before = files_of(finished)
-    with pytest.raises(ScratchvitError, match=r"already contains a run: resume it, scratchvit train --resume"):
+    with pytest.raises(ScratchvitError, match=r"already contains a run: resume it with scratchvit train --resume"):
         train(SHORT, finished)
     assert before == files_of(finished)
 
