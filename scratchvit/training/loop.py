@@ -43,11 +43,11 @@ from scratchvit.weights import LoadReport, load_weights
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between reads of the loss and gradient norm: on a GPU, each is a wait
 WAITING = 0.05                          # fraction of an epoch spent waiting for pictures above which the log says so
 
-TaskT_co = TypeVar("TaskT_co", bound=Task[Any], covariant=True)
+TaskT_co = TypeVar("TaskT_co", bound=Task[Any], covariant=True)     # covariant, so that `run` infers its result
 
 
 class _NoBatch(Exception):
-    """Raised from the error of a loader, and caught in `run`, where the model has its own weights again."""
+    """Raised from the error of a loader. `run` catches it, after averaged weights have been swapped back."""
 
 
 class TrainingLoop(Generic[TaskT_co]):
