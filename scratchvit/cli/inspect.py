@@ -135,7 +135,7 @@ def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[An
 def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     """Draw a Swin and print a table of its blocks. Returns the files."""
     if given.points:
-        raise ScratchvitError(f"{name} is not a DETR, so it has no --point: name a token with --token Y,X")
+        raise ScratchvitError(f"--point is only for a DETR, {name} is a Swin: name a token with --token Y,X")
     blocks, (H, W) = window_blocks(model), model.patch_embed.img_size
     h, w = blocks[0].size
     token = (h // 2, w // 2) if given.token is None else given.token
@@ -173,7 +173,7 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
 def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     """Draw the attention of a DETR in a picture and print its detections as a table. Returns the files."""
     if given.token is not None:
-        raise ScratchvitError(f"{name} is not a Swin, so it has no --token: name points with --point X,Y")
+        raise ScratchvitError(f"--token is only for a Swin, {name} is a DETR: name points with --point X,Y")
     source = given.weights or Path(given.model)
     if not source.exists():
         raise ScratchvitError(f"{name}: an untrained DETR has no detections to draw; name a run, or --weights")

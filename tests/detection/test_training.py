@@ -163,7 +163,7 @@ def test_a_run_is_resumed_by_the_command_that_began_it(finished, tmp_path):
         r"scratchvit detect-train --resume .*run, or name another folder",
     ):
         train(TrainConfig(), folder, resume=True)
-    with pytest.raises(ScratchvitError, match=r"already contains a run: .*, scratchvit detect-train --resume"):
+    with pytest.raises(ScratchvitError, match=r"already contains a run: .* with scratchvit detect-train --resume"):
         train(TrainConfig(), folder)
     train(runs.CONFIG.replace(epochs=1), tmp_path / "run", log=quiet)
     for older in (False, True):         # versions without detection left no mark

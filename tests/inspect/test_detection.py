@@ -660,11 +660,11 @@ def test_what_the_command_cannot_do_is_one_sentence(trained, photo, capsys):
     code, _, err = inspect(capsys, trained[0])
     assert code == 1 and "name one with --image" in err
     code, _, err = inspect(capsys, "detr_tiny", "--image", photo)
-    assert code == 1 and "an untrained DETR finds nothing" in err
+    assert code == 1 and "an untrained DETR has no detections" in err
     code, _, err = inspect(capsys, trained[0], "--image", photo, "--token", "0,1")
-    assert code == 1 and "no windows, which --token is for: name points with --point" in err
+    assert code == 1 and "is a DETR: name points with --point" in err
     code, _, err = inspect(capsys, "swin_tiny_patch4_window7_224", "--point", "0,1")
-    assert code == 1 and "not a DETR, which --point is for: name a token with --token" in err
+    assert code == 1 and "is a Swin: name a token with --token" in err
     for point in ("1.1,0", "a,b", "0.5", "nan,0", "1,2,3"):
         code, _, err = inspect(capsys, trained[0], "--image", photo, "--point", point)
         assert code == 2 and "--point" in err and "point" in err
