@@ -285,7 +285,7 @@ def test_scaling_does_not_hide_what_stops_a_run(tmp_path, monkeypatch):
             train(config, tmp_path / "loss")
     at_step(monkeypatch, 3, spoil_gradient)
     with pytest.raises(ScratchvitError, match=r"step 5 .*: the loss is finite but its gradient is not"):
-        train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were left out
+        train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were skipped
 
 
 @pytest.mark.slow
