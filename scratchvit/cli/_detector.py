@@ -11,7 +11,7 @@ from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
 from scratchvit.files import printable
 
-SENTENCES = 5       # how many of the skipped entries are printed; of the rest only their number
+SENTENCES = 5       # largest number of skipped entries that are listed
 
 
 def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None:

@@ -67,7 +67,7 @@ def detect(argv: Sequence[str]) -> int:
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
             print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn into {printable(picture.drawn)}")
-            print(_told(found, detector.classes, given.threshold), flush=True)
+            print(_detection_table(found, detector.classes, given.threshold), flush=True)
     except ScratchvitError as error:
         if not (given.json and read):
             raise
@@ -214,7 +214,7 @@ def _find(
                 yield picture, image, found
 
 
-def _told(found: Found, classes: Sequence[str], threshold: float) -> str:
+def _detection_table(found: Found, classes: Sequence[str], threshold: float) -> str:
     """A table of the detections, best first; if there are none above the threshold, the best one below it."""
     order = np.argsort(-found["scores"], kind="stable")
     names, scores, boxes = [printable(classes[label]) for label in found["labels"]], found["scores"], found["boxes"]

@@ -19,7 +19,7 @@ from scratchvit.files import write_atomically
 # By label, modulo their number; distinguishable with colour blindness (P. Tol's "bright", without its grey).
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 BLACK, WHITE, INK = "#000000", "#ffffff", "#555555"
-CAPTION = "solid: found, with its score        dashed: what is there"
+CAPTION = "solid: detections with scores        dashed: ground truth"
 
 Found = Mapping[str, np.ndarray]    # from `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4), "queries" (n,)
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont

@@ -110,7 +110,7 @@ def draw_attention(
 
     pictures uint8 (B, H, W, C); normalize converts them to the input of the model. A triple is the picture with the
     predicted class (and the true one, if it differs), the attention of the last layer, mean over heads, and the
-    rollout over all layers: from the class token or, without one, the attention received on average.
+    rollout over all layers. Both maps are those of the class token or, without one, the mean over all tokens.
     Raises ScratchvitError if Matplotlib is missing or the model has no attention.
     """
     last, flow, predicted = last_and_rollout(model, normalize(pictures))
@@ -124,8 +124,8 @@ def draw_attention(
             for ax in triple:
                 ax.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
             right = predicted[i] == labels[i]
-            says = f"says {classes[predicted[i]]}"
-            title = says if right else f"{says}, is {classes[labels[i]]}"
+            name = classes[predicted[i]]
+            title = name if right else f"{name} (true: {classes[labels[i]]})"
             triple[0].set_title(title, color=INK if right else VALIDATION, fontsize=9)
             _overlay(triple[1], last[i], picture.shape)
             _overlay(triple[2], flow[i], picture.shape)
@@ -138,10 +138,10 @@ MOST_SCORES = 1 << 18      # attention scores per head: 512 tokens
 
 
 def shows_attention(model: Module | None) -> bool:
-    """Whether `draw_attention` can draw it: all its layers attend over the same patches, as in ViT, DeiT and hybrids.
+    """Whether `draw_attention` can draw it: all layers attend over the same patches, as in ViT, DeiT and hybrids.
 
-    Not so in a ResNet, nor in windows or pyramids. Nor where a matrix of a head is so large that attention is computed
-    without it.
+    False for a ResNet, for attention in windows and for pyramids, and if the sequence is so long that attention is
+    computed in blocks, without the whole matrix.
     """
     return isinstance(model, VisionTransformer) and model.num_tokens**2 <= MOST_SCORES
 

@@ -336,7 +336,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"cutmix": 1.0}, {"augment": "heavy1"}, {"teacher": "some"}])
 def test_what_is_for_classes_is_refused(settings, tmp_path):
-    with pytest.raises(ScratchvitError, match="igpt_tiny learns the pixels of images, not their classes"):
+    with pytest.raises(ScratchvitError, match="igpt_tiny predicts pixels, not classes"):
         prepare(RUN.replace(**settings), tmp_path / "run")
 
 
