@@ -12,9 +12,13 @@ import shlex
 import subprocess
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from scratchvit.backend import default_device
+from scratchvit.cli._output import heed
+from scratchvit.cli._words import COMPLETING, complete_with, completed_by
+from scratchvit.models import list_models
 
 
 class Parser(argparse.ArgumentParser):
@@ -32,12 +36,15 @@ class Parser(argparse.ArgumentParser):
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all arguments. An unknown option is an error that suggests the closest known one."""
+        if COMPLETING in os.environ:
+            complete_with(self)
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].split("=")[0]
             close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no {'option' if name.startswith('-') else 'argument'} {name}{hint}")
+        heed(namespace)
         return namespace
 
 
@@ -61,7 +68,9 @@ def add_fields(
             "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
         }
         flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
+        action = group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
+        if name == "model":
+            completed_by(action, list_models)
 
 
 def _shown(default: Any) -> Any:
@@ -104,6 +113,28 @@ def size(text: str) -> int | tuple[int, int]:
     if min(sides) < 1:
         raise argparse.ArgumentTypeError(f"a size must be at least 1 pixel, not {text}")
     return (sides[0], sides[1]) if len(set(sides)) > 1 else sides[0]
+
+
+def add_run(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the argument RUN, which can also be given as --checkpoint; `run_of` returns it. what: its help text."""
+    action = parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=what)
+    completed_by(action, run_folders)
+    parser.add_argument("--checkpoint", type=Path, metavar="FILE", help="another way to give RUN")
+
+
+def run_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Path:
+    """The RUN of a command. Ends the program if it was not given, or given twice."""
+    if given.run and given.checkpoint:
+        parser.error(f"two runs were given, {given.run} and --checkpoint {given.checkpoint}: leave out one of them")
+    if not (given.run or given.checkpoint):
+        parser.error(f"name a run: {parser.prog} RUN, a folder such as {next(iter(run_folders()), 'runs/NAME')}")
+    return given.run or given.checkpoint
+
+
+def run_folders() -> list[str]:
+    """The folders of runs below runs/, the latest first."""
+    found = [path.parent for path in Path("runs").glob("*/config.json")]
+    return [str(path) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:
