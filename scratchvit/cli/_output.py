@@ -14,6 +14,8 @@ from typing import Any
 
 from scratchvit import progress
 
+OUTPUT = ("quiet", "json")      # what the options are called in a namespace
+
 
 @dataclass
 class _Output:
@@ -27,7 +29,7 @@ _output: ContextVar[_Output | None] = ContextVar("output", default=None)
 
 @contextlib.contextmanager
 def output() -> Iterator[None]:
-    """Within this block a command runs: `heed` its options, and print its `result` if they ask for it."""
+    """The block in which a command runs. At its end, with --json, print what it noted by `note_result`."""
     mine = _Output()
     token = _output.set(mine)
     try:
@@ -56,7 +58,7 @@ def heed(given: argparse.Namespace) -> None:
         mine.stack.enter_context(progress.hidden())
 
 
-def result(**values: Any) -> None:
+def note_result(**values: Any) -> None:
     """Note values for the line of --json: numbers, texts, lists and dicts of them; paths become texts."""
     mine = _output.get()
     if mine is not None:

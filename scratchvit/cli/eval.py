@@ -8,7 +8,7 @@ import numpy as np
 
 from scratchvit import backend, data
 from scratchvit.cli._options import Parser, add_device, add_run, run_of, table
-from scratchvit.cli._output import add_output, result
+from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -63,9 +63,9 @@ def evaluate(argv: Sequence[str]) -> int:
     print(table(rows))
     if splits.skipped:
         print(f"{len(splits.skipped)} pictures that cannot be decoded were left out")
-    classes = zip(dataset.classes, meters)
-    result(
+    each = {name: meter for name, meter in zip(dataset.classes, meters) if meter.images}
+    note_result(
         checkpoint=path, data=dataset.name, split=given.split, images=total.images, accuracy=total.accuracy,
-        loss=total.loss, classes={name: {"images": m.images, "accuracy": m.accuracy} for name, m in classes if m.images},
+        loss=total.loss, classes={name: {"images": one.images, "accuracy": one.accuracy} for name, one in each.items()},
     )
     return 0

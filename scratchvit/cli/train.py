@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asnumpy
+from scratchvit.cli._bugs import bugs_reported
+from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import TrainingCommand, differing, files_and_commands, place, steps, told
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
@@ -77,7 +79,7 @@ def train(argv: Sequence[str]) -> int:
     """Train, draw, and say where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare(config, folder, resume)
-    with loop.folder:           # until the last picture is drawn
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):       # until the last picture is drawn
         print(_begins(loop), flush=True)
         result = loop.run()
         print(
@@ -90,6 +92,10 @@ def train(argv: Sequence[str]) -> int:
         if result.skipped:
             print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
         print(_ends(loop, _draw(loop, result)))
+    note_result(
+        run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
+        best_epoch=result.best_epoch, epochs=result.epochs, seconds=result.seconds,
+    )
     return 0
 
 

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from scratchvit import backend, optim
+from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
@@ -148,7 +148,7 @@ class TrainingLoop(Generic[TaskT]):
         self.model.train()
         description = f"epoch {epoch + 1}/{self.config.epochs}"
         total, done = self.loader.epoch_size, self.loader.state_dict()["batch"] * self.config.batch_size
-        with tqdm(total=total, initial=done, desc=description, unit="img", leave=False) as bar:
+        with progress.bar(total, description, done) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
             for batch in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
