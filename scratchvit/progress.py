@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
+
+Batch = TypeVar("Batch", bound=tuple[Any, ...])
 
 _hidden: ContextVar[bool] = ContextVar("hidden", default=False)
 
@@ -18,6 +20,25 @@ def bar(total: int, description: str, done: int = 0, unit: str = "img") -> tqdm[
     return tqdm(
         total=total, initial=done, desc=description, unit=unit, leave=False, disable=disable, dynamic_ncols=True
     )
+
+
+def over(batches: Iterable[Batch], total: int, description: str) -> Iterator[Batch]:
+    """The batches one by one, with a bar of `total` images. A batch is a tuple that begins with its images (B, …)."""
+    with bar(total, description) as drawn:
+        for batch in batches:
+            yield batch
+            drawn.update(len(batch[0]))
+
+
+def duration(seconds: float) -> str:
+    """A time in words, with two units at most: 8.4 s, 42 s, 3 min 10 s, 2 h 5 min."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, left = divmod(round(seconds), 60)
+    hours, minutes_left = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes_left} min"
+    return f"{minutes} min {left} s" if minutes else f"{left} s"
 
 
 @contextlib.contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scratchvit import backend, data
+from scratchvit import backend, data, progress
 from scratchvit.cli._options import Parser, add_device, add_run, run_of, table
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
@@ -52,7 +52,10 @@ def evaluate(argv: Sequence[str]) -> int:
     meters = []     # one for each class
     for label in range(len(dataset.classes)):
         of_class = dataset.subset(np.flatnonzero(dataset.labels == label))
-        meters.append(measure(model, data.Loader(of_class, given.batch_size, normalize)) if len(of_class) else Meter())
+        meters.append(Meter())
+        if len(of_class):
+            batches = data.Loader(of_class, given.batch_size, normalize)
+            meters[-1] = measure(model, progress.over(batches, len(of_class), printable(dataset.classes[label])))
     total = Meter(*(sum(getattr(meter, name) for meter in meters) for name in ("loss_sum", "correct", "images")))
 
     rows = [("class", "images", "accuracy", "loss")]

@@ -37,7 +37,7 @@ from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
-from scratchvit.training.task import Course, Row, Task
+from scratchvit.training.task import Batches, Course, Row, Task
 from scratchvit.weights import LoadReport, load_weights
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
@@ -170,6 +170,10 @@ class TrainingLoop(Generic[TaskT]):
         except ScratchvitError as error:
             raise _NoBatch from error
 
+    def _shown(self, description: str) -> Batches:
+        """`batches`, with a progress bar."""
+        return lambda loader: progress.over(self.batches(loader), loader.epoch_size, description)
+
     def _step(self, batch: Any, look: bool) -> None:
         images = batch.images
         if self.config.non_finite == "stop" and not math.isfinite(images.sum()):
@@ -222,9 +226,16 @@ class TrainingLoop(Generic[TaskT]):
         self.events.write(self.history)
         self.log(
             f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{' (best)' if is_best else ''}  "
-            f"{row['images_per_second']:,.0f} images/s{f'  steps left out: {skipped}' if skipped else ''}"
-            f"{self._advice(waiting)}"
+            f"{row['images_per_second']:,.0f} images/s  {progress.duration(row['seconds'])}{self._left()}"
+            f"{f'  steps left out: {skipped}' if skipped else ''}{self._advice(waiting)}"
         )
+
+    def _left(self) -> str:
+        """How long the remaining epochs will take if they are like the last three."""
+        remaining, last = self.config.epochs - len(self.history), self.history[-3:]
+        if not remaining:
+            return ""
+        return f", {progress.duration(remaining * sum(row['seconds'] for row in last) / len(last))} left"
 
     def _advice(self, waiting: float) -> str:
         if waiting <= WAITING:
@@ -233,7 +244,7 @@ class TrainingLoop(Generic[TaskT]):
 
     def _validate(self) -> Row:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            row = self.task.validate(self.model, self.batches)
+            row = self.task.validate(self.model, self._shown("validation"))
             self.task.draw(self.folder.path, len(self.history) + 1)
         return row
 
@@ -251,7 +262,7 @@ class TrainingLoop(Generic[TaskT]):
             skipped=sum(r.get("skipped", 0) for r in self.history),     # rows of older versions do not have it
             parameters=self.model.num_parameters(),
         )
-        return self.task.test(self.model, self.batches, row, course)
+        return self.task.test(self.model, self._shown("test"), row, course)
 
     # --- stopping ---
 
