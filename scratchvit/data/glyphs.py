@@ -15,8 +15,8 @@ from scratchvit.files import printable
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 
-# Files that Pillow looks for in the system's folders of fonts, after its own font: for Latin, Greek, Cyrillic, Hebrew and
-# Arabic; then for Chinese, Japanese and Korean (Linux, Windows, macOS); then for emoji.
+# Files that Pillow looks for in the system's folders of fonts, after its own font: for Latin, Greek, Cyrillic, Hebrew
+# and Arabic; then for Chinese, Japanese and Korean (Linux, Windows, macOS); then for emoji.
 FILES = (
     "DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "NotoSansCJK-Regular.ttc", "wqy-zenhei.ttc",
     "msyh.ttc", "meiryo.ttc", "malgun.ttf", "Hiragino Sans GB.ttc", "NotoEmoji-Regular.ttf", "seguiemj.ttf",
@@ -32,8 +32,8 @@ def font_for(text: str, size: float) -> tuple[Font, str]:
     """The first font that can draw a text, and the text for it: as it is, or with escapes in Pillow's own font."""
     text = printable(text)
     first = _own(size)
-    fonts: list[Font] = [first, *(font for name in FILES if (font := _from_file(name, size)))]
-    for font in fonts:
+    others = (_from_file(name, size) for name in FILES)
+    for font in (first, *(font for font in others if font)):
         if all(_draws(font, character) for character in text):
             return font, text
     return first, escaped(text, lambda character: _draws(first, character))

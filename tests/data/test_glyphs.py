@@ -10,7 +10,8 @@ from scratchvit.data.glyphs import escaped, font_for
 from scratchvit.detection.draw_boxes import draw_boxes
 
 ODD = [
-    "a$b$c", r"$\frac$", "$x", "100%", "a\\b", "two\nlines", "猫", "🐈", "שלום", "caf\udce9", "a_b^c", "x" * 300, "\x00", "",
+    "a$b$c", r"$\frac$", "$x", "100%", "a\\b", "two\nlines", "猫", "🐈", "שלום", "caf\udce9", "a_b^c", "x" * 300,
+    "\x00", "",
 ]
 
 
