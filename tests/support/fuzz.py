@@ -25,8 +25,8 @@ Folder = dict[str, bytes]
 
 # Words that tools, people and attackers write where a name or a number should be.
 WORDS = [
-    "", " ", "null", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "2", "0.5", "1e400", "0x10", "1_000", "9" * 20,
-    "true", "no", "[]", "{}", "../x", "..\\x", "/etc/passwd", "C:\\x.jpg", "con", ".", "..", "a" * 300, "猫", "🐈", "שלום",
+    "", " ", "null", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "2", "0.5", "1e400", "0x10", "1_000", "9" * 20, "no",
+    "true", "[]", "{}", "../x", "..\\x", "/etc/passwd", "C:\\x.jpg", "con", ".", "..", "a" * 300, "猫", "🐈", "שלום",
     "caf\u00e9", "cafe\u0301", "$x$", "%s", "\\", "\"", "'", "\n", "\r\n", "\t", "\x00", "\x1b[31m", "\u202e", "\ufeff",
     "&x;", "<![CDATA[", "*a", "&a [*a]", "!!python/object:os.system",
 ]
