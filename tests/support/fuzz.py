@@ -25,10 +25,10 @@ Folder = dict[str, bytes]
 
 # Words that tools, people and attackers write where a name or a number should be.
 WORDS = [
-    "", " ", "null", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "2", "0.5", "1e400", "0x10", "1_000", "9" * 20, "no",
-    "true", "[]", "{}", "../x", "..\\x", "/etc/passwd", "C:\\x.jpg", "con", ".", "..", "a" * 300, "猫", "🐈", "שלום",
-    "caf\u00e9", "cafe\u0301", "$x$", "%s", "\\", "\"", "'", "\n", "\r\n", "\t", "\x00", "\x1b[31m", "\u202e", "\ufeff",
-    "&x;", "<![CDATA[", "*a", "&a [*a]", "!!python/object:os.system",
+    "", " ", "null", "nan", "inf", "-inf", "1e999", "-1", "0", "1", "2", "0.5", "1e400", "0x10", "1_000", "9" * 20,
+    "no", "true", "[]", "{}", "../x", "..\\x", "/etc/passwd", "C:\\x.jpg", "con", ".", "..", "a" * 300, "猫", "🐈",
+    "שלום", "caf\u00e9", "cafe\u0301", "$x$", "%s", "\\", "\"", "'", "\n", "\r\n", "\t", "\x00", "\x1b[31m", "\u202e",
+    "\ufeff", "&x;", "<![CDATA[", "*a", "&a [*a]", "!!python/object:os.system",
 ]
 words = st.sampled_from(WORDS) | st.text(max_size=8)
 _of_names = st.characters(blacklist_categories=("Cs",), blacklist_characters="/\x00")
