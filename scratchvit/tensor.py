@@ -163,7 +163,10 @@ class Tensor:
             raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
+                raise RuntimeError(
+                    f"backward() of a tensor of shape {self.shape} needs a gradient of that shape: give one, or reduce "
+                    "the tensor to a number by .sum() or .mean()"
+                )
             gradient = array_module(self.data).ones_like(self.data)
         else:
             gradient = Tensor(gradient, dtype=self.dtype).data

@@ -12,13 +12,17 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, command_line
+from scratchvit.cli._options import Parser, add_fields, command_line, run_folders
+from scratchvit.cli._output import OUTPUT, add_output
+from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
+
+MOST_USED = ("data", "model", "epochs")     # with --recipe and --resume, at the beginning of the help
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -63,21 +67,25 @@ class TrainingCommand(Generic[ConfigT]):
         recipes = list_recipes(self.kind)
 
         parser = Parser(prog=self.prog, usage=f"{self.prog} [options]", description=self.description)
-        parser.add_argument(
+        first = parser.add_argument_group("most used")
+        add_fields(first, self.kind, MOST_USED, vars(base))
+        first.add_argument(
             "--recipe", metavar="NAME", choices=recipes, default=argparse.SUPPRESS,
             help=f"defaults of all other options: {', '.join(recipes)}",
         )
+        resumed = first.add_argument("--resume", metavar="DIR", help="resume the run in DIR; --epochs can be increased")
+        completed_by(resumed, run_folders)
         for title, names in self.groups.items():
             group = parser.add_argument_group(title)
-            add_fields(group, self.kind, names, vars(base))
+            add_fields(group, self.kind, [name for name in names if name not in MOST_USED], vars(base))
             if title == "model":
                 add_fields(group, type(model_defaults), model_fields, shown, prefix="model.")
         run = parser.add_argument_group("run")
         add_fields(run, self.kind, [name for name in vars(base) if name not in grouped], vars(base))
         run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
-        run.add_argument("--resume", metavar="DIR", help="resume the run in DIR; --epochs can be increased")
+        add_output(run)
 
-        given = vars(parser.parse_strictly(argv))
+        given = {name: value for name, value in vars(parser.parse_strictly(argv)).items() if name not in OUTPUT}
         out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
         if resume and out:
             parser.error("--resume continues in the run's own folder: leave out --out")

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from scratchvit.cli._bugs import bugs_reported
 from scratchvit.cli._detector import SENTENCES, print_figures
 from scratchvit.cli._options import command_line
+from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
@@ -75,7 +78,7 @@ def detect_train(argv: Sequence[str]) -> int:
     """Train a detector, evaluate it on the test pictures, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare_detector(config, folder, resume)
-    with loop.folder:           # until the report is written
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):           # until the report is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
         evaluated = "that batch" if config.overfit_one_batch else "test pictures"
@@ -87,6 +90,10 @@ def detect_train(argv: Sequence[str]) -> int:
         if result.skipped:
             print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
+    note_result(
+        run=folder, checkpoint=loop.folder.best, **dataclasses.asdict(result.test), best_epoch=result.best_epoch,
+        epochs=result.epochs, seconds=result.seconds,
+    )
     return 0
 
 

@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asnumpy
+from scratchvit.cli._bugs import bugs_reported
+from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
@@ -84,7 +86,7 @@ def train(argv: Sequence[str]) -> int:
     """Train a model, write pictures of the run, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare(config, folder, resume)
-    with loop.folder:           # until the last picture is written
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):           # until the last picture is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
         print(
@@ -97,6 +99,10 @@ def train(argv: Sequence[str]) -> int:
         if result.skipped:
             print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
+    note_result(
+        run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
+        best_epoch=result.best_epoch, epochs=result.epochs, seconds=result.seconds,
+    )
     return 0
 
 

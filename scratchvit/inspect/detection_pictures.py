@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.detection.draw_boxes import COLOURS, Found
 from scratchvit.inspect.detection import Matching, QueryBoxes
-from scratchvit.inspect.figures import GRID, INK, VALIDATION, overlay, sheet
+from scratchvit.inspect.figures import GRID, INK, VALIDATION, drawable, overlay, sheet
 
 Picture = NDArray[np.uint8]     # (H, W, 3)
 
@@ -63,7 +63,8 @@ def draw_cross_attention(
                 _box(row[0], boxes[place], colour)
                 _show(ax, one.picture, one.attention[queries[place]])
                 _box(ax, boxes[place], colour)
-                words = f"query {queries[place]}: {classes[one.found['labels'][place]]}, {scores[place]:.2f}"
+                name = drawable(classes[one.found["labels"][place]])
+                words = f"query {queries[place]}: {name}, {scores[place]:.2f}"
                 _title(ax, words, INK if count else VALIDATION)
 
 
@@ -167,7 +168,7 @@ def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Se
             cells = ["–"] * len(cells)
         other = f"q{others[place]}  {_number(other_costs[place])}" if others[place] >= 0 else "–"
         name = classes[label] if len(classes[label]) <= 14 else f"{classes[label][:13]}…"
-        lines.append((colours[place], [name, f"q{query}" if query >= 0 else "none", *cells, other]))
+        lines.append((colours[place], [drawable(name), f"q{query}" if query >= 0 else "none", *cells, other]))
     if len(lines) == 1:
         lines.append((INK, ["no objects"]))
     if len(lines) > 1 + OBJECTS_IN_TABLE:

@@ -62,12 +62,25 @@ def check_out_indices(config: Any) -> None:
 def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> Tensor:
     """Return images (B, C, H, W), an array or a Tensor, as a Tensor; arrays are converted to `dtype`.
 
-    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not.
+    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not, for images
+    with the channels last, and for bytes, which are pixels that were not normalised.
     """
+    if x.ndim == 3 and x.shape[0] == shape[0]:
+        raise ScratchvitError(f"this model takes a batch (B, C, H, W), it was given one image {x.shape}: use x[None]")
+    if x.ndim == 4 and x.shape[-1] == shape[0] != x.shape[1]:
+        raise ScratchvitError(
+            f"this model takes images of shape (B, C, H, W), it was given {x.shape}, with the channels last: use "
+            "x.transpose(0, 3, 1, 2)"
+        )
     if x.ndim != 4 or any(expected not in (None, n) for expected, n in zip(shape, x.shape[1:])):
         wanted = ", ".join(str(expected or axis) for expected, axis in zip(shape, ("C", "height", "width")))
         mend = "create the model with that in_chans" if None in shape else (
             "resize them, or create the model with that img_size and in_chans"
         )
         raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {mend}")
+    if x.dtype == "uint8":
+        raise ScratchvitError(
+            "this model takes images as floats, it was given uint8: normalise them, for example by "
+            "sv.data.Normalize(mean, std), which turns (B, H, W, C) in 0…255 into such images"
+        )
     return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)

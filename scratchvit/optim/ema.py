@@ -27,6 +27,9 @@ class EMA:
         self.model, self.decay = model, decay
         self.averages = {name: tensor.data.copy() for name, tensor in self._tensors()}
 
+    def __repr__(self) -> str:
+        return f"EMA(decay={self.decay})  {len(self.averages)} averages"
+
     def _tensors(self) -> Iterator[tuple[str, Any]]:
         yield from self.model.named_parameters()
         yield from self.model.named_buffers()

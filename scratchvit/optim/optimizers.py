@@ -60,6 +60,14 @@ class Optimizer:
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
             raise ScratchvitError("a parameter occurs twice in the optimiser's groups: put it in one group only")
 
+    def __repr__(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "moment_names"}
+        decays = sorted({slot.weight_decay for slot in self._slots})
+        settings["weight_decay"] = decays[0] if len(decays) == 1 else decays
+        numbers = sum(slot.parameter.size for slot in self._slots)
+        text = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return f"{type(self).__name__}({text})  {len(self._slots)} parameters, {numbers:,} numbers"
+
     def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         """The update for parameters whose number of steps, including this one, is `steps`."""
         raise NotImplementedError

@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from scratchvit import backend, optim
+from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
@@ -37,7 +37,7 @@ from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
-from scratchvit.training.task import Course, ResultT, Row, Task
+from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import LoadReport, load_weights
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between reads of the loss and gradient norm: on a GPU, each is a wait
@@ -154,7 +154,7 @@ class TrainingLoop(Generic[TaskT_co]):
         self.model.train()
         description = f"epoch {epoch + 1}/{self.config.epochs}"
         total, done = self.loader.epoch_size, self.loader.state_dict()["batch"] * self.config.batch_size
-        with tqdm(total=total, initial=done, desc=description, unit="img", leave=False) as bar:
+        with progress.bar(total, description, done) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
             for batch in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
@@ -175,6 +175,10 @@ class TrainingLoop(Generic[TaskT_co]):
                 self.watch.check()
         except ScratchvitError as error:
             raise _NoBatch from error
+
+    def _shown(self, description: str) -> Batches:
+        """`batches`, with a progress bar."""
+        return lambda loader: progress.over(self.batches(loader), loader.epoch_size, description)
 
     def _step(self, batch: Any, look: bool) -> None:
         images = batch.images
@@ -228,9 +232,16 @@ class TrainingLoop(Generic[TaskT_co]):
         self.events.write(self.history)
         self.log(
             f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{' (best)' if is_best else ''}  "
-            f"{row['images_per_second']:,.0f} images/s{f'  skipped steps: {skipped}' if skipped else ''}"
-            f"{self._advice(waiting)}"
+            f"{row['images_per_second']:,.0f} images/s  {progress.duration(row['seconds'])}{self._left()}"
+            f"{f'  skipped steps: {skipped}' if skipped else ''}{self._advice(waiting)}"
         )
+
+    def _left(self) -> str:
+        """How long the remaining epochs will take if they are like the last three."""
+        remaining, last = self.config.epochs - len(self.history), self.history[-3:]
+        if not remaining:
+            return ""
+        return f", {progress.duration(remaining * sum(row['seconds'] for row in last) / len(last))} left"
 
     def _advice(self, waiting: float) -> str:
         if waiting <= WAITING:
@@ -239,7 +250,7 @@ class TrainingLoop(Generic[TaskT_co]):
 
     def _validate(self) -> Row:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            row = self.task.validate(self.model, self.batches)
+            row = self.task.validate(self.model, self._shown("validation"))
             self.task.draw(self.folder.path, len(self.history) + 1)
         return row
 
@@ -257,7 +268,7 @@ class TrainingLoop(Generic[TaskT_co]):
             skipped=sum(r.get("skipped", 0) for r in self.history),     # rows of older versions do not have it
             parameters=self.model.num_parameters(),
         )
-        return self.task.test(self.model, self.batches, row, course)
+        return self.task.test(self.model, self._shown("test"), row, course)
 
     # --- stopping ---
 

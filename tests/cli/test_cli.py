@@ -191,7 +191,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("train --patch-size 0", "at least 1"),
     ("train --num-classes 3", "there is no option --num-classes"),
     ("trian", "there is no command 'trian'; did you mean 'train'?"),
-    ("eval", "the following arguments are required: --checkpoint"),
+    ("eval", "name a run: scratchvit eval RUN"),
     ("eval --checkpoint x --splt val", "did you mean --split?"),
     ("predict --checkpoint x", "the following arguments are required: IMAGE"),
     ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),

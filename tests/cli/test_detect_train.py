@@ -136,7 +136,7 @@ def test_recipes_of_detectors_say_their_command(name):
 
 def test_every_setting_is_an_option(capsys):
     assert main(["detect-train", "--model", "detr_resnet50", "--help"]) == 0
-    text = capsys.readouterr().out
+    text = " ".join(capsys.readouterr().out.split())        # not as it is wrapped
     fields = {field.name for field in dataclasses.fields(DetectConfig)} - {"model_args"}
     fields |= set(vars(model_config("detr_resnet50"))) - detect_train.FROM_THE_DATA
     for name in fields:

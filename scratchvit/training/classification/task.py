@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scratchvit import optim
+from scratchvit import optim, progress
 from scratchvit.data import Batch
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
@@ -151,7 +151,7 @@ class ClassificationTask(Task[Result]):
         if self.objective.teacher is None or augments(self.config):
             return
         split = self.data.splits.train
-        with tqdm(total=len(split), desc="teacher's logits", unit="img", leave=False) as bar:
+        with progress.bar(len(split), "teacher's logits") as bar:
 
             def counted() -> Iterator[Batch]:
                 for batch in batches(self.data.eval_loader(split, self.config.batch_size)):
