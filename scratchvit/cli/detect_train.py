@@ -78,7 +78,7 @@ def detect_train(argv: Sequence[str]) -> int:
     """Train a detector, evaluate it on the test pictures, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare_detector(config, folder, resume)
-    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):           # until the report is written
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the report is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
         evaluated = "that batch" if config.overfit_one_batch else "test pictures"

@@ -86,7 +86,7 @@ def train(argv: Sequence[str]) -> int:
     """Train a model, write pictures of the run, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare(config, folder, resume)
-    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):           # until the last picture is written
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
         print(
