@@ -40,7 +40,7 @@ from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
 from scratchvit.errors import explained
 from scratchvit.facts import Facts
-from scratchvit.graph import Node, run_backward
+from scratchvit.graph import Node, Version, run_backward
 from scratchvit.recording import is_recording, mode
 from scratchvit.signature import constant_parameters, differentiable_parameters, inputs_of
 
@@ -67,7 +67,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._edge: tuple[Node, int] | None = None      # (node, output index); None for a leaf
-        self._version = 0       # how many times a leaf was changed in place; see graph.py
+        self._version: Version | None = None        # made when it is first asked for
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,8 +103,17 @@ class Tensor:
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """A Tensor with the same array, without a graph."""
-        return Tensor(self.data)
+        """A Tensor with the same array, without a graph. Changing it in place changes this one too."""
+        detached = Tensor(self.data)
+        detached._version = version_of_alias(self)
+        return detached
+
+    @property
+    def version(self) -> Version:
+        """How often the array was changed in place, as a counter that all its aliases share."""
+        if self._version is None:
+            self._version = Version()
+        return self._version
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
         raise TypeError("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
@@ -133,7 +142,9 @@ class Tensor:
                 "from the leaves: copy the leaves, or `detach()` it first"
             )
         copied = memo[id(self)] = type(self).__new__(type(self))
-        copied.data, copied.requires_grad, copied._edge, copied._version = self.data.copy(), self.requires_grad, None, 0
+        copied.data, copied.requires_grad, copied._edge, copied._version = (
+            self.data.copy(), self.requires_grad, None, None
+        )
         copied.grad = None if self.grad is None else self.grad.copy()
         return copied
 
@@ -249,7 +260,7 @@ class Tensor:
 
     def mark_changed(self) -> None:
         """Note that `data` was changed in place. backward() through a graph that used the old values is an error."""
-        self._version += 1
+        self.version.count += 1
 
     def _must_be_changeable(self, what: str, instead: str) -> None:
         if self._edge is not None or is_recording():
@@ -343,10 +354,14 @@ def op(
         if without_gradient < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
             if without_gradient:
-                node.watch(inputs, edges)
+                watch_constants(node, inputs)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
                 output._edge = (node, index)
+        else:
+            for output in outputs:
+                if output.data.base is not None:
+                    _share_version(output, inputs)
         return tuple(outputs) if is_tuple else outputs[0]
 
     apply.takes = takes     # type: ignore[attr-defined]
@@ -388,7 +403,35 @@ def _requires_grad(given: Any) -> bool:
 
 def edge_to(x: Any) -> Any:
     """The edge along which x's gradient is sent (see Node); None if x needs no gradient."""
-    return (x._edge or (x, x._version)) if isinstance(x, Tensor) and x.requires_grad else None
+    return (x._edge or (x, x.version.count)) if isinstance(x, Tensor) and x.requires_grad else None
+
+
+def watch_constants(node: Node, inputs: Sequence[Any]) -> None:
+    """Let backward() notice if an input that needs no gradient is changed in place: the op may have saved it."""
+    for x, edge in zip(inputs, node.edges):
+        if edge is None and isinstance(x, Tensor):
+            node.watched += ((x.version, x.version.count, x.shape),)
+
+
+def version_of_alias(x: Tensor) -> Version:
+    """The version for a Tensor that shares the memory of x and has no graph.
+
+    A result of an op cannot be changed in place itself, but its alias can: the op's node watches it.
+    """
+    if x._edge is None:
+        return x.version
+    version, node = Version(), x._edge[0]
+    node.watched += ((version, 0, x.shape),)
+    return version
+
+
+def _share_version(output: Tensor, inputs: Sequence[Any]) -> None:
+    """Give a result without a graph the version of the input of which it is a view, if it is one."""
+    base = output.data.base
+    for x in inputs:
+        if isinstance(x, Tensor) and (x.data is base or x.data.base is base):
+            output._version = version_of_alias(x)
+            return
 
 
 def _unwrap(x: Any) -> Any:
@@ -405,5 +448,5 @@ def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
     tensor = kind.__new__(kind)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
-    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
+    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, None
     return tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -345,6 +346,41 @@ def test_a_constant_changed_between_forward_and_backward_is_an_error(checkpointe
     c = leaf(2).detach()        # another Tensor: the old one is dropped, and nobody can change it any more
     y.backward()
     assert x.grad is not None
+
+
+ALIASES = {
+    "detach": lambda w: w.detach(), "detach twice": lambda w: w.detach().detach(), "row": lambda w: w[1],
+    "reshape": lambda w: w.reshape(-1), "transpose of a row": lambda w: w[1:].transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+@pytest.mark.parametrize("of", ["leaf", "constant", "result"])
+def test_an_alias_changed_between_forward_and_backward_is_an_error(alias: Callable[[Tensor], Tensor], of: str) -> None:
+    """An alias shares memory: changing it changes what the backward saved. PyTorch raises too."""
+    x = leaf(2, 3)
+    source = {"leaf": x, "constant": leaf(2, 3, seed=1).detach(), "result": x.exp()}[of]
+    y = (source * x).sum()
+    with sv.no_grad():
+        changed = alias(source)
+        changed += 1
+    with pytest.raises(RuntimeError, match="changed in place after the loss was computed"):
+        y.backward()
+    assert x.grad is None
+
+
+def test_an_alias_that_is_changed_before_the_forward_or_a_copy_does_no_harm() -> None:
+    w = leaf(2, 3)
+    with sv.no_grad():
+        alias, copy = w.detach(), Tensor(w.numpy().copy())
+        alias += 1
+    y = (w * w).sum()
+    with sv.no_grad():
+        copy += 1
+        exponential = w.exp()       # new memory
+        exponential += 1
+    y.backward()
+    assert np.array_equal(w.grad, 2 * w.numpy())
 
 
 @pytest.mark.parametrize("call", [
