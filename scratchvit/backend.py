@@ -94,20 +94,19 @@ def device() -> str:
 def _gpu() -> Backend:
     cuda = cuda_driver_version()
     package = "cupy-cuda13x" if cuda is None or cuda[0] >= 13 else "cupy-cuda12x"
-    extra = package.removeprefix("cupy-").removesuffix("x")
     try:
         import cupy
         import cupyx.scipy.special
     except ImportError:
         found = "no CUDA driver was found either" if cuda is None else f"the driver supports CUDA {cuda[0]}.{cuda[1]}"
         raise ScratchvitError(
-            f'the GPU needs CuPy, which is not installed ({found}): pip install "scratchvit[{extra}]"'
+            f'the GPU needs CuPy, which is not installed ({found}): pip install {package}'
         ) from None
     if not cupy.cuda.is_available():
         reason = (
             "no CUDA driver was found" if cuda is None
             else f"the driver (CUDA {cuda[0]}.{cuda[1]}) reports no device; if CuPy was built for another CUDA "
-                 f'version: pip install "scratchvit[{extra}]"'
+                 f'version: pip install {package}'
         )
         raise ScratchvitError(
             f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or continue with use("cpu")'

@@ -21,16 +21,16 @@ from scratchvit.recording import no_grad
 
 SECONDS = 0.4       # for each of the two figures of the speed line
 
-# (package, extra, what it is used for)
-OPTIONAL = [
-    ("scikit-learn", "demo", "the digits, the default data of `scratchvit train`"),
-    ("matplotlib", "demo", "plots of learning curves and attention"),
-    ("pycocotools", "coco", "AP, for `scratchvit detect-train` and `detect-eval`"),
-    ("pooch", "download", "--download"),
-    ("hypothesis", "test", "the tests"),
-    ("torch", "parity", "tests against PyTorch"),
-    ("timm", "parity", "tests against timm"),
-]
+# {package: what it is used for}
+OPTIONAL = {
+    "scikit-learn": "the digits, the default data of `scratchvit train`",
+    "matplotlib": "plots of learning curves and attention",
+    "pycocotools": "AP, for `scratchvit detect-train` and `detect-eval`",
+    "pooch": "--download",
+    "hypothesis": "the tests",
+    "torch": "tests against PyTorch",
+    "timm": "tests against timm",
+}
 
 
 def report() -> Iterator[tuple[str, str]]:
@@ -40,11 +40,11 @@ def report() -> Iterator[tuple[str, str]]:
     yield "NumPy", f"{np.__version__}, {_blas()}"
     yield "SciPy", importlib.metadata.version("scipy")
     yield from _gpu()
-    for package, extra, purpose in OPTIONAL:
+    for package, purpose in OPTIONAL.items():
         try:
             yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
-            yield package, f'missing: pip install "scratchvit[{extra}]"  ({purpose})'
+            yield package, f"missing: pip install {package}  ({purpose})"
     yield "allocator", _allocator()
     yield "speed, CPU", _speed("cpu")
     with contextlib.suppress(ScratchvitError):      # already reported by _gpu

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,6 +35,17 @@ class WrongIndex(WrongCall, IndexError):
 
 class WrongState(WrongCall, RuntimeError):
     """A call that is not possible now, such as a second backward() through a graph."""
+
+
+def missing(sentence: str, *packages: str) -> ScratchvitError:
+    """The error for optional packages: a sentence, and the line that installs all those of them that are not there."""
+    absent = [name for name in packages if not is_installed(name)]
+    return ScratchvitError(f"{sentence}: pip install {' '.join(absent or packages)}")
+
+
+def is_installed(package: str) -> bool:
+    """Whether a package can be imported, by its name for pip. It is not imported."""
+    return importlib.util.find_spec({"scikit-learn": "sklearn"}.get(package, package)) is not None
 
 
 _KINDS = (WrongIndex, WrongType, WrongState, WrongValue)

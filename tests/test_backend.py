@@ -30,7 +30,7 @@ def fresh_gpu_lookup():
 def test_gpu_without_cupy_names_the_package_for_the_driver(monkeypatch, fresh_gpu_lookup, version, package):
     monkeypatch.setitem(sys.modules, "cupy", None)
     monkeypatch.setattr(backend, "cuda_driver_version", lambda: version)
-    with pytest.raises(sv.ScratchvitError, match=rf'CuPy, which is not installed .*install "scratchvit\[{package}\]"'):
+    with pytest.raises(sv.ScratchvitError, match=rf"CuPy, which is not installed .*pip install cupy-{package}x$"):
         sv.use("gpu")
 
 

@@ -6,13 +6,14 @@ import argparse
 import contextlib
 import io
 import itertools
+import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, command_line, run_folders
+from scratchvit.cli._options import Parser, add_fields, columns, command_line, run_folders
 from scratchvit.cli._output import OUTPUT, add_output
 from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
@@ -21,6 +22,7 @@ from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
+from scratchvit.training.loop import TrainingLoop
 
 MOST_USED = ("data", "model", "epochs")     # with --recipe and --resume, at the beginning of the help
 
@@ -162,7 +164,23 @@ def _new_run_folder(config: RunConfig) -> Path:
 
 def labelled_lines(rows: Sequence[tuple[str, str | None]]) -> str:
     """Format (label, text) pairs as aligned lines. Pairs without text are left out."""
-    return "\n".join(f"{label:<8}  {text}" for label, text in rows if text)
+    width = columns(100)
+    return "\n".join(
+        textwrap.fill(f"{label:<8}  {text}", width, subsequent_indent=" " * 10, break_long_words=False,
+                      break_on_hyphens=False)
+        for label, text in rows if text
+    )
+
+
+def describe_resuming(loop: TrainingLoop[Any]) -> str:
+    """Where a resumed run continues, or that it had already ended; "" for a new one."""
+    done, epochs = len(loop.history), loop.config.epochs
+    if done == epochs:
+        return (
+            f"all {epochs} epochs were already trained; the best weights are evaluated again (to train longer: "
+            f"--epochs {2 * epochs})"
+        )
+    return f"after {done} of {epochs} epochs, at step {loop.step}" if loop.step else ""
 
 
 def describe_steps(config: RunConfig, steps_per_epoch: int) -> str:

@@ -17,6 +17,7 @@ from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
     describe_device,
+    describe_resuming,
     describe_steps,
     files_and_commands,
     labelled_lines,
@@ -25,6 +26,7 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
 from scratchvit.detection.detector import MANY_TOKENS, encoder_tokens, open_detector
+from scratchvit.detection.evaluation import can_evaluate
 from scratchvit.detection.task import DetectionResult, DetectionTask, prepare_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable, write_atomically
@@ -86,7 +88,8 @@ def detect_train(argv: Sequence[str]) -> int:
             f"\n{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
             f"{result.seconds:.0f} s at {result.images_per_second:,.1f} images/s"
         )
-        print_figures(result.test)
+        if can_evaluate():
+            print_figures(result.test)
         if result.skipped:
             print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
@@ -122,10 +125,12 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
+        ("epochs", f"{loop.task.legend}; time, time left"),
     ]
     return labelled_lines(rows)
 
@@ -184,6 +189,11 @@ def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
                 f"a picture has {most} objects, but the model has only {model.config.num_queries} queries: use "
                 f"--num-queries {2 * most}"
             )
+    if not can_evaluate():
+        sentences.append(
+            "AP is not computed, because pycocotools is not installed (pip install pycocotools): the best epoch will "
+            "be that of the lowest val loss"
+        )
     if not any(_objects(val)):
         sentences.append("val has no object, so AP is undefined: the best epoch will be that of the lowest val loss")
     if (tokens := _largest(loop)[1]) > MANY_TOKENS:
@@ -202,7 +212,8 @@ def _write_pictures(loop: TrainingLoop[DetectionTask], result: DetectionResult) 
     drawn = {}
     try:
         run = DetectionRun(
-            folder.path, loop.task.config, loop.history, splits, open_detector(folder.best), result.test,
+            folder.path, loop.task.config, loop.history, splits, open_detector(folder.best),
+            result.test if can_evaluate() else None,
             result.best_epoch, commands=COMMAND.lines(loop.task.config, folder.path),
         )
         write_detection_report(run, folder.path / "report.html")

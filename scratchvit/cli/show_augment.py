@@ -59,6 +59,6 @@ def _sample(img_size: int) -> Images:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ScratchvitError(
-            'name a picture, or install scikit-learn for its sample picture: pip install "scratchvit[demo]"'
+            "name a picture, or install scikit-learn for its sample picture: pip install scikit-learn"
         ) from error
     return np.asarray(resize_image(to_picture(load_sample_image("flower.jpg")), img_size))

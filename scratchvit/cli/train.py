@@ -16,6 +16,7 @@ from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
     describe_device,
+    describe_resuming,
     describe_steps,
     files_and_commands,
     labelled_lines,
@@ -122,11 +123,13 @@ def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
+        ("epochs", f"{loop.task.legend}; time, time left"),
     ]
     return labelled_lines(rows)
 

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit.data.datasets import ArrayDataset, Splits, stratified_split
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import missing
 
 TEST_COUNT, VAL_COUNT, SPLIT_SEED = 360, 180, 0
 FILE = "datasets/data/digits.csv.gz"        # in the folder of scikit-learn
@@ -36,7 +36,7 @@ def _numbers_and_labels() -> tuple[NDArray[np.float64], NDArray[np.int64]]:
     """Pixels 0 … 16 (1797, 8, 8) and labels (1797,), read from the file: importing scikit-learn takes a second."""
     package = importlib.util.find_spec("sklearn")
     if package is None or package.origin is None:
-        raise ScratchvitError('the digits come with scikit-learn: pip install "scratchvit[demo]"')
+        raise missing("the digits come with scikit-learn", "scikit-learn", "matplotlib")    # figures need the latter
     try:
         table = np.loadtxt(Path(package.origin).parent / FILE, delimiter=",")
     except OSError:     # another version of scikit-learn, with the file elsewhere

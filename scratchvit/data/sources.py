@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, missing
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def fetch(remote: Remote, folder: Path) -> Path:
     try:
         import pooch
     except ImportError as error:
-        raise ScratchvitError('downloading needs pooch: pip install "scratchvit[demo]"') from error
+        raise missing("downloading needs pooch", "pooch") from error
     try:
         return Path(
             pooch.retrieve(

@@ -22,12 +22,12 @@ import reprlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
 from scratchvit.detection.data.reading import read_json
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, is_installed, missing
 from scratchvit.files import write_atomically
 
 Entry = dict[str, Any]
@@ -66,6 +66,11 @@ class CocoFigures:
     ARm: float | None
     ARl: float | None
     classes: tuple[ClassFigures, ...]
+
+    @classmethod
+    def unknown(cls) -> Self:
+        """The figures where pycocotools is not installed: each None, and no classes."""
+        return cls(None, None, None, None, None, None, None, None, None, None, None, None, ())
 
     def rows(self) -> list[list[str]]:
         return [
@@ -125,6 +130,11 @@ def write_results(path: str | Path, results: Sequence[Entry]) -> None:
 # --- evaluation -----------------------------------------------------------------------------------------------------
 
 
+def can_evaluate() -> bool:
+    """Whether pycocotools is installed."""
+    return is_installed("pycocotools")
+
+
 def evaluate_boxes(
     ground_truth: Mapping[str, Any] | str | Path, results: Sequence[Mapping[str, Any]] | str | Path
 ) -> CocoFigures:
@@ -134,13 +144,13 @@ def evaluate_boxes(
     box; one without iscrowd is not a crowd. Ids of annotations are ignored, since pycocotools treats a match with id 0
     as no match.
     results: in COCO's results format, see `results_of`; may be empty.
-    Raises ScratchvitError for a file that cannot be read, for a bad entry, and without pycocotools.
+    Raises ScratchvitError for a file that cannot be read, for a bad entry, and without pycocotools: see `can_evaluate`.
     """
     try:
         from pycocotools.coco import COCO
         from pycocotools.cocoeval import COCOeval
     except ImportError as error:
-        raise ScratchvitError('average precision is computed by pycocotools: pip install "scratchvit[coco]"') from error
+        raise missing("average precision is computed by pycocotools", "pycocotools") from error
     truth = _checked_truth(ground_truth)
     entries = _checked_results(results, truth)
 

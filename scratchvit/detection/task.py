@@ -24,8 +24,8 @@ from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterio
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.draw_boxes import write_predictions
-from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
-from scratchvit.detection.losses import from_columns, layers_of, to_columns
+from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
+from scratchvit.detection.losses import to_columns
 from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.run_data import DetectionData, load_data
@@ -40,6 +40,7 @@ from scratchvit.training.meter import Means
 from scratchvit.training.step import NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, Row, Task
 
+MEANINGFUL_AP = 0.05    # below it, AP is decided by a few lucky boxes: the best epoch is then that of the lowest loss
 PICTURED = 8        # the number of pictures of val that are drawn after every epoch
 
 STEM = ("conv1", "bn1", "layer1")       # the layers of a pretrained ResNet that the authors freeze
@@ -93,7 +94,7 @@ class DetectionTask(Task[DetectionResult]):
         self.found: list[dict[str, Any]] = []
 
     def check(self) -> None:
-        """Raise ScratchvitError for a setting out of range, and if pycocotools is not installed."""
+        """Raise ScratchvitError for a setting out of range."""
         config = self.config
         check_detects(config.model, model_config(config.model))
         check_least(config, dict.fromkeys(("epoch_images", "short_side", "longest", "lr_backbone"), 0))
@@ -109,7 +110,6 @@ class DetectionTask(Task[DetectionResult]):
             raise ScratchvitError("epoch_images is for generated scenes: leave it out, an epoch is all pictures")
         if config.freeze_stem and not config.init:
             raise ScratchvitError("freeze_stem is for a pretrained backbone: name its weights with init")
-        evaluate_boxes({"images": [], "annotations": [], "categories": []}, [])     # raises without pycocotools
 
     def load_data(self, init: str | Path | None) -> DetectionData:
         self.data = load_data(self.config, init)
@@ -181,7 +181,8 @@ class DetectionTask(Task[DetectionResult]):
         if not math.isfinite(meter.loss):
             raise NotFinite(f"the loss on {dataset.name} is not finite")
         results = results_of(list(found.values()), list(found), dataset.category_ids)
-        return meter, found, evaluate_boxes(dataset.ground_truth(), results)
+        figures = evaluate_boxes(dataset.ground_truth(), results) if can_evaluate() else CocoFigures.unknown()
+        return meter, found, figures
 
     def draw(self, folder: Path, epoch: int) -> None:
         """Draw the detections in the first pictures of val: predictions/epoch_001.png, …."""
@@ -195,20 +196,17 @@ class DetectionTask(Task[DetectionResult]):
         write_predictions(path, [val.example(index) for index in range(len(self.found))], self.found, val.classes)
 
     def merit(self, row: Row) -> tuple[float, ...]:
-        """AP on val. The loss breaks ties, because AP is 0 in the first epochs."""
-        return row["AP"] or 0.0, -row["val_loss"]
+        """AP on val, once it is more than chance; before that, and where AP is unknown, the loss."""
+        AP = row["AP"] or 0.0
+        return AP if AP >= MEANINGFUL_AP else 0.0, -row["val_loss"]
+
+    @property
+    def legend(self) -> str:
+        return "loss on train and val; average precision on val (AP, and at an IoU of 0.5: AP50), 0 to 1"
 
     def line(self, row: Row) -> str:
-        weights = self.criterion.weights
-        decoder = layers_of(from_columns(row, "train_"), "decoder")
-        parts = ", ".join(f"{kind} {decoder[-1][kind]:.4f}" for kind in weights)
-        sums = (sum(weight * of_layer[kind] for kind, weight in weights.items()) for of_layer in decoder)
-        layers = " ".join(f"{loss:.3f}" for loss in sums)
         AP, AP50 = ("–" if figure is None else f"{figure:.3f}" for figure in (row["AP"], row["AP50"]))
-        return (
-            f"train loss {row['train_loss']:.4f} (last layer: {parts}; by layer: {layers})  "
-            f"val loss {row['val_loss']:.4f}, AP {AP}, AP50 {AP50}"
-        )
+        return f"train {row['train_loss']:.3f}  val {row['val_loss']:.3f}, AP {AP}, AP50 {AP50}"
 
     def test(self, model: Any, batches: Batches, row: Row, course: Course) -> DetectionResult:
         meter, _, figures = self._evaluate(model, self.data.splits.test, batches)

@@ -17,7 +17,7 @@ from PIL import Image
 from scratchvit.backend import asarray, asnumpy
 from scratchvit.data.glyphs import FAMILIES, escaped
 from scratchvit.data.images import to_picture
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, missing
 from scratchvit.files import write_atomically
 from scratchvit.inspect.attention import attention_maps, class_attention, rollout
 from scratchvit.models.vit import VisionTransformer
@@ -35,7 +35,6 @@ CURVES: Mapping[str, Lines] = {
     "accuracy": (("train_accuracy", TRAIN, "training"), ("val_accuracy", VALIDATION, "validation")),
     "learning rate": (("lr", INK, "learning rate"),),
 }
-_NO_MATPLOTLIB = 'pictures are drawn with Matplotlib: pip install "scratchvit[demo]"'
 
 
 def read_metrics(metrics_csv: str | Path) -> list[dict[str, float]]:
@@ -170,7 +169,7 @@ def overlay(picture: np.ndarray, heat: np.ndarray) -> np.ndarray:
     try:
         from matplotlib import colormaps
     except ImportError as error:
-        raise ScratchvitError(_NO_MATPLOTLIB) from error
+        raise missing("pictures are drawn with Matplotlib", "matplotlib") from error
     H, W = picture.shape[:2]
     factor = max(1, math.ceil(112 / min(H, W)))
     size = (W * factor, H * factor)
@@ -240,5 +239,5 @@ def _figure(size: tuple[float, float]) -> Any:
     try:
         from matplotlib.figure import Figure  # without pyplot, which needs a window system and has global state
     except ImportError as error:
-        raise ScratchvitError(_NO_MATPLOTLIB) from error
+        raise missing("pictures are drawn with Matplotlib", "matplotlib") from error
     return Figure(figsize=size, layout="constrained")

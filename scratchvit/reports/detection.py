@@ -28,7 +28,7 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
 from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
 from scratchvit.detection.detector import Detector, open_detector
-from scratchvit.detection.evaluation import CocoFigures, evaluate_boxes, results_of
+from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
 from scratchvit.detection.run_data import load_data
 from scratchvit.detection.task import make_criterion
 from scratchvit.errors import ScratchvitError
@@ -122,6 +122,8 @@ def open_detection_run(path: str | Path, data: str | None = None) -> DetectionRu
     run = DetectionRun(
         folder.path, written, history, splits, detector, best_epoch=progress["epoch"], versions=versions
     )
+    if not can_evaluate():
+        return run
     results = results_of(*detector.in_dataset(run.split, config.batch_size), detector.category_ids)
     return dataclasses.replace(run, figures=evaluate_boxes(run.split.ground_truth(), results))
 

@@ -117,6 +117,7 @@ class TrainingLoop(Generic[TaskT_co]):
 
         self.step = 0                                   # number of steps so far, including skipped ones
         self.epoch_seconds = 0.0                        # training time of this epoch
+        self.advised = False                            # to use workers
         self.meter = task.meter()                       # of this epoch
         self.history: list[Row] = []                    # the rows of metrics.csv
         if restore:
@@ -231,10 +232,11 @@ class TrainingLoop(Generic[TaskT_co]):
         self.folder.write_metrics(self.history)
         self.events.write(self.history)
         self.log(
-            f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{' (best)' if is_best else ''}  "
-            f"{row['images_per_second']:,.0f} images/s  {progress.duration(row['seconds'])}{self._left()}"
-            f"{f'  skipped steps: {skipped}' if skipped else ''}{self._advice(waiting)}"
+            f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{'  best' if is_best else ''}  "
+            f"{progress.duration(row['seconds'])}{self._left()}"
         )
+        for remark in self._remarks(skipped, waiting):
+            self.log(f"       {remark}")
 
     def _left(self) -> str:
         """How long the remaining epochs will take if they are like the last three."""
@@ -243,10 +245,13 @@ class TrainingLoop(Generic[TaskT_co]):
             return ""
         return f", {progress.duration(remaining * sum(row['seconds'] for row in last) / len(last))} left"
 
-    def _advice(self, waiting: float) -> str:
-        if waiting <= WAITING:
-            return ""
-        return f"  {waiting:.0%} of the time waiting for pictures: try --workers {self.config.workers + 1}"
+    def _remarks(self, skipped: int, waiting: float) -> Iterator[str]:
+        """What is worth a line below that of an epoch; the advice about --workers once in a session."""
+        if skipped:
+            yield f"{skipped} steps skipped, because the loss or the gradient was not finite"
+        if waiting > WAITING and not self.advised:
+            self.advised = True
+            yield f"{waiting:.0%} of the time was spent waiting for pictures: try --workers {self.config.workers + 1}"
 
     def _validate(self) -> Row:
         with self.ema.applied() if self.ema else contextlib.nullcontext():

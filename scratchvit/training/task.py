@@ -156,8 +156,13 @@ class Task(Protocol[ResultT_co]):
         return (-row["val_loss"],)
 
     def line(self, row: Row) -> str:
-        """The losses and metrics of an epoch, as text for the log."""
-        return f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}"
+        """The losses and metrics of an epoch, as text for the log: about 40 characters."""
+        return f"train {row['train_loss']:.4f}  val {row['val_loss']:.4f}"
+
+    @property
+    def legend(self) -> str:
+        """What the numbers of `line` are."""
+        return "loss on train and val"
 
     # --- once, at the end ---
 

@@ -111,7 +111,7 @@ def test_digits_that_scikit_learn_keeps_elsewhere(monkeypatch):
 
 def test_digits_without_scikit_learn(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "sklearn", None)
-    with pytest.raises(ScratchvitError, match=r'pip install "scratchvit\[demo\]"'):
+    with pytest.raises(ScratchvitError, match="pip install scikit-learn"):
         load("digits")
 
 

@@ -1,12 +1,11 @@
 """What a DetectConfig is made into: data as they are shown, a loss; and what is wrong with one, in a sentence."""
 
-import sys
 
 import numpy as np
 import pytest
 
 from scratchvit import Tensor
-from scratchvit.detection import run_data, task
+from scratchvit.detection import run_data
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.detection.losses import Output, to_columns
@@ -48,14 +47,6 @@ def test_settings_that_make_no_sense_are_one_sentence(changes, sentence, tmp_pat
     with pytest.raises(ScratchvitError, match=sentence):
         train_detector(CONFIG.replace(**changes), tmp_path / "run")
     assert not (tmp_path / "run").exists()
-
-
-def test_without_pycocotools_nothing_begins(tmp_path, monkeypatch):
-    for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
-        monkeypatch.setitem(sys.modules, name, None)
-    monkeypatch.setattr(task, "load_data", None)
-    with pytest.raises(ScratchvitError, match=r"pip install \"scratchvit\[coco\]\""):
-        train_detector(CONFIG, tmp_path / "run")
 
 
 def test_bad_entries_are_left_out_if_asked_for(tmp_path):

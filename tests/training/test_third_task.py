@@ -84,7 +84,7 @@ class Rotation(Task):
         return (-row["val_degrees"],)
 
     def line(self, row):
-        return f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}, off by {row['val_degrees']:.1f}°"
+        return f"train {row['train_loss']:.4f}  val {row['val_loss']:.4f}, off by {row['val_degrees']:.1f}°"
 
     def test(self, model, batches, row, course):
         return course, self.evaluate(model, batches, self.splits.test).columns("test_")

@@ -180,9 +180,13 @@ class ClassificationTask(Task[Result]):
 
     def line(self, row: Row) -> str:
         return (
-            f"train loss {row['train_loss']:.4f}, accuracy {row['train_accuracy']:.2%}  "
-            f"val loss {row['val_loss']:.4f}, accuracy {row['val_accuracy']:.2%}"
+            f"train {row['train_loss']:.4f}, {row['train_accuracy']:.1%}  "
+            f"val {row['val_loss']:.4f}, {row['val_accuracy']:.1%}"
         )
+
+    @property
+    def legend(self) -> str:
+        return "loss and accuracy on train and val"
 
     def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Result:
         test = predict(model, batches(self.data.eval_loader(self.data.splits.test, self.config.batch_size)))
