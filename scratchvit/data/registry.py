@@ -1,10 +1,11 @@
 """Loading a data set by its name, or a folder of pictures by its path."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from scratchvit.data import cifar, idx
+from scratchvit.data import cifar, idx, tables
 from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
 from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
@@ -34,7 +35,8 @@ def load(
 ) -> Splits:
     """Load a data set as `Splits(train, val, test)`.
 
-    name_or_path  one of `list_datasets()`, or a folder with train/<class>/*.jpg (`folder.load_folder`)
+    name_or_path  one of `list_datasets()`; a folder of pictures, arranged as train/<class>/*.jpg or <class>/*.jpg, or
+                  with a table of names and labels, labels.csv (`layout` and `tables` say what else); or such a table
     data_dir      folder with the files of a named data set; by default the system's folder and the user's cache
     img_size      side of the pictures; required for a folder, by default that of the data set
     val_fraction  fraction of the training pictures that becomes the validation split (stratified, drawn by seed), if
@@ -59,14 +61,14 @@ def load(
         splits = _load_named(str(name_or_path), data_dir, float(val_fraction), seed, download)
         return _resized(splits, img_size)
 
-    root = Path(name_or_path)
-    if not root.is_dir():
+    path = Path(name_or_path)
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in tables.SUFFIXES):
         raise _unknown(str(name_or_path))
     if img_size is None:
         raise ScratchvitError(
-            f"{root}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
+            f"{path}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
         )
-    return load_folder(root, img_size, float(val_fraction), seed, skip_bad)
+    return load_folder(path, img_size, float(val_fraction), seed, skip_bad)
 
 
 def _load_named(
@@ -86,8 +88,8 @@ def _resized(splits: Splits, img_size: int | None) -> Splits:
         own = dataset.image_shape[:2] == (img_size, img_size)
         return dataset if img_size is None or own else Resized(dataset, img_size)
 
-    return Splits(
-        resized(splits.train), resized(splits.val), resized(splits.test), splits.notes, splits.skipped
+    return dataclasses.replace(
+        splits, train=resized(splits.train), val=resized(splits.val), test=resized(splits.test)
     )
 
 

@@ -239,7 +239,7 @@ def test_cifar_archive_cut_short_or_of_another_version(tmp_path):
             load("cifar10", data_dir=archive.parent)
     write_mnist(tmp_path / "other")
     pack(tmp_path / "other", archive)
-    with pytest.raises(ScratchvitError, match="is not in this archive; use the"):
+    with pytest.raises(ScratchvitError, match="is not in this archive: it is another version"):
         load("cifar10", data_dir=archive.parent)
 
 

@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from scratchvit import data
 from scratchvit.data import (
     LEVELS,
     ColorJitter,
     Compose,
+    ImageFolder,
     Loader,
     Normalize,
     RandAugment,
@@ -22,6 +25,7 @@ from scratchvit.data import (
     RandomResizedCrop,
     Splits,
 )
+from scratchvit.data.layout import listed
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
@@ -55,6 +59,19 @@ class TrainingData:
             files = "/".join(path.name for path in getattr(part, "paths", ()))     # those of a folder
             numbers[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
         return numbers
+
+    def check_pictures(self) -> None:
+        """Decode every picture of a folder. Raises ScratchvitError, which names the bad ones, before a run begins."""
+        splits = (self.splits.train, self.splits.val, self.splits.test)
+        parts = [part for part in splits if isinstance(part, ImageFolder)]
+        if not parts:
+            return
+        with tqdm(total=sum(map(len, parts)), desc="checking pictures", unit="img", leave=False) as bar:
+            bad = {part.paths[at]: text for part in parts for at, text in part.bad_pictures(bar.update).items()}
+        if bad:
+            first, *others = bad
+            more = f"; {len(others)} more cannot be decoded: {listed(others)}" if others else ""
+            raise ScratchvitError(f"{bad[first]}{more}")
 
     def train_loader(self, config: TrainConfig) -> Loader:
         """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
@@ -105,7 +122,10 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     if not len(splits.val):
         raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
-    splits = dataclasses.replace(splits, train=train)
+    if len(train) < len(splits.train):
+        share = f"{len(train):,} of its {len(splits.train):,} pictures"
+        note = f"train: {share}, by train_fraction {config.train_fraction:g}"
+        splits = dataclasses.replace(splits, train=train, notes=(*splits.notes, note))
     own = own_normalisation(model_config(config.model))
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)

@@ -40,11 +40,11 @@ _DROPPING = {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}
 class Result(Course):
     """What a run came to. Accuracies are shares, 0 … 1; the test split was evaluated once, with the best weights."""
 
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None     # None: the data have no test split
+    test_accuracy: float | None
     val_loss: float             # of the best epoch
     val_accuracy: float
-    test_predictions: Predictions = field(repr=False, compare=False)
+    predictions: Predictions = field(repr=False, compare=False)     # on the test split or, without one, on val
 
 
 def train(
@@ -101,6 +101,7 @@ class ClassificationTask(Task):
 
     def load_data(self, init: str | Path | None) -> TrainingData:
         self.data = load_data(self.config, init)
+        self.data.check_pictures()
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,14 +186,16 @@ class ClassificationTask(Task):
         )
 
     def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Result:
-        test = predict(model, batches(self.data.eval_loader(self.data.splits.test, self.config.batch_size)))
+        name, split = self.data.splits.held_out
+        said = predict(model, batches(self.data.eval_loader(split, self.config.batch_size)))
+        is_test = name == "test"
         return Result(
             **vars(course),
-            test_loss=test.meter.loss,
-            test_accuracy=test.meter.accuracy,
+            test_loss=said.meter.loss if is_test else None,
+            test_accuracy=said.meter.accuracy if is_test else None,
             val_loss=row["val_loss"],
             val_accuracy=row["val_accuracy"],
-            test_predictions=test,
+            predictions=said,
         )
 
 
