@@ -29,7 +29,7 @@ def copies(parts: Mapping[str, Sequence[Path]], inventory: Inventory) -> list[st
 
     shared: Counter[tuple[str, str]] = Counter()
     example: dict[tuple[str, str], tuple[Path, Path]] = {}
-    for group in groups:
+    for group in sorted(groups, key=lambda group: group[0][1].parts):
         first = dict(reversed(group))
         for one, other in itertools.combinations(parts, 2):
             if one in first and other in first:

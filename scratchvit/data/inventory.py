@@ -117,7 +117,8 @@ class Inventory:
         """What the files below a folder are, in words: "12 .jpg, 3 .txt"; hidden files do not count."""
         visible = (path for path in self.files if path.is_relative_to(folder) and not self.hidden(path))
         counts = Counter(path.suffix.lower() or "without an ending" for path in visible)
-        return ", ".join(f"{count:,} {printable(ending)}" for ending, count in counts.most_common()) or "no files"
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count:,} {printable(ending)}" for ending, count in ordered) or "no files"
 
 
 def _walk(root: Path) -> tuple[list[Path], list[Path]]:

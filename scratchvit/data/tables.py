@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
+from scratchvit.data.images import SUFFIXES as PICTURES
 from scratchvit.data.inventory import Inventory
 from scratchvit.data.layout import PARTS, Layout, listed, part_of, words_of
 from scratchvit.errors import ScratchvitError
@@ -121,24 +122,35 @@ class _Names:
             for name in (path.name, path.stem):
                 self.by_name[name].append(path)
 
-    def find(self, entry: str, table: Path, part: str | None) -> Path | None:
-        """The picture; None if there is none. Raises ScratchvitError if several have the name."""
-        name = PurePosixPath(entry.strip().replace("\\", "/"))
-        beside = table.parent.relative_to(self.root) if table.is_relative_to(self.root) else PurePosixPath()
-        for folder in (PurePosixPath(beside.as_posix()), PurePosixPath()):
+    def fitting(self, entry: str, table: Path, part: str | None) -> list[Path]:
+        """The pictures that an entry may mean. part: of the table; train.csv means train/1.jpg, not test/1.jpg."""
+        name = PurePosixPath(entry.replace("\\", "/"))
+        beside = PurePosixPath(table.parent.relative_to(self.root).as_posix())
+        for folder in (beside, PurePosixPath()):
             found = self.paths.get(str(folder / name))
             if found is not None:
-                return found
-        fitting = [path for path in self.by_name.get(name.name, ()) if path.as_posix().endswith(f"/{name}")]
-        fitting = fitting or self.by_name.get(name.name, [])
-        if len(fitting) > 1 and part:       # train.csv means train/1.jpg, not test/1.jpg
-            inner = [at for at in fitting if part in map(part_of, at.relative_to(self.root).parts[:-1])]
-            fitting = inner or fitting
-        if len(fitting) > 1:
+                return [found]
+        alike = self.by_name.get(name.name, [])
+        found_below = [path for path in alike if path.as_posix().endswith(f"/{name}")] or alike
+        inner = [at for at in found_below if part in map(part_of, at.relative_to(self.root).parts[:-1])]
+        return inner or found_below if part else found_below
+
+    def are_meant(self, entries: Iterable[str], table: Path, part: str | None) -> int:
+        """How many entries are names of pictures. A number that several pictures have as their name is none."""
+        count = 0
+        for entry in entries:
+            found = self.fitting(entry, table, part) if entry else []
+            count += len(found) == 1 or (len(found) > 1 and Path(entry).suffix.lower() in PICTURES)
+        return count
+
+    def find(self, entry: str, table: Path, part: str | None) -> Path | None:
+        """The picture that an entry means; None if there is none. Raises ScratchvitError if several have the name."""
+        found = self.fitting(entry, table, part)
+        if len(found) > 1:
             raise ScratchvitError(
-                f"{printable(table)}: which picture is {printable(entry)}? There are {listed(fitting)}: give the folder"
+                f"{printable(table)}: which picture is {printable(entry)}? There are {listed(found)}: give the folder"
             )
-        return fitting[0] if fitting else None
+        return found[0] if found else None
 
 
 def _read(path: Path, names: _Names) -> _Table | None:
@@ -148,14 +160,11 @@ def _read(path: Path, names: _Names) -> _Table | None:
         return None
     part = next((at for at in (part_of(path.stem), part_of(path.parent.name)) if at), None)
 
-    def found(column: int, sample: Sequence[Sequence[str]]) -> int:
-        return sum(names.find(row[column], path, part) is not None for row in sample if row[column])
-
-    has_header = not any(names.find(entry, path, part) for entry in rows[0] if entry)
+    has_header = not names.are_meant(rows[0], path, part)
     head, body = (rows[0], rows[1:]) if has_header else ([], rows)
     width = len(rows[0])
     ragged = next((number for number, row in enumerate(body, 1 + has_header) if len(row) != width), None)
-    counts = [found(column, [row for row in body if len(row) == width]) for column in range(width)]
+    counts = [names.are_meant((row[at] for row in body if len(row) == width), path, part) for at in range(width)]
     column = max(range(width), key=lambda at: counts[at])
     if not body or counts[column] < max(1, FOUND * len(body)):
         return None
