@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.admitted import ADMITTED, NumpyArray
-from scratchvit.weights.unpickler import Unpickler
+from scratchvit.weights.unpickler import WAY_OUT, Unpickler
 
 PIXEL_BYTES = 3 * 32 * 32
 LONGEST_TEXT = 256      # bytes: longer ones are the content of an array
@@ -49,9 +49,12 @@ def _no_storage(saved_id: Any) -> Any:
 
 
 def _dictionary(content: bytes) -> dict[str, Any]:
-    found = _Unpickler(np.frombuffer(content, np.uint8), ADMITTED, _no_storage).load()
+    try:
+        found = _Unpickler(np.frombuffer(content, np.uint8), ADMITTED, _no_storage).load()
+    except ScratchvitError as error:    # without the advice for weights
+        raise ScratchvitError(f"cannot be read: {str(error).removesuffix(f': {WAY_OUT}')}") from error
     if not isinstance(found, dict):
-        raise ScratchvitError(f"it holds a {type(found).__name__}, not a dictionary")
+        raise ScratchvitError(f"holds a {type(found).__name__}, not a dictionary")
     return found
 
 
@@ -64,9 +67,9 @@ def read_batch(content: bytes, labels_key: str) -> tuple[NDArray[np.uint8], NDAr
     data, labels = found.get("data"), found.get(labels_key)
     pixels = data.array if isinstance(data, NumpyArray) else None
     if pixels is None or pixels.dtype != np.uint8 or pixels.ndim != 2 or pixels.shape[1] != PIXEL_BYTES:
-        raise ScratchvitError(f"it has no data, an array uint8 (N, {PIXEL_BYTES})")
+        raise ScratchvitError(f"has no data, an array uint8 (N, {PIXEL_BYTES})")
     if not isinstance(labels, list) or not all(type(label) is int for label in labels) or len(labels) != len(pixels):
-        raise ScratchvitError(f"it has no {labels_key}, a list of {len(pixels)} integers")
+        raise ScratchvitError(f"has no {labels_key}, a list of {len(pixels)} integers")
     return pixels, np.array(labels, np.int64)
 
 
@@ -74,5 +77,5 @@ def read_names(content: bytes, names_key: str) -> list[str]:
     """The names of the classes. names_key: "label_names", or "fine_label_names". Raises as `read_batch` does."""
     names = _dictionary(content).get(names_key)
     if not isinstance(names, list) or not all(isinstance(name, str | bytes) for name in names):
-        raise ScratchvitError(f"it has no {names_key}, a list of names")
+        raise ScratchvitError(f"has no {names_key}, a list of names")
     return [_text(name) for name in names]
