@@ -157,13 +157,12 @@ def load_folder(path: Path, img_size: int, val_fraction: float, seed: int, skip_
     layout = _layout_of(inventory) if path.is_dir() else by_table(inventory, path)
     check_classes(layout)
     parts = {part: ImageFolder.of(classes, img_size, layout.name) for part, classes in layout.parts.items()}
-    skipped: list[str] = []
+    bad: dict[Path, str] = {}
     if skip_bad:
         for part, dataset in parts.items():
             problems = dataset.bad_pictures()
             parts[part] = _without(problems, dataset)
-            skipped += problems.values()
-            inventory.leave_out("cannot be decoded", [dataset.paths[index] for index in problems])
+            bad |= {dataset.paths[index]: text for index, text in problems.items()}
 
     notes = layout.notes
     if "val" in parts and "test" not in parts:
@@ -179,9 +178,9 @@ def load_folder(path: Path, img_size: int, val_fraction: float, seed: int, skip_
     notes += copies({part: dataset.paths for part, dataset in parts.items()}, inventory)
     for part, dataset in parts.items():
         inventory.use(part, dataset.paths)
-    unused = [at for at in inventory.pictures() if at not in inventory]
-    inventory.leave_out(layout.passed_over, unused)
-    return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(skipped), inventory)
+    inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if path not in inventory])
+    inventory.leave_out("cannot be decoded", bad)
+    return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(bad.values()), inventory)
 
 
 def _layout_of(inventory: Inventory) -> Layout:

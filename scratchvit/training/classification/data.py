@@ -60,19 +60,6 @@ class TrainingData:
             numbers[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
         return numbers
 
-    def check_pictures(self) -> None:
-        """Decode every picture of a folder. Raises ScratchvitError, which names the bad ones, before a run begins."""
-        splits = (self.splits.train, self.splits.val, self.splits.test)
-        parts = [part for part in splits if isinstance(part, ImageFolder)]
-        if not parts:
-            return
-        with tqdm(total=sum(map(len, parts)), desc="checking pictures", unit="img", leave=False) as bar:
-            bad = {part.paths[at]: text for part in parts for at, text in part.bad_pictures(bar.update).items()}
-        if bad:
-            first, *others = bad
-            more = f"; {len(others)} more cannot be decoded: {listed(others)}" if others else ""
-            raise ScratchvitError(f"{bad[first]}{more}")
-
     def train_loader(self, config: TrainConfig) -> Loader:
         """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
         level = LEVELS[config.augment]
@@ -107,6 +94,14 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
 
     init: weights to begin with; pixels are then normalised as these are used to, not by the training images.
     """
+    return measured(load_splits(config), config, init)
+
+
+def load_splits(config: TrainConfig) -> Splits:
+    """The splits of a run's data, train reduced to the share that is used.
+
+    Raises ScratchvitError as `data.load` does, and if there are no validation images.
+    """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
         img_size = model_config(config.model).img_size
@@ -126,6 +121,24 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
         share = f"{len(train):,} of its {len(splits.train):,} pictures"
         note = f"train: {share}, by train_fraction {config.train_fraction:g}"
         splits = dataclasses.replace(splits, train=train, notes=(*splits.notes, note))
+    return splits
+
+
+def check_pictures(splits: Splits) -> None:
+    """Decode every picture of a folder. Raises ScratchvitError, which names the bad ones."""
+    parts = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, ImageFolder)]
+    if not parts:
+        return
+    with tqdm(total=sum(map(len, parts)), desc="checking pictures", unit="img", leave=False) as bar:
+        bad = {part.paths[at]: text for part in parts for at, text in part.bad_pictures(bar.update).items()}
+    if bad:
+        first, *others = bad
+        more = f"; {len(others)} more cannot be decoded: {listed(others)}" if others else ""
+        raise ScratchvitError(f"{bad[first]}{more}")
+
+
+def measured(splits: Splits, config: TrainConfig, init: str | Path | None) -> TrainingData:
+    """Splits with the statistics by which their pixels are normalised. init: see `load_data`."""
     own = own_normalisation(model_config(config.model))
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)

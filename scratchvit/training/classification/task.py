@@ -24,7 +24,7 @@ from scratchvit.models.interface import PatchModel, PixelModel, frames_of, gener
 from scratchvit.models.vit import pair
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
-from scratchvit.training.classification.data import TrainingData, augments, load_data
+from scratchvit.training.classification.data import TrainingData, augments, check_pictures, load_splits, measured
 from scratchvit.training.classification.evaluate import Meter, Predictions, evaluate, predict, truth
 from scratchvit.training.classification.objective import Objective
 from scratchvit.training.config import TrainConfig
@@ -100,8 +100,9 @@ class ClassificationTask(Task):
             raise ScratchvitError(f"train_fraction must lie in (0, 1], not {config.train_fraction}")
 
     def load_data(self, init: str | Path | None) -> TrainingData:
-        self.data = load_data(self.config, init)
-        self.data.check_pictures()
+        splits = load_splits(self.config)
+        check_pictures(splits)      # a broken one would end the run at its first validation, or at its end
+        self.data = measured(splits, self.config, init)
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
