@@ -178,7 +178,7 @@ def load_folder(path: Path, img_size: int, val_fraction: float, seed: int, skip_
     notes += copies({part: dataset.paths for part, dataset in parts.items()}, inventory)
     for part, dataset in parts.items():
         inventory.use(part, dataset.paths)
-    inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if path not in inventory])
+    inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if not inventory.is_used(path)])
     inventory.leave_out("cannot be decoded", bad)
     return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(bad.values()), inventory)
 
@@ -198,7 +198,7 @@ def _layout_of(inventory: Inventory) -> Layout:
     except ScratchvitError as error:
         if classes is None:
             raise
-        classes.notes.append(f"not used: {error}")
+        classes.notes.append(f"not used: {printable(error)}")
     found = layout or classes
     if found is None:
         trains = [at for at in inventory.root.iterdir() if at.is_dir() and part_of(at.name) == "train"]

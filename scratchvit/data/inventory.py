@@ -21,6 +21,7 @@ from scratchvit.files import printable
 HIDDEN = "hidden, or made by the system"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
 DEAD_LINK = "links that lead nowhere"
 NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
+OF_A_RUN = "written by a run of scratchvit"     # beside the pictures, if that is where it was started
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 EXAMPLES = 3    # of the files left out for a reason, so many are named
 
@@ -51,6 +52,7 @@ class Inventory:
         self._used: dict[Path, str] = {}
         self._left_out: dict[Path, str] = {}
         self._unreadable: dict[Path, str] = {}
+        self._runs = {path.parent for path in found if path.name == "last.safetensors"}
         for path in found:
             try:
                 status = path.stat()
@@ -72,8 +74,7 @@ class Inventory:
         for path in paths:
             self._left_out[path] = reason
 
-    def __contains__(self, path: Path) -> bool:
-        """Whether a file is used."""
+    def is_used(self, path: Path) -> bool:
         return path in self._used
 
     def used(self) -> dict[str, int]:
@@ -88,17 +89,23 @@ class Inventory:
         return dict(reasons)
 
     def pictures(self) -> list[Path]:
-        """The picture files that can be opened and are not hidden, sorted by their folders, then by name."""
-        found = [path for path in self.sizes if path.suffix.lower() in SUFFIXES and not self.hidden(path)]
-        return sorted(found, key=lambda path: path.relative_to(self.root).parts)
+        """The picture files that can be opened, not hidden or of a run, sorted by their folders, then by name."""
+        found = [path for path in self.sizes if path.suffix.lower() in SUFFIXES]
+        shown = [path for path in found if not (self.hidden(path) or self._of_a_run(path))]
+        return sorted(shown, key=lambda path: path.relative_to(self.root).parts)
 
     def hidden(self, path: Path) -> bool:
         """Whether a file or folder, or a folder that it lies in, is hidden or made by the system."""
         return any(part.startswith(".") or part.lower() in _SYSTEM for part in path.relative_to(self.root).parts)
 
+    def _of_a_run(self, path: Path) -> bool:
+        return bool(self._runs) and not self._runs.isdisjoint(path.parents)
+
     def _reason(self, path: Path) -> str:
         if self.hidden(path):
             return HIDDEN
+        if self._of_a_run(path):
+            return OF_A_RUN
         return self._unreadable.get(path) or f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
 
     def lines(self) -> list[str]:

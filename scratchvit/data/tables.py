@@ -11,6 +11,7 @@ for the right one. A column called split says which rows are train, val and test
 from __future__ import annotations
 
 import csv
+import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -108,7 +109,7 @@ def _in_order(labels: Iterable[str]) -> list[str]:
 
 
 def _is_number(text: str) -> bool:
-    return text.isascii() and text.isdigit()
+    return text.isascii() and text.isdigit() and len(text) < 19
 
 
 class _Names:
@@ -201,7 +202,7 @@ def _rows(path: Path) -> list[list[str]]:
     first = text.lstrip().partition("\n")[0]
     delimiter = max(",;\t|", key=first.count)
     try:
-        rows = list(csv.reader(text.splitlines(), delimiter=delimiter, strict=True))
+        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
     except csv.Error as error:
         raise ScratchvitError(f"{printable(path)}: this table cannot be read ({error})") from error
     return [[entry.strip() for entry in row] for row in rows if any(entry.strip() for entry in row)]
