@@ -51,7 +51,7 @@ def test_a_run_without_a_test_split_goes_to_its_end(tmp_path, capsys):
     assert "test: there is none; the figures at the end of a run are those of val" in out
     end = out.partition("epoch 2/2")[2]
     assert "val accuracy " in end and "test accuracy" not in out and "there is no test split" in end
-    assert "a val picture, of class dog" in end and "where the model looks, on val pictures" in end
+    assert "a val picture, of class dog" in end and "attention maps of val pictures" in end
 
     found = open_run("run")
     best = max(row["val_accuracy"] for row in found.history)
@@ -87,7 +87,7 @@ def test_an_igpt_without_a_test_split_is_completed_on_val(tmp_path, capsys):
     sizes = ["--img-size=4", "--embed-dim=8", "--depth=1", "--num-heads=2", "--epochs=1", "--batch-size=8",
              "--num-colors=8"]
     code, out, _ = run(capsys, "train", "--data", root, "--model", "igpt_tiny", *sizes, "--out", "run")
-    assert code == 0 and "bits per pixel" in out and "val pictures, and how the model goes on" in out
+    assert code == 0 and "bits per pixel" in out and "val pictures, and completions of their upper halves" in out
     code, _, _ = run(capsys, "complete", "run", "--samples", "1")
     assert code == 0 and (tmp_path / "complete.png").exists()
 
@@ -145,7 +145,7 @@ def test_a_run_that_began_with_other_pictures_is_not_resumed(tmp_path, capsys):
     assert train_on(capsys, root)[0] == 0
     write_picture(root / "train/cat/more/9.jpg")
     code, _, err = run(capsys, "train", "--resume", "run", "--epochs", "3")
-    assert code == 1 and "not the pictures that the run in run began with" in err
+    assert code == 1 and "not the pictures that the run in run was started with" in err
 
 
 def test_the_share_of_train_that_is_used_is_said(tmp_path, capsys):
