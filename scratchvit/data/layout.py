@@ -33,7 +33,6 @@ _EMPTY_WORDS = frozenset({
     "set", "split", "data", "dataset", "folder", "files", "images", "image", "imgs", "img", "pictures", "pics",
     "photos", "jpg", "jpeg", "png",
 })
-_OUTSIDE = "in no class folder"
 
 
 @dataclass
@@ -136,36 +135,47 @@ def check_filled(tree: Tree, folder: Path) -> None:
 
 
 def by_classes(tree: Tree) -> Layout | None:
-    """The layout of a folder that has nothing but class folders; None if there are none.
+    """The layout of a folder that has class folders where others have train; None if there are none.
 
-    If each of these has folders train, val and test, they are the splits.
+    Folders val and test may lie beside them. If each class has folders train, val and test, they are the splits.
     """
     root = _wrapped(tree)[-1]
-    folders = tree.inner[root]
-    if tree.direct.get(root) and not folders:
-        return None
-    twice = {folder for folder in folders if _repeats(tree, folder, folders)}
-    classes = [folder for folder in folders if folder not in twice]
-    named = [folder for folder in classes if part_of(folder.name)]
-    if not classes or len(named) > 1:
+    beside = _parts(tree, root)     # val and test
+    folders = [folder for folder in tree.inner[root] if folder not in beside.values()]
+    named = [part_of(folder.name) for folder in folders]
+    if "train" in named and len([part for part in named if part]) > 1:
         return None     # train/ and test/, without class folders
-    if len(classes) == 1 and (named or not _part_and_rest(classes[0].name)[1]):
+    twice = [folder for folder in folders if _repeats(tree, folder, folders)]
+    # A class may be called train, as bus and car; test without class folders has no labels.
+    classes = [folder for folder, part in zip(folders, named) if part in (None, "train") and folder not in twice]
+    if not classes or (len(classes) == 1 and not _part_and_rest(classes[0].name)[1]):
         return None     # all pictures in train/, or in images/
-    notes = [
-        f"{printable(folder)} is left out: the same classes lie beside it" for folder in by_name(twice)
-    ]
-    inner = {folder: {part_of(at.name) for at in tree.inner[folder]} for folder in classes}
-    if all("train" in parts and None not in parts and not tree.direct.get(at) for at, parts in inner.items()):
-        parts: dict[str, dict[str, list[Path]]] = {}
-        for folder in classes:
-            for at in tree.inner[folder]:
-                parts.setdefault(str(part_of(at.name)), {}).setdefault(folder.name, []).extend(tree.below(at))
-        sorted_parts = {part: parts[part] for part in PARTS if part in parts}
-        return Layout(root.resolve().name, sorted_parts, dict.fromkeys(parts, root), _OUTSIDE, notes)
-    if root != tree.root:
-        notes.append(f"classes: the folders in {printable(root)}")
-    train = {folder.name: tree.below(folder) for folder in classes}
-    return Layout(root.resolve().name, {"train": train}, {"train": root}, _OUTSIDE, notes)
+    notes = [f"{printable(folder)} is left out: the same classes lie beside it" for folder in twice]
+    empty = [folder.name for folder in by_name(tree.empty) if folder.parent == root]
+    if empty:
+        notes.append(f"without pictures, and so no class: {listed(empty)}")
+    parts = _splits_of_classes(tree, classes)
+    if parts is None:
+        parts = {"train": {folder.name: tree.below(folder) for folder in classes}}
+        parts |= {part: tree.classes(_unwrapped(tree, folder)) for part, folder in beside.items()}
+        if root != tree.root or beside:
+            notes.append(f"classes: the folders in {printable(root)}")
+    where = {part: beside.get(part, root) for part in parts}
+    return Layout(root.resolve().name, parts, where, "in no class folder", notes)
+
+
+def _splits_of_classes(tree: Tree, classes: Iterable[Path]) -> dict[str, dict[str, list[Path]]] | None:
+    """{split: {class: pictures}} of class folders that have nothing but folders of splits; None if one has more."""
+    parts: dict[str, dict[str, list[Path]]] = {part: {} for part in PARTS}
+    for folder in classes:
+        inner = [(part_of(at.name), at) for at in tree.inner[folder]]
+        if tree.direct.get(folder) or "train" not in dict(inner):
+            return None
+        for part, at in inner:
+            if part is None:
+                return None
+            parts[part].setdefault(folder.name, []).extend(tree.below(at))
+    return {part: pictures for part, pictures in parts.items() if pictures}
 
 
 def check_classes(layout: Layout) -> None:

@@ -42,6 +42,11 @@ LAYOUTS = {    # files: the classes, and how many pictures are in train, val and
                      (14, 2, 4)),
     "splits in the classes": (["cat/train/{0..4}.jpg", "cat/valid/0.jpg", "cat/test/{0..1}.jpg", "dog/train/{0..4}.jpg",
                                "dog/valid/{0..1}.jpg", "dog/test/0.jpg"], CAT_DOG, (10, 3, 3)),
+    "classes beside test": (["cat/{0..9}.jpg", "dog/{0..9}.jpg", "test/cat/{0..2}.jpg", "test/dog/0.jpg"], CAT_DOG,
+                            (18, 2, 4)),
+    "classes beside valid": (["cat/{0..9}.jpg", "dog/{0..9}.jpg", "valid/cat/{0..2}.jpg"], CAT_DOG, (20, 3, 0)),
+    "classes beside test without labels": (["cat/{0..9}.jpg", "dog/{0..9}.jpg", "test/{0..2}.jpg"], CAT_DOG,
+                                           (14, 2, 4)),
     "a class that is called train": (["bus/{0..9}.jpg", "car/{0..9}.jpg", "train/{0..9}.jpg"], ("bus", "car", "train"),
                                      (22, 2, 6)),
     "inside of images": (["train/images/cat/{0..9}.jpg", "train/images/dog/{0..9}.jpg", "test/images/cat/0.jpg"],
@@ -140,6 +145,16 @@ def test_every_file_that_is_not_used_is_in_the_table(tmp_path):
         "left out: not read: files without an ending (README)": 1, "left out: not read: .csv (labels.csv)": 1,
         "left out: hidden, or made by the system (.DS_Store, train/.ipynb_checkpoints/0.jpg, train/cat/._0.jpg)": 3,
     }
+
+
+def test_runs_that_were_started_in_the_folder_are_no_class_of_it(tmp_path):
+    root = write_files(tmp_path, "cat/{0..9}.jpg", "dog/{0..9}.jpg", "runs/a/last.safetensors", "runs/a/sample.png",
+                       "runs/a/predictions/{0..2}.png", "notes/a.txt")
+    splits = load(root, img_size=8)
+    assert splits.train.classes == CAT_DOG
+    assert "without pictures, and so no class: notes, runs" in splits.notes
+    said = "runs/a/last.safetensors, runs/a/predictions/0.png, runs/a/predictions/1.png, …"
+    assert file_table(splits)[f"left out: written by a run of scratchvit ({said})"] == 5
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
