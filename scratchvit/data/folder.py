@@ -208,9 +208,11 @@ def _layout_of(inventory: Inventory) -> Layout:
 
 def _no_classes(folder: Path, inventory: Inventory, also: str = "") -> ScratchvitError:
     name = printable(folder)
+    has_boxes = any(at.name.lower() in ("labels", "annotations") for at in inventory.folders)
+    hint = "; pictures with boxes are for `scratchvit detect-train`" if has_boxes else ""
     return ScratchvitError(
         f"{name}: {also}no class folders; expected {name}/<class>/*.jpg, or a table labels.csv of file names and "
-        f"labels; there are {inventory.endings(folder)}"
+        f"labels; there are {inventory.endings(folder)}{hint}"
     )
 
 

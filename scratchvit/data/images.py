@@ -32,7 +32,7 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
         raise ScratchvitError(f"channels={channels}: pictures are read with 3 channels (RGB) or 1 (grey)")
     try:
         with Image.open(path) as picture:
-            is_deep_colour = picture.mode in ("RGB", "RGBA") and any("16" in str(tile[3]) for tile in picture.tile)
+            is_deep_colour = picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in picture.tile)
             upright = ImageOps.exif_transpose(picture)
             upright.format = picture.format
             if is_deep_colour:

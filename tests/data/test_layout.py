@@ -217,6 +217,11 @@ def test_one_class_only_is_warned_of(tmp_path):
     ("{0..4}.jpg",): "no folder train and no class folders; .*a table labels.csv .*there are 5 .jpg",
     ("images/{0..4}.jpg", "a.txt"): "no folder train and no class folders; .*there are 5 .jpg, 1 .txt",
     ("train/{0..4}.jpg", "test/{0..2}.jpg"): "train: no class folders; expected .*train/<class>.*; there are 5 .jpg",
+    ("images/train/{0..4}.jpg", "images/val/5.jpg", "labels/train/{0..4}.txt"):
+        "there are 6 .jpg, 5 .txt; pictures with boxes are for `scratchvit detect-train`",
+    ("train/images/{0..4}.jpg", "train/labels/{0..4}.txt", "valid/images/{0..4}.jpg", "data.yaml"):
+        "train: no class folders; .*there are 5 .jpg, 5 .txt; pictures with boxes are for",
+    ("JPEGImages/{0..4}.jpg", "Annotations/{0..4}.xml"): "there are 5 .jpg, 5 .xml; pictures with boxes are for",
     ("test/cat/0.jpg", "val/cat/0.jpg"): "no folder train",
     ("train/cat/0.jpg", "val/cat/0.jpg", "valid/cat/1.jpg"): "which of val and valid is for val",
     ("a/train/cat/0.jpg", "b/train/cat/0.jpg", "b/test/cat/0.jpg"): "a and b each have a folder train: name the one",
