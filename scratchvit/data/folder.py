@@ -143,13 +143,16 @@ class OriginalPictures:
         return [np.asarray(open_image(self._paths[index])) for index in np.asarray(indices, np.intp)]
 
 
-def load_folder(path: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool) -> Splits:
+def load_folder(
+    path: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool, test_from_train: bool = False
+) -> Splits:
     """Train, validation and test split of a folder of pictures, or of a table of names and labels.
 
     The folder may be arranged as in `layout` or `tables`. If it has neither val nor test, both are drawn from train by
     seed: a fifth for test, then val_fraction of the rest for val. If it has only test, val is drawn. If it has only
     val, there is no test, and that split is empty. `notes` says so, and what else should be known: classes without
     pictures, pictures that are in two splits. `inventory` says what became of every file.
+    With test_from_train, test is drawn even if there is val, as version 0.1 did.
     With skip_bad, every picture is decoded first; those that fail are left out and named in `skipped`.
     Raises ScratchvitError for a folder in which no classes are found, or whose splits have classes that train lacks.
     """
@@ -165,7 +168,7 @@ def load_folder(path: Path, img_size: int, val_fraction: float, seed: int, skip_
             bad |= {dataset.paths[index]: text for index, text in problems.items()}
 
     notes = layout.notes
-    if "val" in parts and "test" not in parts:
+    if "val" in parts and "test" not in parts and not test_from_train:
         parts["test"] = parts["val"].subset([])
         notes.append("test: there is none; the figures at the end of a run are those of val")
     for part, fraction in (("test", TEST_FRACTION), ("val", val_fraction)):

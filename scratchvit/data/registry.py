@@ -32,6 +32,7 @@ def load(
     seed: int = 0,
     skip_bad: bool = False,
     download: bool = False,
+    test_from_train: bool = False,
 ) -> Splits:
     """Load a data set as `Splits(train, val, test)`.
 
@@ -43,6 +44,7 @@ def load(
                   the data set has none
     skip_bad      leave out pictures of a folder that cannot be decoded, and name them in `skipped`
     download      download missing files of a named data set into data_dir or the cache, and check their MD5 sums
+    test_from_train  draw a test split from train even if a folder has a validation split, as version 0.1 did
 
     Raises ScratchvitError for an unknown name, missing or damaged files, and values out of range.
     """
@@ -68,7 +70,7 @@ def load(
         raise ScratchvitError(
             f"{path}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
         )
-    return load_folder(path, img_size, float(val_fraction), seed, skip_bad)
+    return load_folder(path, img_size, float(val_fraction), seed, skip_bad, test_from_train)
 
 
 def _load_named(

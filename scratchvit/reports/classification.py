@@ -111,7 +111,7 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
     if not folder.best.exists():
         return Run(folder.path, written, [], load_data(config, config.init))
     model, checkpoint = model_from_checkpoint(folder.best)
-    loaded = load_data(config, folder.best)         # mean and std are in the checkpoint
+    loaded = load_data(config, folder.best, checkpoint)     # mean and std are in the checkpoint
     if list(loaded.splits.train.classes) != list(checkpoint.data["classes"]):
         raise ScratchvitError(f"{config.data}: its classes are not those of the run in {path}; use the run's --data")
     history = read_metrics(folder.metrics) if folder.metrics.exists() else checkpoint.progress["history"]

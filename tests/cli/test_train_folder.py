@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import scratchvit.data
 from scratchvit.cli import main
 from scratchvit.errors import ScratchvitError
 from scratchvit.reports.classification import open_run
@@ -146,6 +147,22 @@ def test_a_run_that_began_with_other_pictures_is_not_resumed(tmp_path, capsys):
     write_picture(root / "train/cat/more/9.jpg")
     code, _, err = run(capsys, "train", "--resume", "run", "--epochs", "3")
     assert code == 1 and "not the pictures that the run in run was started with" in err
+
+
+def test_a_run_of_version_0_1_goes_on_with_the_test_split_that_it_drew(tmp_path, capsys, monkeypatch):
+    root = write_files(tmp_path / "photos", "train/cat/{0..9}.jpg", "train/dog/{0..9}.jpg", "val/cat/0.jpg")
+    load = scratchvit.data.load
+    with monkeypatch.context() as patch:
+        patch.setattr("scratchvit.data.load", lambda name, **given: load(name, **given | {"test_from_train": True}))
+        code, out, _ = train_on(capsys, root)
+    assert code == 0 and "16 train, 1 val, 4 test" in out
+    code, out, _ = run(capsys, "train", "--resume", "run", "--epochs", "3")
+    assert code == 0 and "16 train, 1 val, 4 test" in out and "test accuracy" in out
+    code, out, _ = run(capsys, "eval", "--checkpoint", "run")
+    assert code == 0 and "test pictures of photos" in out and "test: 4 pictures drawn from" in out
+    assert open_run("run").split.labels.tolist() == [0, 0, 1, 1]
+    code, out, _ = run(capsys, "eval", "--checkpoint", "run", "--data", root)      # named, it is data like any other
+    assert code == 0 and "val pictures of photos" in out
 
 
 def test_the_share_of_train_that_is_used_is_said(tmp_path, capsys):

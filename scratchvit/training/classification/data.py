@@ -28,6 +28,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
 from scratchvit.training.build import normalisation
+from scratchvit.training.checkpoint import Checkpoint
 from scratchvit.training.config import TrainConfig
 
 
@@ -87,18 +88,25 @@ class TrainingData:
         return Loader(split, batch_size, Normalize(self.mean, self.std))
 
 
-def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingData:
+def load_data(config: TrainConfig, init: str | Path | None = None, began: Checkpoint | None = None) -> TrainingData:
     """Load the data, and compute mean and standard deviation. Pictures in a folder are resized to the model's img_size.
 
     init: file of the initial weights; pixels are then normalised as these expect, not by the training images.
+    began: see `load_splits`.
     """
-    return measured(load_splits(config), config, init)
+    return measured(load_splits(config, began), config, init)
 
 
-def load_splits(config: TrainConfig) -> Splits:
+def had_test_split(checkpoint: Checkpoint) -> bool:
+    """Whether the run of a checkpoint has a test split. Version 0.1 drew one from train if a folder had only val."""
+    return checkpoint.progress.get("pictures", {}).get("test") != 0     # the checksum of no pictures
+
+
+def load_splits(config: TrainConfig, began: Checkpoint | None = None) -> Splits:
     """The splits of a run's data, train reduced to the share that is used.
 
-    Raises ScratchvitError as `data.load` does, and if there are no validation images.
+    began: a checkpoint of the run, if it has one; its splits are made as they were. Raises ScratchvitError as
+    `data.load` does, and if there are no validation images.
     """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
@@ -111,6 +119,7 @@ def load_splits(config: TrainConfig) -> Splits:
         seed=config.seed,
         skip_bad=config.skip_bad,
         download=config.download,
+        test_from_train=began is not None and had_test_split(began),
     )
     if not len(splits.val):
         raise ScratchvitError(
