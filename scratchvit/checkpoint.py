@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from scratchvit import random
 from scratchvit.backend import Array
+from scratchvit.errors import WrongState
 from scratchvit.graph import Node, reachable, run_backward
 from scratchvit.recording import enable_grad, is_recording
-from scratchvit.tensor import Tensor, edge_to, wrap
+from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
 
 
 def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
@@ -32,8 +33,8 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     _, leaves = reachable([edge_to(value)])
 
     def backward(dy: Array) -> list[Array | None]:
-        if any(leaf._version != version for leaf, version in leaves):
-            raise RuntimeError(
+        if any(leaf.version.count != version for leaf, version in leaves):
+            raise WrongState(
                 "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the forward "
                 "pass, so recomputing the function would give another value: call backward() before changing it"
             )
@@ -47,6 +48,6 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     result.requires_grad = True
     edges = tuple(edge_to(t) for t in tensors)
     node = Node("checkpoint", backward, edges, 1)
-    node.watch(tensors, edges)
+    watch_constants(node, tensors)
     result._edge = (node, 0)
     return result

@@ -60,8 +60,20 @@ from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 from scratchvit.backend import Array, asarray
+from scratchvit.errors import WrongState
 from scratchvit.recording import setting
 from scratchvit.signature import takes_need
+
+Watched: TypeAlias = tuple["Version", int, tuple[int, ...]]
+
+
+class Version:
+    """How often an array was changed in place. The Tensors that share its memory share this object."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class Node:
@@ -69,9 +81,12 @@ class Node:
 
     An edge is (node, output index) for an input made by an op, (Tensor, its version) for a leaf, and None for an input
     that needs no gradient. Nodes refer to neither their value nor their consumers, so there are no reference cycles.
+
+    `watched` has an entry (version, count, shape) for every array that the backward may need and that can be changed in
+    place: inputs without a gradient, and what `detach()` returned for an output.
     """
 
-    __slots__ = ("backward", "constants", "edges", "gives_tuple", "name", "outputs")
+    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs", "watched")
 
     def __init__(
         self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
@@ -80,14 +95,8 @@ class Node:
         self.backward: Callable[..., Any] | None = backward     # None after use, which frees what it saved
         self.edges = edges
         self.outputs = outputs
-        self.constants: tuple[tuple[weakref.ref, int], ...] = ()        # see watch
+        self.watched: tuple[Watched, ...] = ()
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
-
-    def watch(self, inputs: Sequence[Any], edges: Sequence[Any]) -> None:
-        """Notice if a Tensor among the inputs that needs no gradient is changed in place: the op may have saved it."""
-        for x, edge in zip(inputs, edges):
-            if edge is None and hasattr(x, "_version"):
-                self.constants += ((weakref.ref(x), x._version),)
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
@@ -170,8 +179,8 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     def visit(edge: Any, count: int) -> None:
         target, version = edge
         if not isinstance(target, Node):
-            if target._version != version:
-                raise _changed(target)
+            if target.version.count != version:
+                raise _changed(target.shape)
         elif target not in waiting:
             waiting[target] = count
             stack.append(target)
@@ -183,23 +192,22 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     while stack:
         node = stack.pop()
         if node.backward is None:
-            raise RuntimeError(
+            raise WrongState(
                 f"backward() reached the op {node.name!r}, whose graph was already used and freed: "
                 "compute the loss again, or add the losses and call backward() once"
             )
         for edge in node.edges:
             if edge is not None:
                 visit(edge, 1)
-        for reference, version in node.constants:
-            constant = reference()
-            if constant is not None and constant._version != version:
-                raise _changed(constant)
+        for version, count, shape in node.watched:
+            if version.count != count:
+                raise _changed(shape)
     return waiting
 
 
-def _changed(leaf: Any) -> RuntimeError:
-    return RuntimeError(
-        f"backward() reached a leaf of shape {leaf.shape} that was changed in place after the loss was computed (by an "
+def _changed(shape: tuple[int, ...]) -> WrongState:
+    return WrongState(
+        f"backward() reached a leaf of shape {shape} that was changed in place after the loss was computed (by an "
         "optimiser's step, or by +=), so its gradient would be wrong: call backward() before changing it, or compute "
         "the loss again"
     )
@@ -241,7 +249,7 @@ def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any,
     if not isinstance(gradients, tuple | list):
         gradients = (gradients,)
     if len(gradients) != len(node.edges):
-        raise RuntimeError(
+        raise WrongState(
             f"op {node.name!r}: its backward returned {len(gradients)} gradients for {len(node.edges)} inputs"
         )
     owners = [id(_owner(g)) for g in (*gradients, *incoming) if g is not None]
@@ -285,7 +293,7 @@ class _Sum:
 
 def _accumulate_leaf(leaf: Any, gradient: Array, fresh: bool) -> None:
     if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
-        raise RuntimeError(
+        raise WrongState(
             f"a backward returned a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; "
             "if the dtypes differ, a float64 or integer array was combined with float32: convert it with astype()"
         )

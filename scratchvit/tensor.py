@@ -38,9 +38,9 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
-from scratchvit.errors import explained
+from scratchvit.errors import ScratchvitError, WrongIndex, WrongState, WrongType, WrongValue, explained, in_the_family
 from scratchvit.facts import Facts
-from scratchvit.graph import Node, run_backward
+from scratchvit.graph import Node, Version, run_backward
 from scratchvit.recording import is_recording, mode
 from scratchvit.signature import constant_parameters, differentiable_parameters, inputs_of
 
@@ -63,11 +63,11 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self.data: Array = asarray(data.data if isinstance(data, Tensor) else data, dtype)
         if requires_grad and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
+            raise WrongType(f"only floating-point tensors can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._edge: tuple[Node, int] | None = None      # (node, output index); None for a leaf
-        self._version = 0       # how many times a leaf was changed in place; see graph.py
+        self._version: Version | None = None        # made when it is first asked for
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -103,14 +103,23 @@ class Tensor:
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """A Tensor with the same array, without a graph."""
-        return Tensor(self.data)
+        """A Tensor with the same array, without a graph. Changing it in place changes this one too."""
+        detached = Tensor(self.data)
+        detached._version = version_of_alias(self)
+        return detached
+
+    @property
+    def version(self) -> Version:
+        """How often the array was changed in place, as a counter that all its aliases share."""
+        if self._version is None:
+            self._version = Version()
+        return self._version
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
+        raise WrongType("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
 
     def __array_function__(self, function: Callable[..., Any], *args: Any) -> Any:
-        raise TypeError(
+        raise WrongType(
             f"{function.__module__}.{function.__name__} was given a Tensor: use .numpy(), or a function of "
             "scratchvit.ops, which computes gradients"
         )
@@ -122,18 +131,20 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def __eq__(self, other: object) -> bool:
-        raise TypeError('"==" would compare Tensors by identity: write `a is b`, or compare `.numpy()`')
+        raise WrongType('"==" would compare Tensors by identity: write `a is b`, or compare `.numpy()`')
 
     __hash__ = object.__hash__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._edge is not None:
-            raise RuntimeError(
+            raise WrongState(
                 f"a result (of the op {self._edge[0].name!r}) cannot be deep-copied, because the copy would be cut off "
                 "from the leaves: copy the leaves, or `detach()` it first"
             )
         copied = memo[id(self)] = type(self).__new__(type(self))
-        copied.data, copied.requires_grad, copied._edge, copied._version = self.data.copy(), self.requires_grad, None, 0
+        copied.data, copied.requires_grad, copied._edge, copied._version = (
+            self.data.copy(), self.requires_grad, None, None
+        )
         copied.grad = None if self.grad is None else self.grad.copy()
         return copied
 
@@ -141,7 +152,7 @@ class Tensor:
         return len(self.data)
 
     def __bool__(self) -> bool:
-        raise TypeError("the truth value of a Tensor is not defined: use `.item()` or `.numpy()`")
+        raise WrongType("the truth value of a Tensor is not defined: use `.item()` or `.numpy()`")
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
@@ -160,10 +171,10 @@ class Tensor:
         again, or NaN where the part had been added to an earlier gradient.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
+            raise WrongState("backward() on a tensor that does not depend on anything that requires a gradient")
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(
+                raise WrongState(
                     f"backward() of a tensor of shape {self.shape} needs a gradient of that shape: give one, or reduce "
                     "the tensor to a number by .sum() or .mean()"
                 )
@@ -171,7 +182,7 @@ class Tensor:
         else:
             gradient = Tensor(gradient, dtype=self.dtype).data
             if gradient.shape != self.shape:
-                raise ValueError(f"backward(): gradient has shape {gradient.shape}, but the tensor has {self.shape}")
+                raise WrongValue(f"backward(): gradient has shape {gradient.shape}, but the tensor has {self.shape}")
         run_backward([(edge_to(self), gradient)])
 
     # Operators look up their op by name when they are called, since ops/ imports this file and not vice versa.
@@ -205,7 +216,7 @@ class Tensor:
     def flatten(self, start: int = 0) -> Tensor:
         """All axes from `start` on made one. Raises IndexError if there is no such axis."""
         if not -max(1, self.ndim) <= start < max(1, self.ndim):
-            raise IndexError(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
+            raise WrongIndex(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -220,7 +231,7 @@ class Tensor:
             operand = other if isinstance(other, int | float) else Tensor(other, dtype=self.dtype).data
             shape = getattr(operand, "shape", ())
             if not broadcasts_to(shape, self.shape):
-                raise ValueError(f"{symbol}=: an operand of shape {shape} does not broadcast to {self.shape}")
+                raise WrongValue(f"{symbol}=: an operand of shape {shape} does not broadcast to {self.shape}")
             getattr(array_module(self.data), ufunc)(self.data, operand, out=self.data)
             self.mark_changed()
             return self
@@ -243,17 +254,17 @@ class Tensor:
         ops.
         """
         if self._edge is not None:
-            raise RuntimeError(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
+            raise WrongState(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
         self.data[...] = asarray(values, self.dtype)
         self.mark_changed()
 
     def mark_changed(self) -> None:
         """Note that `data` was changed in place. backward() through a graph that used the old values is an error."""
-        self._version += 1
+        self.version.count += 1
 
     def _must_be_changeable(self, what: str, instead: str) -> None:
         if self._edge is not None or is_recording():
-            raise RuntimeError(
+            raise WrongState(
                 f"{what} changes a Tensor in place, which is only allowed for leaves and under no_grad(), since the "
                 f"gradient would be lost: use {instead}"
             )
@@ -302,16 +313,16 @@ def op(
     if function is None:
         return functools.partial(op, takes=takes, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
-        raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
+        raise WrongValue(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
     if not slots:
-        raise TypeError(
+        raise WrongType(
             f"op {function.__name__!r} has no parameter annotated Array, so there is nothing to differentiate"
         )
     if facts is not None:
         function.facts = facts      # type: ignore[attr-defined]    # `wraps` below copies it to the op
     elif str(function.__module__).startswith("scratchvit.ops"):
-        raise TypeError(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
+        raise WrongType(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
     constants = constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
@@ -328,14 +339,16 @@ def op(
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
             if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
-                raise TypeError(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
+                raise WrongType(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
         except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
-            if is_ours or str(error).startswith(function.__name__):
+            if is_ours or isinstance(error, ScratchvitError):
                 raise
+            if str(error).startswith(function.__name__):        # of the op itself
+                raise in_the_family(error).with_traceback(error.__traceback__) from None
             raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
         outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
@@ -343,10 +356,14 @@ def op(
         if without_gradient < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
             if without_gradient:
-                node.watch(inputs, edges)
+                watch_constants(node, inputs)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
                 output._edge = (node, index)
+        else:
+            for output in outputs:
+                if output.data.base is not None:
+                    _share_version(output, inputs)
         return tuple(outputs) if is_tuple else outputs[0]
 
     apply.takes = takes     # type: ignore[attr-defined]
@@ -374,7 +391,7 @@ def _refuse_lost_gradients(
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
         if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
-            raise TypeError(
+            raise WrongType(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
                 f"pass {parameter}.detach(), or a plain number or array"
             )
@@ -388,7 +405,35 @@ def _requires_grad(given: Any) -> bool:
 
 def edge_to(x: Any) -> Any:
     """The edge along which x's gradient is sent (see Node); None if x needs no gradient."""
-    return (x._edge or (x, x._version)) if isinstance(x, Tensor) and x.requires_grad else None
+    return (x._edge or (x, x.version.count)) if isinstance(x, Tensor) and x.requires_grad else None
+
+
+def watch_constants(node: Node, inputs: Sequence[Any]) -> None:
+    """Let backward() notice if an input that needs no gradient is changed in place: the op may have saved it."""
+    for x, edge in zip(inputs, node.edges):
+        if edge is None and isinstance(x, Tensor):
+            node.watched += ((x.version, x.version.count, x.shape),)
+
+
+def version_of_alias(x: Tensor) -> Version:
+    """The version for a Tensor that shares the memory of x and has no graph.
+
+    A result of an op cannot be changed in place itself, but its alias can: the op's node watches it.
+    """
+    if x._edge is None:
+        return x.version
+    version, node = Version(), x._edge[0]
+    node.watched += ((version, 0, x.shape),)
+    return version
+
+
+def _share_version(output: Tensor, inputs: Sequence[Any]) -> None:
+    """Give a result without a graph the version of the input of which it is a view, if it is one."""
+    base = output.data.base
+    for x in inputs:
+        if isinstance(x, Tensor) and (x.data is base or x.data.base is base):
+            output._version = version_of_alias(x)
+            return
 
 
 def _unwrap(x: Any) -> Any:
@@ -405,5 +450,5 @@ def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
     tensor = kind.__new__(kind)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
-    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
+    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, None
     return tensor

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -347,6 +348,41 @@ def test_a_constant_changed_between_forward_and_backward_is_an_error(checkpointe
     assert x.grad is not None
 
 
+ALIASES = {
+    "detach": lambda w: w.detach(), "detach twice": lambda w: w.detach().detach(), "row": lambda w: w[1],
+    "reshape": lambda w: w.reshape(-1), "transpose of a row": lambda w: w[1:].transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+@pytest.mark.parametrize("of", ["leaf", "constant", "result"])
+def test_an_alias_changed_between_forward_and_backward_is_an_error(alias: Callable[[Tensor], Tensor], of: str) -> None:
+    """An alias shares memory: changing it changes what the backward saved. PyTorch raises too."""
+    x = leaf(2, 3)
+    source = {"leaf": x, "constant": leaf(2, 3, seed=1).detach(), "result": x.exp()}[of]
+    y = (source * x).sum()
+    with sv.no_grad():
+        changed = alias(source)
+        changed += 1
+    with pytest.raises(RuntimeError, match="changed in place after the loss was computed"):
+        y.backward()
+    assert x.grad is None
+
+
+def test_an_alias_that_is_changed_before_the_forward_or_a_copy_does_no_harm() -> None:
+    w = leaf(2, 3)
+    with sv.no_grad():
+        alias, copy = w.detach(), Tensor(w.numpy().copy())
+        alias += 1
+    y = (w * w).sum()
+    with sv.no_grad():
+        copy += 1
+        exponential = w.exp()       # new memory
+        exponential += 1
+    y.backward()
+    assert np.array_equal(w.grad, 2 * w.numpy())
+
+
 @pytest.mark.parametrize("call", [
     lambda x, t: x * [t, t], lambda x, t: ops.where(np.array([True, False]), [t, 1.0], x),
     lambda x, t: ops.stack([x, (t, t)]),
@@ -403,3 +439,15 @@ def test_an_error_on_the_way_back_leaves_no_part_of_a_gradient(checkpointed: boo
     loss().backward()
     np.testing.assert_allclose(asnumpy(reached.grad), 3 * x.numpy() * older.numpy(), rtol=1e-6)
     np.testing.assert_allclose(asnumpy(x.grad), 3 * reached.numpy() * older.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("call", "python"), [
+    (lambda x: ops.linear(x, x[:, :2].detach()), ValueError), (lambda x: ops.sum(x, 5), IndexError),
+    (lambda x: x == x, TypeError), (lambda x: x.backward(), RuntimeError), (lambda x: x + np.ones((9, 9)), ValueError),
+    (lambda x: ops.conv2d(x, x), ValueError), (lambda x: bool(x), TypeError), (lambda x: x.__iadd__(1), RuntimeError),
+])
+def test_mistakes_of_users_are_one_family_of_errors(call: Callable[[Tensor], object], python: type[Exception]) -> None:
+    """`except sv.ScratchvitError` catches them all, and so does the exception that PyTorch or NumPy would raise."""
+    with pytest.raises(python) as caught:
+        call(leaf(2, 3))
+    assert isinstance(caught.value, sv.ScratchvitError)
