@@ -55,13 +55,18 @@ class Layout:
 
 def words_of(name: str) -> list[str]:
     """The words in a name, in lower case: "TrainSet_2017" → ["train", "set"]."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])", name)]
+    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+", name)]
 
 
 def part_of(name: str) -> str | None:
     """The split that a name means, None if it means none: Training → train, valid → val, test_set → test."""
     part, rest = _part_and_rest(name)
     return part if not rest else None
+
+
+def _says_nothing(name: str) -> bool:
+    """Whether a name has nothing but words as train or images: then it is no name of a class. "7" and "犬" are."""
+    return bool(words_of(name)) and not _part_and_rest(name)[1]
 
 
 def _part_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
@@ -148,7 +153,7 @@ def by_classes(tree: Tree) -> Layout | None:
     twice = [folder for folder in folders if _repeats(tree, folder, folders)]
     # A class may be called train, as bus and car; test without class folders has no labels.
     classes = [folder for folder, part in zip(folders, named) if part in (None, "train") and folder not in twice]
-    if not classes or (len(classes) == 1 and not _part_and_rest(classes[0].name)[1]):
+    if not classes or (len(classes) == 1 and _says_nothing(classes[0].name)):
         return None     # all pictures in train/, or in images/
     notes = [f"{printable(folder)} is left out: the same classes lie beside it" for folder in twice]
     empty = [folder.name for folder in by_name(tree.empty) if folder.parent == root]
@@ -228,7 +233,7 @@ def _unwrapped(tree: Tree, folder: Path) -> Path:
     """The folder of a split, or the folder in it that alone holds everything and has no other meaning: train/train."""
     while len(tree.inner[folder]) == 1 and not tree.direct.get(folder):
         (only,) = tree.inner[folder]
-        if only.name.lower() != folder.name.lower() and _part_and_rest(only.name)[1]:
+        if only.name.lower() != folder.name.lower() and not _says_nothing(only.name):
             break
         folder = only
     return folder

@@ -190,9 +190,9 @@ def _read(path: Path, names: _Names) -> _Table | None:
         else:
             table.rows.append((picture, text, part_of(row[split]) if split is not None else None))
     if missing:
-        table.notes.append(f"{printable(path)}: {len(missing)} pictures are not there ({listed(missing)})")
+        table.notes.append(f"{printable(path)}: pictures that are not there: {len(missing):,} ({listed(missing)})")
     if unlabelled:
-        table.notes.append(f"{printable(path)}: {len(unlabelled)} pictures have no label ({listed(unlabelled)})")
+        table.notes.append(f"{printable(path)}: pictures without a label: {len(unlabelled):,} ({listed(unlabelled)})")
     return table
 
 

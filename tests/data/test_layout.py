@@ -47,6 +47,11 @@ LAYOUTS = {    # files: the classes, and how many pictures are in train, val and
     "classes beside valid": (["cat/{0..9}.jpg", "dog/{0..9}.jpg", "valid/cat/{0..2}.jpg"], CAT_DOG, (20, 3, 0)),
     "classes beside test without labels": (["cat/{0..9}.jpg", "dog/{0..9}.jpg", "test/{0..2}.jpg"], CAT_DOG,
                                            (14, 2, 4)),
+    "a split with one class, a number": (["train/0/{0..4}.jpg", "train/1/{0..4}.jpg", "val/1/a/{0..1}.jpg",
+                                          "test/0/1.jpg"], ("0", "1"), (10, 2, 1)),
+    "a split with one class, not in ASCII": (["train/犬/{0..4}.jpg", "train/é/{0..4}.jpg", "val/犬/a/{0..1}.jpg",
+                                              "test/é/1.jpg"], ("é", "犬"), (10, 2, 1)),
+    "one class, not in ASCII": (["犬/{0..9}.jpg"], ("犬",), (7, 1, 2)),
     "a class that is called train": (["bus/{0..9}.jpg", "car/{0..9}.jpg", "train/{0..9}.jpg"], ("bus", "car", "train"),
                                      (22, 2, 6)),
     "inside of images": (["train/images/cat/{0..9}.jpg", "train/images/dog/{0..9}.jpg", "test/images/cat/0.jpg"],
@@ -76,7 +81,7 @@ def test_layouts(tmp_path, files, classes, expected):
     "train": "train", "Training": "train", "train2017": "train", "TrainSet": "train", "train_images": "train",
     "val": "val", "VALID": "val", "validation": "val", "val-split": "val", "Test": "test", "testing": "test",
     "testset": "test", "TestImages": "test", "latest": None, "contest": None, "bullet train": None, "traindeer": None,
-    "evaluation": None, "train_test": None, "": None,
+    "evaluation": None, "train犬": None, "2017": None, "train_test": None, "": None,
 }.items())
 def test_names_of_splits_are_whole_words(name, part):
     assert part_of(name) == part
