@@ -9,6 +9,7 @@ from scratchvit.data import Splits
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
 from scratchvit.training.checkpoint import Checkpoint
+from scratchvit.training.classification.data import had_test_split
 
 
 def splits_of(
@@ -29,6 +30,7 @@ def splits_of(
         val_fraction=config["val_fraction"],
         seed=config["seed"],
         skip_bad=skip_bad or (name is None and config["skip_bad"]),
+        test_from_train=name is None and had_test_split(checkpoint),
     )
     fraction = config.get("train_fraction", 1.0) if name is None else 1.0       # older runs used all
     return dataclasses.replace(splits, train=data.stratified_share(splits.train, fraction, config["seed"]))

@@ -59,10 +59,10 @@ def complete(argv: Sequence[str]) -> int:
             f"{given.checkpoint} is a {checkpoint.model_name}, which classifies and does not generate pixels: use a "
             "run of `scratchvit train --model igpt_…` (--recipe igpt_digits)"
         )
-    test = splits_of(checkpoint, given.data, given.data_dir).test
-    if len(test) == 0:
-        raise ScratchvitError(f"{test.name} has no test pictures to complete")
-    pictures = test.images(_classes_in_turn(test.labels, given.images))
+    part, held_out = splits_of(checkpoint, given.data, given.data_dir).held_out
+    if len(held_out) == 0:
+        raise ScratchvitError(f"{held_out.name} has no {part} pictures to complete")
+    pictures = held_out.images(_classes_in_turn(held_out.labels, given.images))
     rng = np.random.default_rng(given.seed)
     draw_completions(model, pictures, given.out, rng, given.samples, given.temperature, given.top_k)
     print(given.out)

@@ -29,7 +29,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
     parser.add_argument(
-        "--split", choices=("train", "val", "test"), default="test", help="the split to evaluate on (default: test)"
+        "--split", choices=("train", "val", "test"),
+        help="the split to evaluate on (default: test, or val if there is no test split)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
@@ -42,7 +43,10 @@ def evaluate(argv: Sequence[str]) -> int:
     model, checkpoint = model_from_checkpoint(path)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
-    dataset = getattr(splits, given.split)
+    part = given.split or splits.held_out[0]
+    dataset = getattr(splits, part)
+    if not len(dataset):
+        raise ScratchvitError(f"{dataset.name} has no {part} pictures: choose another --split")
     if list(dataset.classes) != list(trained_on["classes"]):
         raise ScratchvitError(
             f"{path} was trained on the classes {', '.join(trained_on['classes'])}; "
@@ -61,14 +65,16 @@ def evaluate(argv: Sequence[str]) -> int:
     rows = [("class", "images", "accuracy", "loss")]
     for name, meter in zip((*dataset.classes, "all"), (*meters, total)):
         figures = (f"{meter.accuracy:.2%}", f"{meter.loss:.4f}") if meter.images else ("none", "none")
-        rows.append((name, f"{meter.images:,}", *figures))
-    print(f"{given.split} pictures of {dataset.name}, {checkpoint.model_name} from {printable(path)}")
+        rows.append((printable(name), f"{meter.images:,}", *figures))
+    for note in splits.notes if splits.inventory else ():
+        print(printable(note))
+    print(f"{part} pictures of {printable(dataset.name)}, {checkpoint.model_name} from {printable(path)}")
     print(table(rows))
     if splits.skipped:
         print(f"{len(splits.skipped)} pictures that cannot be decoded were left out")
     each = {name: meter for name, meter in zip(dataset.classes, meters) if meter.images}
     note_result(
-        checkpoint=path, data=dataset.name, split=given.split, images=total.images, accuracy=total.accuracy,
+        checkpoint=path, data=dataset.name, split=part, images=total.images, accuracy=total.accuracy,
         loss=total.loss, classes={name: {"images": one.images, "accuracy": one.accuracy} for name, one in each.items()},
     )
     return 0

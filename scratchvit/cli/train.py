@@ -25,7 +25,7 @@ from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
 from scratchvit.data.palette import histogram_bits
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import write_atomically
+from scratchvit.files import printable, write_atomically
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
@@ -44,7 +44,7 @@ Train a model on pictures. By default: a small ViT on scikit-learn's handwritten
   scratchvit train
   scratchvit train --data fashion-mnist --download
   scratchvit train --recipe vit_cifar10 --data-dir cifar-10-batches-bin --epochs 50
-  scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg
+  scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg, or photos/<class>/
   scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # continues bit for bit
 
 The defaults below are those of a recipe (scratchvit/recipes/, one file each); data sets known by name have their own
@@ -90,11 +90,15 @@ def train(argv: Sequence[str]) -> int:
     with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
+        part, _ = loop.task.data.splits.held_out
+        measured = result.predictions.meter
         print(
-            f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
+            f"\n{part} accuracy {measured.accuracy:.2%}, loss {measured.loss:.4f}, with the weights of epoch "
             f"{result.best_epoch} of {result.epochs}; "
             f"{result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
         )
+        if part == "val":
+            print("there is no test split; as the epoch was chosen by the val pictures, new ones may be harder")
         if generates(loop.model):
             print(_bits_per_pixel(loop, result))
         if result.skipped:
@@ -102,6 +106,7 @@ def train(argv: Sequence[str]) -> int:
         print(_end_summary(loop, _write_pictures(loop, result)))
     note_result(
         run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
+        val_accuracy=result.val_accuracy, val_loss=result.val_loss,
         best_epoch=result.best_epoch, epochs=result.epochs, seconds=result.seconds,
     )
     return 0
@@ -112,12 +117,15 @@ def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
     config, splits = loop.task.config, loop.task.data.splits
     model: Any = loop.model
     sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
+    files = splits.inventory.lines() if splits.inventory else []
     tokens = f", {model.num_tokens} tokens" if isinstance(model, TokenModel) else ""
     height, width, channels = loop.about["image_shape"]
+    shape = f"{height}×{width}×{channels}, {len(loop.about['classes'])} classes"
     rows = [
-        ("data", f"{config.data}: {sizes}; {height}×{width}×{channels}, {len(loop.about['classes'])} classes"),
-        *(("", note) for note in splits.notes),
-        *(("left out", text) for text in splits.skipped),
+        ("data", f"{printable(config.data)}: {sizes}; {shape}"),
+        *(("files" if number == 0 else "", line) for number, line in enumerate(files)),
+        *(("", printable(note)) for note in splits.notes),
+        *(("left out", printable(text)) for text in splits.skipped),
         ("model", f"{config.model}: {model.num_parameters():,} parameters{tokens}"),
         ("warning", coarse_patches(loop.model) if not _sizes_of_the_recipe(config) else ""),
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
@@ -146,39 +154,41 @@ def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> s
     """The test loss of a generative model in bits per pixel, and that of a baseline, as text."""
     model: Any = loop.model
     splits, palette = loop.task.data.splits, asnumpy(model.palette.data)
-    baseline = histogram_bits(splits.train, splits.test, palette)
+    baseline = histogram_bits(splits.train, splits.held_out[1], palette)
+    bits = result.predictions.meter.loss / math.log(2)
     return (
-        f"{result.test_loss / math.log(2):.3f} bits per pixel, with {len(palette)} colours; {baseline:.3f} for a "
-        "baseline that only uses the frequencies of the colours at each position"
+        f"{bits:.3f} bits per pixel, with {len(palette)} colours; {baseline:.3f} for a baseline that only uses the "
+        "frequencies of the colours at each position"
     )
 
 
 def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, str]:
     """Write the report, a test picture to try `predict` on, and pictures of the run: {file: description}."""
-    folder, test, classes = loop.folder.path, loop.task.data.splits.test, loop.about["classes"]
-    chosen = first_of_each_class(test.labels, ATTENTION_PICTURES)
-    pictures, labels = test.images(chosen), test.labels[chosen]
+    folder, (part, held_out) = loop.folder.path, loop.task.data.splits.held_out
+    chosen = first_of_each_class(held_out.labels, ATTENTION_PICTURES)
+    pictures, labels = held_out.images(chosen), held_out.labels[chosen]
     drawn = {}
     try:
         run = Run(
             folder, loop.task.config, loop.history, loop.task.data, loop.model, result.best_epoch,
-            result.test_predictions, commands=COMMAND.lines(loop.task.config, folder),
+            result.predictions, commands=COMMAND.lines(loop.task.config, folder),
         )
+        names = [printable(name) for name in run.names]
         write_report(run, folder / "report.html")
         drawn["report.html"] = "the whole run on one page: open it in a browser"
         png = io.BytesIO()
         to_picture(pictures[-1]).save(png, format="png")
         write_atomically(folder / "sample.png", png.getvalue())
-        drawn["sample.png"] = f"a test picture, of class {classes[labels[-1]]}"
+        drawn["sample.png"] = f"a {part} picture, of class {names[labels[-1]]}"
         draw_curves(loop.folder.metrics, folder / "curves.png")
         drawn["curves.png"] = "loss and accuracy over the epochs"
         if shows_attention(loop.model):
             normalize = Normalize(loop.task.data.mean, loop.task.data.std)
-            draw_attention(loop.model, pictures, normalize, labels, run.names, folder / "attention.png")
-            drawn["attention.png"] = "attention maps of test pictures"
+            draw_attention(loop.model, pictures, normalize, labels, names, folder / "attention.png")
+            drawn["attention.png"] = f"attention maps of {part} pictures"
         if isinstance(loop.model, IGPT) and loop.model.generative:
             draw_completions(loop.model, pictures, folder / "complete.png", np.random.default_rng(0))
-            drawn["complete.png"] = "test pictures, and completions of their upper halves"
+            drawn["complete.png"] = f"{part} pictures, and completions of their upper halves"
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     return drawn

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from scratchvit.data.images import resize_image, to_picture
+from scratchvit.data.inventory import Inventory
 from scratchvit.errors import ScratchvitError
 
 
@@ -133,13 +134,25 @@ class Resized:
 
 @dataclass(frozen=True)
 class Splits:
-    """The train, validation and test split; `notes` says how they were made, `skipped` names pictures left out."""
+    """The train, validation and test split.
+
+    test       empty if the data have none
+    notes      how the splits were made, and what else should be known of them
+    skipped    names pictures left out, since they cannot be decoded
+    inventory  what became of every file of a folder
+    """
 
     train: Dataset
     val: Dataset
     test: Dataset
     notes: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    inventory: Inventory | None = None
+
+    @property
+    def held_out(self) -> tuple[str, Dataset]:
+        """The split that a trained model is judged by, with its name: "test", or "val" if there is no test split."""
+        return ("test", self.test) if len(self.test) else ("val", self.val)
 
 
 def stratified_share(dataset: Dataset, fraction: float, seed: int) -> Dataset:

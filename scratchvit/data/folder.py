@@ -1,6 +1,6 @@
-"""Image folders: ROOT/train/<class>/*.jpg, and optionally ROOT/val and ROOT/test in the same layout."""
+"""Data sets of picture files, from folders of classes (`layout`) or tables of labels (`tables`)."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Self
@@ -8,34 +8,34 @@ from typing import Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from scratchvit.data.copies import copies
 from scratchvit.data.datasets import Splits, stratified_split
-from scratchvit.data.images import load_image, open_image
+from scratchvit.data.images import SUFFIXES, load_image, open_image
+from scratchvit.data.inventory import Inventory, by_name
+from scratchvit.data.layout import PARTS, Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
+from scratchvit.data.tables import by_table, by_tables
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import printable
 
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+__all__ = ["SUFFIXES", "TEST_FRACTION", "ImageFolder", "OriginalPictures", "by_name", "load_folder", "picture_files"]
+
 CACHE_BYTES = 512 << 20  # decoded pictures are kept in memory if all of them fit into this
 TEST_FRACTION = 0.2  # fraction of train that becomes the test split if there is no test folder
 
 
-def by_name(paths: Iterable[Path]) -> list[Path]:
-    """Paths sorted by name, in the same order on every system. (Windows' paths compare without case.)"""
-    return sorted(paths, key=lambda path: path.name)
-
-
 def picture_files(path: Path) -> list[Path]:
-    """The picture files in a folder, or the path itself if it is not a folder.
+    """The picture files in a folder and in the folders in it, or the path itself if it is not a folder.
 
-    Raises ScratchvitError for a folder without pictures.
+    A link that leads nowhere is among them, so that reading it says so. Raises ScratchvitError for a folder without
+    pictures.
     """
     if not path.is_dir():
         return [path]
-    try:
-        found = by_name(entry for entry in path.iterdir() if entry.suffix.lower() in SUFFIXES and entry.name[0] != ".")
-    except OSError as error:
-        raise ScratchvitError(f"{path}: the folder cannot be read ({error.strerror})") from error
+    inventory = Inventory(path)
+    found = [at for at in inventory.files if at.suffix.lower() in SUFFIXES and not inventory.hidden(at)]
     if not found:
-        raise ScratchvitError(f"{path}: no pictures in this folder ({', '.join(sorted(SUFFIXES))})")
-    return found
+        raise ScratchvitError(f"{printable(path)}: no pictures in this folder; there are {inventory.endings(path)}")
+    return sorted(found, key=lambda at: at.relative_to(path).parts)
 
 
 class ImageFolder:
@@ -58,31 +58,24 @@ class ImageFolder:
 
     @classmethod
     def scan(cls, folder: Path, img_size: int) -> Self:
-        """The data set of folder/<class>/, with classes and files sorted by name; hidden files are ignored.
+        """The data set of folder/<class>/, also of the folders in a class, with classes and files sorted by name.
 
-        Raises ScratchvitError if there is no class folder, or one without pictures.
+        Hidden files are ignored. Raises ScratchvitError if there is no class folder, or one without pictures.
         """
-        class_folders = by_name(entry for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
-        if not class_folders:
-            raise ScratchvitError(f"{folder}: no class folders; expected {folder}/<class>/*.jpg")
-        paths: list[Path] = []
-        labels: list[int] = []
-        for label, class_folder in enumerate(class_folders):
-            pictures = by_name(
-                path
-                for path in class_folder.iterdir()
-                if path.suffix.lower() in SUFFIXES and path.name[0] != "." and path.is_file()
-            )
-            if not pictures:
-                raise ScratchvitError(
-                    f"{class_folder}: no pictures in this class folder ({', '.join(sorted(SUFFIXES))}); "
-                    "add some or remove the folder"
-                )
-            paths += pictures
-            labels += [label] * len(pictures)
-        return cls(
-            paths, labels, [entry.name for entry in class_folders], img_size, folder.resolve().parent.name
-        )
+        inventory = Inventory(folder)
+        tree = Tree(inventory)
+        check_filled(tree, folder)
+        classes = tree.classes(folder)
+        if not classes:
+            raise _no_classes(folder, inventory)
+        return cls.of(classes, img_size, folder.resolve().parent.name)
+
+    @classmethod
+    def of(cls, classes: Mapping[str, Sequence[Path]], img_size: int, name: str) -> Self:
+        """The data set of {class: its picture files}."""
+        paths = [path for pictures in classes.values() for path in pictures]
+        labels = [label for label, pictures in enumerate(classes.values()) for _ in pictures]
+        return cls(paths, labels, list(classes), img_size, name)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -104,8 +97,11 @@ class ImageFolder:
     def originals(self) -> "OriginalPictures":
         return OriginalPictures(self)
 
-    def bad_pictures(self) -> dict[int, str]:
-        """{index: error message} for every picture that cannot be decoded. Decodes all pictures, in threads."""
+    def bad_pictures(self, each: Callable[[], object] = lambda: None) -> dict[int, str]:
+        """{index: error message} for every picture that cannot be decoded. Decodes all pictures, in threads.
+
+        each: called after each picture.
+        """
 
         def problem(path: Path) -> str | None:
             try:
@@ -114,8 +110,13 @@ class ImageFolder:
                 return str(error)
             return None
 
+        bad = {}
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
-            return {index: text for index, text in enumerate(pool.map(problem, self.paths)) if text}
+            for index, text in enumerate(pool.map(problem, self.paths)):
+                if text:
+                    bad[index] = text
+                each()
+        return bad
 
     def _picture(self, path: Path) -> NDArray[np.uint8]:
         if path in self._decoded:
@@ -142,48 +143,89 @@ class OriginalPictures:
         return [np.asarray(open_image(self._paths[index])) for index in np.asarray(indices, np.intp)]
 
 
-def load_folder(root: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool) -> Splits:
-    """Train, validation and test split of an image folder.
+def load_folder(
+    path: Path, img_size: int, val_fraction: float, seed: int, skip_bad: bool, test_from_train: bool = False
+) -> Splits:
+    """Train, validation and test split of a folder of pictures, or of a table of names and labels.
 
-    A split without a folder is drawn from train by seed: a fifth for test, val_fraction for val; `notes` says so.
+    The folder may be arranged as in `layout` or `tables`. If it has neither val nor test, both are drawn from train by
+    seed: a fifth for test, then val_fraction of the rest for val. If it has only test, val is drawn. If it has only
+    val, there is no test, and that split is empty. `notes` says so, and what else should be known: classes without
+    pictures, pictures that are in two splits. `inventory` says what became of every file.
+    With test_from_train, test is drawn even if there is val, as version 0.1 did.
     With skip_bad, every picture is decoded first; those that fail are left out and named in `skipped`.
-    Raises ScratchvitError for a folder without train, with empty classes, or whose splits have different classes.
+    Raises ScratchvitError for a folder in which no classes are found, or whose splits have classes that train lacks.
     """
-    if not (root / "train").is_dir():
-        raise ScratchvitError(f"{root}: no folder train; expected {root}/train/<class>/*.jpg")
-    parts = {
-        part: ImageFolder.scan(root / part, img_size)
-        for part in ("train", "val", "test")
-        if (root / part).is_dir()
-    }
-    for part, dataset in parts.items():
-        if dataset.classes != parts["train"].classes:
-            differing = sorted(set(dataset.classes) ^ set(parts["train"].classes))
-            raise ScratchvitError(
-                f"{root / part}: its classes differ from those of {root / 'train'}; only in one of them: "
-                f"{', '.join(differing)}"
-            )
-
-    skipped: list[str] = []
+    inventory = Inventory(path if path.is_dir() else path.parent)
+    layout = _layout_of(inventory) if path.is_dir() else by_table(inventory, path)
+    check_classes(layout)
+    parts = {part: ImageFolder.of(classes, img_size, layout.name) for part, classes in layout.parts.items()}
+    bad: dict[Path, str] = {}
     if skip_bad:
         for part, dataset in parts.items():
-            parts[part], problems = _without_bad(dataset)
-            skipped += problems
+            problems = dataset.bad_pictures()
+            parts[part] = _without(problems, dataset)
+            bad |= {dataset.paths[index]: text for index, text in problems.items()}
 
-    notes = []
+    notes = layout.notes
+    if "val" in parts and "test" not in parts and not test_from_train:
+        parts["test"] = parts["val"].subset([])
+        notes.append("test: there is none; the figures at the end of a run are those of val")
     for part, fraction in (("test", TEST_FRACTION), ("val", val_fraction)):
         if part not in parts:
             rest, held = stratified_split(parts["train"].labels, fraction, seed)
             parts["train"], parts[part] = parts["train"].subset(rest), parts["train"].subset(held)
-            notes.append(f"{part}: {len(held)} pictures drawn from {root / 'train'} with seed {seed}")
-    return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(skipped))
+            where = printable(layout.where["train"])
+            notes.append(f"{part}: {len(held)} pictures drawn from {where} with seed {seed}")
+    parts = {part: parts[part] for part in PARTS}
+    notes += copies({part: dataset.paths for part, dataset in parts.items()}, inventory)
+    for part, dataset in parts.items():
+        inventory.use(part, dataset.paths)
+    inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if not inventory.is_used(path)])
+    inventory.leave_out("cannot be decoded", bad)
+    return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(bad.values()), inventory)
 
 
-def _without_bad(dataset: ImageFolder) -> tuple[ImageFolder, list[str]]:
-    problems = dataset.bad_pictures()
+def _layout_of(inventory: Inventory) -> Layout:
+    """How a folder is arranged: folders of splits come before a table, and that before folders of classes.
+
+    Raises ScratchvitError if no classes are found.
+    """
+    tree = Tree(inventory)
+    layout = by_folders(tree)
+    if layout is not None:
+        return layout
+    classes = by_classes(tree)
+    try:
+        layout = by_tables(inventory)
+    except ScratchvitError as error:
+        if classes is None:
+            raise
+        classes.notes.append(f"not used: {printable(error)}")
+    found = layout or classes
+    if found is None:
+        trains = [at for at in inventory.root.iterdir() if at.is_dir() and part_of(at.name) == "train"]
+        raise _no_classes(trains[0] if trains else inventory.root, inventory, "" if trains else "no folder train and ")
+    return found
+
+
+def _no_classes(folder: Path, inventory: Inventory, also: str = "") -> ScratchvitError:
+    name = printable(folder)
+    has_boxes = any(at.name.lower() in ("labels", "annotations") for at in inventory.folders)
+    hint = "; pictures with boxes are for `scratchvit detect-train`" if has_boxes else ""
+    return ScratchvitError(
+        f"{name}: {also}no class folders; expected {name}/<class>/*.jpg, or a table labels.csv of file names and "
+        f"labels; there are {inventory.endings(folder)}{hint}"
+    )
+
+
+def _without(problems: Mapping[int, str], dataset: ImageFolder) -> ImageFolder:
+    """The data set without its bad pictures. Raises ScratchvitError if nothing is left of a class."""
     good = dataset.subset([index for index in range(len(dataset)) if index not in problems])
-    counts = np.bincount(good.labels, minlength=len(dataset.classes))
-    if not counts.all():
-        emptied = dataset.paths[int(np.flatnonzero(dataset.labels == counts.argmin())[0])].parent
-        raise ScratchvitError(f"{emptied}: no picture of this class can be decoded; repair or remove the folder")
-    return good, list(problems.values())
+    emptied = np.setdiff1d(dataset.labels, good.labels)
+    if len(emptied):
+        folder = dataset.paths[int(np.flatnonzero(dataset.labels == emptied[0])[0])].parent
+        raise ScratchvitError(
+            f"{printable(folder)}: no picture of this class can be decoded; repair or remove the folder"
+        )
+    return good

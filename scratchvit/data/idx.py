@@ -63,8 +63,9 @@ DATASETS = {
 def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayDataset, ArrayDataset]:
     """(train, test) of "mnist" or "fashion-mnist": grey uint8 (60000 and 10000, 28, 28, 1), ten classes.
 
-    The four files, gzipped or not, are read from data_dir or, without it, from the system's folder and the user's
-    cache. With download=True, missing files are downloaded. Raises ScratchvitError for missing or damaged files.
+    The four files, gzipped or not, with a dash or a dot before idx, are read from data_dir or, without it, from the
+    system's folder and the user's cache. With download=True, missing files are downloaded. Raises ScratchvitError for
+    missing or damaged files.
     """
     source = DATASETS[name]
     if data_dir:
@@ -74,7 +75,7 @@ def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayD
     target = data_dir or cache_dir() / name
 
     def path(remote: Remote) -> Path:
-        found = find((remote.filename, remote.filename.removesuffix(".gz")), folders)
+        found = find(_spellings(remote.filename), folders)
         if found is None and not download:
             raise not_found(name, remote.filename, folders)
         return found or fetch(remote, target)
@@ -90,6 +91,13 @@ def load_mnist(name: str, data_dir: Path | None, download: bool) -> tuple[ArrayD
             f"the files in {', '.join(map(str, folders))} belong to different data sets"
         )
     return train, test
+
+
+def _spellings(name: str) -> list[str]:
+    """The names that a file has elsewhere: with a dot, unpacked, or in a folder of its own name, as on Kaggle."""
+    dotted = name.replace("-idx", ".idx")
+    plain, dotted_plain = (each.removesuffix(".gz") for each in (name, dotted))
+    return [name, plain, dotted, dotted_plain, f"{plain}/{plain}", f"{dotted_plain}/{dotted_plain}"]
 
 
 def _pair(images_path: Path, labels_path: Path, classes: Sequence[str], name: str) -> ArrayDataset:

@@ -10,6 +10,18 @@ from scratchvit.errors import ScratchvitError
 
 MODES = {1: "L", 3: "RGB"}  # channels → Pillow's name
 
+# The endings of the formats that Pillow decodes. Not among them: formats that it only recognises (BUFR, GRIB, HDF5,
+# IPTC, MPEG), those that it hands to another program (EPS) or to Windows (WMF), and FITS, whose numbers are no grey
+# values. A format that this build of Pillow lacks (AVIF, JPEG 2000) is an error that names the file. Written down,
+# because asking Pillow imports all of its readers, which takes 0.2 s; a test compares.
+SUFFIXES = frozenset({
+    ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".flc", ".fli", ".ftc", ".ftu",
+    ".gbr", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf",
+    ".jpg", ".jpx", ".mpo", ".msp", ".pbm", ".pcd", ".pcx", ".pfm", ".pgm", ".png", ".pnm", ".ppm", ".psd", ".pxr",
+    ".qoi", ".ras", ".rgb", ".rgba", ".sgi", ".tga", ".tif", ".tiff", ".vda", ".vst", ".webp", ".xbm", ".xpm",
+})
+_FULL_DEPTH = 0xFFFF    # the largest value of 16 bits
+
 
 def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     """Read a picture file at its own size, in RGB (channels 3) or grey (1), with its EXIF orientation applied.
@@ -20,7 +32,12 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
         raise ScratchvitError(f"channels={channels}: pictures are read with 3 channels (RGB) or 1 (grey)")
     try:
         with Image.open(path) as picture:
-            upright = eight_bit(ImageOps.exif_transpose(picture), channels)
+            is_deep_colour = picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in picture.tile)
+            upright = ImageOps.exif_transpose(picture)
+            upright.format = picture.format
+            if is_deep_colour:
+                _check_deep_colour(upright)
+            upright = eight_bit(upright, channels)
     except FileNotFoundError as error:
         raise ScratchvitError(f"{path}: no such picture") from error
     except Exception as error:  # decoders raise many types of exceptions for damaged files, even SyntaxError
@@ -58,12 +75,34 @@ def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
 def eight_bit(picture: Image.Image, channels: int) -> Image.Image:
     """Convert a Pillow image of any mode to 8-bit RGB (channels 3) or grey (1); transparency is dropped.
 
-    Raises ScratchvitError for floating-point pixels.
+    Grey values of more than 8 bits are divided by the range that they use, since files do not say it: up to 255 they
+    are 8-bit values, up to 4,095 12-bit values (as medical and industrial cameras write them), else 16-bit values.
+    Raises ScratchvitError for floating-point pixels, and for integers below 0 or above 65,535.
     """
     if picture.mode == "F":
         raise ScratchvitError("floating-point pixels have no defined range; save it with 8 or 16 bits")
-    if picture.mode.startswith("I"):  # 16-bit grey: convert() would clip at 255 instead of scaling
-        picture = Image.fromarray((np.asarray(picture) >> 8).clip(0, 255).astype(np.uint8))
+    if picture.mode.startswith("I"):  # convert() would clip at 255 instead of scaling
+        values = np.asarray(picture)
+        low, high = int(values.min()), int(values.max())
+        if low < 0 or high > _FULL_DEPTH:
+            raise ScratchvitError(
+                f"its integers go from {low} to {high}, a range that is not defined; save it with 8 or 16 bits"
+            )
+        if picture.format == "PPM":     # says its range, from which Pillow scales to 16 bits
+            high = _FULL_DEPTH
+        picture = Image.fromarray((values >> _surplus_bits(high)).astype(np.uint8))
     if picture.has_transparency_data:  # a palette with transparency converts to RGB only through RGBA
         picture = picture.convert("RGBA")
     return picture.convert(MODES[channels])
+
+
+def _surplus_bits(highest: int) -> int:
+    """How many bits values up to `highest` have beyond 8, if they were made with 8, 12 or 16."""
+    return next(depth - 8 for depth in (8, 12, 16) if highest < 1 << depth)
+
+
+def _check_deep_colour(picture: Image.Image) -> None:
+    """Raises ScratchvitError for 12-bit colours in a 16-bit file: Pillow keeps the upper 8 bits, which are nearly 0."""
+    extrema = picture.convert("RGB").getextrema()
+    if 0 < max(high for _, high in extrema) < 1 << 4:       # type: ignore[misc]
+        raise ScratchvitError("its 16-bit colours use 12 bits or fewer and would come out black; save it with 8 bits")

@@ -8,28 +8,61 @@ spoke of is counted as well, by its ending, so that the sums add up.
 from __future__ import annotations
 
 import os
+import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
+from typing import NoReturn
 
+from scratchvit.data.images import SUFFIXES
+from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
 
 HIDDEN = "hidden, or made by the system"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
+DEAD_LINK = "links that lead nowhere"
+NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
+OF_A_RUN = "written by a run of scratchvit"     # beside the pictures, if that is where it was started
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 EXAMPLES = 3    # of the files left out for a reason, so many are named
+
+
+def by_name(paths: Iterable[Path]) -> list[Path]:
+    """Paths sorted by name, in the same order on every system. (Windows' paths compare without case.)"""
+    return sorted(paths, key=lambda path: path.name)
 
 
 class Inventory:
     """The files below a folder, and what became of each.
 
-    root: the folder. Links to folders are followed, each folder once; a link that leads nowhere counts as a file.
+    root     the folder
+    files    everything below it that is not a folder
+    folders  the folders below it
+    sizes    {file: bytes} of those that can be read
+
+    Links to folders are followed, unless they lead back to a folder that they lie in; a link that leads nowhere counts
+    as a file. Raises ScratchvitError for a folder that cannot be read.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        self.files = frozenset(_walk(root))
+        found, folders = _walk(root)
+        self.files = frozenset(found)
+        self.folders = frozenset(folders)
+        self.sizes: dict[Path, int] = {}
         self._used: dict[Path, str] = {}
         self._left_out: dict[Path, str] = {}
+        self._unreadable: dict[Path, str] = {}
+        self._runs = {path.parent for path in found if path.name == "last.safetensors"}
+        for path in found:
+            try:
+                status = path.stat()
+            except OSError:
+                self._unreadable[path] = DEAD_LINK
+                continue
+            if stat.S_ISREG(status.st_mode):
+                self.sizes[path] = status.st_size
+            else:
+                self._unreadable[path] = NO_FILE
 
     def use(self, part: str, paths: Iterable[Path]) -> None:
         """These files belong to a part: "train", "val", "test", or "annotations". A file may serve two of them."""
@@ -40,6 +73,9 @@ class Inventory:
         """These files are not used. reason: words for the table, such as "links that lead nowhere"."""
         for path in paths:
             self._left_out[path] = reason
+
+    def is_used(self, path: Path) -> bool:
+        return path in self._used
 
     def used(self) -> dict[str, int]:
         """{part: number of its files}."""
@@ -52,11 +88,25 @@ class Inventory:
             reasons[self._left_out.get(path) or self._reason(path)].append(path)
         return dict(reasons)
 
+    def pictures(self) -> list[Path]:
+        """The picture files that can be opened, not hidden or of a run, sorted by their folders, then by name."""
+        found = [path for path in self.sizes if path.suffix.lower() in SUFFIXES]
+        shown = [path for path in found if not (self.hidden(path) or self._of_a_run(path))]
+        return sorted(shown, key=lambda path: path.relative_to(self.root).parts)
+
+    def hidden(self, path: Path) -> bool:
+        """Whether a file or folder, or a folder that it lies in, is hidden or made by the system."""
+        return any(part.startswith(".") or part.lower() in _SYSTEM for part in path.relative_to(self.root).parts)
+
+    def _of_a_run(self, path: Path) -> bool:
+        return bool(self._runs) and not self._runs.isdisjoint(path.parents)
+
     def _reason(self, path: Path) -> str:
-        parts = path.relative_to(self.root).parts
-        if any(part.startswith(".") or part.lower() in _SYSTEM for part in parts):
+        if self.hidden(path):
             return HIDDEN
-        return f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
+        if self._of_a_run(path):
+            return OF_A_RUN
+        return self._unreadable.get(path) or f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
 
     def lines(self) -> list[str]:
         """The table: files seen, used in each part, and left out, with examples. Its numbers add up."""
@@ -70,14 +120,33 @@ class Inventory:
         width = len(f"{len(self.files):,}")
         return [f"{count:>{width},}  {text}" for count, text in rows]
 
+    def endings(self, folder: Path) -> str:
+        """What the files below a folder are, in words: "12 .jpg, 3 .txt"; hidden files do not count."""
+        visible = (path for path in self.files if path.is_relative_to(folder) and not self.hidden(path))
+        counts = Counter(path.suffix.lower() or "without an ending" for path in visible)
+        ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+        return ", ".join(f"{count:,} {printable(ending)}" for ending, count in ordered) or "no files"
 
-def _walk(root: Path) -> Iterable[Path]:
-    """All files below root. A folder that is reached a second time, by links in a circle, is not entered again."""
-    seen = set()
-    for folder, folders, names in os.walk(root, followlinks=True):
-        status = Path(folder).stat()
-        if (status.st_dev, status.st_ino) in seen:
-            folders.clear()
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        yield from (Path(folder, name) for name in names)
+
+def _walk(root: Path) -> tuple[list[Path], list[Path]]:
+    """All files and all folders below root. A link to a folder that it lies in is passed over: it adds nothing."""
+
+    def refuse(error: OSError) -> NoReturn:
+        raise ScratchvitError(f"{printable(error.filename)}: the folder cannot be read ({error.strerror})") from error
+
+    files: list[Path] = []
+    folders: list[Path] = []
+    above = {root: {os.path.realpath(root)}}       # of each folder: itself and those that it lies in, without links
+    for name, inner, names in os.walk(root, followlinks=True, onerror=refuse):
+        folder = Path(name)
+        inner.sort()
+        for entry in list(inner):
+            path = folder / entry
+            real = os.path.realpath(path)
+            if real in above[folder]:
+                inner.remove(entry)
+                continue
+            above[path] = above[folder] | {real}
+            folders.append(path)
+        files += [folder / entry for entry in names]
+    return files, folders

@@ -1,10 +1,11 @@
 """Loading a data set by its name, or a folder of pictures by its path."""
 
+import dataclasses
 import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from scratchvit.data import cifar, idx
+from scratchvit.data import cifar, idx, tables
 from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
 from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
@@ -31,16 +32,19 @@ def load(
     seed: int = 0,
     skip_bad: bool = False,
     download: bool = False,
+    test_from_train: bool = False,
 ) -> Splits:
     """Load a data set as `Splits(train, val, test)`.
 
-    name_or_path  one of `list_datasets()`, or a folder with train/<class>/*.jpg (`folder.load_folder`)
+    name_or_path  one of `list_datasets()`; a folder of pictures, arranged as train/<class>/*.jpg or <class>/*.jpg, or
+                  with a table of names and labels, labels.csv (`layout` and `tables` say what else); or such a table
     data_dir      folder with the files of a named data set; by default the system's folder and the user's cache
     img_size      side of the pictures; required for a folder, by default that of the data set
     val_fraction  fraction of the training pictures that becomes the validation split (stratified, drawn by seed), if
                   the data set has none
     skip_bad      leave out pictures of a folder that cannot be decoded, and name them in `skipped`
     download      download missing files of a named data set into data_dir or the cache, and check their MD5 sums
+    test_from_train  draw a test split from train even if a folder has a validation split, as version 0.1 did
 
     Raises ScratchvitError for an unknown name, missing or damaged files, and values out of range.
     """
@@ -59,14 +63,14 @@ def load(
         splits = _load_named(str(name_or_path), data_dir, float(val_fraction), seed, download)
         return _resized(splits, img_size)
 
-    root = Path(name_or_path)
-    if not root.is_dir():
+    path = Path(name_or_path)
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in tables.SUFFIXES):
         raise _unknown(str(name_or_path))
     if img_size is None:
         raise ScratchvitError(
-            f"{root}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
+            f"{path}: the pictures of a folder can have any size; give the size to resize them to, img_size=…"
         )
-    return load_folder(root, img_size, float(val_fraction), seed, skip_bad)
+    return load_folder(path, img_size, float(val_fraction), seed, skip_bad, test_from_train)
 
 
 def _load_named(
@@ -86,8 +90,8 @@ def _resized(splits: Splits, img_size: int | None) -> Splits:
         own = dataset.image_shape[:2] == (img_size, img_size)
         return dataset if img_size is None or own else Resized(dataset, img_size)
 
-    return Splits(
-        resized(splits.train), resized(splits.val), resized(splits.test), splits.notes, splits.skipped
+    return dataclasses.replace(
+        splits, train=resized(splits.train), val=resized(splits.val), test=resized(splits.test)
     )
 
 

@@ -67,7 +67,7 @@ class Run:
     data: TrainingData
     model: Module | None = None                     # with its best weights
     best_epoch: int = 0                             # from 1
-    predictions: Predictions | None = None          # on the test split; for an unfinished run, on the validation split
+    predictions: Predictions | None = None          # on the split `split`
     versions: Mapping[str, str] = field(default_factory=current_versions)
     commands: Mapping[str, str] = field(default_factory=dict)       # {what it does: command line}
 
@@ -76,9 +76,14 @@ class Run:
         return len(self.history) >= self.config.epochs
 
     @property
+    def on_test(self) -> bool:
+        """Whether the predictions are on the test split: not before the end, and not if the data have none."""
+        return self.finished and self.data.splits.held_out[0] == "test"
+
+    @property
     def split(self) -> Dataset:
         """The split of the predictions."""
-        return self.data.splits.test if self.finished else self.data.splits.val
+        return self.data.splits.test if self.on_test else self.data.splits.val
 
     @property
     def has_answers(self) -> bool:
@@ -106,7 +111,7 @@ def open_run(path: str | Path, data: str | None = None, data_dir: str | None = N
     if not folder.best.exists():
         return Run(folder.path, written, [], load_data(config, config.init))
     model, checkpoint = model_from_checkpoint(folder.best)
-    loaded = load_data(config, folder.best)         # mean and std are in the checkpoint
+    loaded = load_data(config, folder.best, checkpoint)     # mean and std are in the checkpoint
     if list(loaded.splits.train.classes) != list(checkpoint.data["classes"]):
         raise ScratchvitError(f"{config.data}: its classes are not those of the run in {path}; use the run's --data")
     history = read_metrics(folder.metrics) if folder.metrics.exists() else checkpoint.progress["history"]
@@ -138,6 +143,8 @@ def _header(run: Run) -> Element:
         lead = "No epoch of this run is finished yet."
     elif run.finished:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation images, on the {_count(run)}."
+        if not run.on_test:
+            lead += " There is no test split; as the epoch was chosen by these images, new ones may be harder."
     else:
         lead = (
             f"The run has finished {made} of {config.epochs} epochs. Until it ends, it is evaluated on the "
@@ -145,7 +152,7 @@ def _header(run: Run) -> Element:
         )
     facts = []
     if run.predictions is not None and run.model is not None:
-        part, seconds = "test" if run.finished else "validation", sum(row["seconds"] for row in run.history)
+        part, seconds = "test" if run.on_test else "validation", sum(row["seconds"] for row in run.history)
         facts = [
             (f"{part} accuracy", f"{run.predictions.meter.accuracy:.2%}"),
             (f"{part} loss", f"{run.predictions.meter.loss:.4f}"),
@@ -161,7 +168,7 @@ def _header(run: Run) -> Element:
 
 
 def _count(run: Run) -> str:
-    return f"{len(run.split):,} {'test' if run.finished else 'validation'} images"
+    return f"{len(run.split):,} {'test' if run.on_test else 'validation'} images"
 
 
 def _curves(run: Run) -> list[Element]:

@@ -81,7 +81,8 @@ class TrainConfig(RunConfig):
     command: ClassVar[str] = "train"
 
     data: str = option(
-        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, or a folder with train/<class>/ and pictures in it"
+        "digits", "digits, mnist, fashion-mnist, cifar10, cifar100, a folder with pictures in train/<class>/ or "
+        "<class>/, or a CSV file of file names and labels"
     )
     data_dir: str | None = option(None, "folder with the files of a named data set")
     download: bool = option(False, "download a named data set that is missing (needs pooch)")

@@ -354,7 +354,8 @@ class TrainingLoop(Generic[TaskT_co]):
         if saved.data != self.about or not same:
             raise ScratchvitError(
                 f"{self.config.data}: these are not the pictures that the run in {self.folder.path} was started with: "
-                "restore them, or start a new run"
+                "restore them, or start a new run; if they are the same, an earlier version of scratchvit started it, "
+                "which read fewer files of a folder (CHANGELOG.md)"
             )
         load_into(self.model, saved.model, self.folder.last)
         self.optimizer.load_state_dict(saved.optimizer)

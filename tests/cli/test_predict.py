@@ -250,10 +250,11 @@ def test_names_cannot_steer_or_break_the_terminal(tmp_path, capsys):
 
 
 def test_a_folder_that_cannot_be_read(run, capsys, monkeypatch, tmp_path):
-    def refuse(self):
-        raise PermissionError(13, "Permission denied")
+    def refuse(folder):
+        raise PermissionError(13, "Permission denied", str(folder))
 
     monkeypatch.setattr(Path, "iterdir", refuse)
+    monkeypatch.setattr("os.scandir", refuse)
     error, code = refused(capsys, "predict", tmp_path, "--checkpoint", run)
     assert "the folder cannot be read (Permission denied)" in error and code == 1
     with pytest.raises(ScratchvitError, match="the folder cannot be read"):

@@ -100,7 +100,9 @@ def test_cifar_archive_is_fetched_into_data_dir(served, tmp_path, monkeypatch):
     write_cifar(tmp_path / "cifar-10-batches-bin", per_file=2)
     archive = folder / "cifar-10-binary.tar.gz"
     pack(tmp_path / "cifar-10-batches-bin", archive)
-    source = dataclasses.replace(cifar.DATASETS["cifar10"], archive=Remote(url + archive.name, md5(archive)))
+    binary, python = cifar.DATASETS["cifar10"].versions
+    binary = dataclasses.replace(binary, archive=Remote(url + archive.name, md5(archive)))
+    source = dataclasses.replace(cifar.DATASETS["cifar10"], versions=(binary, python))
     monkeypatch.setitem(cifar.DATASETS, "cifar10", source)
     assert len(load("cifar10", data_dir=tmp_path / "data", download=True).test) == 2
     assert [path.name for path in (tmp_path / "data").iterdir()] == ["cifar-10-binary.tar.gz"]

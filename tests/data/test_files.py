@@ -139,6 +139,19 @@ def test_mnist_is_found_where_torchvision_the_cache_and_the_system_keep_it(tmp_p
     assert len(load("fashion-mnist").test) == 4
 
 
+@pytest.mark.parametrize("zipped", [False, True])
+@pytest.mark.parametrize("nested", [False, True])
+def test_mnist_as_kaggle_has_it(tmp_path, zipped, nested):
+    arrays = write_mnist(tmp_path / "plain", zipped=zipped)
+    for path in sorted((tmp_path / "plain").iterdir()):
+        dotted = path.name.replace("-idx", ".idx")
+        folder = tmp_path / "kaggle" / (dotted if nested and not zipped else "")
+        folder.mkdir(parents=True, exist_ok=True)
+        path.rename(folder / dotted)
+    splits = load("mnist", data_dir=tmp_path / "kaggle")
+    assert np.array_equal(splits.test.images(range(10))[..., 0], arrays["t10k-images-idx3-ubyte"])
+
+
 def test_mnist_without_files_says_where_it_looked(tmp_path):
     with pytest.raises(ScratchvitError, match=r"data_dir.*, or download it .*download=True") as caught:
         load("mnist")
@@ -239,7 +252,7 @@ def test_cifar_archive_cut_short_or_of_another_version(tmp_path):
             load("cifar10", data_dir=archive.parent)
     write_mnist(tmp_path / "other")
     pack(tmp_path / "other", archive)
-    with pytest.raises(ScratchvitError, match="is not in this archive; use the"):
+    with pytest.raises(ScratchvitError, match="is not in this archive: it is another version"):
         load("cifar10", data_dir=archive.parent)
 
 

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from scratchvit.data import ImageFolder, Loader, Normalize, load, load_image
+from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import SHARED, write_image_folder, write_picture
 from tests.support.seeds import seeded
@@ -79,6 +80,63 @@ def test_every_kind_of_picture_becomes_rgb_or_grey(tmp_path):
         load_image(tmp_path / "rgb.png", 8, channels=4)
 
 
+@pytest.mark.parametrize("suffix", [".tif", ".png"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+def test_grey_values_are_divided_by_the_range_that_they_use(tmp_path, suffix, bits):
+    grey = np.arange(256).reshape(16, 16)
+    values = (grey << (bits - 8)) + seeded(bits).integers(0, 1 << (bits - 8), grey.shape)
+    kinds = [np.uint16, np.int32] if suffix == ".tif" else [np.uint16]
+    for kind in kinds:
+        Image.fromarray(values.astype(kind)).save(tmp_path / f"grey{suffix}")
+        assert np.array_equal(load_image(tmp_path / f"grey{suffix}", 16, channels=1)[..., 0], grey)
+
+
+@pytest.mark.parametrize("values", [(0, 1 << 16), (-1, 255), (0, 2**31 - 1)])
+def test_integers_without_a_defined_range_are_refused(tmp_path, values):
+    Image.fromarray(np.array([values], np.int32)).save(tmp_path / "grey.tif")
+    with pytest.raises(ScratchvitError, match=rf"its integers go from {values[0]} to {values[1]}, a range that is not"):
+        load_image(tmp_path / "grey.tif", 8)
+
+
+@pytest.mark.parametrize("highest", [255, 4095, 65535])
+def test_a_pgm_says_its_range(tmp_path, highest):
+    grey = np.arange(256).reshape(16, 16) * 16 // 16     # dark: a 16th of the range is used at most
+    content = (grey if highest == 65535 else grey * highest // 65535).astype(">u2" if highest > 255 else "u1")
+    (tmp_path / "grey.pgm").write_bytes(b"P5 16 16 %d\n" % highest + content.tobytes())
+    assert load_image(tmp_path / "grey.pgm", 16).max() <= 1
+
+
+def deep_png(path, values):
+    """An RGB PNG of 16 bits a channel, which Pillow cannot write. values (H, W, 3)."""
+    height, width, _ = values.shape
+
+    def chunk(kind, data):
+        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+    rows = b"".join(b"\x00" + row.astype(">u2").tobytes() for row in values)
+    header = struct.pack(">IIBBBBB", width, height, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+    return path
+
+
+def test_colours_of_12_bits_in_16_are_not_taken_for_black(tmp_path):
+    values = seeded(0).integers(1 << 10, 1 << 12, (8, 8, 3))
+    assert np.array_equal(load_image(deep_png(tmp_path / "full.png", values << 4), 8), values >> 4)
+    with pytest.raises(ScratchvitError, match="its 16-bit colours use 12 bits or fewer"):
+        load_image(deep_png(tmp_path / "low.png", values), 8)
+    assert load_image(deep_png(tmp_path / "black.png", values * 0), 8).max() == 0
+
+
+def test_the_endings_of_pictures_are_those_that_pillow_decodes():
+    endings = {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.OPEN}
+    only_recognised = {".bufr", ".grib", ".h5", ".hdf", ".iim", ".mpg", ".mpeg"}
+    by_another_program = {".eps", ".ps", ".wmf", ".emf"}
+    no_grey_values = {".fit", ".fits"}
+    assert endings - SUFFIXES == only_recognised | by_another_program | no_grey_values
+    assert SUFFIXES - endings == {".mpo"}       # opened as JPEG
+
+
 def test_a_sliver_costs_no_memory(tmp_path):
     assert load_image(save(tmp_path / "sliver.png", np.zeros((1, 60000))), 224).shape == (224, 224, 3)
 
@@ -132,7 +190,7 @@ def test_folder_with_train_val_and_test(tmp_path):
     assert (splits.train.classes, splits.train.name) == (("ant", "bee"), "insects")
     assert splits.train.image_shape == (8, 8, 3)
     assert splits.train.labels.tolist() == [0] * 10 + [1] * 10
-    assert splits.notes == ()
+    assert all("are also in" in note for note in splits.notes)      # the same colours in all three
     assert splits.train.images([3, 12])[:, 0, 0].tolist() == [[60, 0, 7], [40, 100, 7]]
 
 

@@ -276,7 +276,7 @@ def test_training_is_about_pixels(run):
     history = saved.progress["history"]
     assert history[0]["val_loss"] < np.log(17) and history[-1]["val_loss"] < history[0]["val_loss"]
     assert 0.3 < result.test_accuracy < 1 and result.test_loss < 2.3
-    assert result.test_predictions.labels.size == 0     # an answer to every pixel is not kept
+    assert result.predictions.labels.size == 0     # an answer to every pixel is not kept
 
 
 def test_the_loss_of_a_run_is_that_of_a_pixel(run):
@@ -351,4 +351,4 @@ def test_what_was_learned_from_pixels_is_fine_tuned_for_classes(run, tmp_path):
     found = loop.model.state_dict()
     assert all(np.array_equal(found[name], before[name]) for name in found if name != "score.weight")
     result = loop.run()
-    assert result.test_loss < np.log(10) and result.test_predictions.labels.shape == (360,)
+    assert result.test_loss < np.log(10) and result.predictions.labels.shape == (360,)

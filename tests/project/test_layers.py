@@ -19,8 +19,7 @@ FLOORS = [
     ["models"],
     ["optim"],                  # asks a model for its layers
     ["costs"],
-    ["data"],
-    ["weights"],
+    ["data", "weights"],        # weights bring their preprocessing, and CIFAR's pickles are read as theirs
     ["__init__"],               # what `import scratchvit` gives, with the weights and without what is above
     ["training", "doctor"],
     ["detection"],

@@ -33,7 +33,7 @@ def opens_text(call):
     """Whether a call opens a file for text: open(…), path.open(…), path.read_text(…), path.write_text(…)."""
     name = call.func.attr if isinstance(call.func, ast.Attribute) else getattr(call.func, "id", None)
     if name in ("read_text", "write_text"):
-        return True
+        return isinstance(call.func, ast.Attribute)     # not scratchvit.files.read_text, which knows encodings
     owner = call.func.value if isinstance(call.func, ast.Attribute) else None
     if name != "open" or (isinstance(owner, ast.Name) and owner.id in ("os", "Image", "tarfile", "gzip")):
         return False

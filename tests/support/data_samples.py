@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.data import ArrayDataset
+from scratchvit.data.images import SUFFIXES
 from tests.support.seeds import seeded
 
 SHARED = Path(__file__).resolve().parents[3] / "shared" / "data"
@@ -85,3 +86,45 @@ def write_image_folder(root, parts=("train", "test"), classes=("ant", "bee"), pe
             for i in range(per_class):
                 write_picture(root / part / name / f"{i:02}.png", colour=(20 * i, 100 * label, 7))
     return root
+
+
+def write_files(root, *names):
+    """Files below root: pictures, no two alike, in the format of their ending; anything else is empty.
+
+    A name may have a range: "train/cat/{0..4}.png".
+    """
+    count = 0
+    for name in names:
+        before, _, rest = name.partition("{")
+        inside, _, after = rest.partition("}")
+        first, _, last = inside.partition("..")
+        for number in range(int(first), int(last) + 1) if rest else [""]:
+            path = root / f"{before}{number}{after}"
+            if path.suffix.lower() in SUFFIXES:
+                write_picture(path, colour=(53 * count % 256, 101 * count % 256, 197 * count % 256))
+                count += 1
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.touch()
+    return root
+
+
+def counts(splits):
+    """How many pictures are in train, val and test."""
+    return tuple(len(part) for part in (splits.train, splits.val, splits.test))
+
+
+def by_class(dataset, root):
+    """{class: the paths of its pictures below root}."""
+    found = {name: [] for name in dataset.classes}
+    for path, label in zip(dataset.paths, dataset.labels):
+        found[dataset.classes[label]].append(path.relative_to(root).as_posix())
+    return found
+
+
+def file_table(splits):
+    """{text of a row of the table of files: its number}, after checking that the numbers add up."""
+    rows = [line.strip().split("  ", 1) for line in splits.inventory.lines()]
+    numbers = [int(number.replace(",", "")) for number, _ in rows]
+    assert numbers[0] == sum(numbers[1:])
+    return {text.replace("\\", "/"): number for number, (_, text) in zip(numbers, rows)}

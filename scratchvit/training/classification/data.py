@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scratchvit import data
+from scratchvit import data, progress
 from scratchvit.data import (
     LEVELS,
     ColorJitter,
     Compose,
+    ImageFolder,
     Loader,
     Normalize,
     RandAugment,
@@ -22,10 +23,12 @@ from scratchvit.data import (
     RandomResizedCrop,
     Splits,
 )
+from scratchvit.data.layout import listed
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
 from scratchvit.training.build import normalisation
+from scratchvit.training.checkpoint import Checkpoint
 from scratchvit.training.config import TrainConfig
 
 
@@ -85,10 +88,25 @@ class TrainingData:
         return Loader(split, batch_size, Normalize(self.mean, self.std))
 
 
-def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingData:
+def load_data(config: TrainConfig, init: str | Path | None = None, began: Checkpoint | None = None) -> TrainingData:
     """Load the data, and compute mean and standard deviation. Pictures in a folder are resized to the model's img_size.
 
     init: file of the initial weights; pixels are then normalised as these expect, not by the training images.
+    began: see `load_splits`.
+    """
+    return measured(load_splits(config, began), config, init)
+
+
+def had_test_split(checkpoint: Checkpoint) -> bool:
+    """Whether the run of a checkpoint has a test split. Version 0.1 drew one from train if a folder had only val."""
+    return checkpoint.progress.get("pictures", {}).get("test") != 0     # the checksum of no pictures
+
+
+def load_splits(config: TrainConfig, began: Checkpoint | None = None) -> Splits:
+    """The splits of a run's data, train reduced to the share that is used.
+
+    began: a checkpoint of the run, if it has one; its splits are made as they were. Raises ScratchvitError as
+    `data.load` does, and if there are no validation images.
     """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
@@ -101,13 +119,33 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
         seed=config.seed,
         skip_bad=config.skip_bad,
         download=config.download,
+        test_from_train=began is not None and had_test_split(began),
     )
     if not len(splits.val):
         raise ScratchvitError(
             f"{config.data}: there are no validation images to choose the best weights by; increase val_fraction"
         )
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
-    splits = dataclasses.replace(splits, train=train)
+    if len(train) < len(splits.train):
+        share = f"{len(train):,} of its {len(splits.train):,} pictures"
+        note = f"train: {share}, by train_fraction {config.train_fraction:g}"
+        splits = dataclasses.replace(splits, train=train, notes=(*splits.notes, note))
+    return splits
+
+
+def check_pictures(splits: Splits) -> None:
+    """Decode every picture of a folder. Raises ScratchvitError, which names the bad ones."""
+    parts = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, ImageFolder)]
+    with progress.bar(sum(map(len, parts)), "checking pictures") as bar:
+        bad = {part.paths[at]: text for part in parts for at, text in part.bad_pictures(bar.update).items()}
+    if bad:
+        first, *others = bad
+        more = f"; {len(others)} more cannot be decoded: {listed(others)}" if others else ""
+        raise ScratchvitError(f"{bad[first]}{more}")
+
+
+def measured(splits: Splits, config: TrainConfig, init: str | Path | None) -> TrainingData:
+    """Splits with the statistics by which their pixels are normalised. init: see `load_data`."""
     own = own_normalisation(model_config(config.model))
     if own is not None:     # a model with a palette, which expects pixels in the units of its colours
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)

@@ -24,10 +24,12 @@ from scratchvit.models.interface import PatchModel, PixelModel, frames_of, gener
 from scratchvit.models.vit import pair
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
-from scratchvit.training.classification.data import TrainingData, augments, load_data
+from scratchvit.training.checkpoint import Checkpoint, load_checkpoint
+from scratchvit.training.classification.data import TrainingData, augments, check_pictures, load_splits, measured
 from scratchvit.training.classification.evaluate import Meter, Predictions, evaluate, predict, truth
 from scratchvit.training.classification.objective import Objective
 from scratchvit.training.config import TrainConfig
+from scratchvit.training.folder import RunFolder
 from scratchvit.training.loop import TrainingLoop
 from scratchvit.training.task import Batches, Course, Row, Task
 
@@ -40,11 +42,11 @@ _DROPPING = {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}
 class Result(Course):
     """The result of a run. Accuracies are from 0 to 1. The test split is evaluated once, with the best weights."""
 
-    test_loss: float
-    test_accuracy: float
+    test_loss: float | None     # None: the data have no test split
+    test_accuracy: float | None
     val_loss: float             # of the best epoch
     val_accuracy: float
-    test_predictions: Predictions = field(repr=False, compare=False)
+    predictions: Predictions = field(repr=False, compare=False)     # on the test split or, without one, on val
 
 
 def train(
@@ -65,7 +67,9 @@ def prepare(
     config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> TrainingLoop[ClassificationTask]:
     """The first half of `train`: a run that is ready to start, see `TrainingLoop`."""
-    return TrainingLoop(ClassificationTask(config), config, run_dir, resume, log)
+    last = RunFolder(Path(run_dir)).last
+    began = load_checkpoint(last) if resume and last.exists() else None
+    return TrainingLoop(ClassificationTask(config, began), config, run_dir, resume, log)
 
 
 class ClassificationTask(Task[Result]):
@@ -80,8 +84,9 @@ class ClassificationTask(Task[Result]):
     objective: Objective
     generative: bool
 
-    def __init__(self, config: TrainConfig):
-        self.config = config
+    def __init__(self, config: TrainConfig, began: Checkpoint | None = None):
+        """began: the last checkpoint of a run that goes on; its data are split as they were."""
+        self.config, self._began = config, began
 
     def check(self) -> None:
         config = self.config
@@ -100,7 +105,9 @@ class ClassificationTask(Task[Result]):
             raise ScratchvitError(f"train_fraction must lie in (0, 1], not {config.train_fraction}")
 
     def load_data(self, init: str | Path | None) -> TrainingData:
-        self.data = load_data(self.config, init)
+        splits = load_splits(self.config, self._began)
+        check_pictures(splits)      # a broken one would end the run at its first validation, or at its end
+        self.data = measured(splits, self.config, init)
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -189,14 +196,16 @@ class ClassificationTask(Task[Result]):
         return "loss and accuracy on train and val"
 
     def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Result:
-        test = predict(model, batches(self.data.eval_loader(self.data.splits.test, self.config.batch_size)))
+        name, split = self.data.splits.held_out
+        said = predict(model, batches(self.data.eval_loader(split, self.config.batch_size)))
+        is_test = name == "test"
         return Result(
             **vars(course),
-            test_loss=test.meter.loss,
-            test_accuracy=test.meter.accuracy,
+            test_loss=said.meter.loss if is_test else None,
+            test_accuracy=said.meter.accuracy if is_test else None,
             val_loss=row["val_loss"],
             val_accuracy=row["val_accuracy"],
-            test_predictions=test,
+            predictions=said,
         )
 
 
