@@ -52,9 +52,13 @@ class Inventory:
             reasons[self._left_out.get(path) or self._reason(path)].append(path)
         return dict(reasons)
 
-    def _reason(self, path: Path) -> str:
+    def hidden(self, path: Path) -> bool:
+        """Is this file of the folder hidden, or made by the system?"""
         parts = path.relative_to(self.root).parts
-        if any(part.startswith(".") or part.lower() in _SYSTEM for part in parts):
+        return any(part.startswith(".") or part.lower() in _SYSTEM for part in parts)
+
+    def _reason(self, path: Path) -> str:
+        if self.hidden(path):
             return HIDDEN
         return f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
 

@@ -141,7 +141,7 @@ def one_batch(splits: DetectionSplits, batch_size: int) -> DetectionSplits:
     count = min(batch_size, len(train))
     few = FirstPictures(train, count)
     said = f"train, val and test are all the first {count} pictures of {train.name}, an epoch {OVERFIT_STEPS} steps."
-    return DetectionSplits(FirstPictures(train, count, OVERFIT_STEPS), few, few, (*splits.drawn, said))
+    return DetectionSplits(FirstPictures(train, count, OVERFIT_STEPS), few, few, (*splits.drawn, said), splits.files)
 
 
 def channel_stats(dataset: DetectionDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

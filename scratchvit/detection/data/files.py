@@ -1,0 +1,174 @@
+"""The files of a data folder, and where in it the picture is that an annotation names.
+
+Annotations are written on one computer and read on another. They name pictures as images\\0001.jpg, ../upload/0001.jpg
+or C:/Users/ann/0001.jpg, so a picture that is not at its path is searched for by the end of the path, and then by its
+file name alone. Nothing outside of the data folder is found in this way: an annotation file from somebody else must not
+decide which files are read. Links in the data folder were put there by its owner, and are followed.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections import Counter, defaultdict
+from collections.abc import Collection, Sequence
+from pathlib import Path, PurePosixPath
+
+from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.inventory import Inventory
+from scratchvit.detection.data.parts import part_of_file
+
+DEAD = "links that lead nowhere"
+_NAMED = 4      # folders that a summary names
+
+
+class DataFolder:
+    """The files below a folder of data.
+
+    files: all that are not hidden and no dead links, sorted by their paths. pictures: those of them that are pictures.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self.inventory = Inventory(root)
+        visible = [path for path in self.inventory.files if not self.inventory.hidden(path)]
+        dead = {path for path in visible if path.is_symlink() and not path.exists()}
+        self.inventory.leave_out(DEAD, dead)
+        self.files = sorted((path for path in visible if path not in dead), key=self.relative)
+        self.pictures = [path for path in self.files if is_picture(path)]
+        self.inventory.leave_out("pictures that no annotation is about", self.pictures)     # unless more is known later
+        self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
+        self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
+        for path in self.pictures:
+            self._by_name[_folded(path.name)].append(path)
+            self._by_stem[_folded(path.stem)].append(path)
+
+    def relative(self, path: Path) -> str:
+        """The path from the root, with slashes."""
+        return path.relative_to(self.root).as_posix()
+
+    def part(self, path: Path) -> str | None:
+        """The part that the folders of a file name; see `part_of_file`."""
+        return part_of_file(path.relative_to(self.root))
+
+    def with_suffix(self, *suffixes: str) -> list[Path]:
+        return [path for path in self.files if path.suffix.lower() in suffixes]
+
+    def below(self, folder: Path) -> list[Path]:
+        """The files of a folder of the data folder and of its subfolders, sorted by their paths from there."""
+        found = [path for path in self.files if path.is_relative_to(folder)]
+        if not found and folder.is_dir():       # a link to a folder that was listed under its other name
+            listed = Inventory(folder)
+            found = [path for path in listed.files if not listed.hidden(path) and path.exists()]
+        return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+
+    def inside(self, base: Path, written: str) -> Path | None:
+        """base / written, or None if that leaves the data folder. Nothing is looked up."""
+        if "\0" in written:
+            return None
+        root = Path(os.path.abspath(self.root))         # noqa: PTH100 (Path.resolve would follow links)
+        path = Path(os.path.abspath(base / written))    # noqa: PTH100
+        return self.root / path.relative_to(root) if path.is_relative_to(root) else None
+
+    def at(self, base: Path, written: str) -> Path | None:
+        """What lies at base / written, a file or a folder of the data folder; None if nothing does."""
+        path = self.inside(base, written)
+        try:
+            return path if path and path.exists() else None
+        except OSError:     # a name that is too long
+            return None
+
+    def by_end(self, base: Path, written: str) -> Path | None:
+        """What lies below base at the longest end of a path that is written for another computer; None if nothing does.
+
+        The name of the file alone is not enough: see `find`.
+        """
+        return next((path for end in ends_of(written)[:-1] if (path := self.at(base, end))), None)
+
+    def find(self, written: str, folders: Sequence[Path], part: str | None) -> list[Path]:
+        """The picture with this name in an annotation file: none, one, or several that it could be.
+
+        written     a path, perhaps that of another computer
+        folders     where such pictures should be; the first of them that has it
+        part        whose annotations they are: a picture that is found by the name of its file alone is not one in the
+                    folder of another part
+        """
+        steps = _steps(written)
+        exact = (self.at(folder, written) for folder in folders)
+        by_end = (self.by_end(folder, written) for folder in (*folders, self.root))
+        by_name = (self.at(folder, steps[-1]) if steps else None for folder in folders)
+        for path in (path for paths in (exact, by_end, by_name) for path in paths):
+            if path and path.is_file():
+                return [path]
+        return self._of_part(self._by_name.get(_folded(steps[-1]), []), part) if steps else []
+
+    def picture_of(self, annotation: Path, part: str | None, within: Path, written: str = "") -> list[Path]:
+        """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
+
+        within      the folder of the data folder where pictures may be
+        written     the name of the picture in the annotation file, which decides between several
+        """
+        named = self._by_stem.get(_folded(annotation.stem), [])
+        found = self._of_part([path for path in named if path.is_relative_to(within)], part)
+        found = [path for path in named if path.parent == annotation.parent] or self._nearest(found, annotation)
+        if len({path.with_suffix("") for path in found}) == 1:      # 1.jpg and 1.png: the first, as it always was
+            return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
+        steps = _steps(written)
+        return [path for path in found if steps and path.name == steps[-1]] or found
+
+    def _nearest(self, paths: list[Path], other: Path) -> list[Path]:
+        """Those of the paths that have the most folder names in common with another one."""
+        names = {*other.relative_to(self.root).parts[:-1]}
+        shared = [len(names.intersection(path.relative_to(self.root).parts[:-1])) for path in paths]
+        return [path for path, count in zip(paths, shared) if count == max(shared)]
+
+    def _of_part(self, paths: list[Path], part: str | None) -> list[Path]:
+        parts = [self.part(path) for path in paths]
+        same = [path for path, own in zip(paths, parts) if own == part]
+        return same or [path for path, own in zip(paths, parts) if own is None or part is None]
+
+    def summary(self) -> str:
+        """What lies here, in words: "12 pictures in images; 3 .txt in labels; 1 .json"."""
+        kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        for path in self.files:
+            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an ending"
+            kinds[kind][self.relative(path.parent)] += 1
+        if not kinds:
+            return "nothing but hidden files" if self.inventory.files else "nothing: it is empty"
+        ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
+        return "; ".join(f"{places.total():,} {kind}{_in(places)}" for kind, places in ordered)
+
+
+def is_picture(path: Path) -> bool:
+    return path.suffix.lower() in SUFFIXES
+
+
+def in_words(folder: DataFolder, paths: Collection[Path]) -> str:
+    """The names of at most three files, from the root."""
+    names = [folder.relative(path) for path in list(paths)[:3]]
+    return ", ".join(names) + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
+
+
+def _in(places: Counter[str]) -> str:
+    names = sorted(place for place in places if place != ".")
+    if not names:
+        return ""
+    more = f" and {len(names) - _NAMED} more folders" if len(names) > _NAMED else ""
+    return f" in {', '.join(names[:_NAMED])}{more}"
+
+
+def ends_of(written: str) -> list[str]:
+    """A path of any system without its drive and steps upwards, and then without ever more of its folders."""
+    steps = _steps(written)
+    return ["/".join(steps[start:]) for start in range(len(steps))]
+
+
+def _steps(written: str) -> list[str]:
+    """The folders and the name of a path of any system, without its drive and without steps upwards."""
+    steps = PurePosixPath(written.replace("\\", "/").replace("\0", "")).parts
+    return [step for step in steps if step not in ("/", "//", ".", "..") and not step.endswith(":")]
+
+
+def _folded(name: str) -> str:
+    """For comparison: without regard to case, and to how a system writes its accents."""
+    return unicodedata.normalize("NFC", name).casefold()

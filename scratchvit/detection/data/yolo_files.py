@@ -1,0 +1,284 @@
+"""Which pictures and text files of a folder are train, val and test in YOLO's format.
+
+    data.yaml, whose train, val and test are folders, lists of pictures, or several of these
+    images/train, labels/train; train/images, train/labels; images/train2017, …; pictures also in subfolders
+    images, labels, or both in one folder: Label Studio, LabelImg; with train.txt, a list of pictures: darknet, CVAT
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scratchvit.detection.data.annotations import AnnotatedPictures
+from scratchvit.detection.data.data_yaml import DataYaml
+from scratchvit.detection.data.files import DataFolder, ends_of, in_words, is_picture
+from scratchvit.detection.data.parts import PARTS, is_part
+from scratchvit.detection.data.reading import read_lines, same_names
+from scratchvit.detection.data.yolo import YoloFiles, numbers_of, read_yolo
+from scratchvit.detection.data.yolo_names import class_names, find_yaml
+from scratchvit.errors import ScratchvitError
+
+_IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})    # folders beside which there is one of _LABELS
+_LABELS = ("labels", "Labels", "label", "annotations")
+_TRIED = 50         # text files that are opened to see whether they are labels
+
+
+@dataclass
+class _Part:
+    """Pictures of a part before their text files are looked for."""
+
+    name: str
+    pictures: dict[Path, str] = field(default_factory=dict)     # picture → its name in results
+    missing: list[str] = field(default_factory=list)
+    sources: list[Path] = field(default_factory=list)
+
+
+def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
+    """The parts, if data.yaml or the names of folders say where they are; None if train is not among them.
+
+    Raises ScratchvitError as `read_yolo` does.
+    """
+    named = {part: at for part in PARTS if (at := _part_folder(folder, part))}
+    yaml = find_yaml(folder, is_yolo="train" in named)
+    parts, notes = _of_yaml(folder, yaml) if yaml else ({}, [])
+    for part, at in named.items():
+        own = _of_folder(folder, at)
+        taken = {path for other in parts.values() for path in other.pictures}
+        if part not in parts and own.pictures and not taken.intersection(own.pictures):
+            parts[part] = own
+    if "train" not in parts:
+        return None
+    return _read(folder, parts, yaml, notes, skip_bad)
+
+
+def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
+    """The parts, if there are pictures with text files of labels anywhere; None without any.
+
+    Parts are told apart by lists of pictures (train.txt), or by the folders of the pictures. Raises ScratchvitError if
+    there are none for train, and as `read_yolo` does.
+    """
+    texts = {path: text for path in folder.pictures if (text := _text_of(folder, path))}
+    if not any(map(_has_labels, [*texts.values()][:_TRIED])):
+        return None
+    yaml = find_yaml(folder, is_yolo=True)
+    notes = _of_yaml(folder, yaml)[1] if yaml else []
+    lists = {part: path for path in folder.with_suffix(".txt") if (part := is_part(path.stem)) and _lists(path)}
+    if "train" in lists:
+        return _read(folder, {part: _of_list(folder, path) for part, path in lists.items()}, yaml, notes, skip_bad)
+
+    places = {path.parent for path in texts}
+    by_part: defaultdict[str | None, list[Path]] = defaultdict(list)
+    for path in folder.pictures:
+        if path.parent in places:
+            by_part[folder.part(path)].append(path)
+    loose = by_part.pop(None, [])
+    if "train" not in by_part:
+        by_part["train"], loose = loose, []
+    folder.inventory.leave_out("in no folder of train, val or test", loose)
+    if not by_part["train"]:
+        raise ScratchvitError(
+            f"{folder.root}: there are pictures with labels ({in_words(folder, [*texts])}), but none in a folder train"
+        )
+    parts = {part: _of_pictures(paths) for part, paths in by_part.items() if part}
+    return _read(folder, parts, yaml, notes, skip_bad)
+
+
+def _part_folder(folder: DataFolder, part: str) -> Path | None:
+    """The folder of the pictures of a part: images/train, train/images, or images/train2017."""
+    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}[part]
+    exact = [form.format(name) for name in names for form in ("images/{}", "{}/images")]
+    images = folder.root / "images"
+    further = sorted(at.name for at in images.iterdir() if at.is_dir()) if images.is_dir() else []
+    exact += [f"images/{name}" for name in further if is_part(name) == part]
+    return next((folder.root / name for name in exact if (folder.root / name).is_dir()), None)
+
+
+# --- where data.yaml says that they are -----------------------------------------------------------------------------
+
+
+def _of_yaml(folder: DataFolder, yaml: DataYaml) -> tuple[dict[str, _Part], list[str]]:
+    """The parts that are where data.yaml says, and notes about those that are not."""
+    home = yaml.path.parent
+    base = (folder.at(home, yaml.base) or home) if yaml.base else home
+    places = {part: [_place(folder, (base, home, folder.root), one) for one in yaml.parts[part]] for part in yaml.parts}
+    parts, read_as, notes = {}, [], []
+    for part, found in places.items():
+        written = yaml.parts[part]
+        if None in found:
+            lost = written[found.index(None)]
+            notes.append(f"{yaml.path}: {part} is {lost}, which is not in {folder.root}, so this entry is not followed")
+            continue
+        existing = [path for path in found if path]
+        read_as += [
+            f"{text} as {folder.relative(path)}" for text, path in zip(written, existing)
+            if path != folder.inside(base, text)
+        ]
+        one = [_of_folder(folder, path) if path.is_dir() else _of_list(folder, path, base) for path in existing]
+        parts[part] = one[0] if len(one) == 1 else _together(folder, one)
+    if read_as:
+        notes.append(f"{yaml.path}: its paths are read from here: {', '.join(read_as)}")
+    empty = [part for part, one in parts.items() if not one.pictures and not one.missing]
+    for part in empty:
+        del parts[part]
+        notes.append(f"{yaml.path}: {part} is {', '.join(yaml.parts[part])}, where there are no pictures")
+    return parts, notes
+
+
+def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | None:
+    """A folder or a list that data.yaml names. Of a path that is not there, the end is tried: ../train/images."""
+    tried = [(base, written) for base in bases]
+    for end in ends_of(written):
+        if "/" in end or is_part(Path(end).stem):       # images alone could be those of all parts
+            tried += [(base, end) for base in bases]
+    for base, text in tried:
+        path = folder.at(base, text)
+        if path and (path.is_dir() or path.suffix.lower() == ".txt"):
+            return path
+    return None
+
+
+def _together(folder: DataFolder, parts: Sequence[_Part]) -> _Part:
+    """Several folders or lists as one part."""
+    return _Part(
+        " and ".join(one.name for one in parts),
+        {path: folder.relative(path) for one in parts for path in one.pictures},
+        [what for one in parts for what in one.missing], [path for one in parts for path in one.sources],
+    )
+
+
+def _of_folder(folder: DataFolder, at: Path) -> _Part:
+    return _of_pictures([path for path in folder.below(at) if is_picture(path)], at)
+
+
+def _of_pictures(paths: Sequence[Path], at: Path | None = None) -> _Part:
+    """Pictures, whose names in results are those from the folder that they have in common."""
+    if not paths:
+        return _Part(str(at))
+    home = Path(os.path.commonpath([path.parent for path in paths]))
+    named = {path: path.relative_to(home).as_posix() for path in paths}
+    return _Part(str(home), dict(sorted(named.items(), key=lambda item: item[1])))
+
+
+def _of_list(folder: DataFolder, listing: Path, base: Path | None = None) -> _Part:
+    """The pictures of a list, each once."""
+    part = _Part(str(listing), sources=[listing])
+    for line, written in enumerate(read_lines(listing), start=1):
+        found = folder.find(written, [listing.parent, *([base] if base else []), folder.root], None)
+        if len(found) == 1:
+            part.pictures[found[0]] = folder.relative(found[0])
+        else:
+            what = f"more than one picture that it could be ({in_words(folder, found)})" if found else "no such picture"
+            part.missing.append(f"{listing}: line {line}: {written[:80]}: there is {what} in {folder.root}")
+    return part
+
+
+def _lists(path: Path) -> bool:
+    """Is this text file a list of pictures?"""
+    try:
+        lines = read_lines(path)
+    except ScratchvitError:
+        return False
+    return bool(lines) and is_picture(Path(lines[0]))
+
+
+# --- their text files -----------------------------------------------------------------------------------------------
+
+
+def _text_of(folder: DataFolder, picture: Path) -> Path | None:
+    """The text file of a picture, in the folder of labels that is like its own, or beside it."""
+    names = [*(at / f"{picture.stem}.txt" for at in _labels_of(folder, picture.parent)), picture.with_suffix(".txt")]
+    return next((path for path in names if path.name != "classes.txt" and path.is_file()), None)
+
+
+def _labels_of(folder: DataFolder, at: Path, up: int = 0) -> list[Path]:
+    """The folders in which the text files of a folder of pictures may be: of train/images/a, train/labels/a.
+
+    up: so many folders further up, train/labels.
+    """
+    steps = at.relative_to(folder.root).parts
+    last = next((place for place in reversed(range(len(steps))) if steps[place].lower() in _IMAGES), None)
+    if last is None or last + 1 > len(steps) - up:
+        return []
+    return [folder.root.joinpath(*steps[:last], name, *steps[last + 1 : len(steps) - up]) for name in _LABELS]
+
+
+def _label_folders(folder: DataFolder, part: _Part, texts: dict[Path, Path]) -> set[Path]:
+    """The folders that have the text files of a part."""
+    found = {texts[path].parent for path in part.pictures if path in texts}
+    for at in {path.parent for path in part.pictures}:
+        ups = (_labels_of(folder, at, up) for up in range(len(at.parts)))
+        found.update(next((there for ways in ups if (there := [way for way in ways if way.is_dir()])), []))
+    return found
+
+
+def _has_labels(path: Path) -> bool:
+    """Does a text file have labels, and no list of names or description?"""
+    try:
+        lines = read_lines(path)
+    except ScratchvitError:
+        return False
+    return bool(lines) and numbers_of(lines[0]) is not None
+
+
+def _read(
+    folder: DataFolder, parts: dict[str, _Part], yaml: DataYaml | None, notes: Sequence[str], skip_bad: bool
+) -> dict[str, AnnotatedPictures]:
+    files = _with_texts(folder, {part: parts[part] for part in PARTS if part in parts})
+    texts = [text for one in files.values() for text in one.texts.values()]
+    names, sources, more = class_names(folder, yaml, texts)
+    keypoints = yaml is not None and yaml.keypoints
+    read = {part: read_yolo(one, names, keypoints=keypoints, skip_bad=skip_bad) for part, one in files.items()}
+    numbers = [*names]
+    used = {
+        numbers[label] for part in read.values() for index in range(len(part))
+        for label in part.annotations(index).labels.tolist()
+    }
+    more += same_names(str(sources[0]) if sources else str(folder.root), names, used)
+    train = read["train"]
+    train.notes = (*notes, *more, *train.notes)
+    train.sources += (*sources, *([yaml.path] if yaml else []))
+    return read
+
+
+def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFiles]:
+    """The parts with their text files. Raises ScratchvitError for a part without any."""
+    pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
+    texts = {path: text for path in pictures if (text := _text_of(folder, path))}
+    taken = {*texts.values()}
+    free = [path for path in folder.with_suffix(".txt") if path not in taken and path.name != "classes.txt"]
+    places = {part: _label_folders(folder, one, texts) for part, one in parts.items()}
+    loose = {
+        part: [path for path in free if any(map(path.is_relative_to, places[part])) and _may_have_labels(path)]
+        for part in parts
+    }
+    for part, one in parts.items():     # pictures in subfolders, whose labels are not
+        by_stem = defaultdict(list)
+        for path in loose[part]:
+            by_stem[path.stem].append(path)
+        for path in one.pictures.keys() - texts.keys():
+            if len(by_stem[path.stem]) == 1:
+                texts[path] = by_stem.pop(path.stem)[0]
+                taken.add(texts[path])
+
+    files = {}
+    for part, one in parts.items():
+        found = {path: texts[path] for path in one.pictures if path in texts}
+        if not found and one.pictures:
+            first = next(iter(one.pictures)).parent
+            raise ScratchvitError(
+                f"{next(iter([*_labels_of(folder, first), first]))}: no text files, so {one.name} has no annotations"
+            )
+        alone = [path for path in loose[part] if path not in taken]
+        missing = [f"{path}: there is no picture {Path(one.name, path.stem)}.jpg" for path in alone]
+        taken.update(loose[part])       # each is reported once
+        files[part] = YoloFiles(one.name, [*one.pictures.items()], found, [*one.missing, *missing], one.sources)
+    return files
+
+
+def _may_have_labels(path: Path) -> bool:
+    """Has a text file labels, or nothing, which is how a picture without objects is written?"""
+    return _has_labels(path) or not path.read_bytes().strip()
