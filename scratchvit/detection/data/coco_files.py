@@ -33,12 +33,14 @@ def coco_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
     for part in PARTS:
         if files[part] is None:
             files[part] = _only([path for path in named if part_of(path.stem) == part], folder, part)
+    if files["train"] is None:      # mytrain.json, and with it myval.json
+        files["train"] = _only([path for path in named if "train" in path.stem], folder, "train")
     train = files["train"]
     if train is None:
         return None
-    for part in ("val", "test"):        # mytrain.json: myval.json
+    for part in ("val", "test"):
         siblings = (train.with_name(train.name.replace("train", name)) for name in FOLDER_NAMES[part])
-        if files[part] is None and train.parent == folder.root / "annotations":
+        if files[part] is None:
             files[part] = next((path for path in siblings if path != train and path in named), None)
     return _read({part: path for part, path in files.items() if path}, folder, skip_bad)
 

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import os
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -50,8 +50,11 @@ def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
         taken = {path for other in parts.values() for path in other.pictures}
         if part not in parts and own.pictures and not taken.intersection(own.pictures):
             parts[part] = own
-    if "train" not in parts:
+    train = parts.get("train")
+    if train is None:
         return None
+    if folder.with_suffix(".xml", ".json", ".csv") and not any(_text_of(folder, path) for path in train.pictures):
+        return None     # its folders are called like those of YOLO, but its annotations are of another format
     return _read(folder, parts, yaml, notes, skip_bad)
 
 
@@ -189,30 +192,19 @@ def _lists(path: Path) -> bool:
 
 
 def _text_of(folder: DataFolder, picture: Path) -> Path | None:
-    """The text file of a picture, in the folder of labels that is like its own, or beside it."""
-    names = [*(at / f"{picture.stem}.txt" for at in _labels_of(folder, picture.parent)), picture.with_suffix(".txt")]
+    """The text file of a picture, in the folder of labels that is like its own or further up, or beside it."""
+    names = [at / f"{picture.stem}.txt" for at in _labels_of(folder, picture.parent)] + [picture.with_suffix(".txt")]
     return next((path for path in names if path.name != "classes.txt" and path.is_file()), None)
 
 
-def _labels_of(folder: DataFolder, at: Path, up: int = 0) -> list[Path]:
-    """The folders in which the text files of a folder of pictures may be: of train/images/a, train/labels/a.
-
-    up: so many folders further up, train/labels.
-    """
+def _labels_of(folder: DataFolder, at: Path) -> list[Path]:
+    """The folders where labels of pictures in a folder may be: train/labels/a for train/images/a, then train/labels."""
     steps = at.relative_to(folder.root).parts
     last = next((place for place in reversed(range(len(steps))) if steps[place].lower() in _IMAGES), None)
-    if last is None or last + 1 > len(steps) - up:
+    if last is None:
         return []
-    return [folder.root.joinpath(*steps[:last], name, *steps[last + 1 : len(steps) - up]) for name in _LABELS]
-
-
-def _label_folders(folder: DataFolder, part: _Part, texts: dict[Path, Path]) -> set[Path]:
-    """The folders that have the text files of a part."""
-    found = {texts[path].parent for path in part.pictures if path in texts}
-    for at in {path.parent for path in part.pictures}:
-        ups = (_labels_of(folder, at, up) for up in range(len(at.parts)))
-        found.update(next((there for ways in ups if (there := [way for way in ways if way.is_dir()])), []))
-    return found
+    tails = (steps[last + 1 : end] for end in range(len(steps), last, -1))
+    return [folder.root.joinpath(*steps[:last], name, *tail) for tail in tails for name in _LABELS]
 
 
 def _has_labels(path: Path) -> bool:
@@ -248,34 +240,24 @@ def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFi
     """The parts with their text files. Raises ScratchvitError for a part without any."""
     pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
     texts = {path: text for path in pictures if (text := _text_of(folder, path))}
-    taken = {*texts.values()}
-    free = [path for path in folder.with_suffix(".txt") if path not in taken and path.name != "classes.txt"]
-    places = {part: _label_folders(folder, one, texts) for part, one in parts.items()}
-    loose = {
-        part: [path for path in free if any(map(path.is_relative_to, places[part])) and _may_have_labels(path)]
-        for part in parts
-    }
-    for part, one in parts.items():     # pictures in subfolders, whose labels are not
-        by_stem = defaultdict(list)
-        for path in loose[part]:
-            by_stem[path.stem].append(path)
-        for path in one.pictures.keys() - texts.keys():
-            if len(by_stem[path.stem]) == 1:
-                texts[path] = by_stem.pop(path.stem)[0]
-                taken.add(texts[path])
-
+    serves = Counter(texts.values())
+    free = [path for path in folder.with_suffix(".txt") if path not in serves and path.name != "classes.txt"]
     files = {}
     for part, one in parts.items():
         found = {path: texts[path] for path in one.pictures if path in texts}
         if not found and one.pictures:
             first = next(iter(one.pictures)).parent
-            raise ScratchvitError(
-                f"{next(iter([*_labels_of(folder, first), first]))}: no text files, so {one.name} has no annotations"
-            )
-        alone = [path for path in loose[part] if path not in taken]
-        missing = [f"{path}: there is no picture {Path(one.name, path.stem)}.jpg" for path in alone]
-        taken.update(loose[part])       # each is reported once
-        files[part] = YoloFiles(one.name, [*one.pictures.items()], found, [*one.missing, *missing], one.sources)
+            where = [*_labels_of(folder, first), first][0]
+            raise ScratchvitError(f"{where}: no text files, so {one.name} has no annotations")
+        missing = [*one.missing]
+        for path in dict.fromkeys(text for text in found.values() if serves[text] > 1):
+            missing.append(f"{path}: there is more than one picture of that name")
+        places = {text.parent for text in found.values()}
+        for path in [path for path in free if any(map(path.is_relative_to, places))]:
+            if _may_have_labels(path):
+                missing.append(f"{path}: there is no picture {Path(one.name, path.stem)}.jpg")
+                free.remove(path)       # it is reported once
+        files[part] = YoloFiles(one.name, [*one.pictures.items()], found, missing, one.sources)
     return files
 
 
