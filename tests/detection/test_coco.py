@@ -245,3 +245,44 @@ def test_another_part_has_the_same_categories(tmp_path):
     assert len(read(path, categories={3: "ant", 7: "cat"})) == 2
     with pytest.raises(ScratchvitError, match="only in one of them: 7 cat, 7 dog"):
         read(path, categories={3: "ant", 7: "dog"})
+
+
+@pytest.mark.parametrize("crowd", ["1", 1, True, 1.0, " true "])
+def test_a_crowd_however_it_is_written(tmp_path, crowd):
+    assert read_with(tmp_path, iscrowd=crowd).annotations(0).crowd.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("crowd", ["0", 0, False, None, 0.0, "", "False"])
+def test_no_crowd_however_it_is_written(tmp_path, crowd):
+    assert read_with(tmp_path, iscrowd=crowd).annotations(0).crowd.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("crowd", ["yes", 2, [1], -1])
+def test_what_may_be_a_crowd_is_named(tmp_path, crowd):
+    with pytest.raises(ScratchvitError, match=r"annotations\[0\] .*: iscrowd is .*, expected 0 or 1.*--skip-bad"):
+        read_with(tmp_path, iscrowd=crowd)
+    assert len(read_with(tmp_path, iscrowd=crowd, skip_bad=True).skipped) == 1
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("largest", [1, 1.004])
+def test_boxes_that_are_shares_of_the_picture_are_refused(tmp_path, skip_bad, largest):
+    content = coco()
+    for place, entry in enumerate(content["annotations"]):
+        entry["bbox"] = [0.1 * place, 0.2, 0.25, 0.3]
+    content["annotations"][-1]["bbox"] = [0, 0, largest, 0.5]
+    with pytest.raises(ScratchvitError, match=r"instances_train\.json: all boxes are within 0 … 1, .*multiply them"):
+        read(write_coco(tmp_path, content=content), skip_bad=skip_bad)
+    content["annotations"][2]["bbox"] = [3, 4, 5, 6]        # a small box among boxes in pixels is one
+    assert len(read(write_coco(tmp_path, content=content)).annotations(0).labels) == 2
+
+
+def test_categories_of_the_same_name(tmp_path):
+    content = coco()
+    content["categories"].append({"id": 0, "name": "ant"})      # as Roboflow's supercategory
+    data = read(write_coco(tmp_path, content=content))
+    assert data.classes == ("ant", "ant", "cat")
+    assert "the classes 0, 3 are all called ant; they stay classes of their own" in data.notes[0]
+    content["annotations"][0]["category_id"] = 0
+    with pytest.raises(ScratchvitError, match="the classes 0, 3 are all called ant, so nobody could tell"):
+        read(write_coco(tmp_path, content=content), skip_bad=True)

@@ -73,7 +73,7 @@ PARTS = {"train": TRAIN, "val": VAL, "test": TEST}
 def found_in(part):
     """{number of the picture: its objects}."""
     return {
-        int(part.paths[index].stem): [
+        int(part.paths[index].stem.split()[-1]): [
             (part.classes[label], tuple(np.round(box, 4).tolist()))
             for label, box in zip(part.annotations(index).labels, part.annotations(index).boxes)
         ]
@@ -254,10 +254,34 @@ def excel(root):
     )
 
 
+def retinanet(root):
+    pictures(root / "images", ALL)
+    objects = ((number, kind, box) for number in ALL for kind, box in boxes_of(number))
+    rows = [f"images/{number}.jpg,{','.join(map(str, box))},{kind}\n" for number, kind, box in objects]
+    put(root / "annotations.csv", "".join(rows))
+    put(root / "classes.csv", "ant,0\ncat,1\n")
+
+
+def tabs(root):
+    pictures(root / "images", ALL)
+    write_table(root / "labels.tsv", ALL, "image_id,width,filename,class,xmin,ymin,xmax,ymax", mark="\t")
+    text = (root / "labels.tsv").read_text().replace(f".jpg\t{W}\t{H}\t", ".jpg\t40\tNAME\t")
+    lines = [line.replace("NAME", line.split("\t")[0]).replace(".jpg", "", 1) for line in text.splitlines()]
+    put(root / "labels.tsv", "\n".join(lines))
+
+
+def percent_encoded(root):
+    pictures(root / "images", ALL)
+    for path in (root / "images").iterdir():
+        path.rename(path.with_name(f"my photo {path.name}"))
+    put(root / "result.json", json_of(ALL, "/data/local-files/?d=export/my%20photo%20{}.jpg"))
+
+
 WHOLE = [
     labelimg_voc, kangaroo, raccoon, deep_voc, cvat_voc, voc_trainval, cvat_coco, label_studio_coco,
     label_studio_upload, fiftyone, roboflow_coco_single, label_studio_yolo, label_studio_notes, labelimg_yolo,
-    cvat_yolo, cvat_ultralytics, wrapped_yolo, via, via_polygons, table, excel,
+    cvat_yolo, cvat_ultralytics, wrapped_yolo, via, via_polygons, table, excel, retinanet,
+    tabs, percent_encoded,
 ]
 
 
@@ -283,6 +307,19 @@ def roboflow_voc(root, names=("train", "valid", "test")):
     for name, numbers in zip(names, PARTS.values()):
         pictures(root / name, numbers)
         xmls(root / name, numbers)
+
+
+def voc_devkits(root):
+    for name, year, numbers in (("a", "VOC2007", (0, 1, 2, 7)), ("b", "VOC2012", (3, 4, 5, 6, 8, 9))):
+        at = root / f"VOCtrainval_{name}" / "VOCdevkit" / year
+        pictures(at / "JPEGImages", numbers)
+        xmls(at / "Annotations", numbers)
+        for part in ("train", "val"):
+            put(at / "ImageSets" / "Main" / f"{part}.txt", "".join(f"{i}\n" for i in numbers if i in PARTS[part]))
+    at = root / "VOCtest" / "VOCdevkit" / "VOC2007"
+    pictures(at / "JPEGImages", TEST)
+    xmls(at / "Annotations", TEST)
+    put(at / "ImageSets" / "Main" / "test.txt", "".join(f"{i}\n" for i in TEST))
 
 
 def voc_in_parts(root):
@@ -400,9 +437,9 @@ def roboflow_tables(root):
 
 
 IN_PARTS = [
-    roboflow_voc, voc_in_parts, voc_parts_of_pictures, cvat_voc_subsets, coco_by_year, coco_in_root, coco_in_parts,
-    yolo_by_year, roboflow_yolo, roboflow_darknet, colab, lists, lists_alone, several_folders, nested_yolo, flat_labels,
-    tables, roboflow_tables,
+    roboflow_voc, voc_devkits, voc_in_parts, voc_parts_of_pictures, cvat_voc_subsets, coco_by_year, coco_in_root,
+    coco_in_parts, yolo_by_year, roboflow_yolo, roboflow_darknet, colab, lists, lists_alone, several_folders,
+    nested_yolo, flat_labels, tables, roboflow_tables,
 ]
 
 

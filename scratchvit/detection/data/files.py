@@ -13,10 +13,12 @@ import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Collection, Sequence
 from pathlib import Path, PurePosixPath
+from urllib.parse import unquote
 
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.inventory import Inventory
 from scratchvit.detection.data.parts import part_of_file
+from scratchvit.files import printable
 
 DEAD = "links that lead nowhere"
 _NAMED = 4      # folders that a summary names
@@ -37,6 +39,7 @@ class DataFolder:
         self.files = sorted((path for path in visible if path not in dead), key=self.relative)
         self.pictures = [path for path in self.files if is_picture(path)]
         self.inventory.leave_out("pictures that no annotation is about", self.pictures)     # unless more is known later
+        self._by_place: dict[str, Path] = {}
         self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
         self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
         for path in self.pictures:
@@ -50,6 +53,14 @@ class DataFolder:
     def part(self, path: Path) -> str | None:
         """The part that the folders of a file name; see `part_of_file`."""
         return part_of_file(path.relative_to(self.root))
+
+    def listed(self, path: Path) -> Path:
+        """The path under which a file is in the inventory: one that is reached by a link to a folder has two."""
+        if path in self.inventory.files:
+            return path
+        if not self._by_place:
+            self._by_place = {os.path.realpath(one): one for one in self.files}
+        return self._by_place.get(os.path.realpath(path), path)
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
         return [path for path in self.files if path.suffix.lower() in suffixes]
@@ -96,11 +107,12 @@ class DataFolder:
         steps = _steps(written)
         exact = (self.at(folder, written) for folder in folders)
         by_end = (self.by_end(folder, written) for folder in (*folders, self.root))
-        by_name = (self.at(folder, steps[-1]) if steps else None for folder in folders)
+        names = dict.fromkeys((steps[-1], unquote(steps[-1]))) if steps else ()      # a%20b.jpg of a web page
+        by_name = (self.at(folder, name) for name in names for folder in folders)
         for path in (path for paths in (exact, by_end, by_name) for path in paths):
             if path and path.is_file():
                 return [path]
-        return self._of_part(self._by_name.get(_folded(steps[-1]), []), part) if steps else []
+        return self._of_part([path for name in names for path in self._by_name.get(_folded(name), [])], part)
 
     def picture_of(self, annotation: Path, part: str | None, within: Path, written: str = "") -> list[Path]:
         """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
@@ -133,10 +145,8 @@ class DataFolder:
         for path in self.files:
             kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an ending"
             kinds[kind][self.relative(path.parent)] += 1
-        if not kinds:
-            return "nothing but hidden files" if self.inventory.files else "nothing: it is empty"
         ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
-        return "; ".join(f"{places.total():,} {kind}{_in(places)}" for kind, places in ordered)
+        return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
 
 
 def is_picture(path: Path) -> bool:
@@ -154,7 +164,7 @@ def _in(places: Counter[str]) -> str:
     if not names:
         return ""
     more = f" and {len(names) - _NAMED} more folders" if len(names) > _NAMED else ""
-    return f" in {', '.join(names[:_NAMED])}{more}"
+    return f" in {', '.join(map(printable, names[:_NAMED]))}{more}"
 
 
 def ends_of(written: str) -> list[str]:

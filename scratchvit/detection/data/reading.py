@@ -128,7 +128,9 @@ class Faults:
     def note_outlines(self, where: str) -> None:
         """Count the objects whose outline gave their box, in a note."""
         if self.outlines:
-            self.notes.append(f"{where}: {self.outlines:,} objects with an outline and no box got the box around it")
+            self.notes.append(
+                f"{where}: objects with an outline and no box, which got the box around it: {self.outlines:,}"
+            )
 
 
 def same_names(where: str, names: Mapping[int, str], used: Collection[Any]) -> list[str]:

@@ -16,6 +16,7 @@ from scratchvit.detection.data.files import DataFolder
 from scratchvit.detection.data.parts import PARTS
 from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.detection.data.tables import read_tables
+from scratchvit.detection.data.unknown import what_is_missing
 from scratchvit.detection.data.voc_files import voc_anywhere, voc_by_lists
 from scratchvit.detection.data.yolo_files import yolo_anywhere, yolo_by_name
 from scratchvit.errors import ScratchvitError
@@ -65,7 +66,7 @@ def load_detection(
             return DetectionSplits(
                 splits.train, splits.val, splits.test, (*splits.drawn, *_shared(parts)), _account(folder, splits)
             )
-    raise ScratchvitError(_nothing_fits(folder))
+    raise ScratchvitError(what_is_missing(folder))
 
 
 @dataclass(frozen=True)
@@ -118,36 +119,15 @@ def _shared(parts: Mapping[str, AnnotatedPictures]) -> list[str]:
 def _account(folder: DataFolder, splits: _Splits) -> tuple[str, ...]:
     """What became of every file of the folder."""
     inventory = folder.inventory
-    inventory.leave_out("pictures that no annotation is about", folder.pictures)
     serves: defaultdict[Path, list[str]] = defaultdict(list)
     for name in PARTS:
         part: AnnotatedPictures = getattr(splits, name)
         inventory.leave_out("bad pictures, or with bad annotations", part.unusable)
-        inventory.use("annotations", part.sources)
+        inventory.use("annotations", map(folder.listed, part.sources))
         for path in part.paths:
-            serves[path].append(name)
+            serves[folder.listed(path)].append(name)
     for first in PARTS:
         for path, names in serves.items():
             if names[0] == first:
-                inventory.use(" and ".join(names), [path])
+                inventory.use(" and ".join(dict.fromkeys(names)), [path])
     return tuple(inventory.lines())
-
-
-def _nothing_fits(folder: DataFolder) -> str:
-    """What was found in a folder without annotations in a known format, and what is missing."""
-    about = {
-        ".json": "no JSON file has COCO's lists images, annotations and categories",
-        ".xml": "no XML file begins with <annotation>, as VOC's do",
-        ".txt": "no text file has the name of a picture and lines of class cx cy w h, as YOLO's do",
-        ".csv": "no table has the columns filename, class, xmin, ymin, xmax, ymax",
-    }
-    missing = [what for suffix, what in about.items() if folder.with_suffix(suffix)]
-    if not folder.pictures:
-        missing.insert(0, "there are no pictures")
-    elif not missing:
-        missing = ["there is no file of annotations"]
-    return (
-        f"{folder.root}: no annotations in a known format: it has {folder.summary()}, but {'; '.join(missing)}; "
-        "expected annotations/instances_train*.json (COCO), Annotations/*.xml (VOC), images/train and "
-        "labels/train/*.txt (YOLO), or a table of boxes (CSV)"
-    )

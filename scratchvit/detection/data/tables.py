@@ -1,6 +1,7 @@
 """Tables of boxes in CSV: one object a row.
 
     filename,width,height,class,xmin,ymin,xmax,ymax                              TensorFlow, Roboflow: boxes in pixels
+    filename,xmin,ymin,xmax,ymax,class, without such a line                      keras-retinanet
     filename,…,region_id,region_shape_attributes,region_attributes               VIA: a shape in JSON, and its names
 
 Tables with the word train, val or test in their names, or in those of their folders, are these splits; other tables are
@@ -17,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from scratchvit.detection.data.annotations import AnnotatedPictures
-from scratchvit.detection.data.files import DataFolder, in_words
+from scratchvit.detection.data.files import DataFolder, in_words, is_picture
 from scratchvit.detection.data.outlines import around
 from scratchvit.detection.data.parts import PARTS, part_of
 from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_lines
@@ -31,6 +32,7 @@ _COLUMNS = {
     "imageid": "filename", "label": "class", "classname": "class", "category": "class", "name": "class",
     "x1": "xmin", "y1": "ymin", "x2": "xmax", "y2": "ymax",
 }
+_BARE = ("filename", *_BOX, "class")
 _VIA = ("filename", "regionshapeattributes", "regionattributes")
 
 
@@ -39,7 +41,6 @@ class _Table:
     """The rows of a file by their columns' names, with the numbers of their lines."""
 
     path: Path
-    columns: tuple[str, ...]
     rows: list[tuple[int, dict[str, str]]]
 
 
@@ -48,7 +49,7 @@ def read_tables(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictur
 
     Raises ScratchvitError if there are none for train, and for a bad row.
     """
-    opened = [table for path in folder.with_suffix(".csv", ".txt") if (table := _open(path))]
+    opened = [table for path in folder.with_suffix(".csv", ".tsv") if (table := _open(path))]
     if not opened:
         return None
     by_part: dict[str, list[_Table]] = {}
@@ -79,10 +80,6 @@ def read_tables(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictur
 
 def _open(path: Path) -> _Table | None:
     """A table with boxes; None for a file without these columns. Raises ScratchvitError if it cannot be read."""
-    with path.open("rb") as file:
-        head = file.read(1024).replace(b"\0", b"").lower()
-    if not (b"min" in head or b"x1" in head or b"region" in head):
-        return None
     text = read_text(path, "table")
     first = text.lstrip().partition("\n")[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
@@ -90,15 +87,20 @@ def _open(path: Path) -> _Table | None:
         rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise ScratchvitError(f"{path}: line {reader.line_num} of this table cannot be read: {error}") from error
-    columns = tuple(_column(name) for name in rows[0][1]) if rows else ()
+    if not rows:
+        return None
+    columns, body = _columns(rows[0][1]), rows[1:]
+    if len(columns) == len(_BARE) and is_picture(Path(rows[0][1][0].strip())):      # without a line of names
+        columns, body = _BARE, rows
     if not {*_BOX, "filename", "class"} <= {*columns} and not {*_VIA} <= {*columns}:
         return None
-    return _Table(path, columns, [(line, dict(zip(columns, row))) for line, row in rows[1:]])
+    return _Table(path, [(line, dict(zip(columns, row))) for line, row in body])
 
 
-def _column(name: str) -> str:
-    plain = name.strip().lower().lstrip("#").replace("_", "").replace(" ", "")
-    return _COLUMNS.get(plain, plain)
+def _columns(names: Sequence[str]) -> tuple[str, ...]:
+    """The names of columns as they are called here; other names that a column may have count only without its own."""
+    plain = [name.strip().lower().lstrip("#").replace("_", "").replace(" ", "") for name in names]
+    return tuple(_COLUMNS.get(name, name) if _COLUMNS.get(name) not in plain else name for name in plain)
 
 
 def _read(

@@ -27,11 +27,13 @@ _OPENING = re.compile(rb"<annotation[\s/>]")
 
 
 def voc_by_lists(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there is ImageSets/Main with lists, here or one folder further down; None without one for train.
+    """The parts, if there are lists in ImageSets/Main or ImageSets, here or further down; None without one for train.
 
     Raises ScratchvitError as `read_voc` does.
     """
-    places = [at for at in (folder.root, *_folders(folder.root)) if (at / "ImageSets" / "Main").is_dir()]
+    lists = [path.parent for path in folder.with_suffix(".txt")]
+    homes = [at.parent if at.name == "Main" else at for at in lists]
+    places = sorted({at.parent for at in homes if at.name == "ImageSets"}, key=folder.relative)
     years: dict[str, list[VocFiles]] = {part: [] for part in PARTS}
     for at in places:
         for part, listing in _lists(at).items():
@@ -89,13 +91,10 @@ def _read(
     return parts
 
 
-def _folders(root: Path) -> list[Path]:
-    return by_name(path for path in root.iterdir() if path.is_dir() and path.name[0] != ".")
-
-
 def _lists(at: Path) -> dict[str, Path]:
     """{part: the list of its pictures}. Those of single classes, cat_train.txt, are none; an only list is for all."""
-    listings = by_name((at / "ImageSets" / "Main").glob("[!.]*.txt"))
+    home = at / "ImageSets" / "Main"
+    listings = by_name((home if home.is_dir() else home.parent).glob("[!.]*.txt"))
     exact = {path.stem: path for path in listings if path.stem in PARTS}
     if "train" in exact:
         return exact

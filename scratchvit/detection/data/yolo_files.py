@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -44,11 +44,9 @@ def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
     """
     named = {part: at for part in PARTS if (at := _part_folder(folder, part))}
     yaml = find_yaml(folder, is_yolo="train" in named)
-    parts, notes = _of_yaml(folder, yaml) if yaml else ({}, [])
+    parts, notes = _of_yaml(folder, yaml, named) if yaml else ({}, [])
     for part, at in named.items():
-        own = _of_folder(folder, at)
-        taken = {path for other in parts.values() for path in other.pictures}
-        if part not in parts and own.pictures and not taken.intersection(own.pictures):
+        if part not in parts and (own := _of_folder(folder, at)).pictures:
             parts[part] = own
     train = parts.get("train")
     if train is None:
@@ -68,7 +66,7 @@ def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
     if not any(map(_has_labels, [*texts.values()][:_TRIED])):
         return None
     yaml = find_yaml(folder, is_yolo=True)
-    notes = _of_yaml(folder, yaml)[1] if yaml else []
+    notes = _of_yaml(folder, yaml, {})[1] if yaml else []
     lists = {part: path for path in folder.with_suffix(".txt") if (part := is_part(path.stem)) and _lists(path)}
     if "train" in lists:
         return _read(folder, {part: _of_list(folder, path) for part, path in lists.items()}, yaml, notes, skip_bad)
@@ -103,8 +101,13 @@ def _part_folder(folder: DataFolder, part: str) -> Path | None:
 # --- where data.yaml says that they are -----------------------------------------------------------------------------
 
 
-def _of_yaml(folder: DataFolder, yaml: DataYaml) -> tuple[dict[str, _Part], list[str]]:
-    """The parts that are where data.yaml says, and notes about those that are not."""
+def _of_yaml(
+    folder: DataFolder, yaml: DataYaml, named: Mapping[str, Path]
+) -> tuple[dict[str, _Part], list[str]]:
+    """The parts that are where data.yaml says, and notes about those that are not.
+
+    named: {part: the folder that is called like it}, which is used where data.yaml cannot be followed.
+    """
     home = yaml.path.parent
     base = (folder.at(home, yaml.base) or home) if yaml.base else home
     places = {part: [_place(folder, (base, home, folder.root), one) for one in yaml.parts[part]] for part in yaml.parts}
@@ -113,22 +116,27 @@ def _of_yaml(folder: DataFolder, yaml: DataYaml) -> tuple[dict[str, _Part], list
         written = yaml.parts[part]
         if None in found:
             lost = written[found.index(None)]
-            notes.append(f"{yaml.path}: {part} is {lost}, which is not in {folder.root}, so this entry is not followed")
+            notes.append(f"{yaml.path}: {part} is {lost}, which is not in {folder.root}{_instead(named.get(part))}")
             continue
         existing = [path for path in found if path]
         read_as += [
-            f"{text} as {folder.relative(path)}" for text, path in zip(written, existing)
+            f"{text} is {folder.relative(path)} here" for text, path in zip(written, existing)
             if path != folder.inside(base, text)
         ]
         one = [_of_folder(folder, path) if path.is_dir() else _of_list(folder, path, base) for path in existing]
         parts[part] = one[0] if len(one) == 1 else _together(folder, one)
     if read_as:
-        notes.append(f"{yaml.path}: its paths are read from here: {', '.join(read_as)}")
+        notes.append(f"{yaml.path}: {', '.join(read_as)}")
     empty = [part for part, one in parts.items() if not one.pictures and not one.missing]
     for part in empty:
         del parts[part]
-        notes.append(f"{yaml.path}: {part} is {', '.join(yaml.parts[part])}, where there are no pictures")
+        where = ", ".join(yaml.parts[part])
+        notes.append(f"{yaml.path}: {part} is {where}, where there are no pictures{_instead(named.get(part))}")
     return parts, notes
+
+
+def _instead(at: Path | None) -> str:
+    return f"; {at} is used instead" if at else ", so it is not followed"
 
 
 def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | None:
@@ -240,7 +248,7 @@ def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFi
     """The parts with their text files. Raises ScratchvitError for a part without any."""
     pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
     texts = {path: text for path in pictures if (text := _text_of(folder, path))}
-    serves = Counter(texts.values())
+    serves = Counter(text for text, _ in {(text, path.parent) for path, text in texts.items()})
     free = [path for path in folder.with_suffix(".txt") if path not in serves and path.name != "classes.txt"]
     files = {}
     for part, one in parts.items():
@@ -251,7 +259,7 @@ def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFi
             raise ScratchvitError(f"{where}: no text files, so {one.name} has no annotations")
         missing = [*one.missing]
         for path in dict.fromkeys(text for text in found.values() if serves[text] > 1):
-            missing.append(f"{path}: there is more than one picture of that name")
+            missing.append(f"{path}: there are pictures of that name in more than one folder")
         places = {text.parent for text in found.values()}
         for path in [path for path in free if any(map(path.is_relative_to, places))]:
             if _may_have_labels(path):

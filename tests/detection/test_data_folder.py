@@ -1,0 +1,357 @@
+"""Files of a data folder: which part a name speaks of, and that no annotation leads out of the folder."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from scratchvit.detection.data.files import DataFolder
+from scratchvit.detection.data.parts import is_part, part_of, part_of_file
+from scratchvit.detection.data.source import load_detection
+from scratchvit.errors import ScratchvitError
+from tests.detection.test_layouts import (
+    ALL,
+    CLASSES,
+    TRAIN,
+    VAL,
+    assert_adds_up,
+    assert_whole,
+    expected,
+    found_in,
+    json_of,
+    pictures,
+    put,
+    roboflow_yolo,
+    texts,
+    write_table,
+    xmls,
+)
+from tests.support.data_samples import write_picture
+from tests.support.detection_samples import SIZE, coco, voc_object, voc_xml, write_coco, write_voc
+
+# --- parts ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("name", "part"),
+    [
+        ("train", "train"), ("train_latest", "train"), ("festival_train", "train"), ("contest_val", "val"),
+        ("instances_train2017", "train"), ("trainImages", "train"), ("TRAIN", "train"), ("Training", "train"),
+        ("trainval35k", "train"), ("train_val", "train"), ("instances_minival2014", "val"), ("valid", "val"),
+        ("image_info_test-dev2017", "test"), ("testing.v2", "test"), ("validation", "val"), ("x-val-x", "val"),
+        ("latest", None), ("festival", None), ("contest", None), ("carnival", None), ("interval", None),
+        ("strain", None), ("value", None), ("testimony", None), ("attest", None), ("train_test", None), ("", None),
+        ("val-test", None), ("2017", None),
+    ],
+)
+def test_a_part_is_a_whole_word(name, part):
+    assert part_of(name) == part
+
+
+def test_the_part_of_a_file_is_that_of_its_folders():
+    assert part_of_file(Path("images/val2017/train.jpg")) == "val"
+    assert part_of_file(Path("train/images/a.jpg")) == "train"
+    assert part_of_file(Path("train.jpg")) is None
+    assert [is_part(name) for name in ("Validation", "test2017", "cat_train")] == ["val", "test", None]
+
+
+def coco_of(root, **files):
+    """Annotations {file: pictures}, all of pictures in images."""
+    pictures(root / "images", ALL)
+    for name, numbers in files.items():
+        put(root / "annotations" / f"{name}.json", json_of(numbers))
+    splits = load_detection(root, val_fraction=0.2)
+    return [{int(path.stem) for path in part.paths} for part in (splits.train, splits.val, splits.test)], splits.notes
+
+
+def test_one_file_never_serves_two_parts(tmp_path):
+    train, val = {*TRAIN}, {*VAL}
+    parts, notes = coco_of(tmp_path / "latest", train_latest=TRAIN, val=VAL)
+    assert parts == [train, val, val]
+    assert "test: there is none, so val is used" in notes[0]
+    parts, notes = coco_of(tmp_path / "festival", festival_train=TRAIN)
+    assert parts[0] | parts[1] | parts[2] == train
+    assert sum(map(len, parts)) == len(train)
+    assert coco_of(tmp_path / "contest", contest_train=TRAIN, contest_val=VAL)[0] == [train, val, val]
+    assert coco_of(tmp_path / "mine", mytrain=TRAIN, myval=VAL)[0] == [train, val, val]
+
+
+def test_files_of_which_more_than_one_could_be_meant(tmp_path):
+    with pytest.raises(ScratchvitError, match=r"train_a\.json, train_b\.json could all be meant for train"):
+        coco_of(tmp_path / "a", train_a=TRAIN, train_b=VAL)
+    with pytest.raises(ScratchvitError, match=r"annotations/one\.json, annotations/two\.json|one\.json, two\.json"):
+        coco_of(tmp_path / "b", one=TRAIN, two=VAL)
+    with pytest.raises(ScratchvitError, match=r"COCO annotations \(annotations/val\.json\), but none for train"):
+        coco_of(tmp_path / "c", val=VAL)
+
+
+def test_pictures_of_two_parts_are_told(tmp_path):
+    pictures(tmp_path / "images", ALL)
+    for name, numbers in (("train", TRAIN), ("val", range(5, 9)), ("test", range(8, 12))):
+        put(tmp_path / "annotations" / f"{name}.json", json_of(numbers))
+    splits = load_detection(tmp_path)
+    assert splits.notes == (
+        "val: 2 of its 4 pictures are also in train", "test: 1 of its 4 pictures are also in val",
+    )
+    assert any("2  used: train and val" in line for line in splits.files)
+    assert_adds_up(splits, tmp_path)
+
+
+def test_voc_s_years_are_one_data_set(tmp_path):
+    for year, kinds in (("VOC2007", "ant"), ("VOC2012", "cat")):
+        for part, names in (("train", "ab"), ("val", "c")):
+            write_voc(tmp_path / year, part, **{name: voc_xml(voc_object(kinds)) for name in names})
+    splits = load_detection(tmp_path)
+    assert splits.train.classes == ("ant", "cat")
+    assert [splits.train.annotations(i).file_name for i in range(4)] == [
+        f"VOC{year}/JPEGImages/{name}.jpg" for year in (2007, 2012) for name in "ab"
+    ]
+    assert [splits.train.annotations(i).labels.tolist() for i in range(4)] == [[0], [0], [1], [1]]
+    assert [splits.train.annotations(i).image_id for i in range(4)] == [1, 2, 3, 4]
+    assert len(splits.val) == 2
+    assert_adds_up(splits, tmp_path)
+
+
+# --- nothing outside ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def data(tmp_path):
+    """A data folder, beside which lies what nobody may read."""
+    secret = tmp_path / "secret"
+    pictures(secret, ALL)
+    xmls(secret, ALL)
+    texts(secret, ALL)
+    put(secret / "list.txt", "".join(f"{i}.jpg\n" for i in ALL))
+    return tmp_path / "data"
+
+
+@pytest.mark.parametrize(
+    "way", ["../secret/{}.jpg", "{secret}/{}.jpg", "images/../../secret/{}.jpg", "..\\secret\\{}.jpg"]
+)
+def test_a_coco_file_does_not_lead_out_of_its_folder(data, way):
+    name = way.replace("{secret}", str(data.parent / "secret"))
+    write_picture(data / "images" / "99.jpg", SIZE)
+    put(data / "train.json", json_of(ALL, name))
+    with pytest.raises(ScratchvitError, match=r"the pictures that it lists .* are not in"):
+        load_detection(data)
+    pictures(data / "images", ALL)
+    splits = load_detection(data)
+    assert {path.parent for path in splits.train.paths} == {data / "images"}
+    assert any("found by the end of their paths: 12 (" in note for note in splits.notes)
+
+
+@pytest.mark.parametrize("way", ["../../secret/{}", "{secret}/{}"])
+def test_a_list_of_voc_does_not_lead_out_of_its_folder(data, way):
+    way = way.replace("{secret}", str(data.parent / "secret"))
+    pictures(data / "JPEGImages", ALL)
+    put(data / "ImageSets" / "Main" / "train.txt", "".join(f"{way.format(i)}\n" for i in ALL))
+    with pytest.raises(ScratchvitError, match=r"train\.txt: entry 1 \(.*\) leads out of .*data"):
+        load_detection(data)
+
+
+@pytest.mark.parametrize("entry", ["../secret", "{secret}", "../secret/list.txt", "images/../../secret"])
+def test_a_data_yaml_does_not_lead_out_of_its_folder(data, entry):
+    entry = entry.format(secret=data.parent / "secret")
+    roboflow_yolo(data)
+    put(data / "data.yaml", f"path: ..\ntrain: {entry}\nval: valid/images\nnames: [ant, cat]\n")
+    splits = load_detection(data)
+    assert found_in(splits.train) == expected(TRAIN)
+    assert any(f"train is {entry}, which is not in" in note and "is used instead" in note for note in splits.notes)
+    put(data / "data.yaml", f"path: {data.parent / 'secret'}\ntrain: .\nval: valid/images\nnames: [ant, cat]\n")
+    assert all(path.is_relative_to(data) for path in load_detection(data).train.paths)
+
+
+def test_a_list_or_a_table_does_not_lead_out_of_its_folder(data):
+    pictures(data / "images" / "train", [50])
+    texts(data / "labels" / "train", [50])
+    put(data / "train.txt", "../secret/1.jpg\n")
+    put(data / "data.yaml", "train: train.txt\nnames: [ant, cat]\n")
+    with pytest.raises(ScratchvitError, match=r"train\.txt: line 1: \.\./secret/1\.jpg: there is no such picture"):
+        load_detection(data)
+    table = data.parent / "table"
+    pictures(table, [50])
+    write_table(table / "boxes.csv", ALL, name="../secret/{}.jpg")
+    with pytest.raises(ScratchvitError, match=r"boxes\.csv: line 2: \.\./secret/0\.jpg: there is no such picture"):
+        load_detection(table)
+
+
+def test_links_in_the_folder_are_its_owner_s(data):
+    data.mkdir()
+    (data / "images").symlink_to(data.parent / "secret", target_is_directory=True)
+    put(data / "annotations" / "all.json", json_of(ALL))
+    splits = load_detection(data, val_fraction=0.2, seed=1)
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == len(ALL)
+
+
+def test_links_to_folders_of_the_same_data(tmp_path):
+    pictures(tmp_path / "JPEGImages", ALL)
+    texts(tmp_path / "labels", ALL)
+    put(tmp_path / "classes.txt", "ant\ncat\n")
+    (tmp_path / "images").symlink_to("JPEGImages", target_is_directory=True)
+    (tmp_path / "labels" / "again").symlink_to("..", target_is_directory=True)
+    splits = load_detection(tmp_path, val_fraction=0.2)
+    assert {**found_in(splits.train), **found_in(splits.val), **found_in(splits.test)} == expected(ALL)
+
+
+def test_a_picture_is_not_taken_from_another_part(tmp_path):
+    write_coco(tmp_path, "train", coco(3))
+    write_coco(tmp_path, "val", coco(3))
+    (tmp_path / "train" / "2.png").unlink()
+    with pytest.raises(ScratchvitError, match=r"images\[2\]: there is no picture .*train[/\\]2\.png"):
+        load_detection(tmp_path)
+    assert len(load_detection(tmp_path, skip_bad=True).train) == 2
+
+
+def test_pictures_of_the_same_name_in_two_folders(tmp_path):
+    for place in "ab":
+        pictures(tmp_path / "photos" / place, ALL)
+    put(tmp_path / "result.json", json_of(ALL, "/data/upload/{}.jpg"))
+    with pytest.raises(ScratchvitError, match=r"more than one picture that /data/upload/0\.jpg could be: photos/a/0\.jpg"):
+        load_detection(tmp_path)
+    put(tmp_path / "result.json", json_of(ALL, "/data/photos/b/{}.jpg"))
+    assert {path.parent.name for path in load_detection(tmp_path).train.paths} == {"b"}
+
+
+def test_names_are_found_in_another_case_and_with_accents_written_otherwise(tmp_path):
+    write_picture(tmp_path / "images" / "Cafe\u0301.JPG", SIZE)
+    write_picture(tmp_path / "images" / "b.jpg", SIZE)
+    folder = DataFolder(tmp_path)
+    assert folder.find("caf\u00e9.jpg", [tmp_path], None) == [tmp_path / "images" / "Cafe\u0301.JPG"]
+    assert folder.find("x/caf\u00e9.jpg", [], "train") == [tmp_path / "images" / "Cafe\u0301.JPG"]
+    for nothing in ("", "/", "..", "C:\\", "c.jpg", "images", "a\0b.jpg", "x" * 5000):
+        assert folder.find(nothing, [tmp_path], None) == []
+
+
+@pytest.mark.parametrize("root", [".", "data", "./data/../data", os.sep])
+def test_inside_is_inside_however_the_folder_is_named(tmp_path, monkeypatch, root):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    folder = DataFolder.__new__(DataFolder)
+    folder.root = Path(root)
+    if root != os.sep:
+        assert folder.inside(folder.root, "../x.jpg") is None
+        assert folder.inside(folder.root / "a", "../../x.jpg") is None
+        assert folder.inside(folder.root, str(tmp_path.parent)) is None
+    assert folder.inside(folder.root / "a", "../b/x.jpg") == folder.root / "b" / "x.jpg"
+    assert folder.inside(folder.root, os.path.abspath(folder.root / "c.jpg")) == folder.root / "c.jpg"     # noqa: PTH100
+
+
+# --- what data.yaml says --------------------------------------------------------------------------------------------
+
+
+def yolo_parts(root, text):
+    put(root / "data.yaml", f"{text}\nnames: [ant, cat]\n")
+    splits = load_detection(root)
+    assert_adds_up(splits, root)
+    return [found_in(part).keys() for part in (splits.train, splits.val, splits.test)], splits.notes
+
+
+def test_folds_swapped_parts_and_parts_that_are_not_there(tmp_path):
+    roboflow_yolo(tmp_path)
+    put(tmp_path / "fold_train.txt", "".join(f"./train/images/{i}.jpg\n" for i in TRAIN[:5]))
+    put(tmp_path / "fold_val.txt", "".join(f"./train/images/{i}.jpg\n" for i in TRAIN[5:]))
+    parts, notes = yolo_parts(tmp_path, "path: .\ntrain: fold_train.txt\nval: fold_val.txt")
+    assert parts == [{*TRAIN[:5]}, {*TRAIN[5:]}, {10, 11}]
+    assert notes == ()
+    parts, notes = yolo_parts(tmp_path, "train: valid\nval: train/images\ntest: null")
+    assert parts == [{*VAL}, {*TRAIN}, {10, 11}]
+    parts, notes = yolo_parts(tmp_path, "train: train\nval: ../validate/images\ntest:")
+    assert parts[1] == {*VAL}
+    assert notes == (
+        f"{tmp_path / 'data.yaml'}: val is ../validate/images, which is not in {tmp_path}; "
+        f"{tmp_path / 'valid' / 'images'} is used instead",
+    )
+    parts, notes = yolo_parts(tmp_path, "train: train/images\nval: train/images")
+    assert parts[:2] == [{*TRAIN}, {*TRAIN}]
+    assert "val: 7 of its 7 pictures are also in train" in notes
+    parts, notes = yolo_parts(tmp_path, "train: [train/images, valid/images]\nval: test/images")
+    assert parts == [{*TRAIN, *VAL}, {10, 11}, {10, 11}]
+
+
+def test_a_list_with_pictures_that_are_not_there(tmp_path):
+    roboflow_yolo(tmp_path)
+    put(tmp_path / "train.txt", "train/images/0.jpg\ntrain/images/0.jpg\ntrain/images/77.jpg\nvalid/images/8.jpg\n")
+    put(tmp_path / "data.yaml", "train: train.txt\nnames: [ant, cat]")
+    with pytest.raises(ScratchvitError, match=r"train\.txt: line 3: train/images/77\.jpg: there is no such picture.*--skip-bad"):
+        load_detection(tmp_path)
+    splits = load_detection(tmp_path, skip_bad=True)
+    assert found_in(splits.train).keys() == {0, 8}
+    assert "val: 1 of its 3 pictures are also in train" in splits.notes
+    assert len(splits.skipped) == 1
+
+
+# --- what is left out -----------------------------------------------------------------------------------------------
+
+
+def test_every_file_is_accounted_for(tmp_path):
+    roboflow_yolo(tmp_path)
+    pictures(tmp_path / "more", range(20, 25))
+    (tmp_path / "train" / "images" / "gone.jpg").symlink_to("nowhere.jpg")
+    put(tmp_path / "train" / "images" / "clip.mp4", "")
+    put(tmp_path / ".git" / "config", "")
+    (tmp_path / "train" / "images" / "3.jpg").write_bytes(b"no picture")
+    splits = load_detection(tmp_path, skip_bad=True)
+    assert_adds_up(splits, tmp_path)
+    assert [line.split(maxsplit=1) for line in splits.files] == [
+        ["33", f"files in {tmp_path}"], ["13", "used: annotations"], ["6", "used: train"], ["3", "used: val"],
+        ["2", "used: test"], ["1", "left out: hidden, or made by the system (.git/config)"],
+        ["5", "left out: pictures that no annotation is about (more/20.jpg, more/21.jpg, more/22.jpg, …)"],
+        ["1", "left out: not read: .mp4 (train/images/clip.mp4)"],
+        ["1", "left out: bad pictures, or with bad annotations (train/images/3.jpg)"],
+        ["1", "left out: links that lead nowhere (train/images/gone.jpg)"],
+    ]
+
+
+def test_what_is_in_no_part_s_folder(tmp_path):
+    for place, numbers in (("train", TRAIN), ("valid", VAL), ("extra", [10, 11])):
+        pictures(tmp_path / place, numbers)
+        xmls(tmp_path / place, numbers)
+    splits = load_detection(tmp_path)
+    assert [len(splits.train), len(splits.val)] == [7, 3]
+    assert any("2  left out: in no folder of train, val or test (extra/10.xml, extra/11.xml)" in x for x in splits.files)
+
+
+NOTHING_FITS = [
+    ({}, "this folder is empty; expected annotations/instances_train"),
+    ({"a/0.jpg": None, "a/1.jpg": None, "b.png": None}, "3 pictures in a; but there is no annotation file; expected"),
+    ({"0.xml": "<project/>"}, r"1 \.xml; but there are no pictures; no XML file begins with <annotation>"),
+    ({"0.jpg": None, "x.json": "{}"}, "no JSON file has COCO's lists images, annotations and categories"),
+    ({"0.jpg": None, "0.txt": "a picture of a cat"}, "no text file has the name of a picture and lines of class cx cy"),
+    ({"0.jpg": None, "x.csv": "name,age\nann,7\n"}, "no CSV file has those columns"),
+    ({"0.jpg": None, "a.xml": "<annotations><image/></annotations>"}, r"a\.xml is in CVAT's own format.*: export it again"),
+    ({"0.jpg": None, "0.json": '{"shapes": [], "imagePath": "0.jpg"}'}, "0.json is in the format of LabelMe: export it"),
+    ({"0.jpg": None, "x.json": '[{"id": 1, "data": {}, "annotations": []}]'}, "in the format of Label Studio"),
+    ({"0.jpg": None, "x.json": '{"_via_settings": {}}'}, "in the format of a VIA project"),
+    ({"0.jpg": None, "x.json": '[{"image": "0.jpg", "annotations": []}]'}, "in the format of CreateML"),
+    ({f"{place}/{i}.txt": "x" for i in range(2) for place in "abcdef"}, r"12 \.txt in a, b, c, d and 2 more folders"),
+]
+
+
+@pytest.mark.parametrize(("files", "said"), NOTHING_FITS)
+def test_where_nothing_fits_what_is_there_is_said(tmp_path, files, said):
+    for name, text in files.items():
+        write_picture(tmp_path / name, SIZE) if text is None else put(tmp_path / name, text)
+    with pytest.raises(ScratchvitError, match=rf"no annotations in a known format: .*{said}"):
+        load_detection(tmp_path)
+
+
+def test_a_file_in_place_of_a_folder(tmp_path):
+    put(tmp_path / "data.yaml", "names: [a]")
+    with pytest.raises(ScratchvitError, match=r"data\.yaml: this is a file: name the folder that it lies in"):
+        load_detection(tmp_path / "data.yaml")
+
+
+def test_xml_files_that_are_damaged_or_without_a_picture(tmp_path):
+    pictures(tmp_path, ALL)
+    xmls(tmp_path, ALL)
+    put(tmp_path / "3.xml", "")
+    with pytest.raises(ScratchvitError, match=r"3\.xml: this annotation file cannot be used: it is empty"):
+        load_detection(tmp_path)
+    xmls(tmp_path, [3, 40])
+    put(tmp_path / "pom.xml", "<project/>")
+    with pytest.raises(ScratchvitError, match=r"40\.xml: there is no picture .*40\.jpg"):
+        load_detection(tmp_path)
+    (tmp_path / "40.xml").unlink()
+    assert_whole(tmp_path)
+    assert CLASSES == ("ant", "cat")
