@@ -98,7 +98,7 @@ def _begins(loop: TrainingLoop[DetectionTask]) -> str:
         ("boxes", ", ".join(f"{_boxes(part)} {name}" for name, part in parts.items())),
         ("classes", f"{len(classes)}{named}"),
         *(("" if place else "files", line) for place, line in enumerate(splits.files)),
-        *(("", printable(note)) for note in splits.notes[:SENTENCES]),
+        *(("" if place else "notes", printable(note)) for place, note in enumerate(splits.notes[:SENTENCES])),
         ("", _and_more(splits.notes)),
         ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
         *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),
