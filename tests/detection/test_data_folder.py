@@ -356,3 +356,49 @@ def test_xml_files_that_are_damaged_or_without_a_picture(tmp_path):
     (tmp_path / "40.xml").unlink()
     assert_whole(tmp_path)
     assert CLASSES == ("ant", "cat")
+
+
+def test_labels_further_up_than_pictures(tmp_path):
+    for place, numbers in (("a", range(6)), ("b", range(6, 12)), (".", [12])):
+        pictures(tmp_path / "images" / "train" / place, numbers)
+    texts(tmp_path / "labels" / "train", range(13))
+    put(tmp_path / "classes.txt", "ant\ncat\n")
+    splits = load_detection(tmp_path)
+    assert {**found_in(splits.train), **found_in(splits.val), **found_in(splits.test)} == expected(range(13))
+    pictures(tmp_path / "images" / "train" / "b", [12])     # has no objects: 12.txt is that of the other 12.jpg
+    splits = load_detection(tmp_path)
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == 14
+    assert any("1 of 14 pictures have no text file" in note for note in splits.notes)
+    pictures(tmp_path / "images" / "train" / "b", [5])
+    with pytest.raises(ScratchvitError, match=r"5\.txt: there are pictures of that name in more than one folder"):
+        load_detection(tmp_path)
+
+
+def test_a_picture_in_two_formats_has_the_same_labels_twice(tmp_path):
+    pictures(tmp_path / "images" / "train", ALL)
+    pictures(tmp_path / "images" / "train", [0], ".png")
+    texts(tmp_path / "labels" / "train", ALL)
+    put(tmp_path / "classes.txt", "ant\ncat\n")
+    splits = load_detection(tmp_path)
+    parts = (splits.train, splits.val, splits.test)
+    found = {path.name: part.annotations(i).boxes.tolist() for part in parts for i, path in enumerate(part.paths)}
+    assert len(found) == 13
+    assert found["0.jpg"] == found["0.png"] != []
+
+
+@pytest.mark.parametrize("path", ["/content/fruit", "C:\\work\\fruit", "../datasets/fruit", "fruit"])
+def test_the_path_of_a_data_yaml_is_found_by_its_end(tmp_path, path):
+    roboflow_yolo(tmp_path / "fruit")
+    (tmp_path / "fruit" / "data.yaml").unlink()
+    parts, _ = yolo_parts(tmp_path, f"path: {path}\ntrain: train/images\nval: valid/images")
+    assert parts[:2] == [{*TRAIN}, {*VAL}]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes on this system")
+def test_a_pipe_is_not_opened(tmp_path):
+    roboflow_yolo(tmp_path)
+    os.mkfifo(tmp_path / "train" / "images" / "pipe.jpg")
+    os.mkfifo(tmp_path / "train" / "labels" / "pipe.txt")
+    splits = load_detection(tmp_path)
+    assert any("2  left out: not files (train/images/pipe.jpg" in line for line in splits.files)
+    assert_adds_up(splits, tmp_path)

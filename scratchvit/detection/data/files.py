@@ -21,22 +21,24 @@ from scratchvit.detection.data.parts import part_of_file
 from scratchvit.files import printable
 
 DEAD = "links that lead nowhere"
+NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
 _NAMED = 4      # folders that a summary names
 
 
 class DataFolder:
     """The files below a folder of data.
 
-    files: all that are not hidden and no dead links, sorted by their paths. pictures: those of them that are pictures.
+    files: all that can be opened and are not hidden, sorted by their paths. pictures: those of them that are pictures.
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.inventory = Inventory(root)
         visible = [path for path in self.inventory.files if not self.inventory.hidden(path)]
-        dead = {path for path in visible if path.is_symlink() and not path.exists()}
-        self.inventory.leave_out(DEAD, dead)
-        self.files = sorted((path for path in visible if path not in dead), key=self.relative)
+        unreadable = {path for path in visible if not path.is_file()}
+        self.inventory.leave_out(NO_FILE, unreadable)
+        self.inventory.leave_out(DEAD, (path for path in unreadable if path.is_symlink() and not path.exists()))
+        self.files = sorted((path for path in visible if path not in unreadable), key=self.relative)
         self.pictures = [path for path in self.files if is_picture(path)]
         self.inventory.leave_out("pictures that no annotation is about", self.pictures)     # unless more is known later
         self._by_place: dict[str, Path] = {}
@@ -70,7 +72,7 @@ class DataFolder:
         found = [path for path in self.files if path.is_relative_to(folder)]
         if not found and folder.is_dir():       # a link to a folder that was listed under its other name
             listed = Inventory(folder)
-            found = [path for path in listed.files if not listed.hidden(path) and path.exists()]
+            found = [path for path in listed.files if not listed.hidden(path) and path.is_file()]
         return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
 
     def inside(self, base: Path, written: str) -> Path | None:
@@ -112,7 +114,7 @@ class DataFolder:
         for path in (path for paths in (exact, by_end, by_name) for path in paths):
             if path and path.is_file():
                 return [path]
-        return self._of_part([path for name in names for path in self._by_name.get(_folded(name), [])], part)
+        return distinct(self._of_part([path for name in names for path in self._by_name.get(_folded(name), [])], part))
 
     def picture_of(self, annotation: Path, part: str | None, within: Path, written: str = "") -> list[Path]:
         """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
@@ -122,7 +124,8 @@ class DataFolder:
         """
         named = self._by_stem.get(_folded(annotation.stem), [])
         found = self._of_part([path for path in named if path.is_relative_to(within)], part)
-        found = [path for path in named if path.parent == annotation.parent] or self._nearest(found, annotation)
+        beside = [path for path in named if path.parent == annotation.parent]
+        found = distinct(beside or self._nearest(found, annotation))
         if len({path.with_suffix("") for path in found}) == 1:      # 1.jpg and 1.png: the first, as it always was
             return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
         steps = _steps(written)
@@ -147,6 +150,14 @@ class DataFolder:
             kinds[kind][self.relative(path.parent)] += 1
         ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
         return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
+
+
+def distinct(paths: Sequence[Path]) -> list[Path]:
+    """The paths without those that lead to the same file as one before them, by links."""
+    first: dict[str, Path] = {}
+    for path in paths:
+        first.setdefault(os.path.realpath(path), path)
+    return [*first.values()]
 
 
 def is_picture(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -38,9 +39,9 @@ def what_is_missing(folder: DataFolder) -> str:
 def _foreign(folder: DataFolder) -> str:
     """Which file is in which format that is not read; "" if none is known."""
     for path in folder.with_suffix(".xml")[:1]:
-        head = path.read_bytes()[:4096]
-        if b"<annotations" in head:
-            return f"{folder.relative(path)} is in CVAT's own format (CVAT for images)"
+        with contextlib.suppress(OSError):
+            if b"<annotations" in path.read_bytes()[:4096]:
+                return f"{folder.relative(path)} is in CVAT's own format (CVAT for images)"
     for path in folder.with_suffix(".json")[:1]:
         kind = _kind(path)
         if kind:

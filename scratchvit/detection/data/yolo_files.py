@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.data_yaml import DataYaml
-from scratchvit.detection.data.files import DataFolder, ends_of, in_words, is_picture
+from scratchvit.detection.data.files import DataFolder, distinct, ends_of, in_words, is_picture
 from scratchvit.detection.data.parts import PARTS, is_part
 from scratchvit.detection.data.reading import read_lines, same_names
 from scratchvit.detection.data.yolo import YoloFiles, numbers_of, read_yolo
@@ -51,7 +51,7 @@ def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
     train = parts.get("train")
     if train is None:
         return None
-    if folder.with_suffix(".xml", ".json", ".csv") and not any(_text_of(folder, path) for path in train.pictures):
+    if folder.with_suffix(".xml", ".json", ".csv") and not _texts_of(folder, train.pictures):
         return None     # its folders are called like those of YOLO, but its annotations are of another format
     return _read(folder, parts, yaml, notes, skip_bad)
 
@@ -62,8 +62,9 @@ def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
     Parts are told apart by lists of pictures (train.txt), or by the folders of the pictures. Raises ScratchvitError if
     there are none for train, and as `read_yolo` does.
     """
-    texts = {path: text for path in folder.pictures if (text := _text_of(folder, path))}
-    if not any(map(_has_labels, [*texts.values()][:_TRIED])):
+    texts = _texts_of(folder, folder.pictures)
+    filled = [text for text in texts.values() if text.stat().st_size]
+    if not any(map(_may_be_labels, filled[:_TRIED])):
         return None
     yaml = find_yaml(folder, is_yolo=True)
     notes = _of_yaml(folder, yaml, {})[1] if yaml else []
@@ -73,9 +74,8 @@ def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
 
     places = {path.parent for path in texts}
     by_part: defaultdict[str | None, list[Path]] = defaultdict(list)
-    for path in folder.pictures:
-        if path.parent in places:
-            by_part[folder.part(path)].append(path)
+    for path in distinct([path for path in folder.pictures if path.parent in places]):
+        by_part[folder.part(path)].append(path)
     loose = by_part.pop(None, [])
     if "train" not in by_part:
         by_part["train"], loose = loose, []
@@ -109,7 +109,8 @@ def _of_yaml(
     named: {part: the folder that is called like it}, which is used where data.yaml cannot be followed.
     """
     home = yaml.path.parent
-    base = (folder.at(home, yaml.base) or home) if yaml.base else home
+    bases = (folder.at(at, end) for end in (yaml.base, *ends_of(yaml.base)) for at in (home, folder.root))
+    base = next((at for at in bases if at and at.is_dir()), home)
     places = {part: [_place(folder, (base, home, folder.root), one) for one in yaml.parts[part]] for part in yaml.parts}
     parts, read_as, notes = {}, [], []
     for part, found in places.items():
@@ -199,29 +200,49 @@ def _lists(path: Path) -> bool:
 # --- their text files -----------------------------------------------------------------------------------------------
 
 
-def _text_of(folder: DataFolder, picture: Path) -> Path | None:
-    """The text file of a picture, in the folder of labels that is like its own or further up, or beside it."""
-    names = [at / f"{picture.stem}.txt" for at in _labels_of(folder, picture.parent)] + [picture.with_suffix(".txt")]
+def _texts_of(folder: DataFolder, pictures: Iterable[Path]) -> dict[Path, Path]:
+    """{picture: its text file}: in the folder of labels that is like its own, or beside it.
+
+    For pictures in subfolders whose labels are not, the folders above are tried; what is found there belongs to no
+    picture of its own, and may be found by more than one.
+    """
+    texts, without = {}, []
+    for picture in pictures:
+        own, *above = _labels_of(folder, picture.parent) or [[]]
+        text = _first(at / f"{picture.stem}.txt" for at in (*own, picture.parent))
+        if text:
+            texts[picture] = text
+        elif above:
+            without.append((picture, [at / f"{picture.stem}.txt" for level in above for at in level]))
+    taken = {*texts.values()}
+    for picture, names in without:
+        text = _first(name for name in names if name not in taken)
+        if text:
+            texts[picture] = text
+    return texts
+
+
+def _first(names: Iterable[Path]) -> Path | None:
     return next((path for path in names if path.name != "classes.txt" and path.is_file()), None)
 
 
-def _labels_of(folder: DataFolder, at: Path) -> list[Path]:
+def _labels_of(folder: DataFolder, at: Path) -> list[list[Path]]:
     """The folders where labels of pictures in a folder may be: train/labels/a for train/images/a, then train/labels."""
     steps = at.relative_to(folder.root).parts
     last = next((place for place in reversed(range(len(steps))) if steps[place].lower() in _IMAGES), None)
     if last is None:
         return []
-    tails = (steps[last + 1 : end] for end in range(len(steps), last, -1))
-    return [folder.root.joinpath(*steps[:last], name, *tail) for tail in tails for name in _LABELS]
+    tails = [steps[last + 1 : end] for end in range(len(steps), last, -1)]
+    return [[folder.root.joinpath(*steps[:last], name, *tail) for name in _LABELS] for tail in tails]
 
 
-def _has_labels(path: Path) -> bool:
-    """Does a text file have labels, and no list of names or description?"""
+def _may_be_labels(path: Path) -> bool:
+    """Has a text file labels, and no names or description? It may be empty: a picture without objects."""
     try:
         lines = read_lines(path)
     except ScratchvitError:
         return False
-    return bool(lines) and numbers_of(lines[0]) is not None
+    return not lines or numbers_of(lines[0]) is not None
 
 
 def _read(
@@ -247,28 +268,23 @@ def _read(
 def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFiles]:
     """The parts with their text files. Raises ScratchvitError for a part without any."""
     pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
-    texts = {path: text for path in pictures if (text := _text_of(folder, path))}
-    serves = Counter(text for text, _ in {(text, path.parent) for path, text in texts.items()})
+    texts = _texts_of(folder, sorted(pictures))
+    serves = Counter(text for text, _ in {(text, os.path.realpath(path.parent)) for path, text in texts.items()})
     free = [path for path in folder.with_suffix(".txt") if path not in serves and path.name != "classes.txt"]
     files = {}
     for part, one in parts.items():
         found = {path: texts[path] for path in one.pictures if path in texts}
         if not found and one.pictures:
             first = next(iter(one.pictures)).parent
-            where = [*_labels_of(folder, first), first][0]
+            where = [*(_labels_of(folder, first) or [[]])[0], first][0]
             raise ScratchvitError(f"{where}: no text files, so {one.name} has no annotations")
         missing = [*one.missing]
         for path in dict.fromkeys(text for text in found.values() if serves[text] > 1):
             missing.append(f"{path}: there are pictures of that name in more than one folder")
         places = {text.parent for text in found.values()}
         for path in [path for path in free if any(map(path.is_relative_to, places))]:
-            if _may_have_labels(path):
+            if _may_be_labels(path):
                 missing.append(f"{path}: there is no picture {Path(one.name, path.stem)}.jpg")
                 free.remove(path)       # it is reported once
         files[part] = YoloFiles(one.name, [*one.pictures.items()], found, missing, one.sources)
     return files
-
-
-def _may_have_labels(path: Path) -> bool:
-    """Has a text file labels, or nothing, which is how a picture without objects is written?"""
-    return _has_labels(path) or not path.read_bytes().strip()
