@@ -9,7 +9,8 @@ from scratchvit.detection.data.files import DataFolder
 from scratchvit.detection.data.parts import is_part, part_of, part_of_file
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
-from tests.detection.test_layouts import (
+from tests.support.data_samples import write_picture
+from tests.support.detection_layouts import (
     ALL,
     CLASSES,
     TRAIN,
@@ -26,7 +27,6 @@ from tests.detection.test_layouts import (
     write_table,
     xmls,
 )
-from tests.support.data_samples import write_picture
 from tests.support.detection_samples import SIZE, coco, voc_object, voc_xml, write_coco, write_voc
 
 # --- parts ----------------------------------------------------------------------------------------------------------

@@ -4,13 +4,27 @@ import numpy as np
 import pytest
 
 from scratchvit.detection.data.outlines import of_segmentation
-from tests.detection.test_coco import read as read_coco
-from tests.detection.test_coco import read_with
-from tests.detection.test_voc import read as read_voc
-from tests.support.detection_samples import voc_object, voc_xml, write_coco, write_voc
+from scratchvit.detection.data.source import load_detection
+from scratchvit.errors import ScratchvitError
+from tests.support.detection_samples import coco, voc_object, voc_xml, write_coco, write_voc
 from tests.support.seeds import seeded
 
 mask_tools = pytest.importorskip("pycocotools.mask")
+
+
+def coco_with(root, skip_bad=False, **changes):
+    """The sample with a first annotation changed by these keys."""
+    content = coco()
+    content["annotations"][0] |= changes
+    for part in ("train", "val"):
+        write_coco(root, part, coco() if part == "val" else content)
+    return load_detection(root, skip_bad=skip_bad).train
+
+
+def voc_with(root, *objects, skip_bad=False):
+    for part in ("train", "val"):
+        write_voc(root, part, **{part: voc_xml(*objects) if part == "train" else voc_xml()})
+    return load_detection(root, skip_bad=skip_bad).train
 
 
 def masks():
@@ -69,9 +83,9 @@ BAD_OUTLINES = [
 def test_an_outline_that_cannot_be_used(tmp_path, outline, said):
     with pytest.raises(ValueError, match=said):
         of_segmentation(outline)
-    with pytest.raises(Exception, match=rf"annotations\[0\] \(id 100\), 0.png has no box, and .*({said}).*--skip-bad"):
-        read_with(tmp_path, bbox=None, segmentation=outline)
-    assert len(read_with(tmp_path, bbox=None, segmentation=outline, skip_bad=True).skipped) == 1
+    with pytest.raises(ScratchvitError, match=rf"annotations\[0\] \(id 100\), 0.png has no box, and .*({said})"):
+        coco_with(tmp_path, bbox=None, segmentation=outline)
+    assert len(coco_with(tmp_path, bbox=None, segmentation=outline, skip_bad=True).skipped) == 1
 
 
 @pytest.mark.parametrize("bbox", [None, [], [0, 0, 0, 0], [4, 6, 0, 12]])
@@ -79,7 +93,7 @@ def test_an_outline_that_cannot_be_used(tmp_path, outline, said):
     "outline", [[[4, 6, 14, 6, 9, 18]], {"size": [30, 40], "counts": [4 * 30 + 6, 12, *[18, 12] * 9, 30 * 26 + 12]}]
 )
 def test_coco_s_objects_with_an_outline_and_no_box(tmp_path, bbox, outline):
-    data = read_with(tmp_path, bbox=bbox, segmentation=outline, area=60)
+    data = coco_with(tmp_path, bbox=bbox, segmentation=outline, area=60)
     assert data.annotations(0).boxes[0].tolist() == [4, 6, 14, 18]
     assert data.annotations(0).areas[0] == 60
     (note,) = data.notes
@@ -87,7 +101,7 @@ def test_coco_s_objects_with_an_outline_and_no_box(tmp_path, bbox, outline):
 
 
 def test_a_box_comes_before_an_outline(tmp_path):
-    data = read_with(tmp_path, segmentation=[[0, 0, 40, 0, 40, 30]])
+    data = coco_with(tmp_path, segmentation=[[0, 0, 40, 0, 40, 30]])
     assert data.annotations(0).boxes[0].tolist() == [4, 6, 14, 18]
     assert data.notes == ()
 
@@ -99,18 +113,17 @@ PT = "<pt><x>4</x><y>6</y></pt><pt><x>14</x><y>6</y></pt><pt><x>9</x><y>18</y></
 @pytest.mark.parametrize("points", [POINTS, PT])
 @pytest.mark.parametrize("box", ["", "<bndbox><xmin>0</xmin><ymin>0</ymin><xmax>0</xmax><ymax>0</ymax></bndbox>"])
 def test_voc_s_objects_with_a_polygon_and_no_box(tmp_path, points, box):
-    xml = voc_xml(f"<object><name>cat</name>{box}<polygon>{points}</polygon></object>", voc_object())
-    data = read_voc(write_voc(tmp_path, a=xml))
+    data = voc_with(tmp_path, f"<object><name>cat</name>{box}<polygon>{points}</polygon></object>", voc_object())
     assert data.annotations(0).boxes.tolist() == [[4, 6, 14, 18]] * 2
     assert data.notes[0].endswith("train.txt: objects with an outline and no box, which got the box around it: 1")
 
 
 @pytest.mark.parametrize("points", [POINTS.replace("18", "low"), PT.replace("9", "nan"), "<x1>4</x1><y1>6</y1>"])
 def test_a_polygon_that_cannot_be_used(tmp_path, points):
-    root = write_voc(tmp_path, a=voc_xml(f"<object><name>cat</name><polygon>{points}</polygon></object>", voc_object()))
-    with pytest.raises(Exception, match=r"a\.xml: object 1 \(cat\) has no box, and its polygon cannot be used"):
-        read_voc(root)
-    assert len(read_voc(root, skip_bad=True).skipped) == 1
+    objects = f"<object><name>cat</name><polygon>{points}</polygon></object>", voc_object()
+    with pytest.raises(ScratchvitError, match=r"object 1 \(cat\) has no box, and its polygon cannot be used"):
+        voc_with(tmp_path, *objects)
+    assert len(voc_with(tmp_path, *objects, skip_bad=True).skipped) == 1
 
 
 def test_a_file_of_outlines_alone(tmp_path):
@@ -119,5 +132,7 @@ def test_a_file_of_outlines_alone(tmp_path):
         "annotations": [{"id": 1, "image_id": 1, "category_id": 1, "segmentation": [[1, 1, 9, 1, 9, 9]], "iscrowd": 0}],
         "categories": [{"id": 1, "name": "ant"}],
     }
-    data = read_coco(write_coco(tmp_path, content=content))
+    write_coco(tmp_path, "val", content)
+    write_coco(tmp_path, "train", content)
+    data = load_detection(tmp_path).train
     assert (data.annotations(0).boxes.tolist(), data.annotations(0).areas.tolist()) == ([[1, 1, 9, 9]], [64])

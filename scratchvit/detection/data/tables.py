@@ -32,6 +32,7 @@ _COLUMNS = {
     "imageid": "filename", "label": "class", "classname": "class", "category": "class", "name": "class",
     "x1": "xmin", "y1": "ymin", "x2": "xmax", "y2": "ymax",
 }
+_ATTRIBUTES = ("class", "label", "name", "category", "type")       # of VIA's regions
 _BARE = ("filename", *_BOX, "class")
 _VIA = ("filename", "regionshapeattributes", "regionattributes")
 
@@ -202,8 +203,13 @@ def _region(row: dict[str, str]) -> tuple[str, list[float], bool] | None:
 
 
 def _kinds(about: dict[str, object]) -> Iterator[str]:
-    """The names in the attributes of a region: {"name": "cat"}, or {"type": {"cat": true}} of checkboxes."""
-    for value in about.values():
+    """The names in the attributes of a region: {"name": "cat"}, or {"type": {"cat": true}} of checkboxes.
+
+    Of several attributes, one that is called like a class is meant.
+    """
+    lower = {key.strip().lower(): value for key, value in about.items()}
+    called = next((key for key in _ATTRIBUTES if lower.get(key)), None)
+    for value in [lower[called]] if called else lower.values():
         if isinstance(value, dict):
             yield from (str(key).strip() for key, chosen in value.items() if chosen)
         elif value not in ("", None):
@@ -215,7 +221,7 @@ def _shape(shape: dict[str, object]) -> tuple[list[float], bool]:
 
     def number(key: str) -> float:
         value = shape.get(key)
-        if not isinstance(value, int | float) or abs(value) > 1 << 53:
+        if not isinstance(value, int | float) or value is True or value is False or abs(value) > 1 << 53:
             raise ValueError(f"its shape has no number {key}")
         return float(value)
 
