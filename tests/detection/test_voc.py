@@ -179,3 +179,21 @@ def test_pictures_that_do_not_decode(tmp_path):
         read(root)
     data = read(root, skip_bad=True)
     assert [data.annotations(0).file_name, len(data), len(data.skipped)] == ["d.jpg", 1, 3]
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_lists_with_a_byte_order_mark(tmp_path, encoding):
+    root = write_voc(tmp_path, a=GOOD, b=voc_xml(voc_object("äh")))
+    (root / "ImageSets" / "Main" / "train.txt").write_text("a\nb\n", encoding=encoding)
+    (root / "classes.txt").write_text("cat\näh\n", encoding=encoding)
+    (root / "Annotations" / "b.xml").write_text(voc_xml(voc_object("äh")), encoding=encoding)
+    data = read(root)
+    assert data.classes == ("cat", "äh")
+    assert [data.annotations(i).labels.tolist() for i in range(2)] == [[0], [1]]
+
+
+def test_boxes_that_are_shares_of_the_picture_are_refused(tmp_path):
+    boxes = (0.1, 0.2, 0.5, 0.9), (0, 0, 1, 0.5)
+    root = write_voc(tmp_path, **{name: voc_xml(voc_object(box=box)) for name, box in zip("ab", boxes)})
+    with pytest.raises(ScratchvitError, match=r"train\.txt: all boxes are within 0 … 1"):
+        read(root, skip_bad=True)

@@ -20,6 +20,7 @@ from scratchvit.errors import ScratchvitError
 
 FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
+_WITHOUT_BOXES = "image_info"       # the lists of COCO's test pictures, whose annotations nobody has
 _MANY = 20      # JSON files: so many are one a picture, of another format, and are not opened
 
 
@@ -28,7 +29,8 @@ def coco_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
     Raises ScratchvitError if more than one could be meant, and as `read_coco` does.
     """
-    named = [path for path in folder.with_suffix(".json") if path.parent == folder.root / "annotations"]
+    listed = [path for path in folder.with_suffix(".json") if path.parent == folder.root / "annotations"]
+    named = [path for path in listed if not path.name.startswith(_WITHOUT_BOXES)]
     files = {part: _exact(folder.root, part) for part in PARTS}
     for part in PARTS:
         if files[part] is None:

@@ -9,9 +9,10 @@ decide which files are read. Links in the data folder were put there by its owne
 from __future__ import annotations
 
 import os
+import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
@@ -22,13 +23,15 @@ from scratchvit.files import printable
 
 DEAD = "links that lead nowhere"
 NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
+_PLAIN = re.compile(r"[\w-][\w .-]*")    # a name, which is neither absolute nor leads upwards
 _NAMED = 4      # folders that a summary names
 
 
 class DataFolder:
     """The files below a folder of data.
 
-    files: all that can be opened and are not hidden, sorted by their paths. pictures: those of them that are pictures.
+    files: all that can be opened and are not hidden, sorted by their folders, then by name. pictures: the pictures of
+    them.
     """
 
     def __init__(self, root: Path):
@@ -38,7 +41,7 @@ class DataFolder:
         unreadable = {path for path in visible if not path.is_file()}
         self.inventory.leave_out(NO_FILE, unreadable)
         self.inventory.leave_out(DEAD, (path for path in unreadable if path.is_symlink() and not path.exists()))
-        self.files = sorted((path for path in visible if path not in unreadable), key=self.relative)
+        self.files = _in_order(path for path in visible if path not in unreadable)
         self.pictures = [path for path in self.files if is_picture(path)]
         self.inventory.leave_out("pictures that no annotation is about", self.pictures)     # unless more is known later
         self._by_place: dict[str, Path] = {}
@@ -68,17 +71,20 @@ class DataFolder:
         return [path for path in self.files if path.suffix.lower() in suffixes]
 
     def below(self, folder: Path) -> list[Path]:
-        """The files of a folder of the data folder and of its subfolders, sorted by their paths from there."""
-        found = [path for path in self.files if path.is_relative_to(folder)]
+        """The files of a folder of the data folder and of its subfolders, in the order of `files`."""
+        steps = folder.parts
+        found = [path for path in self.files if path.parts[: len(steps)] == steps]
         if not found and folder.is_dir():       # a link to a folder that was listed under its other name
             listed = Inventory(folder)
-            found = [path for path in listed.files if not listed.hidden(path) and path.is_file()]
-        return sorted(found, key=lambda path: path.relative_to(folder).as_posix())
+            found = _in_order(path for path in listed.files if not listed.hidden(path) and path.is_file())
+        return found
 
     def inside(self, base: Path, written: str) -> Path | None:
-        """base / written, or None if that leaves the data folder. Nothing is looked up."""
+        """base / written, or None if that leaves the data folder. Nothing is looked up. base: in the data folder."""
         if "\0" in written:
             return None
+        if _PLAIN.fullmatch(written):       # most are, and this is faster
+            return base / written
         root = Path(os.path.abspath(self.root))         # noqa: PTH100 (Path.resolve would follow links)
         path = Path(os.path.abspath(base / written))    # noqa: PTH100
         return self.root / path.relative_to(root) if path.is_relative_to(root) else None
@@ -150,6 +156,10 @@ class DataFolder:
             kinds[kind][self.relative(path.parent)] += 1
         ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
         return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
+
+
+def _in_order(paths: Iterable[Path]) -> list[Path]:
+    return sorted(paths, key=lambda path: path.parts)       # Windows' paths themselves compare without case
 
 
 def distinct(paths: Sequence[Path]) -> list[Path]:

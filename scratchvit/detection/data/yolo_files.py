@@ -171,8 +171,7 @@ def _of_pictures(paths: Sequence[Path], at: Path | None = None) -> _Part:
     if not paths:
         return _Part(str(at))
     home = Path(os.path.commonpath([path.parent for path in paths]))
-    named = {path: path.relative_to(home).as_posix() for path in paths}
-    return _Part(str(home), dict(sorted(named.items(), key=lambda item: item[1])))
+    return _Part(str(home), {path: path.relative_to(home).as_posix() for path in paths})
 
 
 def _of_list(folder: DataFolder, listing: Path, base: Path | None = None) -> _Part:
@@ -207,8 +206,11 @@ def _texts_of(folder: DataFolder, pictures: Iterable[Path]) -> dict[Path, Path]:
     picture of its own, and may be found by more than one.
     """
     texts, without = {}, []
+    folders: dict[Path, list[list[Path]]] = {}
     for picture in pictures:
-        own, *above = _labels_of(folder, picture.parent) or [[]]
+        if picture.parent not in folders:
+            folders[picture.parent] = _labels_of(folder, picture.parent) or [[]]
+        own, *above = folders[picture.parent]
         text = _first(at / f"{picture.stem}.txt" for at in (*own, picture.parent))
         if text:
             texts[picture] = text
@@ -259,9 +261,9 @@ def _read(
         for label in part.annotations(index).labels.tolist()
     }
     more += same_names(str(sources[0]) if sources else str(folder.root), names, used)
-    train = read["train"]
-    train.notes = (*notes, *more, *train.notes)
-    train.sources += (*sources, *([yaml.path] if yaml else []))
+    for one in read.values():
+        one.notes = (*notes, *more, *one.notes)
+        one.sources += (*sources, *([yaml.path] if yaml else []))
     return read
 
 
@@ -277,7 +279,9 @@ def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFi
         if not found and one.pictures:
             first = next(iter(one.pictures)).parent
             where = [*(_labels_of(folder, first) or [[]])[0], first][0]
-            raise ScratchvitError(f"{where}: no text files, so {one.name} has no annotations")
+            raise ScratchvitError(
+                f"{where}: no text files, so {one.name} has no annotations: add them, or move these pictures elsewhere"
+            )
         missing = [*one.missing]
         for path in dict.fromkeys(text for text in found.values() if serves[text] > 1):
             missing.append(f"{path}: there are pictures of that name in more than one folder")
