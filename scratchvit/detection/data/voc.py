@@ -151,8 +151,13 @@ def _picture(folder: DataFolder, year: VocFiles, path: Path, tree: ET.Element, f
     found = folder.picture_of(path, year.part, folder.root, _text(tree, "filename"))
     if len(found) == 1:
         return found[0]
-    none, several = f"no picture {at / path.stem}.jpg", f"more than one picture of that name: {in_words(folder, found)}"
-    faults.bad(f"{path}: there is {several if found else none}", "to leave such pictures out")
+    if found:
+        what = f"more than one picture of that name: {in_words(folder, found)}"
+    elif year.pictures == year.home:
+        what = f"no picture {path.stem}.jpg, or with another ending, in {folder.root}"
+    else:
+        what = f"no picture {at / path.stem}.jpg"
+    faults.bad(f"{path}: there is {what}", "to leave such pictures out")
     return None
 
 
