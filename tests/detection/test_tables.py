@@ -134,3 +134,27 @@ def test_a_table_without_train_and_one_without_objects(tmp_path):
     put(tmp_path / "train.csv", f"{HEADER}\n0.jpg,40,30,,,,,\n")
     with pytest.raises(ScratchvitError, match=r"train\.csv: has no object with a class"):
         load_detection(tmp_path)
+
+
+def test_two_tables_of_the_same_pictures(tmp_path):
+    pictures(tmp_path, range(10))
+    write_table(tmp_path / "a.csv", TRAIN)
+    write_table(tmp_path / "b.csv", VAL)
+    splits = load_detection(tmp_path)
+    assert sum(map(len, (splits.train, splits.val, splits.test))) == 10
+    write_table(tmp_path / "copy.csv", VAL)
+    with pytest.raises(ScratchvitError, match=r"copy\.csv: line 2: 7\.jpg is also in .*b\.csv, so its objects"):
+        load_detection(tmp_path)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_table_in_the_encodings_that_excel_writes(tmp_path, encoding):
+    pictures(tmp_path, range(10))
+    write_table(tmp_path / "a.csv", range(10))
+    text = (tmp_path / "a.csv").read_text().replace("cat", "Käfer")
+    (tmp_path / "a.csv").write_text(text, encoding=encoding)
+    (tmp_path / "prices.csv").write_bytes("Käfer,Preis\n1,2\n".encode("cp1252"))       # another table is none of ours
+    assert load_detection(tmp_path).train.classes == ("Käfer", "ant")
+    (tmp_path / "a.csv").write_bytes(text.encode("cp1252"))
+    with pytest.raises(ScratchvitError, match=r"a\.csv: this table is not in UTF-8 .*save it in UTF-8"):
+        load_detection(tmp_path)

@@ -12,6 +12,7 @@ the box around it. `coco_files` says which file of a folder belongs to which spl
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -142,7 +143,7 @@ def _pictures(
         )
     places = [home, *(at for at in near if at != home)] if home else [*near]
     pictures: dict[int, _Picture] = {}
-    moved: list[tuple[str, Path]] = []
+    moved: dict[int, tuple[str, Path]] = {}     # not where the file says
     for place, entry in enumerate(entries):
         where = f"{path}: images[{place}]"
         if not _is_picture(entry):
@@ -160,13 +161,18 @@ def _pictures(
             faults.bad(f"{where}: there is {several if found else missing}", then="to leave such pictures out")
             continue
         if there != found[0]:
-            moved.append((name, found[0]))
+            moved[number] = name, found[0]
         try:
             pictures[number] = _Picture(found[0], name, _size(entry) or picture_size(found[0]))
         except ScratchvitError as error:
             faults.undecodable(error, found[0])
+    claims = Counter(one.path for one in pictures.values())
+    for number in [number for number in moved if number in pictures and claims[pictures[number].path] > 1]:
+        name, at = moved.pop(number)
+        faults.bad(f"{path}: there is no picture {name}, and {at} is already that of another entry")
+        del pictures[number]
     if moved:
-        name, at = moved[0]
+        name, at = next(iter(moved.values()))
         faults.notes.append(
             f"{path}: pictures that are not where it says, found by the end of their paths: {len(moved):,} ({name} is "
             f"{folder.relative(at)}{', …' if len(moved) > 1 else ''})"

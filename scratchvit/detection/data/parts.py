@@ -33,8 +33,12 @@ def is_part(name: str) -> str | None:
 
 
 def part_of_folders(folders: Iterable[str]) -> str | None:
-    """The part that the first of these folders which names one names: ("images", "val2017") is val."""
-    return next((part for part in map(part_of, folders) if part), None)
+    """The part that folders name: ("images", "val2017") is val.
+
+    A folder that is called like a part and nothing else counts before others: ("train_data", "val") is val.
+    """
+    names = [*folders]
+    return next((part for rule in (is_part, part_of) for part in map(rule, names) if part), None)
 
 
 def part_of_file(path: PurePath) -> str | None:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,7 @@ _COLUMNS = {
 }
 _ATTRIBUTES = ("class", "label", "name", "category", "type")       # of VIA's regions
 _BARE = ("filename", *_BOX, "class")
+_LINE = 1 << 16         # bytes of the first line at most
 _VIA = ("filename", "regionshapeattributes", "regionattributes")
 
 
@@ -81,27 +83,31 @@ def read_tables(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictur
 
 def _open(path: Path) -> _Table | None:
     """A table with boxes; None for a file without these columns. Raises ScratchvitError if it cannot be read."""
-    text = read_text(path, "table")
-    first = text.lstrip().partition("\n")[0]
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count))
+    with path.open("rb") as file:       # another table may be in another encoding, which does not matter
+        head = file.readline(_LINE).replace(b"\0", b"").decode("latin-1")
+    mark = max(",;\t", key=head.count)
+    columns = _columns(next(csv.reader(head.splitlines()[:1], delimiter=mark), []))
+    if not columns:
+        return None
+    reader = csv.reader(io.StringIO(read_text(path, "table"), newline=""), delimiter=mark)
     try:
         rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
     except csv.Error as error:
         raise ScratchvitError(f"{path}: line {reader.line_num} of this table cannot be read: {error}") from error
-    if not rows:
-        return None
-    columns, body = _columns(rows[0][1]), rows[1:]
-    if len(columns) == len(_BARE) and is_picture(Path(rows[0][1][0].strip())):      # without a line of names
-        columns, body = _BARE, rows
-    if not {*_BOX, "filename", "class"} <= {*columns} and not {*_VIA} <= {*columns}:
-        return None
+    body = rows if columns == _BARE and is_picture(Path(rows[0][1][0].strip())) else rows[1:]
     return _Table(path, [(line, dict(zip(columns, row))) for line, row in body])
 
 
-def _columns(names: Sequence[str]) -> tuple[str, ...]:
-    """The names of columns as they are called here; other names that a column may have count only without its own."""
-    plain = [name.strip().lower().lstrip("#").replace("_", "").replace(" ", "") for name in names]
-    return tuple(_COLUMNS.get(name, name) if _COLUMNS.get(name) not in plain else name for name in plain)
+def _columns(first: Sequence[str]) -> tuple[str, ...]:
+    """The columns of a table with boxes by its first row, which may be a row already; () for another table.
+
+    Other names that a column may have count only without its own.
+    """
+    if len(first) == len(_BARE) and is_picture(Path(first[0].strip())):
+        return _BARE
+    plain = [re.sub("[^a-z0-9]", "", name.lower()) for name in first]
+    columns = tuple(_COLUMNS.get(name, name) if _COLUMNS.get(name) not in plain else name for name in plain)
+    return columns if {*_BOX, "filename", "class"} <= {*columns} or {*_VIA} <= {*columns} else ()
 
 
 def _read(
@@ -110,6 +116,7 @@ def _read(
     faults = Faults(skip_bad)
     name = " and ".join(str(table.path) for table in tables)
     objects: dict[Path, list[tuple[str, str, list[float]]]] = {}    # picture → (where, class, box)
+    homes: dict[Path, Path] = {}        # picture → the table that lists it
     names: dict[Path, str] = {}
     sizes: dict[Path, tuple[int, int]] = {}
     for table in tables:
@@ -124,7 +131,14 @@ def _read(
                 faults.bad(f"{where}: {written[:80] or 'no file name'}: {what}", then="to leave such pictures out")
                 continue
             picture = found[0]
-            names.setdefault(picture, written)
+            if homes.setdefault(picture, table.path) != table.path:
+                raise ScratchvitError(
+                    f"{where}: {written} is also in {homes[picture]}, so its objects would count twice: leave one of "
+                    "these tables in the folder"
+                )
+            if names.setdefault(picture, written) != written:
+                faults.bad(f"{where}: {written} and {names[picture]} are both the picture {picture}")
+                continue
             size = [row.get(side, "").strip() for side in ("height", "width")]
             if all(side.isascii() and side.isdecimal() and 0 < len(side) < 10 and int(side) for side in size):
                 sizes.setdefault(picture, (int(size[0]), int(size[1])))

@@ -67,10 +67,15 @@ def read_voc(
             raise ScratchvitError(f"{name}: none of its pictures has a named object, so there is nothing to detect")
 
     paths, objects = [], []
+    described: dict[Path, Path] = {}    # picture → its annotation file
     for year, of_year in trees:
         for path, tree in of_year.items():
             picture = _picture(folder, year, path, tree, faults)
             if picture is None:
+                continue
+            first = described.setdefault(picture, path)
+            if first != path:
+                faults.bad(f"{path}: its picture {picture} already has {first}")
                 continue
             try:
                 size = _size(tree) or picture_size(picture)

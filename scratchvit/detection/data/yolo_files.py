@@ -177,10 +177,14 @@ def _of_pictures(paths: Sequence[Path], at: Path | None = None) -> _Part:
 def _of_list(folder: DataFolder, listing: Path, base: Path | None = None) -> _Part:
     """The pictures of a list, each once."""
     part = _Part(str(listing), sources=[listing])
+    lines: dict[Path, str] = {}         # picture → how it is written
     for line, written in enumerate(read_lines(listing), start=1):
         found = folder.find(written, [listing.parent, *([base] if base else []), folder.root], None)
         if len(found) == 1:
             part.pictures[found[0]] = folder.relative(found[0])
+            first = lines.setdefault(found[0], written)
+            if first != written:
+                part.missing.append(f"{listing}: line {line}: {written[:80]} and {first[:80]} are both {found[0]}")
         else:
             what = f"more than one picture that it could be ({in_words(folder, found)})" if found else "no such picture"
             part.missing.append(f"{listing}: line {line}: {written[:80]}: there is {what} in {folder.root}")
