@@ -180,6 +180,24 @@ def test_every_file_is_accounted_for(tmp_path):
     ]
 
 
+def test_parts_in_folders_that_are_called_otherwise(tmp_path):
+    for name, numbers in (("train", TRAIN), ("Validation", VAL), ("Test2", [10, 11])):
+        pictures(tmp_path / name / "images", numbers)
+        texts(tmp_path / name / "labels", numbers)
+    put(tmp_path / "classes.txt", "ant\ncat\n")
+    splits = load_detection(tmp_path)
+    assert [found_in(part) for part in (splits.train, splits.val, splits.test)] == [
+        expected(TRAIN), expected(VAL), expected([10, 11]),
+    ]
+
+
+def test_lists_of_voc_that_are_called_otherwise(tmp_path):
+    for part, names in (("train", "ab"), ("Validation", "c"), ("trainval", "abc"), ("cat_val", "a")):
+        write_voc(tmp_path, part, **{name: voc_xml(voc_object()) for name in names})
+    splits = load_detection(tmp_path)
+    assert [[path.stem for path in part.paths] for part in (splits.train, splits.val)] == [["a", "b"], ["c"]]
+
+
 def test_what_is_in_no_part_s_folder(tmp_path):
     for place, numbers in (("train", TRAIN), ("valid", VAL), ("extra", [10, 11])):
         pictures(tmp_path / place, numbers)

@@ -264,3 +264,12 @@ def test_a_data_yaml_in_another_encoding(tmp_path, content):
     (root / "data.yaml").write_bytes(content)
     with pytest.raises(ScratchvitError, match=r"data\.yaml: this YAML file is not in UTF-8 .*save it in UTF-8"):
         read(root)
+
+
+def test_settings_in_yaml_do_not_hide_the_names(tmp_path):
+    root = write_yolo(tmp_path, names="", a="1 .5 .5 .2 .2\n")
+    (root / "data.yaml").unlink()
+    for path, text in (("settings.yaml", "lr: 1\n"), ("more.yml", "a: [\n"), ("fruit/fruit.yaml", "names: [ant, cat]\n")):
+        (root / path).parent.mkdir(exist_ok=True)
+        (root / path).write_text(text)
+    assert read(root).classes == ("ant", "cat")

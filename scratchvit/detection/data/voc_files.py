@@ -95,11 +95,8 @@ def _lists(at: Path) -> dict[str, Path]:
     """{part: the list of its pictures}. Those of single classes, cat_train.txt, are none; an only list is for all."""
     home = at / "ImageSets" / "Main"
     listings = by_name((home if home.is_dir() else home.parent).glob("[!.]*.txt"))
-    exact = {path.stem: path for path in listings if path.stem in PARTS}
-    if "train" in exact:
-        return exact
-    found: dict[str, Path] = {}
-    for path in listings:
+    found = {path.stem: path for path in listings if path.stem in PARTS}
+    for path in listings:       # Validation.txt, trainval.txt
         part = is_part(path.stem)
         if part:
             found.setdefault(part, path)

@@ -13,6 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from scratchvit.data.folder import by_name
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.data_yaml import DataYaml
 from scratchvit.detection.data.files import DataFolder, distinct, ends_of, in_words, is_picture
@@ -89,13 +90,14 @@ def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
 
 
 def _part_folder(folder: DataFolder, part: str) -> Path | None:
-    """The folder of the pictures of a part: images/train, train/images, or images/train2017."""
+    """The folder of the pictures of a part: images/train, train/images, images/train2017, or Validation/images."""
     names = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}[part]
-    exact = [form.format(name) for name in names for form in ("images/{}", "{}/images")]
+    exact = [folder.root / form.format(name) for name in names for form in ("images/{}", "{}/images")]
     images = folder.root / "images"
-    further = sorted(at.name for at in images.iterdir() if at.is_dir()) if images.is_dir() else []
-    exact += [f"images/{name}" for name in further if is_part(name) == part]
-    return next((folder.root / name for name in exact if (folder.root / name).is_dir()), None)
+    further = [(at.name, at) for at in (by_name(images.iterdir()) if images.is_dir() else [])]
+    further += [(at.name, at / "images") for at in by_name(folder.root.iterdir())]
+    exact += [at for name, at in further if is_part(name) == part]
+    return next((at for at in exact if at.is_dir()), None)
 
 
 # --- where data.yaml says that they are -----------------------------------------------------------------------------

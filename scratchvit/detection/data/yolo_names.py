@@ -11,6 +11,7 @@ from scratchvit.detection.data.reading import read_json, read_lines
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import read_text
 
+_MANY = 20          # YAML files that are opened
 _LISTS = (".names", ".labels")      # obj.names of darknet and CVAT, _darknet.labels of Roboflow
 
 
@@ -20,19 +21,18 @@ def find_yaml(folder: DataFolder, is_yolo: bool) -> DataYaml | None:
     is_yolo: what else lies in the folder is in YOLO's format, so a damaged file is an error, whatever its name. Raises
     ScratchvitError for a damaged data.yaml, and if several files could be meant.
     """
-    files = folder.with_suffix(".yaml", ".yml")
-    depth = min((len(path.parts) for path in files), default=0)
-    files = [path for path in files if len(path.parts) == depth]
+    files = sorted(folder.with_suffix(".yaml", ".yml"), key=lambda path: len(path.parts))
     named = [path for path in files if path.stem == "data"]
     if named or (is_yolo and len(files) == 1):
         return read_data_yaml((named or files)[0])
     found = []
-    for path in files:
+    for path in files[:_MANY]:
         try:
             found.append(read_data_yaml(path))
         except ScratchvitError:     # somebody's settings
             continue
     found = [one for one in found if one.names]
+    found = [one for one in found if len(one.path.parts) == len(found[0].path.parts)]      # furthest up
     if len(found) > 1:
         raise ScratchvitError(
             f"{folder.root}: {in_words(folder, [one.path for one in found])} all have names of classes: call the right "
