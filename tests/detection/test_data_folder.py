@@ -83,8 +83,9 @@ def test_files_of_which_more_than_one_could_be_meant(tmp_path):
         coco_of(tmp_path / "a", train_a=TRAIN, train_b=VAL)
     with pytest.raises(ScratchvitError, match=r"annotations/one\.json, annotations/two\.json|one\.json, two\.json"):
         coco_of(tmp_path / "b", one=TRAIN, two=VAL)
-    with pytest.raises(ScratchvitError, match=r"COCO annotations \(annotations/val\.json\), but none for train"):
-        coco_of(tmp_path / "c", val=VAL)
+    for name in ("val", "restrained_val"):
+        with pytest.raises(ScratchvitError, match=rf"annotations \(annotations/{name}\.json\), but none for train"):
+            coco_of(tmp_path / name, **{name: VAL})
 
 
 def test_pictures_of_two_parts_are_told(tmp_path):

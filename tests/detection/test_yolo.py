@@ -269,7 +269,7 @@ def test_a_data_yaml_in_another_encoding(tmp_path, content):
 def test_settings_in_yaml_do_not_hide_the_names(tmp_path):
     root = write_yolo(tmp_path, names="", a="1 .5 .5 .2 .2\n")
     (root / "data.yaml").unlink()
-    for path, text in (("settings.yaml", "lr: 1\n"), ("more.yml", "a: [\n"), ("fruit/fruit.yaml", "names: [ant, cat]\n")):
-        (root / path).parent.mkdir(exist_ok=True)
+    (root / "fruit").mkdir()
+    for path, text in (("settings.yaml", "lr: 1"), ("more.yml", "a: ["), ("fruit/fruit.yaml", "names: [ant, cat]")):
         (root / path).write_text(text)
     assert read(root).classes == ("ant", "cat")

@@ -36,7 +36,8 @@ def coco_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
         if files[part] is None:
             files[part] = _only([path for path in named if part_of(path.stem) == part], folder, part)
     if files["train"] is None:      # mytrain.json, and with it myval.json
-        files["train"] = _only([path for path in named if "train" in path.stem], folder, "train")
+        others = [path for path in named if path not in files.values() and part_of(path.stem) is None]
+        files["train"] = _only([path for path in others if "train" in path.stem], folder, "train")
     train = files["train"]
     if train is None:
         return None
