@@ -332,3 +332,24 @@ def test_one_picture_is_not_two(tmp_path):
     put(root / "list.txt", "a/0.jpg\nb/0.jpg\n")
     with pytest.raises(ScratchvitError, match=r"list\.txt: line 2: b/0\.jpg and a/0\.jpg are both"):
         load_detection(root)
+
+
+def test_masks_beside_the_pictures_are_not_taken_for_them(tmp_path):
+    for place in ("voc", "yolo"):
+        pictures(tmp_path / place / "images", ALL)
+        pictures(tmp_path / place / "masks", ALL, ".png")
+    xmls(tmp_path / "voc" / "annotations", ALL)
+    texts(tmp_path / "yolo" / "labels", ALL)
+    put(tmp_path / "yolo" / "classes.txt", "ant\ncat\n")
+    for place in ("voc", "yolo"):
+        splits = assert_whole(tmp_path / place)
+        assert any("12  left out: pictures that no annotation is about (masks/0.png" in line for line in splits.files)
+
+
+def test_a_val_without_pictures_is_none(tmp_path):
+    roboflow_yolo(tmp_path)
+    for path in (tmp_path / "valid").rglob("*.*"):
+        path.unlink()
+    splits = load_detection(tmp_path)
+    assert "val is ../valid/images, where there are no pictures, so it is not followed" in " ".join(splits.notes)
+    assert "val: 1 pictures drawn from" in splits.notes[0]

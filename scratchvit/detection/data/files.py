@@ -21,6 +21,7 @@ from scratchvit.data.inventory import Inventory
 from scratchvit.detection.data.parts import part_of_file
 from scratchvit.files import printable
 
+IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})     # folders of pictures, in any case
 DEAD = "links that lead nowhere"
 NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
 _PLAIN = re.compile(r"[\w-][\w .-]*")    # a name, which is neither absolute nor leads upwards
@@ -135,7 +136,8 @@ class DataFolder:
         if len({path.with_suffix("") for path in found}) == 1:      # 1.jpg and 1.png: the first, as it always was
             return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
         steps = _steps(written)
-        return [path for path in found if steps and path.name == steps[-1]] or found
+        found = [path for path in found if steps and path.name == steps[-1]] or found
+        return [path for path in found if IMAGES.intersection(self.relative(path).lower().split("/"))] or found  # no masks
 
     def _nearest(self, paths: list[Path], other: Path) -> list[Path]:
         """Those of the paths that have the most folder names in common with another one."""

@@ -16,15 +16,14 @@ from pathlib import Path
 from scratchvit.data.folder import by_name
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.data_yaml import DataYaml
-from scratchvit.detection.data.files import DataFolder, distinct, ends_of, in_words, is_picture
+from scratchvit.detection.data.files import IMAGES, DataFolder, distinct, ends_of, in_words, is_picture
 from scratchvit.detection.data.parts import PARTS, is_part
 from scratchvit.detection.data.reading import read_lines, same_names
 from scratchvit.detection.data.yolo import YoloFiles, numbers_of, read_yolo
 from scratchvit.detection.data.yolo_names import class_names, find_yaml
 from scratchvit.errors import ScratchvitError
 
-_IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})    # folders beside which there is one of _LABELS
-_LABELS = ("labels", "Labels", "label", "annotations")
+_LABELS = ("labels", "Labels", "label", "annotations")      # folders beside those of IMAGES
 _TRIED = 50         # text files that are opened to see whether they are labels
 
 
@@ -43,12 +42,11 @@ def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
     Raises ScratchvitError as `read_yolo` does.
     """
-    named = {part: at for part in PARTS if (at := _part_folder(folder, part))}
+    named = {part: _of_folder(folder, at) for part in PARTS if (at := _part_folder(folder, part))}
+    named = {part: one for part, one in named.items() if one.pictures}
     yaml = find_yaml(folder, is_yolo="train" in named)
-    parts, notes = _of_yaml(folder, yaml, named) if yaml else ({}, [])
-    for part, at in named.items():
-        if part not in parts and (own := _of_folder(folder, at)).pictures:
-            parts[part] = own
+    followed, notes = _of_yaml(folder, yaml, named) if yaml else ({}, [])
+    parts = {**named, **followed}
     train = parts.get("train")
     if train is None:
         return None
@@ -104,11 +102,11 @@ def _part_folder(folder: DataFolder, part: str) -> Path | None:
 
 
 def _of_yaml(
-    folder: DataFolder, yaml: DataYaml, named: Mapping[str, Path]
+    folder: DataFolder, yaml: DataYaml, named: Mapping[str, _Part]
 ) -> tuple[dict[str, _Part], list[str]]:
     """The parts that are where data.yaml says, and notes about those that are not.
 
-    named: {part: the folder that is called like it}, which is used where data.yaml cannot be followed.
+    named: {part: that of the folder that is called like it}, which is used where data.yaml cannot be followed.
     """
     home = yaml.path.parent
     bases = (folder.at(at, end) for end in (yaml.base, *ends_of(yaml.base)) for at in (home, folder.root))
@@ -122,24 +120,24 @@ def _of_yaml(
             notes.append(f"{yaml.path}: {part} is {lost}, which is not in {folder.root}{_instead(named.get(part))}")
             continue
         existing = [path for path in found if path]
+        several = [_of_folder(folder, path) if path.is_dir() else _of_list(folder, path, base) for path in existing]
+        one = several[0] if len(several) == 1 else _together(folder, several)
+        if not one.pictures and not one.missing:
+            where = ", ".join(written)
+            notes.append(f"{yaml.path}: {part} is {where}, where there are no pictures{_instead(named.get(part))}")
+            continue
+        parts[part] = one
         read_as += [
             f"{text} is {folder.relative(path)} here" for text, path in zip(written, existing)
             if path != folder.inside(base, text)
         ]
-        one = [_of_folder(folder, path) if path.is_dir() else _of_list(folder, path, base) for path in existing]
-        parts[part] = one[0] if len(one) == 1 else _together(folder, one)
     if read_as:
         notes.append(f"{yaml.path}: {', '.join(read_as)}")
-    empty = [part for part, one in parts.items() if not one.pictures and not one.missing]
-    for part in empty:
-        del parts[part]
-        where = ", ".join(yaml.parts[part])
-        notes.append(f"{yaml.path}: {part} is {where}, where there are no pictures{_instead(named.get(part))}")
     return parts, notes
 
 
-def _instead(at: Path | None) -> str:
-    return f"; {at} is used instead" if at else ", so it is not followed"
+def _instead(named: _Part | None) -> str:
+    return f"; {named.name} is used instead" if named else ", so it is not followed"
 
 
 def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | None:
@@ -237,7 +235,7 @@ def _first(names: Iterable[Path]) -> Path | None:
 def _labels_of(folder: DataFolder, at: Path) -> list[list[Path]]:
     """The folders where labels of pictures in a folder may be: train/labels/a for train/images/a, then train/labels."""
     steps = at.relative_to(folder.root).parts
-    last = next((place for place in reversed(range(len(steps))) if steps[place].lower() in _IMAGES), None)
+    last = next((place for place in reversed(range(len(steps))) if steps[place].lower() in IMAGES), None)
     if last is None:
         return []
     tails = [steps[last + 1 : end] for end in range(len(steps), last, -1)]
