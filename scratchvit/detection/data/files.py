@@ -127,7 +127,8 @@ class DataFolder:
         """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
 
         within      the folder of the data folder where pictures may be
-        written     the name of the picture in the annotation file, which decides between several
+        written     the name of the picture in the annotation file, which decides between several; then a folder that is
+                    called images does: masks have the names of their pictures
         """
         named = self._by_stem.get(_folded(annotation.stem), [])
         found = self._of_part([path for path in named if path.is_relative_to(within)], part)
@@ -137,7 +138,7 @@ class DataFolder:
             return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
         steps = _steps(written)
         found = [path for path in found if steps and path.name == steps[-1]] or found
-        return [path for path in found if IMAGES.intersection(self.relative(path).lower().split("/"))] or found  # no masks
+        return [path for path in found if IMAGES.intersection(self.relative(path).lower().split("/"))] or found
 
     def _nearest(self, paths: list[Path], other: Path) -> list[Path]:
         """Those of the paths that have the most folder names in common with another one."""
