@@ -192,6 +192,11 @@ def test_lists_with_a_byte_order_mark(tmp_path, encoding):
     assert [data.annotations(i).labels.tolist() for i in range(2)] == [[0], [1]]
 
 
+def test_a_box_of_no_size_alone_does_not_mean_shares(tmp_path):
+    data = read(write_voc(tmp_path, a=voc_xml(voc_object(box=(1, 1, 1, 1))), b=voc_xml()))
+    assert "no width or no height" in data.notes[0]
+
+
 def test_boxes_that_are_shares_of_the_picture_are_refused(tmp_path):
     boxes = (0.1, 0.2, 0.5, 0.9), (0, 0, 1, 0.5)
     root = write_voc(tmp_path, **{name: voc_xml(voc_object(box=box)) for name, box in zip("ab", boxes)})

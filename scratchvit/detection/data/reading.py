@@ -90,10 +90,10 @@ class Faults:
         """
         x0, y0, x1, y1 = map(float, numbers)
         height, width = size
-        self._farthest = max(self._farthest, *(abs(number) for number in (x0, y0, x1, y1) if math.isfinite(number)), 0)
         if (x1 == x0 or y1 == y0) and x1 >= x0 and y1 >= y0:
             self.notes.append(f"{where} has no width or no height; left out")
             return None
+        self._farthest = max(self._farthest, *(abs(number) for number in (x0, y0, x1, y1) if math.isfinite(number)), 0)
         if not all(map(math.isfinite, (x0, y0, x1, y1))):
             wrong = "has numbers that are not finite"
         elif x1 < x0 or y1 < y0:
