@@ -214,6 +214,7 @@ NOTHING_FITS = [
     ({"a/0.jpg": None, "a/1.jpg": None, "b.png": None}, "3 pictures in a; but there is no annotation file; expected"),
     ({"0.xml": "<project/>"}, r"1 \.xml; but there are no pictures; no XML file begins with <annotation>"),
     ({"0.jpg": None, "x.json": "{}"}, "no JSON file has COCO's lists images, annotations and categories"),
+    ({"0.jpg": None, "x.json": '{"images": ['}, r"x\.json: this file is not valid JSON, maybe truncated"),
     ({"0.jpg": None, "0.txt": "a picture of a cat"}, "no text file has the name of a picture and lines of class cx cy"),
     ({"0.jpg": None, "x.csv": "name,age\nann,7\n"}, "no CSV file has those columns"),
     ({"0.jpg": None, "a.xml": "<annotations><image/></annotations>"}, "a.xml is in CVAT's own format.*: export it"),

@@ -21,7 +21,10 @@ def what_is_missing(folder: DataFolder) -> str:
     if not folder.files:
         return f"{folder.root}: no annotations in a known format: this folder is empty; {_EXPECTED}"
     found = f"{folder.root}: no annotations in a known format: it has {folder.summary()}"
-    foreign = _foreign(folder)
+    try:
+        foreign = _foreign(folder)
+    except ScratchvitError as error:        # a JSON file that is damaged
+        return f"{found}; {error}"
     if foreign:
         return f"{found}; {foreign}: export it again as COCO, Pascal VOC or YOLO"
     why = {
@@ -37,7 +40,7 @@ def what_is_missing(folder: DataFolder) -> str:
 
 
 def _foreign(folder: DataFolder) -> str:
-    """Which file is in which format that is not read; "" if none is known."""
+    """Which file is in which format that is not read; "" if none is known. Raises ScratchvitError for a damaged one."""
     for path in folder.with_suffix(".xml")[:1]:
         with contextlib.suppress(OSError):
             if b"<annotations" in path.read_bytes()[:4096]:
@@ -50,11 +53,8 @@ def _foreign(folder: DataFolder) -> str:
 
 
 def _kind(path: Path) -> str:
-    """The program that writes such a JSON file; "" for an unknown one."""
-    try:
-        content: Any = read_json(path, "file", "export")
-    except ScratchvitError:
-        return ""
+    """The program that writes such a JSON file; "" for an unknown one. Raises ScratchvitError for a damaged one."""
+    content: Any = read_json(path, "file", "export")
     first = content[0] if isinstance(content, list) and content else content
     keys = first.keys() if isinstance(first, dict) else ()
     if {"shapes", "imagePath"} <= {*keys}:
