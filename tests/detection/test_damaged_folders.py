@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
-from tests.support.detection_layouts import IN_PARTS, WHOLE, assert_adds_up
+from tests.support.detection_layouts import IN_PARTS, WHOLE
+from tests.support.detection_pictures import assert_adds_up
 
 PIECES = [
     b"\0", b"-1", b"1e999", b"nan", b'"', b"'", b"[", b"]", b"{", b"}", b"null", b"true", b"\xff", b"\xef\xbb\xbf",

@@ -10,7 +10,8 @@ from scratchvit.detection.data.parts import is_part, part_of, part_of_file
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import write_picture
-from tests.support.detection_layouts import (
+from tests.support.detection_layouts import roboflow_yolo, write_table
+from tests.support.detection_pictures import (
     ALL,
     CLASSES,
     TRAIN,
@@ -22,9 +23,7 @@ from tests.support.detection_layouts import (
     json_of,
     pictures,
     put,
-    roboflow_yolo,
     texts,
-    write_table,
     xmls,
 )
 from tests.support.detection_samples import SIZE, voc_object, voc_xml, write_voc

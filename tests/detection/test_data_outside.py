@@ -1,6 +1,5 @@
 """No annotation leads out of its data folder, nor to a picture of another part; links in the folder are followed."""
 
-
 import os
 from pathlib import Path
 
@@ -10,19 +9,8 @@ from scratchvit.detection.data.files import DataFolder
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import write_picture
-from tests.support.detection_layouts import (
-    ALL,
-    TRAIN,
-    expected,
-    found_in,
-    json_of,
-    pictures,
-    put,
-    roboflow_yolo,
-    texts,
-    write_table,
-    xmls,
-)
+from tests.support.detection_layouts import roboflow_yolo, write_table
+from tests.support.detection_pictures import ALL, TRAIN, expected, found_in, json_of, pictures, put, texts, xmls
 from tests.support.detection_samples import SIZE, coco, write_coco
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
-from tests.support.detection_layouts import IN_PARTS, WHOLE, assert_parts, assert_whole, put
+from tests.support.detection_layouts import IN_PARTS, WHOLE
+from tests.support.detection_pictures import assert_parts, assert_whole, put
 
 
 @pytest.mark.parametrize("write", WHOLE)

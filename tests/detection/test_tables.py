@@ -6,7 +6,8 @@ import pytest
 
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
-from tests.support.detection_layouts import TRAIN, VAL, assert_adds_up, pictures, put, write_table
+from tests.support.detection_layouts import write_table
+from tests.support.detection_pictures import TRAIN, VAL, assert_adds_up, pictures, put
 
 HEADER = "filename,width,height,class,xmin,ymin,xmax,ymax"
 VIA = "filename,file_size,file_attributes,region_count,region_id,region_shape_attributes,region_attributes"
