@@ -32,7 +32,7 @@ def detect_eval(argv: Sequence[str]) -> int:
     add_run(parser, RUN)
     add_detector(parser)
     parser.add_argument(
-        "--data", help="data: a folder in COCO, VOC or YOLO format, or scenes (default: the data of the run)"
+        "--data", help="data: a folder in COCO, VOC, YOLO or CSV format, or scenes (default: the data of the run)"
     )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="the split to evaluate on (default: test)"

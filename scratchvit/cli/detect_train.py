@@ -42,15 +42,16 @@ one on scenes made of scikit-learn's handwritten digits.
 
   scratchvit detect-train
   scratchvit detect-train --overfit-one-batch                      # check that the model can learn one batch
-  scratchvit detect-train --data street                            # COCO, VOC or YOLO; the format is detected
+  scratchvit detect-train --data street                            # COCO, VOC, YOLO or CSV; the format is detected
   scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
   scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # continues bit for bit
 
 A folder is one of
   COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
-         or train/_annotations.coco.json, …
-  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …
-  YOLO   images/train, labels/train, … and data.yaml or classes.txt
+         or train/_annotations.coco.json, …; or one JSON file for all pictures
+  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …; or XML files beside the pictures or in annotations
+  YOLO   images/train, labels/train, … or what data.yaml says; with the names in data.yaml or classes.txt
+  CSV    filename,width,height,class,xmin,ymin,xmax,ymax, or a table of VIA
 If there is no val or test split, it is drawn from train. Bad entries (a box outside its picture, an unknown category, a
 missing picture, …) are reported before training begins; --skip-bad leaves them out.
 
@@ -114,7 +115,8 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         ("data", f"{config.data}: {', '.join(f'{len(part):,} {name}' for name, part in parts.items())}"),
         ("boxes", ", ".join(f"{_boxes(part)} {name}" for name, part in parts.items())),
         ("classes", f"{len(classes)}{named}"),
-        *(("", printable(note)) for note in splits.notes[:SENTENCES]),
+        *(("" if place else "files", line) for place, line in enumerate(splits.files)),
+        *(("" if place else "notes", printable(note)) for place, note in enumerate(splits.notes[:SENTENCES])),
         ("", _and_more(splits.notes)),
         ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
         *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),

@@ -15,7 +15,7 @@ class DetectConfig(RunConfig):
 
     command: ClassVar[str] = "detect-train"
 
-    data: str = option("scenes", "scenes (generated from digits), or a folder in COCO, VOC or YOLO format")
+    data: str = option("scenes", "scenes (generated from digits), or a folder in COCO, VOC, YOLO or CSV format")
     skip_bad: bool = option(False, "skip bad annotations and pictures that cannot be decoded, and list them")
     epoch_images: int = option(0, "scenes in an epoch; 0: 2000")
     overfit_one_batch: bool = option(

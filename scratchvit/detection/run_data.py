@@ -143,7 +143,8 @@ def one_batch(splits: DetectionSplits, batch_size: int) -> DetectionSplits:
     count = min(batch_size, len(train))
     batch = FirstPictures(train, count)
     note = f"train, val and test are the first {count} pictures of {train.name}; an epoch has {OVERFIT_STEPS} steps."
-    return DetectionSplits(FirstPictures(train, count, OVERFIT_STEPS), batch, batch, (*splits.drawn, note))
+    long = FirstPictures(train, count, OVERFIT_STEPS)
+    return DetectionSplits(long, batch, batch, (*splits.drawn, note), splits.files)
 
 
 def channel_stats(dataset: DetectionDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:

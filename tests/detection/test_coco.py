@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from scratchvit.detection.data.coco import read_coco
+from scratchvit.detection.data.files import DataFolder
 from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_samples import coco, write_coco
@@ -14,7 +15,8 @@ from tests.support.margins import assert_close, ulps
 
 
 def read(path, **options):
-    return read_coco(path, [path.parent, path.parents[1] / path.stem.removeprefix("instances_")], **options)
+    root = path.parents[1]
+    return read_coco(path, DataFolder(root), [path.parent, root / path.stem.removeprefix("instances_")], **options)
 
 
 def read_with(tmp_path, *, skip_bad=False, annotations=(), images=(), **changes):
@@ -97,9 +99,9 @@ def test_the_size_comes_from_the_picture_where_the_file_has_none(tmp_path):
     assert data.picture(0).size == (30, 40)
 
 
-@pytest.mark.parametrize("missing", [{"area": None}, {"area": "large"}, {"area": float("nan")}])
-def test_an_area_that_is_none_is_the_box_s(tmp_path, missing):
-    assert read_with(tmp_path, **missing).annotations(0).areas.tolist() == [120, 5.5]
+@pytest.mark.parametrize("area", [None, "large", float("nan"), 0, -3])
+def test_an_area_that_is_none_is_the_box_s(tmp_path, area):
+    assert read_with(tmp_path, area=area).annotations(0).areas.tolist() == [120, 5.5]
 
 
 @pytest.mark.parametrize(
@@ -206,7 +208,8 @@ WHOLE = json.dumps(coco())
         ("", "is empty"),
         (" \n", "is empty"),
         (WHOLE[: len(WHOLE) // 2], "not valid JSON, maybe truncated"),
-        (b"\xff\xfe\x00", "not valid JSON"),
+        (b"\xff\xfe\x00", "is not in UTF-16"),
+        (b"\xe9", "is not in UTF-8"),
         ("[" * 100_000, "not valid JSON"),
         ("[]", "is a list, like a results file"),
         ("3", "has no list 'images'"),
@@ -227,12 +230,14 @@ def test_a_file_that_cannot_be_used_at_all(tmp_path, text, said, skip_bad):
 
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(ScratchvitError, match=r"gone\.json: .* cannot be read"):
-        read_coco(tmp_path / "gone.json", [tmp_path])
+        read_coco(tmp_path / "gone.json", DataFolder(tmp_path), [tmp_path])
 
 
 def test_pictures_in_none_of_the_folders(tmp_path):
-    with pytest.raises(ScratchvitError, match=r"the pictures that it lists \(0\.png, 1\.png.* are not in .*elsewhere"):
-        read_coco(write_coco(tmp_path), [tmp_path / "elsewhere"])
+    path = write_coco(tmp_path)
+    (tmp_path / "train").rename(tmp_path / "val")       # of another part
+    with pytest.raises(ScratchvitError, match=r"the pictures that it lists \(0\.png, 1\.png.* are not in .*"):
+        read_coco(path, DataFolder(tmp_path), [path.parent], "train")
 
 
 def test_another_part_has_the_same_categories(tmp_path):
@@ -240,3 +245,44 @@ def test_another_part_has_the_same_categories(tmp_path):
     assert len(read(path, categories={3: "ant", 7: "cat"})) == 2
     with pytest.raises(ScratchvitError, match="only in one of them: 7 cat, 7 dog"):
         read(path, categories={3: "ant", 7: "dog"})
+
+
+@pytest.mark.parametrize("crowd", ["1", 1, True, 1.0, " true "])
+def test_a_crowd_however_it_is_written(tmp_path, crowd):
+    assert read_with(tmp_path, iscrowd=crowd).annotations(0).crowd.tolist() == [True, False]
+
+
+@pytest.mark.parametrize("crowd", ["0", 0, False, None, 0.0, "", "False"])
+def test_no_crowd_however_it_is_written(tmp_path, crowd):
+    assert read_with(tmp_path, iscrowd=crowd).annotations(0).crowd.tolist() == [False, False]
+
+
+@pytest.mark.parametrize("crowd", ["yes", 2, [1], -1])
+def test_what_may_be_a_crowd_is_named(tmp_path, crowd):
+    with pytest.raises(ScratchvitError, match=r"annotations\[0\] .*: iscrowd is .*, expected 0 or 1.*--skip-bad"):
+        read_with(tmp_path, iscrowd=crowd)
+    assert len(read_with(tmp_path, iscrowd=crowd, skip_bad=True).skipped) == 1
+
+
+@pytest.mark.parametrize("skip_bad", [False, True])
+@pytest.mark.parametrize("largest", [1, 1.004])
+def test_boxes_that_are_shares_of_the_picture_are_refused(tmp_path, skip_bad, largest):
+    content = coco()
+    for place, entry in enumerate(content["annotations"]):
+        entry["bbox"] = [0.1 * place, 0.2, 0.25, 0.3]
+    content["annotations"][-1]["bbox"] = [0, 0, largest, 0.5]
+    with pytest.raises(ScratchvitError, match=r"instances_train\.json: all boxes are within 0 … 1, .*multiply them"):
+        read(write_coco(tmp_path, content=content), skip_bad=skip_bad)
+    content["annotations"][2]["bbox"] = [3, 4, 5, 6]        # a small box among boxes in pixels is one
+    assert len(read(write_coco(tmp_path, content=content)).annotations(0).labels) == 2
+
+
+def test_categories_of_the_same_name(tmp_path):
+    content = coco()
+    content["categories"].append({"id": 0, "name": "ant"})      # as Roboflow's supercategory
+    data = read(write_coco(tmp_path, content=content))
+    assert data.classes == ("ant", "ant", "cat")
+    assert "the classes 0, 3 are all called ant; they stay classes of their own" in data.notes[0]
+    content["annotations"][0]["category_id"] = 0
+    with pytest.raises(ScratchvitError, match="the classes 0, 3 are all called ant, so nobody could tell"):
+        read(write_coco(tmp_path, content=content), skip_bad=True)

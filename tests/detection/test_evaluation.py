@@ -9,6 +9,7 @@ import pytest
 from numpy.testing import assert_allclose
 
 from scratchvit.detection.data.coco import read_coco
+from scratchvit.detection.data.files import DataFolder
 from scratchvit.detection.evaluation import STATS, evaluate_boxes, results_of, write_results
 from scratchvit.errors import ScratchvitError
 from tests.support.coco_figures import by_pycocotools, random_files, result
@@ -171,7 +172,7 @@ def test_perfect_detections_have_ap_1_through_the_whole_chain(tmp_path):
     content = coco(count=4)
     content["annotations"][0] |= {"iscrowd": 1}
     path = write_coco(tmp_path, content=content)
-    data = read_coco(path, [tmp_path / "train"])
+    data = read_coco(path, DataFolder(tmp_path), [tmp_path / "train"])
     ids = [data.annotations(i).image_id for i in range(len(data))]
     write_results(tmp_path / "results.json", results_of(perfect(data), ids, data.category_ids))
     figures = evaluate_boxes(data.ground_truth(), tmp_path / "results.json")
@@ -272,7 +273,7 @@ def test_a_missing_key(key):
     [
         ("", "is empty"),
         (json.dumps([GOOD, GOOD])[:-20], "is not valid JSON, maybe truncated"),
-        (b"\xff\xfe\x00", "is not valid JSON"),
+        (b"\xff\xfe\x00", "is not in UTF-16"),
         ("[" * 100_000, "is not valid JSON"),
         (json.dumps(truth_of()), "expected COCO results, a list of"),
         ("3", "expected COCO results"),

@@ -153,3 +153,21 @@ def test_blood_cells(tmp_path):
     target = splits.train.target(0)
     assert target["boxes"].min() >= 0
     assert target["boxes"].max() <= 1
+
+
+DRAWN = {       # train, val, test
+    "coco": ["0 1 2 3 4 5 8 9", "6 10", "7 11"],
+    "voc": ["0 1 2 3 4 5 8 9", "6 10", "7 11"],
+    "yolo": ["0 1 10 11 2 3 6 7", "4 8", "5 9"],        # sorted by name
+}
+
+
+@FORMATS
+def test_pictures_are_drawn_as_they_always_were(tmp_path, kind):
+    """By the version of 24 November 2026: a run of that time is resumed with the same splits."""
+    splits = load_detection(write_three(kind, tmp_path, (12, 0, 0)), val_fraction=0.25, seed=3)
+    parts = [
+        [part.annotations(index).file_name.split(".")[0].strip("p") for index in range(len(part))]
+        for part in (splits.train, splits.val, splits.test)
+    ]
+    assert [" ".join(part) for part in parts] == DRAWN[kind]

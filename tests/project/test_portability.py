@@ -17,7 +17,6 @@ from scratchvit.cli._options import command_line
 from scratchvit.data import ImageFolder
 from scratchvit.data.folder import picture_files
 from scratchvit.detection.data.source import load_detection
-from scratchvit.detection.data.yolo import read_yolo
 from scratchvit.weights.labels import read_labels
 from tests.support.data_samples import write_picture
 from tests.support.detection_samples import voc_object, voc_xml, write_voc, write_yolo
@@ -139,13 +138,13 @@ def test_the_order_of_classes_and_pictures_is_the_same_everywhere(tmp_path, as_w
 
 
 def test_the_order_of_annotated_pictures_is_the_same_everywhere(tmp_path, as_windows_sorts):
-    root = write_yolo(tmp_path / "yolo", B="0 .5 .5 .2 .2\n", a="0 .5 .5 .2 .2\n")
-    assert [path.stem for path in read_yolo(root, "train", {0: "ant"}).paths] == ["B", "a"]
-    # Of two folders in one, the first is taken.
-    for name in ("VOC", "other"):
+    for part in ("train", "val"):
+        root = write_yolo(tmp_path / "yolo", part, B="0 .5 .5 .2 .2\n", a="0 .5 .5 .2 .2\n")
+    assert [path.stem for path in load_detection(root).train.paths] == ["B", "a"]
+    for name in ("other", "VOC"):
         for part in ("train", "val"):
             write_voc(tmp_path / "voc" / name, part, **{f"{name}{part}": voc_xml(voc_object())})
-    assert {path.stem for path in load_detection(tmp_path / "voc").train.paths} == {"VOCtrain"}
+    assert [path.stem for path in load_detection(tmp_path / "voc").train.paths] == ["VOCtrain", "othertrain"]
 
 
 # --- command lines ---

@@ -1,1 +1,1 @@
-"""Data sets for detection (COCO, VOC, YOLO, generated scenes), their transforms and batches."""
+"""Data sets for detection (COCO, VOC, YOLO, CSV, generated scenes), their transforms and batches."""

@@ -1,7 +1,7 @@
 """Data sets of pictures with boxes: the common form of all formats, and the ground truth for evaluation.
 
-`coco`, `voc`, `yolo` and `scenes` each make a `DetectionDataset`; `source.load_detection` chooses one. A box here is
-(x0, y0, x1, y1) in pixels of the picture. Coordinates are edges, not pixel centres, so x1 - x0 is the width.
+`coco`, `voc`, `yolo`, `tables` and `scenes` each make a `DetectionDataset`; `source.load_detection` chooses one. A box
+here is (x0, y0, x1, y1) in pixels of the picture. Coordinates are edges, not pixel centres, so x1 - x0 is the width.
 """
 
 from __future__ import annotations
@@ -129,13 +129,17 @@ class DetectionDataset(ABC):
 class AnnotatedPictures(DetectionDataset):
     """A data set of picture files, decoded on access, and their annotations.
 
+    sources     the files that the annotations were read from
+    unusable    pictures that were left out because of skip_bad
+
     `picture` raises ScratchvitError, with the file name, if a picture cannot be decoded or its size differs from that
     in the annotations; `without_bad` leaves such pictures out.
     """
 
     def __init__(
         self, name: str, paths: Sequence[Path], objects: Sequence[Annotations], classes: Sequence[str],
-        category_ids: Sequence[int], notes: Sequence[str] = (), skipped: Sequence[str] = (),
+        category_ids: Sequence[int], notes: Sequence[str] = (), skipped: Sequence[str] = (), *,
+        sources: Sequence[Path] = (), unusable: Sequence[Path] = (),
     ):
         self.name = name
         self.paths = tuple(paths)
@@ -143,6 +147,8 @@ class AnnotatedPictures(DetectionDataset):
         self.category_ids = tuple(category_ids)
         self.notes = tuple(notes)
         self.skipped = tuple(skipped)
+        self.sources = tuple(sources)
+        self.unusable = tuple(unusable)
         self._annotations = tuple(objects)
         if not self.paths:
             raise ScratchvitError(f"{name}: no usable picture is left ({len(self.skipped)} bad entries left out)")
@@ -169,11 +175,7 @@ class AnnotatedPictures(DetectionDataset):
 
     def subset(self, indices: ArrayLike) -> Self:
         """A data set with the chosen pictures, in the order of indices (n,)."""
-        chosen = np.asarray(indices, np.intp).tolist()
-        return type(self)(
-            self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
-            self.category_ids, self.notes, self.skipped,
-        )
+        return self._with(np.asarray(indices, np.intp).tolist(), self.skipped, self.unusable)
 
     def without_bad(self) -> Self:
         """A data set without the pictures that cannot be decoded or have another size. Decodes all, in threads."""
@@ -188,10 +190,14 @@ class AnnotatedPictures(DetectionDataset):
         with ThreadPoolExecutor() as pool:  # Pillow decodes outside the GIL
             problems = list(pool.map(problem, range(len(self))))
         found = [text for text in problems if text]
+        bad = [path for path, text in zip(self.paths, problems) if text]
         good = [index for index, text in enumerate(problems) if not text]
+        return self._with(good, (*self.skipped, *found), (*self.unusable, *bad))
+
+    def _with(self, chosen: Sequence[int], skipped: Sequence[str], unusable: Sequence[Path]) -> Self:
         return type(self)(
-            self.name, [self.paths[i] for i in good], [self._annotations[i] for i in good], self.classes,
-            self.category_ids, self.notes, (*self.skipped, *found),
+            self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
+            self.category_ids, self.notes, skipped, sources=self.sources, unusable=unusable,
         )
 
 
@@ -203,12 +209,17 @@ def without_advice(error: ScratchvitError) -> str:
 
 @dataclass(frozen=True)
 class DetectionSplits:
-    """The train, validation and test split; `drawn` says which were drawn from another, and how."""
+    """The train, validation and test split.
+
+    drawn: which splits were drawn from another, and how. files: what became of every file of the data folder, as the
+    lines of a table (`Inventory.lines`); empty where there is no folder.
+    """
 
     train: DetectionDataset
     val: DetectionDataset
     test: DetectionDataset
     drawn: tuple[str, ...] = ()
+    files: tuple[str, ...] = ()
 
     @property
     def notes(self) -> tuple[str, ...]:

@@ -5,22 +5,29 @@
      "categories": [{"id", "name"}]}
 
 Category ids may have gaps (COCO's 80 go up to 90): labels number the categories in order of id. Pictures without
-annotations are kept, since a detector must also learn to find nothing.
+annotations are kept, since a detector must also learn to find nothing. An object with a segmentation and no bbox gets
+the box around it. `coco_files` says which file of a folder belongs to which split.
 """
 
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeGuard
 
 from scratchvit.detection.data.annotations import AnnotatedPictures
-from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_json
+from scratchvit.detection.data.files import DataFolder, in_words
+from scratchvit.detection.data.outlines import of_segmentation
+from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_json, same_names
 from scratchvit.errors import ScratchvitError
 
 Categories = dict[int, str]     # id → name, in order of id
+
+# "iscrowd" as tools write it. JSON's true is equal to 1 here, and false to 0.
+_CROWD = {"1": True, "true": True, "0": False, "false": False, "": False}
 
 
 @dataclass
@@ -32,11 +39,14 @@ class _Picture:
 
 
 def read_coco(
-    path: Path, folders: Sequence[Path], *, categories: Categories | None = None, skip_bad: bool = False
+    path: Path, folder: DataFolder, near: Sequence[Path], part: str | None = None, *,
+    categories: Categories | None = None, skip_bad: bool = False,
 ) -> AnnotatedPictures:
     """Read a COCO annotation file.
 
-    folders       where to look for the pictures; the first folder that contains any of them is used
+    folder        the data folder that has the pictures
+    near          folders in it that should have them; the first that contains any of them is where they belong
+    part          "train", "val" or "test": a picture that has to be searched for is not taken from another part
     categories    for val and test: the categories of train, which must be the same
     skip_bad      leave out bad entries, and pictures that cannot be decoded
 
@@ -51,15 +61,27 @@ def read_coco(
             f"{', '.join(f'{number} {name}' for number, name in differing)}; both files need the same"
         )
     faults = Faults(skip_bad)
-    pictures = _pictures(path, content["images"], folders, faults)
+    used = {entry.get("category_id") for entry in content["annotations"] if _has_id(entry, "category_id")}
+    faults.notes += same_names(str(path), own, used)
+    pictures = _pictures(path, content["images"], folder, near, part, faults)
     _add_annotations(path, content, pictures, own, faults)
+    faults.check_pixels(str(path))
+    faults.note_outlines(str(path))
     dataset = AnnotatedPictures(
         str(path),
         [one.path for one in pictures.values()],
         [one.found.annotations(number, one.file_name, one.size) for number, one in pictures.items()],
-        [*own.values()], [*own], faults.notes, faults.skipped,
+        [*own.values()], [*own], faults.notes, faults.skipped, sources=[path], unusable=faults.pictures,
     )
     return dataset.without_bad() if skip_bad else dataset
+
+
+def is_coco(path: Path) -> bool:
+    """Is this a COCO annotation file? False for one that is no JSON or has other things in it."""
+    try:
+        return bool(_lists(path))
+    except ScratchvitError:
+        return False
 
 
 def read_image_ids(path: Path) -> tuple[dict[str, int], Categories]:
@@ -106,18 +128,22 @@ def _categories(path: Path, entries: list[Any]) -> Categories:
     return dict(sorted(names.items()))
 
 
-def _pictures(path: Path, entries: list[Any], folders: Sequence[Path], faults: Faults) -> dict[int, _Picture]:
+def _pictures(
+    path: Path, entries: list[Any], folder: DataFolder, near: Sequence[Path], part: str | None, faults: Faults
+) -> dict[int, _Picture]:
     """The existing pictures, by id."""
     names = [entry["file_name"] for entry in entries if _is_picture(entry)]
     if not names:
         raise ScratchvitError(f"{path}: lists no pictures (images, each with an integer id and a file_name)")
-    folder = next((folder for folder in folders if any((folder / name).is_file() for name in names[:100])), None)
-    if folder is None:
+    home = next((at for at in near if any(folder.at(at, name) for name in names[:100])), None)
+    if home is None and not any(folder.find(name, near, part) for name in names[:100]):
         raise ScratchvitError(
             f"{path}: the pictures that it lists ({', '.join(map(str, names[:2]))}, …) are not in "
-            f"{' or '.join(map(str, folders))}; put them into one of these folders"
+            f"{' or '.join(map(str, near))}; put them into one of these folders"
         )
+    places = [home, *(at for at in near if at != home)] if home else [*near]
     pictures: dict[int, _Picture] = {}
+    moved: dict[int, tuple[str, Path]] = {}     # not where the file says
     for place, entry in enumerate(entries):
         where = f"{path}: images[{place}]"
         if not _is_picture(entry):
@@ -126,15 +152,31 @@ def _pictures(path: Path, entries: list[Any], folders: Sequence[Path], faults: F
         number, name = entry["id"], entry["file_name"]
         if number in pictures:
             faults.bad(f"{where} ({name}) has the same id, {number}, as {pictures[number].file_name}")
-        elif not (folder / name).is_file():
-            faults.bad(f"{where}: there is no picture {folder / name}", then="to leave such pictures out")
-        else:
-            size = entry.get("height"), entry.get("width")
-            try:
-                known = all(type(side) is int and side > 0 for side in size)
-                pictures[number] = _Picture(folder / name, name, size if known else picture_size(folder / name))
-            except ScratchvitError as error:
-                faults.undecodable(error)
+            continue
+        there = folder.at(home, name) if home else None
+        found = [there] if there and there.is_file() else folder.find(name, places, part)
+        if len(found) != 1:
+            missing = f"no picture {(home or near[0]) / name}"
+            several = f"more than one picture that {name} could be: {in_words(folder, found)}"
+            faults.bad(f"{where}: there is {several if found else missing}", then="to leave such pictures out")
+            continue
+        if there != found[0]:
+            moved[number] = name, found[0]
+        try:
+            pictures[number] = _Picture(found[0], name, _size(entry) or picture_size(found[0]))
+        except ScratchvitError as error:
+            faults.undecodable(error, found[0])
+    claims = Counter(one.path for one in pictures.values())
+    for number in [number for number in moved if number in pictures and claims[pictures[number].path] > 1]:
+        name, at = moved.pop(number)
+        faults.bad(f"{path}: there is no picture {name}, and {at} is already that of another entry")
+        del pictures[number]
+    if moved:
+        name, at = next(iter(moved.values()))
+        faults.notes.append(
+            f"{path}: pictures that are not where it says, found by the end of their paths: {len(moved):,} ({name} is "
+            f"{folder.relative(at)}{', …' if len(moved) > 1 else ''})"
+        )
     return pictures
 
 
@@ -167,21 +209,50 @@ def _add_annotations(
 
 def _add(entry: dict[str, Any], picture: _Picture, label: int, where: str, faults: Faults) -> None:
     numbers = entry.get("bbox")
-    if numbers is None or numbers == []:
-        faults.notes.append(f"{where} has no box; left out")
-    elif not isinstance(numbers, list) or len(numbers) != 4 or not all(map(_is_number, numbers)):
+    if numbers is not None and numbers != [] and not (
+        isinstance(numbers, list) and len(numbers) == 4 and all(map(_is_number, numbers))
+    ):
         faults.bad(f"{where}: bbox is {_shown(numbers)}, expected four numbers: x, y, width, height")
-    else:
-        x, y, width, height = numbers
-        box = faults.box((x, y, x + width, y + height), picture.size, f"{where}: bbox {numbers}")
-        area = entry.get("area")
-        if box:
-            area = float(area) if _is_number(area) and math.isfinite(area) else None
-            picture.found.add(box, label, area, crowd=entry.get("iscrowd") == 1)
+        return
+    crowd = entry.get("iscrowd")
+    crowd = _CROWD.get(crowd.strip().lower(), crowd) if isinstance(crowd, str) else crowd
+    if crowd not in (None, 0, 1):
+        faults.bad(f"{where}: iscrowd is {_shown(crowd)}, expected 0 or 1")
+        return
+    if not numbers or 0 in numbers[2:]:
+        try:
+            outline = of_segmentation(entry.get("segmentation"))
+        except ValueError as error:
+            faults.bad(f"{where} has no box, and {error}")
+            return
+        if outline is not None:
+            faults.outlines += 1
+            x0, y0, x1, y1 = outline
+            numbers = [x0, y0, x1 - x0, y1 - y0]
+    if not numbers:
+        faults.notes.append(f"{where} has no box; left out")
+        return
+    x, y, width, height = numbers
+    box = faults.box((x, y, x + width, y + height), picture.size, f"{where}: bbox {numbers}")
+    area = entry.get("area")
+    if box:
+        area = float(area) if _is_number(area) and math.isfinite(area) and area > 0 else None
+        picture.found.add(box, label, area, crowd=bool(crowd))
 
 
-def _is_picture(entry: Any) -> bool:
-    return isinstance(entry, dict) and type(entry.get("id")) is int and isinstance(entry.get("file_name"), str)
+def _has_id(entry: Any, key: str) -> bool:
+    return isinstance(entry, dict) and type(entry.get(key)) is int
+
+
+def _is_picture(entry: Any) -> TypeGuard[dict[str, Any]]:
+    return _has_id(entry, "id") and isinstance(entry.get("file_name"), str)
+
+
+def _size(entry: dict[str, Any]) -> tuple[int, int] | None:
+    height, width = entry.get("height"), entry.get("width")
+    if type(height) is not int or type(width) is not int or min(height, width) <= 0:
+        return None
+    return height, width
 
 
 def _is_number(thing: Any) -> TypeGuard[float]:

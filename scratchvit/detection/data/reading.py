@@ -1,21 +1,24 @@
-"""Shared by the readers `coco`, `voc` and `yolo`: collecting boxes, and handling errors in annotation files.
+"""Shared by the readers `coco`, `voc`, `yolo` and `tables`: collecting boxes, and handling errors in annotation files.
 
 Annotation files made by hand contain errors, which are handled as follows:
 
+    an outline, and no box of any size      the box around the outline, counted in a note
     no width or no height, or no box        left out, with a note: there is no object to learn
     up to a pixel outside the picture       a rounding error: clipped when a target is made, without a note
     further outside, but not completely     ScratchvitError; with skip_bad clipped, and named in `skipped`
     any other error                         ScratchvitError; with skip_bad the entry is left out, and named in `skipped`
 
 Other errors are: reversed sides, values that are not numbers, an unknown category, a duplicate id, a picture that is
-missing, cannot be decoded, or has another size than its annotations say.
+missing, cannot be decoded, or has another size than its annotations say. A file whose boxes are all within 0 … 1, where
+the format has pixels, is always an error: see `Faults.check_pixels`.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -26,11 +29,11 @@ from PIL import Image
 from scratchvit.data.images import open_image
 from scratchvit.detection.data.annotations import Annotations, without_advice
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import read_text
 
 Box = tuple[float, float, float, float]     # x0, y0, x1, y1
 
-PART_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}      # names of folders
-
+_SHARES = 0.01          # by which shares of a picture may be larger than 1: rounding
 _ROUNDING = 1.0         # pixels that a box may extend beyond the picture without being an error
 _ORIENTATION = 0x0112   # EXIF: for values of at least 5, the picture is rotated by 90°
 
@@ -56,13 +59,16 @@ class AnnotationList:
 class Faults:
     """Handles errors in annotation files: raises them or, with skip_bad, collects them in `skipped`.
 
-    `notes` are about entries that were left out but are not errors.
+    `notes` are about entries that were left out but are not errors. `pictures` are those that were left out.
     """
 
     def __init__(self, skip_bad: bool):
         self.skip_bad = skip_bad
         self.notes: list[str] = []
         self.skipped: list[str] = []
+        self.pictures: list[Path] = []
+        self.outlines = 0           # objects whose box is that of their outline
+        self._farthest = 0.0        # of all coordinates, from 0
 
     def bad(self, what: str, then: str = "to leave such entries out") -> None:
         """Report an error; returns only with skip_bad. `what` names file and entry and says what is wrong with it."""
@@ -70,11 +76,12 @@ class Faults:
             raise ScratchvitError(f"{what}; correct it, or use --skip-bad {then}")
         self.skipped.append(what)
 
-    def undecodable(self, error: ScratchvitError) -> None:
+    def undecodable(self, error: ScratchvitError, picture: Path) -> None:
         """Report an error that was raised when a picture was read; its message is used as it is."""
         if not self.skip_bad:
             raise error
         self.skipped.append(without_advice(error))
+        self.pictures.append(picture)
 
     def box(self, numbers: Sequence[float], size: tuple[int, int], where: str) -> Box | None:
         """Check (x0, y0, x1, y1) as a box in a picture of size (H, W); None if the box is left out.
@@ -86,6 +93,7 @@ class Faults:
         if (x1 == x0 or y1 == y0) and x1 >= x0 and y1 >= y0:
             self.notes.append(f"{where} has no width or no height; left out")
             return None
+        self._farthest = max(self._farthest, *(abs(number) for number in (x0, y0, x1, y1) if math.isfinite(number)), 0)
         if not all(map(math.isfinite, (x0, y0, x1, y1))):
             wrong = "has numbers that are not finite"
         elif x1 < x0 or y1 < y0:
@@ -106,6 +114,41 @@ class Faults:
             return max(x0, 0.0), max(y0, 0.0), min(x1, float(width)), min(y1, float(height))
         return x0, y0, x1, y1
 
+    def check_pixels(self, where: str) -> None:
+        """Raise ScratchvitError if all boxes so far are within 0 … 1: they are shares of the picture, not pixels.
+
+        where: the file, or the files, that they are from. Without this check, the model would learn specks in a corner.
+        """
+        if 0 < self._farthest <= 1 + _SHARES:
+            raise ScratchvitError(
+                f"{where}: all boxes are within 0 … 1, as shares of the picture, but this format has pixels: multiply "
+                "them by the width and the height of their picture"
+            )
+
+    def note_outlines(self, where: str) -> None:
+        """Count the objects whose outline gave their box, in a note."""
+        if self.outlines:
+            self.notes.append(
+                f"{where}: objects with an outline and no box, which got the box around it: {self.outlines:,}"
+            )
+
+
+def same_names(where: str, names: Mapping[int, str], used: Collection[Any]) -> list[str]:
+    """A note about each name that several classes have. Raises ScratchvitError if more than one of these is used.
+
+    where: the file that has the names. names: of each class. used: the classes that objects have.
+    """
+    notes = []
+    for name in (name for name, count in Counter(names.values()).items() if count > 1):
+        numbers = [number for number, own in names.items() if own == name]
+        called = f"{where}: the classes {', '.join(map(str, numbers))} are all called {name}"
+        if sum(number in used for number in numbers) > 1:
+            raise ScratchvitError(
+                f"{called}, so nobody could tell them apart: give them different names, or use one of them for all"
+            )
+        notes.append(f"{called}; they stay classes of their own, of which no more than one has objects")
+    return notes
+
 
 def read_json(path: Path, what: str, again: str) -> Any:
     """The content of a JSON file.
@@ -113,14 +156,12 @@ def read_json(path: Path, what: str, again: str) -> Any:
     what, again: words of the error message "this {what} is empty; download or {again} it again". Raises
     ScratchvitError for a file that cannot be read, is empty or is not JSON.
     """
+    text = read_text(path, what)
+    if not text.strip():
+        raise ScratchvitError(f"{path}: this {what} is empty; download or {again} it again")
     try:
-        text = path.read_bytes()
-        if not text.strip():
-            raise ScratchvitError(f"{path}: this {what} is empty; download or {again} it again")
         return json.loads(text)
-    except OSError as error:
-        raise ScratchvitError(f"{path}: this {what} cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:      # UnicodeDecodeError is a ValueError too
+    except (ValueError, RecursionError) as error:
         raise ScratchvitError(
             f"{path}: this {what} is not valid JSON, maybe truncated ({error}); download or {again} it again"
         ) from error
@@ -142,8 +183,4 @@ def picture_size(path: Path) -> tuple[int, int]:
 
 def read_lines(path: Path) -> list[str]:
     """The non-empty lines of a text file, stripped. Raises ScratchvitError if it cannot be read."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ScratchvitError(f"{path}: this list cannot be read ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in read_text(path, "list").splitlines() if line.strip()]

@@ -7,60 +7,100 @@
 A box is <xmin> … <ymax>, the first and the last pixel inside, counted from 1: as edges, x0 = xmin - 1 and x1 = xmax.
 Nevertheless a box with xmin = xmax is treated as having no width, since boxes of one pixel are not drawn in practice.
 Objects marked difficult are treated like crowds: VOC's own evaluation ignores them too. The format has no list of
-classes: they are those that occur in train, or the lines of classes.txt.
+classes: they are those that occur in train, or the lines of classes.txt. An object with a <polygon> and no box has the
+box around it. Which files are which part's says `voc_files`.
 """
 
 from __future__ import annotations
 
 import xml.etree.ElementTree as ET
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.detection.data.annotations import AnnotatedPictures
-from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_lines
+from scratchvit.detection.data.files import DataFolder, in_words
+from scratchvit.detection.data.outlines import around
+from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size
 from scratchvit.errors import ScratchvitError
 
 
-def read_voc(
-    root: Path, part: str, *, classes: Sequence[str] | None = None, skip_bad: bool = False
-) -> AnnotatedPictures:
-    """Read the pictures of ImageSets/Main/<part>.txt. Image ids are 1, 2, …; category ids 1 … number of classes.
+@dataclass(frozen=True)
+class VocFiles:
+    """The annotation files of a part, or of a part in one of several years.
 
-    classes     class names; by default all that occur in this split, sorted
+    name        what lists them, or the folder that they are in
+    entries     (where it is listed, or "", the file), in order; a file that is listed may not be there
+    home        the folder that they are in, or its subfolders
+    pictures    the folder that has the pictures, in subfolders of the same names
+    part        "train", "val" or "test" if the names of folders tell parts apart
+    sources     further files that were read, such as the list
+    """
+
+    name: str
+    entries: Sequence[tuple[str, Path]]
+    home: Path
+    pictures: Path
+    part: str | None = None
+    sources: Sequence[Path] = ()
+
+
+def read_voc(
+    folder: DataFolder, years: Sequence[VocFiles], *, classes: Sequence[str] | None = None, skip_bad: bool = False
+) -> AnnotatedPictures:
+    """Read the pictures of a split, year after year. Image ids are 1, 2, …; category ids 1 … number of classes.
+
+    classes     class names; by default all that occur here, sorted
     skip_bad    leave out bad entries, and pictures that cannot be decoded
 
-    Raises ScratchvitError for a bad entry, and always for a missing or empty list.
+    Raises ScratchvitError for a bad entry, and always for a part without files.
     """
     faults = Faults(skip_bad)
-    listing = root / "ImageSets" / "Main" / f"{part}.txt"
-    trees = _annotations(root, listing, faults)
+    name = " and ".join(year.name for year in years)
+    trees = [(year, _trees(year, faults)) for year in years]
     if classes is None:
-        classes = sorted({_text(one, "name") for tree in trees.values() for one in tree.findall("object")} - {""})
+        named = {_text(one, "name") for _, year in trees for tree in year.values() for one in tree.findall("object")}
+        classes = sorted(named - {""})
         if not classes:
-            raise ScratchvitError(f"{listing}: none of its pictures has a named object, so there is nothing to detect")
+            raise ScratchvitError(f"{name}: none of its pictures has a named object, so there is nothing to detect")
 
     paths, objects = [], []
-    for path, tree in trees.items():
-        picture = _picture(root, path.stem)
-        if picture is None:
-            missing = root / "JPEGImages" / f"{path.stem}.jpg"
-            faults.bad(f"{path}: there is no picture {missing}", "to leave such pictures out")
-            continue
-        try:
-            size = _size(tree) or picture_size(picture)
-        except ScratchvitError as error:
-            faults.undecodable(error)
-            continue
-        found = AnnotationList()
-        for place, entry in enumerate(tree.findall("object"), start=1):
-            _add(entry, found, classes, size, f"{path}: object {place}", faults)
-        paths.append(picture)
-        objects.append(found.annotations(len(paths), picture.name, size))
-    category_ids = range(1, len(classes) + 1)
-    dataset = AnnotatedPictures(str(listing), paths, objects, classes, category_ids, faults.notes, faults.skipped)
+    described: dict[Path, Path] = {}    # picture → its annotation file
+    for year, of_year in trees:
+        for path, tree in of_year.items():
+            picture = _picture(folder, year, path, tree, faults)
+            if picture is None:
+                continue
+            first = described.setdefault(picture, path)
+            if first != path:
+                faults.bad(f"{path}: its picture {picture} already has {first}")
+                continue
+            try:
+                size = _size(tree) or picture_size(picture)
+            except ScratchvitError as error:
+                faults.undecodable(error, picture)
+                continue
+            found = AnnotationList()
+            for place, entry in enumerate(tree.findall("object"), start=1):
+                _add(entry, found, classes, size, f"{path}: object {place}", faults)
+            paths.append(picture)
+            objects.append(found.annotations(len(paths), _file_name(folder, years, year, picture), size))
+    faults.check_pixels(name)
+    faults.note_outlines(name)
+    sources = [*(path for _, of_year in trees for path in of_year), *(path for year in years for path in year.sources)]
+    dataset = AnnotatedPictures(
+        name, paths, objects, classes, range(1, len(classes) + 1), faults.notes, faults.skipped, sources=sources,
+        unusable=faults.pictures,
+    )
     return dataset.without_bad() if skip_bad else dataset
+
+
+def _file_name(folder: DataFolder, years: Sequence[VocFiles], year: VocFiles, picture: Path) -> str:
+    """The name of a picture in its folder; with several years, whose pictures have the same names, from the root."""
+    near = picture.is_relative_to(year.pictures) and len(years) == 1
+    return picture.relative_to(year.pictures).as_posix() if near else folder.relative(picture)
 
 
 def parse_xml(content: bytes) -> ET.Element:
@@ -83,15 +123,12 @@ def parse_xml(content: bytes) -> ET.Element:
     return builder.close()
 
 
-def _annotations(root: Path, listing: Path, faults: Faults) -> dict[Path, ET.Element]:
-    names = read_lines(listing)
-    if not names:
-        raise ScratchvitError(f"{listing}: this list of pictures is empty")
+def _trees(year: VocFiles, faults: Faults) -> dict[Path, ET.Element]:
+    """The content of the annotation files."""
     trees: dict[Path, ET.Element] = {}
-    for line, name in enumerate(names, start=1):
-        path = root / "Annotations" / f"{name}.xml"
+    for listed, path in year.entries:
         if path in trees:
-            faults.bad(f"{listing}: entry {line} ({name}) is a duplicate")
+            faults.bad(f"{listed} ({path.stem}) is a duplicate")
             continue
         try:
             content = path.read_bytes()
@@ -99,18 +136,34 @@ def _annotations(root: Path, listing: Path, faults: Faults) -> dict[Path, ET.Ele
                 raise ValueError("it is empty")
             trees[path] = parse_xml(content)
         except OSError as error:
-            what = f"{listing}: entry {line}: {path} cannot be read ({error.strerror})"
-            faults.bad(what, "to leave such pictures out")
+            what = f"{listed}: " if listed else ""
+            faults.bad(f"{what}{path} cannot be read ({error.strerror})", "to leave such pictures out")
         except (ValueError, expat.ExpatError) as error:
             faults.bad(f"{path}: this annotation file cannot be used: {error}", "to leave such pictures out")
     return trees
 
 
-def _picture(root: Path, name: str) -> Path | None:
-    """The picture with the name of the annotation file. (<filename> is ignored: it is often wrong.)"""
-    folder = root / "JPEGImages"
-    candidates = (folder / f"{name}{suffix}" for lower in sorted(SUFFIXES) for suffix in (lower, lower.upper()))
-    return next((path for path in (folder / f"{name}.jpg", *candidates) if path.is_file()), None)
+def _picture(folder: DataFolder, year: VocFiles, path: Path, tree: ET.Element, faults: Faults) -> Path | None:
+    """The picture with the name of the annotation file; None, as a fault, if there is none.
+
+    <filename> only decides between several of that name: it is often wrong.
+    """
+    at = year.pictures / path.parent.relative_to(year.home)
+    suffixes = (".jpg", *(suffix for lower in sorted(SUFFIXES) for suffix in (lower, lower.upper())))
+    beside = next((there for suffix in suffixes if (there := at / f"{path.stem}{suffix}").is_file()), None)
+    if beside:
+        return beside
+    found = folder.picture_of(path, year.part, folder.root, _text(tree, "filename"))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        what = f"more than one picture of that name: {in_words(folder, found)}"
+    elif year.pictures == year.home:
+        what = f"no picture {path.stem}.jpg, or with another ending, in {folder.root}"
+    else:
+        what = f"no picture {at / path.stem}.jpg"
+    faults.bad(f"{path}: there is {what}", "to leave such pictures out")
+    return None
 
 
 def _size(tree: ET.Element) -> tuple[int, int] | None:
@@ -131,18 +184,43 @@ def _add(
         return
     where += f" ({name})"
     corners = [_text(entry, f"bndbox/{key}") for key in ("xmin", "ymin", "xmax", "ymax")]
-    if not any(corners):
+    difficult = _text(entry, "difficult") == "1"
+    try:
+        x0, y0, x1, y1 = map(float, corners) if any(corners) else (0.0, 0.0, 0.0, 0.0)
+    except ValueError:
+        faults.bad(f"{where}: bndbox {', '.join(corners)} is not the four numbers xmin, ymin, xmax, ymax")
+        return
+    points = [*_points(entry)] if x0 == x1 or y0 == y1 else []
+    if points:
+        try:
+            outline = around([float(x) for x, _ in points], [float(y) for _, y in points])
+        except ValueError as error:
+            faults.bad(f"{where} has no box, and its polygon cannot be used: {error}")
+            return
+        faults.outlines += 1
+        corners = [f"{number:g}" for number in outline]
+        box = faults.box(outline, size, f"{where}: polygon around {', '.join(corners)}")
+    elif not any(corners):
         faults.notes.append(f"{where} has no box; left out")
         return
-    where += f": bndbox {', '.join(corners)}"
-    try:
-        x0, y0, x1, y1 = map(float, corners)
-    except ValueError:
-        faults.bad(f"{where} is not the four numbers xmin, ymin, xmax, ymax")
-        return
-    box = faults.box((x0 - (x1 > x0), y0 - (y1 > y0), x1, y1), size, where)     # a box without width stays without
+    else:
+        numbers = (x0 - (x1 > x0), y0 - (y1 > y0), x1, y1)      # a box without width stays without
+        box = faults.box(numbers, size, f"{where}: bndbox {', '.join(corners)}")
     if box:
-        found.add(box, classes.index(name), crowd=_text(entry, "difficult") == "1")
+        found.add(box, classes.index(name), crowd=difficult)
+
+
+def _points(entry: ET.Element) -> Iterator[tuple[str, str]]:
+    """The corners of an object's polygon: <x1> <y1> <x2> <y2> … of Roboflow, or <pt> <x> <y> of LabelMe."""
+    polygon = entry.find("polygon")
+    if polygon is None:
+        return
+    for point in polygon.findall("pt"):
+        yield _text(point, "x"), _text(point, "y")
+    number = 1
+    while polygon.find(f"x{number}") is not None:
+        yield _text(polygon, f"x{number}"), _text(polygon, f"y{number}")
+        number += 1
 
 
 def _text(element: ET.Element, path: str) -> str:
