@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -25,8 +26,11 @@ import numpy as np
 from scratchvit.models.interface import PatchModel, PositionedModel
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
+from scratchvit.weights.arrays import readable
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
 from scratchvit.weights.names import Renamed, Weights
+
+MOST_TOLD = 12      # names, or groups of names, in a line of a report
 
 # Names of stages that a backbone does not build if their feature maps are not used, and of the final norm.
 _DEEP = re.compile(r"layer\d\.|stages\.\d\.|norm\.")
@@ -37,6 +41,7 @@ class LoadReport:
     """A report of loading a file; printed, it has a few lines.
 
     owner       library or project whose names the file had
+    entry       which of the sets of weights in the file was loaded, as text; "" if there is only one
     adapted     what was adapted to the size of the model, as text
     left_out    tensors of the file that the model does not need
     as_drawn    tensors of the model that the file did not set, such as a new head
@@ -46,14 +51,28 @@ class LoadReport:
     adapted: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     as_drawn: list[str] = field(default_factory=list)
+    entry: str = ""
 
     def __str__(self) -> str:
-        lines = [f"names: {self.owner}", *(f"adapted: {what}" for what in self.adapted)]
+        lines = [f"names: {self.owner}", *filter(None, [self.entry]), *(f"adapted: {what}" for what in self.adapted)]
         if self.left_out:
-            lines.append(f"not used: {', '.join(grouped(self.left_out))}")
+            lines.append(f"not used: {', '.join(_in_short(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"not loaded, as initialised: {', '.join(grouped(self.as_drawn))}")
+            lines.append(f"not loaded, as initialised: {', '.join(_in_short(self.as_drawn))}")
         return "\n".join(lines)
+
+
+def _in_short(names: Sequence[str]) -> list[str]:
+    """Names for a report: those of each part of a model together, if there are many."""
+    if len(texts := grouped(names)) <= MOST_TOLD:
+        return texts
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    told = [f"{readable(part)}.… ({len(of_part)} tensors)" if len(of_part) > 1 else readable(of_part[0])
+            for part, of_part in parts.items()]
+    more = len(told) - MOST_TOLD
+    return told if more <= 0 else [*told[:MOST_TOLD], f"and {more:,} more"]
 
 
 def fit(
@@ -70,7 +89,7 @@ def fit(
     """
     own: dict[str, Any] = dict(model.named_parameters()) | dict(model.named_buffers())
     weights = dict(renamed.weights)
-    report = LoadReport(renamed.owner, left_out=list(renamed.left_out))
+    report = LoadReport(renamed.owner, left_out=list(renamed.left_out), entry=renamed.entry)
     if renamed.note and not new_head:       # notes are about the head
         report.adapted.append(renamed.note)
 

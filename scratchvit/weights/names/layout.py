@@ -98,12 +98,16 @@ class Layout:
 
 @dataclass
 class Renamed:
-    """Weights under timm's names, the owner of their layout, the names that were left out, and a note for the user."""
+    """Weights under timm's names, the owner of their layout, the names that were left out, and notes for the user.
+
+    entry: which of the sets of weights in the file these are, as text; "" if there is only one.
+    """
 
     owner: str
     weights: Weights
     left_out: list[str] = field(default_factory=list)
     note: str = ""
+    entry: str = ""
 
 
 def _joined(weights: Weights, theirs: Mapping[str, str]) -> Weights:
