@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit.cli._options import table
+from scratchvit.cli._weights import add_entry, add_label_order
 from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
 from scratchvit.files import printable
@@ -15,7 +16,7 @@ SENTENCES = 5       # how many of the skipped entries are printed; of the rest o
 
 
 def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --checkpoint, --model and --labels, the arguments of `open_detector`."""
+    """Add --checkpoint, --model, --labels, --label-order and --entry, the arguments of `open_detector`."""
     parser.add_argument(
         "--checkpoint", type=Path, required=required, metavar="FILE",
         help="a checkpoint of `scratchvit detect-train`, its run folder, or third-party DETR weights (.safetensors, "
@@ -25,6 +26,8 @@ def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: one per line, or JSON")
+    add_label_order(parser)
+    add_entry(parser)
 
 
 def print_detector(detector: Detector, path: Path) -> None:

@@ -14,7 +14,7 @@ from typing import Any, Generic, TypeVar
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, command_line
 from scratchvit.errors import ScratchvitError
-from scratchvit.models import model_config
+from scratchvit.models import list_models, model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
@@ -37,6 +37,7 @@ class TrainingCommand(Generic[ConfigT]):
                     img_size for all models
     shown           what the help says of fields of the model, where the recipe says nothing
     refuses         what is wrong with a configuration that the options alone do not show: a sentence, or None
+    from_init       (the file of --init, --entry) → options of the model that the file decides, if no --model is named
     """
 
     kind: type[ConfigT]
@@ -47,6 +48,7 @@ class TrainingCommand(Generic[ConfigT]):
     data_sizes: Collection[str] = ()
     shown: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[ConfigT], str | None] = lambda config: None
+    from_init: Callable[[str, str | None], dict[str, Any]] = lambda path, entry: {}
 
     @property
     def prog(self) -> str:
@@ -95,12 +97,18 @@ class TrainingCommand(Generic[ConfigT]):
         first.add_argument("--data", default=self.kind.data)
         first.add_argument("--model")
         first.add_argument("--resume")
+        first.add_argument("--init")
+        first.add_argument("--entry")
         chosen = first.parse_known_args(argv)[0]
         if chosen.resume:
             return read_config(Path(chosen.resume), self.kind)
         recipe = load_recipe(chosen.recipe, self.kind) if chosen.recipe else recipe_for(chosen.data, self.kind)
         if chosen.model is None:
-            return recipe
+            decided = self.from_init(chosen.init, chosen.entry) if chosen.init else {}
+            args = {**recipe.model_args, **decided}
+            wanted = model_config(recipe.model, **args)
+            preset = next((name for name in list_models() if decided and model_config(name) == wanted), None)
+            return recipe.replace(model=preset, model_args={}) if preset else recipe.replace(model_args=args)
         defaults = model_config(chosen.model)
         self.suits(chosen.model, defaults)      # before it fails on the recipe's sizes
         same_family = type(defaults) is type(model_config(recipe.model))

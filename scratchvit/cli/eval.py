@@ -10,6 +10,7 @@ import numpy as np
 from scratchvit import backend, data
 from scratchvit.cli._options import Parser, add_device, table
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
@@ -35,11 +36,12 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
+    add_entry(parser)
     add_device(parser)
     given = parser.parse_strictly(argv)
 
     backend.use(given.device)
-    model, checkpoint = model_from_checkpoint(given.checkpoint)
+    model, checkpoint = model_from_checkpoint(given.checkpoint, entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
     dataset = getattr(splits, given.split)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from scratchvit import backend, data
 from scratchvit.cli._options import Parser, add_device
+from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.folder import picture_files
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
@@ -47,7 +49,8 @@ def predict(argv: Sequence[str]) -> int:
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
         "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors\n"
         "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with config.json in that folder\n"
-        "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n\n"
+        "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n"
+        "  scratchvit predict cat.jpg --checkpoint mine.pth --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
         "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
         "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
     )
@@ -64,12 +67,15 @@ def predict(argv: Sequence[str]) -> int:
         "--labels", type=Path, metavar="FILE",
         help="class names: one per line, JSON, or a folder with a subfolder for each class",
     )
+    add_label_order(parser)
     parser.add_argument(
         "--top-k", type=int, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
     )
+    add_entry(parser)
+    add_sizes(parser, argv)
     add_device(parser)
     given = parser.parse_strictly(argv)
     if given.top_k < 1:
@@ -79,7 +85,7 @@ def predict(argv: Sequence[str]) -> int:
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
-    asked = source(given.checkpoint, given.model, given.labels)
+    asked = source(given)
     print(f"model          {asked.name} from {printable(given.checkpoint)}")
     for line in asked.loading:
         print(f"               {line}")
@@ -108,17 +114,21 @@ def predict(argv: Sequence[str]) -> int:
     return 0
 
 
-def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
+def _from_run(given: Namespace) -> Classifier:
     """A Classifier from a checkpoint, which says its model and how pictures were preprocessed in training."""
-    if name is not None:
-        raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out --model")
+    path, labels = given.checkpoint, given.labels
+    for name in ("model", *sizes(given)):
+        if name != "model" or given.model is not None:
+            raise ScratchvitError(
+                f"{path} is a checkpoint and says which model it is: leave out --{name.replace('_', '-')}"
+            )
     model: Any
-    model, checkpoint = model_from_checkpoint(path)
+    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     check_classifies(checkpoint.model_name, model.config)
     about, num_classes = checkpoint.data, model.config.num_classes
     if not num_classes:
         raise ScratchvitError(f"{path} is a {checkpoint.model_name} without a classification head: use a classifier")
-    classes, classes_from = class_names(num_classes, labels)
+    classes, classes_from = class_names(num_classes, labels, order=given.label_order or "torchvision")
     if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
         classes, classes_from = about["classes"], f"names from {about['name']}"
     size, _, channels = about["image_shape"]
@@ -131,10 +141,11 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
     return Classifier(model, checkpoint.model_name, classes, classes_from, (), how, read)
 
 
-def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
+def _from_weights(given: Namespace) -> Classifier:
     """A Classifier from third-party weights and the files in their folder: model, preprocessing, class names."""
+    path = given.checkpoint
     model: Any
-    model, name, report = open_model(path, name)
+    model, name, report = open_model(path, given.model, entry=given.entry, **sizes(given))
     config = model.config
     check_classifies(name, config)
     if not config.num_classes:
@@ -144,7 +155,7 @@ def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifi
             f"{path} takes images of {config.in_chans} channels: picture files have 3 (RGB) or 1 (grey)"
         )
     prepare = preprocessing_for(name, path, config.img_size, config.in_chans, report.owner)
-    classes, classes_from = class_names(config.num_classes, labels, path)
+    classes, classes_from = class_names(config.num_classes, given.labels, path, given.label_order)
 
     def read(path: Path) -> NDArray[np.float32]:
         return prepare(open_image(path, config.in_chans))

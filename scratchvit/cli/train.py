@@ -46,7 +46,7 @@ a ViT's patch_size), which stay those of the recipe.
 # The options in the order of the help. Fields of TrainConfig that are not listed are in the group "run".
 GROUPS = {
     "data": ("data", "data_dir", "download", "val_fraction", "train_fraction", "epoch_images", "skip_bad"),
-    "model": ("model", "init", "new_head"),
+    "model": ("model", "init", "entry", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
         "non_finite", "loss_scale",

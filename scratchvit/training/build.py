@@ -27,6 +27,8 @@ def check_run(config: RunConfig) -> None:
     at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
     check_least(config, {"epochs": 1, "batch_size": 1} | at_least)
     check_shares(config, ("ema_decay",))
+    if config.entry and not config.init:
+        raise ScratchvitError("entry chooses one of the sets of weights in a file: name the file with init")
     if config.new_head and not config.init:
         raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
 

@@ -27,6 +27,7 @@ from scratchvit.models.interface import PatchModel, PositionedModel
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
 from scratchvit.weights.arrays import readable
+from scratchvit.weights.backbone import BODY, as_backbone, has_backbone, is_resnet
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
 from scratchvit.weights.names import Renamed, Weights
 
@@ -88,12 +89,19 @@ def fit(
     Raises ScratchvitError, with all missing, unexpected and mis-shaped tensors, if the weights do not fit the model.
     """
     own: dict[str, Any] = dict(model.named_parameters()) | dict(model.named_buffers())
+    fresh: list[str] = []
+    if is_resnet(renamed.weights) and has_backbone(own):
+        renamed = as_backbone(renamed, own)
+        fresh = [name for name in own if not name.startswith(BODY)]
     weights = dict(renamed.weights)
     report = LoadReport(renamed.owner, left_out=list(renamed.left_out), entry=renamed.entry)
     if renamed.note and not new_head:       # notes are about the head
         report.adapted.append(renamed.note)
 
-    heads = [name for name in own if HEAD.fullmatch(name)]
+    heads = [name for name in own if HEAD.fullmatch(name) and name not in fresh]
+    if fresh:
+        report.as_drawn += fresh
+        report.adapted.append("the weights of a classifier, to the backbone")
     for name in [name for name in weights if HEAD.fullmatch(name) and (new_head or not heads)]:
         del weights[name]
         report.left_out.append(name)

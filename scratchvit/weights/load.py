@@ -40,6 +40,11 @@ def load_weights(
     return report
 
 
+def shapes_in(path: str | Path, entry: str | None = None) -> dict[str, tuple[int, ...]]:
+    """{our name: shape} of the weights in a file. Raises ScratchvitError as `load_weights` does."""
+    return {name: value.shape for name, value in _read(path, entry).weights.items()}
+
+
 class Loaded(NamedTuple):
     """A model in evaluation mode with the weights of a file, its name in `list_models`, and a report of the loading."""
 

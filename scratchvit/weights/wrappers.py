@@ -29,9 +29,9 @@ AVERAGED = {"ema", "swa", "averaged", "average"}        # a word of a name that 
 TEACHER, STUDENT = {"teacher"}, {"student"}
 
 # Authors report results with averaged weights, so these come first. DINO has only a teacher and a student, and its
-# teacher is the average of the student; but beside a "model", a teacher is another network.
-WITH_EMA = ("averaged", "plain", "teacher", "student")
-WITHOUT_EMA = ("plain", "student", "teacher", "averaged")
+# teacher is the average of the student; but beside another network, that network is the student.
+WITH_EMA = ("averaged", "plain", "model", "teacher", "student", "unknown")
+WITHOUT_EMA = ("plain", "model", "student", "teacher", "averaged", "unknown")
 
 DEEPEST = 4             # of dictionaries in dictionaries
 MOST_ENTRIES = 1000     # dictionaries that are looked at
@@ -74,20 +74,28 @@ class _Entry(NamedTuple):
 
     @property
     def role(self) -> str:
-        """Averaged, plain, teacher or student."""
-        words = {word for part in self.parts for word in re.split(r"[^a-z]+", part.lower())}
-        for role, known in (("teacher", TEACHER), ("student", STUDENT), ("averaged", AVERAGED)):
-            if words & known:
+        """What the name says: teacher, student, averaged or plain; else "model" for one of a known family, or unknown."""
+        roles = {_role(part) for part in self.parts} or {"plain"}
+        for role in ("teacher", "student", "averaged", "plain"):
+            if role in roles:
                 return role
-        return "plain"
+        return "unknown" if self.prefix is None else "model"
 
     @property
     def unknown(self) -> int:
         """Number of parts of the name that do not say what they are."""
-        return sum(part not in PLAIN_KEYS and _Entry((part,), None).role == "plain" for part in self.parts)
+        return sum(_role(part) == "unknown" for part in self.parts)
 
     def answers_to(self, name: str) -> bool:
         return f".{name}." in f".{self.name}."
+
+
+def _role(part: str) -> str:
+    words = set(re.split(r"[^a-z]+", part.lower()))
+    for role, known in (("teacher", TEACHER), ("student", STUDENT), ("averaged", AVERAGED)):
+        if words & known:
+            return role
+    return "plain" if part in PLAIN_KEYS else "unknown"
 
 
 @dataclass
@@ -142,7 +150,7 @@ class Choice:
         if not named:
             _complain(saved, bool(arrays), objects)
         chosen = self._choose([entry for path, found in named.items() for entry in _entries(path, found)])
-        if self.entry is None and objects and (chosen.unknown or chosen.role not in ("averaged", "plain")):
+        if self.entry is None and objects and chosen.role not in ("averaged", "plain"):
             _complain(saved, False, objects)
         self.path = chosen.path
         start = chosen.prefix or ""
@@ -193,6 +201,7 @@ class Choice:
         def rank(entry: _Entry) -> tuple[int, ...]:
             if entry.unknown:
                 return roles.index(entry.role), 1, entry.prefix is None, entry.unknown
+            # Of the usual keys, the first.
             order = [keys.index(part) if part in keys else len(keys) for part in entry.parts]
             return roles.index(entry.role), 0, *(order or [len(keys)])
 
@@ -203,9 +212,8 @@ class Choice:
                 f"it has several sets of weights, {several}: choose one with --entry NAME (entry=NAME)"
             )
         for entry in entries:
-            if entry != best and entry.name not in (*self.others, best.name) and (entry.prefix is not None or not (
-                best.prefix is not None and entry.unknown
-            )):
+            is_model = entry.prefix is not None or best.prefix is None or entry.role not in ("plain", "unknown")
+            if is_model and entry.name not in ("", best.name, *self.others):
                 self.others.append(entry.name)
         return best
 
@@ -258,7 +266,7 @@ def _prefixes(weights: Mapping[str, Any]) -> list[str]:
 
     def is_part(prefix: str) -> bool:
         outer = (other for other in prefixes if other != prefix and prefix.startswith(other))
-        return any(_Entry((), prefix[len(other) :]).role == "plain" for other in outer)
+        return any(_Entry((), prefix[len(other) :]).role in ("plain", "model") for other in outer)
 
     return [prefix for prefix in prefixes if not is_part(prefix)]
 
