@@ -74,7 +74,7 @@ class _Entry(NamedTuple):
 
     @property
     def role(self) -> str:
-        """What the name says: teacher, student, averaged or plain; else "model" for one of a known family, or unknown."""
+        """What the name says: teacher, student, averaged, plain; else "model" for one of a known family, or unknown."""
         roles = {_role(part) for part in self.parts} or {"plain"}
         for role in ("teacher", "student", "averaged", "plain"):
             if role in roles:

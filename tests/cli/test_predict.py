@@ -17,7 +17,7 @@ from scratchvit.models import create_model
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.weights.labels import class_names, read_labels
 from tests.support.data_samples import write_picture
-from tests.support.peers import import_timm
+from tests.support.peers import import_timm, import_torchvision
 from tests.support.seeds import moved, seeded
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
@@ -284,13 +284,64 @@ def test_files_of_class_names(tmp_path, file, content, expected):
 
 
 def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
-    for name in ("dog", "Cat", "ant", ".cache"):
+    for name in ("dog", "cat", "ant", ".cache"):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
     (tmp_path / "photos" / "train" / "list.txt").write_text("no class")
-    assert read_labels(tmp_path / "photos" / "train") == read_labels(tmp_path / "photos") == ["Cat", "ant", "dog"]
+    assert read_labels(tmp_path / "photos" / "train") == read_labels(tmp_path / "photos") == ["ant", "cat", "dog"]
     (tmp_path / "bare").mkdir()
     with pytest.raises(ScratchvitError, match="bare has no class folders"):
         read_labels(tmp_path / "bare")
+
+
+FOLDERS = [
+    (("10", "2", "1"), ["1", "10", "2"], ["1", "2", "10"]),
+    (("dog", "Cat", "ant"), ["Cat", "ant", "dog"], ["ant", "Cat", "dog"]),
+    (("class_9", "class_10", "Class_1"), ["Class_1", "class_10", "class_9"], ["Class_1", "class_9", "class_10"]),
+    (("1a", "01", "b"), ["01", "1a", "b"], ["01", "1a", "b"]),
+    (("n02", "n1", "n01"), ["n01", "n02", "n1"], ["n01", "n1", "n02"]),
+    (("Émile", "zoo", "Zebra"), ["Zebra", "zoo", "Émile"], ["Zebra", "zoo", "Émile"]),
+]
+
+
+@pytest.mark.parametrize(("names", "torchvisions", "timms"), FOLDERS, ids=str)
+def test_the_order_of_class_folders_is_asked_for_where_libraries_differ(tmp_path, names, torchvisions, timms):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert read_labels(tmp_path, "torchvision") == torchvisions and read_labels(tmp_path, "timm") == timms
+    if torchvisions == timms:
+        assert read_labels(tmp_path) == timms
+        return
+    first = next(i for i, (a, b) in enumerate(zip(torchvisions, timms)) if a != b)
+    with pytest.raises(ScratchvitError) as caught:
+        read_labels(tmp_path)
+    assert f"class {first} is {torchvisions[first]!r} in the order of torchvision" in str(caught.value)
+    assert f"{timms[first]!r} in that of timm: " in str(caught.value) and "--label-order" in str(caught.value)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("names", "torchvisions", "timms"), FOLDERS, ids=str)
+def test_the_orders_are_those_of_torchvision_and_timm(tmp_path, names, torchvisions, timms):
+    for name in names:
+        write_picture(tmp_path / name / "a.png")
+    timm = import_timm()
+    found = import_torchvision().datasets.ImageFolder(tmp_path).class_to_idx
+    assert sorted(found, key=found.get) == torchvisions
+    found = timm.data.readers.reader_image_folder.find_images_and_targets(str(tmp_path))[1]
+    assert sorted(found, key=found.get) == timms
+
+
+def test_predict_asks_for_the_order_of_class_folders(weights, run, tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    for name in ("10", "9", "8", "7"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+    words = ["predict", "a.png", "--checkpoint", str(weights), "--labels", "classes"]
+    error, code = refused(capsys, *words)
+    assert "class 0 is '10' in the order of torchvision" in error and code == 1
+    assert main([*words, "--label-order", "timm"]) == 0
+    assert "names from classes in the order of timm" in capsys.readouterr().out
+    words[3] = str(run)                 # was trained here, in an order that is known
+    assert main(words) == 0
+    assert "names from classes in the order of torchvision" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("file", "content", "sentence"), [

@@ -321,6 +321,31 @@ def test_a_pickle_cannot_multiply_what_it_holds(tmp_path):
     assert peak_of_refusal(tmp_path, torch_zip(Raw(pairs + calls)), "copies more bytes than it contains") < 32 << 20
 
 
+INERT_BOMBS = {
+    "a new name from the stack each time": (
+        b"X" + struct.pack("<I", 200) + b"m" * 200 + b"q\x00" + b"X" + struct.pack("<I", 200) + b"n" * 200 + b"q\x01"
+        + b"h\x00h\x01\x93" * 100_000
+    ),
+    "calls of calls": b"ca\nb\n" + b")R" * 200_000,
+    "states": b"ca\nb\n" + b"}b" * 200_000,
+    "entries that are dropped": b"ca\nb\nq\x00(" + b"h\x00K\x01" * 100_000 + b"u",
+    "keys that are dropped": b"ca\nb\nq\x00}(" + b"h\x00K\x01" * 100_000 + b"u",
+}
+
+
+@pytest.mark.parametrize("kind", INERT_BOMBS)
+def test_inert_objects_cost_what_they_take_in_the_file(tmp_path, kind):
+    content = torch_zip(Raw(b"(" + INERT_BOMBS[kind] + b"t"))
+    assert peak_of_refusal(tmp_path, content, "it contains a tuple|never made") < 32 << 20
+
+
+def test_a_long_name_is_refused(tmp_path):
+    """Names are put together, so a long one that is used 100,000 times would take 20 GB."""
+    name = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    code = name + b"q\x00" + name + b"q\x01" + b"h\x00h\x01\x93" * 100_000
+    assert peak_of_refusal(tmp_path, torch_zip(Raw(code)), "a name in its pickle has 200000 characters") < 32 << 20
+
+
 def test_lists_of_lists_of_lists(tmp_path):
     """Ten times the same list, ten times that, …: 10³⁰ entries to whoever walks them all. Nobody does."""
     laughs = b"(](K\x01e" + b"".join(b"q%c](" % i + b"h%c" % i * 10 + b"e" for i in range(30)) + b"t"
