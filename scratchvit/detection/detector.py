@@ -215,7 +215,7 @@ def pixels_of(weights: str | Path) -> Normalize:
         return found
     architecture = (read_config(folder_of(Path(weights)) / "config.json") or {}).get("architecture")
     if isinstance(architecture, str):
-        of_classifier = preprocessing_for(architecture.partition(".")[0], weights, in_chans=3)
+        of_classifier = preprocessing_for(architecture.partition(".")[0], weights, in_chans=3, owner="timm")
         return Normalize(of_classifier.mean, of_classifier.std)
     return Normalize(**IMAGENET)
 

@@ -68,14 +68,14 @@ def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
 
 
 def normalisation(
-    model: str, init: str | Path, channels: int
+    model: str, init: str | Path, channels: int, entry: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation of each channel, as the weights in `init` expect them.
 
     None of a run whose pictures were grey and are now in colour, or the other way round.
     """
     if not is_checkpoint(init):
-        expected = preprocessing_for(model, init, in_chans=channels).to_timm()      # of pixels in 0 … 1
+        expected = preprocessing_for(model, init, in_chans=channels, entry=entry).to_timm()      # of pixels in 0 … 1
         return tuple(expected["mean"]), tuple(expected["std"])
     about = load_checkpoint(init).data
     return (tuple(about["mean"]), tuple(about["std"])) if len(about["mean"]) == channels else None

@@ -157,7 +157,7 @@ def _read_index(path: Path, choice: Choice) -> dict[str, np.ndarray]:
 
     weights: dict[str, np.ndarray] = {}
     for file in files:
-        part = _read_file(path.parent / file, choice)
+        part = _read_file(path.parent / file, Choice(use_ema=choice.use_ema))
         expected = {name for name, place in places.items() if place == file}
         if different := expected.symmetric_difference(part):
             name = min(different)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -97,7 +98,15 @@ def _folder_names(folder: Path, order: str | None) -> list[str]:
     if not found:
         raise ScratchvitError(f"{folder} has no class folders whose names could be used")
     orders = {library: sorted(sorted(found), key=key) for library, key in ORDERS.items()}
-    if order is not None:
+    if order == "torchvision":
+        return orders[order]
+    for one, other in itertools.pairwise(orders["timm"]):
+        if _timms_key(one) == _timms_key(other):
+            raise ScratchvitError(
+                f"{folder}: timm orders {one!r} and {other!r} at random: --label-order torchvision is the order of "
+                "torchvision and scratchvit; for timm, give the names in a file, one per line"
+            )
+    if order == "timm":
         return orders[order]
     for index, (theirs, timms) in enumerate(zip(orders["torchvision"], orders["timm"])):
         if theirs != timms:

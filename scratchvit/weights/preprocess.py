@@ -258,19 +258,20 @@ def preprocessing_for(
     img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
     owner: str | None = None,
+    entry: str | None = None,
 ) -> Preprocessing:
     """The preprocessing for a model: from the files in the folder of its weights, or the convention of its family.
 
     `source` says which. weights_path: a file of weights, or its folder; a file of torchvision is known by its hash.
     img_size, in_chans: those of the model, which take precedence. owner: library that the weights are from
-    (`LoadReport.owner`); by default it is found by reading the file, if necessary. Raises ScratchvitError, which names
-    the file, for an invalid configuration.
+    (`LoadReport.owner`); by default it is found by reading the file, or this entry of it, if necessary. Raises
+    ScratchvitError, which names the file, for an invalid configuration.
     """
     path = Path(weights_path) if weights_path is not None else None
     found = _beside(path, model_name) if path else None
     if found is None and path and (row := published_as(model_name, path)):
         found = _as_published(row, f"as published for torchvision's {row.file}.pth, {row.weights}")
-    if found is None and path and _is_torchvisions(path, owner):
+    if found is None and path and _is_torchvisions(path, owner, entry):
         found = _torchvisions(model_name, img_size)
     if found is None:
         at_its_size = re.sub(r"_\d+$", f"_{img_size}", model_name) if isinstance(img_size, int) else model_name
@@ -302,10 +303,10 @@ def folder_of(weights_path: Path) -> Path:
     return weights_path if weights_path.is_dir() else weights_path.parent
 
 
-def _is_torchvisions(path: Path, owner: str | None) -> bool:
+def _is_torchvisions(path: Path, owner: str | None, entry: str | None) -> bool:
     """Whether the names of the weights are torchvision's (those of its ResNets are timm's)."""
     if owner is None and path.is_file():
-        owner = recognise(read_weights(path)).owner
+        owner = recognise(read_weights(path, entry)).owner
     return owner == "torchvision"
 
 

@@ -220,7 +220,7 @@ class Unpickler:
 
     def _text(self, length: int) -> str:
         try:
-            return self._take(length).decode()
+            return self._take(length).decode(errors="surrogatepass")       # as pickle writes a path that is not UTF-8
         except UnicodeDecodeError as error:
             raise ScratchvitError(f"a string in its pickle is not UTF-8: {DAMAGED}") from error
 

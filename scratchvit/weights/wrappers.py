@@ -35,6 +35,8 @@ WITHOUT_EMA = ("plain", "model", "student", "teacher", "averaged", "unknown")
 
 DEEPEST = 4             # of dictionaries in dictionaries
 MOST_ENTRIES = 1000     # dictionaries that are looked at
+MOST_PREFIXES = 100     # of models in one dictionary
+LONGEST_NAME = 1000     # characters of a name that is looked at; longer ones are no names of weights
 MOST_NAMED = 12         # entries that are listed in a message
 
 # What PyTorch puts into names, anywhere: torch.compile, FSDP, activation checkpointing, Lightning Fabric.
@@ -107,6 +109,7 @@ class Choice:
     taken     name of the entry that was taken; "" if the file itself is the state dict
     others    names of the other entries
     unused    names of the tensors that belong to none of the entries
+    path      keys of the dictionaries that lead to `taken`
     """
 
     entry: str | None = None
@@ -140,15 +143,19 @@ class Choice:
             for path, entries in dictionaries.items()
         }
         arrays = {path: found for path, found in arrays.items() if found}
-        named = {path: found for path, found in arrays.items() if all(isinstance(name, str) for name in found)}
+        named = {
+            path: _without_insertions(found) for path, found in arrays.items()
+            if all(isinstance(name, str) for name in found)
+        }
         objects = [                     # whole models, which are not made
             (_Entry((*path, key), None), value.what)
             for path, entries in dictionaries.items() for key, value in entries.items()
             if isinstance(key, str) and isinstance(value, Inert) and not value.is_tensor
             and not _Entry((*path, key), None).unknown
         ]
-        if not named:
-            _complain(saved, bool(arrays), objects)
+        asked = [(entry, what) for entry, what in objects if self.entry is not None and entry.answers_to(self.entry)]
+        if not named or asked:
+            _complain(saved, bool(arrays), asked or objects)
         chosen = self._choose([entry for path, found in named.items() for entry in _entries(path, found)])
         if self.entry is None and objects and chosen.role not in ("averaged", "plain"):
             _complain(saved, False, objects)
@@ -166,9 +173,9 @@ class Choice:
     def without_prefix(self, weights: Mapping[str, Value]) -> dict[str, Value]:
         """The weights of the entry that is wanted, out of a state dict, under names without its prefix."""
         weights = _without_insertions(weights)
-        if self.entry is None and own.CHECKPOINT.recognises(weights) and _is_our_checkpoint(weights):
-            return weights                          # its layout takes the averaged weights
         prefixes = _prefixes(weights)
+        if self.entry is None and own.CHECKPOINT.recognises(weights) and _is_our_checkpoint(weights, prefixes):
+            return weights                          # its layout takes the averaged weights
         chosen = self._choose(_entries(self.path, weights))
         if chosen.prefix is None:
             self.taken = ".".join(self.path)
@@ -201,9 +208,8 @@ class Choice:
         def rank(entry: _Entry) -> tuple[int, ...]:
             if entry.unknown:
                 return roles.index(entry.role), 1, entry.prefix is None, entry.unknown
-            # Of the usual keys, the first.
             order = [keys.index(part) if part in keys else len(keys) for part in entry.parts]
-            return roles.index(entry.role), 0, *(order or [len(keys)])
+            return roles.index(entry.role), 0, entry.prefix is None, *(order or [len(keys)])
 
         best, *more = sorted(wanted, key=rank)
         if best.unknown and more and rank(more[0]) == rank(best):
@@ -255,13 +261,14 @@ def _entries(path: tuple[str, ...], weights: Mapping[str, Any]) -> list[_Entry]:
 
 def _prefixes(weights: Mapping[str, Any]) -> list[str]:
     """The prefixes under which models of known families lie. A model in a model, such as a backbone, is part of it."""
-    found = dict.fromkeys(
-        name[: match.start()]
-        for name in weights
-        if (match := _ROOT.search(name)) and (
-            (block := _FIRST_BLOCK.get(match[0])) is None or name[: match.start()] + block in weights
-        )
-    )
+    found: dict[str, None] = {}
+    for name in weights:
+        if len(name) <= LONGEST_NAME and (match := _ROOT.search(name)):
+            prefix, block = name[: match.start()], _FIRST_BLOCK.get(match[0])
+            if block is None or prefix + block in weights:
+                found[prefix] = None
+    if len(found) > MOST_PREFIXES:
+        raise ScratchvitError(f"it has {len(found):,} models, more than anything known: do not trust this file")
     prefixes = [prefix for prefix in found if not prefix.lower().startswith("optim")]
 
     def is_part(prefix: str) -> bool:
@@ -281,8 +288,9 @@ def _without_insertions(weights: Mapping[str, Value]) -> dict[str, Value]:
     return plain
 
 
-def _is_our_checkpoint(weights: Mapping[str, Any]) -> bool:
-    return all(name.startswith(("model.", "ema.", "optimizer.")) for name in weights)
+def _is_our_checkpoint(weights: Mapping[str, Any], prefixes: Sequence[str]) -> bool:
+    parts = ("model.", "ema.", "optimizer.")
+    return all(name.startswith(parts) for name in weights) and set(prefixes) <= set(parts)
 
 
 def _is_refused_tensor(value: Any) -> bool:

@@ -298,7 +298,7 @@ FOLDERS = [
     (("dog", "Cat", "ant"), ["Cat", "ant", "dog"], ["ant", "Cat", "dog"]),
     (("class_9", "class_10", "Class_1"), ["Class_1", "class_10", "class_9"], ["Class_1", "class_9", "class_10"]),
     (("1a", "01", "b"), ["01", "1a", "b"], ["01", "1a", "b"]),
-    (("n02", "n1", "n01"), ["n01", "n02", "n1"], ["n01", "n1", "n02"]),
+    (("n02", "n1", "n10"), ["n02", "n1", "n10"], ["n1", "n02", "n10"]),
     (("Émile", "zoo", "Zebra"), ["Zebra", "zoo", "Émile"], ["Zebra", "zoo", "Émile"]),
 ]
 
@@ -316,6 +316,17 @@ def test_the_order_of_class_folders_is_asked_for_where_libraries_differ(tmp_path
         read_labels(tmp_path)
     assert f"class {first} is {torchvisions[first]!r} in the order of torchvision" in str(caught.value)
     assert f"{timms[first]!r} in that of timm: " in str(caught.value) and "--label-order" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ by case only")
+@pytest.mark.parametrize("names", [("cat", "Cat", "dog"), ("n1", "n01", "n2")])
+def test_classes_that_timm_orders_at_random(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert read_labels(tmp_path, "torchvision") == sorted(names)
+    for order in (None, "timm"):
+        with pytest.raises(ScratchvitError, match=f"timm orders '{names[1]}' and '{names[0]}' at random"):
+            read_labels(tmp_path, order)
 
 
 @pytest.mark.parity

@@ -85,6 +85,7 @@ Pair = collections.namedtuple("Pair", "a b")
 RECORDS = {
     "a path": lambda torch: pathlib.PurePosixPath("runs/1"),
     "a path of Windows": lambda torch: pathlib.PureWindowsPath("C:/runs"),
+    "a path that is not UTF-8": lambda torch: pathlib.PurePosixPath("runs/\udcff"),
     "a date": lambda torch: datetime.datetime(2026, 11, 30, tzinfo=datetime.UTC),
     "a duration": lambda torch: datetime.timedelta(seconds=3),
     "an enum": lambda torch: Colour.RED,
@@ -151,6 +152,13 @@ def test_a_whole_model_is_refused_by_its_class(tmp_path, torch, zipped):
         torch.save(saved, path, _use_new_zipfile_serialization=zipped)
         with pytest.raises(ScratchvitError, match=r"torch\.nn\.modules\.linear\.Linear.* never made here.*state_dict"):
             read_weights(path)
+
+
+def test_an_entry_that_is_an_object_is_refused_by_its_class(tmp_path, torch):
+    torch.save({"state_dict": {"w": torch.ones(2)}, "teacher": torch.nn.Linear(2, 3)}, tmp_path / "w.pth")
+    assert read_weights(tmp_path / "w.pth")["w"].tolist() == [1, 1]
+    with pytest.raises(ScratchvitError, match=r"its 'teacher' is a 'torch\.nn\.modules\.linear\.Linear'"):
+        read_weights(tmp_path / "w.pth", entry="teacher")
 
 
 def test_a_state_dict_in_a_dict_of_a_class_is_refused_by_that_name(tmp_path, torch):

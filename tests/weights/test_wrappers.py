@@ -115,6 +115,11 @@ TREES = {
     "a loss with a network": ({"state_dict": under("model.", S) | under("criterion.lpips.", T)}, "state_dict.model",
                               ["state_dict.criterion.lpips"], []),
     "compiled anywhere": ({"model": compiled(S)}, "model", [], []),
+    "compiled, with a teacher": ({"state_dict": under("model._orig_mod.", S) | under("teacher._orig_mod.", T)},
+                                 "state_dict.model", ["state_dict.teacher"], []),
+    "an average of Lightning": ({"state_dict": under("model.", T) | under("ema.module.", S)},
+                                "state_dict.ema.module", ["state_dict.model"], []),
+    "numbers under a usual name": ({"model": {"mean": one(3)}, "weights": S}, "weights", [], []),
     "FSDP": ({"model": under("_fsdp_wrapped_module._orig_mod.module.", S)}, "model.module", [], []),
 }
 
@@ -192,6 +197,15 @@ def test_a_name_with_and_without_an_insertion_is_refused(tmp_path):
         read_weights(path)
 
 
+def test_thousands_of_models_are_refused_at_once(tmp_path):
+    """Each is compared with each, and with every name."""
+    stored = tensors({"w": one(1)})["w"]
+    many = {f"net{i}.patch_embed.proj.weight": stored for i in range(20_000)}
+    (tmp_path / "w.pth").write_bytes(torch_zip(many, {"0": one(1).tobytes()}))
+    with pytest.raises(ScratchvitError, match="it has 20,000 models, more than anything known"):
+        read_weights(tmp_path / "w.pth")
+
+
 def test_many_entries_and_names_make_short_lines(tmp_path):
     many = {f"copy_{i}": T for i in range(40)} | {"model": S}
     path = write(tmp_path / "w.pth", many)
@@ -211,6 +225,7 @@ def test_every_command_that_opens_weights_takes_an_entry(tmp_path, monkeypatch, 
     write(tmp_path / "w.pth", {"model": S, "teacher": T})
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": TINY}))
     if words[0] == "train":
+        (tmp_path / "config.json").unlink()
         options = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
         words = [*words, "--model", NAME, *(f"--{name.replace('_', '-')}={n}" for name, n in options.items()),
                  "--new-head", "--epochs=1", "--train-fraction=0.1"]
@@ -221,6 +236,10 @@ def test_every_command_that_opens_weights_takes_an_entry(tmp_path, monkeypatch, 
     assert "entry: teacher (also in the file: model" in capsys.readouterr().out
     assert main([*words, "--entry", "ema", *([*out[:1], "z"] if out else [])]) == 1
     assert "it has no entry 'ema'; it has model, teacher" in capsys.readouterr().err
+    write(tmp_path / "w.pth", {"first": S, "second": T})
+    assert main([*words, *([*out[:1], "u"] if out else [])]) == 1
+    assert "several sets of weights, first, second: choose one with --entry NAME" in capsys.readouterr().err
+    assert main([*words, "--entry", "second", *([*out[:1], "v"] if out else [])]) == 0
 
 
 def test_sizes_are_given_to_predict(tmp_path, monkeypatch, capsys):

@@ -110,7 +110,7 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
     if own is not None:     # a model with a palette, whose colours have units of their own
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
-        theirs = init and normalisation(config.model, init, splits.train.image_shape[2])
+        theirs = init and normalisation(config.model, init, splits.train.image_shape[2], config.entry)
         mean, std = theirs or data.channel_stats(splits.train)
     # A channel that never changes carries nothing; any deviation will do.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))

@@ -45,7 +45,7 @@ class Layout:
     """The names and array layouts of one library. Patterns are regular expressions that must match a whole name.
 
     owner       the library or project, for reports
-    mark        a name that only this layout has
+    mark        a name that only this layout has; where it begins, the prefix of a wrapper ends (`wrappers`)
     names       (their pattern, our name); the first match is used, and a name without a match stays as it is
     prefix      a prefix that all names may have
     left_out    names that the models here do not need
