@@ -8,6 +8,7 @@
     input channels          summed to one, or repeated and scaled so that the sum stays the same
     heads                   as they are, or left randomly initialised; never cut
     query groups            the first groups of a DETR's run that had more than the model
+    classifiers             a ResNet's weights become the backbone of a DETR (backbone.py)
 
 Everything else must have the shape in the model. Nothing here changes the model: `fit` returns the state to be loaded,
 or raises an error that names everything that does not fit.
@@ -17,7 +18,6 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -26,12 +26,9 @@ import numpy as np
 from scratchvit.models.interface import PatchModel, PositionedModel
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
-from scratchvit.weights.arrays import readable
 from scratchvit.weights.backbone import BODY, as_backbone, has_backbone, is_resnet
-from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, in_short
 from scratchvit.weights.names import Renamed, Weights
-
-MOST_TOLD = 12      # names, or groups of names, in a line of a report
 
 # Names of stages that a backbone does not build if their feature maps are not used, and of the final norm.
 _DEEP = re.compile(r"layer\d\.|stages\.\d\.|norm\.")
@@ -57,23 +54,10 @@ class LoadReport:
     def __str__(self) -> str:
         lines = [f"names: {self.owner}", *filter(None, [self.entry]), *(f"adapted: {what}" for what in self.adapted)]
         if self.left_out:
-            lines.append(f"not used: {', '.join(_in_short(self.left_out))}")
+            lines.append(f"not used: {', '.join(in_short(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"not loaded, as initialised: {', '.join(_in_short(self.as_drawn))}")
+            lines.append(f"not loaded, as initialised: {', '.join(in_short(self.as_drawn))}")
         return "\n".join(lines)
-
-
-def _in_short(names: Sequence[str]) -> list[str]:
-    """Names for a report: those of each part of a model together, if there are many."""
-    if len(texts := grouped(names)) <= MOST_TOLD:
-        return texts
-    parts: dict[str, list[str]] = {}
-    for name in names:
-        parts.setdefault(name.partition(".")[0], []).append(name)
-    told = [f"{readable(part)}.… ({len(of_part)} tensors)" if len(of_part) > 1 else readable(of_part[0])
-            for part, of_part in parts.items()]
-    more = len(told) - MOST_TOLD
-    return told if more <= 0 else [*told[:MOST_TOLD], f"and {more:,} more"]
 
 
 def fit(

@@ -16,6 +16,7 @@ from scratchvit.weights.arrays import readable
 from scratchvit.weights.backbone import BODY, FIRST, options_of_resnet
 from scratchvit.weights.names import Renamed
 
+MOST_TOLD = 12          # names, or groups of names, in a line of a report
 MOST_NAMED = 1000       # names in one list of an error; no model has as many after blocks are grouped
 HEAD = re.compile(
     r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed|proposals\.class_embed|label_enc)\.(?:weight|bias)"
@@ -76,6 +77,8 @@ def complain(
             f"the weights (names of {renamed.owner}) do not fit {type(model).__name__}, and nothing was loaded"
             f"{': ' + cause if cause else ''}"
             + "".join(f"\n  {what}: {', '.join(names)}" for what, names in lists.items() if names)
+            + (f"\n  not used: {', '.join(in_short(renamed.left_out))}" if renamed.left_out else "")
+            + (f"\n  {renamed.entry}" if renamed.entry else "")
         )
 
 
@@ -102,6 +105,21 @@ def grouped(names: Iterable[str]) -> list[str]:
         texts.append(f"{readable(before)}{which}{readable(after)}" if before else readable(after))
     more = len(texts) - MOST_NAMED
     return texts if more <= 0 else [*texts[:MOST_NAMED], f"and {more:,} more"]
+
+
+def in_short(names: Sequence[str]) -> list[str]:
+    """Names for a line: `grouped`, or if that is long, each part of the model as decoder.… (26 tensors)."""
+    if len(texts := grouped(names)) <= MOST_TOLD:
+        return texts
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    told = [
+        f"{readable(part)}.… ({len(of_part)} tensors)" if len(of_part) > 1 else readable(of_part[0])
+        for part, of_part in parts.items()
+    ]
+    more = len(told) - MOST_TOLD
+    return told if more <= 0 else [*told[:MOST_TOLD], f"and {more:,} more"]
 
 
 _NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number cannot be that of a block

@@ -153,6 +153,18 @@ def test_the_entry_that_is_asked_for(tmp_path, case, entry):
     assert same(model.state_dict(), T)
 
 
+def test_an_error_says_what_was_taken_and_what_was_not(tmp_path):
+    """A head under another name, and another model in the file."""
+    state = under("backbone.", {name: value for name, value in S.items() if not name.startswith("head.")})
+    path = write(tmp_path / "w.pth", {"state_dict": state | {"classifier.weight": one(4, 16)}, "teacher": T})
+    with pytest.raises(ScratchvitError) as caught:
+        sv.load_weights(sv.create_model(NAME, **TINY), path)
+    first, *lines = str(caught.value).splitlines()
+    assert "the file has no head: new_head=True" in first
+    assert lines == ["  missing: head.weight, head.bias", "  not used: classifier.weight",
+                     "  entry: state_dict.backbone (also in the file: teacher; --entry NAME, entry=NAME, takes another)"]
+
+
 def test_an_entry_that_is_not_there(tmp_path):
     path = write(tmp_path / "w.pth", {"model": S, "teacher": T})
     with pytest.raises(ScratchvitError, match=r"w\.pth: it has no entry 'ema'; it has model, teacher: choose one of"):
