@@ -1,4 +1,10 @@
-"""Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine."""
+"""Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine.
+
+`sv.data`, `sv.training`, `sv.detection`, `sv.recipes`, `sv.inspect` and `sv.costs` are imported when they are used.
+"""
+
+import importlib
+from types import ModuleType
 
 from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
 from scratchvit import backend, nn, ops, optim, random
@@ -7,8 +13,27 @@ from scratchvit.checkpoint import checkpoint
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
 from scratchvit.models import create_model, list_models
-from scratchvit.recording import no_grad
+from scratchvit.recording import enable_grad, no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.weights import load_weights
 
 __version__ = "0.1.0"
+
+_ON_DEMAND = ("costs", "data", "detection", "inspect", "recipes", "training")
+
+__all__ = [
+    "GradcheckWarning", "GradientError", "ScratchvitError", "Tensor", "__version__", "backend", "checkpoint",
+    "create_model", "device", "gradcheck", "list_models", "load_weights", "nn", "no_grad", "ops", "optim", "random",
+    "use",
+]
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _ON_DEMAND:
+        return importlib.import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What users need: the public names, and the packages that are imported on demand."""
+    return sorted([*__all__, *_ON_DEMAND])

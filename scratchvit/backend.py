@@ -1,7 +1,7 @@
 """Devices: NumPy on the CPU and CuPy on the GPU behind one interface.
 
-Ops get the array module from their data (`xp = array_module(x)`), so the same code runs on both. Data is only copied by
-functions here: `asarray` to the current device, `asnumpy` to the host.
+Ops get the array module from their data (`xp = array_module(x)`), so the same code runs on both. Only functions of this
+file copy data between devices: `asarray` to the current device, `asnumpy` to the host.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class _ImportedWhenUsed:
 
 CPU = Backend("cpu", np, _ImportedWhenUsed("scipy.special"), np.ndarray, np.asarray)
 
-# NumPy returns scalars where CuPy returns 0-d arrays; scalars are treated as arrays here.
+# Where CuPy returns 0-d arrays, NumPy returns scalars; they are treated as arrays.
 _by_array_type: dict[type, Backend] = {np.ndarray: CPU, np.float32: CPU, np.float64: CPU}
 _current: Backend | None = None             # None until first use, then set by SCRATCHVIT_DEVICE
 
@@ -99,15 +99,15 @@ def _gpu() -> Backend:
         import cupy
         import cupyx.scipy.special
     except ImportError:
-        found = "no CUDA driver was found either" if cuda is None else f"this driver speaks CUDA {cuda[0]}.{cuda[1]}"
+        found = "no CUDA driver was found either" if cuda is None else f"the driver supports CUDA {cuda[0]}.{cuda[1]}"
         raise ScratchvitError(
             f'the GPU needs CuPy, which is not installed ({found}): pip install "scratchvit[{extra}]"'
         ) from None
     if not cupy.cuda.is_available():
         reason = (
-            "no CUDA driver answers" if cuda is None
-            else f"its driver (CUDA {cuda[0]}.{cuda[1]}) shows no device; if CuPy was built for another CUDA: "
-                 f'pip install "scratchvit[{extra}]"'
+            "no CUDA driver was found" if cuda is None
+            else f"the driver (CUDA {cuda[0]}.{cuda[1]}) reports no device; if CuPy was built for another CUDA "
+                 f'version: pip install "scratchvit[{extra}]"'
         )
         raise ScratchvitError(
             f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or continue with use("cpu")'
@@ -132,7 +132,7 @@ def cuda_driver_version() -> tuple[int, int] | None:
 
 
 def is_array(x: Any) -> bool:
-    """Whether x is an array of a backend that was used in this process."""
+    """Whether x is an array of a backend that has been used in this process."""
     return type(x) in _by_array_type
 
 
@@ -178,7 +178,7 @@ def erf(x: Array) -> Array:
 # --- the CPU's cores and memory -------------------------------------------------------------------------------------
 
 BLOCK_BYTES = 1 << 20       # 1 MiB: small enough for the cache, large enough that Python's share is small
-PARALLEL_BYTES = 1 << 20    # below this, handing rows to threads costs more than it saves
+PARALLEL_BYTES = 1 << 20    # for smaller arrays, distributing rows to threads costs more than it saves
 
 
 def cpu_cores() -> int:
@@ -189,10 +189,10 @@ def cpu_cores() -> int:
 @functools.cache
 def cpu_threads() -> int:
     """The number of threads for work on the CPU: that of BLAS (OMP_NUM_THREADS), but at most the number of cores."""
-    told = [pool["num_threads"] for pool in _blas().info()]
-    if not told and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        told = [int(number)]        # threadpoolctl does not know Accelerate, which NumPy uses on macOS
-    return max(1, min(max(told, default=cpu_cores()), cpu_cores()))
+    numbers = [pool["num_threads"] for pool in _blas().info()]
+    if not numbers and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
+        numbers = [int(number)]     # threadpoolctl does not support Accelerate, which NumPy uses on macOS
+    return max(1, min(max(numbers, default=cpu_cores()), cpu_cores()))
 
 
 @functools.cache
@@ -205,7 +205,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(cpu_threads(), thread_name_prefix="scratchvit")
 
 
-_dealing = threading.Lock()     # the limit on BLAS holds for the whole process, so one deal at a time
+_dealing = threading.Lock()     # the limit on BLAS applies to the whole process, so only one `deal` runs at a time
 
 
 def _forget_threads() -> None:
@@ -227,17 +227,17 @@ def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: i
     """
     threads = min(threads, len(blocks))
     results: list[Any] = [None] * len(blocks)
-    turns = iter(enumerate(blocks))
+    remaining = iter(enumerate(blocks))
 
     def work() -> None:
-        for turn, block in turns:       # shared: each turn goes to one thread
-            results[turn] = fn(*block)
+        for number, block in remaining:     # the iterator is shared: each block goes to one thread
+            results[number] = fn(*block)
 
     if threads <= 1:
         work()
         return results
     with _dealing, _blas().limit(limits=1):
-        # Each thread in a copy of this one's context, which holds NumPy's error state.
+        # Each thread runs in a copy of this thread's context, which includes NumPy's error state.
         others = [_pool().submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]
         work()
         for other in others:
@@ -246,11 +246,12 @@ def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: i
 
 
 def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLOCK_BYTES) -> list[Any]:
-    """Call `fn(*blocks)` until it has seen every row (axis 0) of the arrays, which all have the same number of rows.
+    """Call `fn(*blocks)` for blocks of rows (axis 0) of the arrays, which all have the same number of rows.
 
-    On the CPU the rows are cut into blocks that fit the cache (counted on the largest array) and dealt to threads, so
-    that a chain of NumPy calls over one block runs at cache speed on every core. On a GPU, fn gets the whole arrays,
-    once. Returns what fn returned, in the order of the rows: adding up partial results is the same in every run.
+    On the CPU, the blocks of the largest array have about block_bytes, which fits in the cache, and are distributed to
+    threads: a chain of NumPy calls on one block then runs at the speed of the cache on every core. On a GPU, fn is
+    called once with the whole arrays. Returns a list of the results of fn in the order of the rows, so that their sum
+    is reproducible.
     """
     rows = len(arrays[0])
     if backend_of(arrays[0]) is not CPU or rows == 0:
@@ -258,7 +259,7 @@ def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLO
     largest = max(a.nbytes for a in arrays)
     step = max(1, rows * block_bytes // max(1, largest))
     threads = cpu_threads() if largest >= PARALLEL_BYTES else 1
-    if threads > 1:     # enough blocks that the threads end together
+    if threads > 1:     # enough blocks for all threads to finish at about the same time
         step = min(step, math.ceil(rows / (2 * threads)))
     return deal(fn, [tuple(a[i : i + step] for a in arrays) for i in range(0, rows, step)], threads)
 
@@ -266,8 +267,8 @@ def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLO
 def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next array instead of returning it to the system.
 
-    A new 50 MB array causes page faults, which often take longer than the computation in it, and a training step
-    allocates the same arrays again and again. Returns True if it worked (Linux with glibc). Affects the whole process.
+    A new 50 MB array causes page faults, which often take longer than the computation itself, and every training step
+    allocates the same arrays again. Affects the whole process. Returns whether it worked (only on Linux with glibc).
     """
     M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
     try:

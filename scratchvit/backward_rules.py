@@ -1,17 +1,18 @@
-"""What a backward owes the engine besides the right numbers, and how `gradcheck` tries it.
+"""The rules that a backward must follow besides returning the right numbers, and how `gradcheck` checks them.
 
-A backward that is right once, alone, for a fresh cotangent, can still be wrong inside a network. There, cotangents come
-as views in any order of memory, some inputs need no gradient and some outputs are not used, and arrays are shared. So:
+A backward that is right for a single call with a newly made cotangent can still be wrong in a network. There,
+cotangents are views with any memory layout, some inputs need no gradient, some outputs are unused, and arrays are
+shared. The rules:
 
-- The function leaves its inputs as they are, and gives out no array that it writes to again.
-- The backward leaves inputs, outputs and cotangents as they are, and gives the same gradient each time it is called.
-- It takes a cotangent of any strides, which it may only read.
-- Its gradients do not depend on which others are wanted. A cotangent that is None counts as zeros.
-- What it hands out is new: nobody who writes to a gradient changes anything else.
-- float32 gives float32, and what float64 gives, up to rounding.
+- The function does not write to its inputs, and does not write to an output after returning it.
+- The backward does not write to inputs, outputs or cotangents, and returns the same gradient each time it is called.
+- It takes a cotangent with any strides, which may be read-only.
+- Its gradients do not depend on which other gradients are needed. A cotangent of None is treated as zeros.
+- It returns new arrays: writing to a gradient changes nothing else.
+- For float32 it returns float32, with the values of float64 up to rounding.
 
-A sound function pays little: one graph is gone through several times, and several rules are tried at once. Only if that
-fails are they tried one by one, to say which it was.
+For a correct function the checks are cheap: the same graph is used several times, and several rules are checked at
+once. Only on failure are they checked one by one, to find out which rule is violated.
 """
 
 from __future__ import annotations
@@ -30,14 +31,14 @@ Arrays = list[np.ndarray]
 
 
 class GradientError(AssertionError):
-    """A backward that does not match its function or breaks a rule, or a function that cannot be checked here."""
+    """A backward that does not match its function or violates a rule, or a function that cannot be checked."""
 
 
-# --- a graph that can be gone through again ---------------------------------------------------------------------------
+# --- a graph for several backward passes ------------------------------------------------------------------------------
 
 
 class Recorded:
-    """One call of fn and its graph, which keeps what is needed to go back more than once.
+    """One call of fn with its graph, which is kept for several backward passes.
 
     point: a host array per input. wanted: for each input, whether it requires a gradient; None for all.
     """
@@ -53,10 +54,10 @@ class Recorded:
         self.require_kept("fn")
 
     def pull_back(self, cotangents: Sequence[Any], when: str = "") -> list[Array | None]:
-        """Jᵀv: the gradient of every input, as the engine hands it out; None where nothing depends on the input.
+        """Jᵀv: the gradient of every input, as the engine returns it; None if no output depends on the input.
 
-        cotangents: an array per output, on the host or the device; None for an output that is not used.
-        when: under what circumstance, for errors, with a space before it.
+        cotangents: an array per output, on the host or the device; None for an unused output.
+        when: the condition that is checked, for error messages, with a leading space.
         """
         for node, backward, edges in self._nodes:
             node.backward, node.edges = backward, edges
@@ -67,32 +68,32 @@ class Recorded:
         roots = [(edge_to(y), v) for y, v in zip(self.outputs, given) if v is not None and y.requires_grad]
         try:
             run_backward(roots)
-        except Exception as error:      # whatever a user's backward raises, it raises it under this circumstance
+        except Exception as error:      # a user's backward can raise anything; say under which condition it did
             raise GradientError(f"the backward raises {type(error).__name__}{when}: {error}") from error
         for number, (v, copy) in enumerate(zip(given, before)):
             if v is not None and copy is not None and not _same_bits(asnumpy(v), copy):
                 raise GradientError(
-                    f"the backward writes to its cotangent, that of output {number}{when}; compute in a new array"
+                    f"the backward writes to its cotangent, of output {number}{when}; use a new array"
                 )
         self.require_kept("the backward", when)
         return [tensor.grad for tensor in self.inputs]
 
     def require_kept(self, who: str, when: str = "") -> None:
-        """Raise GradientError if inputs or outputs are not as they were; `who` will have written to them."""
+        """Raise GradientError if inputs or outputs have changed; `who` is named as the cause."""
         for what, tensors, copies in (("input", self.inputs, self.point), ("output", self.outputs, self.values)):
             for number, (tensor, copy) in enumerate(zip(tensors, copies)):
                 if not _same_bits(asnumpy(tensor.data), copy):
-                    raise GradientError(f"{who} writes to {what} {number}{when}; compute in a new array")
+                    raise GradientError(f"{who} writes to {what} {number}{when}; use a new array")
 
 
 def evaluate(fn: Callable[..., Any], point: Arrays) -> Arrays:
-    """The outputs of fn on the host, without a graph."""
+    """The outputs of fn at this point, on the host, without a graph."""
     with no_grad():
         return [asnumpy(y.data) for y in _tensors(fn(*(Tensor(asarray(x.copy())) for x in point)))]
 
 
 def on_host(gradients: Sequence[Array | None], point: Arrays, when: str = "") -> Arrays:
-    """Copies of the gradients, zeros for None. Raises GradientError where one is not finite."""
+    """Copies of the gradients on the host, zeros for None. Raises GradientError if one is not finite."""
     copies = [np.zeros_like(x) if g is None else asnumpy(g).copy() for g, x in zip(gradients, point)]
     for number, gradient in enumerate(copies):
         if not np.isfinite(gradient).all():
@@ -110,7 +111,7 @@ def _tensors(outputs: Any) -> Sequence[Tensor]:
     return outputs
 
 
-# --- cotangents as they come in a network -----------------------------------------------------------------------------
+# --- memory layouts of cotangents -------------------------------------------------------------------------------------
 
 
 def _fortran(v: Array) -> Array:
@@ -118,7 +119,7 @@ def _fortran(v: Array) -> Array:
 
 
 def _gapped(v: Array) -> Array:
-    """Every second entry of its memory; NaN between, for those who read memory and not entries."""
+    """A view of every second entry of memory, with NaN between, for code that reads memory and ignores strides."""
     memory = array_module(v).full((*v.shape, 2), float("nan"), v.dtype)
     memory[..., 0] = v
     return memory[..., 0]
@@ -133,12 +134,12 @@ def _gapped_and_reversed(v: Array) -> Array:
 
 
 def _backwards(v: Array) -> Array:
-    """A view of v from its last entry to its first."""
+    """A view of v reversed along every axis."""
     return v[(*[slice(None, None, -1)] * v.ndim, ...)]
 
 
 def _read_only(v: Array) -> Array:
-    if isinstance(v, np.ndarray):       # CuPy has no such arrays
+    if isinstance(v, np.ndarray):       # CuPy has no read-only arrays
         v.flags.writeable = False
     return v
 
@@ -146,7 +147,7 @@ def _read_only(v: Array) -> Array:
 LAYOUTS: dict[str, Callable[[Array], Array]] = {
     "in Fortran order": _fortran,
     "with gaps in memory, as `a[..., 0]` has": _gapped,
-    "of negative strides": _reversed,
+    "with negative strides": _reversed,
     "that is read-only": _read_only,
 }
 
@@ -165,24 +166,24 @@ def _laid_out(cotangents: Arrays, *layouts: Callable[[Array], Array]) -> list[Ar
 
 
 class Rules:
-    """The rules for one function at one point, given a gradient of which the numbers are known to be right.
+    """The rules for one function at one point, given a gradient whose values are known to be right.
 
-    graph: of fn at the point, gone through once, with cotangent, to give `handed_out`.
-    tolerance: the relative difference that passes. noise: the absolute one.
+    graph: of fn at the point. cotangent: that of its first backward pass, which returned the gradients `returned`.
+    tolerance: the largest relative difference that passes. noise: the largest absolute difference.
     """
 
     def __init__(
-        self, fn: Callable[..., Any], graph: Recorded, cotangent: Arrays, handed_out: list[Array | None],
+        self, fn: Callable[..., Any], graph: Recorded, cotangent: Arrays, returned: list[Array | None],
         tolerance: float, noise: float,
     ):
         self.fn, self.graph, self.point, self.cotangent = fn, graph, graph.point, cotangent
-        self.handed_out, self.right = handed_out, on_host(handed_out, graph.point)
+        self.returned, self.right = returned, on_host(returned, graph.point)
         self.tolerance, self.noise = tolerance, noise
 
     def outputs_alone(self) -> None:
-        """Each output used alone, by a cotangent of gaps and negative strides: the sum is the gradient of all.
+        """Use each output alone, with a cotangent that has gaps and negative strides: the gradients must add up.
 
-        It goes through the graph that was used, and writes to what was handed out there.
+        This uses the same graph again, and then writes to the gradients that its first backward pass returned.
         """
         self.graph.require_kept("a later call")
         total = [np.zeros_like(x) for x in self.point]
@@ -194,33 +195,33 @@ class Rules:
                 right = on_host(second, self.point)
                 for part, gradient in zip(total, right):
                     part += gradient
-            self._require_right(total, " for a gapped cotangent of negative strides, when each output is used alone")
+            self._require_right(total, " for cotangents with gaps and negative strides, when each output is used alone")
         except GradientError:
             self.explain()
             raise
         self._require_own_memory(second, right)
 
     def _require_own_memory(self, second: list[Array | None], right: Arrays) -> None:
-        """Write to each gradient of the first backward in turn, and see that nothing else changes."""
-        for number, gradient in enumerate(self.handed_out):
+        """Write to each gradient of the first backward pass in turn, and check that nothing else changes."""
+        for number, gradient in enumerate(self.returned):
             if gradient is None:
                 continue
             if not _same_bits(asnumpy(gradient), self.right[number]):
                 raise GradientError(
-                    f"the gradient of input {number} changes after it was handed out: a later backward, or whoever "
-                    "writes to another gradient, writes to it; hand out a new array each time"
+                    f"the gradient of input {number} changes after it was returned: a later backward pass, or writing "
+                    "to another gradient, changes it; return a new array each time"
                 )
             gradient[...] = float("nan")
-            self.graph.require_kept(f"whoever writes to the gradient of input {number}")
+            self.graph.require_kept(f"writing to the gradient of input {number} also")
             for other, copy in zip(second, right):
                 if other is not None and not _same_bits(asnumpy(other), copy):
                     raise GradientError(
-                        f"two backwards hand out the same memory as the gradient of input {number}; "
-                        "hand out a new array each time"
+                        f"two backward passes return the same memory as the gradient of input {number}; "
+                        "return a new array each time"
                     )
 
     def another(self, cotangent: Arrays) -> Arrays:
-        """The gradient for another cotangent, read-only and in Fortran order, through the graph that was used."""
+        """The gradient for another cotangent, read-only and in Fortran order, by the same graph."""
         try:
             return on_host(self.graph.pull_back(_laid_out(cotangent, _fortran, _read_only)), self.point)
         except GradientError:
@@ -228,9 +229,9 @@ class Rules:
             raise
 
     def inputs_alone(self) -> None:
-        """Only some inputs wanted, in graphs made anew: each alone, and of three or more, all but each."""
+        """Require gradients for some inputs only, in new graphs: each alone, and of three or more, all but one."""
         for wanted in _patterns(len(self.point)):
-            when = f" when only some inputs want a gradient, need={list(wanted)}"
+            when = f" when only some inputs require a gradient, need={list(wanted)}"
             try:
                 found = on_host(Recorded(self.fn, self.point, wanted).pull_back(self.cotangent, when), self.point, when)
                 self._require_right(found, when, wanted)
@@ -239,15 +240,15 @@ class Rules:
                 raise
 
     def explain(self) -> None:
-        """Try one circumstance at a time; raise GradientError with the first that changes the gradient."""
-        when = " in a second backward, of a graph made anew"
+        """Check one condition at a time; raise GradientError with the first that changes the gradient."""
+        when = " in a second backward pass of a new graph"
         self._require_right(self._fresh_gradient(self.cotangent, when), when)
 
-        when = " in a second backward through the same graph: the first one changed what the op had saved"
+        when = " in a second backward pass of the same graph: the first changed an array that the op had saved"
         graph = Recorded(self.fn, self.point)
         graph.pull_back(self.cotangent)
         self._require_right(on_host(graph.pull_back(self.cotangent, when), self.point, when), when)
-        when = " once somebody wrote to the gradient handed out before: it was an array that the op had saved"
+        when = " after writing to the gradient of an earlier backward pass: it was an array that the op had saved"
         graph = Recorded(self.fn, self.point)
         for gradient in graph.pull_back(self.cotangent):
             if gradient is not None:
@@ -259,7 +260,7 @@ class Rules:
             self._require_right(self._fresh_gradient(_laid_out(self.cotangent, layout), when), when)
 
         for j in range(len(self.cotangent)):
-            when = f" when output {j} alone is used, and the other cotangents are None"
+            when = f" when only output {j} is used, and the other cotangents are None"
             zeros = [v if i == j else np.zeros_like(v) for i, v in enumerate(self.cotangent)]
             found = self._fresh_gradient(_only(j, self.cotangent), when)
             self._require_right(found, when, expected=self._fresh_gradient(zeros))
@@ -281,7 +282,7 @@ def _only(j: int, cotangents: Sequence[Any]) -> list[Any]:
 
 
 def _patterns(n: int) -> Iterator[tuple[bool, ...]]:
-    """Which of n inputs to want: each alone; of three or more also all but each."""
+    """Which of n inputs require a gradient: each alone, and for three or more also all but one."""
     for i in range(n):
         yield tuple(j == i for j in range(n))
     for i in range(n if n > 2 else 0):
@@ -291,48 +292,49 @@ def _patterns(n: int) -> Iterator[tuple[bool, ...]]:
 # --- float32 ----------------------------------------------------------------------------------------------------------
 
 FLOAT32 = float(np.finfo(np.float32).eps)
-SENSITIVE = 16          # how many times what a rounding of the inputs does may those of the function add up to
+SENSITIVE = 16          # the allowed error, as a multiple of the effect of rounding the inputs once
 
 
 def rounds_to_float32(gradient: np.ndarray, noise: float) -> bool:
-    """Whether every entry above the noise is a float32 number. By chance, one of float64 is that once in 2²⁹."""
+    """Whether every entry above the noise is representable in float32. A float64 entry is by chance once in 2²⁹."""
     entries = gradient[np.abs(gradient) > noise]
     with np.errstate(over="ignore"):
         return entries.size > 0 and bool((entries == entries.astype(np.float32)).all())
 
 
 def check_float32(fn: Callable[..., Any], rules: Rules) -> str:
-    """Compare values and gradients of fn in float32 with those in float64, which the rules know.
+    """Compare values and gradients of fn in float32 with those in float64, which are taken from `rules`.
 
-    Returns why nothing was compared, or "". Raises GradientError for a difference that rounding does not explain.
+    Returns the reason if they cannot be compared, otherwise "". Raises GradientError for a difference that rounding
+    does not explain.
     """
     graph, cotangent, gradient = rules.graph, rules.cotangent, rules.right
     exact = [*graph.values, *gradient]
     if any(np.abs(a).max(initial=0) > np.finfo(np.float32).max for a in (*graph.point, *exact)):
-        return "its numbers do not fit in float32"
-    with np.errstate(all="ignore"):     # what overflows is seen below
+        return "its numbers are beyond the range of float32"
+    with np.errstate(all="ignore"):     # overflow is detected below
         point, v = ([x.astype(np.float32) for x in arrays] for arrays in (graph.point, cotangent))
         try:
             single = Recorded(fn, point)
         except GradientError:
             raise
-        except Exception as error:      # a function may refuse float32, in its own words
+        except Exception as error:      # a function may refuse float32 with any exception
             return f"for float32 inputs it raises {type(error).__name__}: {error}"
         other = {str(y.dtype) for y in single.outputs} - {"float32"}
         if other:
-            return f"for float32 inputs it gives {other.pop()}; a module or an array that it uses may be float64"
+            return f"for float32 inputs it returns {other.pop()}; a module or an array that it uses may be float64"
         found = [*single.values, *on_host(single.pull_back(v, " in float32"), point, " in float32")]
 
     names = [*_numbered("output", graph.values), *_numbered("the gradient of input", gradient)]
     largest = max((np.abs(a).max(initial=0) for a in graph.values), default=0.0)
-    # What a long sum of products v·f may leave of a gradient that is zero, beside 84 roundings of the largest entry.
-    leaves = 32 * FLOAT32 * largest * max((np.abs(a).max(initial=0) for a in cotangent), default=0.0)
+    # 84 roundings of the largest entry, and for gradients the rounding error of a long sum of products v·f that cancel.
+    cancelled = 32 * FLOAT32 * largest * max((np.abs(a).max(initial=0) for a in cotangent), default=0.0)
     allowed = [1e-5 * np.abs(a).max(initial=0) for a in exact]
     for i, x in enumerate(graph.point, start=len(graph.values)):
-        allowed[i] += leaves / max(1.0, np.abs(x).max(initial=0))
+        allowed[i] += cancelled / max(1.0, np.abs(x).max(initial=0))
     if all((np.abs(a - b) <= limit).all() for a, b, limit in zip(found, exact, allowed)):
         return ""
-    # Perhaps the function is sensitive, or lies on two sides of a corner: go to the very numbers that float32 had.
+    # The function may be ill-conditioned, or rounding may cross a kink: compare at the inputs as rounded to float32.
     exact, spread = _sensitivity(fn, [x.astype(np.float64) for x in point], [x.astype(np.float64) for x in v])
     for name, a, b, limit, s in zip(names, found, exact, allowed, spread):
         _require_close(a, b, limit + SENSITIVE * s, f"{name} is wrong in float32, beyond rounding")
@@ -340,7 +342,7 @@ def check_float32(fn: Callable[..., Any], rules: Rules) -> str:
 
 
 def _sensitivity(fn: Callable[..., Any], point: Arrays, cotangent: Arrays) -> tuple[Arrays, list[float]]:
-    """Values and gradients in float64, and how far each moves when the inputs move by roundings of float32."""
+    """Values and gradients in float64, and how much each changes if the inputs change by a float32 rounding error."""
 
     def run(point: Arrays, cotangent: Arrays) -> Arrays:
         graph = Recorded(fn, point)
@@ -355,7 +357,7 @@ def _sensitivity(fn: Callable[..., Any], point: Arrays, cotangent: Arrays) -> tu
     return exact, spread
 
 
-# --- words ------------------------------------------------------------------------------------------------------------
+# --- comparing and reporting ------------------------------------------------------------------------------------------
 
 
 def _require_close(found: np.ndarray, expected: np.ndarray, allowed: Any, what: str) -> None:
@@ -374,11 +376,11 @@ def _numbered(what: str, things: Sequence[Any]) -> list[str]:
 
 
 def plain(index: Sequence[Any]) -> str:
-    """An index as a tuple of Python's numbers."""
+    """An index as text, with Python integers."""
     return str(tuple(int(i) for i in index))
 
 
 def first_non_finite(array: np.ndarray) -> str:
-    """The first entry that is infinite or NaN, in words."""
+    """The index and value of the first entry that is infinite or NaN, as text."""
     index = tuple(np.argwhere(~np.isfinite(array))[0])
     return f"index {plain(index)}: {array[index]}"

@@ -7,18 +7,18 @@ from collections.abc import Callable
 from scratchvit import random
 from scratchvit.backend import Array
 from scratchvit.graph import Node, reachable, run_backward
-from scratchvit.recording import is_recording, recording
-from scratchvit.tensor import Tensor, edge_to, wrap
+from scratchvit.recording import enable_grad, is_recording
+from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
 
 
 def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """Compute `function(*tensors)` but save only its inputs; the function is computed again in the backward pass.
+    """Compute `function(*tensors)` but save only its inputs; the backward pass recomputes the function.
 
-    Dropout draws the same masks again. Parameters that the function uses get their gradients as usual. The function
-    must return one Tensor, and use no tensors other than `tensors` and parameters. Running statistics inside
-    (BatchNorm) are updated twice.
+    When it is recomputed, dropout uses the same masks. Parameters that the function uses get their gradients as usual.
+    The function must return one Tensor, and must not use tensors other than `tensors` and parameters. Running
+    statistics inside (BatchNorm) are updated twice.
     The backward pass raises RuntimeError if a parameter was changed in place in the meantime, or if the function draws
-    more random numbers than the first time.
+    more random numbers than in the forward pass.
     """
     if not is_recording():
         return function(*tensors)
@@ -32,18 +32,21 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     _, leaves = reachable([edge_to(value)])
 
     def backward(dy: Array) -> list[Array | None]:
-        if any(leaf._version != version for leaf, version in leaves):
+        if any(leaf.version.count != version for leaf, version in leaves):
             raise RuntimeError(
                 "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the forward "
-                "pass, so that recomputing it gives another value: call backward() first"
+                "pass, so recomputing the function would give another value: call backward() before changing it"
             )
         inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
-        with recording(), random.replayed(draws):
+        with enable_grad(), random.replayed(draws):
             again = function(*inputs)
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]
 
-    result = wrap(value.data)      # without the node of `value`, so that its graph is freed
+    result = wrap(value.data)      # without the node of `value`, whose graph is freed
     result.requires_grad = True
-    result._edge = (Node("checkpoint", backward, tuple(edge_to(t) for t in tensors), 1), 0)
+    edges = tuple(edge_to(t) for t in tensors)
+    node = Node("checkpoint", backward, edges, 1)
+    watch_constants(node, tensors)
+    result._edge = (node, 0)
     return result

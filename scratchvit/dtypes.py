@@ -1,19 +1,20 @@
-"""The dtypes that an op accepts, and conversions: applied by the `@op` decorator before the op's function runs.
+"""Which dtypes an op accepts, and their conversion by the `@op` decorator before the op's function runs.
 
 Every op has one of four rules, its `takes`:
 
     takes        integers and bool              float16
-    "any"        kept                           kept            moves, compares or adds numbers
-    "numbers"    become float32, as in PyTorch  kept            exp, div, …: the result is a fraction
-    "floats"     TypeError                      kept            products: BLAS itself adds up float16 in float32
-    "sums"       TypeError                      in float32      norms, softmax, losses, means: float16 ends at 65,504
+    "any"        kept                           kept            rearranges, compares or adds
+    "numbers"    become float32, as in PyTorch  kept            exp, div, …: results are not integers
+    "floats"     TypeError                      kept            products: BLAS accumulates float16 in float32
+    "sums"       TypeError                      in float32      norms, softmax, losses, means: sums overflow in float16
 
-"In float32" means that inputs are converted, and that the value and the gradients are rounded to float16 at the end.
+"In float32" means that the inputs are converted to float32, and the value and the gradients to float16 at the end.
+(The largest number in float16 is 65,504.)
 
-If the arrays of one call have different dtypes, integers are converted to the dtype of the floating-point ones, and a
-single number (an array of shape ()) to the dtype of the others, like Python numbers and lists of them: none of these
-turns float32 into float64. An array of float64 together with one of float32 does, as in NumPy and PyTorch; then the
-gradient of the float32 one raises an error that says so.
+If the arrays of one call have different dtypes, integers are converted to the dtype of the floating-point arrays, and
+an array of shape () to the dtype of the others, like Python numbers and lists of them. So none of these promotes
+float32 to float64. A float64 array of another shape does, as in NumPy and PyTorch; the gradient of the float32 array
+then raises an error that says so.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from scratchvit.backend import asarray
 from scratchvit.signature import Slot, inputs_of, takes_need, with_inputs
 
 TAKES = ("any", "numbers", "floats", "sums")
-REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # what every op computes with as it is
+REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # dtypes that every op takes without conversion
 
 
 def settle(
     function: Callable[..., Any], takes: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
-    """The function and its converted arguments, for calls whose arrays differ in dtype or are not float32 or float64.
+    """The function of an op and its converted arguments, if the dtypes differ or are not float32 or float64.
 
     slots: the differentiable parameters (see signature.py). Raises TypeError for dtypes that the op does not accept.
     """
@@ -42,11 +43,12 @@ def settle(
     for slot, array in given:
         if takes in ("floats", "sums") and not slot.any_dtype:
             need_floats(function.__name__, slot.name, array)
-    dtype = _common([array for slot, array in given if not slot.any_dtype], takes)
+    fractions = takes == "numbers" or any(_holds_fractions(x) for x in inputs_of(slots, args, kwargs))
+    dtype = _common([array for slot, array in given if not slot.any_dtype], fractions)
     half = takes == "sums" and dtype == np.float16
 
     def convert(slot: Slot, value: Any) -> Any:
-        if isinstance(value, list | tuple):             # of Python's numbers, which adapt to the others
+        if isinstance(value, list | tuple):             # of Python numbers, which take the dtype of the others
             return asarray(value, None if slot.any_dtype else dtype)
         if dtype is None or not hasattr(value, "dtype") or (slot.any_dtype and value.dtype.kind != "f"):
             return value
@@ -61,21 +63,26 @@ def need_floats(op: str, parameter: str, array: Any) -> None:
     """Raise TypeError, naming the op and the parameter, if the array holds integers or bool."""
     if array.dtype.kind != "f":
         raise TypeError(
-            f"{op}: {parameter} is {array.dtype}, and {op} takes floating-point numbers: convert it, for instance with "
+            f"{op}: {parameter} is {array.dtype}, but {op} takes floating-point numbers: convert it, for instance with "
             'astype("float32")'
         )
 
 
-def _common(arrays: Sequence[Any], takes: str) -> np.dtype | None:
+def _holds_fractions(x: Any) -> bool:
+    """Whether x is a Python float, or a list with one: integers beside it become float32, as in PyTorch."""
+    return isinstance(x, float) or (isinstance(x, list | tuple) and np.asarray(x).dtype.kind == "f")
+
+
+def _common(arrays: Sequence[Any], fractions: bool) -> np.dtype | None:
     """The dtype to which integers and single numbers are converted; None if all are integers and stay integers."""
     floats = [x for x in arrays if x.dtype.kind == "f"]
     if not floats:
-        return np.dtype(np.float32) if takes == "numbers" else None
+        return np.dtype(np.float32) if fractions else None
     return functools.reduce(np.promote_types, [x.dtype for x in floats if x.ndim] or [x.dtype for x in floats])
 
 
 def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap the function of an op, which gets float32 for float16, so that value and gradients are float16."""
+    """Wrap an op's function, whose inputs were converted to float32, so that value and gradients are float16."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Facts about an op that are known without running it: output shape, what it saves for backward, multiply-adds.
+"""Facts about an op that are known without running it: output shape, arrays saved for the backward, multiply-adds.
 
     @op(takes="floats", facts=Facts(
         shape=lambda x, weight: (*x.shape[:-1], len(weight)),
@@ -8,8 +8,8 @@
     def project(x: Array, weight: Array): ...
 
 `costs.cost` and `costs.peak_memory` add these facts up. A fact is a constant or a *rule*: a function whose parameters
-are named as those arguments of the op that it needs. It can also have the parameters `function`, the op's function on
-plain arrays, and, except in the rule for the shape, `out`, the value (a tuple for several values). The arrays have a
+have the names of the op's arguments that it needs. Two more parameters are available: `function`, the op's function on
+plain arrays, and, except in the rule for the shape, `out`, the value (a tuple if there are several). The arrays have a
 shape, a dtype and strides; their entries are meaningless, except those of integers and masks. The most common rules are
 defined below; a rule for a single op is in the file of the op.
 
@@ -34,12 +34,12 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 class Bytes(int):
-    """The size of arrays that an op creates and saves, which are neither an argument nor the value."""
+    """The size in bytes of saved arrays that are neither arguments nor the value of the op."""
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Temporary memory in bytes, without inputs, outputs and saved arrays. Blocks that fit the cache do not count."""
+    """Temporary memory in bytes, without inputs, outputs, saved arrays, and blocks that fit in the cache."""
 
     forward: int = 0
     backward: int = 0
@@ -50,13 +50,13 @@ class Facts:
     """The facts of an op; each is a constant or a rule (see the top of this file)."""
 
     shape: Rule                             # of the value; a list of shapes for several values
-    saves: Rule | tuple[()]                 # what the backward holds: arguments, the value, and Bytes
+    saves: Rule | tuple[()]                 # what the backward keeps alive: arguments, the value, and Bytes
     macs: Rule | int                        # multiply-adds: products that are added to a sum
     workspace: Rule | Workspace = Workspace()
-    view: Rule | bool = False               # is the value a view of the first argument?
-    order: Rule | None = None               # its axes in memory, the outermost first; None: as they stand, or unknown
-    passes_on: Rule | bool = False          # is the gradient of an input, which the rule calls `given`, a view of dy?
-    exact: bool = False                     # rounds nothing, forward or backward
+    view: Rule | bool = False               # whether the value is a view of the first argument
+    order: Rule | None = None               # the value's axes in memory, outermost first; None: C order, or unknown
+    passes_on: Rule | bool = False          # whether the gradient of an input (`given` in the rule) is a view of dy
+    exact: bool = False                     # whether forward and backward never round
     attends: Rule | None = None             # for attention: (entries of the matrices, queries)
 
 
@@ -65,14 +65,14 @@ def facts_of(function: Callable[..., Any]) -> Facts:
     facts = getattr(function, "facts", None)
     if facts is None:
         raise ScratchvitError(
-            f"the op {function.__name__!r} does not say what it costs: give it @op(facts=Facts(shape=…, saves=…, "
-            "macs=…)), as scratchvit/facts.py explains"
+            f"the op {function.__name__!r} has no facts, so its cost is unknown: declare it with "
+            "@op(facts=Facts(shape=…, saves=…, macs=…)), see scratchvit/facts.py"
         )
     return facts
 
 
 def ask(fact: Any, arguments: dict[str, Any], **more: Any) -> Any:
-    """The value of a fact for a call with these arguments, which include the op's defaults."""
+    """The value of a fact for a call with these arguments (including the op's defaults)."""
     if not callable(fact):
         return fact
     known, wanted = {**arguments, **more}, _names(fact)
@@ -89,7 +89,7 @@ def _names(rule: Rule) -> tuple[str, ...] | None:
 
 
 def saved(function: Callable[..., Any], arguments: dict[str, Any], out: Any) -> list[Any]:
-    """The arrays that a call of an op saves (arguments and values, without duplicates), and Bytes."""
+    """The arrays that a call of an op saves (arguments and values, without duplicates), and Bytes for other arrays."""
     found = list(_arrays_and_bytes(ask(facts_of(function).saves, arguments, function=function, out=out)))
     arrays = {id(x): x for x in found if not isinstance(x, Bytes)}
     return [*arrays.values(), *(x for x in found if isinstance(x, Bytes))]
@@ -99,7 +99,7 @@ def _arrays_and_bytes(x: Any) -> Iterator[Any]:
     if isinstance(x, list | tuple):
         for element in x:
             yield from _arrays_and_bytes(element)
-    elif isinstance(x, Bytes) or is_array(x):       # not None, and no number: an argument may be either
+    elif isinstance(x, Bytes) or is_array(x):       # an argument may also be None or a number
         yield x
 
 
@@ -112,17 +112,17 @@ def like(name: str) -> Rule:
 
 
 def broadcast(function: Any, **operands: Any) -> Shape:
-    """A rule: the shape that all array arguments broadcast to."""
+    """A rule: the shape to which all array arguments broadcast."""
     return np.broadcast_shapes(*(np.shape(x) for x in operands.values() if is_array(x) or isinstance(x, list)))
 
 
 def of_an_empty_batch(function: Any, x: Array, **options: Any) -> Shape:
-    """A rule: run the op on an empty batch, which checks the arguments but computes nothing."""
+    """A rule: run the op on an empty batch, which checks the arguments without computing anything."""
     return (len(x), *function(x[:0], **options)[0].shape[1:])
 
 
 def by_running(function: Any, **arguments: Any) -> Shape | list[Shape]:
-    """A rule: run the op. For views, which cost nothing."""
+    """A rule: run the op; for ops that return views, which cost nothing."""
     value = function(**arguments)[0]
     return [y.shape for y in value] if isinstance(value, tuple) else value.shape
 
@@ -135,31 +135,31 @@ def unless_reduced(x: Array, reduction: str) -> Shape:
 # --- rules for what is saved ----------------------------------------------------------------------------------------
 
 nothing: tuple[()] = ()
-"""Nothing is saved: the backward needs only shapes."""
+"""Nothing is saved: the backward only needs shapes."""
 
 
 def inputs(*names: str) -> Rule:
-    """These arguments, as far as they are arrays."""
+    """A rule: those of these arguments that are arrays."""
     return lambda **arguments: [arguments[name] for name in names]
 
 
 def output(out: Any) -> Any:
-    """The value."""
+    """A rule: the value."""
     return out
 
 
 def one_like_x(x: Array) -> Bytes:
-    """An array of the op's own, as large as x."""
+    """A rule: an array made by the op, of the size of x."""
     return Bytes(x.nbytes)
 
 
 def reshaped(x: Array, shape: Shape) -> list[Any]:
-    """x, and a copy where its entries do not lie so that it can be seen in this shape."""
+    """x, and a copy of it if it cannot be reshaped to this shape without one."""
     return [x] if fits_without_copy(x, shape) else [x, Bytes(x.nbytes)]
 
 
 def fits_without_copy(x: Array, shape: Any) -> bool:
-    """Whether x reshaped is a view of x."""
+    """Whether x can be reshaped to this shape without a copy."""
     try:
         np.reshape(x, shape, copy=False)
     except ValueError:
@@ -171,12 +171,12 @@ def fits_without_copy(x: Array, shape: Any) -> bool:
 
 
 def order_of(x: Array) -> list[int]:
-    """The axes of an array in memory, the outermost first."""
+    """The order of an array's axes in memory, the outermost first."""
     return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
 
 
 def as_given(function: Any, **operands: Any) -> list[int] | None:
-    """As the largest argument lies, if no other contradicts: so NumPy's functions of single numbers do it."""
+    """A rule: the order of the largest argument if all others agree with it, as in NumPy's element-wise functions."""
     arrays = [x for x in operands.values() if is_array(x)]
     if not arrays:
         return None
@@ -189,19 +189,19 @@ def as_given(function: Any, **operands: Any) -> list[int] | None:
     return order
 
 
-# --- all facts of the plainest ops ----------------------------------------------------------------------------------
+# --- all facts of the simplest ops ----------------------------------------------------------------------------------
 
 
 def per_entry(saves: Any, shape: Rule = broadcast, **others: Any) -> Facts:
-    """A function of single numbers: nothing is summed, and the value is as large as the arguments, broadcast."""
+    """The facts of an element-wise op: nothing is summed, and the value has the shape of the broadcast arguments."""
     return Facts(shape=shape, saves=saves, macs=0, **{"order": as_given, **others})
 
 
 def moves(shape: Rule, saves: Any = nothing, exact: bool = True, **others: Any) -> Facts:
-    """Numbers are moved, there and back, and not computed with. `exact=False`: on the way back some are added up."""
+    """The facts of an op that rearranges entries. exact: False if the backward sums gradients."""
     return Facts(shape=shape, saves=saves, macs=0, exact=exact, **others)
 
 
 def unless_broadcast(given: Array, out: Array) -> bool:
-    """dy is passed on to an input that was not repeated."""
+    """A rule for passes_on: the gradient of an input is dy unless the input was broadcast."""
     return given.shape == out.shape

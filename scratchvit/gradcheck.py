@@ -1,21 +1,21 @@
-"""Is this backward right? Compare it with finite differences, in float64, and try how a network would use it.
+"""Check a backward against finite differences in float64, and under the conditions of a network.
 
-A backward computes Jᵀv: the transposed Jacobian of the function times a cotangent v. Finite differences compute J u,
-the change of the value along a direction u. Both must give the same number ⟨v, J u⟩ = ⟨Jᵀ v, u⟩, for one backward and a
-handful of forwards, whatever the size of J. What makes such a check sound:
+A backward computes the vector-Jacobian product Jᵀv, with J the Jacobian of the function and v a cotangent. Finite
+differences compute J u, the directional derivative along u. Both must give the same number ⟨v, J u⟩ = ⟨Jᵀ v, u⟩. This
+takes one backward and a few forward passes, whatever the size of J. What makes the check reliable:
 
-- **u and v are random.** With v all ones, "sum the outputs and differentiate", softmax has gradient zero whatever its
-  backward forgets, since its outputs always sum to 1. With u all ones, an error that cancels over the entries is
-  invisible, and so is a permuted gradient.
-- **float64 and the right step.** A central difference errs by h² φ‴/6 through truncation and by about ε|φ|/h through
-  rounding (ε = 2e-16). Two steps, h and h/2, cancel the h² term (Richardson): at h = 1e-4 eleven digits are left.
-- **A kink is not a wrong gradient.** Within h of the corner of relu or of a tie in max, differences mean nothing. Two
-  signs give it away: the two steps disagree, or the slopes left and right do not meet as h shrinks. A function that
-  bends within h shows the same signs; smaller steps tell the two apart.
-- **Right numbers are half of it.** A network also hands a backward views, leaves out inputs and outputs, and runs in
-  float32: backward_rules.py.
-- **The check is checked**: tests/test_gradcheck.py breaks every op's backward on purpose, and each must be caught.
-  docs/gradcheck.md lists what it can and cannot see, beside PyTorch's check.
+- **u and v are random.** If v is all ones ("sum the outputs and differentiate"), the gradient of softmax is zero,
+  because its outputs always sum to 1, and errors in its backward can go unnoticed. If u is all ones, errors that cancel
+  in the sum over the entries go unnoticed, and so does a permuted gradient.
+- **float64 and a suitable step.** A central difference has a truncation error of h² φ‴/6 and a rounding error of about
+  ε|φ|/h (ε = 2e-16). Two steps, h and h/2, cancel the h² term (Richardson extrapolation): h = 1e-4 gives eleven digits.
+- **A kink is not a wrong gradient.** Within h of the corner of relu or of a tie in max, differences are meaningless.
+  There, either the two steps disagree, or the left and right slopes do not converge as h shrinks. The same happens
+  where a function has strong curvature within h; smaller steps distinguish the two cases.
+- **Correct numbers are not enough.** In a network a backward also gets views, some inputs and outputs are not needed,
+  and it runs in float32: see backward_rules.py.
+- **The check itself is tested**: tests/test_gradcheck.py breaks the backward of every op, and each must be caught.
+  docs/gradcheck.md lists which errors it can and cannot find, compared with PyTorch's check.
 """
 
 from __future__ import annotations
@@ -41,12 +41,12 @@ from scratchvit.backward_rules import (
     rounds_to_float32,
 )
 
-DIRECTIONS = 2                  # pairs (u, v); one sees almost every error, two forgive an unlucky draw
-KINK = 1e-4                     # relative disagreement that no smooth function shows at the default step
+DIRECTIONS = 2                  # pairs (u, v): one finds almost every error, the second guards against an unlucky draw
+KINK = 1e-4                     # a larger relative disagreement of the steps is a kink; smooth functions stay below it
 
 
 class GradcheckWarning(UserWarning):
-    """The check passed, but at this point or with this function it sees less than it could."""
+    """The check passed, but at this point or for this function it cannot find some kinds of errors."""
 
 
 def gradcheck(
@@ -60,31 +60,32 @@ def gradcheck(
 ) -> None:
     """Check the gradients of `fn(*tensors)` with respect to every entry of the arrays; return None if they are right.
 
-    Beside the numbers it tries what a network does: views as cotangents, inputs that need no gradient, outputs that
-    nobody uses, shared memory, a second backward, float32. See backward_rules.py for the rules. They are tried on the
-    whole of fn, so check an op by itself: inside a longer function, the ops behind it decide what reaches its backward.
+    In addition, it checks the backward under the conditions of a network: views as cotangents, inputs that need no
+    gradient, unused outputs, shared memory, a second backward pass, float32. See backward_rules.py for these rules.
+    They apply to fn as a whole, so check an op by itself: in a longer function, the ops after it decide which
+    cotangents its backward gets.
 
-    fn: takes a Tensor for each array, returns a Tensor or a tuple of them, float64 for float64. It may use Modules,
-        whose parameters must be float64 too (the check adds to their `.grad`). It must give the same value each time.
-    arrays: the point at which to check, float64, of any shapes, on the host or on the device in use. The best points
-        have axes of different lengths, broadcast where fn does, and positive and negative entries, none of them near a
-        kink. The check does not write to them.
-    jacobian: compare every entry of the Jacobian too; one backward per output entry.
-    seed: of the random directions; an error names it.
-    step: the larger of the two steps of the differences; smaller for functions that bend within 1e-4.
-    tolerance: the relative difference that passes.
-    float32: also compare fn in float32 with fn in float64. Choose False for a function that is for float64 only, such
-        as one with a float64 Module inside, or whose float32 is meant to be coarse (TF32).
+    fn: takes a Tensor for each array and returns a Tensor or a tuple of Tensors, float64 for float64. It may use
+        Modules, whose parameters must be float64 too (the check adds to their `.grad`). It must be deterministic.
+    arrays: the point at which to check, float64, of any shapes, on the host or on the device in use. Good points have
+        axes of different lengths, broadcast if fn supports it, and have positive and negative entries, none of them
+        near a kink. The check does not write to them.
+    jacobian: whether to compare every entry of the Jacobian too; this takes one backward per output entry.
+    seed: of the random directions; errors report it.
+    step: the larger of the two steps of the differences. Use a smaller one if fn has strong curvature within 1e-4.
+    tolerance: the largest relative difference that passes.
+    float32: whether to compare fn in float32 with fn in float64 as well. Use False for a function that only takes
+        float64, such as one with a float64 Module inside, or that is meant to be inaccurate in float32 (TF32).
 
     Raises GradientError, an AssertionError, with one sentence on what is wrong: the worst entry and its two values, or
-        the rule that is broken. Raises it too where fn cannot be checked: it is not deterministic or not finite, or
+        the violated rule. Also raises it if fn cannot be checked: it is not deterministic or not finite, or the
         differences disagree (a kink).
     Raises TypeError for arrays or results that are not float64, and for results that are not Tensors.
-    Warns, with GradcheckWarning, when it passed but saw less than it could: no input is broadcast though fn takes that,
-        every axis has the same length, every matrix is symmetric, no entry is negative though fn takes that, or
-        fn gives no float32 for float32.
+    Warns with GradcheckWarning if the check passed but some errors could not be found: no input is broadcast although
+        fn supports it, every axis has the same length, every matrix is symmetric, no entry is negative although fn
+        takes negative ones, or fn does not return float32 for float32.
 
-    Source: ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ as in HIPS autograd's `test_util`; the differences are Richardson's (1911).
+    Source: ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ as in HIPS autograd's `test_util`; differences by Richardson (1911).
     """
     point = [_float64(array, f"input {number}") for number, array in enumerate(arrays)]
     check = _Check(fn, point, seed, step, tolerance)
@@ -92,17 +93,17 @@ def gradcheck(
     rules.inputs_alone()
     remarks = _weak_spots(fn, point, check.value)
     if float32 and (reason := check_float32(fn, rules)):
-        remarks.append(f"float32 was left out: {reason}. Pass float32=False if that is as it should be")
+        remarks.append(f"float32 was not checked: {reason}. Pass float32=False if this is intended")
     for remark in remarks:
         warnings.warn(f"gradcheck: {remark}", GradcheckWarning, stacklevel=2)
 
 
 class _Slope(NamedTuple):
-    """Derivatives by differences, one per row, and what is known of their error."""
+    """Derivatives by finite differences, one per row, and estimates of their error."""
 
     value: np.ndarray
-    kink: np.ndarray        # how far two steps, or the two sides, disagree; vanishes for a smooth function
-    noise: np.ndarray       # how far rounding alone may carry the value
+    kink: np.ndarray        # the disagreement of the two steps, or of the two sides; near 0 for a smooth function
+    noise: np.ndarray       # a bound on the rounding error
 
 
 class _Check:
@@ -116,21 +117,21 @@ class _Check:
         _require_deterministic(self.value, evaluate(fn, point))
 
     def numbers(self, jacobian: bool) -> Rules:
-        """Every comparison with differences. Returns the rules that are left to try.
+        """Run every comparison with finite differences. Returns the rules that remain to be checked.
 
-        What a network does with cotangents is tried between two of them, so that the second sees what it left behind.
+        The rules for outputs are checked between two comparisons, so that the second one finds any side effects.
         """
         if jacobian:
             self.entry_by_entry(np.eye(sum(v.size for v in self.value)))
         rng = np.random.default_rng(self.seed)
         (u, v), *others = [(_random_like(self.point, rng), _random_like(self.value, rng)) for _ in range(DIRECTIONS)]
-        handed_out = self.graph.pull_back(v)
-        rules = Rules(self.fn, self.graph, v, handed_out, self.tolerance, self._noise(_flat(v)[None])[0])
+        returned = self.graph.pull_back(v)
+        rules = Rules(self.fn, self.graph, v, returned, self.tolerance, self._noise(_flat(v)[None])[0])
         self.along(u, v, rules.right)
         for number, gradient in enumerate(rules.right):
             if rounds_to_float32(gradient, rules.noise):
                 raise GradientError(
-                    f"the gradient of input {number} is rounded to float32: every entry is a float32 number"
+                    f"the gradient of input {number} is rounded to float32: every entry is representable in float32"
                 )
         rules.outputs_alone()
         for u, v in others:
@@ -140,7 +141,7 @@ class _Check:
     def along(
         self, direction: Arrays, cotangent: Arrays, gradient: Arrays, explain: Callable[[], None] = lambda: None
     ) -> None:
-        """⟨v, J u⟩ by differences against ⟨Jᵀ v, u⟩ by backward; on failure, find the rule or the entry to blame."""
+        """Compare ⟨v, J u⟩ by differences with ⟨Jᵀ v, u⟩ by backward; on failure, find the violated rule or entry."""
         analytic = _flat(gradient) * _flat(direction)
         slope = self._differences(direction, _flat(cotangent)[None])
         scale = max(abs(slope.value[0]), np.linalg.norm(analytic))
@@ -150,16 +151,16 @@ class _Check:
         explain()
         self.entry_by_entry(_flat(cotangent)[None])
         raise GradientError(
-            f"wrong gradient, or a kink, along a random direction: backward says {analytic.sum():.10g}, differences "
-            f"say {slope.value[0]:.10g}, though no single entry stands out (seed {self.seed})"
+            f"wrong gradient, or a kink, along a random direction: backward gives {analytic.sum():.10g}, differences "
+            f"give {slope.value[0]:.10g}, although no single entry is clearly wrong (seed {self.seed})"
         )
 
     def entry_by_entry(self, cotangents: np.ndarray) -> None:
-        """Compare ⟨v, ∂f/∂xⱼ⟩ for every entry xⱼ of the inputs and every row v (outputs' entries,) of cotangents."""
+        """Compare ⟨v, ∂f/∂xⱼ⟩ for every entry xⱼ of the inputs and every row v of cotangents (rows, output entries)."""
         rows = [
             _flat(on_host(Recorded(self.fn, self.point).pull_back(self._split(v)), self.point)) for v in cotangents
         ]
-        if len(cotangents) == 0:        # fn has only empty outputs
+        if len(cotangents) == 0:        # all outputs are empty
             return
         worst, message = 0.0, ""
         for j, (number, index) in enumerate(_entries(self.point)):
@@ -175,25 +176,25 @@ class _Check:
             i = int(np.argmax(excess))
             if excess[i] > worst:
                 worst = excess[i]
-                message = f"{where}{self._output(cotangents[i])}: backward says {analytic[i]:.10g}, " \
-                          f"differences say {slope.value[i]:.10g}"
+                message = f"{where}{self._output(cotangents[i])}: backward gives {analytic[i]:.10g}, " \
+                          f"differences give {slope.value[i]:.10g}"
         if worst > 1:
             raise GradientError(f"wrong gradient, worst at {message} (seed {self.seed})")
 
     def _disagreement(self, where: str, unit: Arrays, cotangents: np.ndarray) -> GradientError:
-        """Smaller steps tell a kink at the point itself from one beside it and from a function that bends."""
-        told = f"differences with steps of {self.step:g} and {self.step / 2:g} disagree at {where}"
+        """The error for two steps that disagree. Smaller steps distinguish a kink at the point from other causes."""
+        found = f"differences with steps of {self.step:g} and {self.step / 2:g} disagree at {where}"
         slopes = ((step, self._differences(unit, cotangents, step)) for step in self.step / 10 ** np.arange(1, 5))
         for (step, slope), (_, finer) in itertools.pairwise(slopes):
             bound = KINK * np.abs(slope.value)
             if np.all(slope.kink <= bound) and np.all(np.abs(slope.value - finer.value) <= bound + finer.noise):
                 return GradientError(
-                    f"{told}: the function bends within that distance, or has a kink there. Steps of {step:g} agree: "
-                    f"pass step={step:g}, or move the input (seed {self.seed})"
+                    f"{found}: the function has strong curvature or a kink within that distance. Steps of {step:g} "
+                    f"agree: pass step={step:g}, or move the input (seed {self.seed})"
                 )
         return GradientError(
-            f"{told}, and smaller ones do too: the function has a kink or a jump there, or rounds its value. "
-            f"Differences say nothing of its gradient; move the input away (seed {self.seed})"
+            f"{found}, and smaller steps do too: the function has a kink or a jump there, or rounds its value, so "
+            f"differences cannot check its gradient; move the input away (seed {self.seed})"
         )
 
     def _differences(self, direction: Arrays, cotangents: np.ndarray, step: float | None = None) -> _Slope:
@@ -208,7 +209,8 @@ class _Check:
         left, right = phi(-h), phi(h)
         near_left, near_right = phi(-h / 2), phi(h / 2)
         wide, narrow = (right - left) / (2 * h), (near_right - near_left) / h
-        # Right slope minus left slope is h φ″ for a smooth φ: twice the narrow one less the wide one leaves a corner.
+        # Right slope minus left slope is h φ″ for a smooth φ, and a constant at a corner. Twice its value for h/2 minus
+        # that for h is therefore 0 for a smooth φ, and the constant at a corner.
         corner = 2 * (near_right - 2 * middle + near_left) / (h / 2) - (right - 2 * middle + left) / h
         return _Slope(
             value=(4 * narrow - wide) / 3,
@@ -217,23 +219,23 @@ class _Check:
         )
 
     def _noise(self, cotangents: np.ndarray) -> np.ndarray:
-        """What rounding may add to differences at the usual step, for every row v of cotangents."""
+        """A bound on the rounding error of differences with `self.step`, for every row v of cotangents."""
         return 64 * np.finfo(float).eps * (np.abs(cotangents) @ np.abs(_flat(self.value))) / self.step
 
     def _split(self, flat: np.ndarray) -> Arrays:
-        """One flat cotangent as an array per output."""
+        """Split a flat cotangent into one array per output."""
         ends = np.cumsum([v.size for v in self.value])[:-1]
         return [part.reshape(v.shape) for part, v in zip(np.split(flat, ends), self.value)]
 
     def _output(self, cotangent: np.ndarray) -> str:
-        """The output entry that a one-hot cotangent picks, in words; nothing for a mixed one."""
+        """The output entry that a one-hot cotangent selects, as text; "" for other cotangents."""
         if np.count_nonzero(cotangent) != 1:
             return ""
         number, index = _entries(self.value)[int(np.argmax(cotangent))]
         return f", output {number}, index {plain(index)}"
 
 
-# --- what fn and the point must be ------------------------------------------------------------------------------------
+# --- requirements on fn and the point ---------------------------------------------------------------------------------
 
 
 def _float64(array: Any, what: str) -> np.ndarray:
@@ -241,7 +243,7 @@ def _float64(array: Any, what: str) -> np.ndarray:
     if dtype != np.float64:
         raise TypeError(
             f"gradcheck: {what} is {dtype or type(array).__name__}; finite differences need float64 throughout, "
-            "so give float64 arrays and modules"
+            "so use float64 arrays and modules"
         )
     return asnumpy(array) if is_array(array) else np.asarray(array)
 
@@ -259,7 +261,7 @@ def _require_deterministic(first: Arrays, second: Arrays) -> None:
         if a.shape != b.shape or not np.array_equal(a, b):
             raise GradientError(
                 f"fn is not deterministic: output {number} differs between two calls with the same input; "
-                "seed its random numbers (dropout!) inside fn"
+                "seed its random numbers (for instance of dropout) inside fn"
             )
 
 
@@ -267,26 +269,26 @@ def _require_deterministic(first: Arrays, second: Arrays) -> None:
 
 
 def _weak_spots(fn: Callable[..., Any], point: Arrays, value: Arrays) -> list[str]:
-    """For each kind of error that cannot show at this point: a sentence with the way out."""
+    """For each kind of error that cannot be found at this point: a sentence that says what to do."""
     found = []
     lengths = {n for x in point for n in x.shape if n > 1}
     several_axes = [x for x in point if sum(n > 1 for n in x.shape) > 1]
     if several_axes and len(lengths) == 1:
         found.append(
-            f"every axis of the inputs has length {lengths.pop()}, so a backward that takes one axis for another may "
-            "be right here; use different lengths"
+            f"every axis of the inputs has length {lengths.pop()}, so a backward that confuses two axes may pass; use "
+            "different lengths"
         )
     if several_axes and all(_is_symmetric(x) for x in several_axes):
-        found.append("every matrix is symmetric, so a transposed gradient may be right here; draw random entries")
+        found.append("every matrix is symmetric, so a transposed gradient may pass; use random entries")
     if _could_broadcast(fn, point, value):
         found.append(
-            "fn broadcasts, but its inputs have one shape, so a backward that forgets to sum over broadcast axes is "
-            "right here; check a point with a smaller input too"
+            "fn broadcasts, but its inputs have the same shape, so a backward that does not sum over broadcast axes "
+            "passes; check a point with a smaller input too"
         )
     if _could_be_negative(fn, point, value):
         found.append(
-            "no entry is negative, though fn takes negative ones, so a backward that forgets a sign or a case may be "
-            "right here; draw from a normal distribution"
+            "no entry is negative, although fn takes negative ones, so a backward with a wrong sign or a missing case "
+            "may pass; draw the entries from a normal distribution"
         )
     return found
 
@@ -296,7 +298,7 @@ def _is_symmetric(x: np.ndarray) -> bool:
 
 
 def _could_broadcast(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
-    """Whether fn gives the same shapes when the last of several inputs of one shape has an axis of length 1."""
+    """Whether all inputs have the same shape, but fn gives the same shapes if an axis of the last one has length 1."""
     if len(point) < 2 or len({x.shape for x in point}) > 1 or point[0].size < 2:
         return False
     axis = int(np.argmax(point[0].shape))
@@ -304,17 +306,17 @@ def _could_broadcast(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bo
 
 
 def _could_be_negative(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
-    """Whether no entry is negative, by more than chance, but fn is finite where all are."""
+    """Whether no entry is negative, which is not by chance, although fn is finite where all entries are negative."""
     entries = _flat(point)
     return entries.size > 3 and bool((entries >= 0).all()) and _takes(fn, [-x for x in point], value)
 
 
 def _takes(fn: Callable[..., Any], point: Arrays, value: Arrays) -> bool:
-    """Whether fn gives finite values of the same shapes at another point, of which it may not know."""
+    """Whether fn takes another point, and gives finite values of the same shapes there."""
     try:
         with np.errstate(all="ignore"):
             others = evaluate(fn, point)
-    except Exception:       # a no, in whatever words
+    except Exception:       # fn may refuse the point with any exception
         return False
     return [v.shape for v in others] == [v.shape for v in value] and bool(np.isfinite(_flat(others)).all())
 

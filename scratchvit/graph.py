@@ -1,6 +1,6 @@
-"""The graph that ops leave behind, and how gradients go back through it, from a loss to the leaves.
+"""The autograd graph that ops record, and the backward pass through it, from a loss to the leaves.
 
-*The graph* of z = x·y + x, node by node. Nodes are made in the forward pass, with an edge for each input:
+*The graph* of z = x·y + x, node by node. The forward pass makes the nodes, each with an edge for every input:
 
 >>> from scratchvit import Tensor
 >>> x, y = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
@@ -10,9 +10,9 @@
 >>> add.name, mul.name, leaf is x, [leaf is y for leaf, _ in mul.edges]
 ('add', 'mul', True, [False, True])
 
-*The order.* Gradients go back in topological order, consumers before what they consume. A node is ready when all its
-consumers have sent their share of its gradient: no more can arrive, so any ready node may be taken next. There always
-is one, because a graph without cycles has a node all of whose consumers are done. Here:
+*The order.* The backward pass visits nodes in topological order: every node after all of its consumers. A node is ready
+when all its consumers have sent their part of its gradient. Its gradient is then complete, and any ready node may be
+next. There always is one, because the graph has no cycles. Here:
 
     ready    dy     sends                          x.grad    y.grad    mul still waits for
              1      (the start: dz/dz, to add)     –         –         1 consumer
@@ -23,76 +23,127 @@ is one, because a graph without cycles has a node all of whose consumers are don
 >>> x.grad.item(), y.grad.item()
 (4.0, 2.0)
 
-*Memory.* A node knows its inputs only, neither the Tensor it made nor its consumers, and a leaf knows no node. So
-references run one way, from the loss to the leaves. There are no cycles, so reference counting frees every node, and
-what its closure saved, at once when the loss is dropped, without Python's garbage collector. `backward()` frees each
-node as soon as it is used.
+*Memory.* A node refers to its inputs only, not to the Tensor it made or to its consumers, and a leaf refers to no node.
+So references go in one direction, from the loss to the leaves, without cycles. When the loss is deleted, reference
+counting frees every node and what its closure saved at once, without Python's garbage collector. `backward()` frees
+each node as soon as it has been used.
 
 >>> import weakref
 >>> z = x * y + x
->>> closure = weakref.ref(z._edge[0].edges[0][0].backward)      # that of mul, which holds x and y
+>>> closure = weakref.ref(z._edge[0].edges[0][0].backward)      # the closure of mul, which saved x and y
 >>> del z
 >>> closure() is None
 True
 
-*Adding in place.* Where gradients meet they are added, and adding in place saves an array. It is allowed only into an
-array that is *fresh*: newly made by this backward, and held by nothing else. mul's dy·y is fresh. What add returns is
-not: it sends the same array, dy itself, to both inputs. With z = (x + y) + x, adding in place would go wrong:
+*Accumulating in place.* If a tensor is used several times, its gradients are summed, and a sum in place saves an array.
+It is only allowed into a *fresh* array: one that the current call of a backward has made and that nothing else refers
+to. The product dy·y returned by mul is fresh. The gradients returned by add are not: both are the same array, dy
+itself. With z = (x + y) + x, a sum in place would give a wrong gradient:
 
 >>> import numpy as np
 >>> dy = np.ones(1)
 >>> x_grad = to_inner_add = dy          # the outer add sends dy to x and to the inner add
 >>> x_grad += to_inner_add              # the inner add sends it to x too: 1 + 1 = 2 is written into dy
->>> to_inner_add                        # and to y, which gets 2 instead of 1
+>>> to_inner_add                        # the inner add also sends it to y, which gets 2 instead of 1
 array([2.])
 
-`_apply_backward` finds out which gradients are fresh, and `_Sum` adds. A saved array is held by its closure, which the
-engine cannot see: so no op's backward may return one (see `op` in tensor.py). A leaf owns its `grad`, a copy where what
-came was not fresh, so adding to it is safe too.
+`_apply_backward` finds out which gradients are fresh, and `_Sum` adds them. The engine cannot see which arrays a
+closure has saved, so the backward of an op must never return a saved array (see `op` in tensor.py). A leaf owns its
+`grad`, which is a copy if the gradient was not fresh, so accumulating into it is safe too.
 """
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Any
+from contextvars import ContextVar
+from typing import Any, TypeAlias
 
 from scratchvit.backend import Array, asarray
+from scratchvit.recording import setting
 from scratchvit.signature import takes_need
+
+Watched: TypeAlias = tuple["Version", int, tuple[int, ...]]
+
+
+class Version:
+    """How often an array was changed in place. The Tensors that share its memory share this object."""
+
+    __slots__ = ("count",)
+
+    def __init__(self) -> None:
+        self.count = 0
 
 
 class Node:
-    """One application of an op in the graph: how to go back, and to where.
+    """One call of an op in the graph: its backward, and an edge for every input.
 
-    An edge leads to what made an input, (node, output index), or to a leaf, (Tensor, its version), or nowhere (None)
-    for an input that needs no gradient. Nodes know neither their value nor their consumers, so there are no reference
-    cycles.
+    An edge is (node, output index) for an input made by an op, (Tensor, its version) for a leaf, and None for an input
+    that needs no gradient. Nodes refer to neither their value nor their consumers, so there are no reference cycles.
+
+    `watched` has an entry (version, count, shape) for every array that the backward may need and that can be changed in
+    place: inputs without a gradient, and what `detach()` returned for an output.
     """
 
-    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs")
+    __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs", "watched")
 
     def __init__(
         self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
     ):
         self.name = name
-        self.backward: Callable[..., Any] | None = backward     # None once used: what it saved is freed
+        self.backward: Callable[..., Any] | None = backward     # None after use, which frees what it saved
         self.edges = edges
         self.outputs = outputs
+        self.watched: tuple[Watched, ...] = ()
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
 
 
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
-    """Send gradients from the roots, pairs of (edge, gradient), to the leaves, in topological order.
+    """Propagate gradients from the roots, pairs (edge, gradient), to the leaves, in topological order.
 
-    Linear in the size of the graph, without recursion.  Raises RuntimeError as `Tensor.backward` does, and for a
-    backward that gives another number of gradients than there are inputs, or one of another shape or dtype.
+    Takes linear time in the size of the graph, without recursion. Raises RuntimeError as `Tensor.backward` does, and
+    for an op whose backward returns a wrong number of gradients, or a gradient of a wrong shape or dtype.
     """
     waiting = _count_consumers([edge for edge, _ in roots])
+    outer = _reached.get()
+    if outer is not None:               # a checkpoint goes back through its own graph within that of the whole
+        _send_back(roots, waiting, outer)
+        return
+    reached: Reached = {}
+    with setting(_reached, reached):
+        try:
+            _send_back(roots, waiting, reached)
+        except BaseException:
+            _take_back(reached)
+            raise
+
+
+Reached: TypeAlias = dict[weakref.ref, bool]
+"""Leaves that a backward has reached, and whether they had a gradient before. Weak, since those of a checkpoint's own
+graph are dropped when it is done."""
+
+_reached: ContextVar[Reached | None] = ContextVar("reached", default=None)
+
+
+def _take_back(reached: Reached) -> None:
+    """After an error: a part of a gradient looks like a gradient, so no leaf keeps one."""
+    for reference, had_gradient in reached.items():
+        leaf = reference()
+        if leaf is not None and had_gradient:
+            leaf.grad[...] = float("nan")
+        elif leaf is not None:
+            leaf.grad = None
+
+
+def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
+    """Send gradients from the roots to the leaves. waiting: for each node, the number of its consumers."""
     arrived: dict[Node, list[_Sum]] = {}
     ready: list[Node] = []
 
     def send(edge: Any, gradient: Array, fresh: bool) -> None:
         node, index = edge
         if not isinstance(node, Node):
+            reached.setdefault(weakref.ref(node), node.grad is not None)
             _accumulate_leaf(node, gradient, fresh)
             return
         if node not in arrived:
@@ -103,7 +154,7 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
         send(edge, gradient, fresh=False)
     ready.extend(node for node, count in waiting.items() if count == 0)
     while ready:
-        node = ready.pop()              # any ready node will do: see above
+        node = ready.pop()              # any ready node: see the top of this file
         incoming = [total.value for total in arrived.pop(node, ())]
         for edge, gradient, fresh in _apply_backward(node, incoming):
             if gradient is not None:
@@ -116,10 +167,10 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
 
 
 def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
-    """For every node that edges to the roots reach: how many edges lead to it.
+    """The number of edges that lead to each node that can be reached from the roots.
 
-    Raises RuntimeError, before any gradient is touched, for what would make them wrong: a graph that was used already,
-    and a leaf that was changed in place after an op had used its old values.
+    Raises RuntimeError, before any gradient is changed, for a graph that was already used, and for a leaf that was
+    changed in place after an op had used its old values.
     """
     waiting: dict[Node, int] = {}
     stack: list[Node] = []
@@ -127,12 +178,8 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     def visit(edge: Any, count: int) -> None:
         target, version = edge
         if not isinstance(target, Node):
-            if target._version != version:
-                raise RuntimeError(
-                    f"backward() came to a leaf of shape {target.shape} that was changed in place after the loss was "
-                    "computed (by an optimiser's step, or by +=), so that its gradient would be wrong: go back first "
-                    "and change it then, or compute the loss again"
-                )
+            if target.version.count != version:
+                raise _changed(target.shape)
         elif target not in waiting:
             waiting[target] = count
             stack.append(target)
@@ -145,17 +192,28 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
         node = stack.pop()
         if node.backward is None:
             raise RuntimeError(
-                f"backward() came to the op {node.name!r}, whose graph was already used and freed; "
+                f"backward() reached the op {node.name!r}, whose graph was already used and freed: "
                 "compute the loss again, or add the losses and call backward() once"
             )
         for edge in node.edges:
             if edge is not None:
                 visit(edge, 1)
+        for version, count, shape in node.watched:
+            if version.count != count:
+                raise _changed(shape)
     return waiting
 
 
+def _changed(shape: tuple[int, ...]) -> RuntimeError:
+    return RuntimeError(
+        f"backward() reached a leaf of shape {shape} that was changed in place after the loss was computed (by an "
+        "optimiser's step, or by +=), so its gradient would be wrong: call backward() before changing it, or compute "
+        "the loss again"
+    )
+
+
 def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
-    """All nodes that the edges lead to, and the edges to leaves, each leaf with its version when it was used."""
+    """All nodes that can be reached from the edges, and all edges to leaves: (leaf, its version when it was used)."""
     nodes: dict[Node, None] = {}
     leaves: list[tuple[Any, int]] = []
     stack = list(edges)
@@ -172,10 +230,10 @@ def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
 
 
 def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any, Array | None, bool]]:
-    """Call a node's closure once, free it, and give for each wanted gradient (edge, gradient, whether it is fresh).
+    """Call a node's backward, free it, and return (edge, gradient, whether it is fresh) for each needed gradient.
 
-    Fresh, so that it may be added to in place: no other gradient, incoming or outgoing, looks at the same memory, and
-    it is the whole of that memory.
+    A gradient is fresh, so that it can be added to in place, if it covers the whole of its memory and shares it with no
+    other gradient, incoming or outgoing.
     """
     backward, node.backward = node.backward, None
     assert backward is not None
@@ -190,7 +248,9 @@ def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any,
     if not isinstance(gradients, tuple | list):
         gradients = (gradients,)
     if len(gradients) != len(node.edges):
-        raise RuntimeError(f"op {node.name!r}: backward gave {len(gradients)} gradients for {len(node.edges)} inputs")
+        raise RuntimeError(
+            f"op {node.name!r}: its backward returned {len(gradients)} gradients for {len(node.edges)} inputs"
+        )
     owners = [id(_owner(g)) for g in (*gradients, *incoming) if g is not None]
     return [
         (edge, g, g is not None and owners.count(id(_owner(g))) == 1 and _is_whole(g))
@@ -200,17 +260,17 @@ def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any,
 
 
 def _is_whole(array: Array) -> bool:
-    """Whether the array looks at all of its memory once, and may write there (NumPy's broadcast_to forbids it)."""
+    """Whether the array covers all of its memory and is writeable (views by NumPy's broadcast_to are not)."""
     return _owner(array).size == array.size and getattr(array.flags, "writeable", True)
 
 
 def _owner(array: Array) -> Array:
-    """The array whose memory this one looks at: itself, or what it is a view of."""
+    """The array that owns the memory: the array itself, or the base of a view."""
     return array if array.base is None else array.base
 
 
 class _Sum:
-    """The sum of the gradients that arrive at one output. Adds in place only into a fresh array."""
+    """The sum of the gradients of one output. It adds in place only into a fresh array."""
 
     __slots__ = ("fresh", "value")
 
@@ -233,8 +293,8 @@ class _Sum:
 def _accumulate_leaf(leaf: Any, gradient: Array, fresh: bool) -> None:
     if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
         raise RuntimeError(
-            f"a backward gave a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; if "
-            "the dtypes differ, a float64 or integer array met float32 on the way: convert it with astype()"
+            f"a backward returned a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; "
+            "if the dtypes differ, a float64 or integer array was combined with float32: convert it with astype()"
         )
     if leaf.grad is None:
         leaf.grad = asarray(gradient if fresh else gradient.copy())

@@ -7,5 +7,5 @@ from typing import Any
 
 
 def option(default: Any, help: str, choices: tuple[str, ...] = ()) -> Any:
-    """A dataclass field with a default, a help text and, for a string, the allowed values."""
+    """A dataclass field with a default, a help text and, for strings, the allowed values."""
     return field(default=default, metadata={"help": help, "choices": choices})

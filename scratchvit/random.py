@@ -1,8 +1,8 @@
 """A random number generator that gives the same numbers on every device and whose state is two integers.
 
-The n-th draw of a seed is a hash of (seed, n, position): there is no state on the GPU, a checkpoint of a run saves
-(seed, n), and `checkpoint` repeats a dropout mask by its n. It is used for masks that are drawn in every step; weights
-are initialised with NumPy's generators on the host.
+The entries of the n-th draw are hashes of (seed, n, position). So there is no state on the GPU, a checkpoint of a run
+saves (seed, n), and `checkpoint` repeats a dropout mask from its n. The generator is used for masks that are drawn in
+every step; weights are initialised with NumPy's generators on the host.
 """
 
 from __future__ import annotations
@@ -50,15 +50,15 @@ class Generator:
         return chosen.reshape(shape)
 
     def bernoulli_at(self, probability: float, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-        """`bernoulli` for arrays that are too large: a function from flat positions, uint32, to the entries there.
+        """`bernoulli` in parts, for large arrays: a function from flat positions (uint32) to the entries there.
 
-        The function overwrites the positions. Raises ScratchvitError for 2³² numbers or more.
+        The function overwrites the positions. Raises ScratchvitError for 2³² entries or more.
         """
         count = math.prod(shape)
         if count >= 2**32:
             raise ScratchvitError(
-                f"one draw has fewer than 2³² numbers, but {shape} needs {count}: use smaller batches, or no dropout "
-                "there (attn_drop_rate 0)"
+                f"a random mask can have fewer than 2³² entries, but {shape} has {count}: use smaller batches, or no "
+                "dropout there (attn_drop_rate 0)"
             )
         first_key, second_key = self._keys()
         threshold = min(round(probability * 2**32), 2**32 - 1)
@@ -87,7 +87,7 @@ class Generator:
             number = next(again[self], None)
             if number is None:
                 raise RuntimeError(
-                    "more random numbers are drawn than the first time: a function that is recomputed (see "
+                    "more random numbers are drawn than in the forward pass: a function that is recomputed (see "
                     "checkpoint) must draw the same ones"
                 )
         else:
@@ -100,7 +100,7 @@ class Generator:
 
 
 DEFAULT = Generator()
-"""The generator of ops that are not given one."""
+"""The generator that ops use if none is passed."""
 
 
 def _mix(x: Array) -> None:
@@ -113,7 +113,7 @@ def _mix(x: Array) -> None:
 
 
 Record: TypeAlias = dict[Generator, list[int]]
-"""The numbers of the draws of every generator that was used."""
+"""For every generator that was used, the numbers n of its draws."""
 
 # Context variables, so that recording and replaying in one thread does not affect another.
 _records: ContextVar[tuple[Record, ...]] = ContextVar("records", default=())
@@ -123,7 +123,7 @@ _counting = threading.Lock()        # two threads that share a generator get dif
 
 @contextlib.contextmanager
 def recorded() -> Iterator[Record]:
-    """Context manager that records the numbers of all draws."""
+    """Context manager that records the numbers n of all draws."""
     record: Record = {}
     with setting(_records, (*_records.get(), record)):
         yield record
@@ -133,7 +133,7 @@ def recorded() -> Iterator[Record]:
 def replayed(record: Record) -> Iterator[None]:
     """Context manager that repeats the draws made under `recorded`. The state of the generators does not change.
 
-    Raises RuntimeError if more numbers are drawn from a generator than were recorded.
+    Raises RuntimeError if a generator is used for more draws than were recorded.
     """
     with setting(_replay, {generator: iter(numbers) for generator, numbers in record.items()}):
         yield

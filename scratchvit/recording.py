@@ -1,6 +1,6 @@
-"""State of the current thread: whether ops are recorded for backward, and whether they are replaced.
+"""The state of the current thread: whether ops are recorded for the backward pass, and whether they are replaced.
 
-Both are in a context variable: `no_grad` in one thread or coroutine does not affect another.
+It is a context variable, so `no_grad` in one thread or coroutine does not affect another.
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ mode: ContextVar[Mode] = ContextVar("mode", default=NORMAL)
 
 
 def is_recording() -> bool:
-    """Whether ops are recorded for backward in this thread, that is, no `no_grad` is active."""
+    """Whether ops are recorded for the backward pass in this thread, that is, no `no_grad` is active."""
     return mode.get().no_grads == 0
 
 
 class no_grad(contextlib.ContextDecorator):
-    """Context manager and decorator in which ops are not recorded and nothing is saved for backward.
+    """Context manager and decorator in which ops are not recorded and nothing is saved for the backward pass.
 
-    It affects the current thread only. Blocks are counted, so if two overlap without being nested (in two generators
-    that alternate), recording starts again when both have ended.
-    Raises RuntimeError if it is left in another thread than it was entered in.
+    It affects the current thread only. Active blocks are counted: if two overlap without being nested (in two
+    generators that alternate), recording starts again when both have ended.
+    Raises RuntimeError if it is left in a thread other than the one in which it was entered.
     """
 
     def __enter__(self) -> None:
@@ -48,7 +48,7 @@ class no_grad(contextlib.ContextDecorator):
 
 @contextlib.contextmanager
 def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
-    """Context manager in which a context variable has a value."""
+    """Context manager that sets a context variable to a value and restores it afterwards."""
     before = variable.get()
     variable.set(value)
     try:
@@ -58,8 +58,8 @@ def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def recording() -> Iterator[None]:
-    """Context manager in which ops are recorded, even inside `no_grad`."""
+def enable_grad() -> Iterator[None]:
+    """Context manager and decorator in which ops are recorded, even inside `no_grad`."""
     before = mode.get().no_grads
     mode.set(Mode(0, mode.get().stand_in))
     try:
@@ -71,9 +71,10 @@ def recording() -> Iterator[None]:
 
 @contextlib.contextmanager
 def replace_ops(stand_in: Callable[..., Any]) -> Iterator[None]:
-    """Context manager in which ops call `stand_in(function, args, kwargs)`, which returns (value, backward).
+    """Context manager in which ops call `stand_in(function, args, kwargs)` instead of `function(*args, **kwargs)`.
 
-    args and kwargs are plain arrays. costs/counting.py uses it to follow shapes through a model without computing.
+    It gets plain arrays and returns (value, backward). costs/counting.py uses it to propagate shapes through a model
+    without computing.
     """
     before = mode.get().stand_in
     mode.set(Mode(mode.get().no_grads, stand_in))

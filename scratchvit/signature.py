@@ -14,9 +14,9 @@ class Slot(NamedTuple):
 
     position: int
     name: str
-    is_sequence: bool       # of arrays
+    is_sequence: bool       # a sequence of arrays
     takes_rest: bool        # it is *args
-    any_dtype: bool         # the op itself says what integers mean there
+    any_dtype: bool         # annotated AnyArray: the op itself handles integers
 
 
 def differentiable_parameters(function: Callable[..., Any]) -> list[Slot]:
@@ -31,7 +31,7 @@ def differentiable_parameters(function: Callable[..., Any]) -> list[Slot]:
 
 
 def constant_parameters(function: Callable[..., Any]) -> list[tuple[int, str]]:
-    """(position, name) of the parameters that get no gradient."""
+    """(position, name) of the parameters that are not differentiable."""
     differentiable = {slot.name for slot in differentiable_parameters(function)}
     return [(i, name) for i, name in enumerate(inspect.signature(function).parameters) if name not in differentiable]
 
@@ -45,7 +45,7 @@ def inputs_of(slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
         else:
             given = args[position] if position < len(args) else kwargs.get(name)
             if is_sequence:
-                inputs.extend(given or ())
+                inputs.extend(given if isinstance(given, list | tuple) else ())
             else:
                 inputs.append(given)
     return inputs
@@ -71,7 +71,7 @@ def with_inputs(
 
 
 def takes_need(backward: Callable[..., Any]) -> bool:
-    """Whether a backward has a parameter named `need` (see `op`). It can be any callable."""
+    """Whether a backward, which can be any callable, has a parameter named `need` (see `op`)."""
     code = getattr(backward, "__code__", None)
     if code is None:        # functools.partial, or an object with __call__
         return "need" in inspect.signature(backward).parameters

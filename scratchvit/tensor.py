@@ -1,4 +1,4 @@
-"""The autograd engine: a Tensor is an array that remembers how to find its gradient.
+"""The autograd engine: a Tensor is an array that remembers how it was computed, so that gradients can be computed.
 
 Read this file first, or before it learn/engine.py, the same engine in 100 lines. An *op* is a function on plain arrays
 that returns its value and a `backward` closure:
@@ -9,21 +9,21 @@ that returns its value and a `backward` closure:
             return 2 * x * dy
         return x * x, backward
 
-Calling `square(t)` with a Tensor unwraps it, runs the function, and hangs a `Node` on the result: the closure, and the
-edges to the nodes of its inputs. `loss.backward()` walks those edges from the loss to the leaves and lets every closure
-turn the gradient of its value into the gradients of its inputs. That is all of reverse-mode differentiation.
+Calling `square(t)` with a Tensor runs the function on its array and attaches a `Node` to the result: the closure, and
+edges to the nodes of its inputs. `loss.backward()` follows these edges from the loss to the leaves. Every closure
+computes the gradients of its inputs from the gradient of its value. This is reverse-mode differentiation.
 
     value      x ──► square ──► y ──► sum ──► loss          closures are made in the forward pass,
     gradient   dx ◄─ backward ◄─ dy ◄─ backward ◄─ 1        and called in topological order in the backward pass
 
-For example z = x·y + x at x = 2, y = 3 makes two nodes: mul, with edges to x and y; then add, with edges to mul and x.
+For example, z = x·y + x at x = 2, y = 3 makes two nodes: mul, with edges to x and y; then add, with edges to mul and x.
 In the backward pass, add comes first and sends dz = 1 to mul and to x. Then mul sends 1·y = 3 to x and 1·x = 2 to y.
-graph.py follows this node by node, and says when a gradient may be added to in place.
+graph.py goes through this node by node, and explains when gradients may be summed in place.
 
 >>> x, y = Tensor(2.0, requires_grad=True), Tensor(3.0, requires_grad=True)
 >>> z = x * y + x
 >>> z.backward()
->>> x.grad.item(), y.grad.item()        # of x, the sum of both shares
+>>> x.grad.item(), y.grad.item()        # x is used twice: 3 + 1
 (4.0, 2.0)
 """
 
@@ -38,25 +38,27 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
+from scratchvit.errors import explained
 from scratchvit.facts import Facts
-from scratchvit.graph import Node, run_backward
+from scratchvit.graph import Node, Version, run_backward
 from scratchvit.recording import is_recording, mode
 from scratchvit.signature import constant_parameters, differentiable_parameters, inputs_of
 
 OPS: dict[str, Callable[..., Tensor]] = {}
-"""The ops of scratchvit.ops by their names, filled there; what the operators and methods of Tensor call."""
+"""The ops of scratchvit.ops by name, which the operators and methods of Tensor call. Filled by scratchvit/ops."""
 
 
 class Tensor:
     """An array with a gradient.
 
-    data: an array on the device in use (lists, scalars and arrays are taken there; Python floats become float32).
-    requires_grad: whether `backward()` shall leave a gradient in `.grad`, an array like `data`.
+    data: an array, a list or a number; it is moved to the device in use. Python floats become float32.
+    requires_grad: whether `backward()` adds a gradient, an array like `data`, to `.grad`.
+    dtype: the dtype of the array; that of `data` if not given.
     Raises TypeError for requires_grad with integers or bool.
     """
 
     __slots__ = ("__weakref__", "_edge", "_version", "data", "grad", "requires_grad")
-    __array_ufunc__ = None                  # so that `array * tensor` asks Tensor.__rmul__ and does not loop over it
+    __array_ufunc__ = None                  # so that `array * tensor` calls Tensor.__rmul__ instead of NumPy's loop
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self.data: Array = asarray(data.data if isinstance(data, Tensor) else data, dtype)
@@ -65,7 +67,7 @@ class Tensor:
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._edge: tuple[Node, int] | None = None      # (node, output index); None for a leaf
-        self._version = 0       # how often a leaf was changed in place, as an optimiser does; see graph.py
+        self._version: Version | None = None        # made when it is first asked for
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -74,17 +76,17 @@ class Tensor:
 
     @property
     def dtype(self) -> np.dtype:
-        """The dtype of the numbers, NumPy's also on the GPU."""
+        """The dtype of the entries, a NumPy dtype also on the GPU."""
         return self.data.dtype
 
     @property
     def ndim(self) -> int:
-        """How many axes there are."""
+        """The number of axes."""
         return self.data.ndim
 
     @property
     def size(self) -> int:
-        """How many numbers there are."""
+        """The number of entries."""
         return self.data.size
 
     @property
@@ -93,24 +95,33 @@ class Tensor:
         return OPS["transpose"](self, -1, -2)
 
     def numpy(self) -> np.ndarray:
-        """The values on the host, without history."""
+        """The values as a NumPy array on the host, without a graph. On the GPU this waits for the device."""
         return asnumpy(self.data)
 
     def item(self) -> float:
-        """The one value, as a Python number. On the GPU this waits for the device."""
+        """The value of a Tensor with one entry, as a Python number. On the GPU this waits for the device."""
         return self.data.item()
 
     def detach(self) -> Tensor:
-        """The same array without history."""
-        return Tensor(self.data)
+        """A Tensor with the same array, without a graph. Changing it in place changes this one too."""
+        detached = Tensor(self.data)
+        detached._version = version_of_alias(self)
+        return detached
+
+    @property
+    def version(self) -> Version:
+        """How often the array was changed in place, as a counter that all its aliases share."""
+        if self._version is None:
+            self._version = Version()
+        return self._version
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("a Tensor does not turn into an array by itself: take .numpy(), which waits for the device")
+        raise TypeError("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
 
     def __array_function__(self, function: Callable[..., Any], *args: Any) -> Any:
         raise TypeError(
-            f"{function.__module__}.{function.__name__} was given a Tensor: take .numpy(), or a function of "
-            "scratchvit.ops, which knows gradients"
+            f"{function.__module__}.{function.__name__} was given a Tensor: use .numpy(), or a function of "
+            "scratchvit.ops, which computes gradients"
         )
 
     def __float__(self) -> float:
@@ -127,11 +138,13 @@ class Tensor:
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._edge is not None:
             raise RuntimeError(
-                f"a result (of the op {self._edge[0].name!r}) cannot be deep-copied, since the copy would no longer "
-                "lead to the leaves: copy the leaves, or `detach()` it first"
+                f"a result (of the op {self._edge[0].name!r}) cannot be deep-copied, because the copy would be cut off "
+                "from the leaves: copy the leaves, or `detach()` it first"
             )
         copied = memo[id(self)] = type(self).__new__(type(self))
-        copied.data, copied.requires_grad, copied._edge, copied._version = self.data.copy(), self.requires_grad, None, 0
+        copied.data, copied.requires_grad, copied._edge, copied._version = (
+            self.data.copy(), self.requires_grad, None, None
+        )
         copied.grad = None if self.grad is None else self.grad.copy()
         return copied
 
@@ -139,7 +152,7 @@ class Tensor:
         return len(self.data)
 
     def __bool__(self) -> bool:
-        raise TypeError("the truth of a Tensor is not defined; compare `.item()` or `.numpy()`")
+        raise TypeError("the truth value of a Tensor is not defined: use `.item()` or `.numpy()`")
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
@@ -149,26 +162,30 @@ class Tensor:
         return f"Tensor({values}, shape={self.shape}, dtype={self.dtype}{suffix})"
 
     def backward(self, gradient: Any = None) -> None:
-        """Add d(self)/d(leaf) to `.grad` of every leaf that requires a gradient, and free the graph on the way.
+        """Add d(self)/d(leaf) to `.grad` of every leaf that requires a gradient, and free the graph.
 
-        gradient: the cotangent, an array of this tensor's shape; may be left out for a single number (1 is meant).
-        Raises RuntimeError when the graph was already used (build it anew, or add the losses and go back once), and
-        when a leaf was changed in place since: by an optimiser's step, or by `+=`. ValueError for a gradient of another
-        shape.
+        gradient: the cotangent, an array of this tensor's shape; 1 by default for a tensor with one entry.
+        Raises RuntimeError if the graph was already used (compute the loss again, or add the losses and call backward()
+        once), and if a leaf was changed in place since then, by an optimiser's step or by `+=`; ValueError for a
+        gradient of another shape. If an op's backward raises, no leaf keeps a part of its gradient: `.grad` is None
+        again, or NaN where the part had been added to an earlier gradient.
         """
         if not self.requires_grad:
             raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(f"backward() of a tensor of shape {self.shape} needs a gradient of that shape")
+                raise RuntimeError(
+                    f"backward() of a tensor of shape {self.shape} needs a gradient of that shape: give one, or reduce "
+                    "the tensor to a number by .sum() or .mean()"
+                )
             gradient = array_module(self.data).ones_like(self.data)
         else:
             gradient = Tensor(gradient, dtype=self.dtype).data
             if gradient.shape != self.shape:
-                raise ValueError(f"backward(): gradient has shape {gradient.shape}, the tensor {self.shape}")
+                raise ValueError(f"backward(): gradient has shape {gradient.shape}, but the tensor has {self.shape}")
         run_backward([(edge_to(self), gradient)])
 
-    # Operators are ops looked up by name when called, since ops/ imports this file and not the other way round.
+    # Operators look up their op by name when they are called, since ops/ imports this file and not vice versa.
     def _op(name: str, swapped: bool = False) -> Callable[..., Tensor]:  # type: ignore[misc]
         if swapped:
             return lambda self, other: OPS[name](other, self)
@@ -185,34 +202,36 @@ class Tensor:
     transpose, unbind, split, pad, softmax = _op("transpose"), _op("unbind"), _op("split"), _op("pad"), _op("softmax")
 
     def reshape(self, *shape: Any) -> Tensor:
-        """The same values in another shape: `t.reshape(2, -1)` or `t.reshape((2, -1))`."""
+        """The same entries in another shape: `t.reshape(2, -1)` or `t.reshape((2, -1))`."""
         return OPS["reshape"](self, shape[0] if len(shape) == 1 else shape)
 
     def permute(self, *dims: Any) -> Tensor:
-        """The axes in the given order: `t.permute(0, 2, 1)` or `t.permute((0, 2, 1))`."""
+        """A view with the axes in another order: `t.permute(0, 2, 1)` or `t.permute((0, 2, 1))`."""
         return OPS["permute"](self, dims[0] if len(dims) == 1 and not isinstance(dims[0], int) else dims)
 
     def expand(self, *shape: Any) -> Tensor:
-        """Axes of size 1 repeated, -1 for one that stays: `t.expand(B, -1, -1)` or `t.expand((B, -1, -1))`."""
+        """Broadcast to a shape; -1 keeps an axis as it is: `t.expand(B, -1, -1)` or `t.expand((B, -1, -1))`."""
         return OPS["expand"](self, shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape)
 
     def flatten(self, start: int = 0) -> Tensor:
-        """All axes from `start` on made one."""
+        """All axes from `start` on made one. Raises IndexError if there is no such axis."""
+        if not -max(1, self.ndim) <= start < max(1, self.ndim):
+            raise IndexError(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(OPS["unbind"](self, 0))
 
-    # --- in place: for leaves, where nothing is recorded ---
+    # --- in place: only for leaves, and only while nothing is recorded ---
 
     def _in_place(symbol: str, ufunc: str) -> Callable[[Tensor, Any], Tensor]:  # type: ignore[misc]
         def change(self: Tensor, other: Any) -> Tensor:
-            """`with no_grad(): p -= lr * p.grad` changes the numbers of the leaf p. Anywhere else it is an error."""
+            """`with no_grad(): p -= lr * p.grad` changes the leaf p in place. Anywhere else it is an error."""
             self._must_be_changeable(f"{symbol}=", f"x = x {symbol} …")
             operand = other if isinstance(other, int | float) else Tensor(other, dtype=self.dtype).data
             shape = getattr(operand, "shape", ())
             if not broadcasts_to(shape, self.shape):
-                raise ValueError(f"{symbol}=: an operand of shape {shape} does not fit into {self.shape}")
+                raise ValueError(f"{symbol}=: an operand of shape {shape} does not broadcast to {self.shape}")
             getattr(array_module(self.data), ufunc)(self.data, operand, out=self.data)
             self.mark_changed()
             return self
@@ -221,6 +240,7 @@ class Tensor:
 
     __iadd__, __isub__ = _in_place("+", "add"), _in_place("-", "subtract")
     __imul__, __itruediv__ = _in_place("*", "multiply"), _in_place("/", "divide")
+    __ipow__ = _in_place("**", "power")
 
     def __setitem__(self, index: Any, values: Any) -> None:
         self._must_be_changeable("assigning to entries", "ops.where, or ops.concatenate")
@@ -228,9 +248,10 @@ class Tensor:
         self.mark_changed()
 
     def overwrite(self, values: Any) -> None:
-        """Take over the values, in place; a number fills. Graphs that used the old ones can no longer go back.
+        """Overwrite the values in place, with an array of the same shape or a number.
 
-        Raises RuntimeError for a result of ops.
+        Afterwards, backward() through a graph that used the old values is an error. Raises RuntimeError for a result of
+        ops.
         """
         if self._edge is not None:
             raise RuntimeError(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
@@ -238,14 +259,14 @@ class Tensor:
         self.mark_changed()
 
     def mark_changed(self) -> None:
-        """Say that `data` was changed in place: to go back through a graph that used the old numbers is an error."""
-        self._version += 1
+        """Note that `data` was changed in place. backward() through a graph that used the old values is an error."""
+        self.version.count += 1
 
     def _must_be_changeable(self, what: str, instead: str) -> None:
         if self._edge is not None or is_recording():
             raise RuntimeError(
-                f"{what} changes a Tensor in place, which only leaves allow, and only under no_grad(): "
-                f"elsewhere the gradient would be lost; write {instead}"
+                f"{what} changes a Tensor in place, which is only allowed for leaves and under no_grad(), since the "
+                f"gradient would be lost: use {instead}"
             )
 
 
@@ -253,7 +274,7 @@ class Tensor:
 
 
 P = ParamSpec("P")
-_NUMBER, _SEQUENCE = (int, float), (list, tuple)        # isinstance takes three times as long for int | float
+_NUMBER, _SEQUENCE = (int, float), (list, tuple)        # tuples: isinstance takes three times as long for int | float
 
 
 @overload
@@ -261,41 +282,47 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 
 @overload
-def op(*, takes: str = "floats", facts: Facts | None = None) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
+def op(
+    *, takes: str = "floats", facts: Facts | None = None, gives: type[Tensor] = Tensor
+) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(
-    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None
+    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None,
+    gives: type[Tensor] = Tensor,
 ) -> Callable[..., Any]:
-    """Make a differentiable operation of a function on plain arrays.
+    """Turn a function on plain arrays into a differentiable op on Tensors.
 
-    The function takes arrays and returns `(value, backward)`, backward being a plain function. Its parameters annotated
-    `Array`, `Array | None` or `Sequence[Array]` are the differentiable ones. `backward(dy)` returns one gradient for
-    each of them, in the order of the signature (a single one needs no tuple). Where skipping is worth it, it has a
-    second parameter named `need`: for each of those inputs, whether anybody wants its gradient; an unwanted one may be
-    returned as None. An op that returns a tuple of arrays gets a tuple of cotangents, None for an unused output.
+    The function takes arrays and returns `(value, backward)`. Its parameters that are annotated `Array`,
+    `Array | None` or `Sequence[Array]` are differentiable. `backward(dy)` returns one gradient for each of them, in the
+    order of the signature; a single gradient needs no tuple. If `backward` has a second parameter named `need`, it gets
+    a bool for each of these inputs, whether its gradient is needed; for the others it may return None. An op that
+    returns a tuple of arrays gets a tuple of cotangents, with None for unused outputs.
 
-    What `backward` returns is new, or is `dy`, or a view of `dy`; never an array that was saved, since the engine may
-    add to it in place.
+    `backward` must return new arrays, `dy`, or views of `dy`, and never a saved array, since the engine may add to it
+    in place.
 
-    takes: which dtypes it takes, "floats", "any", "numbers" or "sums": see dtypes.py.
-    facts: what it saves, its multiply-adds and the shape of its value: see facts.py. Only `inspect` reads them; an op
+    takes: the dtypes that the op accepts: "floats", "any", "numbers" or "sums" (see dtypes.py).
+    facts: the shape of the value, what is saved, and multiply-adds (see facts.py). They are used to compute costs; ops
         of scratchvit.ops must have them.
-    The op raises TypeError for dtypes that it does not take, and for a Tensor that requires a gradient where it has no
-    gradient to give (a constant: detach it).
-    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown word in takes.
+    gives: the class of the results; see `Extremes` in ops/reduce.py.
+    The op raises TypeError for dtypes that it does not accept, and for a Tensor that requires a gradient as an argument
+    that is not differentiable.
+    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown value of takes.
     """
     if function is None:
-        return functools.partial(op, takes=takes, facts=facts)
+        return functools.partial(op, takes=takes, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
         raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
     if not slots:
-        raise TypeError(f"op {function.__name__!r} has no parameter annotated Array, so nothing to differentiate")
+        raise TypeError(
+            f"op {function.__name__!r} has no parameter annotated Array, so there is nothing to differentiate"
+        )
     if facts is not None:
         function.facts = facts      # type: ignore[attr-defined]    # `wraps` below copies it to the op
     elif str(function.__module__).startswith("scratchvit.ops"):
-        raise TypeError(f"op {function.__name__!r} has no facts: say @op(facts=…), which facts.py explains")
+        raise TypeError(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
     constants = constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
@@ -311,20 +338,30 @@ def op(
         named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
+            if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
+                raise TypeError(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
-        except (IndexError, TypeError, ValueError) as error:
-            if str(error).startswith(function.__name__):
+        except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
+            is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
+            if is_ours or str(error).startswith(function.__name__):
                 raise
-            raise _explained(error, function.__name__, inputs) from error
+            raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = [wrap(v) for v in value] if is_tuple else [wrap(value)]
-        if edges.count(None) < len(edges):
+        outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
+        without_gradient = edges.count(None)
+        if without_gradient < len(edges):
             node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
+            if without_gradient:
+                watch_constants(node, inputs)
             for index, output in enumerate(outputs):
                 output.requires_grad = True
                 output._edge = (node, index)
+        else:
+            for output in outputs:
+                if output.data.base is not None:
+                    _share_version(output, inputs)
         return tuple(outputs) if is_tuple else outputs[0]
 
     apply.takes = takes     # type: ignore[attr-defined]
@@ -332,36 +369,29 @@ def op(
 
 
 def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
-    """Whether all arrays are float32, or all float64: then there is nothing to settle. Python's numbers adapt."""
+    """Whether all arrays are float32 or all are float64, so that none is converted. Python numbers are ignored."""
     dtype = None
     for x in inputs:
         array = x.data if isinstance(x, Tensor) else x
         if array is None or isinstance(array, _NUMBER):
             continue
-        its = getattr(array, "dtype", None)
-        if its is None or (its is not dtype and (dtype is not None or its not in dtypes.REGULAR)):
-            return False        # a list; another dtype than the others'; or integers, or float16
-        dtype = its
+        found = getattr(array, "dtype", None)
+        if found is None or (found is not dtype and (dtype is not None or found not in dtypes.REGULAR)):
+            return False        # a list; a dtype that differs from the others; integers or float16
+        dtype = found
     return True
-
-
-def _explained(error: Exception, name: str, inputs: Sequence[Any]) -> Exception:
-    """An error of NumPy's or CuPy's with the op's name and the shapes of its inputs."""
-    kind = next(kind for kind in (IndexError, TypeError, ValueError) if isinstance(error, kind))
-    shapes = ", ".join(str(x.shape) for x in inputs if hasattr(x, "shape"))
-    return kind(f"{name}: {error} (given arrays of shape {shapes})")
 
 
 def _refuse_lost_gradients(
     name: str, constants: Sequence[tuple[int, str]], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> None:
-    """Raise TypeError where a constant requires a gradient, which it would silently not get."""
+    """Raise TypeError if a Tensor that requires a gradient is passed as a constant: it would silently get none."""
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
         if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
             raise TypeError(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
-                f"give {parameter}.detach(), or a plain number or array"
+                f"pass {parameter}.detach(), or a plain number or array"
             )
 
 
@@ -372,8 +402,36 @@ def _requires_grad(given: Any) -> bool:
 
 
 def edge_to(x: Any) -> Any:
-    """Where x's gradient goes: see Node."""
-    return (x._edge or (x, x._version)) if isinstance(x, Tensor) and x.requires_grad else None
+    """The edge along which x's gradient is sent (see Node); None if x needs no gradient."""
+    return (x._edge or (x, x.version.count)) if isinstance(x, Tensor) and x.requires_grad else None
+
+
+def watch_constants(node: Node, inputs: Sequence[Any]) -> None:
+    """Let backward() notice if an input that needs no gradient is changed in place: the op may have saved it."""
+    for x, edge in zip(inputs, node.edges):
+        if edge is None and isinstance(x, Tensor):
+            node.watched += ((x.version, x.version.count, x.shape),)
+
+
+def version_of_alias(x: Tensor) -> Version:
+    """The version for a Tensor that shares the memory of x and has no graph.
+
+    A result of an op cannot be changed in place itself, but its alias can: the op's node watches it.
+    """
+    if x._edge is None:
+        return x.version
+    version, node = Version(), x._edge[0]
+    node.watched += ((version, 0, x.shape),)
+    return version
+
+
+def _share_version(output: Tensor, inputs: Sequence[Any]) -> None:
+    """Give a result without a graph the version of the input of which it is a view, if it is one."""
+    base = output.data.base
+    for x in inputs:
+        if isinstance(x, Tensor) and (x.data is base or x.data.base is base):
+            output._version = version_of_alias(x)
+            return
 
 
 def _unwrap(x: Any) -> Any:
@@ -386,9 +444,9 @@ def _unwrap(x: Any) -> Any:
     return x
 
 
-def wrap(value: Any) -> Tensor:
-    tensor = Tensor.__new__(Tensor)
+def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
+    tensor = kind.__new__(kind)
     # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
     tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
-    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, 0
+    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, None
     return tensor

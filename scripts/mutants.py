@@ -112,8 +112,8 @@ MUTANTS = [
         "            dk *= scale\n", "", OPS,
     ),
     Mutant(
-        "attention in blocks: what was there does not fade", "a term dropped", "ops/attention_blocks.py",
-        "                    out *= fades\n", "", ("ops/test_attention_blocks.py",),
+        "attention in blocks: the previous result is not rescaled", "a term dropped", "ops/attention_blocks.py",
+        "                    out *= rescale\n", "", ("ops/test_attention_blocks.py",),
     ),
     Mutant(
         "attention in blocks: probabilities not divided by their sum", "a factor dropped", "ops/attention_blocks.py",
@@ -160,8 +160,8 @@ MUTANTS = [
         "before.append(total - total // 2)\n        after.append(total // 2)", OPS,
     ),
     Mutant(
-        "depthwise: dx with the kernel not turned", "a direction", "ops/depthwise.py",
-        "return depthwise(dy, turned, None, back, groups)", "return depthwise(dy, weight, None, back, groups)", OPS,
+        "depthwise: dx with the kernel not flipped", "a direction", "ops/depthwise.py",
+        "return depthwise(dy, flipped, None, back, groups)", "return depthwise(dy, weight, None, back, groups)", OPS,
     ),
     Mutant(
         "max_pool2d: of equal entries the last wins", "a comparison", "ops/pool.py",

@@ -40,7 +40,7 @@ def test_gpu_without_a_device(monkeypatch, fresh_gpu_lookup):
     if cupy.cuda.is_available():
         pytest.skip("this machine has a GPU")
     monkeypatch.setattr(backend, "cuda_driver_version", lambda: None)
-    with pytest.raises(sv.ScratchvitError, match=r"is installed but finds no GPU: no CUDA driver answers"):
+    with pytest.raises(sv.ScratchvitError, match=r"is installed but finds no GPU: no CUDA driver was found"):
         sv.use("gpu")
     assert sv.device() == "cpu"
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from scratchvit.backend import Array
+from scratchvit.backend import Array, asarray, asnumpy
 from scratchvit.tensor import Tensor, op
 from tests.support.seeds import seeded
 
@@ -47,8 +48,9 @@ def test_in_place_operators_and_assignment_change_a_leaf_under_no_grad(device: s
         p -= np.float64(1)
         p /= 2
         p[0] = 0
+        p **= 2
     assert p is kept and p.data is data and p.dtype == np.float32
-    np.testing.assert_array_equal(p.numpy(), [[0, 0], [2.5, 5.5]])
+    np.testing.assert_array_equal(p.numpy(), [[0, 0], [6.25, 30.25]])
 
 
 def test_in_place_operators_on_an_attribute_of_a_module() -> None:
@@ -63,7 +65,7 @@ def test_in_place_operators_on_an_attribute_of_a_module() -> None:
 def test_in_place_elsewhere_is_an_error(of: str) -> None:
     x = leaf(2) if of == "a leaf while ops are recorded" else leaf(2) * 2
     before = x.numpy().copy()
-    with pytest.raises(RuntimeError, match=r"in place.*write x = x \+ …"):
+    with pytest.raises(RuntimeError, match=r"in place.*use x = x \+ …"):
         x += 1
     with pytest.raises(RuntimeError, match=r"ops\.where"):
         x[0] = 1
@@ -73,13 +75,13 @@ def test_in_place_elsewhere_is_an_error(of: str) -> None:
 def test_a_sum_that_begins_with_a_number_says_how_to_go_on() -> None:
     total = 0
     total += leaf(2).sum()              # a Tensor from now on
-    with pytest.raises(RuntimeError, match=r"write x = x \+"):
+    with pytest.raises(RuntimeError, match=r"use x = x \+"):
         total += leaf(2).sum()
 
 
 def test_an_operand_that_does_not_fit_into_a_leaf_is_refused() -> None:
     p = leaf(2)
-    with sv.no_grad(), pytest.raises(ValueError, match=r"shape \(3, 2\) does not fit into \(2,\)"):
+    with sv.no_grad(), pytest.raises(ValueError, match=r"shape \(3, 2\) does not broadcast to \(2,\)"):
         p += np.ones((3, 2), np.float32)
 
 
@@ -278,3 +280,162 @@ def test_axes_may_be_given_one_by_one(device: str) -> None:
 def test_a_wrong_shape_names_the_op_and_both_shapes(call, says: str, device: str) -> None:
     with pytest.raises(ValueError, match=says):
         call(leaf(2, 3), leaf(4))
+
+
+@pytest.mark.parametrize(("call", "says"), [
+    (lambda x: x @ 2.0, "^matmul: arrays or Tensors are needed, not float$"),
+    (lambda x: ops.linear(x, "weight"), "^linear: arrays or Tensors are needed, not str$"),
+    (lambda x: ops.concatenate(x), "^concatenate: a list of arrays or Tensors is needed"),
+    (lambda x: ops.stack(x.data), "^stack: a list of arrays or Tensors is needed"),
+    (lambda x: ops.sum(x, 1.0), "^sum: dim must be an integer, not 1.0"),
+])
+def test_what_is_no_array_is_named(call, says: str) -> None:
+    with pytest.raises(TypeError, match=says):
+        call(leaf(2, 3))
+
+
+def test_an_attribute_error_of_an_op_itself_stays_one() -> None:
+    @op
+    def misspelt(x: Array):
+        return x.summ(), None
+
+    with pytest.raises(AttributeError, match="summ"):
+        misspelt(leaf(2))
+
+
+def test_a_number_that_an_integer_dtype_does_not_have_names_the_op() -> None:
+    with pytest.raises(ValueError, match=r"^add: Python integer 300 out of bounds for uint8 .*\(1,\)"):
+        Tensor(np.array([5], np.uint8)) + 300
+
+
+def test_flatten_refuses_an_axis_that_is_not_there() -> None:
+    x = leaf(2, 3, 4)
+    assert x.flatten(-2).shape == (2, 12) and Tensor(1.0).flatten().shape == (1,)
+    for start in (3, -4):
+        with pytest.raises(IndexError, match=rf"flatten: start {start} is not an axis of a Tensor of shape"):
+            x.flatten(start)
+
+
+@pytest.mark.parametrize("call", [lambda x: x.max(1), lambda x: ops.min(x, 1), lambda x: x.max(1, keepdim=True)])
+def test_max_over_a_dim_is_not_unpacked_as_values_and_indices(call, device: str) -> None:
+    """Of two rows, PyTorch's `values, indices = x.max(1)` would be the rows."""
+    x = leaf(2, 3)
+    for y in (call(x), call(x.detach())):
+        with pytest.raises(TypeError, match=r"values alone.*no indices.*\.unbind\(0\)"):
+            _values, _indices = y
+        assert len(y.unbind(0)) == 2 and type(y * 1) is Tensor
+    call(x).sum().backward()
+    assert x.grad.sum() == 2
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_a_constant_changed_between_forward_and_backward_is_an_error(checkpointed: bool) -> None:
+    """PyTorch: an error too. The gradient of x · c would be what c became."""
+    x, c = leaf(2), leaf(2, seed=1).detach()
+
+    def product(x: Tensor, c: Tensor) -> Tensor:
+        return x * c
+
+    y = (sv.checkpoint(product, x, c) if checkpointed else product(x, c)).sum()
+    with sv.no_grad():
+        c *= 10
+    with pytest.raises(RuntimeError, match=r"leaf of shape \(2,\) that was changed in place"):
+        y.backward()
+    assert x.grad is None
+    y = (x * c).sum()
+    c = leaf(2).detach()        # another Tensor: the old one is dropped, and nobody can change it any more
+    y.backward()
+    assert x.grad is not None
+
+
+ALIASES = {
+    "detach": lambda w: w.detach(), "detach twice": lambda w: w.detach().detach(), "row": lambda w: w[1],
+    "reshape": lambda w: w.reshape(-1), "transpose of a row": lambda w: w[1:].transpose(0, 1),
+}
+
+
+@pytest.mark.parametrize("alias", ALIASES.values(), ids=ALIASES)
+@pytest.mark.parametrize("of", ["leaf", "constant", "result"])
+def test_an_alias_changed_between_forward_and_backward_is_an_error(alias: Callable[[Tensor], Tensor], of: str) -> None:
+    """An alias shares memory: changing it changes what the backward saved. PyTorch raises too."""
+    x = leaf(2, 3)
+    source = {"leaf": x, "constant": leaf(2, 3, seed=1).detach(), "result": x.exp()}[of]
+    y = (source * x).sum()
+    with sv.no_grad():
+        changed = alias(source)
+        changed += 1
+    with pytest.raises(RuntimeError, match="changed in place after the loss was computed"):
+        y.backward()
+    assert x.grad is None
+
+
+def test_an_alias_that_is_changed_before_the_forward_or_a_copy_does_no_harm() -> None:
+    w = leaf(2, 3)
+    with sv.no_grad():
+        alias, copy = w.detach(), Tensor(w.numpy().copy())
+        alias += 1
+    y = (w * w).sum()
+    with sv.no_grad():
+        copy += 1
+        exponential = w.exp()       # new memory
+        exponential += 1
+    y.backward()
+    assert np.array_equal(w.grad, 2 * w.numpy())
+
+
+@pytest.mark.parametrize("call", [
+    lambda x, t: x * [t, t], lambda x, t: ops.where(np.array([True, False]), [t, 1.0], x),
+    lambda x, t: ops.stack([x, (t, t)]),
+])
+def test_a_list_does_not_swallow_the_gradients_of_its_tensors(call) -> None:
+    with pytest.raises(TypeError, match=r"^\w+: Tensors in a list would get no gradient: give ops.stack"):
+        call(leaf(2), leaf())
+    with sv.no_grad():
+        assert (leaf(2) * [leaf(), 1.0]).shape == (2,)
+
+
+# --- an error on the way back ----------------------------------------------------------------------------------------
+
+
+def failing(times: int):
+    """An op whose backward raises so many times."""
+    left = [times]
+
+    @op
+    def fails(x: Array):
+        def backward(dy):
+            left[0] -= 1
+            if left[0] >= 0:
+                raise ValueError("no gradient today")
+            return dy * 3
+
+        return x * 3, backward
+
+    return fails
+
+
+@pytest.mark.parametrize("checkpointed", [False, True])
+def test_an_error_on_the_way_back_leaves_no_part_of_a_gradient(checkpointed: bool, device: str) -> None:
+    fails, x, reached, older = failing(1), leaf(2), leaf(2, seed=1), leaf(2, seed=2)
+    older.grad = asarray(np.ones(2, np.float32))
+
+    def loss() -> Tensor:
+        def late(t: Tensor) -> Tensor:
+            return fails(t) * 1.0
+
+        def early(t: Tensor) -> Tensor:     # reaches a parameter in a graph of its own
+            return t * reached * older
+
+        y = late(x)
+        return (sv.checkpoint(early, y) if checkpointed else early(y)).sum()
+
+    y = loss()
+    with pytest.raises(ValueError, match="no gradient today"):
+        y.backward()
+    assert x.grad is None and reached.grad is None and np.isnan(asnumpy(older.grad)).all()
+    with pytest.raises(RuntimeError, match="already used and freed"):
+        y.backward()
+    older.grad = None
+    loss().backward()
+    np.testing.assert_allclose(asnumpy(reached.grad), 3 * x.numpy() * older.numpy(), rtol=1e-6)
+    np.testing.assert_allclose(asnumpy(x.grad), 3 * reached.numpy() * older.numpy(), rtol=1e-6)

@@ -89,7 +89,7 @@ def test_the_message_names_entry_values_and_seed() -> None:
     for options, output in (({}, ""), ({"jacobian": True}, r", output 0, index \(2, 1\)")):
         with pytest.raises(GradientError, match=rf"worst at input 1, index \(2, 1\){output}: .*\(seed 7\)") as error:
             gradcheck(op(wrong_at_one_entry), x, x, seed=7, **options)
-    assert "backward says 24, differences say 8" in str(error.value)
+    assert "backward gives 24, differences give 8" in str(error.value)
 
 
 # --- kinks -----------------------------------------------------------------------------------------------------------
@@ -105,8 +105,8 @@ def test_the_message_names_entry_values_and_seed() -> None:
 ], ids=["relu at 0", "abs", "tie of a maximum", "clip", "a value rounded to float32"])
 def test_where_differences_disagree_at_every_step_it_is_no_wrong_gradient(fn, inputs, index, jacobian) -> None:
     with pytest.raises(GradientError, match=(
-        rf"^differences with steps of 0.0001 and 5e-05 disagree at input 0, index \({index},\), and smaller ones "
-        "do too: the function has a kink or a jump there, or rounds its value"
+        rf"^differences with steps of 0.0001 and 5e-05 disagree at input 0, index \({index},\), and smaller "
+        "steps do too: the function has a kink or a jump there, or rounds its value"
     )):
         gradcheck(fn, *map(np.array, inputs), jacobian=jacobian)
 
@@ -122,8 +122,8 @@ def test_where_differences_disagree_at_every_step_it_is_no_wrong_gradient(fn, in
 def test_where_smaller_steps_agree_the_message_says_which(fn, x, step: float, better: float, jacobian: bool) -> None:
     x = np.array(x)
     with np.errstate(all="ignore"), pytest.raises(GradientError, match=(
-        rf"^differences with steps of {step:g} .* at input 0, index .*: the function bends within that distance, or "
-        rf"has a kink there. Steps of {better:g} agree: pass step={better:g}, or move the input"
+        rf"^differences with steps of {step:g} .* at input 0, index .*: the function has strong curvature or a kink "
+        rf"within that distance. Steps of {better:g} agree: pass step={better:g}, or move the input"
     )):
         gradcheck(fn, x, jacobian=jacobian, step=step, float32=False)
     gradcheck(fn, x, jacobian=jacobian, step=better, float32=False)

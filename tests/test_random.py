@@ -85,5 +85,5 @@ def test_replay_draws_again_and_then_goes_on() -> None:
 
 
 def test_a_draw_too_large_for_its_counter_is_refused() -> None:
-    with pytest.raises(ScratchvitError, match="fewer than 2³² numbers"):
+    with pytest.raises(ScratchvitError, match="fewer than 2³² entries"):
         Generator(0).bernoulli(0.5, (2**16, 2**16))

@@ -98,6 +98,21 @@ def test_no_grad_can_be_entered_again_and_decorates() -> None:
     assert not no_grad()(is_recording)()
 
 
+def test_enable_grad_records_inside_no_grad() -> None:
+    with no_grad():
+        with sv.enable_grad():
+            assert is_recording()
+            with no_grad():
+                assert not is_recording()
+            assert is_recording() and sv.enable_grad()(is_recording)()
+        assert not is_recording()
+        assert sv.enable_grad()(is_recording)()
+        with pytest.raises(ValueError), sv.enable_grad():
+            raise ValueError
+        assert not is_recording()
+    assert is_recording()
+
+
 def test_a_no_grad_that_ends_in_another_thread_is_an_error() -> None:
     block = no_grad()
     with pytest.raises(RuntimeError, match="ends in another thread"):
@@ -142,7 +157,7 @@ def test_a_checkpoint_that_draws_more_the_second_time_is_an_error() -> None:
         return x
 
     y = sv.checkpoint(draws_more, Tensor(np.ones(4, np.float32), requires_grad=True))
-    with pytest.raises(RuntimeError, match="more random numbers are drawn than the first time"):
+    with pytest.raises(RuntimeError, match="more random numbers are drawn than in the forward pass"):
         y.backward(np.ones(4, np.float32))
 
 

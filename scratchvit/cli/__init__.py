@@ -6,11 +6,15 @@ import difflib
 import errno
 import importlib
 import io
+import os
 import sys
 from collections.abc import Callable, Sequence
 
+from scratchvit.cli._bugs import bugs_reported, version
+from scratchvit.cli._output import output
+from scratchvit.cli._words import COMPLETING, complete_words
 from scratchvit.errors import ScratchvitError
-from scratchvit.training.interrupt import Interrupted
+from scratchvit.files import printable
 
 HELP = """\
 scratchvit: vision Transformers from scratch, on NumPy and CuPy.
@@ -36,19 +40,46 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 `scratchvit COMMAND --help` explains a command and all its options.
 """
 
+# {command: (module, function)}
+COMMANDS = {
+    "train": ("train", "train"),
+    "eval": ("eval", "evaluate"),
+    "predict": ("predict", "predict"),
+    "models": ("models", "models"),
+    "cost": ("cost", "cost_table"),
+    "inspect": ("inspect", "inspect"),
+    "export": ("export", "export"),
+    "show-augment": ("show_augment", "show_augment"),
+    "detect-train": ("detect_train", "detect_train"),
+    "detect-eval": ("detect_eval", "detect_eval"),
+    "detect": ("detect", "detect"),
+    "report": ("report", "report"),
+    "complete": ("complete", "complete"),
+    "probe": ("probe", "probe"),
+    "doctor": ("doctor", "doctor"),
+}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code: 0, or 1 for bad input, 2 for bad usage, 130 after Ctrl-C."""
+    """Run a command and return its exit code: 0; 1 for bad input, 2 for bad usage, 70 for a bug, 130 after Ctrl-C."""
     argv = list(sys.argv[1:] if argv is None else argv)
     _escape_what_cannot_be_encoded()
+    if COMPLETING in os.environ:
+        return complete_words(COMMANDS, _command)
+    if argv[:1] == ["help"]:        # help, help train
+        argv = [*argv[1:2], "--help"]
     if not argv or argv[0] in ("-h", "--help"):
         print(HELP, end="")
         return 0 if argv else 2
+    if argv[0] in ("-V", "--version", "version"):
+        print(version())
+        return 0
     try:
-        return _command(argv[0])(argv[1:])
+        with bugs_reported(argv=argv), output():
+            return _command(argv[0])(argv[1:])
     except ScratchvitError as error:
-        print(f"scratchvit: {error}", file=sys.stderr)
-        return error.exit_status if isinstance(error, Interrupted) else 1
+        print(f"scratchvit: {printable(error)}", file=sys.stderr)
+        return getattr(error, "exit_status", 1)
     except KeyboardInterrupt:
         print("\nscratchvit: stopped", file=sys.stderr)
         return 130
@@ -79,28 +110,11 @@ def _output_is_closed() -> bool:
 
 
 def _command(name: str) -> Callable[[Sequence[str]], int]:
-    known = {       # module, function
-        "train": ("train", "train"),
-        "eval": ("eval", "evaluate"),
-        "predict": ("predict", "predict"),
-        "models": ("models", "models"),
-        "cost": ("cost", "cost_table"),
-        "inspect": ("inspect", "inspect"),
-        "export": ("export", "export"),
-        "show-augment": ("show_augment", "show_augment"),
-        "detect-train": ("detect_train", "detect_train"),
-        "detect-eval": ("detect_eval", "detect_eval"),
-        "detect": ("detect", "detect"),
-        "report": ("report", "report"),
-        "complete": ("complete", "complete"),
-        "probe": ("probe", "probe"),
-        "doctor": ("doctor", "doctor"),
-    }
-    if name not in known:
-        close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(known)}"
+    if name not in COMMANDS:
+        close = difflib.get_close_matches(name, COMMANDS, n=1, cutoff=0.5)
+        hint = f"; did you mean {close[0]!r}?" if close else f"; there are {', '.join(COMMANDS)}"
         print(f"scratchvit: there is no command {name!r}{hint}", file=sys.stderr)
         raise SystemExit(2)
-    module, function = known[name]
+    module, function = COMMANDS[name]
     # Imported on demand, so that no command loads the modules of another.
     return getattr(importlib.import_module(f"scratchvit.cli.{module}"), function)

@@ -12,16 +12,17 @@ from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
 from scratchvit.files import printable
 
-SENTENCES = 5       # how many of the skipped entries are printed; of the rest only their number
+SENTENCES = 5       # largest number of skipped entries that are listed
 
 
-def add_detector(parser: argparse.ArgumentParser, required: bool = True) -> None:
-    """Add --checkpoint, --model, --labels, --label-order and --entry, the arguments of `open_detector`."""
-    parser.add_argument(
-        "--checkpoint", type=Path, required=required, metavar="FILE",
-        help="a checkpoint of `scratchvit detect-train`, its run folder, or third-party DETR weights (.safetensors, "
-        ".pth, .bin, .npz)",
-    )
+RUN = (
+    "a run folder of `scratchvit detect-train`, a checkpoint in it, or third-party DETR weights (.safetensors, .pth, "
+    ".bin, .npz)"
+)
+
+
+def add_detector(parser: argparse.ArgumentParser) -> None:
+    """Add --model, --labels, --label-order and --entry, arguments of `open_detector`."""
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )

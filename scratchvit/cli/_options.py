@@ -5,39 +5,83 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import difflib
+import itertools
 import math
 import os
 import re
 import shlex
+import shutil
 import subprocess
+import textwrap
 import typing
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 from scratchvit.backend import default_device
+from scratchvit.cli._output import heed
+from scratchvit.cli._words import COMPLETING, complete_with, completed_by
+from scratchvit.data.folder import SUFFIXES, picture_files
+from scratchvit.models import list_models
+
+# What users of other programs type first → the option here.
+_KNOWN_ELSEWHERE = {
+    "--arch": "--model", "--architecture": "--model", "--backbone": "--model", "--batch": "--batch-size",
+    "--bs": "--batch-size", "--config": "--recipe", "--cuda": "--device", "--dataset": "--data",
+    "--data-path": "--data",
+    "--drop": "--drop-rate", "--drop-path": "--drop-path-rate", "--dropout": "--drop-rate", "--ema": "--ema-decay",
+    "--finetune": "--init", "--gpu": "--device", "--image-size": "--img-size", "--imgsz": "--img-size",
+    "--input-size": "--img-size", "--learning-rate": "--lr", "--lr-scheduler": "--schedule", "--name": "--out",
+    "--num-epochs": "--epochs", "--num-workers": "--workers", "--opt": "--optimizer", "--output": "--out",
+    "--output-dir": "--out", "--pretrained": "--init", "--project": "--out", "--run-dir": "--out",
+    "--save-dir": "--out",
+    "--sched": "--schedule", "--scheduler": "--schedule", "--size": "--img-size", "--smoothing": "--label-smoothing",
+    "--source": "--data", "--topk": "--top-k", "--val-split": "--val-fraction", "--wd": "--weight-decay",
+    "--weights": "--init", "--conf": "--threshold",
+}
+
+
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    """Help as wide as the terminal, at most 100 columns. Prose is filled; indented lines, such as commands, stay."""
+
+    def __init__(self, prog: str):
+        super().__init__(prog, max_help_position=28, width=columns(100))
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:
+        blocks = itertools.groupby(text.strip("\n").split("\n"), key=lambda line: not line or line[0] == " ")
+        filled: list[str] = []
+        for is_kept, lines in blocks:
+            filled += lines if is_kept else [textwrap.fill(" ".join(lines), width)]
+        return "\n".join(filled)
+
+
+def columns(most: int) -> int:
+    """The width of the terminal, 80 if there is none, at least 40 and at most this."""
+    return max(40, min(most, shutil.get_terminal_size((80, 24)).columns))
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that keeps line breaks in its texts and reports a wrong option in one sentence."""
+    """An ArgumentParser that fits its help to the terminal and reports a wrong option in one sentence."""
 
     def __init__(self, **kwargs: Any):
-        super().__init__(
-            formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=32, width=112),
-            allow_abbrev=False,
-            **kwargs,
-        )
+        super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
 
     def parse_strictly(self, argv: Sequence[str]) -> argparse.Namespace:
         """Parse all arguments. An unknown option is an error that suggests the closest known one."""
+        if COMPLETING in os.environ:
+            complete_with(self)
         namespace, unknown = self.parse_known_args(argv)
         if unknown:
             name = unknown[0].split("=")[0]
-            close = difflib.get_close_matches(name, self._option_string_actions, n=1, cutoff=0.5)
+            known = self._option_string_actions
+            elsewhere = _KNOWN_ELSEWHERE.get(name)
+            close = [elsewhere] if elsewhere in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no {'option' if name.startswith('-') else 'argument'} {name}{hint}")
+        heed(namespace)
         return namespace
 
 
@@ -61,7 +105,9 @@ def add_fields(
             "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
         }
         flag = f"--{name.replace('_', '-')}"
-        group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
+        action = group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
+        if name == "model":
+            completed_by(action, list_models)
 
 
 def _shown(default: Any) -> Any:
@@ -104,6 +150,50 @@ def size(text: str) -> int | tuple[int, int]:
     if min(sides) < 1:
         raise argparse.ArgumentTypeError(f"a size must be at least 1 pixel, not {text}")
     return (sides[0], sides[1]) if len(set(sides)) > 1 else sides[0]
+
+
+def add_run(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the argument RUN, which can also be given as --checkpoint; `run_of` returns it. what: its help text."""
+    action = parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=what)
+    completed_by(action, run_folders)
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN")
+
+
+def run_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Path:
+    """The RUN of a command. Ends the program if it was not given, or given twice."""
+    if given.run and given.checkpoint:
+        parser.error(f"two runs were given, {given.run} and --checkpoint {given.checkpoint}: leave out one of them")
+    if not (given.run or given.checkpoint):
+        parser.error(f"name a run: {parser.prog} RUN, a folder such as {next(iter(run_folders()), 'runs/NAME')}")
+    return given.run or given.checkpoint
+
+
+def add_run_and_images(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add RUN and IMAGE …; with --checkpoint, all are images. `run_and_images` returns both."""
+    action = parser.add_argument(
+        "words", nargs="*", type=Path, metavar="RUN IMAGE …", help=f"{what}; then picture files, or folders of them"
+    )
+    parser.usage = f"{parser.prog} RUN IMAGE [IMAGE …] [options]"
+    completed_by(action, lambda: [*run_folders(), *map(str, Path().glob("*"))])
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN, in any place")
+
+
+def run_and_images(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Path, list[Path]]:
+    """The RUN and the picture files of a command. Ends the program if one of them was not given."""
+    if not given.words:
+        parser.error(f"name a run and pictures: {parser.prog} {given.checkpoint or 'RUN'} a.jpg b.jpg")
+    run, images = (given.checkpoint, given.words) if given.checkpoint else (given.words[0], given.words[1:])
+    if run.suffix.lower() in SUFFIXES:
+        parser.error(f"{run} is a picture, and the run comes first: {parser.prog} RUN {run}")
+    if not images:
+        parser.error(f"name pictures too: {parser.prog} {run} a.jpg b.jpg")
+    return run, [path for named in images for path in picture_files(named)]
+
+
+def run_folders() -> list[str]:
+    """The folders of runs below runs/, the latest first."""
+    found = [path.parent for path in Path("runs").glob("*/config.json")]
+    return [str(path) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -1,4 +1,4 @@
-"""What `scratchvit train` and `scratchvit detect-train` share: options ↔ configuration, and what they print."""
+"""Shared by `scratchvit train` and `scratchvit detect-train`: options and configuration, printed summaries."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, command_line
+from scratchvit.cli._options import Parser, add_fields, command_line, run_folders
+from scratchvit.cli._output import OUTPUT, add_output
+from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
@@ -20,24 +22,28 @@ from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
 
+MOST_USED = ("data", "model", "epochs")     # with --recipe and --resume, at the beginning of the help
+
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
 
 @dataclass(frozen=True)
 class TrainingCommand(Generic[ConfigT]):
-    """A command that trains.
+    """A command that trains a model.
 
-    kind            of configuration
-    description     of the help
-    groups          {title: fields of the configuration}, in the order of the help; a field that is not there stands
-                    with the run. The group "model" has the options of the model too
-    suits           raises ScratchvitError for a model (its name, its configuration) that is not for this command
-    from_the_data   fields of the model that are no options, since the data decide
-    data_sizes      fields of the model of which a recipe's values hold for other models of its family too; of them
-                    img_size for all models
-    shown           what the help says of fields of the model, where the recipe says nothing
-    refuses         what is wrong with a configuration that the options alone do not show: a sentence, or None
-    from_init       (the file of --init, --entry) → options of the model that the file decides, if no --model is named
+    kind            the class of its configuration
+    description     the description in its help
+    groups          {title: fields of the configuration}, in the order of the help. Fields that are not listed are in
+                    the group "run". The group "model" also has the options of the model
+    suits           called with the name and configuration of a model; raises ScratchvitError if the command cannot
+                    train it
+    from_the_data   fields of the model that are not options, because they come from the data
+    data_sizes      fields of the model whose values in a recipe also apply to other models of its family; img_size
+                    applies to all models
+    shown           {field of the model: default in the help}, if the recipe does not set it
+    refuses         called with a configuration; returns an error message if it is invalid, or None
+    from_init       called with the file of --init and --entry, if no --model is named; returns the options of the model
+                    that the file determines
     """
 
     kind: type[ConfigT]
@@ -55,7 +61,7 @@ class TrainingCommand(Generic[ConfigT]):
         return f"scratchvit {self.kind.command}"
 
     def parse(self, argv: Sequence[str]) -> tuple[ConfigT, Path, bool]:
-        """What the options ask for: the configuration, the run's folder, and whether the run there goes on."""
+        """Parse the options: (configuration, run folder, whether to resume the run in it)."""
         base = self._base(argv)
         model_defaults = model_config(base.model, **base.model_args)
         model_fields = [name for name in vars(model_defaults) if name not in self.from_the_data]
@@ -64,21 +70,25 @@ class TrainingCommand(Generic[ConfigT]):
         recipes = list_recipes(self.kind)
 
         parser = Parser(prog=self.prog, usage=f"{self.prog} [options]", description=self.description)
-        parser.add_argument(
+        first = parser.add_argument_group("most used")
+        add_fields(first, self.kind, MOST_USED, vars(base))
+        first.add_argument(
             "--recipe", metavar="NAME", choices=recipes, default=argparse.SUPPRESS,
             help=f"defaults of all other options: {', '.join(recipes)}",
         )
+        resumed = first.add_argument("--resume", metavar="DIR", help="resume the run in DIR; --epochs can be increased")
+        completed_by(resumed, run_folders)
         for title, names in self.groups.items():
             group = parser.add_argument_group(title)
-            add_fields(group, self.kind, names, vars(base))
+            add_fields(group, self.kind, [name for name in names if name not in MOST_USED], vars(base))
             if title == "model":
                 add_fields(group, type(model_defaults), model_fields, shown, prefix="model.")
         run = parser.add_argument_group("run")
         add_fields(run, self.kind, [name for name in vars(base) if name not in grouped], vars(base))
         run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
-        run.add_argument("--resume", metavar="DIR", help="resume the run in DIR; --epochs can be increased")
+        add_output(run)
 
-        given = vars(parser.parse_strictly(argv))
+        given = {name: value for name, value in vars(parser.parse_strictly(argv)).items() if name not in OUTPUT}
         out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
         if resume and out:
             parser.error("--resume continues in the run's own folder: leave out --out")
@@ -91,7 +101,7 @@ class TrainingCommand(Generic[ConfigT]):
         return config, Path(resume or out or _new_run_folder(config)), bool(resume)
 
     def _base(self, argv: Sequence[str]) -> ConfigT:
-        """Where no option says otherwise: the run to be resumed, --recipe, or what is for --data and --model."""
+        """The defaults of the options: the run to be resumed, the --recipe, or the recipe for --data and --model."""
         first = Parser(prog=self.prog, add_help=False)
         first.add_argument("--recipe")
         first.add_argument("--data", default=self.kind.data)
@@ -110,7 +120,7 @@ class TrainingCommand(Generic[ConfigT]):
             preset = next((name for name in list_models() if decided and model_config(name) == wanted), None)
             return recipe.replace(model=preset, model_args={}) if preset else recipe.replace(model_args=args)
         defaults = model_config(chosen.model)
-        self.suits(chosen.model, defaults)      # before it fails on the recipe's sizes
+        self.suits(chosen.model, defaults)      # before the sizes of the recipe cause another error
         same_family = type(defaults) is type(model_config(recipe.model))
         kept = {
             name: value for name, value in recipe.model_args.items()
@@ -119,10 +129,10 @@ class TrainingCommand(Generic[ConfigT]):
         return recipe.replace(model=chosen.model, model_args=kept)
 
     def command_line(self, config: ConfigT) -> str | None:
-        """The inverse of `parse`: what to type for this configuration; None for one that only Python can ask for."""
+        """The inverse of `parse`: the command line for a configuration; None if no options result in it."""
         wanted = config.as_read_back()
         recipes = [name for name in list_recipes(self.kind) if load_recipe(name, self.kind).model == config.model]
-        # A model that is not named has the sizes of the data's recipe, one that is named those of its paper.
+        # Without --model, sizes are those of the data's recipe; with it, those of the model's paper.
         for begin in ([], ["--model", config.model], *(["--recipe", name] for name in recipes)):
             words = ["--data", config.data, *begin]
             with contextlib.suppress(SystemExit, ScratchvitError), contextlib.redirect_stderr(io.StringIO()):
@@ -159,48 +169,51 @@ def _new_run_folder(config: RunConfig) -> Path:
     return next(path for n in itertools.count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
 
 
-def told(rows: Sequence[tuple[str, str | None]]) -> str:
-    """(label, text) as lines; labels without a text are left out."""
-    return "\n".join(f"{name:<8}  {text}" for name, text in rows if text)
+def labelled_lines(rows: Sequence[tuple[str, str | None]]) -> str:
+    """Format (label, text) pairs as aligned lines. Pairs without text are left out."""
+    return "\n".join(f"{label:<8}  {text}" for label, text in rows if text)
 
 
-def steps(config: RunConfig, batches: int) -> str:
-    """Epochs and optimiser of a run, in words."""
+def describe_steps(config: RunConfig, steps_per_epoch: int) -> str:
+    """The epochs, steps, optimiser and schedule of a run, as text."""
     return (
-        f"{config.epochs} epochs of {batches}, {config.batch_size} images each; {config.optimizer}, lr {config.lr:g}, "
-        f"{config.schedule}"
+        f"{config.epochs} epochs of {steps_per_epoch} steps, {config.batch_size} images per step; {config.optimizer}, "
+        f"lr {config.lr:g}, {config.schedule} schedule"
     )
 
 
-def place(config: RunConfig) -> str:
-    """The device of a run, in words."""
-    return config.device + (f", {backend.cpu_threads()} threads" if config.device == "cpu" else "")
+def describe_device(config: RunConfig) -> str:
+    """The device of a run, as text."""
+    if config.device != "cpu":
+        return config.device
+    threads = backend.cpu_threads()
+    return f"cpu, {threads} thread{'s' * (threads > 1)}"
 
 
-def differing(config: RunConfig, names: Sequence[str]) -> str:
-    """The named settings that differ from their defaults, in words."""
-    plain = type(config)()
-    chosen = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(plain, name)}
-    return ", ".join(name if value is True else f"{name} {value}" for name, value in chosen.items())
+def changed_settings(config: RunConfig, names: Sequence[str]) -> str:
+    """The named settings that differ from their defaults, as text."""
+    defaults = type(config)()
+    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(defaults, name)}
+    return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
 
 
-def files_and_commands(folder: RunFolder, measured: str, files: Mapping[str, str], commands: Sequence[str]) -> str:
-    """The end of a run: where everything is, and what to try next.
+def files_and_commands(folder: RunFolder, metrics: str, files: Mapping[str, str], commands: Sequence[str]) -> str:
+    """The summary at the end of a run: its files, and commands to try next.
 
-    measured: what metrics.csv and TensorBoard have. files: {name in the folder: what it is}, beside those of every run.
+    metrics: what metrics.csv and TensorBoard contain. files: {name: description} of files that not every run has.
     """
-    there = {
-        folder.best.name: "the weights that did best on the validation pictures",
-        folder.last.name: "all that --resume goes on from",
-        folder.metrics.name: f"{measured} of every epoch",
-        folder.config.name: "every setting",
+    descriptions = {
+        folder.best.name: "the weights of the best epoch on the validation pictures",
+        folder.last.name: "the checkpoint that --resume continues from",
+        folder.metrics.name: f"{metrics} of every epoch",
+        folder.config.name: "all settings",
         **files,
     }
     if (folder.path / "tensorboard").exists():
-        there["tensorboard"] = f"{measured} again: tensorboard --logdir {folder.path.parent}"
+        descriptions["tensorboard"] = f"{metrics} for TensorBoard: tensorboard --logdir {folder.path.parent}"
     return "\n".join([
-        f"\n{folder.path} holds",
-        *(f"  {name:<18}{what}" for name, what in there.items()),
+        f"\n{folder.path} contains",
+        *(f"  {name:<18}{description}" for name, description in descriptions.items()),
         "\ntry next",
         *(f"  {command}" for command in commands if command),
     ])

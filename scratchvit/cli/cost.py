@@ -16,7 +16,7 @@ from scratchvit.nn import Module, init
 
 Row = tuple[str, ...]
 DESCRIPTION = """\
-Parameters, multiply-adds and memory of a model, from shapes alone. Nothing is computed: even ViT-H/14 takes a moment.
+Parameters, multiply-adds and memory of a model, from shapes alone. The model is not run, so this is quick for any size.
 
   scratchvit cost vit_tiny_patch16_224
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16

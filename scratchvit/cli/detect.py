@@ -13,9 +13,10 @@ import numpy as np
 from PIL import Image
 
 from scratchvit import backend
-from scratchvit.cli._detector import add_detector, print_detector
-from scratchvit.cli._options import Parser, add_device, number, table
-from scratchvit.data.folder import picture_files
+from scratchvit.cli._detector import RUN, add_detector, print_detector
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images, table
+from scratchvit.cli._output import note_result
+from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image
 from scratchvit.detection.data.annotations import without_advice
 from scratchvit.detection.data.coco import read_image_ids
@@ -46,7 +47,7 @@ class Picture(NamedTuple):
 def detect(argv: Sequence[str]) -> int:
     """Print, draw and write the objects that a detector finds in picture files."""
     given = _parse(argv)
-    paths = [path for named in given.images for path in picture_files(named)]
+    paths = given.images
     backend.use(given.device)
     detector = open_detector(
         given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
@@ -62,6 +63,7 @@ def detect(argv: Sequence[str]) -> int:
     read = objects = 0
     try:
         for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
+            found = _clipped(found, image.size)
             entries = results_in([found], [picture.image_id], categories)
             name = picture.path.as_posix()
             results += [{**entry, "file_name": name} for entry in entries if entry["score"] >= given.threshold]
@@ -69,7 +71,7 @@ def detect(argv: Sequence[str]) -> int:
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
             print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn into {printable(picture.drawn)}")
-            print(_told(found, detector.classes, given.threshold), flush=True)
+            print(_detection_table(found, detector.classes, given.threshold), flush=True)
     except ScratchvitError as error:
         if not (given.json and read):
             raise
@@ -83,6 +85,7 @@ def detect(argv: Sequence[str]) -> int:
         print(f"wrote {given.json}: {len(results)} boxes" + _left_out(objects - len(results), given.annotations))
     if read < len(pictures):
         print(f"{len(pictures) - read} of {len(pictures)} pictures left out")
+    note_result(checkpoint=given.checkpoint, pictures=read, left_out=len(pictures) - read, detections=results)
     return 0
 
 
@@ -90,15 +93,15 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="scratchvit detect",
         description="Find objects in pictures: boxes with classes and scores, drawn, as a table, and as JSON.\n\n"
-        "  scratchvit detect street.jpg --checkpoint runs/photos-detr_resnet18-1/best.safetensors\n"
-        "  scratchvit detect holidays --checkpoint detr/model.safetensors --json found.json    with its config.json\n"
-        "  scratchvit detect test2017 --checkpoint FILE --annotations image_info_test2017.json \\\n"
-        "      --threshold 0 --json results.json                              results for evaluation or submission\n\n"
+        "  scratchvit detect runs/photos-detr_resnet18-1 street.jpg\n"
+        "  scratchvit detect detr/model.safetensors holidays --json found.json       # with its config.json\n"
+        "  scratchvit detect RUN test2017 --annotations image_info_test2017.json \\\n"
+        "      --threshold 0 --json results.json                # for evaluation or submission\n\n"
         "The JSON has COCO's results format: a list of {image_id, category_id, bbox: [left, top, width, height],\n"
         "score}, with file_name added. Image ids count from 1 in the order of the arguments, unless --annotations\n"
         "gives them. Category ids are those of the annotations that the detector was trained on.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
+    add_run_and_images(parser, RUN)
     add_detector(parser)
     parser.add_argument(
         "--threshold", type=number, default=0.5, metavar="SCORE",
@@ -108,7 +111,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--out", type=Path, default=Path("detected"), metavar="DIR",
         help="folder for the drawn pictures, NAME-boxes.png; created if it does not exist (default: detected)",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the detections in COCO's results format")
+    parser.add_argument(
+        "--json", type=Path, nargs="?", const=True, metavar="FILE",
+        help="write the detections in COCO's results format; without FILE, print them as JSON, in the last line",
+    )
+    parser.add_argument("--quiet", action="store_true", help="print nothing but errors")
     parser.add_argument(
         "--annotations", type=Path, metavar="FILE",
         help="a COCO annotation file that lists these pictures: take image and category ids from it",
@@ -133,6 +140,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         parser.error(f"--batch-size must be at least 1, not {given.batch_size}")
     if given.short_side is not None and given.short_side < 1:
         parser.error(f"--short-side must be at least 1 pixel, not {given.short_side}")
+    given.checkpoint, given.images = run_and_images(parser, given)
+    if given.json is True:          # heed() has seen it
+        given.json = None
+    elif given.json and given.json.suffix.lower() in SUFFIXES:
+        parser.error(f"--json {given.json} would write over a picture: name a file, or put --json last")
     check_can_be_written(given.json)
     return given
 
@@ -216,11 +228,20 @@ def _find(
                 yield picture, image, found
 
 
-def _told(found: Found, classes: Sequence[str], threshold: float) -> str:
+def _clipped(found: Found, size: tuple[int, int]) -> Found:
+    """Detections with their boxes clipped to a picture of size (width, height); those outside of it are left out."""
+    boxes = found["boxes"].clip(0, np.array([*size, *size], np.float32))
+    inside = ~(boxes[:, 2:] <= boxes[:, :2]).any(axis=1)        # so that NaN stays, and is noticed later
+    return {name: array[inside] for name, array in (found | {"boxes": boxes}).items()}
+
+
+def _detection_table(found: Found, classes: Sequence[str], threshold: float) -> str:
     """A table of the detections, best first; if there are none above the threshold, the best one below it."""
     order = np.argsort(-found["scores"], kind="stable")
     names, scores, boxes = [printable(classes[label]) for label in found["labels"]], found["scores"], found["boxes"]
     chosen = [i for i in order if scores[i] >= threshold]
+    if not len(order):
+        return "  nothing: all boxes lie outside of the picture\n"
     if not chosen:
         return f"  nothing above the threshold; the best is {names[order[0]]} with {scores[order[0]]:.2f}\n"
     rows = [(names[i], f"{scores[i]:.2f}", *(f"{edge:.0f}" for edge in boxes[i])) for i in chosen]

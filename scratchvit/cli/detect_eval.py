@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit import backend
-from scratchvit.cli._detector import add_detector, print_detector, print_figures, print_skipped
-from scratchvit.cli._options import Parser, add_device
+from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
+from scratchvit.cli._options import Parser, add_device, add_run, run_of
+from scratchvit.cli._output import add_output, note_result
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
@@ -21,13 +23,14 @@ def detect_eval(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit detect-eval",
         description="Evaluate a detector: COCO's twelve AP and AR figures on a split of its data, and AP per class.\n\n"
-        "  scratchvit detect-eval --checkpoint runs/scenes-detr_tiny-1/best.safetensors\n"
-        "  scratchvit detect-eval --checkpoint detr/model.safetensors --data coco --split val --results found.json\n"
+        "  scratchvit detect-eval runs/scenes-detr_tiny-1\n"
+        "  scratchvit detect-eval detr/model.safetensors --data coco --split val --results found.json\n"
         "  scratchvit detect-eval --results-of found.json --annotations coco/annotations/instances_val2017.json\n\n"
         "Classes of the detector and of the data are matched by name; results are written with the category ids of\n"
         "the annotation file. The figures are computed by pycocotools.",
     )
-    add_detector(parser, required=False)
+    add_run(parser, RUN)
+    add_detector(parser)
     parser.add_argument(
         "--data", help="data: a folder in COCO, VOC or YOLO format, or scenes (default: the data of the run)"
     )
@@ -47,9 +50,10 @@ def detect_eval(argv: Sequence[str]) -> int:
         "--annotations", type=Path, metavar="FILE", help="for --results-of: the ground truth, as COCO annotations"
     )
     add_device(parser)
+    add_output(parser)
     given = parser.parse_strictly(argv)
-    if (given.checkpoint is None) == (given.results_of is None):
-        parser.error("name either a detector with --checkpoint or a results file with --results-of")
+    if given.results_of and (given.run or given.checkpoint):
+        parser.error("name either a detector, RUN, or a results file, --results-of FILE")
     if (given.results_of is None) != (given.annotations is None):
         parser.error("--results-of FILE and --annotations FILE must be given together")
     if given.batch_size is not None and given.batch_size < 1:
@@ -57,30 +61,35 @@ def detect_eval(argv: Sequence[str]) -> int:
 
     if given.results_of:
         print(f"{printable(given.results_of)} on {printable(given.annotations)}")
-        print_figures(evaluate_boxes(given.annotations, given.results_of))
+        figures = evaluate_boxes(given.annotations, given.results_of)
+        print_figures(figures)
+        note_result(results=given.results_of, **dataclasses.asdict(figures))
         return 0
+    path = run_of(parser, given)
     check_can_be_written(given.results)
     backend.use(given.device)
-    detector = open_detector(
-        given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
-    )
+    detector = open_detector(path, given.model, given.labels, entry=given.entry, label_order=given.label_order)
     splits = _splits(detector, given.data, given.skip_bad)
     dataset: DetectionDataset = getattr(splits, given.split)
     categories = matching_categories(dataset.classes, dataset.category_ids, detector, dataset.name)
-    print_detector(detector, given.checkpoint)
+    print_detector(detector, path)
     config = detector.checkpoint.config if detector.checkpoint else {}
     found, image_ids = detector.in_dataset(dataset, given.batch_size or config.get("batch_size", 8))
     results = results_in(found, image_ids, categories)
     print(f"{given.split} pictures of {printable(dataset.name)}: {len(dataset):,}")
     for note in (*splits.drawn, *dataset.notes):
         print(f"  {printable(note)}")
-    print_figures(evaluate_boxes(dataset.ground_truth(), results))
+    figures = evaluate_boxes(dataset.ground_truth(), results)
+    print_figures(figures)
     for line in _unmatched(detector, dataset, categories):
         print(printable(line))
     print_skipped(splits.skipped)
     if given.results:
         write_results(given.results, results)
         print(f"wrote {given.results}: {len(results):,} boxes")
+    note_result(
+        checkpoint=path, data=dataset.name, split=given.split, images=len(dataset), **dataclasses.asdict(figures)
+    )
     return 0
 
 

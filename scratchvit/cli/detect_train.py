@@ -1,17 +1,27 @@
-"""`scratchvit detect-train`: options → DetectConfig → the loop → COCO's figures, a report, and what to do next."""
+"""`scratchvit detect-train`: trains a detector, prints COCO's figures, and writes a report."""
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
+from scratchvit.cli._bugs import bugs_reported
 from scratchvit.cli._detector import SENTENCES, print_figures
 from scratchvit.cli._options import command_line
-from scratchvit.cli._run_command import TrainingCommand, differing, files_and_commands, place, steps, told
+from scratchvit.cli._output import note_result
+from scratchvit.cli._run_command import (
+    TrainingCommand,
+    changed_settings,
+    describe_device,
+    describe_steps,
+    files_and_commands,
+    labelled_lines,
+)
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
@@ -25,14 +35,14 @@ from scratchvit.training import TrainingLoop
 from scratchvit.weights.backbone import options_of_resnet
 from scratchvit.weights.load import shapes_in
 
-NAMES = 10              # classes that are listed by name; of more, only the number
+NAMES = 10              # with more classes, only their number is printed
 
 DESCRIPTION = """\
 Train a detector: a DETR, which finds the objects in a picture, with a class and a box for each. By default: a small
 one on scenes made of scikit-learn's handwritten digits.
 
   scratchvit detect-train
-  scratchvit detect-train --overfit-one-batch                      # can the model learn at all?
+  scratchvit detect-train --overfit-one-batch                      # check that the model can learn one batch
   scratchvit detect-train --data street                            # COCO, VOC or YOLO; the format is detected
   scratchvit detect-train --data street --init resnet18-f37072fd.pth         # a classifier's weights as the backbone
   scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
@@ -80,28 +90,33 @@ COMMAND = TrainingCommand(
 
 
 def detect_train(argv: Sequence[str]) -> int:
-    """Train, evaluate on the test pictures, and say where everything is."""
+    """Train a detector, evaluate it on the test pictures, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare_detector(config, folder, resume)
-    with loop.folder:           # until the report is written
-        print(_begins(loop), flush=True)
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the report is written
+        print(_start_summary(loop), flush=True)
         result = loop.run()
-        judged = "that batch" if config.overfit_one_batch else "test pictures"
+        evaluated = "that batch" if config.overfit_one_batch else "test pictures"
         print(
-            f"\n{judged}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
+            f"\n{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
             f"{result.seconds:.0f} s at {result.images_per_second:,.1f} images/s"
         )
         print_figures(result.test)
         if result.skipped:
-            print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
-        print(_ends(loop, _draw(loop, result)))
+            print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
+        print(_end_summary(loop, _write_pictures(loop, result)))
+    note_result(
+        run=folder, checkpoint=loop.folder.best, **dataclasses.asdict(result.test), best_epoch=result.best_epoch,
+        epochs=result.epochs, seconds=result.seconds,
+    )
     return 0
 
 
-# --- what is going to be trained on what ----------------------------------------------------------------------------
+# --- the summary at the start ---------------------------------------------------------------------------------------
 
 
-def _begins(loop: TrainingLoop[DetectionTask]) -> str:
+def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
+    """The data, model, settings, device and folder of a run, as text."""
     config, splits = loop.task.config, loop.task.data.splits
     model = _model(loop)
     parts = {name: getattr(splits, name) for name in ("train", "val", "test")}
@@ -119,15 +134,15 @@ def _begins(loop: TrainingLoop[DetectionTask]) -> str:
         ("pictures", _pictures(loop)),
         ("model", f"{config.model}: {model.num_parameters():,} parameters, {model.config.num_queries} object queries"),
         *(("warning", sentence) for sentence in _warnings(loop)),
-        ("begins", f"with {config.init}" if loop.loaded else ""),
+        ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
-        ("steps", steps(config, len(loop.loader))),
-        ("regime", differing(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
-        ("device", place(config)),
+        ("steps", describe_steps(config, len(loop.loader))),
+        ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
+        ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
     ]
-    return told(rows)
+    return labelled_lines(rows)
 
 
 def _and_more(sentences: Sequence[str]) -> str:
@@ -135,8 +150,8 @@ def _and_more(sentences: Sequence[str]) -> str:
 
 
 def _boxes(dataset: DetectionDataset) -> str:
-    """The number of objects; scenes that are drawn anew for every epoch have no fixed number."""
-    return "ever new ones in" if dataset.endless else f"{sum(_objects(dataset)):,}"
+    """The number of objects, as text. Scenes that are generated anew in every epoch have no fixed number."""
+    return "new ones in every epoch of" if dataset.endless else f"{sum(_objects(dataset)):,}"
 
 
 def _objects(dataset: DetectionDataset) -> Iterator[int]:
@@ -147,7 +162,7 @@ def _objects(dataset: DetectionDataset) -> Iterator[int]:
 def _pictures(loop: TrainingLoop[DetectionTask]) -> str:
     """The sizes that pictures are resized to, and the number of encoder tokens of the largest."""
     (height, width), tokens = _largest(loop)
-    return f"{loop.task.data.sizes}; the largest {height}×{width}, of which the encoder makes {tokens:,} tokens"
+    return f"{loop.task.data.sizes}; the largest is {height}×{width}, {tokens:,} tokens in the encoder"
 
 
 def _largest(loop: TrainingLoop[DetectionTask]) -> tuple[tuple[int, int], int]:
@@ -178,7 +193,7 @@ def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
     if not train.endless:
         most = max(_objects(train))
         if not most:
-            sentences.append("not one training picture has an object, so the model can only learn to find none")
+            sentences.append("no training picture has an object, so the model can only learn to find none")
         if most > model.config.num_queries:
             sentences.append(
                 f"a picture has {most} objects, but the model has only {model.config.num_queries} queries: use "
@@ -193,11 +208,11 @@ def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
     return sentences
 
 
-# --- what came of it ------------------------------------------------------------------------------------------------
+# --- the results at the end -----------------------------------------------------------------------------------------
 
 
-def _draw(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[str, str]:
-    """Write the report and a test picture to try `detect` on: {file: what it shows}."""
+def _write_pictures(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[str, str]:
+    """Write the report and a test picture to try `detect` on: {file: description}."""
     folder, splits = loop.folder, loop.task.data.splits
     drawn = {}
     try:
@@ -218,15 +233,15 @@ def _draw(loop: TrainingLoop[DetectionTask], result: DetectionResult) -> dict[st
     return drawn
 
 
-def _ends(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:
-    """Where everything is, and what to try next."""
+def _end_summary(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:
+    """The files of the run, and commands to try next, as text."""
     folder = loop.folder
     best, sample = str(folder.best), str(folder.path / "sample.png")
-    asked = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
-    if loop.task.config.overfit_one_batch:        # which is not a split
-        asked += [["detect-train", "--data", loop.task.config.data]]
+    commands = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
+    if loop.task.config.overfit_one_batch:        # one batch is not a split that detect-eval could use
+        commands += [["detect-train", "--data", loop.task.config.data]]
     else:
-        asked += [["detect-eval", "--checkpoint", best]]
-        asked += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]
-    lines = [command_line(["scratchvit", *words]) for words in (*asked, ["detect-train", "--help"])]
+        commands += [["detect-eval", "--checkpoint", best]]
+        commands += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]
+    lines = [command_line(["scratchvit", *words]) for words in (*commands, ["detect-train", "--help"])]
     return files_and_commands(folder, "losses and AP", drawn, lines)

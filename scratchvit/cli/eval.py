@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
-from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, table
+from scratchvit import backend, data, progress
+from scratchvit.cli._options import Parser, add_device, add_run, run_of, table
+from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import printable
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure
@@ -22,13 +23,10 @@ def evaluate(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit eval",
         description="Evaluate a checkpoint: accuracy and loss on a split of its data, overall and per class.\n\n"
-        "  scratchvit eval --checkpoint runs/digits-vit_tiny_patch16_224-1/best.safetensors\n"
-        "  scratchvit eval --checkpoint FILE --data photos --split val",
+        "  scratchvit eval runs/digits-vit_tiny_patch16_224-1\n"
+        "  scratchvit eval RUN --data photos --split val",
     )
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE",
-        help="a checkpoint of `scratchvit train`, or its run folder",
-    )
+    add_run(parser, "a run folder of `scratchvit train`, or a checkpoint in it")
     parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
     parser.add_argument(
@@ -38,31 +36,41 @@ def evaluate(argv: Sequence[str]) -> int:
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
     add_entry(parser)
     add_device(parser)
+    add_output(parser)
     given = parser.parse_strictly(argv)
+    path = run_of(parser, given)
 
     backend.use(given.device)
-    model, checkpoint = model_from_checkpoint(given.checkpoint, entry=given.entry)
+    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
     dataset = getattr(splits, given.split)
     if list(dataset.classes) != list(trained_on["classes"]):
         raise ScratchvitError(
-            f"{given.checkpoint} was trained on the classes {', '.join(trained_on['classes'])}; "
+            f"{path} was trained on the classes {', '.join(trained_on['classes'])}; "
             f"{dataset.name} has {', '.join(dataset.classes)}"
         )
     normalize = data.Normalize(trained_on["mean"], trained_on["std"])
     meters = []     # one for each class
     for label in range(len(dataset.classes)):
         of_class = dataset.subset(np.flatnonzero(dataset.labels == label))
-        meters.append(measure(model, data.Loader(of_class, given.batch_size, normalize)) if len(of_class) else Meter())
+        meters.append(Meter())
+        if len(of_class):
+            batches = data.Loader(of_class, given.batch_size, normalize)
+            meters[-1] = measure(model, progress.over(batches, len(of_class), printable(dataset.classes[label])))
     total = Meter(*(sum(getattr(meter, name) for meter in meters) for name in ("loss_sum", "correct", "images")))
 
     rows = [("class", "images", "accuracy", "loss")]
     for name, meter in zip((*dataset.classes, "all"), (*meters, total)):
         figures = (f"{meter.accuracy:.2%}", f"{meter.loss:.4f}") if meter.images else ("none", "none")
         rows.append((name, f"{meter.images:,}", *figures))
-    print(f"{given.split} pictures of {dataset.name}, {checkpoint.model_name} from {given.checkpoint}")
+    print(f"{given.split} pictures of {dataset.name}, {checkpoint.model_name} from {printable(path)}")
     print(table(rows))
     if splits.skipped:
         print(f"{len(splits.skipped)} pictures that cannot be decoded were left out")
+    each = {name: meter for name, meter in zip(dataset.classes, meters) if meter.images}
+    note_result(
+        checkpoint=path, data=dataset.name, split=given.split, images=total.images, accuracy=total.accuracy,
+        loss=total.loss, classes={name: {"images": one.images, "accuracy": one.accuracy} for name, one in each.items()},
+    )
     return 0

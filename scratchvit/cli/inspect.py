@@ -36,7 +36,7 @@ from scratchvit.models.swin import SwinTransformer
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights.load import load_weights, open_model
 
-OPTIONS = ("img_size", "patch_size", "window_size")     # of the model, that can be asked for otherwise
+OPTIONS = ("img_size", "patch_size", "window_size")     # fields of the model that the command can change
 
 
 def inspect(argv: Sequence[str]) -> int:
@@ -129,17 +129,17 @@ def _read(
         model, name, report = open_model(path, entry=entry, **options)
         return model, name, [f"{name} from {path}", *str(report).splitlines()]
     model, checkpoint = model_from_checkpoint(path, entry=entry)
-    said = [f"{checkpoint.model_name} from {path}"]
+    lines = [f"{checkpoint.model_name} from {path}"]
     if options:
         model = create_model(checkpoint.model_name, **checkpoint.model_args | options).eval()
-        said += str(load_weights(model, path, entry=entry)).splitlines()
-    return model, checkpoint.model_name, said
+        lines += str(load_weights(model, path, entry=entry)).splitlines()
+    return model, checkpoint.model_name, lines
 
 
 def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     """Draw a Swin and print a table of its blocks. Returns the files."""
     if given.points:
-        raise ScratchvitError(f"{name} is not a DETR, which --point is for: name a token with --token Y,X")
+        raise ScratchvitError(f"--point is only for a DETR, {name} is a Swin: name a token with --token Y,X")
     blocks, (H, W) = window_blocks(model), model.patch_embed.img_size
     h, w = blocks[0].size
     token = (h // 2, w // 2) if given.token is None else given.token
@@ -177,10 +177,10 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
 def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     """Draw the attention of a DETR in a picture and print its detections as a table. Returns the files."""
     if given.token is not None:
-        raise ScratchvitError(f"{name} has no windows, which --token is for: name points with --point X,Y")
+        raise ScratchvitError(f"--token is only for a Swin, {name} is a DETR: name points with --point X,Y")
     source = given.weights or Path(given.model)
     if not source.exists():
-        raise ScratchvitError(f"{name}: an untrained DETR finds nothing to draw; name a run, or --weights")
+        raise ScratchvitError(f"{name}: an untrained DETR has no detections to draw; name a run, or --weights")
     if given.image is None:
         raise ScratchvitError(f"{name} needs a picture: name one with --image")
     detector = open_detector(source, given.model if given.weights else None, entry=given.entry)
@@ -194,15 +194,15 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     rows = [("query", "class", "score", "left", "top", "right", "bottom")]
     for place in best:
         edges = (f"{edge:.1f}" for edge in found["boxes"][place])
-        said = printable(detector.classes[found["labels"][place]])
+        class_name = printable(detector.classes[found["labels"][place]])
         query, score = str(found["queries"][place]), f"{found['scores'][place]:.3f}"
-        rows.append((query, said, score, *edges))    # type: ignore[arg-type]
+        rows.append((query, class_name, score, *edges))    # type: ignore[arg-type]
     print(f"{table(rows)}\n")
 
     make_folder(given.out)
     paths = [given.out / "cross_attention.png"]
-    looks = Seen(picture, found, cross_attention(model, image).mean(axis=0))
-    draw_cross_attention([looks], detector.classes, paths[0], threshold=THRESHOLD)
+    seen = Seen(picture, found, cross_attention(model, image).mean(axis=0))
+    draw_cross_attention([seen], detector.classes, paths[0], threshold=THRESHOLD)
     if model.config.enc_layers:
         boxes = found["boxes"][best[:POINTS]] / [width, height, width, height]
         middles = ((boxes[:, :2] + boxes[:, 2:]) / 2).clip(0, 1).tolist()

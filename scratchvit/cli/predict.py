@@ -85,28 +85,28 @@ def predict(argv: Sequence[str]) -> int:
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
-    asked = source(given)
-    print(f"model          {asked.name} from {printable(given.checkpoint)}")
-    for line in asked.loading:
+    classifier = source(given)
+    print(f"model          {classifier.name} from {printable(given.checkpoint)}")
+    for line in classifier.loading:
         print(f"               {line}")
-    print(f"preprocessing  {printable(asked.preprocessing)}")
-    print(f"classes        {len(asked.classes):,}, {printable(asked.classes_from)}\n")
+    print(f"preprocessing  {printable(classifier.preprocessing)}")
+    print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
 
     bad = 0
     for start in range(0, len(images), BATCH):
         read = []
         for path in images[start : start + BATCH]:
             try:
-                read.append((path, asked.read(path)))
+                read.append((path, classifier.read(path)))
             except ScratchvitError as error:
                 if not given.skip_bad:
                     raise
                 bad += 1
                 print(f"left out: {error}", file=sys.stderr)
-        for path, probabilities in _ask(asked, read):
+        for path, probabilities in _probabilities(classifier, read):
             print(printable(path))
             for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
-                print(f"  {probabilities[label]:8.2%}  {printable(asked.classes[label])}")
+                print(f"  {probabilities[label]:8.2%}  {printable(classifier.classes[label])}")
     if bad == len(images):
         raise ScratchvitError("none of the pictures can be decoded")
     if bad:
@@ -164,15 +164,15 @@ def _from_weights(given: Namespace) -> Classifier:
     return Classifier(model, name, classes, classes_from, str(report).splitlines(), how, read)
 
 
-def _ask(
-    asked: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]]
+def _probabilities(
+    classifier: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]]
 ) -> Iterator[tuple[Path, NDArray[np.float32]]]:
-    """(path, (C, H, W)) of a batch → (path, probabilities (classes,)). Raises ScratchvitError if not finite."""
+    """Yield (path, probabilities (classes,)) for a batch of (path, (C, H, W)). Raises ScratchvitError if not finite."""
     if not pictures:
         return
     with no_grad(), np.errstate(all="ignore"):      # values that are not finite raise an error below
-        probabilities = asked.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
+        probabilities = classifier.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
     for (path, _), row in zip(pictures, probabilities):
         if not np.isfinite(row).all():
-            raise ScratchvitError(f"{path}: the outputs of {asked.name} are not finite; its weights are damaged")
+            raise ScratchvitError(f"{path}: the outputs of {classifier.name} are not finite; its weights are damaged")
         yield path, row

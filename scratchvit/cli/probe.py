@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
-from scratchvit import backend
+from scratchvit import backend, progress
 from scratchvit.cli._options import Parser, add_device, table
 from scratchvit.cli._splits import splits_of
 from scratchvit.cli._weights import add_entry
@@ -46,7 +44,7 @@ def probe(argv: Sequence[str]) -> int:
         split = getattr(splits, name)
         if len(split) == 0:
             raise ScratchvitError(f"{split.name} has no {name} pictures: a probe needs train, val and test")
-        with tqdm(total=len(split), desc=f"features of {name}", unit="img", leave=False) as bar:
+        with progress.bar(len(split), f"features of {name}") as bar:
             found[name] = features(model, Loader(split, given.batch_size, normalize), bar.update)
     layers = linear_probe(found["train"], found["val"], found["test"], len(splits.train.classes))
 

@@ -1,4 +1,4 @@
-"""`scratchvit train`: options → TrainConfig → the loop → pictures, and what to do next."""
+"""`scratchvit train`: trains a classifier or an iGPT, and writes a report and pictures."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asnumpy
-from scratchvit.cli._run_command import TrainingCommand, differing, files_and_commands, place, steps, told
+from scratchvit.cli._bugs import bugs_reported
+from scratchvit.cli._output import note_result
+from scratchvit.cli._run_command import (
+    TrainingCommand,
+    changed_settings,
+    describe_device,
+    describe_steps,
+    files_and_commands,
+    labelled_lines,
+)
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
 from scratchvit.data.palette import histogram_bits
@@ -26,7 +35,7 @@ from scratchvit.reports.classification import Run, write_report
 from scratchvit.training import ClassificationTask, Result, TrainConfig, TrainingLoop, prepare
 from scratchvit.training.classification.task import coarse_patches
 
-ATTENTION_PICTURES = 10     # the first of each of the first classes
+ATTENTION_PICTURES = 10     # one of each of the first classes
 
 DESCRIPTION = """\
 Train a model on pictures. By default: a small ViT on scikit-learn's handwritten digits, which takes about a minute.
@@ -74,11 +83,11 @@ COMMAND = TrainingCommand(
 
 
 def train(argv: Sequence[str]) -> int:
-    """Train, draw, and say where everything is."""
+    """Train a model, write pictures of the run, and print where everything is."""
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare(config, folder, resume)
-    with loop.folder:           # until the last picture is drawn
-        print(_begins(loop), flush=True)
+    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
+        print(_start_summary(loop), flush=True)
         result = loop.run()
         print(
             f"\ntest accuracy {result.test_accuracy:.2%}, loss {result.test_loss:.4f}, with the weights of epoch "
@@ -88,13 +97,17 @@ def train(argv: Sequence[str]) -> int:
         if generates(loop.model):
             print(_bits_per_pixel(loop, result))
         if result.skipped:
-            print(f"{result.skipped} steps were left out, whose loss or gradient was not finite")
-        print(_ends(loop, _draw(loop, result)))
+            print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
+        print(_end_summary(loop, _write_pictures(loop, result)))
+    note_result(
+        run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
+        best_epoch=result.best_epoch, epochs=result.epochs, seconds=result.seconds,
+    )
     return 0
 
 
-def _begins(loop: TrainingLoop[ClassificationTask]) -> str:
-    """What is going to be trained on what, where."""
+def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
+    """The data, model, settings, device and folder of a run, as text."""
     config, splits = loop.task.config, loop.task.data.splits
     model: Any = loop.model
     sizes = ", ".join(f"{len(getattr(splits, part)):,} {part}" for part in ("train", "val", "test"))
@@ -106,39 +119,39 @@ def _begins(loop: TrainingLoop[ClassificationTask]) -> str:
         *(("left out", text) for text in splits.skipped),
         ("model", f"{config.model}: {model.num_parameters():,} parameters{tokens}"),
         ("warning", coarse_patches(loop.model) if not _sizes_of_the_recipe(config) else ""),
-        ("begins", f"with {config.init}" if loop.loaded else ""),
+        ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
         ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
-        ("steps", steps(config, len(loop.loader))),
-        ("regime", differing(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
+        ("steps", describe_steps(config, len(loop.loader))),
+        ("settings", changed_settings(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
-        ("device", place(config)),
+        ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
     ]
-    return told(rows)
+    return labelled_lines(rows)
 
 
 def _sizes_of_the_recipe(config: TrainConfig) -> bool:
-    """Whether images are cut as in the recipe for these data, which was measured."""
-    measured = recipe_for(config.data, TrainConfig).model_args
-    return "patch_size" in measured and all(
-        config.model_args.get(name) == measured.get(name) for name in SIZES_OF_THE_DATA
+    """Whether the image and patch size are those of the recipe for these data, whose accuracy is known."""
+    recipe_args = recipe_for(config.data, TrainConfig).model_args
+    return "patch_size" in recipe_args and all(
+        config.model_args.get(name) == recipe_args.get(name) for name in SIZES_OF_THE_DATA
     )
 
 
 def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> str:
-    """The loss of a model of pixels as the field counts it, and what it must be compared with."""
+    """The test loss of a generative model in bits per pixel, and that of a baseline, as text."""
     model: Any = loop.model
     splits, palette = loop.task.data.splits, asnumpy(model.palette.data)
     baseline = histogram_bits(splits.train, splits.test, palette)
     return (
-        f"{result.test_loss / math.log(2):.3f} bits per pixel, of {len(palette)} colours; {baseline:.3f} for a "
-        "baseline that only knows how often each position has each colour"
+        f"{result.test_loss / math.log(2):.3f} bits per pixel, with {len(palette)} colours; {baseline:.3f} for a "
+        "baseline that only uses the frequencies of the colours at each position"
     )
 
 
-def _draw(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, str]:
-    """Write the report, a test picture to try `predict` on, and the run's pictures: {file: what it shows}."""
+def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, str]:
+    """Write the report, a test picture to try `predict` on, and pictures of the run: {file: description}."""
     folder, test, classes = loop.folder.path, loop.task.data.splits.test, loop.about["classes"]
     chosen = first_of_each_class(test.labels, ATTENTION_PICTURES)
     pictures, labels = test.images(chosen), test.labels[chosen]
@@ -159,17 +172,17 @@ def _draw(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, s
         if shows_attention(loop.model):
             normalize = Normalize(loop.task.data.mean, loop.task.data.std)
             draw_attention(loop.model, pictures, normalize, labels, run.names, folder / "attention.png")
-            drawn["attention.png"] = "where the model looks, on test pictures"
+            drawn["attention.png"] = "attention maps of test pictures"
         if isinstance(loop.model, IGPT) and loop.model.generative:
             draw_completions(loop.model, pictures, folder / "complete.png", np.random.default_rng(0))
-            drawn["complete.png"] = "test pictures, and how the model goes on from their upper halves"
+            drawn["complete.png"] = "test pictures, and completions of their upper halves"
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     return drawn
 
 
-def _ends(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str]) -> str:
-    """Where everything is, and what to try next."""
+def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str]) -> str:
+    """The files of the run, and commands to try next, as text."""
     folder = loop.folder
     sample = folder.path / "sample.png"
     generative = generates(loop.model)

@@ -7,13 +7,13 @@
     found.attention_bytes                           # 135,268,352, for one image
     max(found.layers, key=lambda row: row.macs)     # every op: its module, input and output shapes
 
-The cost of a model depends only on shapes. So the ops are not run: each gets arrays of the right shape whose entries
-are all the same zero in memory (stride 0), and the facts of the op (facts.py) give its output shape and its counts.
+The cost of a model depends only on shapes. So the ops are not run: each gets arrays of the right shape, with a single
+zero in memory (stride 0), and the facts of the op (facts.py) give its output shape and its counts.
 
-What is counted: one multiply-add (MAC) for each product that is added to a sum, in linear layers, convolutions, matrix
-products, and the two products of attention, q kᵀ and P v. Not counted: biases, norms, activations, softmax, pooling,
-resizing, residual sums. PyTorch's FlopCounterMode counts the same, a multiply-add as two operations. fvcore, and timm's
-tables based on it, add some for norms: 17.58 GMACs for ViT-B/16 instead of 17.56.
+One multiply-add (MAC) is counted for each product that is added to a sum, in linear layers, convolutions, matrix
+products, and the two products of attention, q kᵀ and P v. Not counted are biases, norms, activations, softmax, pooling,
+resizing and residual sums. PyTorch's FlopCounterMode counts the same operations, a multiply-add as two. fvcore, and
+timm's tables based on it, also count norms: 17.58 GMACs for ViT-B/16 instead of 17.56.
 
     linear       tokens · in · out
     convolution  output positions · out · in / groups · kernel entries
@@ -104,7 +104,7 @@ def configured_shape(model: Module) -> Shape:
     config = config_of(model)
     if config is None:
         raise ScratchvitError(
-            f"{type(model).__name__} has no configuration with the size of its images: give image_shape=(C, H, W)"
+            f"{type(model).__name__} has no configuration with the size of its images: pass image_shape=(C, H, W)"
         )
     size, frames = config.img_size, frames_of(config)
     clip = (frames,) if frames > 1 else ()
@@ -119,12 +119,12 @@ def readable_bytes(count: int) -> str:
     return f"{amount:.{digits}f} {('B', 'KiB', 'MiB', 'GiB', 'TiB')[power]}"
 
 
-# --- following shapes through the model -----------------------------------------------------------------------------
+# --- propagating shapes through the model ---------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def tracing(model: Module) -> Iterator[list[OpCost]]:
-    """Context manager in which calling the model only follows shapes; the list gets an OpCost for each op.
+    """Context manager in which calling the model only propagates shapes; yields a list that gets an OpCost per op call.
 
     The result of the model has the right shape but no meaningful values. The model is in evaluation mode.
     """
@@ -135,7 +135,7 @@ def tracing(model: Module) -> Iterator[list[OpCost]]:
         layers.append(layer)
         return value, None
 
-    # Arrays of stride 0 are NumPy arrays, whatever the device of the weights.
+    # Arrays of stride 0 are NumPy arrays, whatever device the weights are on.
     with no_grad(), standing_in(model, note, training=False, device=backend.CPU):
         yield layers
 
@@ -155,7 +155,7 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
         model.train(training)
         for buffer, data in buffers:        # batch norm updates its counter in place
             buffer.data = data.copy()
-        for path, module in model.named_modules():      # an attribute of the instance hides the class's forward
+        for path, module in model.named_modules():      # an instance attribute overrides the class's forward
             vars(module)["forward"] = _noting_path(path, module.forward, running)
         backend.use(device)
         with replace_ops(lambda *what: call(*what, running[-1])), np.errstate(all="ignore"):
@@ -191,7 +191,7 @@ def bind(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
 
 
 def _blanks(x: Any) -> Any:
-    """x with `broadcast_zero` in place of floating-point arrays. Integers and masks stay: indices decide shapes."""
+    """x with floating-point arrays replaced by `broadcast_zero`. Integers and masks stay: shapes may depend on them."""
     if isinstance(x, list | tuple):
         return type(x)(_blanks(element) for element in x)
     if isinstance(x, dict):
@@ -215,7 +215,7 @@ def follow(
     arguments = call.arguments
     inputs = _arrays(tuple(arguments.values()))
     dtype = next((x.dtype for x in inputs if x.dtype.kind == "f"), None)
-    if dtype is None:                       # only integers, whose values may decide shapes: run the op
+    if dtype is None:                       # only integers, on whose values shapes may depend: run the op
         value = function(*call.args, **call.kwargs)[0]
     else:
         shape = ask(facts.shape, arguments, function=function)

@@ -6,13 +6,13 @@
     peak.training, peak.inference               # bytes of all arrays that exist at the peak
 
 How long an array exists depends on the code of the model and on the autograd engine: which names still refer to it,
-which backward has saved it, which gradients wait for others. So both run unchanged, on arrays that are `Blank`: they
-have a shape, a layout and a lifetime, but no memory. An `Account` adds up the bytes of existing blanks. Only the ops do
+which backward has saved it, which gradients are not complete yet. So both run unchanged, but on `Blank` arrays, which
+have a shape, a layout and a lifetime but no memory. An `Account` adds up the bytes of existing blanks. Only the ops are
 not run: their facts (facts.py) give the shape of the output, what is saved for the backward, and temporary memory.
 
-The training step is a second one: the moments of AdamW exist, and there are no gradients from before. Only arrays are
-counted, as by `tracemalloc`. A process needs more: Python and its libraries, about 100 MiB; blocks that stay in the
-cache; and memory that the allocator holds but cannot reuse.
+The training step is not the first one: the moments of AdamW exist, and old gradients have been freed. Only arrays are
+counted, as by `tracemalloc`. A process needs more memory: Python and its libraries, about 100 MiB; blocks that stay in
+the cache; and memory that the allocator holds but cannot reuse.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class PeakMemory:
     training: int           # peak of a whole step
     inference: int          # peak of a forward pass without a graph
     batch_size: int
-    worst: str              # where training has its peak: "blocks.11.mlp.act: backward of gelu"
+    worst: str              # where the peak of training is: "blocks.11.mlp.act: backward of gelu"
     kept: dict[str, int]    # bytes saved in the graph between forward and backward, by module path
 
     @property
@@ -99,7 +99,7 @@ def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
 
 
 def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
-    """A loss of all classes and boxes of a detector, without matching, which would need values."""
+    """A loss of all classes and boxes of a detector, without matching, which depends on values."""
     losses = []
     for layer in (outputs, *outputs["aux_outputs"]):
         logits, boxes = layer["pred_logits"], layer["pred_boxes"]

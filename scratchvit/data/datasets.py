@@ -46,6 +46,12 @@ class Dataset(Pictures, Protocol):
         ...
 
 
+def description(dataset: Dataset) -> str:
+    """A data set for `repr`: its type, name, number of pictures, their shape, and the number of classes."""
+    shape = "×".join(map(str, dataset.image_shape))
+    return f"{type(dataset).__name__}({dataset.name!r}: {len(dataset):,} × {shape}, {len(dataset.classes)} classes)"
+
+
 class ArrayDataset:
     """A data set in memory.
 
@@ -77,6 +83,8 @@ class ArrayDataset:
         self.labels = labels.astype(np.int64)
         self._images = images
 
+    __repr__ = description
+
     def __len__(self) -> int:
         return len(self.labels)
 
@@ -103,6 +111,8 @@ class Resized:
         self.labels = dataset.labels
         self.image_shape = (img_size, img_size, dataset.image_shape[2])
         self._dataset = dataset
+
+    __repr__ = description
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -33,7 +33,7 @@ from scratchvit.tensor import Tensor
 Boxes: TypeAlias = Tensor | Array
 
 
-def _gives_what_it_is_given(function: Callable[..., Any]) -> Callable[..., Any]:
+def _arrays_or_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     """Decorator: check shapes, and return arrays instead of Tensors unless an argument is a Tensor."""
 
     @functools.wraps(function)
@@ -54,21 +54,21 @@ def _gives_what_it_is_given(function: Callable[..., Any]) -> Callable[..., Any]:
 # --- formats --------------------------------------------------------------------------------------------------------
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def box_cxcywh_to_xyxy(boxes: Boxes) -> Any:
     """Convert (…, 4) from (centre x, centre y, width, height) to (left, top, right, bottom)."""
     centre, half = boxes[..., :2], boxes[..., 2:] * 0.5
     return ops.concatenate([centre - half, centre + half], -1)
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def box_xyxy_to_cxcywh(boxes: Boxes) -> Any:
     """Convert (…, 4) from (left, top, right, bottom) to (centre x, centre y, width, height)."""
     left_top, right_bottom = boxes[..., :2], boxes[..., 2:]
     return ops.concatenate([(left_top + right_bottom) * 0.5, right_bottom - left_top], -1)
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def box_xywh_to_xyxy(boxes: Boxes) -> Any:
     """Convert (…, 4) from (left, top, width, height) to (left, top, right, bottom)."""
     left_top, size = boxes[..., :2], boxes[..., 2:]
@@ -78,13 +78,13 @@ def box_xywh_to_xyxy(boxes: Boxes) -> Any:
 # --- overlap, of boxes as (left, top, right, bottom) ----------------------------------------------------------------
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def box_area(boxes: Boxes) -> Any:
     """Areas (…) of boxes (…, 4), xyxy."""
     return _area(boxes[..., :2], boxes[..., 2:])
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def box_iou(a: Boxes, b: Boxes) -> Any:
     """IoU (n, m) and area of the union (n, m) of all pairs of boxes from a (n, 4) and b (m, 4), both xyxy.
 
@@ -94,13 +94,13 @@ def box_iou(a: Boxes, b: Boxes) -> Any:
     return _ratio(intersection, union), union
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def generalized_box_iou(a: Boxes, b: Boxes) -> Any:
     """GIoU (n, m) of all pairs of boxes from a (n, 4) and b (m, 4), both xyxy. Raises ValueError for other shapes."""
     return _generalized_iou(a[:, None], b[None])
 
 
-@_gives_what_it_is_given
+@_arrays_or_tensors
 def paired_generalized_box_iou(a: Boxes, b: Boxes) -> Any:
     """GIoU (…) of corresponding boxes in a and b (…, 4), both xyxy, with broadcasting."""
     return _generalized_iou(a, b)

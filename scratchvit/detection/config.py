@@ -22,7 +22,7 @@ class DetectConfig(RunConfig):
         False, "train and evaluate on the first batch alone, without augmentation, to check that it can be learned"
     )
 
-    model: str = option("detr_tiny", "a name from `scratchvit models 'd*'`")
+    model: str = option("detr_tiny", 'name of the model, see `scratchvit models "*detr*"`')
     freeze_stem: bool = option(False, "freeze conv1 and layer1 of the backbone, as the authors do")
 
     short_side: int = option(0, "resize pictures so that the shorter side has this many pixels; 0: do not resize")
@@ -31,7 +31,7 @@ class DetectConfig(RunConfig):
     flip: bool = option(False, "flip training images horizontally at random")
     color_jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation")
 
-    batch_size: int = option(16, "images in a training step")
+    batch_size: int = option(16, "images per training step")
     lr: float = option(5e-4, "learning rate after the warm-up")
     lr_backbone: float = option(1.0, "learning rate of the backbone as a share of lr; authors: 0.1, when pretrained")
     weight_decay: float = option(1e-4, "weight decay of weight matrices; norms, biases and queries have none")

@@ -1,8 +1,8 @@
-"""The Hungarian loss: every query learns its matched object, or "no object" (DETR, Carion et al., ECCV 2020, arXiv
-2005.12872, section 3.1). Symbols are those of models/detr.py.
+"""The Hungarian loss: the target of every query is its matched object, or "no object" (DETR, Carion et al., ECCV 2020,
+arXiv 2005.12872, section 3.1). Symbols are those of models/detr.py.
 
     paper       here          shape
-    c_i, ∅      classes       (L, B, N): of the object of each query; num_classes stands for ∅, "no object"
+    c_i, ∅      classes       (L, B, N): target class of each query; num_classes stands for ∅, "no object"
     b, b̂        boxes         (L, B, N, 4): cxcywh in 0 … 1
     p̂           logits        (L, B, N, num_classes + 1), before the softmax
 
@@ -11,11 +11,11 @@
 
 As in the authors' code, "no object" has class weight eos_coef = 0.1 in the cross-entropy, because most queries have no
 object. The cross-entropy is a weighted mean: it is divided by the sum of the weights. Both box losses are divided by
-the number of objects in the batch. Every decoder layer is matched and judged by itself ("auxiliary losses", section
-3.2). All layers are computed at once, with the layer as the first axis.
+the number of objects in the batch. Every decoder layer has its own matching and its own losses ("auxiliary losses",
+section 3.2). They are computed for all layers at once, with the layer as the first axis.
 
-The example of matcher.py: query 0 is matched to object 0, and query 1 to object 1, whose box it makes 0.1 too wide and
-too high; query 2 has no object.
+The example of matcher.py: query 0 is matched to object 0, and query 1 to object 1, but its box is 0.1 too wide and too
+high; query 2 has no object.
 
 >>> p = np.array([[0.7, 0.1, 0.2], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])       # of class 0, of class 1, of ∅
 >>> boxes = np.array([[0.2, 0.2, 0.2, 0.2], [0.7, 0.6, 0.5, 0.5], [0.3, 0.8, 0.2, 0.2]])
@@ -32,7 +32,7 @@ Weighted by 1, λ_L1 = 5 and λ_iou = 2, they add up as 0.424 + 0.5 + 0.36:
 >>> round(float(criterion.total(losses).item()), 3)
 1.284
 
-tests/detection/test_criterion.py has eq. 2 once more, query by query in plain Python (`written_out`).
+tests/detection/test_criterion.py computes eq. 2 query by query in plain Python (`written_out`).
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ FOCAL_WEIGHTS = {**WEIGHTS, "ce": 2.0}
 
 
 class SetCriterion:
-    """Outputs of a model and the targets of a batch → the losses of every output.
+    """Computes the losses of every output of a model from the targets of a batch.
 
-    num_classes: real classes; "no object" is one more, the last of the logits.
-    matcher: assigns objects to queries, in each decoder layer anew.
+    num_classes: number of classes without "no object", which is the last of the logits.
+    matcher: assigns objects to queries, separately for each decoder layer.
     weights: weight of each kind of loss in `total`: "ce", "bbox" (λ_L1) and "giou" (λ_iou).
     eos_coef: class weight of "no object" in the cross-entropy.
     Raises ScratchvitError for numbers out of range.
@@ -72,30 +72,31 @@ class SetCriterion:
         eos_coef: float = 0.1,
     ):
         if num_classes < 1:
-            raise ScratchvitError(f"num_classes, of real classes without no-object, is 1 or more, not {num_classes}")
+            raise ScratchvitError(f"num_classes (without no-object) must be at least 1, not {num_classes}")
         if set(weights) != set(WEIGHTS) or not all(math.isfinite(w) and w >= 0 for w in weights.values()):
             raise ScratchvitError(
-                f"weights has a number, 0 or more, for each of {', '.join(map(repr, WEIGHTS))}, not {dict(weights)}"
+                f"weights must have a number of at least 0 for each of {', '.join(map(repr, WEIGHTS))}, not "
+                f"{dict(weights)}"
             )
         if not (math.isfinite(eos_coef) and eos_coef >= 0):
-            raise ScratchvitError(f"eos_coef, the weight of no-object, is 0 or more, not {eos_coef}")
+            raise ScratchvitError(f"eos_coef, the weight of no-object, must be at least 0, not {eos_coef}")
         self.num_classes, self.matcher, self.weights, self.eos_coef = num_classes, matcher, dict(weights), eos_coef
         self.num_logits, self.and_none = num_classes + 1, " and no-object"
 
     def __call__(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_boxes: float | None = None
     ) -> Losses:
-        """The losses of every output, not yet weighted.
+        """The losses of every output, without weights.
 
         outputs: "pred_logits" (B, N, num_classes + 1) and "pred_boxes" (B, N, 4) cxcywh, Tensors; optionally
-        "aux_outputs", a list of such dicts, one for each earlier decoder layer. Some models give more in training:
-        "group_outputs" (Group DETR), whose losses are averaged with those of the first group; "denoising" and
-        "proposals" (two stages), which have losses of their own.
+        "aux_outputs", a list of such dicts, one for each earlier decoder layer. In training, some models have further
+        outputs: "group_outputs" (Group DETR), whose losses are averaged with those of the first group; "denoising" and
+        "proposals" (two stages), which have their own losses.
         targets: for each of the B images a dict with "labels" int64 (n,), "boxes" float32 (n, 4) cxcywh and optionally
-        "image_id", as NumPy arrays; n may be 0, or more than N.
-        num_boxes: divisor of the box losses, by default the number of objects in `targets`. Where several processes
-        average their gradients: the objects of all their batches, divided by the number of processes. At least 1 is
-        used.
+        "image_id", as NumPy arrays; n can be 0, or more than N.
+        num_boxes: divisor of the box losses, by default the number of objects in `targets`. If several processes
+        average their gradients, pass the number of objects in all their batches divided by the number of processes.
+        Values below 1 are replaced by 1.
 
         Returns {Output("decoder", layer): losses} for every decoder layer, the last one first, and likewise for
         "denoising" and "encoder" (see losses.py). The losses of an output are:
@@ -105,7 +106,7 @@ class SetCriterion:
             "giou"               Tensor ()  Σ (1 - GIoU(b, b̂)) / num_boxes, over the matched pairs
             "cardinality_error"  array ()   decoder only: mean over the images of | predicted - true number of objects |
             "class_error"        array ()   last decoder layer only: percentage of matched pairs whose most probable
-                                            class is wrong; 0 where there are no pairs
+                                            class is wrong; 0 if there are no pairs
 
         The errors are float32 arrays on the device, without gradients; read them with float(). Only the matcher waits
         for the device, once. Raises ScratchvitError for outputs or targets that do not fit, and for predictions that
@@ -131,7 +132,7 @@ class SetCriterion:
     def decoder_losses(
         self, groups: Sequence[Mapping[str, Any]], objects: Objects, num_boxes: float
     ) -> Losses:
-        """The losses of K groups of queries, averaged, and the errors of the first group, the one of inference."""
+        """The losses of K groups of queries, averaged, and the errors of the first group, that of inference."""
         K, L = len(groups), 1 + len(groups[0].get("aux_outputs", ()))
         layers = [layer for group in groups for layer in [*group.get("aux_outputs", ()), group]]
         of_layers, classes = self.set_losses(layers, objects, num_boxes)                    # (K · L,) each
@@ -146,29 +147,29 @@ class SetCriterion:
     def set_losses(
         self, layers: Sequence[Mapping[str, Tensor]], objects: Objects, num_boxes: float
     ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-        """Match and judge each of L layers by itself: {kind: losses (L,)}, and the target classes (L, B, N)."""
+        """Match each of L layers separately: its losses, {kind: (L,)}, and the target classes (L, B, N)."""
         logits = ops.stack([layer["pred_logits"] for layer in layers])                      # (L, B, N, num_logits)
         boxes = ops.stack([layer["pred_boxes"] for layer in layers])                        # (L, B, N, 4)
         if logits.shape[-1] != self.num_logits:
             raise ScratchvitError(
-                f"pred_logits have {logits.shape[-1]} scores a query; for {self.num_classes} classes{self.and_none} "
-                f"they must be {self.num_logits}: build the model and the criterion with the same num_classes"
+                f"pred_logits have {logits.shape[-1]} scores per query; for {self.num_classes} classes{self.and_none} "
+                f"there must be {self.num_logits}: build the model and the criterion with the same num_classes"
             )
         pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
         queries, which = _all_pairs(pairs, objects, logits.shape[2])
-        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), first all ∅
-        classes.reshape(-1)[queries] = objects.labels[which]                                # of the matched
+        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), all ∅
+        classes.reshape(-1)[queries] = objects.labels[which]                                # except matched queries
         box_losses = self.box_losses(boxes, objects.boxes[which], queries, num_boxes)
         return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}, classes
 
     def denoising_losses(
         self, outputs: Mapping[str, Any], objects: Objects, num_boxes: float
     ) -> dict[str, Tensor]:
-        """The losses of noised objects, which need no matching: each restores its own object (DN-DETR, §4.3).
+        """The losses of noised objects, which need no matching: the target is the original object (DN-DETR, §4.3).
 
         outputs: "pred_logits" (B, M, num_logits), "pred_boxes" (B, M, 4), "aux_outputs", and "objects", int64 (B, M) on
-        the host: the index in its image of the object to restore, -1 for padding queries, which have no loss. Returns
-        {kind: losses (L,)}, divided by the number of copies too, so that it does not matter how many copies there are.
+        the host: the index of the original object in its image, or -1 for padding queries, which have no loss. Returns
+        {kind: losses (L,)}, divided by the number of copies of an object, so that they do not depend on it.
         """
         layers = [*outputs["aux_outputs"], outputs]
         image, query = np.nonzero(outputs["objects"] >= 0)                                  # (copies,)
@@ -184,16 +185,16 @@ class SetCriterion:
         return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}
 
     def predicts_object(self, logits: Array) -> Array:
-        """logits (…, num_classes + 1) → whether a query predicts an object, bool (…)."""
+        """Whether a query predicts an object, bool (…), from its logits (…, num_classes + 1)."""
         return logits.argmax(axis=-1) != self.num_classes
 
     def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
-        """logits (L, B, N, num_classes + 1), classes (L, B, N) → the weighted mean of -log p̂(c) of each layer (L,)."""
+        """The weighted mean of -log p̂(c) in each layer (L,). logits (L, B, N, num_classes + 1), classes (L, B, N)."""
         weight = np.append(np.ones(self.num_classes), self.eos_coef)
         weighted = ops.cross_entropy(                                                       # (L·B·N,)
             logits.reshape(-1, self.num_classes + 1), classes.reshape(-1), weight=weight, reduction="none"
         )
-        sum_of_weights = weight[classes[-1]].sum()     # the same in every layer, which has equally many pairs
+        sum_of_weights = weight[classes[-1]].sum()     # the same for every layer, as all have the same number of pairs
         return weighted.reshape(len(classes), -1).sum(1) / float(sum_of_weights or 1)       # (L, B·N) → (L,)
 
     def box_losses(
@@ -201,8 +202,8 @@ class SetCriterion:
     ) -> dict[str, Tensor]:
         """The box losses of the P matched pairs of each layer, (L,) each.
 
-        boxes (L, B, N, 4); for each pair, layer by layer, the box of its object (L · P, 4) and the index of its query
-        among all L · B · N.
+        boxes (L, B, N, 4). For each pair, layer by layer: matched (L · P, 4), the box of its object, and queries
+        (L · P,), the index of its query among all L · B · N.
         """
         shape = len(boxes), len(queries) // len(boxes), 4                                   # (L, P, 4)
         b_hat, b = boxes.reshape(-1, 4)[queries].reshape(shape), asarray(matched, dtype=boxes.dtype).reshape(shape)
@@ -240,7 +241,7 @@ def _by_layer(source: str, losses: Mapping[str, Any]) -> Losses:
 def _all_pairs(
     pairs: Sequence[Sequence[Pairs]], objects: Objects, queries: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs of all layers and images in a row: the query's index among all L · B · N, the object's among all T."""
+    """The pairs of all layers and images: the index of the query among all L · B · N, of the object among all T."""
     images = [pair for of_layer in pairs for pair in of_layer]
     first_queries = queries * np.arange(len(images))
     first_objects = np.tile(objects.starts[:-1], len(pairs))
@@ -250,14 +251,14 @@ def _all_pairs(
 
 
 def _cardinality_error(predicts_object: Sequence[Array], objects: Objects) -> Array:
-    """Predictions of an object, bool (B, N) of each layer → | predicted - true number |, mean over the images (L,)."""
+    """|predicted - true number of objects|, mean over the images, (L,). predicts_object: bool (B, N) for each layer."""
     xp = array_module(predicts_object[0])
     found = xp.stack([each.sum(axis=-1) for each in predicts_object])                           # (L, B)
     return xp.abs(found - asarray(np.array(objects.counts))).mean(axis=-1).astype(np.float32)
 
 
 def _class_error(predicted: Array, classes: NDArray[np.int64], no_object: int) -> Array:
-    """Predicted and target classes (B, N) → percentage of matched queries where they differ, ()."""
+    """The percentage, (), of matched queries whose predicted class differs from the target class; both (B, N)."""
     matched = classes != no_object
     wrong = (predicted != asarray(classes)) & asarray(matched)
     return wrong.sum().astype(np.float32) * (100 / max(1, int(matched.sum())))

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 
+from scratchvit import progress
 from scratchvit.data import Normalize
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
@@ -114,7 +115,7 @@ class Detector:
     def in_dataset(self, dataset: DetectionDataset, batch_size: int) -> tuple[list[Found], list[int]]:
         """The detections in each picture of a data set, with boxes in pixels of the original, and the image ids."""
         loader = DetectionLoader(dataset, batch_size, self.normalize, steps=self.step)
-        return self.in_batches(loader)
+        return self.in_batches(progress.over(loader, len(dataset), "detection"))
 
     def in_batches(self, batches: Iterable[DetectionBatch]) -> tuple[list[Found], list[int]]:
         found: list[Found] = []

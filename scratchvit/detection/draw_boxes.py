@@ -13,16 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from scratchvit.data.glyphs import font_for
 from scratchvit.detection.data.annotations import Annotations
 from scratchvit.files import write_atomically
 
 # By label, modulo their number; distinguishable with colour blindness (P. Tol's "bright", without its grey).
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")
 BLACK, WHITE, INK = "#000000", "#ffffff", "#555555"
-CAPTION = "solid: found, with its score        dashed: what is there"
+CAPTION = "solid: detections with scores        dashed: ground truth"
 
 Found = Mapping[str, np.ndarray]    # from `postprocess`: "scores" (n,), "labels" (n,), "boxes" (n, 4), "queries" (n,)
-Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 Edges = tuple[int, int, int, int]   # the first and the last pixel inside: left, top, right, bottom
 
 
@@ -42,7 +42,7 @@ def draw_boxes(
     drawn, factor = _resized(picture, side)
     draw = ImageDraw.Draw(drawn)
     width = max(2, round(max(drawn.size) / 320))
-    font = ImageFont.load_default(min(max(12, max(drawn.size) / 40), 26))
+    font_size = min(max(12, max(drawn.size) / 40), 26)
 
     chosen: list[tuple[Edges, int, str]] = []       # box, label, text
     if found is not None:
@@ -63,12 +63,12 @@ def draw_boxes(
     for edges, _ in there:
         _dashed_rectangle(draw, edges, width)
     for (left, _, _, bottom), name in there:
-        _tag(drawn, name, (left, bottom + 1), font, WHITE, below=True)
+        _tag(drawn, name, (left, bottom + 1), font_size, WHITE, below=True)
     for (left, top, _, _), label, text in chosen:
-        _tag(drawn, text, (left, top), font, _colour(label))
+        _tag(drawn, text, (left, top), font_size, _colour(label))
     if found is not None and not (found["scores"] >= threshold).any():
         best = f", best {found['scores'].max():.2f}" if len(found["scores"]) else ""
-        _tag(drawn, f"nothing scores {threshold:.2f}{best}", (0, 0), font, WHITE)
+        _tag(drawn, f"nothing scores {threshold:.2f}{best}", (0, 0), font_size, WHITE)
     return drawn
 
 
@@ -146,10 +146,11 @@ def _dashed_rectangle(draw: ImageDraw.ImageDraw, edges: Edges, width: int) -> No
 
 
 def _tag(
-    picture: Image.Image, text: str, corner: tuple[int, int], font: Font, ground: str, below: bool = False
+    picture: Image.Image, text: str, corner: tuple[int, int], font_size: float, ground: str, below: bool = False
 ) -> None:
     """Draw text on a coloured background above (or below) a corner, moved so that it is inside the picture."""
     draw, size = ImageDraw.Draw(picture), picture.size
+    font, text = font_for(text, font_size)
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = int(right - left) + 6, int(bottom - top) + 6
     x = max(0, min(corner[0], size[0] - width))

@@ -1,7 +1,7 @@
-"""The losses of a detector: which output each of them judges, and its name in metrics.csv.
+"""The losses of a detector: the output of the model that each belongs to, and its name in metrics.csv.
 
-Three decoder layers give three outputs, and each has losses of its own. In metrics.csv the last layer's have no suffix,
-the earlier ones are counted from 0; noised objects and the encoder have a prefix:
+Every decoder layer has its own output and its own losses. In metrics.csv, those of the last layer have no suffix, and
+those of earlier layers have the number of the layer, from 0. Noised objects and the encoder have a prefix:
 
     Output("decoder", 2)      loss_ce       loss_bbox       loss_giou       cardinality_error       class_error
     Output("decoder", 0)      loss_ce_0     loss_bbox_0     loss_giou_0     cardinality_error_0
@@ -19,10 +19,10 @@ Value = TypeVar("Value")
 
 
 class Output(NamedTuple):
-    """One output of a model, which is matched and judged by itself.
+    """An output of a model, which has its own matching and losses.
 
-    source      "decoder", of the object queries; "denoising", of the noised objects; "encoder", of its proposals
-    layer       of the decoder, from 0; of the encoder always 0
+    source      "decoder" (object queries), "denoising" (noised objects) or "encoder" (its proposals)
+    layer       number of the decoder layer, from 0; always 0 for the encoder
     """
 
     source: str
@@ -30,7 +30,7 @@ class Output(NamedTuple):
 
 
 Losses: TypeAlias = dict[Output, dict[str, Any]]
-"""{output: {kind: number}}. Kinds are "ce", "bbox" and "giou", and of the decoder the errors that `NAMES` has too."""
+"""{output: {kind: number}}. Kinds are "ce", "bbox", "giou" and, for the decoder, the errors in `NAMES`."""
 
 PREFIXES = {"decoder": "", "denoising": "dn_", "encoder": "enc_"}
 
@@ -41,7 +41,7 @@ NAMES = {
 
 
 def to_columns(losses: Mapping[Output, Mapping[str, Value]]) -> dict[str, Value]:
-    """{column of metrics.csv, without train_ or val_: number}.
+    """Convert losses to {column of metrics.csv, without train_ or val_: number}.
 
     >>> to_columns({Output("decoder", 1): {"ce": 0.5, "bbox": 0.1}, Output("decoder", 0): {"ce": 0.7, "bbox": 0.2}})
     {'loss_ce': 0.5, 'loss_ce_0': 0.7, 'loss_bbox': 0.1, 'loss_bbox_0': 0.2}
@@ -54,9 +54,9 @@ def to_columns(losses: Mapping[Output, Mapping[str, Value]]) -> dict[str, Value]
 
 
 def from_columns(row: Mapping[str, Value], split: str = "") -> dict[Output, dict[str, Value]]:
-    """The inverse of `to_columns`, of the columns that begin with `split` ("train_" or "val_"); others are left out.
+    """The inverse of `to_columns` for the columns that begin with `split` ("train_" or "val_"). Others are ignored.
 
-    Outputs are sorted, the first layer first.
+    Outputs are sorted by layer, the first layer first.
 
     >>> from_columns({"epoch": 1, "val_loss_ce": 0.5, "val_loss_ce_0": 0.7, "val_loss": 1.2}, "val_")
     {Output(source='decoder', layer=0): {'ce': 0.7}, Output(source='decoder', layer=1): {'ce': 0.5}}
@@ -64,7 +64,7 @@ def from_columns(row: Mapping[str, Value], split: str = "") -> dict[Output, dict
     sources, kinds = ({name: key for key, name in names.items()} for names in (PREFIXES, NAMES))
     pattern = re.compile(rf"{split}({'|'.join(sources)})({'|'.join(kinds)})(?:_(\d+))?")
     found = [(match.groups(), value) for column, value in row.items() if (match := pattern.fullmatch(column))]
-    last = dict.fromkeys(PREFIXES.values(), 0)      # the layer without a suffix: it follows the earlier ones
+    last = dict.fromkeys(PREFIXES.values(), 0)      # the number of the layer without a suffix
     for (prefix, _, suffix), _ in found:
         if suffix is not None:
             last[prefix] = max(last[prefix], int(suffix) + 1)

@@ -1,21 +1,21 @@
-"""Which query answers for which object: the assignment of least cost (DETR, Carion et al., ECCV 2020, arXiv 2005.12872,
-section 3.1). Symbols are those of models/detr.py.
+"""Hungarian matching: assigns queries to objects at the lowest total cost (DETR, Carion et al., ECCV 2020, arXiv
+2005.12872, section 3.1). Symbols are those of models/detr.py.
 
     paper       here                        shape
-    c_i, b_i    labels, boxes               (T,), (T, 4): of the objects of all images of the batch, one after another
-    p̂, b̂        softmax(logits), boxes      (L, B, N, num_classes + 1), (L, B, N, 4): of every decoder layer
-    σ̂           pairs (query, object)       of each layer and image
+    c_i, b_i    labels, boxes               (T,), (T, 4): the objects of all images of the batch, concatenated
+    p̂, b̂        softmax(logits), boxes      (L, B, N, num_classes + 1), (L, B, N, 4): predictions of every decoder layer
+    σ̂           pairs (query, object)       for each layer and image
 
     σ̂ = argmin_σ Σ_i cost(y_i, ŷ_σ(i))                                                             (eq. 1)
     cost = -p̂_σ(i)(c_i) + box_loss(b_i, b̂_σ(i)),   box_loss = λ_L1 |b_i - b̂|₁ + λ_iou (1 - GIoU)   (where c_i ≠ ∅)
 
 The 1 of 1 - GIoU is the same for all pairs and is left out. The class term is -p̂ here, but -log p̂ in the loss
-(criterion.py). -p̂ lies between -1 and 0 and is commensurable with the box terms; -log p̂ has no upper bound, so that a
-wrong class would outweigh any box. The paper reports better results with -p̂ (§3.1). Matching is not differentiated, so
-the steeper gradient of the logarithm is of use only in the loss.
+(criterion.py). -p̂ lies between -1 and 0, on the scale of the box terms; -log p̂ has no upper bound, so a wrong class
+would outweigh any box. The paper reports better results with -p̂ (§3.1). Matching is not differentiated, so the steeper
+gradient of the logarithm matters only in the loss.
 
-An example of two objects and three queries. Query 0 has the box of object 0, query 1 makes that of object 1 wider and
-higher by 0.1, query 2 looks elsewhere and predicts "no object":
+An example with two objects and three queries. Query 0 predicts the box of object 0. Query 1 predicts that of object 1,
+but 0.1 too wide and too high. Query 2 predicts another box, and "no object":
 
 >>> p = np.array([[0.7, 0.1, 0.2], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])       # of class 0, of class 1, of ∅
 >>> boxes = np.array([[0.2, 0.2, 0.2, 0.2], [0.7, 0.6, 0.5, 0.5], [0.3, 0.8, 0.2, 0.2]])
@@ -31,8 +31,8 @@ array([[[-2.7 ,  8.39,  4.73],
 Object 1 and query 1, for instance, cost 5 · (0.1 + 0.1) - 0.6 - 2 · 0.4² / 0.5² = -0.88: where one box contains the
 other, GIoU is the ratio of their areas. (boxes.py has GIoU in general.) criterion.py has the loss of this example.
 
-Costs are computed on the device, for all layers and images at once and only between an object and the queries of its
-own image: (L, T, N). One transfer brings them to the host, the only transfer of a training step, where scipy's
+Costs are computed on the device, for all layers and images at once, and only between an object and the queries of its
+own image: (L, T, N). They are copied to the host in one transfer, the only one of a training step. There, SciPy's
 `linear_sum_assignment` solves eq. 1 exactly for each layer and image.
 """
 
@@ -54,7 +54,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 
 Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
-"""(queries (k,), objects (k,)) of an image, where k is the smaller of their numbers; sorted by query."""
+"""(queries (k,), objects (k,)) of an image, sorted by query; k = min(number of queries, number of objects)."""
 
 
 class NonFiniteCosts(ScratchvitError):
@@ -63,7 +63,7 @@ class NonFiniteCosts(ScratchvitError):
 
 @dataclass(frozen=True)
 class Objects:
-    """The true objects of a batch, on the host: those of all images, one after another."""
+    """The true objects of all images of a batch, concatenated, on the host."""
 
     labels: NDArray[np.int64]       # (T,) in 0 … num_classes - 1
     boxes: NDArray[np.float32]      # (T, 4) cxcywh
@@ -113,8 +113,8 @@ def _host_array(name: str, target: Mapping[str, Any], key: str, item: tuple[int,
         array = np.asarray(target[key])
     except TypeError:
         raise ScratchvitError(
-            f"the {key} of {name} are a {type(target[key]).__name__}: leave targets on the host, as NumPy arrays; the "
-            "matcher takes them to the device, for the whole batch at once"
+            f"the {key} of {name} are a {type(target[key]).__name__}: pass targets as NumPy arrays; the matcher copies "
+            "them to the device, the whole batch at once"
         ) from None
     if array.size == 0:
         array = array.reshape(0, *item)
@@ -130,8 +130,8 @@ def _check(name: str, labels: Array, boxes: Array, num_classes: int) -> None:
     for i in np.flatnonzero((labels < 0) | (labels >= num_classes))[:1]:
         raise ScratchvitError(
             f"object {i} of {name} has the label {labels[i]}, which is none of the {num_classes} classes "
-            f"0…{num_classes - 1}: map the file's category ids to these, or set num_classes to match (no-object is "
-            "not to be counted)"
+            f"0…{num_classes - 1}: map the file's category ids to these, or set num_classes to match (without "
+            "counting no-object)"
         )
     for i in np.flatnonzero(~(np.isfinite(boxes).all(axis=1) & (boxes[:, 2:] >= 0).all(axis=1)))[:1]:
         raise ScratchvitError(
@@ -142,15 +142,15 @@ def _check(name: str, labels: Array, boxes: Array, num_classes: int) -> None:
 
 @dataclass(frozen=True)
 class HungarianMatcher:
-    """Outputs of a model and the targets of a batch → for each image, the pairs of least cost.
+    """Matches the outputs of a model with the targets of a batch: for each image, the pairs with the lowest total cost.
 
     cost_class, cost_bbox (λ_L1), cost_giou (λ_iou): weights of the three terms of the cost; not negative, not all zero.
-    focal: for logits (…, num_classes) of sigmoids, without "no object". The cost of a class is then the change of a
-    query's focal loss when it is assigned the object (code of Deformable DETR, arXiv 2010.04159; cost_class is 2
-    there).
+    focal: for class probabilities by sigmoids, logits (…, num_classes), without "no object". The class term is then the
+    change of a query's focal loss when it is assigned the object (code of Deformable DETR, arXiv 2010.04159; its
+    cost_class is 2).
 
-    In an image with more objects than queries, every query is assigned an object, and the other objects have none. If
-    several assignments have the least cost, scipy chooses one, the same in every run. Raises ScratchvitError for
+    In an image with more objects than queries, every query is assigned an object, and some objects have no query. If
+    several assignments have the lowest cost, SciPy chooses one, the same in every run. Raises ScratchvitError for
     weights out of range. Nothing here is differentiated.
     """
 
@@ -169,7 +169,7 @@ class HungarianMatcher:
         """Match the last decoder layer's outputs.
 
         outputs: "pred_logits" (B, N, num_classes + 1), "no object" last, and "pred_boxes" (B, N, 4) cxcywh, Tensors or
-        arrays on the device in use. targets: B dicts, see `Objects.of`.
+        arrays on the current device. targets: B dicts, see `Objects.of`.
         Returns, for each image, (queries int64 (k,), objects int64 (k,)), sorted by query. Raises as `Objects.of` and
         `match_layers` do.
         """
@@ -180,15 +180,15 @@ class HungarianMatcher:
         """Match each decoder layer by itself: the pairs of each of the B images, for each of the L layers.
 
         logits (L, B, N, num_classes + 1), boxes (L, B, N, 4): plain arrays. One transfer to the host.
-        Raises NonFiniteCosts when a cost is not finite, naming the image, and ScratchvitError unless there is one
-        target for each image.
+        Raises NonFiniteCosts, naming the image, if a cost is not finite, and ScratchvitError unless there is one target
+        for each image.
         """
         from scipy.optimize import linear_sum_assignment  # slow to import
 
         if logits.shape[1] != len(objects.counts):
             raise ScratchvitError(
-                f"the model's outputs are of {logits.shape[1]} images, the targets of {len(objects.counts)}: "
-                "give a target for each image, with empty labels and boxes where there is no object"
+                f"the outputs are for {logits.shape[1]} images, the targets for {len(objects.counts)}: pass a target "
+                "for each image, with empty labels and boxes if it has no objects"
             )
         cost = asnumpy(self.costs(logits, boxes, objects))
         if not np.isfinite(cost).all():
@@ -209,7 +209,7 @@ class HungarianMatcher:
         image, labels = asarray(objects.image), asarray(objects.labels)                                   # (T,)
         b = asarray(objects.boxes, dtype=boxes.dtype)[:, None]                                            # (T, 1, 4)
         b_hat = boxes[:, image]                                                                           # (L, T, N, 4)
-        with np.errstate(all="ignore"):     # match_layers raises for what is not finite, and names the image
+        with np.errstate(all="ignore"):     # match_layers raises an error for costs that are not finite
             class_cost = self.class_costs(logits).swapaxes(2, 3)[:, image, labels]                        # (L, T, N)
             l1 = xp.abs(b - b_hat).sum(axis=-1)
             giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b), box_cxcywh_to_xyxy(b_hat))
@@ -236,6 +236,6 @@ def _where_not_finite(cost: NDArray[np.float32], objects: Objects) -> str:
     where = f"in decoder layer {layer} of 0…{len(cost) - 1}" if len(cost) > 1 else "in the last decoder layer"
     return (
         f"{objects.names[image]} cannot be matched: {where}, the predictions of {queries.sum()} of its {len(queries)} "
-        "queries are infinite or NaN; unless the image's own pixels are, the training has diverged: go back to an "
-        "earlier checkpoint with a lower learning rate, a longer warm-up, or a smaller clip_grad (the paper has 0.1)"
+        "queries are infinite or NaN. If the pixels of the image are finite, training has diverged: go back to an "
+        "earlier checkpoint with a lower learning rate, a longer warm-up, or a smaller clip_grad (0.1 in the paper)"
     )

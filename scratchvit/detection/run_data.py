@@ -1,4 +1,4 @@
-"""The data of a run that trains a detector: loaded, measured, and made into batches."""
+"""The data of a run that trains a detector: splits, resizing, mean and standard deviation, loaders."""
 
 from __future__ import annotations
 
@@ -21,25 +21,27 @@ from scratchvit.detection.detector import Sizes, pixels_of
 from scratchvit.training.build import normalisation
 from scratchvit.training.checkpoint import is_checkpoint
 
-MEASURED = 500          # pictures at most, spread over the training split, that mean and deviation are taken of
-OVERFIT_STEPS = 50      # of overfit_one_batch in an epoch, which a validation follows
+MEASURED = 500          # largest number of training pictures from which mean and standard deviation are computed
+OVERFIT_STEPS = 50      # steps per epoch with overfit_one_batch
 
 
 @dataclass(frozen=True)
 class DetectionData:
-    """The splits, how their pictures are shown, and the statistics of the training pictures.
+    """The splits, and how their pictures are preprocessed.
 
-    numbers: of each split, see `fingerprint`.
+    sizes       how pictures are resized in evaluation
+    mean, std   of each channel, by which pictures are normalised
+    checksums   the checksum of each split, {"train", "val", "test"}; see `fingerprint`
     """
 
     splits: DetectionSplits
     sizes: Sizes
     mean: tuple[float, ...]
     std: tuple[float, ...]
-    numbers: dict[str, int]
+    checksums: dict[str, int]
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """The description of the data in a checkpoint."""
         train = self.splits.train
         return {
             "name": train.name,
@@ -52,11 +54,11 @@ class DetectionData:
         }
 
     def fingerprint(self) -> dict[str, int]:
-        """A number for each split, which changes if pictures or their boxes come, go, or take other places."""
-        return self.numbers
+        """A checksum of each split. It changes if pictures or annotations are added, removed, changed or reordered."""
+        return self.checksums
 
     def train_loader(self, config: DetectConfig) -> DetectionLoader:
-        """Shuffled, and changed as the run asks for; one batch alone stays as it is."""
+        """The training pictures, shuffled and augmented; with overfit_one_batch, neither."""
         normalize, jitter = Normalize(self.mean, self.std), config.color_jitter
         if config.overfit_one_batch:
             return DetectionLoader(
@@ -73,16 +75,16 @@ class DetectionData:
         flip = [RandomHorizontalFlip()] if config.flip else []
         if not config.multi_scale:
             return Steps(*flip, self.sizes)
-        _, resizing = cast(Steps, detr_steps(config.short_side, self.sizes.longest)).steps      # its flip is asked for
+        _, resizing = cast(Steps, detr_steps(config.short_side, self.sizes.longest)).steps      # flips are an option
         return Steps(*flip, resizing)
 
     def eval_loader(self, dataset: DetectionDataset, batch_size: int) -> DetectionLoader:
-        """Every picture once, as it is, batched by shape."""
+        """The pictures of a data set once, without augmentation, in batches of similar shape."""
         return DetectionLoader(dataset, batch_size, Normalize(self.mean, self.std), steps=self.sizes)
 
 
 class FirstPictures(DetectionDataset):
-    """The first `count` pictures of a data set, `times` over."""
+    """The first `count` pictures of a data set, repeated `times` times."""
 
     def __init__(self, source: DetectionDataset, count: int, times: int = 1):
         self.source, self.count, self.times = source, count, times
@@ -106,9 +108,9 @@ class FirstPictures(DetectionDataset):
 
 
 def load_data(config: DetectConfig, init: str | Path | None = None) -> DetectionData:
-    """Load and measure the data.
+    """Load the data, and compute mean and standard deviation.
 
-    init: weights to begin with; pixels are then normalised as these are used to, not by the training images.
+    init: file of the initial weights; pixels are then normalised as these expect, not by the training pictures.
     """
     if config.data == "scenes" and config.epoch_images:
         splits = load_scenes(seed=config.seed, train=config.epoch_images)
@@ -117,18 +119,18 @@ def load_data(config: DetectConfig, init: str | Path | None = None) -> Detection
             config.data, val_fraction=config.val_fraction, seed=config.seed, skip_bad=config.skip_bad
         )
     parts = {"train": splits.train, "val": splits.val, "test": splits.test}
-    numbers = {name: _fingerprint(part) for name, part in parts.items()}
+    checksums = {name: _checksum(part) for name, part in parts.items()}
     if config.overfit_one_batch:
         splits = one_batch(splits, config.batch_size)
     longest = config.longest or round(config.short_side * 5 / 3) or None
     mean, std = (init and pixels_expected(config.model, init)) or channel_stats(splits.train)
-    # A channel that never changes carries nothing; any deviation will do.
+    # A constant channel has a standard deviation of 0; divide it by 1 instead.
     std = tuple(deviation or 1.0 for deviation in std)
-    return DetectionData(splits, Sizes(config.short_side, longest), mean, std, numbers)
+    return DetectionData(splits, Sizes(config.short_side, longest), mean, std, checksums)
 
 
 def pixels_expected(model: str, init: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """(mean, std) of red, green and blue, as the weights in `init` expect them; None of a run on pictures in grey."""
+    """The (mean, std) of red, green and blue that the weights in `init` expect; None for a run on grey pictures."""
     if is_checkpoint(init):
         return normalisation(model, init, 3)
     normalize = pixels_of(init)
@@ -136,16 +138,16 @@ def pixels_expected(model: str, init: str | Path) -> tuple[tuple[float, ...], tu
 
 
 def one_batch(splits: DetectionSplits, batch_size: int) -> DetectionSplits:
-    """The first batch of train, again and again, and the same pictures for val and test."""
+    """Splits in which train is its first batch, repeated `OVERFIT_STEPS` times, and val and test are the same batch."""
     train = splits.train
     count = min(batch_size, len(train))
-    few = FirstPictures(train, count)
-    said = f"train, val and test are all the first {count} pictures of {train.name}, an epoch {OVERFIT_STEPS} steps."
-    return DetectionSplits(FirstPictures(train, count, OVERFIT_STEPS), few, few, (*splits.drawn, said))
+    batch = FirstPictures(train, count)
+    note = f"train, val and test are the first {count} pictures of {train.name}; an epoch has {OVERFIT_STEPS} steps."
+    return DetectionSplits(FirstPictures(train, count, OVERFIT_STEPS), batch, batch, (*splits.drawn, note))
 
 
 def channel_stats(dataset: DetectionDataset) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """(mean, std) of red, green and blue in units of 0 … 1, over all pixels of at most `MEASURED` pictures."""
+    """The (mean, std) of red, green and blue, from 0 to 1, over the pixels of at most `MEASURED` pictures."""
     count, total, squares = 0, np.zeros(3), np.zeros(3)
     for index in np.unique(np.linspace(0, len(dataset) - 1, MEASURED).round().astype(int)).tolist():
         pixels = np.asarray(dataset.picture(index), np.float64).reshape(-1, 3) / 255
@@ -157,12 +159,12 @@ def channel_stats(dataset: DetectionDataset) -> tuple[tuple[float, ...], tuple[f
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _fingerprint(dataset: DetectionDataset) -> int:
-    if isinstance(dataset, Scenes):     # made, and always alike
+def _checksum(dataset: DetectionDataset) -> int:
+    if isinstance(dataset, Scenes):     # generated, the same every time
         return zlib.crc32(f"{dataset.name} {dataset.img_size} {len(dataset)}".encode())
-    number = 0
+    checksum = 0
     for index in range(len(dataset)):
         one = dataset.annotations(index)
-        number = zlib.crc32(f"{one.file_name} {one.size}".encode(errors="surrogateescape"), number)
-        number = zlib.crc32(one.boxes.tobytes() + one.labels.tobytes() + one.crowd.tobytes(), number)
-    return number
+        checksum = zlib.crc32(f"{one.file_name} {one.size}".encode(errors="surrogateescape"), checksum)
+        checksum = zlib.crc32(one.boxes.tobytes() + one.labels.tobytes() + one.crowd.tobytes(), checksum)
+    return checksum

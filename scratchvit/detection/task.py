@@ -1,11 +1,11 @@
-"""Training a detector: what the loop of `training.loop` asks about boxes.
+"""The task of training a detector, for the loop in `training.loop`.
 
     outputs = model(images, mask, targets)
-    losses = criterion(outputs, targets)        # of every output, see losses.py; their means go to metrics.csv
+    losses = criterion(outputs, targets)        # of every output, see losses.py; metrics.csv has their means
     criterion.total(losses).backward(); …
 
-The best epoch is the one of the highest AP on val. After every epoch the same few pictures of val are drawn with what
-was found in them: predictions/epoch_001.png, ….
+The best epoch is the one with the highest AP on val. After every epoch, the detections in the first few pictures of val
+are drawn: predictions/epoch_001.png, ….
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ from scratchvit.training.meter import Means
 from scratchvit.training.step import NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, Row, Task
 
-PICTURED = 8        # of val, the first ones: those drawn after every epoch
+PICTURED = 8        # the number of pictures of val that are drawn after every epoch
 
-STEM = ("conv1", "bn1", "layer1")       # of a ResNet: what the authors keep of a pretrained one
+STEM = ("conv1", "bn1", "layer1")       # the layers of a pretrained ResNet that the authors freeze
 
 
 @dataclass(frozen=True)
 class DetectionResult(Course):
-    """What a run came to. The test split was evaluated once, with the best weights."""
+    """The result of a run. The test split is evaluated once, with the best weights."""
 
-    test: CocoFigures               # COCO's twelve figures, and those of each class
+    test: CocoFigures               # COCO's twelve figures, and AP of each class
     test_loss: float
-    val_AP: float | None            # of the best epoch; None where val has no object
+    val_AP: float | None            # of the best epoch; None if val has no objects
     val_AP50: float | None
     val_loss: float
 
@@ -59,31 +59,30 @@ class DetectionResult(Course):
 def train_detector(
     config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> DetectionResult:
-    """Train a detector, or go on with the run in `run_dir`; `log` gets one line per epoch.
+    """Train a detector, or resume the run in `run_dir`. `log` is called with one line per epoch.
 
-    Raises ScratchvitError for settings that make no sense, a folder that holds another run or in which one is going on,
-    data, a loss or a gradient that is not finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when
-    the run has been saved.
+    Raises ScratchvitError for invalid settings, a folder that contains another run or is in use, data, a loss or a
+    gradient that is not finite, and a full disk. Raises Interrupted after Ctrl-C or SIGTERM, once the run has been
+    saved.
     """
     loop = prepare_detector(config, run_dir, resume, log)
     with loop.folder:
-        result: DetectionResult = loop.run()
-        return result
+        return loop.run()
 
 
 def prepare_detector(
     config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> TrainingLoop[DetectionTask]:
-    """The first half of `train_detector`: a run that is ready to begin, see `TrainingLoop`."""
+    """The first half of `train_detector`: a run that is ready to start, see `TrainingLoop`."""
     return TrainingLoop(DetectionTask(config), config, run_dir, resume, log)
 
 
-class DetectionTask(Task):
-    """Learn boxes and their classes.
+class DetectionTask(Task[DetectionResult]):
+    """Predict the boxes and classes of the objects in images.
 
-    data        the splits, once they are loaded
-    criterion   the loss, once there is a model
-    found       boxes in the first `PICTURED` images of val, in their order, as `postprocess` gives them
+    data        the data, set by `load_data`
+    criterion   the loss, set by `prepare_loss`
+    found       the detections of the last validation in the first `PICTURED` images of val, from `postprocess`
     """
 
     data: DetectionData
@@ -94,7 +93,7 @@ class DetectionTask(Task):
         self.found: list[dict[str, Any]] = []
 
     def check(self) -> None:
-        """Raise ScratchvitError for a setting out of its range, and without pycocotools."""
+        """Raise ScratchvitError for a setting out of range, and if pycocotools is not installed."""
         config = self.config
         check_detects(config.model, model_config(config.model))
         check_least(config, dict.fromkeys(("epoch_images", "short_side", "longest", "lr_backbone"), 0))
@@ -102,36 +101,36 @@ class DetectionTask(Task):
         for name in ("longest", "multi_scale"):
             if getattr(config, name) and not config.short_side:
                 raise ScratchvitError(
-                    f"{name} goes with a size of the shorter side: give short_side, or leave {name} out"
+                    f"{name} needs the size of the shorter side: set short_side, or leave {name} out"
                 )
         if config.longest and config.longest < config.short_side:
-            raise ScratchvitError(f"longest is at least short_side, {config.short_side}, not {config.longest}")
+            raise ScratchvitError(f"longest must be at least short_side, {config.short_side}, not {config.longest}")
         if config.epoch_images and config.data != "scenes":
-            raise ScratchvitError("epoch_images is for scenes, which never end: leave it out, an epoch is all pictures")
+            raise ScratchvitError("epoch_images is for generated scenes: leave it out, an epoch is all pictures")
         if config.freeze_stem and not config.init:
-            raise ScratchvitError("freeze_stem keeps what a backbone has learned: name its weights with init")
-        evaluate_boxes({"images": [], "annotations": [], "categories": []}, [])     # is there what computes AP?
+            raise ScratchvitError("freeze_stem is for a pretrained backbone: name its weights with init")
+        evaluate_boxes({"images": [], "annotations": [], "categories": []}, [])     # raises without pycocotools
 
     def load_data(self, init: str | Path | None) -> DetectionData:
         self.data = load_data(self.config, init)
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the model. The data decide on classes and channels."""
+        """The arguments of the model. Classes and channels are those of the data."""
         config = self.config
-        decided = {"in_chans": 3, "num_classes": len(about["classes"])}
-        for name, number in decided.items():
+        from_data = {"in_chans": 3, "num_classes": len(about["classes"])}
+        for name, number in from_data.items():
             if config.model_args.get(name, number) != number:
                 raise ScratchvitError(
                     f"{name} is {number} for {about['name']}, not {config.model_args[name]}: leave {name} out"
                 )
-        return decided | config.model_args
+        return from_data | config.model_args
 
     def prepare_loss(self, model: Any) -> None:
         self.criterion = make_criterion(self.config, model)
 
     def param_groups(self, model: Any) -> list[dict[str, Any]]:
-        """Decay on matrices only, a learning rate of its own for the backbone, a stem that may be frozen."""
+        """Weight decay for matrices only, a learning rate for the backbone, and a frozen stem if asked for."""
         groups = optim.param_groups(model, self.config.weight_decay, self.config.layer_decay)
         if self.config.freeze_stem:
             freeze_stem(model)
@@ -151,7 +150,7 @@ class DetectionTask(Task):
         return losses["loss"], (losses, len(batch.images))
 
     def _losses(self, outputs: Mapping[str, Any], batch: DetectionBatch) -> dict[str, Any]:
-        """Every loss of a batch under its name in metrics.csv; "loss" is the total, a Tensor ()."""
+        """The losses of a batch by their names in metrics.csv; "loss" is the total, a Tensor ()."""
         losses = self.criterion(outputs, batch.targets)
         return {"loss": self.criterion.total(losses), **to_columns(losses)}
 
@@ -164,7 +163,7 @@ class DetectionTask(Task):
     def _evaluate(
         self, model: Any, dataset: DetectionDataset, batches: Batches
     ) -> tuple[Means, dict[int, Any], CocoFigures]:
-        """The losses of a split, what was found in each image by its id, and COCO's figures of that."""
+        """The losses on a split, the detections in each image by its id, and COCO's figures."""
         meter = Means()
         found: dict[int, Any] = {}
         with evaluating(model):
@@ -185,16 +184,18 @@ class DetectionTask(Task):
         return meter, found, evaluate_boxes(dataset.ground_truth(), results)
 
     def draw(self, folder: Path, epoch: int) -> None:
-        """The first pictures of val, with what was found in them: predictions/epoch_001.png, …."""
+        """Draw the detections in the first pictures of val: predictions/epoch_001.png, …."""
         path, val = folder / "predictions" / f"epoch_{epoch:03}.png", self.data.splits.val
         try:
             path.parent.mkdir(exist_ok=True)
         except OSError as error:
-            raise ScratchvitError(f"the folder {path.parent} cannot be made ({error.strerror}): make room") from error
+            raise ScratchvitError(
+                f"the folder {path.parent} cannot be created ({error.strerror}): free some space"
+            ) from error
         write_predictions(path, [val.example(index) for index in range(len(self.found))], self.found, val.classes)
 
     def merit(self, row: Row) -> tuple[float, ...]:
-        """Average precision, which is 0 for a while: then the loss says which epoch was the best."""
+        """AP on val. The loss breaks ties, because AP is 0 in the first epochs."""
         return row["AP"] or 0.0, -row["val_loss"]
 
     def line(self, row: Row) -> str:
@@ -222,17 +223,17 @@ class DetectionTask(Task):
 
 
 def _padding(batch: DetectionBatch) -> Any:
-    """The padding mask (B, H, W), or None if no image is padded: the model has less to do then."""
+    """The padding mask (B, H, W), or None if no image is padded, which is faster."""
     return batch.mask if batch.mask.any() else None
 
 
 def make_criterion(config: DetectConfig, model: Any) -> SetCriterion:
-    """The criterion, with its matcher, for the model's kind of class scores: softmax or sigmoids."""
+    """The criterion, with its matcher, for a model with softmax or, if its configuration has focal=True, sigmoids."""
     focal, num_classes = model.config.focal, model.config.num_classes
-    # The class terms of softmax and focal loss differ in scale, so that their default weights differ too.
-    usual = (FOCAL_WEIGHTS if focal else WEIGHTS)["ce"]
-    cost_class = usual if config.cost_class is None else config.cost_class
-    weight_ce = usual if config.weight_ce is None else config.weight_ce
+    # The default weights differ because cross-entropy and focal loss differ in scale.
+    default = (FOCAL_WEIGHTS if focal else WEIGHTS)["ce"]
+    cost_class = default if config.cost_class is None else config.cost_class
+    weight_ce = default if config.weight_ce is None else config.weight_ce
     matcher = HungarianMatcher(cost_class, config.cost_bbox, config.cost_giou, focal)
     weights = {"ce": weight_ce, "bbox": config.weight_bbox, "giou": config.weight_giou}
     if focal:
@@ -241,7 +242,7 @@ def make_criterion(config: DetectConfig, model: Any) -> SetCriterion:
 
 
 def freeze_stem(model: Any) -> None:
-    """Let what the backbone begins with learn no more. (Statistics of batch norms that are live go on.)"""
+    """Freeze the parameters of the backbone's first layers. (Running statistics of batch norms are still updated.)"""
     body = model.backbone[0].body
     for name in STEM:
         for parameter in getattr(body, name).parameters():
@@ -249,11 +250,11 @@ def freeze_stem(model: Any) -> None:
 
 
 def with_share(groups: Sequence[dict[str, Any]], chosen: Sequence[Any], share: float) -> list[dict[str, Any]]:
-    """Groups of `optim.param_groups`, in which the chosen parameters learn with that share of their learning rate."""
-    inside = {id(parameter) for parameter in chosen}
+    """Groups of `optim.param_groups` in which the learning rate of the chosen parameters is multiplied by `share`."""
+    chosen_ids = {id(parameter) for parameter in chosen}
     split: list[dict[str, Any]] = []
     for group in groups:
-        theirs = [parameter for parameter in group["params"] if id(parameter) in inside]
-        others = [parameter for parameter in group["params"] if id(parameter) not in inside]
-        split += [group | {"params": theirs, "lr_scale": group["lr_scale"] * share}, group | {"params": others}]
+        inside = [parameter for parameter in group["params"] if id(parameter) in chosen_ids]
+        outside = [parameter for parameter in group["params"] if id(parameter) not in chosen_ids]
+        split += [group | {"params": inside, "lr_scale": group["lr_scale"] * share}, group | {"params": outside}]
     return [group for group in split if group["params"]]

@@ -1,9 +1,9 @@
 """Looking inside a DETR (arXiv 2005.12872): attention maps, boxes of the queries, and the matching.
 
-    maps = cross_attention(model, image)                    # (heads, N, H, W): each query over the image, Figure 6
-    seen = encoder_attention(model, image, (0.4, 0.6))      # (layers, heads, H, W): from one point, Figure 3
-    asked = query_boxes(model, loader)                      # the boxes of every query over a data set, Figure 7
-    taken = matching(model, matcher, batch)                 # the assignment of eq. 1, with the costs of all pairs
+    maps = cross_attention(model, image)                    # (heads, N, H, W): of each query, Figure 6
+    self_maps = encoder_attention(model, image, (0.4, 0.6)) # (layers, heads, H, W): of the feature at a point, Figure 3
+    predictions = query_boxes(model, loader)                # the boxes of every query for a data set, Figure 7
+    pairs = matching(model, matcher, batch)                 # the assignment of eq. 1, with the costs of all pairs
 
 H × W is the size of the backbone's feature map, whose HW features are the tokens. The model runs in evaluation mode;
 afterwards its mode is restored. `detection_pictures` draws the results.
@@ -161,11 +161,11 @@ def query_boxes(model: Module, loader: Iterable[DetectionBatch]) -> QueryBoxes:
             scores.append(probabilities.max(axis=-1))
             labels.append(probabilities.argmax(axis=-1))
     if not boxes:
-        raise ScratchvitError("there is not one image to ask the queries about: give a loader that has some")
+        raise ScratchvitError("the loader has no images to predict boxes for: use one that is not empty")
     least = min(each.shape[1] for each in scores)       # with two_stage a small image has fewer queries
-    asked = QueryBoxes(*(np.concatenate([each[:, :least] for each in part]) for part in (boxes, scores, labels)))
-    _require_finite(model, asked.scores)
-    return asked
+    predictions = QueryBoxes(*(np.concatenate([each[:, :least] for each in part]) for part in (boxes, scores, labels)))
+    _require_finite(model, predictions.scores)
+    return predictions
 
 
 @dataclass(frozen=True)
@@ -220,7 +220,7 @@ def matching(model: Module, matcher: HungarianMatcher, batch: DetectionBatch) ->
     weights = [name for name in vars(matcher) if name.startswith("cost_")]
     for kept in weights:
         alone: dict[str, Any] = {name: 0.0 for name in weights if name != kept}
-        # A matcher refuses to count nothing, which is what is left of a part without weight.
+        # A matcher needs a weight that is not 0, so the cost of a term without weight is not computed but 0.
         part = costs(dataclasses.replace(matcher, **alone)) if getattr(matcher, kept) else np.zeros_like(total)
         parts[kept.removeprefix("cost_")] = part
 

@@ -13,25 +13,25 @@ from numpy.typing import NDArray
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.detection.draw_boxes import COLOURS, Found
 from scratchvit.inspect.detection import Matching, QueryBoxes
-from scratchvit.inspect.figures import GRID, INK, VALIDATION, overlay, sheet
+from scratchvit.inspect.figures import GRID, INK, VALIDATION, drawable, overlay, sheet
 
 Picture = NDArray[np.uint8]     # (H, W, 3)
 
-SMALL, WIDE, TALL = "#228833", "#ee6677", "#4477aa"     # the paper's green, red and blue, for colour-blind eyes too
-THRESHOLD = 0.5         # the score from which a box counts as found
-POINTS = 3              # of a picture, from which the encoder is shown
+SMALL, WIDE, TALL = "#228833", "#ee6677", "#4477aa"     # the paper's green, red and blue, adapted to colour blindness
+THRESHOLD = 0.5         # the lowest score of a detection
+POINTS = 3              # number of points in a picture whose encoder attention is drawn
 SQUARES_IN_A_ROW = 5
-MOST_DOTS = 2000                # in a square
+MOST_DOTS = 2000        # in a square
 OBJECTS_IN_TABLE = 12
-PARTS = {"bbox": "L1", "giou": "GIoU"}      # of the matcher's cost, as the paper has them
+PARTS = {"bbox": "L1", "giou": "GIoU"}      # terms of the matching cost, with the paper's names
 
 
 @dataclass(frozen=True)
 class Seen:
     """A picture with its detections and cross-attention.
 
-    found        detections from `postprocess`, with boxes in pixels of the picture and the query of each
-    attention    (N, H, W): attention of every query, the mean over axis 0 of `cross_attention`
+    found        detections from `postprocess`, with boxes in pixels of the picture and the index of each query
+    attention    (N, H, W): attention of every query, the mean of `cross_attention` over heads (axis 0)
     """
 
     picture: Picture
@@ -63,7 +63,8 @@ def draw_cross_attention(
                 _box(row[0], boxes[place], colour)
                 _show(ax, one.picture, one.attention[queries[place]])
                 _box(ax, boxes[place], colour)
-                words = f"query {queries[place]}: {classes[one.found['labels'][place]]}, {scores[place]:.2f}"
+                name = drawable(classes[one.found["labels"][place]])
+                words = f"query {queries[place]}: {name}, {scores[place]:.2f}"
                 _title(ax, words, INK if count else VALIDATION)
 
 
@@ -104,7 +105,7 @@ def draw_query_boxes(queries: QueryBoxes, path: str | Path, *, threshold: float 
     columns = min(SQUARES_IN_A_ROW, len(shown))
     rows = -(-len(shown) // columns)
     step = -(-len(area) // MOST_DOTS)
-    dot = min(20.0, max(3.0, 1000 / len(area)))     # points², of few boxes larger ones
+    dot = min(20.0, max(3.0, 1000 / len(area)))     # size in points², larger for few boxes
     with sheet(path, rows, columns, size=(max(4.5, 1.6 * columns), 1.85 * rows + 0.5)) as axes:
         for ax in axes.flat[len(shown) :]:
             ax.set_axis_off()
@@ -115,7 +116,7 @@ def draw_query_boxes(queries: QueryBoxes, path: str | Path, *, threshold: float 
             ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
             ax.spines[:].set_color(GRID)
             _title(ax, f"query {query}: used in {used[query]:.0%}")
-        words = f"small: up to {small:.1%} of the picture", "larger, and wide", "larger, and tall"
+        words = f"small: up to {small:.1%} of the picture", "larger and wide", "larger and tall"
         _legend(axes[0, 0].figure, [*zip((SMALL, WIDE, TALL), words)])
 
 
@@ -124,8 +125,8 @@ def draw_matching(
 ) -> None:
     """Draw a row for each picture: its objects (dashed), the boxes of the matched queries, and a table of the costs.
 
-    A line leads from the middle of an object to that of its query's box. The table beside it has the weighted parts of
-    the cost, which sum to it, and the cheapest of the queries that did not take the object.
+    A line connects the centre of each object with that of the box of its query. The table lists the cost with its
+    weighted terms, and the cheapest query that was not matched to the object.
     Raises ScratchvitError as `draw_cross_attention` does.
     """
     ratio = max(_ratio(picture) for picture in pictures)
@@ -134,8 +135,7 @@ def draw_matching(
             left.set_axis_off()
             right.set_axis_off()
             _show(left, picture)
-            # Of the whole picture, for the boxes are in 0 … 1 of it.
-            scale = np.tile(picture.shape[1::-1], 2)
+            scale = np.tile(picture.shape[1::-1], 2)        # from boxes in 0 … 1 to pixels
             colours = _colours(len(matching.labels))
             for place, (query, colour) in enumerate(zip(matching.queries.tolist(), colours)):
                 there = box_cxcywh_to_xyxy(matching.objects[place] * scale)
@@ -156,10 +156,10 @@ def draw_matching(
 
 
 def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Sequence[str]) -> None:
-    """The parts of the cost of every pair, a line each."""
+    """Write a table with a line for each object: its matched query, the terms of the cost, the second best query."""
     parts = [PARTS.get(name, name) for name in matching.parts]
     heads = ["object", "query", *parts, "cost", "second best"]
-    places = [0.0, *np.linspace(0.32, 0.78, len(heads) - 2), 1.0]       # the first from its left, others to their right
+    places = [0.0, *np.linspace(0.32, 0.78, len(heads) - 2), 1.0]   # the first cell flush left, the others flush right
     others, other_costs = matching.second_best()
     lines = [(INK, heads)]
     for place, (label, query) in enumerate(zip(matching.labels.tolist(), matching.queries.tolist())):
@@ -168,9 +168,9 @@ def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Se
             cells = ["–"] * len(cells)
         other = f"q{others[place]}  {_number(other_costs[place])}" if others[place] >= 0 else "–"
         name = classes[label] if len(classes[label]) <= 14 else f"{classes[label][:13]}…"
-        lines.append((colours[place], [name, f"q{query}" if query >= 0 else "none", *cells, other]))
+        lines.append((colours[place], [drawable(name), f"q{query}" if query >= 0 else "none", *cells, other]))
     if len(lines) == 1:
-        lines.append((INK, ["there is no object"]))
+        lines.append((INK, ["no objects"]))
     if len(lines) > 1 + OBJECTS_IN_TABLE:
         lines[1 + OBJECTS_IN_TABLE :] = [(INK, [f"and {len(lines) - 1 - OBJECTS_IN_TABLE} more"])]
     for i, (colour, cells) in enumerate(lines):
@@ -183,7 +183,7 @@ def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Se
 
 
 def _show(ax: Any, picture: Picture, heat: NDArray[np.float32] | None = None) -> None:
-    """A picture, or with a map over it; coordinates are its pixels."""
+    """Draw a picture, with an attention map over it if there is one; coordinates are its pixels."""
     height, width = picture.shape[:2]
     shown = picture if heat is None else overlay(picture, heat)
     ax.imshow(shown, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
@@ -191,12 +191,12 @@ def _show(ax: Any, picture: Picture, heat: NDArray[np.float32] | None = None) ->
 
 
 def _box(ax: Any, box: NDArray[np.float32], colour: str, dashed: bool = False) -> None:
-    """The outline of (left, top, right, bottom), whose numbers are edges, where an axis counts the pixels' middles."""
-    from matplotlib.patches import Rectangle  # not missing here: it made the axes
+    """Draw the outline of a box (left, top, right, bottom). Its numbers are edges, those of the axes pixel centres."""
+    from matplotlib.patches import Rectangle  # Matplotlib is installed: it made the axes
 
     left, top, right, bottom = (float(edge) - 0.5 for edge in box)
     style = "--" if dashed else "-"
-    for line, width in (("white", 2.6), (colour, 1.4)):     # seen on any ground
+    for line, width in (("white", 2.6), (colour, 1.4)):     # visible on any background
         ax.add_patch(Rectangle((left, top), right - left, bottom - top, fill=False, ec=line, lw=width, ls=style))
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from scratchvit.backend import asarray, asnumpy
+from scratchvit.data.glyphs import FAMILIES, escaped
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import write_atomically
@@ -24,6 +26,7 @@ from scratchvit.recording import no_grad
 
 TRAIN, VALIDATION, INK = "#4477aa", "#ee6677", "#555555"     # distinguishable with colour blindness (P. Tol's "bright")
 GRID = "#dddddd"
+LONGEST_NAME = 24       # characters of the name of a class
 
 # Learning curves: columns of metrics.csv, their colours and names.
 Lines = Sequence[tuple[str, str, str]]
@@ -110,7 +113,7 @@ def draw_attention(
 
     pictures uint8 (B, H, W, C); normalize converts them to the input of the model. A triple is the picture with the
     predicted class (and the true one, if it differs), the attention of the last layer, mean over heads, and the
-    rollout over all layers: from the class token or, without one, the attention received on average.
+    rollout over all layers. Both maps are those of the class token or, without one, the mean over all tokens.
     Raises ScratchvitError if Matplotlib is missing or the model has no attention.
     """
     last, flow, predicted = last_and_rollout(model, normalize(pictures))
@@ -124,8 +127,8 @@ def draw_attention(
             for ax in triple:
                 ax.imshow(picture if picture.shape[2] == 3 else picture[..., 0], cmap="gray", vmin=0, vmax=255)
             right = predicted[i] == labels[i]
-            says = f"says {classes[predicted[i]]}"
-            title = says if right else f"{says}, is {classes[labels[i]]}"
+            name = drawable(classes[predicted[i]])
+            title = name if right else f"{name} (true: {drawable(classes[labels[i]])})"
             triple[0].set_title(title, color=INK if right else VALIDATION, fontsize=9)
             _overlay(triple[1], last[i], picture.shape)
             _overlay(triple[2], flow[i], picture.shape)
@@ -138,10 +141,10 @@ MOST_SCORES = 1 << 18      # attention scores per head: 512 tokens
 
 
 def shows_attention(model: Module | None) -> bool:
-    """Whether `draw_attention` can draw it: all its layers attend over the same patches, as in ViT, DeiT and hybrids.
+    """Whether `draw_attention` can draw it: all layers attend over the same patches, as in ViT, DeiT and hybrids.
 
-    Not so in a ResNet, nor in windows or pyramids. Nor where a matrix of a head is so large that attention is computed
-    without it.
+    False for a ResNet, for attention in windows and for pyramids, and if the sequence is so long that attention is
+    computed in blocks, without the whole matrix.
     """
     return isinstance(model, VisionTransformer) and model.num_tokens**2 <= MOST_SCORES
 
@@ -204,11 +207,33 @@ def sheet(
     At the end the figure is written to path atomically.
     """
     figure = _figure(size)
-    parts = figure.subfigures(1, blocks, squeeze=False, wspace=0.04)[0]
-    yield np.hstack([part.subplots(rows, columns, squeeze=False) for part in parts])
-    png = io.BytesIO()
-    figure.savefig(png, dpi=150, format="png")
+    from matplotlib import rc_context
+
+    with rc_context({"font.family": list(_fonts())}):
+        parts = figure.subfigures(1, blocks, squeeze=False, wspace=0.04)[0]
+        yield np.hstack([part.subplots(rows, columns, squeeze=False) for part in parts])
+        png = io.BytesIO()
+        figure.savefig(png, dpi=150, format="png")
     write_atomically(Path(path), png.getvalue())
+
+
+def drawable(name: str) -> str:
+    """A name for a text of Matplotlib: short, without mathematics, and with escapes for what no font here has."""
+    from matplotlib import font_manager
+
+    fonts = [font_manager.get_font(path) for path in _fonts().values()]
+    text = escaped(name, lambda character: any(font.get_char_index(ord(character)) for font in fonts))
+    text = text if len(text) <= LONGEST_NAME else f"{text[: LONGEST_NAME - 1]}…"
+    return text.replace("$", r"\$")      # text between two $ would be read as TeX
+
+
+@functools.cache
+def _fonts() -> dict[str, str]:
+    """The fonts of `FAMILIES` that this machine has: {family: file}. Matplotlib takes each character from the first."""
+    from matplotlib import font_manager
+
+    known = {font.name for font in font_manager.fontManager.ttflist}
+    return {name: font_manager.findfont(name) for name in FAMILIES if name in known}
 
 
 def _figure(size: tuple[float, float]) -> Any:

@@ -80,10 +80,10 @@ class BlockWindows:
 
     def looked_at(self, tokens: NDArray[np.bool_]) -> NDArray[np.bool_]:
         """All tokens that the given tokens attend to, including themselves: bool (h, w) → bool (h, w)."""
-        asking = (self.places != PADDING) & tokens.reshape(-1)[self.places]
-        windows = np.flatnonzero(asking.any(axis=1))
+        queries = (self.places != PADDING) & tokens.reshape(-1)[self.places]
+        windows = np.flatnonzero(queries.any(axis=1))
         seen = np.zeros(self.places.shape, bool)
-        seen[windows] = (self.masks(windows) & asking[windows, :, None]).any(axis=1)
+        seen[windows] = (self.masks(windows) & queries[windows, :, None]).any(axis=1)
         return self.in_place(seen)
 
     def tokens_looked_at(self, token: tuple[int, int]) -> tuple[int, int]:

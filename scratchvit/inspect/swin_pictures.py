@@ -14,14 +14,14 @@ from numpy.typing import NDArray
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, make_folder, sheet
 from scratchvit.inspect.swin import PADDING, BlockWindows, extent, mask_kinds, merged_into, pixels
 
-# P. Tol's "light" colours, made to be written upon, told apart by colour-blind eyes too.
-KINDS = ("#99ddff", "#ee8866", "#44bb99", "#eedd88")    # of a token after the roll
-ORIGINS = ("0: where it was", "1: carried over from the left", "2: from above", "3: from both")
-PAPER, PADDED = "#f7f7f7", "#bbbbbb"                    # where no picture is named; what a map lacks
-MAY, MAY_PADDING, MAY_NOT = TRAIN, "#aabbd4", PAPER
-SHARE = 0.75                                            # of a colour that lies over the picture
-MOST_BLOCKS, MOST_HEADS, MOST_TABLES = 24, 12, 12       # in one picture
-MOST_LETTERS, THIN = 256, 0.03                          # in one map; the share of its width that holds no letter
+# P. Tol's "light" colours, which suit text on top of them and can be distinguished with colour blindness.
+KINDS = ("#99ddff", "#ee8866", "#44bb99", "#eedd88")    # by region of a token after the roll
+ORIGINS = ("0: not wrapped around", "1: wrapped around from the left", "2: from the top", "3: from both")
+PAPER, PADDED = "#f7f7f7", "#bbbbbb"                    # background without a picture; padding
+ATTENDS, ATTENDS_PADDING, MASKED = TRAIN, "#aabbd4", PAPER
+SHARE = 0.75                                            # opacity of colours over the picture
+MOST_BLOCKS, MOST_HEADS, MOST_TABLES = 24, 12, 12       # limits for one picture
+MOST_LETTERS, THIN = 256, 0.03                          # windows with letters; part of a map's width that is too narrow
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
@@ -29,13 +29,13 @@ LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 class Scene:
     """The content of the drawings.
 
-    name         of the model, for the titles
-    blocks       its windows
-    token        (row, column) of a token in the first map, whose reach is shown
-    reached      after every block the patches that it can depend on, (h, w) of the first map
+    name         name of the model, for the titles
+    blocks       the windows of its blocks
+    token        (row, column) in the first map of the token whose receptive field is drawn
+    reached      its receptive field after every block, bool (h, w) in patches
     patch_size   (height, width) in pixels
-    tables       of every block the bias by offset, (heads, 2M-1, 2M'-1)
-    picture      uint8 (H, W, 3) in the size of the model's images; None: plain paper
+    tables       relative position bias of every block by offset, (heads, 2M-1, 2M'-1)
+    picture      background, uint8 (H, W, 3) in the size of the model's images; None: white
     """
 
     name: str
@@ -80,32 +80,32 @@ def draw_windows(scene: Scene, path: Path) -> None:
             first, second = blocks[0], blocks[-1]
             _draw_map(left, scene, first, rolled=True)
             pad = f", padded by {by(first.padding)}" if any(first.padding) else ""
-            _title(left, f"in place: windows of {by(first.window)}{pad}")
+            _title(left, f"not shifted: windows of {by(first.window)}{pad}")
             left.set_ylabel(f"stage {first.stage}: {by(first.size)} tokens", color=INK, fontsize=9)
             if not any(second.shift):
                 middle.set_axis_off(), right.set_axis_off()
                 covers = "one window covers the map" if second.window == second.size else "windows are one token wide"
-                _title(middle, f"nothing is shifted: {'there is one block' if len(blocks) == 1 else covers}")
+                _title(middle, f"no shift: {'there is only one block' if len(blocks) == 1 else covers}")
                 continue
             _draw_map(middle, scene, second, rolled=False)
             _title(middle, f"shifted by {by(second.shift)}")
             _draw_map(right, scene, second, rolled=True)
-            _title(right, "the same, rolled: whole windows again")
+            _title(right, "the same windows, rolled")
         entries, note = _regions(scene.blocks)
         (h, w), (P, Q) = scene.blocks[0].size, scene.patch_size
         last = np.multiply(scene.blocks[-1].size, scene.token_size(scene.blocks[-1]))
-        entries += [("#ffffff", "beyond the picture")] * bool((last > (h * P, w * Q)).any())
-        _legend(page, entries, f"Same letter: one window, joined from several regions.{note}")
+        entries += [("#ffffff", "outside the picture")] * bool((last > (h * P, w * Q)).any())
+        _legend(page, entries, f"Parts with the same letter belong to one window.{note}")
 
 
 def draw_masks(scene: Scene, path: Path) -> None:
     """Draw the rolled map of every stage with its regions, and the distinct attention masks of its windows."""
     blocks = {b.stage: b for b in scene.blocks if any(b.shift)}.values()
-    title = f"{scene.name}: the masks of attention in shifted windows"
+    title = f"{scene.name}: attention masks of shifted windows"
     if not blocks:
         with _page(path, 1, 1, (7.5, 1.2), title) as (_, axes):
             axes[0, 0].set_axis_off()
-            _title(axes[0, 0], "no block shifts its windows, so nothing is masked")
+            _title(axes[0, 0], "no block has shifted windows, so there are no masks")
         return
     kinds, plain = [mask_kinds(block) for block in blocks], replace(scene, picture=None)
     columns = 1 + max(map(len, kinds))
@@ -119,22 +119,22 @@ def draw_masks(scene: Scene, path: Path) -> None:
                 ax.set_axis_off()
             for ax, kind, letter in zip(row[1:], masks, LETTERS.lower()):
                 count, N = int(kind.windows.sum()), len(kind.mask)
-                colours = np.where(kind.mask[..., None], np.where(kind.padding[:, None], _rgb(MAY_PADDING), _rgb(MAY)),
-                                   _rgb(MAY_NOT))
+                attends = np.where(kind.padding[:, None], _rgb(ATTENDS_PADDING), _rgb(ATTENDS))
+                colours = np.where(kind.mask[..., None], attends, _rgb(MASKED))
                 ax.imshow(colours, interpolation="nearest", extent=(0.5, N + 0.5, N + 0.5, 0.5))
                 _ticks(ax, (1, N), (1, N))
                 _title(ax, f"{letter}: mask of {count} window{'s' * (count > 1)}")
-            row[1].set_ylabel("the token that looks", color=INK, fontsize=8)
-            row[1].set_xlabel("the token looked at", color=INK, fontsize=8)
+            row[1].set_ylabel("query token", color=INK, fontsize=8)
+            row[1].set_xlabel("key token", color=INK, fontsize=8)
         entries, note = _regions(scene.blocks)
-        entries += [(MAY, "True: may look"), (MAY_NOT, "False: −∞ before the softmax")]
-        entries += [(MAY_PADDING, "True: may look, at padding")] * any(any(block.padding) for block in blocks)
-        words = "The letter in a window says which mask it has; its tokens are numbered row by row."
+        entries += [(ATTENDS, "True: attends"), (MASKED, "False: −∞ before the softmax")]
+        entries += [(ATTENDS_PADDING, "True: attends to padding")] * any(any(block.padding) for block in blocks)
+        words = "The letter in a window names its mask. The tokens of a window are numbered row by row."
         _legend(page, entries, words + note)
 
 
 def draw_bias(scene: Scene, path: Path) -> None:
-    """Draw the relative position bias by offset: a row for every block, a column for every head."""
+    """Draw the relative position bias by offset: a row for each block, a column for each head."""
     chosen = np.unique(np.linspace(0, len(scene.blocks) - 1, MOST_TABLES).round().astype(int))
     tables = [(scene.blocks[i], scene.tables[i]) for i in chosen]
     most = max(len(table) for _, table in tables)
@@ -142,7 +142,7 @@ def draw_bias(scene: Scene, path: Path) -> None:
     shown = [f"{len(chosen)} of {len(scene.blocks)} blocks"] * (len(chosen) < len(scene.blocks))
     shown += [f"at most {columns} of {most} heads"] * (columns < most)
     title = f"{scene.name}: relative position bias" + (f" ({', '.join(shown)})" if shown else "")
-    tall = max(table.shape[1] / max(table.shape[1:]) for _, table in tables)        # of a cell of width 1
+    tall = max(table.shape[1] / max(table.shape[1:]) for _, table in tables)        # height of a cell of width 1
     size = (max(7.5, 0.7 * columns + 2.4), (0.65 * tall + 0.05) * len(tables) + 1.4)
     with _page(path, len(tables), 1, size, title) as (page, axes):
         for ax, (block, table) in zip(axes[:, 0], tables):
@@ -164,21 +164,21 @@ def draw_bias(scene: Scene, path: Path) -> None:
         for head in range(columns):
             _write(axes[0, 0], head + 0.5, -tall / 2 - 0.12, f"head {head + 1}", ha="center")
         page.supxlabel(
-            "Rows and columns of a table are Δy and Δx, the query's place less the key's; (0, 0) is in the middle.\n"
-            "Red: looked at more, blue: less. Of each table its mean is taken off, which a softmax does not see;\n"
-            "the colours of a block go from − to + the number at its right.",
+            "Rows and columns of a table are Δy and Δx, the position of the query minus that of the key; (0, 0) is in\n"
+            "the middle. Red: more attention, blue: less. The mean of each table is subtracted, which does not change\n"
+            "the softmax. The number to the right of a block is the end of its colour scale.",
             x=0.01, ha="left", color=INK, fontsize=8,
         )
 
 
 def draw_receptive(scene: Scene, path: Path) -> None:
-    """Draw the receptive field of the token after every block, and the tokens that it attends to in this block."""
+    """Draw the receptive field of the token after each block, and the tokens that it attends to in this block."""
     whole = [bool(reached.all()) for reached in scene.reached]
     count = min(MOST_BLOCKS, whole.index(True) + 1 if any(whole) else len(whole))
-    title = f"{scene.name}: the pixels that the token in row {scene.token[0]}, column {scene.token[1]} can depend on"
+    title = f"{scene.name}: receptive field of the token in row {scene.token[0]}, column {scene.token[1]}"
     if count < len(whole):
         title += f"\nafter the first {count} of {len(whole)} blocks"
-        title += "; after the others on all of them" if whole[count - 1] else ""
+        title += "; after the others, the whole image" if whole[count - 1] else ""
     columns = min(count, 6)
     rows = -(-count // columns)
     size = (max(7.5, 2.0 * columns), (1.75 * scene.ratio + 0.5) * rows + 0.8)
@@ -188,8 +188,8 @@ def draw_receptive(scene: Scene, path: Path) -> None:
         for ax, block, reached in zip(axes.flat, scene.blocks[:count], scene.reached):
             _draw_reach(ax, scene, block, reached)
         _legend(
-            page, [(KINDS[0], "what it can depend on"), (VALIDATION, "the token itself"),
-                   ("#ffffff", "outlined: the tokens that it looks at in this block")],
+            page, [(KINDS[0], "receptive field"), (VALIDATION, "the token itself"),
+                   ("#ffffff", "outlined: the tokens that it attends to in this block")],
         )
 
 
@@ -239,7 +239,7 @@ def _draw_map(
         return
     from scipy import ndimage  # slow to import
 
-    for piece in np.unique(pieces[(kinds == 0) | (not rolled)]):        # rolled, a window has one letter
+    for piece in np.unique(pieces[(kinds == 0) | (not rolled)]):        # in a rolled map, each window has one letter
         letter = letters[piece // len(KINDS)]
         parts, _ = ndimage.label(pieces == piece) if letter else (np.zeros_like(pieces), 0)
         for rows, columns in ndimage.find_objects(parts):
@@ -265,7 +265,7 @@ def _draw_reach(ax: Any, scene: Scene, block: BlockWindows, reached: NDArray[np.
     _outline(ax, seen, corner=(-Q, -P), token=(Q, P))
     ax.set(xlim=(-0.01 * W, 1.01 * W), ylim=(1.01 * H, -0.01 * H))
     _ticks(ax, (0, W), (0, H))
-    how = "shifted" if any(block.shift) else "in place"
+    how = "shifted" if any(block.shift) else "not shifted"
     size = in_words(reached, scene.patch_size)
     _title(ax, f"stage {block.stage}, block {block.number}, {how}\n{size}, {reached.mean():.1%}")
 
@@ -304,15 +304,15 @@ def _regions(blocks: Sequence[BlockWindows]) -> tuple[list[tuple[str, str]], str
         entries.append((PADDED, "padding"))
     if any(any(block.padding) and any(block.shift) for block in blocks):
         note = (
-            "\nAs in timm, maps are rolled first and padded then, but regions are counted from the padded edge:"
-            "\nsome of what was carried over counts as 0, and so opposite edges may meet."
+            "\nAs in timm, maps are rolled before they are padded, but regions are computed from the padded edge. So"
+            "\nsome tokens that were wrapped around are in region 0, and attend to tokens of the opposite edge."
         )
     return entries, note
 
 
 def _legend(page: Any, entries: Sequence[tuple[str, str]], note: str | None = None) -> None:
     """Draw a legend at the bottom of the page."""
-    from matplotlib.patches import Patch  # not missing here: it drew the page
+    from matplotlib.patches import Patch  # Matplotlib is installed: it drew the page
 
     handles = [Patch(facecolor=colour, edgecolor="black", linewidth=0.5, label=words) for colour, words in entries]
     legend = page.legend(

@@ -1,4 +1,4 @@
-"""Faster forms of a few expressions that are too slow on the CPU in plain NumPy.
+"""Fast implementations of a few expressions that are too slow on the CPU in plain NumPy.
 
-Each file shows the plain expression first; the fast form must equal it, and a test compares the two.
+Each file shows the plain expression first. A test checks that the fast form gives the same result.
 """

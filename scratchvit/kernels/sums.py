@@ -1,18 +1,19 @@
 """Accurate sums of many float32 numbers over any axes.
 
     plain       x.sum(axis=axes)
-    problem     NumPy adds pairwise along the last axis in memory, but row by row along others. For a million equal
-                rows, such a running sum in float32 is wrong by 1 %, and for 2²⁵ ones it is 2²⁴.
-    rule        BLOCK rows are added by a matrix product with ones, at the speed of memory; the few sums of the blocks
-                are added in float64. The error is at most that of BLOCK roundings, whatever the length.
+    problem     NumPy's summation is pairwise along the last axis in memory, but naive along others. For a million
+                equal rows, a naive sum in float32 has an error of 1 %, and for 2²⁵ ones it gives 2²⁴.
+    idea        blocks of BLOCK rows are summed by a matrix product with ones, at the speed of memory; the few sums of
+                the blocks are added in float64. The error is at most that of BLOCK roundings, for any length.
 
-Sums over the last axes are left to NumPy, which adds pairwise; sums of float64 and on a GPU, which reduces in a tree,
-to the array module.
+Sums over the last axes in memory are left to NumPy, which adds pairwise; sums of float64 and on a GPU, which reduces in
+a tree, to the array module.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from itertools import groupby
 
 import numpy as np
@@ -20,12 +21,12 @@ import numpy as np
 from scratchvit.backend import CPU, Array, backend_of
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order
-BLOCK = 128         # rows that are added by one product with ones
+BLOCK = 64          # rows that are added by one product with ones
 SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
 
 
 def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """The sum of x over the axes (in 0 … ndim - 1), in the dtype of x."""
+    """The sum of x, of any shape, over the axes (each in 0 … ndim - 1), in the dtype of x."""
     if x.dtype not in (np.float32, np.float16) or backend_of(x) is not CPU:
         return x.sum(axis=axes, keepdims=keepdims)
     if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
@@ -34,18 +35,38 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     shape = kept_shape if keepdims else tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
     if x.dtype == np.float16:
         return x.sum(axis=axes, dtype=np.float64).astype(np.float16).reshape(shape)
-    last = x.ndim
-    while last - 1 in axes:
-        last -= 1
+    order = sorted(range(x.ndim), key=lambda axis: -abs(x.strides[axis]))       # in memory, the outermost first
+    kept = [axis for axis in order if axis not in axes]
+    x, reduced = x.transpose(order), [axis in axes for axis in order]
+    last = _first_of_the_last_run(x, reduced)
     if last < x.ndim:
         x = x.sum(axis=tuple(range(last, x.ndim)))
     # From the back: each run of neighbouring axes is the middle of (outer, N, inner).
-    for reduced, run in reversed([(key, list(group)) for key, group in groupby(range(last), axes.__contains__)]):
-        if reduced:
+    for is_reduced, run in reversed([(key, list(group)) for key, group in groupby(range(last), reduced.__getitem__)]):
+        if is_reduced:
             before, after = x.shape[: run[0]], x.shape[run[-1] + 1 :]
             N = math.prod(x.shape[run[0] : run[-1] + 1])
-            x = _middle(x.reshape(math.prod(before), N, math.prod(after))).reshape(*before, *after)
-    return np.asarray(x).reshape(shape)
+            x = _middle(x.reshape(math.prod(before), N, math.prod(after))).reshape((*before, *after))
+    return np.asarray(x).transpose(np.argsort(kept)).reshape(shape)
+
+
+def _first_of_the_last_run(x: np.ndarray, reduced: list[bool]) -> int:
+    """The first of the last axes that are reduced and lie in memory without gaps between them: NumPy adds along these
+    as along one axis, pairwise. x.ndim if the last axis is not reduced."""
+    first = x.ndim
+    while first and reduced[first - 1] and (
+        first == x.ndim or x.strides[first - 1] == x.strides[first] * x.shape[first]
+    ):
+        first -= 1
+    return first
+
+
+def in_pairs(parts: Sequence[Array]) -> Array:
+    """The sum of arrays of one shape: of pairs, then of pairs of these, and so on."""
+    parts = list(parts)
+    while len(parts) > 1:
+        parts = [a + b for a, b in zip(parts[::2], parts[1::2])] + parts[len(parts) // 2 * 2 :]
+    return parts[0]
 
 
 def _middle(x: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Models, a file per paper, under timm's names."""
+"""Models, one file per paper, with timm's names."""
 
 from scratchvit.models import vit, resnet, resnet_v2, hybrid, deit  # isort: skip  (the order of the course)
 from scratchvit.models import swin, swin_v2  # isort: skip

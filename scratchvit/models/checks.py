@@ -1,4 +1,4 @@
-"""Checks shared by all models: of the configuration before a model is built, and of images before it runs."""
+"""Checks shared by all models: of the configuration when a model is created, and of the images when it is called."""
 
 from __future__ import annotations
 
@@ -28,21 +28,21 @@ def check_numbers(config: Any) -> None:
 
 
 def check_classifies(name: str, config: Any) -> None:
-    """Raise ScratchvitError for a detector, where a classifier is needed. config: the configuration of the model."""
+    """Raise ScratchvitError for the configuration of a detector, if a classifier is needed."""
     if detects(config):
         raise ScratchvitError(
-            f"{name} is a detector, which finds boxes and does not classify pictures: use a classifier here; for a "
-            "detector there are `scratchvit detect-train`, `scratchvit detect-eval` and `scratchvit detect`"
+            f"{name} is a detector, which finds boxes and does not classify pictures: use a classifier here; the "
+            "commands for detectors are `scratchvit detect-train`, `scratchvit detect-eval` and `scratchvit detect`"
         )
 
 
 def check_detects(name: str, config: Any) -> None:
-    """Raise ScratchvitError for a classifier, where a detector is needed. config: the configuration of the model."""
+    """Raise ScratchvitError for the configuration of a classifier, if a detector is needed."""
     if not detects(config):
         raise ScratchvitError(
             f"{name} is not a detector: it classifies pictures and finds no boxes; use a detector here "
-            "(`scratchvit models \"*detr*\"`); for a classifier there are `scratchvit train`, `scratchvit eval` and "
-            "`scratchvit predict`"
+            "(`scratchvit models \"*detr*\"`); the commands for classifiers are `scratchvit train`, `scratchvit eval` "
+            "and `scratchvit predict`"
         )
 
 
@@ -51,23 +51,36 @@ def check_out_indices(config: Any) -> None:
     indices, stages = config.out_indices, len(config.layers)
     if not config.features_only:
         if indices != type(config).out_indices:
-            raise ScratchvitError("out_indices are only for features_only=True: leave them out, or set it")
+            raise ScratchvitError("out_indices need features_only=True: set it, or leave out_indices out")
     elif not indices or list(indices) != sorted(set(indices) & set(range(stages + 1))):
         raise ScratchvitError(
-            f"out_indices must be some of 0 (before the max pool) and 1…{stages} (after that stage), in increasing "
-            f"order, not {indices}"
+            f"out_indices must be in 0…{stages} and in increasing order (0: before the max pool; 1…{stages}: after "
+            f"that stage), not {indices}"
         )
 
 
 def check_images(x: Tensor | Array, shape: Sequence[int | None], dtype: Any) -> Tensor:
-    """Convert images (B, C, H, W), an array or a Tensor, to a Tensor; arrays are converted to `dtype`.
+    """Return images (B, C, H, W), an array or a Tensor, as a Tensor; arrays are converted to `dtype`.
 
-    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not.
+    shape: the (C, H, W) that they must have, None where any will do. Raises ScratchvitError if they do not, for images
+    with the channels last, and for bytes, which are pixels that were not normalised.
     """
+    if x.ndim == 3 and x.shape[0] == shape[0]:
+        raise ScratchvitError(f"this model takes a batch (B, C, H, W), it was given one image {x.shape}: use x[None]")
+    if x.ndim == 4 and x.shape[-1] == shape[0] != x.shape[1]:
+        raise ScratchvitError(
+            f"this model takes images of shape (B, C, H, W), it was given {x.shape}, with the channels last: use "
+            "x.transpose(0, 3, 1, 2)"
+        )
     if x.ndim != 4 or any(expected not in (None, n) for expected, n in zip(shape, x.shape[1:])):
         wanted = ", ".join(str(expected or axis) for expected, axis in zip(shape, ("C", "height", "width")))
         mend = "create the model with that in_chans" if None in shape else (
             "resize them, or create the model with that img_size and in_chans"
         )
         raise ScratchvitError(f"this model takes images of shape (B, {wanted}), it was given {x.shape}: {mend}")
+    if x.dtype == "uint8":
+        raise ScratchvitError(
+            "this model takes images as floats, it was given uint8: normalise them, for example by "
+            "sv.data.Normalize(mean, std), which turns (B, H, W, C) in 0…255 into such images"
+        )
     return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)

@@ -1,15 +1,15 @@
 """DAB-DETR: object queries that are boxes (Liu et al., ICLR 2022, arXiv 2201.12329).
 
-DETR's object queries are learned vectors with no defined meaning, and it takes hundreds of epochs until each looks at a
-certain region. What changes: a query is a box, its *anchor* A_q = (x, y, w, h). Symbols are those of detr.py.
+DETR's object queries are learned vectors without a defined meaning, and it takes hundreds of epochs until each attends
+to a certain region. What changes: a query is a box, its *anchor* A_q = (x, y, w, h). Symbols are those of detr.py.
 
-- The query's positional embedding is that of the anchor's centre, PE(x, y), made in the same way as those of the
-  features, so that their dot product is large where the two are close, from the first step on (§4.2, eq. 4).
-- In cross-attention content and position are concatenated instead of added, so that there are no dot products of one
-  with the other (Conditional DETR, arXiv 2108.06152).
-- Attention follows the shape of the anchor: the dot product over x is multiplied by w_ref / w and that over y by
-  h_ref / h, so that wide boxes attend widely. w_ref and h_ref are predicted from the content (§4.4, eq. 6 and 7).
-- Every decoder layer moves the anchor by the output of the box head, and the next layer starts from there (§4.3).
+- The query's positional embedding is that of the anchor's centre, PE(x, y), computed as for the features. So their dot
+  product is large if the two are close, from the first training step on (§4.2, eq. 4).
+- In cross-attention, content and position are concatenated instead of added, so that there are no dot products between
+  content and position (Conditional DETR, arXiv 2108.06152).
+- Attention depends on the shape of the anchor: the dot product over x is multiplied by w_ref / w and that over y by
+  h_ref / h, so that wide boxes attend to wide regions. w_ref and h_ref are predicted from the content (§4.4, eq. 6, 7).
+- Every decoder layer updates the anchor by the output of the box head, for the next layer (§4.3).
 
     paper       here                            shape
     A_q         anchors, boxes                  (B, Q, 4): centre x, y, width, height, in 0 … 1
@@ -19,9 +19,9 @@ certain region. What changes: a query is a box, its *anchor* A_q = (x, y, w, h).
     w_ref, h_ref    ref_anchor_head             (B, Q, 2)
     C_q         x                               (B, Q, D): content, initially zero
 
-With two_stage the anchors are not parameters: every feature of the encoder predicts an object, and the best of these
-boxes are the decoder's first anchors (Deformable DETR, arXiv 2010.04159). This matters most when training from scratch,
-because the backbone then learns from every position of the image, not only from those that queries attend to.
+With two_stage the anchors are not parameters: every feature of the encoder predicts an object, and the boxes with the
+highest scores are the decoder's initial anchors (Deformable DETR, arXiv 2010.04159). This helps most when training from
+scratch, because the backbone then learns from every position of the image, not only from those that queries attend to.
 
 Names of parameters and sizes are those of the authors' code, which also has PReLU in the MLPs, scales the encoder's
 positions by its features, uses the temperature 20 for the positions of features (§4.5; 10,000 for those of anchors),
@@ -51,17 +51,19 @@ from scratchvit.tensor import Tensor
 class DABDETRConfig(ExtendedDETRConfig):
     """The sizes of a DAB-DETR."""
 
-    num_queries: int = option(300, "object queries: the largest number of objects that can be found")
-    focal: bool = option(True, "classes by sigmoids with focal loss, instead of by a softmax with \"no object\"")
-    two_stage: bool = option(False, "Deformable DETR: the encoder's best boxes are the anchors, not learned ones")
+    num_queries: int = option(300, "number of object queries: the maximum number of detected objects")
+    focal: bool = option(True, "predict classes by sigmoids with focal loss, not by a softmax with \"no object\"")
+    two_stage: bool = option(False, "Deformable DETR: use the encoder's best boxes as anchors, instead of learned ones")
 
     def check(self) -> None:
         super().check()
         if self.normalize_before:
-            raise ScratchvitError("DAB-DETR has its norms after every sum: normalize_before=True is for DETR alone")
+            raise ScratchvitError(
+                "DAB-DETR has no pre-norm version: leave out normalize_before, which is only for DETR"
+            )
         if self.two_stage and self.query_groups > 1:
             raise ScratchvitError(
-                "two_stage gives all groups the same anchors: leave query_groups at 1, or two_stage out"
+                "two_stage gives all groups of queries the same anchors: use query_groups=1, or leave out two_stage"
             )
 
 
@@ -104,13 +106,13 @@ class Attention(nn.Module):
         return x.reshape(*x.shape[:2], self.num_heads, -1).transpose(1, 2)
 
     def side_by_side(self, x: Tensor, y: Tensor) -> Tensor:
-        """Two of (B, Q, D) → (B, Q, 2D), concatenated head by head."""
+        """Concatenate x and y, (B, Q, D) each, head by head: (B, Q, 2D)."""
         parts = [each.reshape(*each.shape[:2], self.num_heads, -1) for each in (x, y)]      # (B, Q, heads, D / heads)
         return ops.concatenate(parts, -1).reshape(*x.shape[:2], -1)                         # (B, Q, 2D)
 
 
 class DecoderLayer(Layer):
-    """Self-attention among the queries, cross-attention to the image near their anchors, an MLP.
+    """Self-attention over the queries, cross-attention to the image near their anchors, and an MLP.
 
     x, query_pos, query_sine (B, Q, D) → (B, Q, D). Masks: see detr_transformer.DecoderLayer.
     """
@@ -140,7 +142,7 @@ class DecoderLayer(Layer):
 
         def cross_attention(x: Tensor) -> Tensor:
             q, k, k_pos = self.ca_qcontent_proj(x), self.ca_kcontent_proj(memory), self.ca_kpos_proj(pos)
-            if self.ca_qpos_proj is not None:       # the first layer, where the content is zero, adds positions too
+            if self.ca_qpos_proj is not None:       # only the first layer, where the content is zero, adds positions
                 q, k = q + self.ca_qpos_proj(query_pos), k + k_pos
             attend = self.cross_attn
             q = attend.side_by_side(q, self.ca_qpos_sine_proj(query_sine))              # eq. 4
@@ -172,9 +174,9 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Content x (B, Q, D), anchors (B, Q, 4) → of every layer its normalised output (B, Q, D) and anchors (B, Q, 4).
+    """Content x (B, Q, D), anchors (B, Q, 4) → for every layer (normalised output (B, Q, D), anchors (B, Q, 4)).
 
-    box_head: the model's bbox_embed, which predicts from a layer's output how its anchors move.
+    box_head: the model's bbox_embed, which predicts the update of the anchors from a layer's output.
     """
 
     def __init__(self, config: DABDETRConfig):
@@ -243,15 +245,16 @@ class Transformer(nn.Module):
                 parameter.assign(init.xavier_uniform(parameter.shape, rng))
 
 
-WIDEST = 0.9        # largest side of the encoder's first boxes: near 1 the sigmoid is flat, and has no gradient
+WIDEST = 0.9        # maximum side of the encoder's initial boxes: near 1 the gradient of the sigmoid vanishes
 
 
 class Proposals(nn.Module):
     """Predictions of the encoder: a class and a box for every feature (arXiv 2010.04159, §4.2, §A.4).
 
-    A box starts around its feature, four features wide and high (in the paper: a twentieth of the image). memory →
-    {"pred_logits" (B, HW, num_logits), "pred_boxes" (B, HW, 4)}, which have the same loss as those of a decoder layer.
-    Classes are predicted, as in DINO (arXiv 2203.03605), not only whether there is an object. On padding there is none.
+    memory → {"pred_logits" (B, HW, num_logits), "pred_boxes" (B, HW, 4)}, with the same loss as a decoder layer's.
+    A box is initially centred on its feature, four features wide and high (in the paper: a twentieth of the image).
+    Classes are predicted, as in DINO (arXiv 2203.03605), not only whether there is an object. On padding, the
+    prediction is "no object".
     """
 
     def __init__(self, config: DABDETRConfig):
@@ -303,7 +306,7 @@ class DABDETR(ExtendedDETR):
             self.refpoint_embed = nn.Embedding(config.num_queries * config.query_groups, 4)
 
     def queries_for(self, memory: Memory) -> int:
-        """N; with two_stage at most the number of features, because each query starts at another feature."""
+        """The number of queries N; with two_stage at most the number of features, since each query has its own."""
         N = self.config.num_queries
         return min(N, memory.features.shape[1]) if self.config.two_stage else N
 
@@ -329,7 +332,7 @@ class DABDETR(ExtendedDETR):
         return answers, others
 
     def init_transformer(self, rng: np.random.Generator) -> None:
-        """Anchors from a standard normal distribution before the sigmoid; box heads zero: they move no anchor yet."""
+        """Draw anchors, before the sigmoid, from a standard normal; box heads are zero, so anchors do not move yet."""
         self.transformer.init_weights(rng)
         box_heads = [self.bbox_embed]
         if self.config.two_stage:
@@ -344,7 +347,7 @@ class DABDETR(ExtendedDETR):
             head.layers[-1].bias.assign(0)
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """As of DETR, with the further parts of this Transformer."""
+        """The layers of DETR, with the additional modules of this Transformer."""
         *before, heads = super().layer_names()
         shared = ("query_scale", "ref_point_head", "ref_anchor_head")
         before[-1] += tuple(f"transformer.decoder.{name}" for name in shared)

@@ -34,7 +34,7 @@ from scratchvit.models.vit import VisionTransformer, ViTConfig
 from scratchvit.nn import init
 from scratchvit.tensor import Tensor
 
-#          name     D   heads       Table 1; 12 blocks, 64 numbers a head
+#          name     D   heads       Table 1; 12 blocks, 64 channels per head
 _SIZES = {
     "tiny":  (192,  3),
     "small": (384,  6),

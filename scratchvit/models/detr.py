@@ -68,35 +68,39 @@ from scratchvit.tensor import Tensor
 class DETRConfig:
     """The sizes of a DETR."""
 
-    detects = True      # not a field: the model predicts boxes, where others predict the class of a picture
+    detects = True      # not a field: the model predicts boxes
     focal = False       # not a field: classes are predicted by a softmax with ∅, not by sigmoids
 
     img_size: int | tuple[int, int] = option(
-        (800, 1066), "size that `scratchvit cost` assumes; the model takes any size"
+        (800, 1066), "image size for `scratchvit cost`, as (height, width); the model takes images of any size"
     )
     in_chans: int = 3
-    num_classes: int = option(91, "real classes. 91: COCO's ids go up to 90, and the authors' head has room for each")
-    layers: tuple[int, ...] = option((3, 4, 6, 3), "of the ResNet: blocks of each stage")
-    bottleneck: bool = option(True, "of the ResNet: blocks of 1×1, 3×3, 1×1 convolutions; False: of two 3×3")
-    channels: tuple[int, ...] = option(
-        (64, 128, 256, 512), "of the ResNet: width of the 3×3 convolutions of each stage"
+    num_classes: int = option(
+        91, "number of classes, without \"no object\"; 91 in the authors' COCO weights, as ids go up to 90"
     )
-    stages: int = option(4, "of the ResNet: 4, or the first 3, whose map has stride 16 instead of 32")
-    dilation: bool = option(False, "DC5: dilate the last stage, whose map then has half the stride")
+    layers: tuple[int, ...] = option((3, 4, 6, 3), "ResNet: blocks in each stage")
+    bottleneck: bool = option(
+        True, "ResNet: blocks of 1×1, 3×3 and 1×1 convolutions; no: blocks of two 3×3 convolutions"
+    )
+    channels: tuple[int, ...] = option(
+        (64, 128, 256, 512), "ResNet: channels of the 3×3 convolutions in each stage"
+    )
+    stages: int = option(4, "ResNet: number of stages, 4 (a map of stride 32) or 3 (stride 16)")
+    dilation: bool = option(False, "DC5: dilated convolutions in the last stage, which halves the stride of its map")
     frozen_bn: bool = option(True, "freeze batch norm, for a pretrained backbone; turn off to train from scratch")
-    num_queries: int = option(100, "object queries: the largest number of objects that can be found")
-    hidden_dim: int = option(256, "width of a token")
-    nheads: int = option(8, "heads of every attention")
-    enc_layers: int = option(6, "layers of the encoder")
-    dec_layers: int = option(6, "layers of the decoder")
+    num_queries: int = option(100, "number of object queries: the maximum number of detected objects")
+    hidden_dim: int = option(256, "channels (width) of a token")
+    nheads: int = option(8, "attention heads; must divide hidden_dim")
+    enc_layers: int = option(6, "number of encoder layers")
+    dec_layers: int = option(6, "number of decoder layers")
     dim_feedforward: int = option(2048, "hidden width of the MLPs")
     dropout: float = option(0.1, "dropout rate of attention probabilities, in the MLPs, and before residual sums")
-    normalize_before: bool = option(False, "layer norm before attention and MLP, as in a ViT, instead of after the sum")
-    aux_loss: bool = option(True, "predictions of every decoder layer, not only of the last one")
+    normalize_before: bool = option(False, "pre-norm: layer norm before attention and MLP, instead of after the sum")
+    aux_loss: bool = option(True, "return the predictions of all decoder layers, for auxiliary losses")
 
     @property
     def num_logits(self) -> int:
-        """Scores of a query."""
+        """The number of logits of a query: num_classes, and one for "no object"."""
         return self.num_classes + 1
 
     def check(self) -> None:
@@ -104,21 +108,21 @@ class DETRConfig:
         check_numbers(self)
         for name in ("num_classes", "num_queries", "hidden_dim", "nheads", "dec_layers", "dim_feedforward"):
             if getattr(self, name) < 1:
-                raise ScratchvitError(f"{name} is at least 1, not {getattr(self, name)}")
+                raise ScratchvitError(f"{name} must be at least 1, not {getattr(self, name)}")
         if self.enc_layers < 0:
             raise ScratchvitError(f"enc_layers must be at least 0, 0 for no encoder, not {self.enc_layers}")
         if not 0 <= self.dropout < 1:
-            raise ScratchvitError(f"dropout is a probability, from 0 up to but not 1, not {self.dropout}")
+            raise ScratchvitError(f"dropout is a probability and must be in [0, 1), not {self.dropout}")
         if self.hidden_dim % 4:
             raise ScratchvitError(
-                f"hidden_dim is a multiple of 4, for sines and cosines of y and x, not {self.hidden_dim}"
+                f"hidden_dim must be a multiple of 4, for sines and cosines of y and x, not {self.hidden_dim}"
             )
         if self.hidden_dim % self.nheads:
             raise ScratchvitError(
-                f"hidden_dim {self.hidden_dim} cannot be shared by {self.nheads} heads: choose a multiple"
+                f"hidden_dim {self.hidden_dim} is not divisible by {self.nheads} heads: choose a multiple"
             )
         if self.stages not in (3, 4):
-            raise ScratchvitError(f"stages of the ResNet are 4 or 3, not {self.stages}")
+            raise ScratchvitError(f"stages must be 4 or 3, the number of stages of the ResNet, not {self.stages}")
 
 
 # Not in the paper: for training from scratch on pictures of about 96×96, with a map of stride 8.
@@ -140,10 +144,10 @@ PRESETS = {
 
 
 class Backbone(nn.Module):
-    """A ResNet up to its last feature map: images (B, in_chans, H0, W0) → f (B, C, H, W), and where f is not padding.
+    """A ResNet up to its last feature map: images (B, in_chans, H0, W0) → (f (B, C, H, W), visible).
 
-    mask: bool (B, H0, W0), True on padding; None: no padding. The second result is bool (B, H, W), False on padding, or
-    None.
+    mask: padding mask, bool (B, H0, W0), True on padding; None: no padding.
+    visible: bool (B, H, W), False on padding; None without a mask.
     """
 
     def __init__(self, config: DETRConfig, seed: int):
@@ -164,31 +168,32 @@ class Backbone(nn.Module):
 
 
 def visible_features(mask: Any, images: tuple[int, ...], features: tuple[int, ...]) -> Array:
-    """mask bool (B, H0, W0), True on padding → bool (B, H, W), True where a feature shows the image.
+    """Resize a padding mask, bool (B, H0, W0), True on padding, to the feature map: bool (B, H, W), False on padding.
 
-    A feature takes the value of the nearest pixel, as in the authors' code. images, features: shapes (B, C, height,
-    width). Raises ScratchvitError for a mask that is not bool or of another shape, and for an image that is padding
-    everywhere (only if the mask is on the host: reading one on the device would wait for it).
+    Each feature takes the value of the nearest pixel, as in the authors' code.
+    images, features: the shapes (B, C, height, width) of the images and of the feature map.
+    Raises ScratchvitError for a mask that is not bool or has another shape, and for an image that is all padding (only
+    if the mask is on the host: a check on the device would wait for it).
     """
     padding = mask.data if isinstance(mask, Tensor) else mask if is_array(mask) else np.asarray(mask)
     expected = (images[0], *images[2:])
     if padding.shape != expected or padding.dtype != bool:
         raise ScratchvitError(
-            f"the mask of these images is bool of shape {expected}, True where there is padding (Hugging Face's "
-            f"pixel_mask is the opposite); it was given {padding.dtype} of shape {padding.shape}"
+            f"the padding mask of these images must be bool of shape {expected}, True on padding (the opposite of "
+            f"Hugging Face's pixel_mask), not {padding.dtype} of shape {padding.shape}"
         )
     nearest = ops.interpolate(padding[:, None].astype(np.float32), size=features[2:])       # (B, 1, H, W)
     visible = nearest.data[:, 0] < 0.5
     if isinstance(visible, np.ndarray) and not (shown := visible.any(axis=(1, 2))).all():
         raise ScratchvitError(
             f"image {np.argmin(shown)} of the batch is padding in all of its {features[2]}×{features[3]} features: its "
-            "mask is to be False on the image itself; leave out an image of no size, or make a tiny one larger"
+            "mask must be False on the image itself; leave out an empty image, or enlarge a tiny one"
         )
     return asarray(visible)
 
 
 def coordinates(visible: Array, dtype: Any) -> tuple[Array, Array]:
-    """visible bool (B, H, W), False on padding → y and x of each feature (B, H, W).
+    """The coordinates y and x of each feature, (B, H, W) each, for visible bool (B, H, W), False on padding.
 
     y is 1, 2, 3, … up to the height of the image without its padding; x likewise.
     """
@@ -199,8 +204,7 @@ def coordinates(visible: Array, dtype: Any) -> tuple[Array, Array]:
 def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10_000) -> Array:
     """Positional embedding of each feature (§A.4): visible bool (B, H, W), False on padding → (B, HW, dim).
 
-    The first half encodes y, the second x; both go from 0 to 1 across the image, whatever its size. See
-    `sine_embedding`.
+    The first half encodes y, the second x; both are normalised to 0 … 1 by the size of the image. See `sine_embedding`.
     """
     y, x = coordinates(visible, dtype)
     parts = Tensor(y / (y[:, -1:] + 1e-6)), Tensor(x / (x[:, :, -1:] + 1e-6))
@@ -209,9 +213,9 @@ def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10
 
 
 def sine_embedding(x: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
-    """Numbers in 0 … 1 (…) → (…, dim): sines and cosines, in turn, at dim / 2 frequencies.
+    """Numbers in 0 … 1 (…) → (…, dim): sines and cosines, interleaved, of dim / 2 frequencies.
 
-    The first frequency is one period from 0 to 1, the last nearly the first divided by temperature.
+    The first frequency has one period from 0 to 1; the last is nearly 1 / temperature of the first.
     """
     xp = array_module(x.data)
     omega = 2 * math.pi * temperature ** (-xp.arange(dim // 2, dtype=x.dtype) / (dim // 2))
@@ -235,7 +239,7 @@ class MLP(nn.Module):
 
 
 def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
-    """Weights and biases uniform in ± 1 / √(number of inputs), as in PyTorch's layers."""
+    """Draw weights and biases uniformly in ± 1 / √(number of inputs), as in PyTorch's layers."""
     assert layer.bias is not None
     bound = init.fans(layer.weight.shape)[0] ** -0.5
     layer.weight.assign(init.uniform(layer.weight.shape, rng, bound))
@@ -243,7 +247,7 @@ def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
 
 
 class Memory(NamedTuple):
-    """The encoder's output, and what the decoder must know of it."""
+    """The encoder's output, with its positional embedding and masks, for the decoder."""
 
     features: Tensor            # (B, HW, D)
     pos: Tensor                 # positional embedding (B or 1, HW, D)
@@ -254,15 +258,16 @@ class Memory(NamedTuple):
 class DETR(nn.Module):
     """images (B, in_chans, H0, W0), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}.
 
-    mask: padding mask, bool (B, H0, W0), True where an image is padding; None: no padding.
+    mask: padding mask, bool (B, H0, W0), True on padding; None: no padding.
     targets: not used by the paper's model (see detr_extended.py).
-    pred_logits (B, N, num_classes + 1), of which the last is "no object"; pred_boxes (B, N, 4), centre x and y, width
-    and height, in 0 … 1 of the image without its padding; aux_outputs: a list of dictionaries of these two, one for
-    each decoder layer but the last, the first layer's first (empty with aux_loss=False).
+    pred_logits: (B, N, num_classes + 1), the last class being "no object".
+    pred_boxes: (B, N, 4), centre x and y, width and height, in 0 … 1 of the image without its padding.
+    aux_outputs: a list of dictionaries of these two for all decoder layers except the last, in order (empty with
+        aux_loss=False).
 
-    Attentions are called in this order (see `ops.record_attention`): (B, heads, HW, HW) of every encoder layer, then
-    of every decoder layer (B, heads, N, N) and (B, heads, N, HW).
-    Raises ScratchvitError when sizes do not fit together, or images or mask do not fit the model.
+    `ops.record_attention` collects the maps in this order: (B, heads, HW, HW) of every encoder layer, then of every
+    decoder layer (B, heads, N, N) and (B, heads, N, HW).
+    Raises ScratchvitError if sizes do not fit together, or if images or mask do not fit the model.
     """
 
     transformer: Any
@@ -271,7 +276,7 @@ class DETR(nn.Module):
     def __init__(self, config: DETRConfig, seed: int = 0):
         config.check()
         self.config = config
-        # A list, so that names are the authors' (backbone.0…); their backbone.1 computes positions and has no weights.
+        # A list, for the authors' names (backbone.0…); their backbone.1 computes positions and has no weights.
         self.backbone = nn.ModuleList([Backbone(config, seed)])
         self.input_proj = nn.Conv2d(self.backbone[0].num_channels, config.hidden_dim, 1)
         self.add_heads()
@@ -313,12 +318,12 @@ class DETR(nn.Module):
         return Memory(self.transformer.encoder(src, pos, keys), pos, visible, keys)
 
     def zeros(self, images: int, queries: int) -> Tensor:
-        """What the decoder starts from, (images, queries, D)."""
+        """The decoder's initial content, (images, queries, D)."""
         shape = images, queries, self.config.hidden_dim
         return Tensor(backend.current().xp.zeros(shape, self.class_embed.weight.dtype))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Draw all weights but the backbone's, which has drawn its own."""
+        """Draw all weights except the backbone's, which initialises itself."""
         init_linear(self.input_proj, rng)
         self.init_heads(rng)
         self.init_transformer(rng)
@@ -328,7 +333,7 @@ class DETR(nn.Module):
             init_linear(layer, rng)
 
     def init_transformer(self, rng: np.random.Generator) -> None:
-        """The queries from a standard normal distribution, then the Transformer."""
+        """Draw the queries from a standard normal distribution, then the weights of the Transformer."""
         self.query_embed.weight.assign(init.normal(self.query_embed.weight.shape, rng, 1.0))
         self.transformer.init_weights(rng)
 
@@ -337,7 +342,7 @@ class DETR(nn.Module):
         return {"query_embed.weight"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """The parts of each layer, from the image to the heads, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the heads, for `layer_decay` (see `optim.param_groups`)."""
         *body, _ = self.backbone[0].body.layer_names()              # without its head
         layers: list[tuple[str, ...]] = [tuple(f"backbone.0.body.{name}" for name in names) for names in body]
         layers.append(("input_proj",))

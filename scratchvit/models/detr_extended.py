@@ -1,14 +1,14 @@
-"""DETR with what later papers added to it: other queries in training, and classes by sigmoids.
+"""DETR with options from later papers: additional queries in training, and focal loss.
 
-DETR needs hundreds of epochs, and with each of these options it converges in fewer. Queries for training change nothing
-at inference; `focal` changes what a score means. Without options `create_model("detr_…")` gives the paper's model,
-`detr.DETR`. Symbols are those of detr.py.
+DETR needs hundreds of epochs; each of these options makes it converge in fewer. The additional queries change nothing
+at inference; `focal` changes the meaning of the scores. Without options, `create_model("detr_…")` creates the paper's
+model, `detr.DETR`. Symbols are those of detr.py.
 
     focal           focal loss (Lin et al., ICCV 2017, arXiv 1708.02002): classes are predicted by sigmoids, without ∅
     query_groups    Group DETR: K groups of N queries in training, see detr_queries.py
-    denoising       DN-DETR: true objects with noise are queries too, see detr_queries.py
+    denoising       DN-DETR: noised true objects as additional queries, see detr_queries.py
 
-Queries that are boxes are another model, which has these options too: dab_detr.py.
+dab_detr.py is a further model with these options, whose queries are boxes.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ from scratchvit.tensor import Tensor
 class ExtendedDETRConfig(DETRConfig):
     """The sizes of a DETR, and options that are not in its paper."""
 
-    focal: bool = option(False, "classes by sigmoids with focal loss, instead of by a softmax with \"no object\"")
-    query_groups: int = option(1, "Group DETR: groups of queries in training; only the first is used afterwards")
-    denoising: int = option(0, "DN-DETR: noised copies of the true objects, to be restored in training")
-    box_noise: float = option(0.4, "DN-DETR: largest shift and change of size of a noised box, as a share of its size")
-    label_noise: float = option(0.2, "DN-DETR: share of the noised classes that are drawn at random")
+    focal: bool = option(False, "predict classes by sigmoids with focal loss, not by a softmax with \"no object\"")
+    query_groups: int = option(1, "Group DETR: groups of queries in training; only the first is used at inference")
+    denoising: int = option(0, "DN-DETR: number of noised copies of the true objects in training")
+    box_noise: float = option(0.4, "DN-DETR: maximum shift and change of size of a noised box, relative to its size")
+    label_noise: float = option(0.2, "DN-DETR: fraction of the noised classes that are drawn at random")
 
     @property
     def num_logits(self) -> int:
@@ -54,22 +54,22 @@ class ExtendedDETRConfig(DETRConfig):
     def check(self) -> None:
         super().check()
         if self.query_groups < 1:
-            raise ScratchvitError(f"query_groups is at least 1, not {self.query_groups}")
+            raise ScratchvitError(f"query_groups must be at least 1, not {self.query_groups}")
         if self.denoising < 0:
             raise ScratchvitError(f"denoising must be at least 0, 0 for none, not {self.denoising}")
         for name in ("box_noise", "label_noise"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ScratchvitError(f"{name} is a share, 0 … 1, not {getattr(self, name)}")
+                raise ScratchvitError(f"{name} is a fraction and must be in [0, 1], not {getattr(self, name)}")
 
 
 Answer: TypeAlias = dict[str, Tensor]
-"""{"pred_logits" (B, Q, num_logits), "pred_boxes" (B, Q, 4)} of one decoder layer, of all queries."""
+"""{"pred_logits" (B, Q, num_logits), "pred_boxes" (B, Q, 4)} of one decoder layer, for all queries."""
 
 RARE = -math.log((1 - 0.01) / 0.01)     # initial logit with focal: a probability of 0.01 (1708.02002, §4.1)
 
 
 def box_embedding(boxes: Tensor, dim: int) -> Tensor:
-    """cxcywh in 0 … 1 (B, Q, 4) → (B, Q, 2 dim): sine embeddings of y, x, width and height, dim / 2 numbers each."""
+    """cxcywh in 0 … 1 (B, Q, 4) → (B, Q, 2 dim): sine embeddings of y, x, width and height, dim / 2 channels each."""
     x, y, width, height = boxes.split(1, -1)                                                    # (B, Q, 1) each
     waves = sine_embedding(ops.concatenate([y, x, width, height], -1), dim // 2)                # (B, Q, 4, dim / 2)
     return waves.reshape(*boxes.shape[:-1], 2 * dim)                                            # (B, Q, 2 dim)
@@ -78,21 +78,22 @@ def box_embedding(boxes: Tensor, dim: int) -> Tensor:
 class ExtendedDETR(DETR):
     """images (B, in_chans, H0, W0) → {"pred_logits", "pred_boxes", "aux_outputs"}, as `DETR`.
 
-    mask: as for `DETR`. targets: the true objects of each image (see detection/matcher.py), which only denoising uses,
-    and only in training. With focal, pred_logits are (B, N, num_classes). With query_groups or denoising there are more
-    outputs in training: see `detr_queries.split_outputs`.
-    Raises ScratchvitError when sizes do not fit together, or images or mask do not fit the model.
+    mask: as for `DETR`.
+    targets: the true objects of each image (see detection/matcher.py); only used for denoising in training.
+    With focal, pred_logits are (B, N, num_classes). With query_groups or denoising there are more outputs in training:
+    see `detr_queries.split_outputs`.
+    Raises ScratchvitError if sizes do not fit together, or if images or mask do not fit the model.
     """
 
     config: ExtendedDETRConfig
 
     def __init__(self, config: ExtendedDETRConfig, seed: int = 0):
-        self.generator = Generator(seed)        # of noise; `set_generator` replaces it together with that of dropout
+        self.generator = Generator(seed)        # for noise; `set_generator` replaces it together with that of dropout
         super().__init__(config, seed)
 
     def add_heads(self) -> None:
         super().add_heads()
-        if self.config.denoising:               # the last row is of queries that are no noised object
+        if self.config.denoising:               # the last row is for queries that are not noised objects
             self.label_enc = nn.Embedding(self.config.num_classes + 1, self.config.hidden_dim - 1)
 
     def add_transformer(self) -> None:
@@ -101,7 +102,7 @@ class ExtendedDETR(DETR):
         if config.query_groups > 1:
             self.query_embed = nn.Embedding(config.num_queries * config.query_groups, D)
         if config.denoising:
-            self.place_enc = MLP(2 * D, D, D, depth=2)      # the position of a noised object, from its box
+            self.place_enc = MLP(2 * D, D, D, depth=2)      # positional embedding of a noised object, from its box
 
     def forward(
         self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
@@ -114,7 +115,7 @@ class ExtendedDETR(DETR):
         return split_outputs(layers if self.config.aux_loss else layers[-1:], noised, N) | others
 
     def queries_for(self, memory: Memory) -> int:
-        """N."""
+        """The number of queries N."""
         return self.config.num_queries
 
     def draw_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
@@ -127,9 +128,9 @@ class ExtendedDETR(DETR):
         )
 
     def content(self, images: int, queries: int, noised: NoisedObjects | None) -> Tensor:
-        """What the decoder starts from, (images, Q, D): zeros, or with denoising embeddings of classes (DN-DETR, §4.5).
+        """The decoder's initial content, (images, Q, D): zeros, or with denoising class embeddings (DN-DETR, §4.5).
 
-        The last of the D numbers is then 1 for noised objects and 0 for the K·N other queries, whose class is unknown.
+        With denoising, the last channel is 1 for noised objects and 0 for the other K·N queries, of unknown class.
         """
         if not self.config.denoising:
             return self.zeros(images, queries)
@@ -141,7 +142,7 @@ class ExtendedDETR(DETR):
     def decode(
         self, content: Tensor, noised: NoisedObjects | None, memory: Memory, self_mask: Array | None
     ) -> tuple[list[Answer], dict[str, Answer]]:
-        """content (B, Q, D) → the predictions of every decoder layer, and further outputs by name: none here."""
+        """content (B, Q, D) → the predictions of every decoder layer, and additional outputs by name (none here)."""
         M = 0 if noised is None else noised.objects.shape[1]
         queries = self.query_embed.weight[: content.shape[1] - M]                                   # (K·N, D)
         if noised is not None:
@@ -174,9 +175,9 @@ class ExtendedDETR(DETR):
 
 
 def build(config: ExtendedDETRConfig, seed: int = 0) -> DETR:
-    """The paper's model, unless the configuration has options that are not the paper's.
+    """An ExtendedDETR if the configuration uses options that are not in the paper, otherwise a DETR.
 
-    Raises ScratchvitError when sizes do not fit together.
+    Raises ScratchvitError if sizes do not fit together.
     """
     return ExtendedDETR(config, seed) if config.is_extended else DETR(config, seed)
 

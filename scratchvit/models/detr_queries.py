@@ -1,21 +1,22 @@
-"""Queries for training only: DETR converges in fewer epochs with them, and inference costs nothing more.
+"""Additional queries in training, with which DETR converges in fewer epochs. They add no cost at inference.
 
-In DETR one query of an image learns from an object, and in the first epochs it is another one each time. Two remedies
-give the same decoder, with the same weights, more queries for the same image features. Symbols are those of detr.py.
+In DETR only one query of an image learns from an object, and in the first epochs it is a different one each time. Both
+methods here give the decoder more queries for the same image features; its weights stay the same. Symbols are those of
+detr.py.
 
-    denoising        DN-DETR (Li et al., CVPR 2022, arXiv 2203.01305). True objects, with noise added to their boxes and
-                     classes, are queries too. Each has to restore its own object, so that no matching is needed, which
-                     could change from epoch to epoch.
+    denoising        DN-DETR (Li et al., CVPR 2022, arXiv 2203.01305). True objects with noise added to their boxes and
+                     classes are additional queries. Each has to restore its own object, so it needs no matching, which
+                     can change from epoch to epoch.
     query_groups     Group DETR (Chen et al., ICCV 2023, arXiv 2207.13085). K groups of N queries. Each group has to
-                     find every object and is matched by itself, so that K queries learn from an object instead of one.
+                     find every object and is matched separately, so K queries learn from an object instead of one.
                      Only the first group is used after training.
 
     queries of the decoder    [ noised objects, copy after copy | group 0 | group 1 | … ]       Q = M + K·N
                                 M = copies · most objects in an image     N         N
 
-No query may attend to one that gives its answer away: the decoder's self-attention is restricted to the queries of the
+A query must not attend to one that reveals its target: the decoder's self-attention is restricted to the queries of the
 same copy or group (DN-DETR, §4.4, eq. 7), except that noised objects may also attend to group 0. Images with fewer
-objects than the batch's maximum are filled up with padding queries, which are masked and have no loss.
+objects than the maximum of the batch get padding queries, which are masked and have no loss.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ from numpy.typing import NDArray
 from scratchvit.backend import Array, asarray
 from scratchvit.tensor import Tensor
 
-SMALLEST_SIDE = 1e-3        # least width and height of a noised box
+SMALLEST_SIDE = 1e-3        # minimum width and height of a noised box
 
 
 @dataclass(frozen=True)
 class NoisedObjects:
-    """The denoising queries of a batch, on the host: for each of B images, `copies` times its objects.
+    """The denoising queries of a batch, on the host: `copies` copies of the objects of each image.
 
     labels      int64 (B, M): classes, some of them wrong
-    boxes       float32 (B, M, 4): cxcywh in 0 … 1, moved and resized
-    objects     int64 (B, M): the index in its image of the object to restore, -1 for padding queries
-    copies      M is copies · the most objects in an image
+    boxes       float32 (B, M, 4): cxcywh in 0 … 1, shifted and resized
+    objects     int64 (B, M): the index of the object to restore among those of the image, -1 for padding queries
+    copies      M is copies · the largest number of objects in an image
     """
 
     labels: NDArray[np.int64]
@@ -55,9 +56,10 @@ def noised_objects(
 ) -> NoisedObjects:
     """True objects with noise (DN-DETR §4.3).
 
-    targets: for each image "labels" int (n,) and "boxes" (n, 4) cxcywh. box_noise: λ, the largest shift of a centre, as
-    a share of half the box's width and height, so that it stays inside, and the largest relative change of the sides.
-    label_noise: γ, the share of the classes that are drawn anew, uniformly from all classes.
+    targets: for each image "labels" int (n,) and "boxes" (n, 4) cxcywh.
+    box_noise: λ, the maximum shift of a centre relative to half the box's width and height (so it stays inside), and
+        the maximum relative change of the width and height.
+    label_noise: γ, the fraction of the classes that are replaced by classes drawn uniformly at random.
     """
     most = max((len(target["labels"]) for target in targets), default=0)
     shape = (len(targets), copies, most)
@@ -67,15 +69,15 @@ def noised_objects(
         labels[image, :, :count], boxes[image, :, :count] = target["labels"], target["boxes"]
         objects[image, :, :count] = np.arange(count)
     labels = np.where(rng.random(shape) < label_noise, rng.integers(num_classes, size=shape), labels)
-    moved, grown = box_noise * rng.uniform(-1, 1, (2, *shape, 2)).astype(np.float32)
-    centre, sides = boxes[..., :2] + moved * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + grown)
+    shift, growth = box_noise * rng.uniform(-1, 1, (2, *shape, 2)).astype(np.float32)
+    centre, sides = boxes[..., :2] + shift * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + growth)
     boxes = np.concatenate([centre.clip(0, 1), sides.clip(SMALLEST_SIDE, 1)], axis=-1)
     flat = len(targets), copies * most                                                      # (B, copies, most) → (B, M)
     return NoisedObjects(labels.reshape(flat), boxes.reshape(*flat, 4), objects.reshape(flat), copies)
 
 
 def self_attention_mask(noised: NoisedObjects | None, queries: int, groups: int) -> Array | None:
-    """The mask of the decoder's self-attention: bool (B, 1, Q, Q) or (Q, Q), or None without restrictions.
+    """The mask of the decoder's self-attention: bool (B, 1, Q, Q) or (Q, Q), or None if there are no restrictions.
 
     True where a query (row) may attend to another (column). queries: N, of each group; groups: K.
     """
@@ -92,11 +94,11 @@ def self_attention_mask(noised: NoisedObjects | None, queries: int, groups: int)
 
 
 def split_outputs(layers: Sequence[dict[str, Tensor]], noised: NoisedObjects | None, queries: int) -> dict[str, Any]:
-    """The predictions of each decoder layer for all Q queries → the outputs of a model.
+    """Split the predictions of each decoder layer for all Q queries into the outputs of a model.
 
-    {"pred_logits" (B, N, num_logits), "pred_boxes" (B, N, 4), "aux_outputs"} of group 0, and, in training only,
-    "group_outputs", a list of the same for the other groups, and "denoising", the same for the noised objects (B, M, …)
-    with their "objects", int64 (B, M) on the host: the index in its image of the object to restore, or -1.
+    These are {"pred_logits" (B, N, num_logits), "pred_boxes" (B, N, 4), "aux_outputs"} of group 0, and in training
+    only: "group_outputs", a list of the same for the other groups, and "denoising", the same for the noised objects
+    (B, M, …), with "objects", int64 (B, M) on the host: the index of the object to restore in its image, or -1.
     """
     total = layers[-1]["pred_boxes"].shape[1]
     first = 0 if noised is None else noised.objects.shape[1]

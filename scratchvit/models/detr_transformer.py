@@ -2,15 +2,15 @@
 
 It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes. Symbols are those of detr.py.
 
-- Positional embeddings are added in every layer, not once at the input, and only to queries and keys: positions decide
-  where to look, and values, which stay free of them, what is found there:
+- Positional embeddings are added in every layer, not once at the input, and only to queries and keys. So positions
+  determine where a query attends, but are not part of the values:
 
       q = W_q (x_q + p_q),   k = W_k (x_k + p_k),   v = W_v x_k                                 eq. 7 of §A.1
 
-- The decoder does not read words. Its input is N zero vectors, which differ only by learned positional embeddings, the
+- The input of the decoder is not text but N zero vectors, which differ only by learned positional embeddings, the
   *object queries*. All N are decoded in parallel, and each attends to all others, without a causal mask: so they can
-  avoid predicting one object twice. (In the first layer all values are equal, so self-attention adds the same vector to
-  every query and exchanges nothing yet.)
+  avoid predicting the same object twice. (In the first layer all values are equal, so self-attention only adds the same
+  vector to every query.)
 - The output of every decoder layer is normalised and returned, so that each can be trained (auxiliary losses).
 
                           self_attn                     multihead_attn                   linear1, linear2
@@ -18,8 +18,8 @@ It is the Transformer of Vaswani et al. (arXiv 1706.03762), with three changes. 
     decoder layer   q, k: x + query_pos; v: x     q: x + query_pos; k: memory + pos;   on every query
                                                   v: memory
 
-Images of a batch differ in size and are padded. The mask of keys, (B, 1, 1, HW), is True where a feature shows the
-image. Padding is masked as a key only: as a query it still gives outputs, which no other position uses.
+Images of a batch differ in size and are padded. The key mask, (B, 1, 1, HW), is False on padding. Padding is only
+masked as a key: as a query it still has outputs, which no other position uses.
 
 Names of parameters are those of the authors' code, and so of PyTorch's nn.MultiheadAttention.
 """
@@ -68,7 +68,7 @@ class MultiheadAttention(nn.Module):
 
 
 class Layer(nn.Module):
-    """What encoder and decoder layers share: residual sums with their norms, and the MLP."""
+    """The parts that encoder and decoder layers share: residual connections with layer norm, and the MLP."""
 
     def __init__(self, dim: int, dim_feedforward: int, dropout: float, normalize_before: bool):
         self.linear1 = nn.Linear(dim, dim_feedforward)
@@ -78,18 +78,18 @@ class Layer(nn.Module):
         self.normalize_before = normalize_before
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """norm(x + branch(x)), eq. 6; with normalize_before, as in a ViT, x + branch(norm(x))."""
+        """norm(x + branch(x)), eq. 6; with normalize_before x + branch(norm(x)), as in a ViT."""
         if self.normalize_before:
             return x + self.dropout(branch(norm(x)))
         return norm(x + self.dropout(branch(x)))
 
     def feed_forward(self, x: Tensor) -> Tensor:
-        """The MLP, on each token by itself: (B, Q, D) → (B, Q, F) → (B, Q, D)."""
+        """The MLP, applied to each token: (B, Q, D) → (B, Q, F) → (B, Q, D)."""
         return self.linear2(self.dropout(self.activation(self.linear1(x))))
 
 
 class EncoderLayer(Layer):
-    """Self-attention among the features of an image, and an MLP. x (B, HW, D); pos (B or 1, HW, D) → (B, HW, D)."""
+    """Self-attention over the features of an image, and an MLP. x (B, HW, D); pos (B or 1, HW, D) → (B, HW, D)."""
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, normalize_before: bool):
         self.self_attn = MultiheadAttention(dim, num_heads, dropout)
@@ -107,12 +107,13 @@ class EncoderLayer(Layer):
 
 
 class DecoderLayer(Layer):
-    """Self-attention among the queries, cross-attention to the image, an MLP.
+    """Self-attention over the queries, cross-attention to the image, and an MLP.
 
-    x (B, Q, D), query_pos (Q, D) or (B, Q, D) → (B, Q, D). memory (B, HW, D): the encoder's output; memory_with_pos:
-    memory + pos, computed once for all layers. visible: mask of keys, bool (B, 1, 1, HW), or None.
-    self_mask: bool (Q, Q) or (B, 1, Q, Q), True where a query (row) may attend to another; None: everywhere, as in the
-    paper.
+    x (B, Q, D), query_pos (Q, D) or (B, Q, D) → (B, Q, D).
+    memory: (B, HW, D), the encoder's output. memory_with_pos: memory + pos, computed once for all layers.
+    visible: key mask, bool (B, 1, 1, HW), False on padding, or None.
+    self_mask: bool (Q, Q) or (B, 1, Q, Q), True where a query (row) may attend to another (column); None: no
+        restrictions, as in the paper.
     """
 
     def __init__(self, dim: int, num_heads: int, dim_feedforward: int, dropout: float, normalize_before: bool):
@@ -148,7 +149,7 @@ class Encoder(nn.Module):
         self.layers = nn.ModuleList(
             EncoderLayer(dim, num_heads, dim_feedforward, dropout, normalize_before) for _ in range(depth)
         )
-        # With the norm at the end of each layer, the output of the last one is already normalised.
+        # Otherwise every layer ends with a norm, so the output of the last one is already normalised.
         self.norm = nn.LayerNorm(dim, EPS) if normalize_before else nn.Identity()
 
     def forward(self, x: Tensor, pos: Tensor, visible: Array | None) -> Tensor:
@@ -160,7 +161,7 @@ class Encoder(nn.Module):
 class Decoder(nn.Module):
     """x (B, Q, D), query_pos (Q, D), memory (B, HW, D), pos (B or 1, HW, D) → outputs of all layers, L × (B, Q, D).
 
-    The outputs are normalised; the next layer reads the values before that norm. Masks: see `DecoderLayer`.
+    The outputs are normalised; the input of the next layer is not. Masks: see `DecoderLayer`.
     """
 
     def __init__(
@@ -169,7 +170,7 @@ class Decoder(nn.Module):
         self.layers = nn.ModuleList(
             DecoderLayer(dim, num_heads, dim_feedforward, dropout, normalize_before) for _ in range(depth)
         )
-        self.norm = nn.LayerNorm(dim, EPS)      # one for all layers
+        self.norm = nn.LayerNorm(dim, EPS)      # shared by all layers
 
     def forward(
         self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,

@@ -5,10 +5,10 @@ first stages of a ResNet compute features, and the patches are cut from these:
 
     images (B, 3, H, W) → ResNet, stride s → features (B, C, H/s, W/s) → patches of P×P features → tokens (B, N, D)
 
-*What the CNN adds*: edges, textures and parts, found by kernels with the inductive bias that neighbours belong
-together. A ViT lacks this with little data or few parameters: hybrids are better at small cost, and the advantage
-disappears in large models (ViT §4.4, figure 5). *What it costs*: no additional tokens. A token covers s·P pixels per
-side, as if patches were that large, so attention costs the same, and the cost of the CNN does not grow with N².
+*What the CNN adds*: edges, textures and parts, found by kernels with the inductive bias of locality. A ViT lacks it,
+which matters with little data or few parameters: hybrids are better in small models, and the advantage disappears in
+large ones (ViT §4.4, figure 5). *What it costs*: no additional tokens. A token covers s·P pixels per side, as if
+patches were that large, so attention costs the same, and the cost of the CNN does not grow with N².
 
     model          CNN: blocks per stage    s   P    C     N at 224   N at 384
     R+Ti/16        only the stem            4   8    64     7² =  49   12² = 144
@@ -57,7 +57,7 @@ class HybridConfig(ViTConfig):
     layers: tuple[int, ...] = option(
         (3, 4, 9), "blocks in each stage of the CNN, up to four stages; empty: only the stem"
     )
-    width_factor: int = option(1, "factor of all channel numbers of the CNN")
+    width_factor: int = option(1, "multiplies the number of channels in every layer of the CNN")
 
 
 #    name                   CNN's layers    P   D      L   k   pixels
@@ -79,7 +79,7 @@ PRESETS = {
 
 
 class HybridEmbed(PatchEmbed):
-    """Patches of a CNN's features, embedded: images (B, C, H, W) → tokens (B, N, D)."""
+    """Embed patches of a CNN's feature map: images (B, C, H, W) → tokens (B, N, D)."""
 
     def __init__(self, config: HybridConfig):
         cnn = ResNetV2Config(

@@ -57,7 +57,7 @@ class IGPTConfig:
 
     img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width); every pixel is a token")
     in_chans: int = 3
-    num_classes: int = option(0, "0: a generative model, which predicts the next pixel; otherwise a classifier")
+    num_classes: int = option(0, "number of classes of a classifier; 0: a generative model, which predicts pixels")
     num_colors: int = option(512, "K: number of colours in the palette")
     embed_dim: int = option(512, "d: channels (width) of a token")
     depth: int = option(24, "L: number of blocks")
@@ -92,7 +92,7 @@ def nearest_colors(pixels: Array, palette: Array) -> Array:
     def find(rows: Array, nearest: Array) -> None:
         nearest[...] = (lengths - xp.matmul(rows, 2 * palette.T)).argmin(axis=1)
 
-    parallel_rows(find, rows, nearest, block_bytes=max(1, 4 * BLOCK_BYTES // len(palette)))  # K distances a pixel
+    parallel_rows(find, rows, nearest, block_bytes=max(1, 4 * BLOCK_BYTES // len(palette)))  # K distances per pixel
     return nearest.reshape(pixels.shape[:-1])
 
 
@@ -161,7 +161,7 @@ class Attention(nn.Module):
             q, k, v, mask=mask,
             dropout=self.attn_dropout.p if self.training else 0.0, generator=self.attn_dropout.generator,
         )
-        x = x.transpose(1, 2).reshape(B, n, D)                      # the heads side by side again
+        x = x.transpose(1, 2).reshape(B, n, D)                      # the heads concatenated
         return self.resid_dropout(self.c_proj(x))
 
 
@@ -221,7 +221,7 @@ class Transformer(nn.Module):
 
 
 def causal_mask(begin: int, n: int) -> Array:
-    """The causal mask, bool (n, begin + n) on the device: pixels from `begin` on see themselves and all before."""
+    """The causal mask, bool (n, begin + n) on the device, for pixels from `begin` on: True up to the pixel itself."""
     places = current().xp.arange(begin + n)
     return places[begin:, None] >= places
 
@@ -309,7 +309,7 @@ class IGPT(nn.Module):
         return {"transformer.wte.weight", "transformer.wpe.weight"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
         blocks: list[tuple[str, ...]] = [(f"transformer.h.{i}",) for i in range(self.config.depth)]
         blocks[-1] += ("transformer.ln_f",)
         return [("transformer.wte", "transformer.wpe"), *blocks, ("lm_head", "score")]
@@ -322,7 +322,7 @@ def _check(config: IGPTConfig) -> None:
         raise ScratchvitError(f"num_colors must be at least 2, not {config.num_colors}")
     if config.embed_dim % config.num_heads:
         raise ScratchvitError(
-            f"embed_dim {config.embed_dim} cannot be shared by {config.num_heads} heads: choose a multiple"
+            f"embed_dim {config.embed_dim} is not divisible by {config.num_heads} heads: choose a multiple"
         )
 
 
@@ -337,7 +337,7 @@ class PixelTransformerConfig(ViTConfig):
     patch_size: int | tuple[int, int] = option(1, "must be 1: every pixel is a token")
 
 
-#  of ViT's sizes those that can be afforded; at 32×32 a matrix of 1,025 tokens is 4 MiB, and tiny has 36 of them
+#  ViT's sizes that are affordable. For 1,025 tokens (32×32) an attention matrix takes 4 MiB; tiny has 36 per image
 PIXEL_PRESETS = {
     "pixel_transformer_tiny":  PixelTransformerConfig(embed_dim=192, num_heads=3),
     "pixel_transformer_small": PixelTransformerConfig(embed_dim=384, num_heads=6),
@@ -346,9 +346,11 @@ PIXEL_PRESETS = {
 
 
 def pixel_transformer(config: PixelTransformerConfig, seed: int = 0) -> VisionTransformer:
-    """A ViT to which every pixel is a patch. Raises ScratchvitError for any other patch."""
+    """A ViT whose patches are single pixels. Raises ScratchvitError for another patch_size."""
     if pair(config.patch_size) != (1, 1):
-        raise ScratchvitError(f"a pixel Transformer has patches of 1, not {config.patch_size}: use a vit_… for those")
+        raise ScratchvitError(
+            f"the patch_size of a pixel Transformer must be 1, not {config.patch_size}: use a vit_… model instead"
+        )
     return VisionTransformer(config, seed)
 
 

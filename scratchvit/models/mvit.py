@@ -1,20 +1,20 @@
 """MViT: multiscale vision Transformers (Fan, Xiong, Mangalam, Li et al., ICCV 2021, arXiv 2104.11227).
 
-What changes against ViT: a ViT keeps one scale, as many tokens and channels in its last block as in its first. A
-ConvNet is a pyramid: early layers have high resolution and few channels, for simple features; late layers have low
-resolution and many channels, for complex ones. MViT gives a Transformer that shape, by two means.
+What changes against ViT: a ViT has the same number of tokens and channels in all blocks. A CNN is a pyramid: early
+layers have high resolution and few channels, for simple features; late layers have low resolution and many channels,
+for complex ones. MViT is a Transformer of that shape, by two means.
 
 *Pooling attention* (§3.1). Queries, keys and values lie on a grid, so they can be pooled like an image before
 attention: each goes through a depth-wise convolution with a stride, and a norm.
 
-    tokens ── W_q ── pool, stride s_q ──► Q   (fewer queries: fewer tokens come out; only where a stage begins)
-           ── W_k ── pool, stride s_kv ─► K   (fewer keys: cheaper attention, and nothing else changes)
+    tokens ── W_q ── pool, stride s_q ──► Q   (fewer queries: fewer output tokens; only at the start of a stage)
+           ── W_k ── pool, stride s_kv ─► K   (fewer keys: cheaper attention, the output has the same size)
            ── W_v ── pool, stride s_kv ─► V          softmax(Q Kᵀ / √d) V
 
-*Stages* (§3.2). Where a stage begins, queries are pooled by 2×2 and channels are doubled: fewer, wider
-tokens. The keys' stride starts at 8×8 and halves where the grid does, so that there are always 7×7 keys a frame (14×14
-in a block that pools its queries, since its keys come from the larger grid before it). Time is halved once, when the
-clip is cut into overlapping cubes, and not pooled after that.
+*Stages* (§3.2). At the start of a stage, queries are pooled by 2×2 and channels are doubled: fewer, wider tokens. The
+stride of the keys starts at 8×8 and is halved with the grid, so that there are always 7×7 keys per frame (14×14 in a
+block that pools its queries, whose keys come from the larger grid). Time is halved once, when the clip is cut into
+overlapping cubes, and not pooled after that.
 
     stage         MViT-B, 16×4 (Table 3b)           tokens: frames × rows × columns
     data          16 frames, every 4th of a video   16 × 224 × 224
@@ -32,8 +32,8 @@ clip is cut into overlapping cubes, and not pooled after that.
     Q          q              (B, 1, 1 + 25,088, 96)
     K, V       k, v           (B, 1, 1 + 392, 96), as 8·7·7 = 392
 
-Positions are learned and separable: of space (56·56) and of time (8), added up, instead of one for each of the 25,088.
-The class token is not pooled.
+Positional embeddings are learned and separable: the sum of one for space (56·56) and one for time (8), instead of one
+for each of the 25,088 tokens. The class token is not pooled.
 
 Images are clips of one frame: "we remove the temporal dimension" (abstract), by kernels and strides of 1 in time.
 `mvit_v1_b_image` is the paper's MViT-B-16 for ImageNet, with the sizes of the authors' configuration
@@ -74,16 +74,16 @@ class MViTConfig:
     img_size: int | tuple[int, int] = option(224, "side of the frames, or (height, width)")
     num_frames: int = option(16, "T: frames of a clip; 1: images")
     in_chans: int = 3
-    num_classes: int = option(400, "0: no head, the class token's features come out")
+    num_classes: int = option(400, "number of classes; 0: no head, the model returns the class token's features")
     depths: tuple[int, ...] = option((1, 2, 11, 2), "blocks in each stage")
     embed_dim: int = option(96, "D: channels (width) of a token in stage 1")
     num_heads: int = option(1, "h: attention heads in stage 1")
     mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
     patch_kernel: tuple[int, ...] = option(
-        (3, 7, 7), "size of the cubes that a clip is cut into: frames, rows, columns"
+        (3, 7, 7), "kernel size of the cube embedding: frames, rows, columns"
     )
-    patch_stride: tuple[int, ...] = option((2, 4, 4), "distance between neighbouring cubes")
-    kernel_qkv: tuple[int, ...] = option((3, 3, 3), "kernel of the pooling of q, k and v")
+    patch_stride: tuple[int, ...] = option((2, 4, 4), "stride of the cube embedding")
+    kernel_qkv: tuple[int, ...] = option((3, 3, 3), "kernel size of the pooling of q, k and v")
     stride_kv: tuple[int, ...] = option((1, 8, 8), "stride of keys and values in stage 1; halved whenever the grid is")
     drop_rate: float = option(0.5, "dropout rate before the head")
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
@@ -99,36 +99,36 @@ PRESETS = {
 }
 
 
-# --- the schedule of channels and resolution, and the pooling of tokens: MViTv2 has the same --------------------------
+# --- the schedule of channels and resolution, and the pooling of tokens; also used by MViTv2 --------------------------
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What one block of the pyramid is given, and how it pools."""
+    """The sizes and strides of one block of the pyramid."""
 
-    dim: int            # channels that come in
-    dim_out: int        # channels that go out
+    dim: int            # input channels
+    dim_out: int        # output channels
     num_heads: int
-    size: Size          # of the grid that comes in
+    size: Size          # of the input grid
     stride_q: Size
     stride_kv: Size
     drop_path: float
 
     @property
     def q_size(self) -> Size:
-        """The grid that goes out."""
+        """The size of the output grid."""
         return pooled(self.size, self.stride_q)
 
     @property
     def kv_size(self) -> Size:
-        """The grid of keys and values."""
+        """The size of the grid of keys and values."""
         return pooled(self.size, self.stride_kv)
 
 
 def pyramid(config: Any, grid: Size, expand_first: bool) -> Iterator[list[Scale]]:
-    """The blocks of each stage, for a first grid of that size.
+    """The scales of the blocks of each stage, for an initial grid of size `grid`.
 
-    expand_first: whether a stage's first block doubles the channels, instead of the last one of the stage before.
+    expand_first: whether channels are doubled in the first block of a stage, not in the last one of the stage before.
     """
     drop_paths = iter(np.linspace(0, config.drop_path_rate, sum(config.depths)).tolist())
     dim, last = config.embed_dim, len(config.depths) - 1
@@ -148,19 +148,20 @@ def pyramid(config: Any, grid: Size, expand_first: bool) -> Iterator[list[Scale]
 
 
 def pooled(size: Sequence[int], stride: Sequence[int]) -> Size:
-    """What a stride leaves of a grid, ⌈n / s⌉: an odd kernel k with padding ⌊k / 2⌋ has a place at every s-th token."""
+    """The size of a grid after pooling with a stride, ⌈n / s⌉, for an odd kernel k with padding ⌊k / 2⌋."""
     return tuple(math.ceil(n / s) for n, s in zip(size, stride))
 
 
 def half(kernel: Sequence[int]) -> Size:
-    """⌊k / 2⌋ of padding, so that a pooled grid depends on the stride alone."""
+    """The padding ⌊k / 2⌋, with which the size of a pooled grid depends only on the stride."""
     return tuple(k // 2 for k in kernel)
 
 
 def pool_tokens(x: Tensor, size: Size, prefix: int, pool: Callable[[Tensor], Tensor]) -> Tensor:
-    """Pool tokens as the grid that they are: x (B, prefix + N, C) → (B, prefix + N', C).
+    """Pool tokens that lie on a grid: x (B, prefix + N, C) → (B, prefix + N', C).
 
-    pool takes maps (B, C, *size) to (B, C, *size'). The first `prefix` tokens lie on no grid and pass by.
+    pool: a function of maps (B, C, *size) → (B, C, *size'). The first `prefix` tokens are not on the grid, and are not
+    pooled.
     """
     B, N, C = x.shape
     axes = range(1, 1 + len(size))
@@ -172,7 +173,7 @@ def pool_tokens(x: Tensor, size: Size, prefix: int, pool: Callable[[Tensor], Ten
 
 
 def max_pool_tokens(x: Tensor, size: Size, prefix: int, stride: Size) -> Tensor:
-    """Where queries are pooled, the residual path is, too (§3.2): by the maximum, as in the authors' code."""
+    """Max-pool the residual path in blocks that pool their queries (§3.2), as in the authors' code."""
     if max(stride) == 1:
         return x
     max_pool = ops.max_pool2d if len(size) == 2 else ops.max_pool3d
@@ -218,14 +219,14 @@ class PoolingAttention(nn.Module):
             q = self.pool_q(q, size)                                            # (B·h, 1 + N', d)
         k, v = self.pool_k(k, size), self.pool_v(v, size)                       # (B·h, 1 + M, d)
         x = ops.attention(*(t.reshape(B, h, *t.shape[1:]) for t in (q, k, v)))  # (B, h, 1 + N', d)
-        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # (B, 1 + N', D), heads side by side
+        x = x.transpose(1, 2).reshape(B, q.shape[1], D)                         # (B, 1 + N', D), heads concatenated
         return self.project(x)
 
 
 class Block(nn.Module):
-    """One layer: pooling attention and an MLP, both on normalised input, both residual.
+    """One layer: pooling attention and an MLP, both pre-norm and with a residual connection.
 
-    The last MLP of a stage doubles the channels, for the next stage, whose first attention pools the queries.
+    The last MLP of a stage doubles the channels for the next stage, whose first attention pools the queries.
     """
 
     def __init__(self, config: MViTConfig, scale: Scale):
@@ -250,7 +251,7 @@ class Block(nn.Module):
 
 
 class PositionalEncoding(nn.Module):
-    """Put the class token first, and add to every token the positions of its place and time (§4.2, Table 11)."""
+    """Add spatial and temporal positional embeddings to every token, and prepend the class token (§4.2, Table 11)."""
 
     def __init__(self, dim: int, size: Size):
         self.class_token = nn.Parameter(np.zeros(dim, np.float32))
@@ -267,9 +268,9 @@ class PositionalEncoding(nn.Module):
 
 
 class MViT(nn.Module):
-    """clips (B, C, T, H, W), or images (B, C, H, W) where T is 1, arrays or Tensors → logits (B, num_classes).
+    """clips (B, C, T, H, W), or images (B, C, H, W) if T is 1, arrays or Tensors → logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or the input's shape does not fit the model.
+    Raises ScratchvitError if sizes do not fit together, or if the shape of the input does not fit the model.
     """
 
     def __init__(self, config: MViTConfig, seed: int = 0):
@@ -304,24 +305,24 @@ class MViT(nn.Module):
         return self.head(self.forward_features(x)[:, 0])                        # the class token
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices and positions truncated normal, standard deviation 0.02; biases zero; convolutions as in PyTorch."""
+        """Matrices, positions truncated normal (standard deviation 0.02), biases zero; convolutions as in PyTorch."""
         init_linear_and_conv(self, rng)
         for table in self.pos_encoding.parameters():
             table.assign(init.trunc_normal(table.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Positions and the class token: not weight matrices, so weight decay is not applied to them."""
+        """Positional embeddings and class token: not weight matrices, so weight decay is not applied to them."""
         return {f"pos_encoding.{name}" for name, _ in self.pos_encoding.named_parameters()}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the clip to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the clip to the head, for `layer_decay` (see `optim.param_groups`)."""
         blocks: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
         blocks[-1] += ("norm",)
         return [("conv_proj", "pos_encoding"), *blocks, ("head",)]
 
 
 def init_linear_and_conv(model: nn.Module, rng: np.random.Generator) -> None:
-    """Matrices truncated normal, standard deviation 0.02, with biases zero; convolutions as PyTorch draws them."""
+    """Matrices truncated normal (standard deviation 0.02), biases zero; convolutions as in PyTorch."""
     for module in model.modules():
         if isinstance(module, nn.Linear):
             module.weight.assign(init.trunc_normal(module.weight.shape, rng))
@@ -335,9 +336,9 @@ def init_linear_and_conv(model: nn.Module, rng: np.random.Generator) -> None:
 
 
 def check_clips(x: Tensor | Array, config: Any, dtype: Any) -> Tensor:
-    """clips (B, C, T, H, W), or images (B, C, H, W) where num_frames is 1 → a Tensor (B, C, T, H, W).
+    """clips (B, C, T, H, W), or images (B, C, H, W) if num_frames is 1 → a Tensor (B, C, T, H, W).
 
-    An array's numbers become `dtype`. Raises ScratchvitError for another shape than the model's.
+    Arrays are converted to `dtype`. Raises ScratchvitError if the shape does not fit the model.
     """
     size = pair(config.img_size)
     if config.num_frames == 1:
@@ -346,31 +347,33 @@ def check_clips(x: Tensor | Array, config: Any, dtype: Any) -> Tensor:
     expected = (config.in_chans, config.num_frames, *size)
     if x.ndim != 5 or x.shape[1:] != expected:
         raise ScratchvitError(
-            f"this model takes clips of shape (B, {', '.join(map(str, expected))}), it was given {x.shape}: choose "
-            "frames and resize them, or create the model with that num_frames, img_size and in_chans"
+            f"this model takes clips of shape (B, {', '.join(map(str, expected))}), it was given {x.shape}: sample "
+            "and resize frames, or create the model with that num_frames, img_size and in_chans"
         )
     return x if isinstance(x, Tensor) else Tensor(x, dtype=dtype)
 
 
 def check_pyramid(config: Any, axes: int) -> None:
-    """Raise ScratchvitError for sizes of a pyramid over that many axes that do not fit together."""
+    """Raise ScratchvitError for sizes that do not fit together. axes: those of the grid, 2 or 3."""
     check_numbers(config)
     if config.num_frames < 1:
-        raise ScratchvitError(f"num_frames must be at least 1, for images, not {config.num_frames}")
+        raise ScratchvitError(f"num_frames must be at least 1, 1 for images, not {config.num_frames}")
     if not config.depths or min(config.depths) < 1:
-        raise ScratchvitError(f"depths are the blocks of each stage, at least 1, not {config.depths}")
+        raise ScratchvitError(f"depths must be the number of blocks of each stage, at least 1, not {config.depths}")
     if config.embed_dim % config.num_heads:
         raise ScratchvitError(
-            f"embed_dim {config.embed_dim} cannot be shared by {config.num_heads} heads: choose a multiple"
+            f"embed_dim {config.embed_dim} is not divisible by {config.num_heads} heads: choose a multiple"
         )
     if int(config.embed_dim * config.mlp_ratio) < 1:
-        raise ScratchvitError(f"mlp_ratio {config.mlp_ratio} leaves no hidden layer at {config.embed_dim} dims")
+        raise ScratchvitError(
+            f"mlp_ratio {config.mlp_ratio} is too small: with embed_dim {config.embed_dim} the MLP has no hidden units"
+        )
     for name in ("patch_kernel", "patch_stride", "kernel_qkv", "stride_kv"):
         value = getattr(config, name)
         if len(value) != axes or min(value) < 1:
-            raise ScratchvitError(f"{name} is {axes} positive numbers, one for each axis, not {value}")
+            raise ScratchvitError(f"{name} must be {axes} positive numbers, one for each axis, not {value}")
         if "kernel" in name and any(k % 2 == 0 for k in value):
-            raise ScratchvitError(f"{name} must be odd, so that it has a middle, not {value}")
+            raise ScratchvitError(f"{name} must be odd along every axis, not {value}")
 
 
 register(MViT, PRESETS, paper="MViT, arXiv 2104.11227")

@@ -1,28 +1,28 @@
 """MViTv2: improved multiscale vision Transformers (Li, Wu, Fan, Mangalam et al., CVPR 2022, arXiv 2112.01526).
 
-What changes against MViT (mvit.py), whose pyramid and pooling stay:
+What changes against MViT (mvit.py), whose pyramid and pooling stay the same:
 
-*Decomposed relative positions* (§4.1). Attention depends on the offset between query and key, not on where both are:
-the scores get E_ij = q_i · R(i − j), with R a learned relative positional embedding. One R for each of
-(2T−1)(2H−1)(2W−1) offsets would be too many, so R is a sum of one embedding per axis (eq. 4), and so are the scores:
+*Decomposed relative positions* (§4.1). Attention depends on the offset between query and key, not on their absolute
+positions: E_ij = q_i · R(i − j) is added to the scores, with R a learned relative positional embedding. One R for each
+of (2T−1)(2H−1)(2W−1) offsets would be too many, so R is a sum of one embedding per axis (eq. 4), and so is E:
 
     E_ij = q_i · R^h(row i − row j) + q_i · R^w(column i − column j) + q_i · R^t(frame i − frame j)
 
-For each query these are kH + kW + kT scores, not kH·kW·kT. Nor need they be expanded to a matrix as large as the
-attention's: append them to the query, and append to each key ones at its own row, column and frame,
+These are kH + kW + kT scores for each query, not kH·kW·kT. They need not be expanded to a matrix of the size of the
+attention matrix either: append them to the query, and append to each key ones at its own row, column and frame,
 
     [q_i, s_i] · [k_j, 1 at j] = q_i · k_j + s_i[row j] + s_i[column j] + s_i[frame j]
 
-so the scores are still one product, and attention that never stores its matrix can compute them. There are no absolute
-positional embeddings. Queries and keys lie on grids of different resolution: offsets are counted on the finer one
-(`relative_offsets` has an example).
+so that the scores are still one matrix product, also for attention in blocks, which never stores the matrix. There are
+no absolute positional embeddings. Queries and keys lie on grids of different resolution: offsets are counted on the
+finer one (`relative_offsets` has an example).
 
 *Residual pooling* (§4.1, eq. 5). The pooled queries are added to the output of attention, Z = Attn(Q, K, V) + Q, so
-that information passes even where keys are pooled strongly. For that, queries are convolved in every block, with stride
-1 too.
+that information is not lost if keys are pooled with a large stride. For this, queries are convolved in every block,
+also with stride 1.
 
-*Channels grow in attention* (Appendix B.1), at the beginning of a stage, not in the MLP before it: the block that
-sees four times fewer tokens does the work. (MViTv2-L keeps MViT's way, as its authors trained it.)
+*Channels are expanded in attention* (Appendix B.1), at the start of a stage, not in the MLP before it: this is cheaper,
+because the block has four times fewer tokens. (MViTv2-L does it as MViT, as its authors trained it.)
 
     model         stages (depths)    D     h     parameters     Table 1 of the paper
     MViTv2-T      1, 2,  5, 2         96   1      24 M
@@ -38,8 +38,8 @@ sees four times fewer tokens does the work. (MViTv2-L keeps MViT's way, as its a
     s          scores         (B, 1, 3136, 28)
     E^(rel)                   not made
 
-Names of parameters are timm's (`timm.models.mvitv2`), for clips too; torchvision's `mvit_v2_s` numbers its blocks
-through, and loads by a table (weights/names/torchvision.py).
+Names of parameters are timm's (`timm.models.mvitv2`), also for clips. torchvision's `mvit_v2_s` numbers its blocks
+consecutively; its weights are loaded by a table of names (weights/names/torchvision.py).
 """
 
 from __future__ import annotations
@@ -80,19 +80,19 @@ class MViTv2Config:
     img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
     num_frames: int = option(1, "T: frames of a clip; 1: images")
     in_chans: int = 3
-    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     depths: tuple[int, ...] = option((2, 3, 16, 3), "blocks in each stage")
     embed_dim: int = option(96, "D: channels (width) of a token in stage 1; doubled at each later stage")
     num_heads: int = option(1, "h: attention heads in stage 1; doubled at each later stage")
     mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
     qkv_bias: bool = option(True, "whether q, k and v have biases")
-    expand_attn: bool = option(True, "channels grow in a stage's first attention; no: in the MLP before it")
+    expand_attn: bool = option(True, "double the channels in the first attention of a stage; no: in the MLP before it")
     residual_pooling: bool = option(True, "whether the pooled queries are added to the output of attention")
-    use_cls_token: bool = option(False, "whether a learned class token is put before the others")
+    use_cls_token: bool = option(False, "whether to prepend a learned class token to the others")
     cls_residual: bool = option(True, "whether residual pooling includes the class token")
-    patch_kernel: tuple[int, ...] = option((7, 7), "size of the patches, which overlap")
-    patch_stride: tuple[int, ...] = option((4, 4), "distance between neighbouring patches")
-    kernel_qkv: tuple[int, ...] = option((3, 3), "kernel of the pooling of q, k and v")
+    patch_kernel: tuple[int, ...] = option((7, 7), "kernel size of the patch embedding; patches overlap")
+    patch_stride: tuple[int, ...] = option((4, 4), "stride of the patch embedding")
+    kernel_qkv: tuple[int, ...] = option((3, 3), "kernel size of the pooling of q, k and v")
     stride_kv: tuple[int, ...] = option((4, 4), "stride of keys and values in stage 1; halved whenever the grid is")
     global_pool: str = option("avg", "input of the head: \"avg\", the mean; \"token\", the class token")
     drop_rate: float = option(0.0, "dropout rate before the head")
@@ -128,7 +128,7 @@ PRESETS["mvit_v2_s"] = MViTv2Config(                                # MViTv2-S f
 
 
 class PatchEmbed(nn.Module):
-    """Cut into overlapping patches, or cubes, and embed each one: (B, C, [T,] H, W) → tokens (B, N, D)."""
+    """Embed overlapping patches, or cubes of a clip: (B, C, [T,] H, W) → tokens (B, N, D)."""
 
     def __init__(self, config: MViTv2Config):
         self.img_size, axes = pair(config.img_size), len(config.patch_kernel)
@@ -189,7 +189,7 @@ class RelativeAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer. Where channels grow, the residual path is a projection of the normalised input."""
+    """One layer. If the number of channels changes, the residual path is a projection of the normalised input."""
 
     def __init__(self, config: MViTv2Config, scale: Scale):
         D = scale.dim_out if config.expand_attn else scale.dim                  # after attention
@@ -215,7 +215,7 @@ class Block(nn.Module):
 
 
 class Stage(nn.Module):
-    """Blocks on one grid. The first one pools the grid of the stage before."""
+    """The blocks of one resolution. The first one pools the grid of the previous stage."""
 
     def __init__(self, config: MViTv2Config, scales: Sequence[Scale]):
         self.blocks = nn.ModuleList(Block(config, scale) for scale in scales)
@@ -240,7 +240,7 @@ class Head(nn.Module):
 class MViTv2(nn.Module):
     """images (B, C, H, W), or clips (B, C, T, H, W), arrays or Tensors → logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or the input's shape does not fit the model.
+    Raises ScratchvitError if sizes do not fit together, or if the shape of the input does not fit the model.
     """
 
     def __init__(self, config: MViTv2Config, seed: int = 0):
@@ -279,18 +279,18 @@ class MViTv2(nn.Module):
         return self.head(pooled_x)
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices, tables, class token truncated normal, standard deviation 0.02; convolutions as in PyTorch."""
+        """Matrices, tables and class token truncated normal (standard deviation 0.02); convolutions as in PyTorch."""
         init_linear_and_conv(self, rng)
         for name, parameter in self.named_parameters():
             if _is_table(name):
                 parameter.assign(init.trunc_normal(parameter.shape, rng))
 
     def no_weight_decay(self) -> set[str]:
-        """Tables and the class token: not weight matrices, so weight decay is not applied to them."""
+        """Positional embeddings and class token: not weight matrices, so weight decay is not applied to them."""
         return {name for name, _ in self.named_parameters() if _is_table(name)}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
         blocks: list[tuple[str, ...]] = [
             (f"stages.{s}.blocks.{b}",) for s, depth in enumerate(self.config.depths) for b in range(depth)
         ]
@@ -302,10 +302,11 @@ class MViTv2(nn.Module):
 
 
 def relative_scores(q: Tensor, size: Size, tables: Sequence[Tensor], offsets: Sequence[Tensor]) -> Tensor:
-    """q_i · R of each axis for every row, column, frame of the keys: q (B, h, N, d) → (B, h, N, kT + kH + kW).
+    """q_i · R of each axis for every frame, row and column of the keys: q (B, h, N, d) → (B, h, N, kT + kH + kW).
 
-    size: the queries' grid.  tables: for each axis, R (2 max(n, k) − 1, d).  offsets: which row of it, (n, k), from
-    `relative_offsets`.  For the rows of an image this is einsum("bhyxd,ykd->bhyxk"), which takes 2 to 4 times as long.
+    size: the grid of the queries.  tables: R (2 max(n, k) − 1, d) of each axis.  offsets: row indices into R (n, k) of
+    each axis, from `relative_offsets`.
+    For the rows of an image this is einsum("bhyxd,ykd->bhyxk"), which takes 2 to 4 times as long.
     """
     B, h, N, d = q.shape
     axes = len(size)
@@ -325,9 +326,9 @@ def relative_scores(q: Tensor, size: Size, tables: Sequence[Tensor], offsets: Se
 def relative_offsets(n: int, k: int) -> np.ndarray:
     """The row of the table for query i and key j along an axis: (n, k) integers from 0 to 2 max(n, k) − 2.
 
-    An offset is query minus key, in steps of the finer of the two grids. With n queries, k keys and m = max(n, k), a
-    query's step is m / n and a key's m / k. The first query and the last key have row 0; fractions are rounded down.
-    Four queries, at 0, 1, 2, 3, and two keys, at 0 and 2, have offsets 0 and −2, 1 and −1, …, plus 2:
+    An offset is query minus key, in units of the finer of the two grids. With n queries, k keys and m = max(n, k),
+    queries are m / n apart and keys m / k. The first query and the last key have row 0; fractions are rounded down.
+    Four queries, at 0, 1, 2, 3, and two keys, at 0 and 2, have the offsets 0 and −2, 1 and −1, …; 2 is added:
 
     >>> relative_offsets(4, 2)
     array([[2, 0],
@@ -363,14 +364,16 @@ def _check(config: MViTv2Config) -> None:
     """Raise ScratchvitError for options that do not fit together."""
     axes = len(config.patch_kernel)
     if axes not in (2, 3):
-        raise ScratchvitError(f"patch_kernel is two numbers for images or three for clips, not {config.patch_kernel}")
+        raise ScratchvitError(
+            f"patch_kernel must be two numbers for images, or three for clips, not {config.patch_kernel}"
+        )
     check_pyramid(config, axes)
     if axes == 2 and config.num_frames > 1:
         raise ScratchvitError("clips need kernels and strides of three numbers: frames, rows, columns")
     if config.global_pool not in ("avg", "token"):
-        raise ScratchvitError(f'global_pool is "avg" or "token", not {config.global_pool!r}')
+        raise ScratchvitError(f'global_pool must be "avg" or "token", not {config.global_pool!r}')
     if config.global_pool == "token" and not config.use_cls_token:
-        raise ScratchvitError('without a class token there is only global_pool="avg"')
+        raise ScratchvitError('global_pool="token" needs a class token: use global_pool="avg"')
 
 
 register(MViTv2, PRESETS, paper="MViTv2, arXiv 2112.01526")

@@ -21,28 +21,29 @@ class _Entry(NamedTuple):
 
 
 def register(build: Callable[..., Module], presets: Mapping[str, Any], paper: str) -> None:
-    """Add a family: `build(config, seed)` makes the model of a preset, a frozen dataclass.
+    """Register a family of models.
 
-    Every such dataclass has the fields img_size, in_chans and num_classes. paper: "ViT, arXiv 2010.11929".
+    build: a function (config, seed) → model. presets: {name: configuration}, frozen dataclasses with the fields
+    img_size, in_chans and num_classes. paper: its name and source, such as "ViT, arXiv 2010.11929".
     """
     _models.update({name: _Entry(build, config, paper) for name, config in presets.items()})
 
 
 def list_models(pattern: str = "*") -> list[str]:
-    """The names that match a shell pattern, in the order of the families."""
+    """The names of models that match a shell pattern, family by family."""
     return [name for name in _models if fnmatch.fnmatch(name, pattern)]
 
 
 def model_paper(name: str) -> str:
-    """The paper that describes a model: "ViT, arXiv 2010.11929"."""
+    """The paper of a model, such as "ViT, arXiv 2010.11929"."""
     return _models[name].paper
 
 
 def model_config(name: str, **overrides: Any) -> Any:
-    """The configuration of a preset, with fields replaced; lists, as JSON has them, become tuples.
+    """The configuration of a preset, with fields replaced by overrides. Lists, as in JSON, are converted to tuples.
 
-    Raises ScratchvitError, with the nearest name, for a model or a field that does not exist, and for one value where
-    several are needed.
+    Raises ScratchvitError for a model or a field that does not exist, with the most similar name, and for a single
+    value where several are needed.
     """
     if name not in _models:
         raise ScratchvitError(f"there is no model {name!r}{_nearest(name, _models)}; `scratchvit models` lists them")
@@ -60,14 +61,16 @@ def model_config(name: str, **overrides: Any) -> Any:
 
 
 def create_model(name: str, *, seed: int = 0, **overrides: Any) -> Module:
-    """Build a model by name, with weights drawn from the seed; overrides replace fields of its configuration.
+    """Create a model by name, with weights drawn from the seed. Overrides replace fields of its configuration.
 
-    Raises ScratchvitError for a name or an option that does not exist, or sizes that do not fit together.
+    Raises ScratchvitError for a name or an option that does not exist, and for sizes that do not fit together.
     """
     config = model_config(name, **overrides)
     return _models[name].build(config, seed=seed)
 
 
 def _nearest(name: str, names: Any) -> str:
-    close = difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    """A hint at the first name that begins with this one, or else at the most similar one."""
+    longer = [each for each in names if name and each.startswith(name)]
+    close = longer or difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

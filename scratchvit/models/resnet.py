@@ -50,17 +50,17 @@ class ResNetConfig:
 
     layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in each stage")
     bottleneck: bool = option(
-        True, "bottleneck blocks of 1×1, 3×3, 1×1 convolutions (the last 4 times as wide); no: blocks of two 3×3"
+        True, "blocks of 1×1, 3×3 and 1×1 convolutions (the last 4 times as wide); no: blocks of two 3×3 convolutions"
     )
     channels: tuple[int, ...] = option((64, 128, 256, 512), "channels of the 3×3 convolutions in each stage")
     img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
     in_chans: int = 3
-    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     small_stem: bool = option(False, "for images of about 32×32: conv1 is 3×3 with stride 1, without the max pool")
     output_stride: int = option(32, "32, 16 or 8: later stages use dilated kernels instead of a larger stride")
     features_only: bool = option(False, "return the feature maps of out_indices as a list; no head")
     out_indices: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "maps to return: 0, before the max pool; 1…4, after that stage. Later stages are not built"
+        (0, 1, 2, 3, 4), "maps to return: 0, before the max pool; 1…4, after that stage; later stages are left out"
     )
     frozen_bn: bool = option(False, "freeze batch norm: its statistics, weight and bias never change")
     zero_init_last: bool = option(True, "whether the weight of the last norm of every block starts at zero")
@@ -202,7 +202,7 @@ class ResNet(nn.Module):
         self.set_generator(Generator(seed))
 
     def stages(self) -> list[nn.Module]:
-        """The stages that were built, of layer1 … layer4."""
+        """The stages that this model has, out of layer1 … layer4."""
         return [module for name, module in self.named_children() if name.startswith("layer")]
 
     def forward_maps(self, x: Tensor) -> list[Tensor]:

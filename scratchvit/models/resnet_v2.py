@@ -51,18 +51,18 @@ class ResNetV2Config:
 
     img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
     in_chans: int = 3
-    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in each stage, each of three convolutions")
     channels: tuple[int, ...] = option(
         (256, 512, 1024, 2048), "output channels of each stage, before multiplication by width_factor"
     )
-    width_factor: int = option(1, "factor of all channel numbers")
+    width_factor: int = option(1, "multiplies the number of channels in every layer")
     preact: bool = option(True, "norm and ReLU before each convolution; no: after it, as in ViT's hybrids")
     padding_same: bool = option(False, "TensorFlow's \"SAME\" padding, which can be uneven; no: k // 2 on each side")
     global_pool: str = option("avg", "\"avg\", or \"\" for the last feature map without pooling and head")
     features_only: bool = option(False, "return the feature maps of out_indices as a list; no head")
     out_indices: tuple[int, ...] = option(
-        (0, 1, 2, 3, 4), "0: before the max pool; 1…4: after that stage; later ones unbuilt"
+        (0, 1, 2, 3, 4), "maps to return: 0, before the max pool; 1…4, after that stage; later stages are left out"
     )
     drop_rate: float = option(0.0, "dropout rate before the head")
     drop_path_rate: float = option(0.0, "stochastic depth rate of the last block; rises linearly from 0 at the first")
@@ -96,7 +96,7 @@ class StdConv2d(nn.Conv2d):
 
 
 def group_norm(channels: int) -> nn.GroupNorm:
-    """Group norm with 32 groups, whatever the width."""
+    """Group norm with 32 groups, for any width."""
     return nn.GroupNorm(GROUPS, channels)
 
 
@@ -126,7 +126,7 @@ class Stem(nn.Module):
         return self.pool(self.before_pooling(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """PyTorch's initialisation of a convolution, as timm has it for a stem without stages."""
+        """Initialise the convolution as PyTorch does; timm does so for a stem without stages."""
         self.conv.weight.assign(init.kaiming_uniform(self.conv.weight.shape, rng, a=5**0.5))
 
 
@@ -194,7 +194,7 @@ class Bottleneck(nn.Module):
 
 
 class Stage(nn.Module):
-    """The blocks of one resolution; the first changes the number of channels and, by its stride, the resolution."""
+    """The blocks of one resolution. The first one changes the number of channels and, by its stride, the resolution."""
 
     def __init__(
         self, config: ResNetV2Config, in_channels: int, channels: int, stride: int, drop_paths: list[float]
@@ -226,7 +226,7 @@ class Head(nn.Module):
 class ResNetV2(nn.Module):
     """images (B, C, H, W) of any size, an array or a Tensor → logits (B, num_classes).
 
-    With features_only a list of feature maps (not the last norm's), with global_pool="" the last one alone.
+    With features_only it returns a list of feature maps, without the last norm; with global_pool="", the last map.
 
     feature_strides, feature_channels: of the maps at `out_indices`, in their order.
     Raises ScratchvitError for inconsistent options, and for images with another number of channels than in_chans.
@@ -285,10 +285,10 @@ class ResNetV2(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Kernels by He et al., whose scale the standardisation takes out again; the head small, biases zero.
+        """He initialisation for kernels, although their scale has no effect; standard deviation 0.01 for the head.
 
-        A block without pre-activation begins as its shortcut: its last norm multiplies by zero (arXiv 1706.02677,
-        §5.1). So it is in Google's hybrids; timm begins with ones.
+        Biases are zero. In blocks without pre-activation, the weight of the last norm is zero, so that every block
+        starts as an identity (arXiv 1706.02677, §5.1), as in Google's hybrids; in timm it is one.
         """
         for module in self.modules():
             if isinstance(module, StdConv2d):

@@ -1,11 +1,12 @@
 """ViT: an image is worth 16×16 words (Dosovitskiy et al., ICLR 2021, arXiv 2010.11929).
 
-The idea: cut the image into patches, embed each patch with one matrix, and give the sequence to a plain Transformer
-encoder. Only the cutting is specific to images. The inductive biases of a convolution (locality, and equivariance to
-translation) a ViT must learn from the data.
+The idea: cut the image into patches, embed each patch with the same matrix, and feed the sequence to a standard
+Transformer encoder. Only the patches are specific to images. A ViT must learn the inductive biases of a convolution
+(locality and translation equivariance) from data.
 
 Why patches: attention compares every token with every other, so its memory grows with the square of the number of
-tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a matrix; its 196 patches need 38,416.
+tokens. For the 50,176 pixels of a 224×224 image, an attention matrix would have 2.5 billion entries; for its 196
+patches it has 38,416.
 
     paper    here           shape at ViT-B/16, 224×224
     x        images         (B, 3, 224, 224)
@@ -14,7 +15,7 @@ tokens. The 50,176 pixels of a 224×224 image would need 2.5 billion entries a m
     D        embed_dim      768
     L        depth          12
     k        num_heads      12, each with d = D / k = 64 channels
-    E        patch_embed    (768, 3, 16, 16): a matrix from P²·3 = 768 numbers to D, stored as a convolution's kernel
+    E        patch_embed    (768, 3, 16, 16): a matrix from P²·3 = 768 numbers to D, stored as a convolution kernel
     E_pos    pos_embed      (1, 197, 768)
     z_0^0    cls_token      (1, 1, 768)
     z_l      x in blocks    (B, 197, 768)
@@ -47,13 +48,13 @@ class ViTConfig:
     img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
     patch_size: int | tuple[int, int] = option(16, "P: side of the patches, or (height, width)")
     in_chans: int = 3
-    num_classes: int = option(1000, "0: no head, the pooled features come out")
+    num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     embed_dim: int = option(768, "D: channels (width) of a token")
     depth: int = option(12, "L: number of blocks")
     num_heads: int = option(12, "k: attention heads; must divide D")
     mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of D")
     qkv_bias: bool = option(True, "whether q, k and v have biases")
-    class_token: bool = option(True, "whether a learned class token is put before the patches")
+    class_token: bool = option(True, "whether to prepend a learned class token to the patches")
     global_pool: str = option(
         "token", "input of the head: \"token\", the class token; \"avg\", the mean of the patches"
     )
@@ -87,9 +88,9 @@ PRESETS = {
 
 
 class PatchEmbed(nn.Module):
-    """Cut into P×P patches and embed each one: x_p E, the first term of eq. 1.
+    """Cut the images into P×P patches and embed each patch: x_p E, the first term of eq. 1.
 
-    A convolution whose stride is its kernel size is exactly this product. images (B, C, H, W) → tokens (B, N, D).
+    This is a convolution whose stride is its kernel size. images (B, C, H, W) → tokens (B, N, D).
     """
 
     def __init__(self, config: ViTConfig):
@@ -114,9 +115,9 @@ class Attention(nn.Module):
     def __init__(self, config: ViTConfig):
         D = config.embed_dim
         if D % config.num_heads:
-            raise ScratchvitError(f"embed_dim {D} cannot be shared by {config.num_heads} heads: choose a multiple")
+            raise ScratchvitError(f"embed_dim {D} is not divisible by {config.num_heads} heads: choose a multiple")
         self.num_heads = config.num_heads
-        self.qkv = nn.Linear(D, 3 * D, bias=config.qkv_bias)        # U_qkv of all heads side by side, eq. 5
+        self.qkv = nn.Linear(D, 3 * D, bias=config.qkv_bias)        # U_qkv of all heads, concatenated, eq. 5
         self.attn_drop = nn.Dropout(config.attn_drop_rate)
         self.proj = nn.Linear(D, D)                                 # U_msa, eq. 8
         self.proj_drop = nn.Dropout(config.proj_drop_rate)
@@ -129,12 +130,12 @@ class Attention(nn.Module):
             q, k, v,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )
-        x = x.transpose(1, 2).reshape(B, N, D)                      # (B, N, D), the heads side by side again
+        x = x.transpose(1, 2).reshape(B, N, D)                      # (B, N, D), the heads concatenated
         return self.proj_drop(self.proj(x))
 
 
 class Block(nn.Module):
-    """One encoder layer: attention between tokens, then an MLP in each, both on normalised input, both residual."""
+    """One encoder layer: attention, then an MLP on each token, both pre-norm and with a residual connection."""
 
     def __init__(self, config: ViTConfig, drop_path: float):
         D = config.embed_dim
@@ -154,10 +155,10 @@ class Block(nn.Module):
 class VisionTransformer(nn.Module):
     """images (B, C, H, W), an array or a Tensor → logits (B, num_classes).
 
-    Raises ScratchvitError when sizes do not fit together, or an image's shape does not fit the model.
+    Raises ScratchvitError if sizes do not fit together, or if the shape of the images does not fit the model.
     """
 
-    embed_layer: type[PatchEmbed] = PatchEmbed      # images → tokens; a hybrid has a CNN before its patches (hybrid.py)
+    embed_layer: type[PatchEmbed] = PatchEmbed      # images → tokens; a hybrid has a CNN before the patches (hybrid.py)
 
     def __init__(self, config: ViTConfig, seed: int = 0):
         _check(config)
@@ -185,7 +186,7 @@ class VisionTransformer(nn.Module):
         self.set_generator(Generator(seed))
 
     def prefix_tokens(self) -> list[nn.Parameter]:
-        """The learned tokens (1, 1, D) that stand before the patches: x_class, if it is there."""
+        """The learned tokens (1, 1, D) that are prepended to the patches: x_class, if there is one."""
         return [] if self.cls_token is None else [self.cls_token]
 
     def forward_features(self, x: Tensor) -> Tensor:
@@ -211,7 +212,7 @@ class VisionTransformer(nn.Module):
         return self.forward_head(self.forward_features(x))
 
     def init_weights(self, rng: np.random.Generator) -> None:
-        """Matrices as `weight_init` says; positions truncated normal, standard deviation 0.02; biases zero."""
+        """Matrices as in `weight_init`; positions truncated normal with standard deviation 0.02; biases zero."""
         draw = init.trunc_normal if self.config.weight_init == "timm" else init.xavier_uniform
         for module in self.modules():
             if isinstance(module, nn.Linear):
@@ -232,19 +233,20 @@ class VisionTransformer(nn.Module):
         return {"cls_token", "pos_embed"}
 
     def layer_names(self) -> list[tuple[str, ...]]:
-        """What each layer is made of, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
+        """The modules of each layer, from the image to the head, for `layer_decay` (see `optim.param_groups`)."""
         blocks: list[tuple[str, ...]] = [(f"blocks.{i}",) for i in range(len(self.blocks))]
         blocks[-1] += ("norm",)
         return [("cls_token", "pos_embed", "patch_embed"), *blocks, ("fc_norm", "head")]
 
 
 def sincos_positions(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0) -> np.ndarray:
-    """Fixed 2-D positions (1, prefix + H·W, dim): a quarter each of sin x, cos x, sin y, cos y (arXiv 2104.02057).
+    """Fixed 2-D positional embeddings (1, prefix + H·W, dim): a quarter each of sin x, cos x, sin y and cos y.
 
-    Frequencies fall from 1 to 1/10,000. Prefix tokens have no place: zeros.
+    Frequencies decrease from 1 to 1/10,000 (MoCo v3, arXiv 2104.02057). Prefix tokens have no position and get zeros.
+    Raises ScratchvitError if dim is not a multiple of 4.
     """
     if dim % 4:
-        raise ScratchvitError(f"sin-cos positions need an embed_dim that 4 divides, not {dim}")
+        raise ScratchvitError(f"sin-cos positions need an embed_dim that is a multiple of 4, not {dim}")
     y, x = np.meshgrid(*(np.arange(n) for n in grid), indexing="ij")
     omega = 10_000.0 ** -np.linspace(0, 1, dim // 4)
     angles = [axis.reshape(-1, 1) * omega for axis in (x, y)]       # each (H·W, dim / 4)
@@ -254,7 +256,7 @@ def sincos_positions(grid: tuple[int, int], dim: int, num_prefix_tokens: int = 0
 
 
 def pair(size: int | tuple[int, int]) -> tuple[int, int]:
-    """(height, width) of a size that is given as both, or as one number for a square."""
+    """A size as (height, width); one number means a square."""
     return (size, size) if isinstance(size, int) else (size[0], size[1])
 
 
@@ -262,15 +264,17 @@ def _check(config: ViTConfig) -> None:
     """Raise ScratchvitError for options that do not fit together."""
     check_numbers(config)
     if int(config.embed_dim * config.mlp_ratio) < 1:
-        raise ScratchvitError(f"mlp_ratio {config.mlp_ratio} leaves no hidden layer at {config.embed_dim} dims")
+        raise ScratchvitError(
+            f"mlp_ratio {config.mlp_ratio} is too small: with embed_dim {config.embed_dim} the MLP has no hidden units"
+        )
     if config.global_pool not in ("token", "avg"):
-        raise ScratchvitError(f'global_pool is "token" or "avg", not {config.global_pool!r}')
+        raise ScratchvitError(f'global_pool must be "token" or "avg", not {config.global_pool!r}')
     if config.global_pool == "token" and not config.class_token:
-        raise ScratchvitError('without a class token there is only global_pool="avg"')
+        raise ScratchvitError('global_pool="token" needs a class token: use global_pool="avg"')
     if config.pos_embed not in ("learn", "sincos"):
-        raise ScratchvitError(f'pos_embed is "learn" or "sincos", not {config.pos_embed!r}')
+        raise ScratchvitError(f'pos_embed must be "learn" or "sincos", not {config.pos_embed!r}')
     if config.weight_init not in ("timm", "xavier"):
-        raise ScratchvitError(f'weight_init is "timm" or "xavier", not {config.weight_init!r}')
+        raise ScratchvitError(f'weight_init must be "timm" or "xavier", not {config.weight_init!r}')
 
 
 register(VisionTransformer, PRESETS, paper="ViT, arXiv 2010.11929")

@@ -1,12 +1,13 @@
-"""Cutting a map of tokens into windows, joining them, shifting and masking them, and relative positions within them.
+"""Partitioning a map of tokens into windows, shifting and masking the windows, and relative positions within them.
 
-From Swin (arXiv 2103.14030, §3.2); Swin V2 has the same. `swin.Block.attend` puts these parts in order.
+From Swin (arXiv 2103.14030, §3.2); Swin V2 uses the same. `swin.Block.attend` calls these functions in order.
 
 Attention within windows is cheap, but no information crosses window borders. Shifting the windows by half their size
-joins tokens that were apart. It would also leave smaller windows at the border: with windows of 7×7, shifted by 3, a
-map of 56×56 would have 9×9 = 81 windows instead of 8×8 = 64. So the map is rolled instead (`torch.roll`): rows pushed
-out at the top re-enter at the bottom, and columns pushed out at the left re-enter at the right. There are still 64
-windows, all of one size, so that they make one batch. A map of 4×4 tokens, windows of 2×2, shifted by 1:
+puts tokens of different windows into one. It would also create smaller windows at the border: with windows of 7×7,
+shifted by 3, a map of 56×56 would have 9×9 = 81 windows instead of 8×8 = 64. So the map is rolled instead
+(`torch.roll`): rows shifted out at the top re-enter at the bottom, and columns shifted out at the left re-enter at the
+right. There are still 64 windows of the same size, which form a batch. A map of 4×4 tokens, windows of 2×2, shifted by
+1:
 
       regular            shifted            rolled              kinds
     +-----+-----+      a | b   c | d      +-----+-----+      +-----+-----+
@@ -42,9 +43,9 @@ from scratchvit.tensor import Tensor
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Cut maps (B, h, w, D) into windows (B·nW, N, D), the windows of an image row by row.
+    """Partition maps (B, h, w, D) into windows (B·nW, N, D), the windows of an image row by row.
 
-    Any dtype.  Raises ValueError if windows do not divide the map: pad it first, by `padding_of`.
+    Any dtype.  Raises ValueError if the window size does not divide the map: pad it first, see `padding_of`.
     """
     B, h, w, D = x.shape
     x = x.reshape(B, h // window[0], window[0], w // window[1], window[1], D)   # (B, h/M, M, w/M', M', D)
@@ -55,7 +56,7 @@ def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
 def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
     """Join windows (B·nW, N, D) to maps (B, h, w, D) of size (h, w): the inverse of `window_partition`.
 
-    Any dtype.  Raises ValueError if windows do not divide the map, or if they are not a whole number of maps.
+    Any dtype.  Raises ValueError if the window size does not divide the map, or if the windows do not form whole maps.
     """
     (h, w), D = size, windows.shape[-1]
     x = windows.reshape(-1, h // window[0], w // window[1], window[0], window[1], D)    # (B, h/M, w/M', M, M', D)
@@ -75,7 +76,7 @@ def window_and_shift(
 
 
 def padding_of(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
-    """(rows, columns) to add at the bottom and at the right of a map (h, w), so that windows divide it."""
+    """(rows, columns) of padding at the bottom and right of a map (h, w), so that the window size divides it."""
     return -size[0] % window[0], -size[1] % window[1]
 
 
@@ -93,7 +94,7 @@ def shifted_regions(size: tuple[int, int], window: tuple[int, int], shift: tuple
 
 
 def same_region(regions: Tensor, batch: int) -> Array:
-    """The attention mask of shifted windows, bool (B·nW, 1, N, N): True where two tokens are of one kind.
+    """The attention mask of shifted windows, bool (B·nW, 1, N, N): True if two tokens are of the same kind.
 
     regions (nW, N), from `shifted_regions`; batch: B. Each image has the same windows.
     """
@@ -104,11 +105,11 @@ def same_region(regions: Tensor, batch: int) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def relative_position_index(window: tuple[int, int]) -> np.ndarray:
-    """Which row of the bias table belongs to each pair (query, key) of a window's tokens, int32 (N, N).
+    """The row of the bias table for each pair (query, key) of the tokens of a window: int32 (N, N).
 
-    An offset is query minus key. The table has a row for each offset (Δy, Δx), from (1-M, 1-M') to (M-1, M'-1), row by
-    row. In a window of 2×2 these are 9. Query 0, at the upper left, and key 3, at the lower right, have the offset
-    (-1, -1), row 0; a token with itself has (0, 0), row 4:
+    An offset is query minus key. The table has a row for each offset (Δy, Δx), from (1-M, 1-M') to (M-1, M'-1) in
+    row-major order. In a window of 2×2 there are 9. Query 0, at the upper left, and key 3, at the lower right, have the
+    offset (-1, -1), row 0; a token with itself has (0, 0), row 4:
 
     >>> relative_position_index((2, 2))
     array([[4, 3, 1, 0],
@@ -116,20 +117,20 @@ def relative_position_index(window: tuple[int, int]) -> np.ndarray:
            [7, 6, 4, 3],
            [8, 7, 5, 4]], dtype=int32)
 
-    Number a token (y, x) as y·(2M'-1) + x. Then number(query) - number(key) depends only on (Δy, Δx), and is different
-    for different offsets, since |Δx| < M'. Adding the largest number makes it start at 0.
+    A token (y, x) gets the number y·(2M'-1) + x. Then number(query) - number(key) depends only on (Δy, Δx), and differs
+    for different offsets, since |Δx| < M'. The largest number is added, so that rows start at 0.
     """
     y, x = np.meshgrid(*(np.arange(m, dtype=np.int32) for m in window), indexing="ij")
     number = (y * (2 * window[1] - 1) + x).reshape(-1)      # (N,)
     index = number[:, None] - number + number[-1]           # (N, N), 0 … (2M-1)(2M'-1) - 1
-    index.setflags(write=False)         # all callers share it
+    index.setflags(write=False)         # it is cached and shared by all callers
     return index
 
 
 def bias_of_pairs(table: Tensor, index: Tensor) -> Tensor:
-    """The bias of attention (B in eq. 4) for every pair of tokens, (heads, N, N), in the table's dtype.
+    """The attention bias (B in eq. 4) for every pair of tokens: (heads, N, N), in the table's dtype.
 
     table (offsets, heads); index (N, N) from `relative_position_index`.
     """
     pairs = ops.embedding(index, table).permute((2, 0, 1))      # (N, N, heads) → (heads, N, N)
-    return pairs.flatten().reshape(pairs.shape)         # (heads, N, N), contiguous, as attention reads it
+    return pairs.flatten().reshape(pairs.shape)         # (heads, N, N), contiguous, which is faster in attention

@@ -73,7 +73,7 @@ def fans(shape: tuple[int, ...]) -> tuple[int, int]:
 
 @_initialiser
 def kaiming_uniform(shape: tuple[int, ...], rng: np.random.Generator, a: float = 0.0) -> np.ndarray:
-    """He initialisation, uniform: preserves the variance in the forward pass through leaky ReLU of slope a.
+    """He initialisation, uniform: preserves the variance in the forward pass through leaky ReLUs of slope a.
 
     Uniform within ±√(6 / ((1 + a²) fan_in)) (He et al. 2015, arXiv 1502.01852, eq. 15).
     shape: (out, in) or (out, in, *kernel).

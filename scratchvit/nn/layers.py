@@ -104,7 +104,7 @@ class Conv3d(_Conv):
 class LayerNorm(Module):
     """Normalise the last axis (Ba et al. 2016, arXiv 1607.06450): x (..., dim), weight and bias (dim,).
 
-    eps: 1e-6, as in timm's ViT, where `torch.nn.LayerNorm` and `ops.layer_norm` have 1e-5.
+    eps: 1e-6 by default, as in timm's ViT; in `torch.nn.LayerNorm` and `ops.layer_norm` it is 1e-5.
     """
 
     def __init__(self, dim: int, eps: float = 1e-6):
@@ -145,7 +145,7 @@ class BatchNorm2d(Module):
     Raises ValueError for another number of channels, and in training for a single value per channel.
     """
 
-    optional_state = ("num_batches_tracked",)       # checkpoints from before PyTorch 0.4.1 do not have it
+    optional_state = ("num_batches_tracked",)       # missing in checkpoints from before PyTorch 0.4.1
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1):
         self.weight = Parameter(np.ones(num_features, np.float32))
@@ -193,7 +193,7 @@ class FrozenBatchNorm2d(Module):
 
 
 class Embedding(Module):
-    """A table of n learned vectors: index int (...) in 0 … n - 1, weight (n, dim), y (..., dim)."""
+    """An embedding matrix of n learned vectors: index int (...) in 0 … n - 1, weight (n, dim), y (..., dim)."""
 
     def __init__(self, num_embeddings: int, embedding_dim: int, rng: np.random.Generator | None = None):
         self.weight = Parameter(init.normal((num_embeddings, embedding_dim), rng or np.random.default_rng(), 1.0))
@@ -253,7 +253,7 @@ class GELU(Module):
 
 
 class Mlp(Module):
-    """Two linear layers with an activation between and dropout after each: x (..., dim) → (..., out_dim or dim)."""
+    """Two linear layers, an activation between them and dropout after each: x (..., dim) → (..., out_dim or dim)."""
 
     def __init__(
         self,

@@ -128,7 +128,7 @@ class Module:
             parameter.grad = None
 
     def set_generator(self, generator: Generator) -> None:
-        """Let all layers of this module that draw random numbers use this generator."""
+        """Use this generator in all layers of this module that draw random numbers."""
         for module in self.modules():
             if hasattr(module, "generator"):
                 module.generator = generator

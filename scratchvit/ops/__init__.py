@@ -1,4 +1,4 @@
-"""Differentiable functions on plain arrays, a file per family. Names and arguments are as in `torch.nn.functional`."""
+"""Differentiable functions, one file per family. Names and arguments follow `torch.nn.functional`."""
 
 from scratchvit.backend import asarray
 from scratchvit.ops.attention import attention, drop_path, dropout, log_softmax, record_attention, softmax

@@ -11,6 +11,7 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, cpu_threads, parallel_rows
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.ops.attention_blocks import attention_in_blocks
 from scratchvit.ops.checks import axis_of
 from scratchvit.ops.elementwise import unbroadcast
@@ -18,46 +19,51 @@ from scratchvit.random import Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
 
-LARGE_MATRIX = 1 << 20      # scores per image and head, above which `attention` does not store them
+LARGE_MATRIX = 1 << 20      # `attention` does not store matrices of more scores than this
 
 
 @op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
 def softmax(x: Array, dim: int = -1):
-    """Probabilities along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
+    """Softmax along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
 
     x: any shape, floating-point; float16 is computed in float32. A row of -∞ gives NaN, as in PyTorch.
-    Raises IndexError for a dim that x lacks, TypeError for integers.
+    Raises IndexError if x has no axis dim, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
-    p /= p.sum(axis=dim, keepdims=True)
-    return p, lambda dy: p * (dy - (p * dy).sum(axis=dim, keepdims=True))
+    p /= _sum_along(p, dim)
+    return p, lambda dy: p * (dy - _sum_along(p * dy, dim))
 
 
 @op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
 def log_softmax(x: Array, dim: int = -1):
-    """Logarithms of probabilities along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
+    """The logarithm of softmax along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
 
     x: any shape, floating-point; float16 is computed in float32.
-    Raises IndexError for a dim that x lacks, TypeError for integers.
+    Raises IndexError if x has no axis dim, TypeError for integers.
     """
     xp = array_module(x)
     dim = axis_of("log_softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
     y = log_probabilities(x, dim)
-    return y, lambda dy: dy - xp.exp(y) * dy.sum(axis=dim, keepdims=True)
+    return y, lambda dy: dy - xp.exp(y) * _sum_along(dy, dim)
 
 
 def log_probabilities(x: Array, dim: int) -> Array:
-    """xᵢ - log Σ eˣʲ of a plain array, as a new one. The maximum is taken out first, so that nothing overflows."""
+    """log_softmax of a plain array, as a new array. The maximum is subtracted first, so that nothing overflows."""
     xp = array_module(x)
     y = x - x.max(axis=dim, keepdims=True)
-    y -= xp.log(xp.exp(y).sum(axis=dim, keepdims=True))
+    y -= xp.log(_sum_along(xp.exp(y), dim))
     return y
+
+
+def _sum_along(x: Array, dim: int) -> Array:
+    """The sum over an axis, which stays with length 1. A single number of shape () is its own sum."""
+    return total(x, (dim,) if x.ndim else (), keepdims=True)
 
 
 @op(takes="sums", facts=Facts(
@@ -81,19 +87,22 @@ def attention(
 ):
     """Scaled dot-product attention, softmax(q kᵀ · scale + bias) v (Vaswani et al. 2017, arXiv 1706.03762, eq. 1).
 
-    q (B, ..., N, d); k (B, ..., M, d); v (B, ..., M, e); the result (B, ..., N, e), in q's memory order. All of one
+    q (B, ..., N, d), k (B, ..., M, d), v (B, ..., M, e) → (B, ..., N, e), in q's memory order. All have the same
     floating-point dtype; float16 is computed in float32.
-    bias: added to the scores; broadcasts to (B, ..., N, M). mask: bool, likewise, True where a query may look; a query
-    that may look nowhere gets zeros. dropout: the share of probabilities set to zero. scale: 1/√d if not given.
+    bias: added to the scores; broadcasts to (B, ..., N, M).
+    mask: bool, broadcasts to (B, ..., N, M); True where a query may attend to a key. A query that may attend to no key
+        gets zeros.
+    dropout: the probability of setting an attention probability to zero.
+    scale: 1/√d if not given.
+    blocks: if True, process the keys in blocks and store no probabilities, so that memory grows with N + M instead of
+        N·M (see attention_blocks.py); backward recomputes the scores. If None, blocks are used when N·M is more than
+        2²⁰.
 
     With P the probabilities and dP = dy vᵀ:  dv = Pᵀ dy,  dS = P (dP - Σ P dP),  dq = dS k scale,  dk = dSᵀ q scale,
-    dbias = dS; and the row sums Σ P dP are those of y dy, which are shorter.
+    dbias = dS. The row sums Σ P dP equal those of y dy, which have fewer terms (e instead of M).
 
-    blocks: True keeps no probabilities and takes keys a block at a time, so that memory grows with N + M instead of N·M
-    (`attention_blocks`); backward then computes the scores anew. By default where a matrix has over a million entries.
-
-    Raises ValueError where shapes do not fit together and for a dropout out of [0, 1); TypeError for a mask that is not
-    bool and a bias that is, since one is not taken for the other.
+    Raises ValueError if the shapes do not fit together or dropout is not in [0, 1); TypeError for a mask that is not
+    bool and for a bias that is not floating-point, so that neither is mistaken for the other.
     """
     xp = array_module(q)
     mask = None if mask is None else asarray(mask)
@@ -108,10 +117,10 @@ def attention(
         return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
     p = xp.empty(scores_shape, dtype=q.dtype)
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
-    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # a product with it sums rows at the speed of BLAS
+    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # the matrix product with ones sums rows at the speed of BLAS
     lowest = float(xp.finfo(q.dtype).min)
 
-    # Everything that varies over the batch is cut along it; what is absent is not in the list.
+    # The optional arrays, broadcast over the batch so that parallel_rows can slice them along it.
     optional: dict[str, Array] = {}
     if bias is not None:
         bias_shape = bias.shape
@@ -133,9 +142,9 @@ def attention(
             xp.copyto(p, -math.inf, where=given["blocked"])
         p -= xp.maximum(p.max(axis=-1, keepdims=True), lowest)
         xp.exp(p, out=p)
-        total = xp.matmul(p, ones)
-        total += total == 0
-        p /= total
+        row_sums = xp.matmul(p, ones)
+        row_sums += row_sums == 0
+        p /= row_sums
         xp.matmul(_drop(p, given.get("kept"), dropout), v, out=y)
 
     parallel_rows(forward, q, k, v, p, y, *extras)
@@ -164,14 +173,14 @@ def attention(
         parts = parallel_rows(backward_rows, q, k, v, p, y, dy, dq, dk, dv, *extras)
         dbias = None
         if need[3]:
-            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else sum(parts)).reshape(bias_shape)
+            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else in_pairs(parts)).reshape(bias_shape)
         return dq, dk, dv, dbias
 
     return y, backward
 
 
 def _scores(q: Array, k: Array) -> tuple[int, int]:
-    """(entries of all matrices, queries of all windows), over q (B, ..., heads, N, d) and k (B, ..., heads, M, d)."""
+    """(entries of all score matrices, queries of all images or windows) for q (…, heads, N, d), k (…, heads, M, d)."""
     return math.prod(q.shape[:-1]) * k.shape[-2], math.prod(q.shape[:-3]) * q.shape[-2]
 
 
@@ -183,16 +192,16 @@ def _saved_attention(
     out: Array, q: Array, k: Array, v: Array, bias: Array | None, mask: Any, dropout: float, blocks: bool | None,
     **_: Any,
 ) -> list[Any]:
-    """All that came and went, and the probabilities; for attention in blocks two numbers for each query instead."""
+    """The inputs, the output, and the probabilities; for attention in blocks, two numbers per query instead of them."""
     if _without_matrices(q, k, blocks):
         return [q, k, v, bias, mask, out, Bytes(2 * math.prod(q.shape[:-1]) * q.itemsize)]
     entries = math.prod(q.shape[:-1]) * k.shape[-2]
-    of_a_byte = (0 if mask is None else asarray(mask).size) + (entries if dropout else 0)
-    return [q, k, v, bias, out, Bytes(entries * q.itemsize + of_a_byte)]
+    bools = (0 if mask is None else asarray(mask).size) + (entries if dropout else 0)
+    return [q, k, v, bias, out, Bytes(entries * q.itemsize + bools)]
 
 
 def _score_gradients(q: Array, k: Array, blocks: bool | None) -> Workspace:
-    """Those of whole images, in every thread: with many tokens, or many windows, that is no longer little."""
+    """Every thread holds the gradients of the scores of one image: not negligible with many tokens or windows."""
     image = math.prod(q.shape[1:-1]) * k.shape[-2] * q.itemsize
     return Workspace(backward=0 if _without_matrices(q, k, blocks) else image * min(len(q), cpu_threads()))
 
@@ -201,11 +210,14 @@ def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Arr
     if q.ndim < 3 or q.shape[-1] != k.shape[-1] or k.shape[:-1] != v.shape[:-1] or q.shape[:-2] != k.shape[:-2]:
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     if not 0 <= dropout < 1:
-        raise ValueError(f"attention: dropout must lie in [0, 1), not {dropout}")
+        raise ValueError(f"attention: dropout must be in [0, 1), not {dropout}")
     if bias is not None and bias.dtype.kind != "f":
-        raise TypeError(f"attention: bias is {bias.dtype} and would be added to the scores; give a mask as mask=…")
+        raise TypeError(
+            f"attention: bias is {bias.dtype}, but it is added to the scores and must be floating-point: pass a mask "
+            "as mask=…"
+        )
     if mask is not None and mask.dtype != bool:
-        raise TypeError(f"attention: mask is {mask.dtype}, it must be bool, True where a query may look")
+        raise TypeError(f"attention: mask is {mask.dtype}, it must be bool, True where a query may attend to a key")
     scores_shape = (*q.shape[:-1], k.shape[-2])
     for name, x in (("bias", bias), ("mask", mask)):
         if x is not None and not broadcasts_to(x.shape, scores_shape):
@@ -213,16 +225,16 @@ def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Arr
 
 
 def _of_nothing(q: Array, k: Array, v: Array, bias: Array | None):
-    """Attention of no queries, or to no keys, which is 0."""
+    """Attention without queries or without keys: zeros."""
     xp = array_module(q)
     y = xp.zeros((*q.shape[:-1], v.shape[-1]), dtype=q.dtype)
     return y, lambda dy: [None if x is None else xp.zeros_like(x) for x in (q, k, v, bias)]
 
 
 def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
-    """`attention` by `attention_in_blocks`: bias and mask with the axes of the scores, and a mask of dropout."""
+    """`attention` by `attention_in_blocks`, which takes a bias and a mask with as many axes as the scores."""
     if _recordings.get():
-        raise ValueError("attention in blocks does not store probabilities to record: leave out blocks=True")
+        raise ValueError("attention with blocks=True stores no probabilities to record: leave out blocks=True")
 
     scores_shape = (*q.shape[:-1], k.shape[-2])
 
@@ -245,7 +257,7 @@ def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
 
 
 def _drop(values: Array, kept: Array | None, rate: float) -> Array:
-    """The values, with those that were not kept set to zero and the others scaled up: a new array, or values itself."""
+    """The values, zero where not kept, the others divided by 1 - rate: a new array, or `values` if kept is None."""
     if kept is None:
         return values
     values = values * kept
@@ -258,9 +270,10 @@ _recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", defa
 
 @contextlib.contextmanager
 def record_attention() -> Iterator[list[Array]]:
-    """Collect the probabilities of every `attention` inside, in the order of the calls: arrays (B, ..., N, M).
+    """Context manager that collects the probabilities of every `attention` call, in order: arrays (B, ..., N, M).
 
-    Those of other threads are not collected. Inside, attention with blocks=True raises ValueError: it has none.
+    Only calls of the current thread are recorded. Inside, attention with blocks=True raises ValueError, since it stores
+    no probabilities.
     """
     maps: list[Array] = []
     with setting(_recordings, (*_recordings.get(), maps)):
@@ -268,7 +281,7 @@ def record_attention() -> Iterator[list[Array]]:
 
 
 def _dropping(kept: Any) -> Facts:
-    """kept: the mask's bytes. Where nothing is dropped, x itself comes out, and goes back."""
+    """kept: the size of the mask in bytes. If nothing is dropped, the value is x itself, and dx is dy."""
     def idle(p: float, training: bool) -> bool:
         return p == 0 or not training
 
@@ -282,8 +295,10 @@ def _dropping(kept: Any) -> Facts:
 def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
 
-    x: floating-point, any shape.  training: without it, x stays as it is.  generator: what draws; by default the one of
-    the whole process.  Raises ValueError for a p out of [0, 1), TypeError for integers.
+    x: floating-point, any shape.
+    training: if False, x is returned unchanged.
+    generator: the source of the random mask; `random.DEFAULT` if not given.
+    Raises ValueError if p is not in [0, 1), TypeError for integers.
     """
     return _scale_kept(x, p, x.shape, training, generator)
 
@@ -300,7 +315,7 @@ def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Genera
 
 def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, generator: Generator | None):
     if not 0 <= p < 1:
-        raise ValueError(f"the probability to drop must lie in [0, 1), not {p}")
+        raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
     if p == 0 or not training:
         return x, lambda dy: dy
     kept = (generator or random.DEFAULT).bernoulli(1 - p, shape)

@@ -1,16 +1,15 @@
-"""Attention without storing the matrix: memory grows with the number of tokens, not with its square.
+"""Attention without storing the N × M matrix: memory grows linearly with the number of tokens, not quadratically.
 
-The scores of N queries with M keys are N·M numbers, and softmax seems to need whole rows of them. It does not: with the
-largest score m so far and the sum l of eˢ⁻ᵐ, the keys can be processed in blocks (Rabe & Staats, arXiv 2112.05682; Dao
-et al., FlashAttention, arXiv 2205.14135, algorithm 1). The previous result is rescaled by e^(m_old - m_new), and the
-contribution of a new block is added:
+Softmax seems to need a whole row of scores at once. But if the largest score m so far and the sum l of eˢ⁻ᵐ are kept,
+the keys can be processed in blocks (Rabe & Staats, arXiv 2112.05682; Dao et al., FlashAttention, arXiv 2205.14135,
+algorithm 1). For each block, the previous result is rescaled by e^(m_old - m_new) and the block's contribution added:
 
     m ← max(m, max S),   l ← l e^(m_old - m) + Σ e^(S - m),   y ← y e^(m_old - m) + e^(S - m) v,   at the end y / l
 
-Only m and l are stored, two numbers for each query. The backward computes the scores again, block by block, and from
-them the probabilities P = e^(S - m) / l; the rest is the backward of `attention`. FlashAttention stores one number,
-m + log l. If all scores of a query are very negative, as with a bias of -10⁹ used as a mask, log l is lost in that sum
-by rounding, and every P is 1 instead of 1/M.
+Only m and l are stored, two numbers per query. The backward recomputes the scores block by block, and from them the
+probabilities P = e^(S - m) / l; the rest is the backward of `attention`. FlashAttention stores the single number
+m + log l. We do not: if all scores of a query are very negative, as with a bias of -10⁹ used as a mask, rounding loses
+log l in that sum, and every P becomes 1 instead of 1/M.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ import numpy as np
 from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
 from scratchvit.ops.elementwise import unbroadcast
 
-# Scores that are held at a time: what stays in a core's cache on the CPU, what fills a GPU.
+# Scores per block: on the CPU what fits in a core's cache, on a GPU enough to keep it busy.
 SCORES = {"cpu": 1 << 18, "gpu": 1 << 26}
-Kept = Callable[[Array], Array]     # flat positions in (B, ..., N, M) → which of these probabilities were kept
+Kept = Callable[[Array], Array]     # flat positions in (B, ..., N, M) → bool: which probabilities dropout keeps
 
 
 def attention_in_blocks(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Kept | None, dropout: float,
     scale: float,
 ) -> tuple[Array, Callable[[Array, list[bool]], tuple[Array | None, ...]]]:
-    """The value of `attention` and its backward, for arguments that were found to fit together.
+    """The value of `attention` and its backward. The arguments must already be checked.
 
-    bias and mask have as many axes as the scores (B, ..., N, M); what is 1 there is broadcast.
+    bias and mask have as many axes as the scores (B, ..., N, M); axes of length 1 are broadcast.
     """
     xp = array_module(q)
     leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
@@ -43,11 +42,11 @@ def attention_in_blocks(
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
     highest, total = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))         # m and l
     units = _units(leading, bias) if backend_of(q) is CPU else [[()]]
-    together = 1 if backend_of(q) is CPU else math.prod(leading)        # matrices that are worked on at a time
+    together = 1 if backend_of(q) is CPU else math.prod(leading)        # matrices that are processed at a time
     rows, columns = _block_sizes(N, M, together, SCORES["cpu" if backend_of(q) is CPU else "gpu"])
 
     def scores(at: tuple[int, ...], i: slice, j: slice) -> Array:
-        """S of queries i and keys j in the matrices at this place, (…, rows, columns)."""
+        """The scores S of queries i and keys j in the matrices at index `at`: (…, rows, columns)."""
         s = xp.matmul(q[at][..., i, :] * scale, k[at][..., j, :].swapaxes(-1, -2))
         if bias is not None:
             s += _block(bias, at, i, j)
@@ -56,7 +55,7 @@ def attention_in_blocks(
         return s
 
     def factors(at: tuple[int, ...], i: slice, j: slice) -> Array | None:
-        """What dropout does to a block of probabilities: 0, or 1 / (1 - dropout) where one was kept."""
+        """Dropout's factors for a block of probabilities: 1 / (1 - dropout) where kept, 0 elsewhere; None without."""
         if kept is None:
             return None
         return kept(_positions(xp, leading, N, M, at, i, j)) * q.dtype.type(1 / (1 - dropout))
@@ -72,12 +71,12 @@ def attention_in_blocks(
                     m_new = xp.maximum(m, p.max(axis=-1, keepdims=True))
                     p -= m_new
                     xp.exp(p, out=p)
-                    fades = xp.exp(m - m_new)
-                    l = l * fades + p.sum(axis=-1, keepdims=True)
-                    out *= fades
+                    rescale = xp.exp(m - m_new)
+                    l = l * rescale + p.sum(axis=-1, keepdims=True)
+                    out *= rescale
                     out += xp.matmul(_times(p, factors(at, i, j)), v[at][..., j, :])
                     m = m_new
-                l += l == 0                 # a query that may look nowhere gets zeros
+                l += l == 0                 # a query that may attend to no key gets zeros
                 y[at][..., i, :] = out / l
                 highest[at][..., i, :], total[at][..., i, :] = m, l
 
@@ -121,9 +120,9 @@ def _times(x: Array, factors: Array | None) -> Array:
 
 
 def _units(leading: tuple[int, ...], bias: Array | None) -> list[list[tuple[int, ...]]]:
-    """The places of all matrices, in groups that threads may work on beside each other.
+    """The indices of all matrices, in groups that can be processed in parallel.
 
-    Those that share a bias, and so add to the same gradient, are in one group.
+    Matrices that share a bias add to the same gradient, and are therefore in the same group.
     """
     groups: dict[tuple[int, ...], list[tuple[int, ...]]] = {}
     for at in np.ndindex(leading):
@@ -133,12 +132,12 @@ def _units(leading: tuple[int, ...], bias: Array | None) -> list[list[tuple[int,
 
 
 def _place(x: Array, at: tuple[int, ...]) -> tuple[int, ...]:
-    """Where x, which is broadcast over axes of length 1, has what belongs to the matrix at this place."""
+    """The index into x, whose axes of length 1 are broadcast, for the matrix at index `at`."""
     return tuple(0 if x.shape[axis] == 1 else index for axis, index in enumerate(at))
 
 
 def _block(x: Array, at: tuple[int, ...], i: slice, j: slice) -> Array:
-    """Rows i and columns j of a bias or mask (B, ..., N, M) at this place, a view; an axis of length 1 stays whole."""
+    """A view of rows i and columns j of a bias or mask (B, ..., N, M) at index `at`; axes of length 1 stay whole."""
     matrix = x[_place(x, at)]
     return matrix[..., i if x.shape[-2] > 1 else slice(None), j if x.shape[-1] > 1 else slice(None)]
 
@@ -146,7 +145,7 @@ def _block(x: Array, at: tuple[int, ...], i: slice, j: slice) -> Array:
 def _positions(
     xp: Any, leading: tuple[int, ...], N: int, M: int, at: tuple[int, ...], i: slice, j: slice
 ) -> Array:
-    """Flat positions in (B, ..., N, M) of a block's entries, uint32 (…, rows, columns)."""
+    """The flat positions in (B, ..., N, M) of a block's entries: uint32 (…, rows, columns)."""
     if at:
         first = xp.full((), np.ravel_multi_index(at, leading))
     else:
@@ -156,7 +155,7 @@ def _positions(
 
 
 def _block_sizes(N: int, M: int, together: int, entries: int) -> tuple[int, int]:
-    """Rows and columns of a block: about square, of so many entries in all matrices that are worked on together."""
+    """Rows and columns of a block: roughly square, with about `entries` entries in all matrices processed together."""
     side = max(1, math.isqrt(max(1, entries // together)))
     columns = min(M, side)
     return min(N, max(1, entries // together // columns)), columns

@@ -1,7 +1,7 @@
 """Checks of the arguments of ops. Every error message begins with the name of the op.
 
-The checks only use shapes and dtypes, on the host, so they cost almost nothing and never wait for a device. Values are
-checked only for indices, and only on the CPU.
+Only shapes and dtypes are checked, on the host, so that a check costs almost nothing and never waits for the device.
+The one exception is indices, whose values are checked on the CPU.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from scratchvit.backend import CPU, Array, backend_of, is_array
 
 
 def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
-    """The axis that `dim` names, counted from 0. Raises IndexError if there is no such axis."""
+    """`dim` as a non-negative number. Raises IndexError if there is no such axis, TypeError if it is not an integer."""
     if not isinstance(dim, int):
         raise TypeError(f"{op}: dim must be an integer, not {dim!r}")
     axes = len(shape)
@@ -24,14 +24,14 @@ def axis_of(op: str, dim: int, shape: Sequence[int]) -> int:
 
 def axes_of(op: str, dims: int | Sequence[int], shape: Sequence[int]) -> tuple[int, ...]:
     """The same for one axis or several. Raises ValueError if one is named twice."""
-    axes = tuple(axis_of(op, dim, shape) for dim in ((dims,) if isinstance(dims, int) else dims))
+    axes = tuple(axis_of(op, dim, shape) for dim in (dims if hasattr(dims, "__iter__") else (dims,)))
     if len(set(axes)) < len(axes):
         raise ValueError(f"{op}: dims {dims} name an axis of an array of shape {tuple(shape)} twice")
     return axes
 
 
 def need_arrays(op: str, arrays: Any) -> None:
-    """Raise TypeError if this is no list of arrays, ValueError if the list is empty."""
+    """Raise TypeError if `arrays` is not a list or tuple of arrays, ValueError if it is empty."""
     if not isinstance(arrays, list | tuple) or not all(is_array(array) for array in arrays):
         raise TypeError(f"{op}: a list of arrays or Tensors is needed, not {type(arrays).__name__} {arrays!r:.80}")
     if not arrays:
@@ -41,7 +41,7 @@ def need_arrays(op: str, arrays: Any) -> None:
 def check_indices(op: str, index: Array, size: int, axis: str) -> None:
     """Raise TypeError if `index` does not hold integers, IndexError if one of them is not in 0…size - 1.
 
-    Values are checked on the CPU only: on a GPU the answer would have to be waited for in every step.
+    Values are checked only on the CPU: on a GPU the check would wait for the device in every step.
     """
     if index.dtype.kind not in "iu":
         raise TypeError(f"{op}: index must hold integers, not {index.dtype}")
@@ -50,10 +50,10 @@ def check_indices(op: str, index: Array, size: int, axis: str) -> None:
     low, high = int(index.min()), int(index.max())
     if low < 0 or high >= size:
         wrong = low if low < 0 else high
-        allowed = f"in 0…{size - 1}" if size else "possible"
-        raise IndexError(f"{op}: index {wrong} is out of range; along {axis}, only indices {allowed} are there")
+        allowed = f"indices are in 0…{size - 1}" if size else "there are no entries"
+        raise IndexError(f"{op}: index {wrong} is out of range: along {axis}, {allowed}")
 
 
 def shapes_of(arrays: Sequence[Any]) -> str:
-    """The shapes of some arrays, for a sentence."""
+    """The shapes of the arrays as text, for an error message."""
     return ", ".join(str(tuple(array.shape)) for array in arrays)

@@ -1,24 +1,27 @@
 """Convolution is matrix multiplication.
 
-Every output is the product of a row of weights with the C·k·k numbers that its window meets. Written side by side, the
-windows are the *columns* of a matrix, and the whole layer is one product:
+Each output is the dot product of a filter with the C·k·k input values under its window. With the windows as the
+*columns* of a matrix (im2col), the whole layer is one matrix product:
 
     y (O, places) = weight (O, C·taps) × columns (C·taps, places)
 
-For patches (kernel = stride) the columns are the image itself, reshaped, and for 1×1 the image as it is. Otherwise each
-tap is a strided slice of the image (sliding.py), copied into the columns in blocks that stay in the cache, so that
-memory does not grow by the number of taps. Most of these copies are spared, since a row of the kernel meets what the
-row above it meets, one line further down. Of a 3×3 kernel, only the three taps of one row are copied:
+A *tap* is one position in the kernel, a *place* one position in the output.
 
-    columns (C·3, lines of the image · W')      rows of places 0…3 of an image without padding, H' = 4
+For patches (kernel = stride) the columns are a reshaped image, and for a 1×1 kernel the image itself. Otherwise each
+tap reads a strided slice of the image (sliding.py), which is copied into the columns. This is done in blocks that fit
+in the cache, so memory does not grow by the number of taps. Most of these copies are unnecessary, because each row of
+the kernel reads the same values as the row above it, one line further down. For a 3×3 kernel, only the three taps of
+one row are copied:
+
+    columns (C·3, lines of the image · W')      output rows 0…3 of an image without padding, H' = 4
     line  0 1 2 3 4 5
-          └─────┘          meets kernel row 0   y = weight[row 0] × columns[lines 0…3]
-            └─────┘                     row 1     + weight[row 1] × columns[lines 1…4]
-              └─────┘                   row 2     + weight[row 2] × columns[lines 2…5]
+          └─────┘          read by kernel row 0   y = weight[row 0] × columns[lines 0…3]
+            └─────┘                       row 1     + weight[row 1] × columns[lines 1…4]
+              └─────┘                     row 2     + weight[row 2] × columns[lines 2…5]
 
-Both gradients are products with such columns, or their transpose; nothing is scattered.
+Both gradients are matrix products with such columns or their transpose, so no scatter is needed.
 
-2-D and 3-D are one code: below, `*S` stands for the spatial axes, H, W or T, H, W, and `*S'` for the output's.
+The same code serves 2-D and 3-D: `*S` stands for the spatial axes, (H, W) or (T, H, W), and `*S'` for the output's.
 """
 
 from __future__ import annotations
@@ -34,11 +37,11 @@ from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
 from scratchvit.ops.sliding import Windows, convolution_windows
 from scratchvit.tensor import op
 
-COLUMN_BYTES = 512 << 10        # columns made at a time by one thread: they stay in its cache
-COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products, few launches, and no more memory than this
-PLACES = 256                    # minimum of output positions in a product: below this, packing the weight dominates
-DEPTH = 128                     # minimum of products in each sum: below this, adding up the kernel rows dominates
-SUMS = 8                        # maximum of partial sums of a weight's gradient, for as many threads
+COLUMN_BYTES = 512 << 10        # columns that one thread makes at a time: they fit in its cache
+COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
+PLACES = 256                    # minimum number of places in a product: below it, packing the weight dominates
+DEPTH = 128                     # minimum length of the dot products: below it, adding up the kernel rows dominates
+SUMS = 8                        # maximum number of partial sums of a weight's gradient, one per thread
 
 _CONVOLUTION = Facts(
     shape=lambda **arguments: _output_shape(**arguments),
@@ -53,12 +56,13 @@ _CONVOLUTION = Facts(
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
-    """Slide `weight` over images: y[b,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] x[b, c, i·stride + u·dilation, …].
+    """Convolve images: y[b,o,i,j] = bias[o] + Σ_{c,u,v} weight[o,c,u,v] x[b, c, i·stride + u·dilation, …].
 
-    x (B, C, H, W); weight (O, C / groups, kH, kW); bias (O,) → (B, O, H', W'), all of one floating-point dtype.
-    stride, padding, dilation: an integer or one for each axis; padding also "valid" (none) or "same"
-        (H' = ⌈H / stride⌉; see windows.same_padding).
-    groups: the channels fall into so many groups, each seen by its own O / groups filters; C of them is depth-wise.
+    x (B, C, H, W); weight (O, C / groups, kH, kW); bias (O,) → (B, O, H', W'), all of the same floating-point dtype.
+    stride, padding, dilation: an integer, or one for each axis. padding can also be "valid" (none) or "same"
+        (H' = ⌈H / stride⌉; see sliding.same_padding).
+    groups: the number of groups of channels, each convolved with its own O / groups filters; C groups are a depth-wise
+        convolution.
     Raises ValueError if shapes or options do not fit together, or if the kernel is larger than the padded image,
     TypeError for integers or different dtypes.
     """
@@ -69,23 +73,23 @@ def conv2d(
 def conv3d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
-    """As conv2d, over clips.
+    """Convolve clips; `conv2d` with a time axis.
 
     x (B, C, T, H, W); weight (O, C / groups, kT, kH, kW); bias (O,) → (B, O, T', H', W').
-    Raises what conv2d raises.
+    The other arguments are those of conv2d.  Raises what conv2d raises.
     """
     return _conv("conv3d", 3, x, weight, bias, stride, padding, dilation, groups)
 
 
 def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
-    """Value and backward of a convolution over `axes` axes.
+    """Value and backward of a convolution over `axes` spatial axes.
 
-    With the columns of x written X (per group), y = weight X + bias gives
+    With X the columns of x (per group), y = weight X + bias has the gradients
         dweight = Σ_b dy Xᵀ,    dX = weightᵀ dy, added up tap by tap into dx,    dbias = Σ_{b,S'} dy
     """
     xp = array_module(x)
     windows, kept = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups).cropped()
-    useful = xp.ascontiguousarray(weight[(..., *kept)])                                 # all, except at tiny maps
+    useful = xp.ascontiguousarray(weight[(..., *kept)])     # all of it, except for very small feature maps
     forward, input_gradient, weight_gradient = _algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
@@ -104,7 +108,7 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
 
 
 def _algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[..., Array], ...]:
-    """What computes the value, dx and dweight."""
+    """The functions that compute the value, dx and dweight."""
     plain = windows.padded == windows.size and max(windows.dilation) == 1
     if groups > 1 and weight.shape[1] == 1:
         return depthwise, depthwise_dx, depthwise_dw
@@ -114,20 +118,20 @@ def _algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[.
 
 
 def _order(function: Any, x: Array, weight: Array, **options: Any) -> list[int] | None:
-    """The channels last, but for the columns."""
+    """Channels last, except for the algorithm with columns."""
     windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
     columns = _algorithm(weight, windows, options["groups"])[0] is _columns
     return None if columns else [0, *range(2, x.ndim), 1]
 
 
 def _output_shape(function: Any, x: Array, weight: Array, **options: Any) -> Shape:
-    """Not by an empty batch: that would lay out the kernels."""
+    """The shape of the value. Running the op on an empty batch would copy the kernels."""
     windows = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options)
     return (len(x), len(weight), *windows.output)
 
 
 def _saved(function: Any, x: Array, weight: Array, out: Array, **options: Any) -> list[Any]:
-    """x and the weight; and a copy of it without the taps at its ends that meet nothing but padding."""
+    """x and the weight, and a copy of the weight if it is cropped (see Windows.cropped) or not contiguous."""
     windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
     useful = math.prod((*weight.shape[:2], *windows.kernel))
     copied = useful < weight.size or not weight.flags.c_contiguous
@@ -135,13 +139,13 @@ def _saved(function: Any, x: Array, weight: Array, out: Array, **options: Any) -
 
 
 def _laid_out(weight: Array) -> Workspace:
-    """Filters, to meet the columns, and in backward also turned about; 1×1 ones lie right already."""
+    """Copies of the filters in the layout of the columns, in backward also flipped; 1×1 filters need no copy."""
     nbytes = weight.nbytes if max(weight.shape[2:]) > 1 else 0
     return Workspace(nbytes, 2 * nbytes)
 
 
 def _sum_of_channels(dy: Array) -> Array:
-    """Σ_{b,S'} of dy (B, O, *S'): (O,). Along what lies side by side in memory: the places, or else the channels."""
+    """Σ_{b,S'} of dy (B, O, *S'): (O,). Sums along the axis that is contiguous in memory, places or channels."""
     if dy.strides[1] == dy.itemsize:
         return total(_channels_last(dy), (0,))
     return total(dy, (0, *range(2, dy.ndim)))
@@ -151,9 +155,9 @@ def _sum_of_channels(dy: Array) -> Array:
 
 
 def _cut(x: Array, windows: Windows) -> Array:
-    """(B, C, *S) → (B·S', C·taps): one row for each patch."""
+    """(B, C, *S) → (B·S', C·taps): one row per patch."""
     axes, numbers = len(windows.size), x.shape[1] * math.prod(windows.kernel)
-    x = x[(..., *(slice(n * k) for n, k in zip(windows.output, windows.kernel)))]       # what is left over is dropped
+    x = x[(..., *(slice(n * k) for n, k in zip(windows.output, windows.kernel)))]       # drop incomplete patches
     split = [length for pair in zip(windows.output, windows.kernel) for length in pair]
     x = x.reshape(*x.shape[:2], *split)                                                 # (B, C, H', k, W', k)
     places, taps = range(2, 2 + 2 * axes, 2), range(3, 2 + 2 * axes, 2)
@@ -162,7 +166,7 @@ def _cut(x: Array, windows: Windows) -> Array:
 
 
 def _patches(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
-    """The value is channels-last in memory, so that flattening it to tokens (B, H'·W', O) copies nothing."""
+    """The value is channels-last in memory, so flattening it to tokens (B, H'·W', O) needs no copy."""
     rows = weight.reshape(len(weight), -1).T                                            # (C·taps, O)
     y = array_module(x).empty((len(x), *windows.output, len(weight)), dtype=x.dtype)    # (B, *S', O)
 
@@ -234,7 +238,7 @@ def _columns(x: Array, weight: Array, bias: Array | None, windows: Windows, grou
 
 
 def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Array:
-    """1×1: the image is its own columns."""
+    """1×1 kernel: the columns are the image itself."""
     filters = weight.reshape(groups, len(weight) // groups, -1)                         # (G, O/G, C/G)
     y = array_module(x).empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype)
     places = math.prod(x.shape[2:])
@@ -250,15 +254,15 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Arra
 
 
 def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
-    """dX = weightᵀ dy, whose rows are what each tap sends back to the slice it had read.
+    """dX = weightᵀ dy; each tap's row of dX is added to the slice of dx that the tap read.
 
-    With stride 1 this is again a convolution: of dy, with the kernel turned about and the channels exchanged.
+    With stride 1 this is a convolution of dy with the flipped kernel, input and output channels exchanged.
     """
     if max(windows.stride) == 1:
-        turned = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
-        turned = turned.reshape(groups, -1, *turned.shape[1:]).swapaxes(1, 2)           # (G, C/G, O/G, *kernel)
-        turned = turned.reshape(-1, *turned.shape[2:])                                  # (C, O/G, *kernel)
-        return _columns(dy, turned, None, windows.backwards(), groups)
+        flipped = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
+        flipped = flipped.reshape(groups, -1, *flipped.shape[1:]).swapaxes(1, 2)        # (G, C/G, O/G, *kernel)
+        flipped = flipped.reshape(-1, *flipped.shape[2:])                               # (C, O/G, *kernel)
+        return _columns(dy, flipped, None, windows.backwards(), groups)
 
     xp = array_module(dy)
     channels = groups * weight.shape[1]
@@ -283,8 +287,8 @@ def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
 def _columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
     """Σ_b dy Xᵀ.
 
-    Threads take parts of the images, each with a sum of its own. The parts follow from the shapes and not from the
-    number of threads, so that the sum is always the same; all sums together are smaller than x.
+    The batch is divided into parts, which threads sum separately. The parts depend on the shapes and not on the number
+    of threads, so the result is reproducible. Together the partial sums are smaller than x.
     """
     xp = array_module(x)
     outputs, channels = dy.shape[1] // groups, x.shape[1] // groups
@@ -310,14 +314,14 @@ def _columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
 
 
 def _product(dy: Array, columns: Array) -> Array:
-    """dy Xᵀ (G, O/G, depth). BLAS rearranges its right operand: with few outputs, that had better be dy."""
+    """dy Xᵀ (G, O/G, depth). BLAS packs its right operand, which should be the smaller one: dy if it has few rows."""
     if dy.shape[1] <= 128:
         return (columns @ dy.swapaxes(1, 2)).swapaxes(1, 2)
     return dy @ columns.swapaxes(1, 2)
 
 
 def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:
-    """How a filter is cut to meet the columns: (rows of the kernel, or 1 for all together; numbers in each)."""
+    """How a filter is split: (number of kernel rows, or 1 if they are used together; number of weights in each)."""
     rows, depth = windows.kernel[0], channels * math.prod(windows.kernel[1:])
     return (rows, depth) if depth >= DEPTH else (1, rows * depth)
 
@@ -325,11 +329,12 @@ def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:
 def _gather(
     x: Array, windows: Windows, groups: int, first: int, last: int
 ) -> Iterator[tuple[Array, list[tuple[int, slice, slice]]]]:
-    """The columns (G, depth, lines, n, *S'[1:]) for rows first…last of the places of some images x (n, C, *S).
+    """The columns (G, depth, lines, n, *S'[1:]) for output rows first…last of some images x (n, C, *S).
 
-    With them, for each row of the kernel that meets more than padding: its number, the rows of places (from 0) where it
-    does, and the lines of the columns that it meets there. With a stride, rows of the kernel share lines only where
-    their phase is the same: there are columns for each phase. Where filters are not cut into rows, these are stacked.
+    Yields them with a list that has an entry for each kernel row that reads more than padding: its number, the output
+    rows (from `first`) where it does, and the lines of the columns that it reads there. With a stride, kernel rows
+    share lines only if they have the same phase, so there are separate columns for each phase. If filters are not split
+    into rows, the columns of all kernel rows are stacked.
     """
     xp = array_module(x)
     rows, depth = _filter_shape(x.shape[1] // groups, windows)
@@ -338,11 +343,11 @@ def _gather(
         yield from shared
         return
     rows, places = windows.kernel[0], (last - first, len(x), *windows.output[1:])
-    inside = all(windows.meets(0, row, first, last)[0] == slice(first, last) for row in range(rows))
+    inside = all(windows.reads(0, row, first, last)[0] == slice(first, last) for row in range(rows))
     stack = (xp.empty if inside else xp.zeros)((groups, rows, depth // rows, *places), dtype=x.dtype)
     for columns, kernel_rows in shared:
-        for kernel_row, met, lines in kernel_rows:
-            stack[:, kernel_row, :, met] = columns[:, :, lines]
+        for kernel_row, output_rows, lines in kernel_rows:
+            stack[:, kernel_row, :, output_rows] = columns[:, :, lines]
     yield stack.reshape(groups, depth, *places), [(0, slice(None), slice(None))]
 
 
@@ -350,21 +355,21 @@ def _gather_shared(x: Array, windows: Windows, groups: int, first: int, last: in
     stride = windows.stride[0]
     phases: dict[int, list[tuple[int, slice, slice]]] = {}
     for kernel_row in range(windows.kernel[0]):
-        places, met = windows.meets(0, kernel_row, first, last)
+        places, read = windows.reads(0, kernel_row, first, last)
         if places.start < places.stop:
-            phases.setdefault(met.start % stride, []).append((kernel_row, places, met))
+            phases.setdefault(read.start % stride, []).append((kernel_row, places, read))
     for kernel_rows in phases.values():
-        top, bottom = min(met.start for *_, met in kernel_rows), max(met.stop for *_, met in kernel_rows)
+        top, bottom = min(read.start for *_, read in kernel_rows), max(read.stop for *_, read in kernel_rows)
         columns, runs = _tap_by_tap(x[:, :, top:bottom:stride], windows, groups), []
-        for kernel_row, places, met in kernel_rows:
-            line = (met.start - top) // stride
+        for kernel_row, places, read in kernel_rows:
+            line = (read.start - top) // stride
             lines = slice(line, line + places.stop - places.start)
             runs.append((kernel_row, slice(places.start - first, places.stop - first), lines))
         yield columns, runs
 
 
 def _tap_by_tap(x: Array, windows: Windows, groups: int) -> Array:
-    """What one row of the kernel meets in lines of x (n, C, lines, *S[1:]): (G, taps·C/G, lines, n, *S'[1:])."""
+    """The columns of one kernel row for lines of x (n, C, lines, *S[1:]): (G, taps·C/G, lines, n, *S'[1:])."""
     taps = windows.taps_of_a_row
     channels = x.shape[1] // groups
     x = x.swapaxes(0, 1).swapaxes(1, 2)                                                 # (C, lines, n, *S[1:])
@@ -372,11 +377,11 @@ def _tap_by_tap(x: Array, windows: Windows, groups: int) -> Array:
     if x.shape[3:] == (len(taps), *windows.output[1:]) == (1, *windows.padded[1:]):     # 1×1: the image is its columns
         return x
     columns = array_module(x).empty((groups, len(taps), *x.shape[1:4], *windows.output[1:]), dtype=x.dtype)
-    for tap, (places, met, beside) in enumerate(taps):
+    for tap, (places, read, beside) in enumerate(taps):
         target = columns[:, tap]
         for padding in beside:
             target[padding] = 0
-        target[places] = x[met]
+        target[places] = x[read]
     return columns.reshape(groups, len(taps) * channels, *columns.shape[3:])
 
 
@@ -386,9 +391,9 @@ def _flat(columns: Array) -> Array:
 
 
 def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Cut the work so that its columns, `height` numbers for each place, fit the cache.
+    """Divide the work so that the columns, `height` values per place, fit in the cache.
 
-    Pairs of (some images of x, row ranges of their places).
+    Yields pairs (slice of the images of x, ranges of output rows).
     """
     limit = COLUMN_BYTES if backend_of(x) is CPU else COLUMN_BYTES_GPU
     limit = max(larger * limit, height * PLACES * x.dtype.itemsize)
@@ -403,7 +408,7 @@ def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterato
 
 
 def _by_image(fn, *arrays: Array) -> None:
-    """parallel_rows, except that a few images are taken one after the other, so that each product gets all cores."""
+    """parallel_rows; but a few images are processed without it, so that BLAS uses all cores for each product."""
     if 2 * len(arrays[0]) <= cpu_threads():
         fn(*arrays)
     else:

@@ -1,11 +1,13 @@
 """Depth-wise convolution: every channel has its own filters, so there is no sum over channels for a matrix product.
 
-What is left is a sum over the taps (kernel entries), for every position and channel. With the channels last in memory
-it runs along them, for any stride, and no columns are copied: the windows are an overlapping view of the padded image.
+What remains is a sum over the taps (kernel entries) for every position and channel. With channels-last memory it is
+vectorised over the channels, for any stride, and nothing is copied: the windows are an overlapping view of the padded
+image.
 
     y[b, i, j, c] = Σ_{u,v} windows[b, i, j, c, u, v] · weight[u, v, c]
 
-Below, `*S` are the spatial axes, `*S'` the output's. In the sums they are h, w or t, h, w, and the kernel's d, e, f.
+Below, `*S` are the spatial axes and `*S'` the output's. In einsum's equations they are h, w or t, h, w, and the axes of
+the kernel d, e or d, e, f.
 """
 
 from __future__ import annotations
@@ -18,14 +20,14 @@ from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_ro
 from scratchvit.kernels.sums import total
 from scratchvit.ops.sliding import Windows
 
-BLOCK_BYTES = 1 << 20           # a block of images, so that it stays in the cache while its windows are read
-BLOCK_BYTES_GPU = 256 << 20     # on a GPU, of the windows of a block: CuPy's einsum lays them out
+BLOCK_BYTES = 1 << 20           # size of a block of images: it stays in the cache while its windows are read
+BLOCK_BYTES_GPU = 256 << 20     # on a GPU, size of the windows of a block, of which CuPy's einsum makes a copy
 
 
 def depthwise(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
     """y = Σ_tap weight[tap] · window[tap].  x (B, C, *S); weight (C·m, 1, *kernel) → (B, C·m, *S').
 
-    The value is channels-last in memory, so that flattening it to tokens (B, S', C·m) copies nothing.
+    The value is channels-last in memory, so flattening it to tokens (B, S', C·m) needs no copy.
     """
     xp = array_module(x)
     filters, S, K = _filters(weight), *_letters(windows)
@@ -41,15 +43,15 @@ def depthwise(x: Array, weight: Array, bias: Array | None, windows: Windows, gro
 
 
 def depthwise_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
-    """Every tap sends weight[tap] · dy back to what it had read.
+    """For every tap, add weight[tap] · dy to the slice of dx that the tap read.
 
-    With stride 1 this is again a convolution, of dy with the kernel turned about; otherwise tap by tap.
+    With stride 1 this is a convolution of dy with the flipped kernel.
     """
     xp = array_module(dy)
     back, repeats = windows.backwards(), len(weight) // groups
     if max(windows.stride) == 1 == repeats and min(back.before + back.after) >= 0:
-        turned = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
-        return depthwise(dy, turned, None, back, groups)
+        flipped = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
+        return depthwise(dy, flipped, None, back, groups)
 
     filters = _filters(weight).reshape(-1, len(weight))                                 # (taps, C·m)
     dx = xp.empty((len(dy), *windows.size, groups), dtype=dy.dtype)
@@ -68,7 +70,7 @@ def depthwise_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arr
 
 
 def depthwise_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """dweight[tap] = Σ_{b,S'} dy · window[tap]: of each line of places, and then of all lines."""
+    """dweight[tap] = Σ_{b,S'} dy · window[tap]: first over each line of the output, then over all lines."""
     xp = array_module(x)
     S, K = _letters(windows)
     numbers = math.prod(windows.kernel) * dy.shape[1]
@@ -83,7 +85,7 @@ def depthwise_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
 
 
 def _views(x: Array, windows: Windows, channels: int) -> Array:
-    """What every place meets, for each of the filters' channels: x (n, C, *S) → (n, *S', C·m, *kernel), a view."""
+    """The window of every output position and channel: x (n, C, *S) → (n, *S', C·m, *kernel), a view."""
     xp = array_module(x)
     padded = xp.zeros((len(x), *windows.padded, x.shape[1], channels // x.shape[1]), dtype=x.dtype)
     padded[(slice(None), *windows.inside)] = _channels_last(x)[..., None]
@@ -95,7 +97,7 @@ def _views(x: Array, windows: Windows, channels: int) -> Array:
 
 
 def _in_blocks(images: Callable[..., Any], windows: Windows, *arrays: Array) -> list[Any]:
-    """`images` of some images at a time: what it returned, in their order."""
+    """Call `images` on blocks of images and return its results in order."""
     if backend_of(arrays[0]) is CPU:
         return parallel_rows(images, *arrays, block_bytes=BLOCK_BYTES)
     count, largest = len(arrays[0]), math.prod(windows.kernel) * max(a.nbytes for a in arrays)
@@ -109,7 +111,7 @@ def _filters(weight: Array) -> Array:
 
 
 def _letters(windows: Windows) -> tuple[str, str]:
-    """The indices of the spatial axes and of the kernel's, for einsum."""
+    """The letters of the spatial axes and of the kernel's axes in einsum's equations."""
     axes = len(windows.size)
     return "thw"[-axes:], "def"[-axes:]
 

@@ -1,11 +1,11 @@
 """Element-wise arithmetic and functions, with NumPy's broadcasting.
 
-Two rules give every backward here: the chain rule, dx = dy · f′(x), and the transpose of broadcasting, which is summing
-over the axes along which an input was repeated (`unbroadcast`).
+Every backward here follows from two rules: the chain rule, dx = dy · f′(x), and the transpose of broadcasting, which is
+a sum over the broadcast axes (`unbroadcast`).
 
 Either of two arguments may be a Python number; the value has the shape that both broadcast to. Shapes that do not
-broadcast raise ValueError, which names the op and both shapes. The conversion of integers and float16 is described in
-dtypes.py.
+broadcast raise ValueError, which names the op and both shapes. dtypes.py describes the conversion of integers and
+float16.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from scratchvit.tensor import op
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum the gradient of a broadcast array back to the array's own shape."""
+    """Sum the gradient of a broadcast array over the broadcast axes, to the shape of the array."""
     if gradient.shape == shape:
         return gradient
     extra = gradient.ndim - len(shape)
@@ -39,8 +39,7 @@ def _shape(x: Any) -> tuple[int, ...]:
 def add(x: Array, y: Array):
     """x + y.
 
-    x, y: any shapes that broadcast, any dtype; a gradient is summed to its input's shape.
-    Raises ValueError for shapes that do not broadcast.
+    x, y: any shapes that broadcast, any dtype.  Raises ValueError for shapes that do not broadcast.
     """
     x_shape, y_shape = _shape(x), _shape(y)
 
@@ -66,7 +65,7 @@ def sub(x: Array, y: Array):
 
 @op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def mul(x: Array, y: Array):
-    """x · y, entry by entry:  dx = dy · y,  d(y) = dy · x.
+    """x · y, element-wise:  dx = dy · y,  d(y) = dy · x.
 
     x, y: any shapes that broadcast, any dtype.  Raises ValueError for shapes that do not broadcast.
     """
@@ -104,15 +103,15 @@ def div(x: Array, y: Array):
 def pow(x: Array, exponent: float):
     """x to a constant power p:  dx = dy · p xᵖ⁻¹.
 
-    x: any shape; integers become float32. A negative number to a power that is no integer is NaN.
-    exponent: p, a plain number.
+    x: any shape; integers become float32. A negative number to a fractional power is NaN.
+    exponent: p, a Python number.
     Raises TypeError for an exponent that is an array or a Tensor.
     """
     if not isinstance(exponent, int | float):
-        raise TypeError("pow: the exponent is a plain number; for a Tensor write (x.log() * exponent).exp()")
+        raise TypeError("pow: the exponent must be a Python number; for a Tensor write (x.log() * exponent).exp()")
 
     def backward(dy):
-        return dy * (exponent * x ** (exponent - 1) if exponent else array_module(x).zeros_like(x))
+        return dy * (exponent * x ** (exponent - 1)) if exponent else array_module(x).zeros_like(dy)
 
     return x**exponent, backward
 
@@ -121,7 +120,7 @@ def pow(x: Array, exponent: float):
 def neg(x: Array):
     """-x.
 
-    x: any shape, any dtype but bool.  Raises TypeError for bool, which has no sign.
+    x: any shape, any dtype except bool.  Raises TypeError for bool.
     """
     if x.dtype == bool:
         raise TypeError("neg: x is bool, which has no negative: convert it, or use ~ on the array")
@@ -130,7 +129,7 @@ def neg(x: Array):
 
 @op(takes="any", facts=per_entry(saves=inputs("x")))
 def abs(x: Array):
-    """|x|:  dx = dy sign(x), which is 0 at 0.
+    """|x|:  dx = dy sign(x), with gradient 0 at 0.
 
     x: any shape and dtype.
     """
@@ -140,15 +139,15 @@ def abs(x: Array):
 
 @op(takes="any", facts=per_entry(saves=inputs("condition")))
 def where(condition: Any, x: Array, y: Array):
-    """x where the condition holds, else y. Each gets the gradient of the entries that were taken from it.
+    """x where the condition is True, else y. Each gets the gradient of the entries that were selected from it.
 
-    condition: bool.  x, y: any dtype.  All three of any shapes that broadcast together.
+    condition: bool.  x, y: any dtype.  All three: any shapes that broadcast.
     Raises ValueError for shapes that do not broadcast.
     """
     condition = backend.asarray(condition)
     xp = array_module(condition)
     if not backend.is_array(x) and not backend.is_array(y):
-        x, y = backend.asarray(x), backend.asarray(y)       # two of Python's numbers: floats are float32
+        x, y = backend.asarray(x), backend.asarray(y)       # two Python numbers: floats become float32
     x_shape, y_shape = _shape(x), _shape(y)
 
     def backward(dy, need):
@@ -166,8 +165,8 @@ def clip(x: Array, min: Array | None = None, max: Array | None = None):
 
     x: any shape and dtype.  min, max: numbers, or arrays that broadcast with x; None for no limit. Where min > max the
     value is max.
-    The gradient passes to x inside and at the limits, else to the limit that is in force.
-    Raises ValueError without any limit.
+    The gradient goes to x within the limits (inclusive), otherwise to the limit that applies.
+    Raises ValueError if neither min nor max is given.
     """
     if min is None and max is None:
         raise ValueError("clip: give min, max or both")
@@ -193,16 +192,16 @@ def clip(x: Array, min: Array | None = None, max: Array | None = None):
 
 
 def _where(dy: Array, mask: Array) -> Array:
-    """dy where the mask, which broadcasts to it, holds."""
+    """dy where the mask, which is broadcast, is True, else 0."""
     return masked(dy, array_module(dy).broadcast_to(mask, dy.shape))
 
 
 @op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def maximum(x: Array, y: Array):
-    """The greater of x and y, entry by entry; where they are equal each gets half of the gradient.
+    """The element-wise maximum of x and y; where they are equal, each gets half of the gradient.
 
-    x, y: any shapes that broadcast, any dtype; one of them may be a plain number. NaN where either is NaN.
-    Raises TypeError for two plain numbers, ValueError for shapes that do not broadcast.
+    x, y: any shapes that broadcast, any dtype; one of them may be a Python number. NaN where either is NaN.
+    Raises TypeError for two Python numbers, ValueError for shapes that do not broadcast.
     """
     xp = _module("maximum", x, y)
     return xp.maximum(x, y), lambda dy, need: _to_the_chosen(x > y, x, y, dy, need)
@@ -210,10 +209,10 @@ def maximum(x: Array, y: Array):
 
 @op(takes="any", facts=per_entry(saves=inputs("x", "y")))
 def minimum(x: Array, y: Array):
-    """The lesser of x and y, entry by entry; where they are equal each gets half of the gradient.
+    """The element-wise minimum of x and y; where they are equal, each gets half of the gradient.
 
-    x, y: any shapes that broadcast, any dtype; one of them may be a plain number. NaN where either is NaN.
-    Raises TypeError for two plain numbers, ValueError for shapes that do not broadcast.
+    x, y: any shapes that broadcast, any dtype; one of them may be a Python number. NaN where either is NaN.
+    Raises TypeError for two Python numbers, ValueError for shapes that do not broadcast.
     """
     xp = _module("minimum", x, y)
     return xp.minimum(x, y), lambda dy, need: _to_the_chosen(x < y, x, y, dy, need)
@@ -236,7 +235,7 @@ def _to_the_chosen(chose_x: Array, x: Array, y: Array, dy: Array, need: list[boo
 
 @op(takes="numbers", facts=per_entry(saves=output))
 def exp(x: Array):
-    """eˣ, its own derivative:  dx = dy eˣ.
+    """eˣ:  dx = dy eˣ.
 
     x: any shape; integers become float32.
     """
@@ -248,7 +247,7 @@ def exp(x: Array):
 def log(x: Array):
     """The natural logarithm:  dx = dy / x.
 
-    x: any shape; integers become float32. -∞ at 0, and NaN below.
+    x: any shape; integers become float32. -∞ at 0, NaN for negative x.
     """
     return array_module(x).log(x), lambda dy: dy / x
 
@@ -257,7 +256,7 @@ def log(x: Array):
 def sqrt(x: Array):
     """√x:  dx = dy / 2√x.
 
-    x: any shape; integers become float32. NaN below 0; at 0 the gradient is infinite.
+    x: any shape; integers become float32. NaN for negative x; at 0 the gradient is infinite.
     """
     y = array_module(x).sqrt(x)
     return y, lambda dy: dy / (2 * y)
@@ -294,7 +293,7 @@ def tanh(x: Array):
 
 
 def logistic(x: Array) -> Array:
-    """1 / (1 + e⁻ˣ) of a plain array, by e^{-|x|}, which overflows nowhere and keeps small values exact."""
+    """1 / (1 + e⁻ˣ) of a plain array, computed from e^{-|x|}, which never overflows and keeps small values accurate."""
     xp = array_module(x)
     small = xp.exp(-xp.abs(x))
     return xp.where(x >= 0, 1, small) / (1 + small)
@@ -302,7 +301,7 @@ def logistic(x: Array) -> Array:
 
 @op(takes="numbers", facts=per_entry(saves=output))
 def sigmoid(x: Array):
-    """The logistic function σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ). Nothing overflows.
+    """The logistic function σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ). It never overflows.
 
     x: any shape; integers become float32.
     """
@@ -327,12 +326,12 @@ def erf(x: Array):
     x: any shape; integers become float32.
     """
     xp = array_module(x)
-    return backend.erf(x), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
+    return backend.erf(x).astype(x.dtype, copy=False), lambda dy: dy * (2 / math.sqrt(math.pi)) * xp.exp(-x * x)
 
 
 @op(takes="any", facts=per_entry(saves=output, exact=True))
 def relu(x: Array):
-    """max(x, 0):  dx = dy where x > 0, else 0, so 0 at 0. NaN stays NaN, and gets no gradient.
+    """max(x, 0):  dx = dy where x > 0, else 0 (also at 0). NaN stays NaN, with gradient 0.
 
     x: any shape and dtype.
     """
@@ -342,14 +341,14 @@ def relu(x: Array):
 
 @op(facts=per_entry(saves=inputs("x", "weight"), shape=like("x")))
 def prelu(x: Array, weight: Array):
-    """x where positive, weight · x where not (He et al., arXiv 1502.01852, eq. 1), with one learned slope, weight (1,).
+    """x where x > 0, else weight · x, with one learned slope (He et al., arXiv 1502.01852, eq. 1).
 
-    x: any shape, floating-point.
+    x: any shape, floating-point.  weight: (1,).
     dx = dy · (1 or weight),  dweight = Σ dy min(x, 0).  At 0 the slope is weight, as in PyTorch.
     Raises ValueError for a weight of another shape, TypeError for integers.
     """
     if weight.shape != (1,):
-        raise ValueError(f"prelu: one slope for all numbers has the shape (1,), weight has {weight.shape}")
+        raise ValueError(f"prelu: weight must have shape (1,), one slope for all entries, not {weight.shape}")
     xp = array_module(x)
     slope = weight.reshape(())
 
@@ -361,12 +360,14 @@ def prelu(x: Array, weight: Array):
 
 @op(takes="sums", facts=per_entry(saves=one_like_x, order=None, workspace=lambda x: _gelu_workspace(x)))
 def gelu(x: Array, approximate: str = "none"):
-    """x Φ(x), Φ the normal distribution function (Hendrycks & Gimpel, arXiv 1606.08415).
+    """x Φ(x), with Φ the cumulative distribution function of the normal distribution (Hendrycks & Gimpel 2016).
 
     x: any shape, floating-point; float16 is computed in float32.
     approximate: "none" for the exact form, dx = dy (Φ(x) + x φ(x)); "tanh" for ½x (1 + tanh √(2/π) (x + 0.044715 x³)).
-    The derivative is computed beside the value, where both share their one exponential, and saved instead of x.
+    The derivative is computed together with the value, in one pass (kernels/gelu.py), and saved instead of x.
     Raises ValueError for another approximation, TypeError for integers.
+
+    Source: arXiv 1606.08415.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
@@ -375,6 +376,5 @@ def gelu(x: Array, approximate: str = "none"):
 
 
 def _gelu_workspace(x: Array) -> Workspace:
-    """The derivative, also where nobody asks for it; and two blocks in each thread, beside which small models are
-    little."""
+    """The derivative, computed even under `no_grad`, and two blocks per thread, which matter in small models."""
     return Workspace(forward=x.nbytes + min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))

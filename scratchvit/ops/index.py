@@ -1,4 +1,4 @@
-"""Indexing functions. If an entry is selected several times, its gradients are added up."""
+"""Indexing functions. If an entry is selected several times, its gradients are summed."""
 
 from __future__ import annotations
 
@@ -16,47 +16,46 @@ from scratchvit.tensor import Tensor, op
     by_running, saves=lambda index: _arrays(index), view=lambda index: not _arrays(index), exact=False
 ))
 def getitem(x: Array, index: Any):
-    """x[index], as `x[index]` calls it.
+    """x[index]: basic and advanced indexing.
 
     x: any shape and dtype.
-    index: integers, slices, None, Ellipsis, arrays or lists of integers, masks, and tuples of these. Negative integers
-        count from the end. An empty list picks nothing.
+    index: integers, slices, None, Ellipsis, integer arrays or lists, bool masks, and tuples of these. Negative integers
+        count from the end. An empty list selects nothing.
 
-    The axes of the result stand where PyTorch puts them: integers are applied first and their axes disappear, then all
-    arrays together. So x[0, :, [0, 1]] of x (2, 3, 4) has shape (3, 2), where NumPy, to which an integer beside an
-    array is an array too, has (2, 3). Arrays that are apart, as in x[[0, 1], :, [0, 1]], put their axis first in both.
+    The result's axes are in PyTorch's order: integers are applied first and remove their axes, then all arrays
+    together. So x[0, :, [0, 1]] of x (2, 3, 4) has shape (3, 2); NumPy treats an integer beside an array as an array
+    too, and gives (2, 3). If the arrays are not adjacent, as in x[[0, 1], :, [0, 1]], their axis comes first in both.
 
-    Raises IndexError if an index is out of range or of a wrong dtype, if there are too many, or if a mask has another
-    shape than what it picks from. On a GPU, an array with an index out of range is not noticed, since to look at it
-    would mean to wait.
+    Raises IndexError if an index is out of range or has the wrong dtype, if there are too many indices, or if the shape
+    of a mask does not match x. On a GPU, indices in arrays are not checked, since that would wait for the device.
     """
     parts = tuple(_on_device(i) for i in (index if isinstance(index, tuple) else (index,)))
-    picks = any(is_array(i) for i in parts)
-    steps = _one_after_the_other(parts) if picks else [parts]
+    advanced = any(is_array(i) for i in parts)
+    steps = _in_two_steps(parts) if advanced else [parts]
     xp, shape, size = array_module(x), x.shape, x.size
 
-    def picked(values: Array) -> Array:
+    def select(values: Array) -> Array:
         for step in steps:
             values = values[step]
         return values
 
     def backward(dy):
-        if not picks:
+        if not advanced:
             dx = xp.zeros(shape, dtype=dy.dtype)
             dx[parts] = dy
             return dx
-        # Which entry of x each entry of dy came from: the same index, applied to the entries' own numbers.
-        source = picked(xp.arange(size).reshape(shape))
+        # The flat position in x of each entry of dy: the same index, applied to an array of positions.
+        source = select(xp.arange(size).reshape(shape))
         return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
 
     try:
-        return picked(x), backward
+        return select(x), backward
     except IndexError as error:
         raise IndexError(f"getitem: x of shape {shape}: {error}") from None
 
 
 def _arrays(index: Any) -> list[Array]:
-    """Those in an index, which make the value a copy instead of a view."""
+    """The arrays in an index. If there are any, the value is a copy instead of a view."""
     parts = [_on_device(i) for i in (index if isinstance(index, tuple) else (index,))]
     return [i for i in parts if is_array(i)]
 
@@ -72,15 +71,15 @@ def _on_device(i: Any) -> Any:
     return asarray(i) if isinstance(i, np.ndarray) else i
 
 
-def _one_after_the_other(parts: tuple) -> list[tuple]:
-    """An index with arrays as one or two: integers, slices and None; then the arrays, on the axes that are left."""
+def _in_two_steps(parts: tuple) -> list[tuple]:
+    """Split an index with arrays in two: integers, slices and None; then the arrays, on the remaining axes."""
     if not any(isinstance(i, int) for i in parts):
         return [parts]
     first: list[Any] = []
     second: list[Any] = []
     for i in parts:
         if is_array(i):
-            first += [slice(None)] * (i.ndim if i.dtype.kind == "b" else 1)     # a mask covers as many axes as it has
+            first += [slice(None)] * (i.ndim if i.dtype.kind == "b" else 1)     # a mask indexes as many axes as it has
             second.append(i)
         else:
             first.append(i)
@@ -94,30 +93,30 @@ def gather(x: Array, dim: int, index: Any):
     """out[i][j] = x[index[i][j]][j] for dim 0, and likewise for the other axes.
 
     x: any shape and dtype.
-    index: integers in 0…x.shape[dim] - 1, with as many axes as x, none of which but `dim` is longer than x's.
-    Returns an array of index's shape. Repeated indices add up their gradients.
-    Raises IndexError if x has no axis `dim` or if an index is negative or too large (on a GPU a wrong index is not
-    noticed), TypeError if index does not hold integers, ValueError if its shape does not fit.
+    index: integers in 0…x.shape[dim] - 1, with as many axes as x; only axis `dim` may be longer than x's.
+    Returns an array of the shape of index. Gradients of repeated indices are summed.
+    Raises IndexError if x has no axis `dim` or if an index is negative or too large (indices are not checked on a GPU),
+    TypeError if index does not hold integers, ValueError if its shape does not match x.
     """
     xp, shape, size = array_module(x), x.shape, x.size
     dim, index = axis_of("gather", dim, shape or (1,)), asarray(index)
     if index.ndim != x.ndim or any(n > m for a, (n, m) in enumerate(zip(index.shape, shape)) if a != dim):
         raise ValueError(
-            f"gather: index of shape {index.shape} must have as many axes as x of shape {shape}, none longer than "
-            f"x's but dim {dim}"
+            f"gather: index of shape {index.shape} must have as many axes as x of shape {shape}, and none longer than "
+            f"x's except dim {dim}"
         )
     check_indices("gather", index, shape[dim] if shape else 1, f"dim {dim} of x {shape}")
     within = tuple(slice(None) if a == dim else slice(n) for a, n in enumerate(index.shape))
 
-    def picked(values: Array) -> Array:
-        # A single number, of shape (), can only be picked by the index 0.
+    def select(values: Array) -> Array:
+        # The only index into an array of shape () is 0.
         return xp.take_along_axis(values[within], index, axis=dim) if shape else values[...]
 
     def backward(dy):
-        source = picked(xp.arange(size).reshape(shape))
+        source = select(xp.arange(size).reshape(shape))
         return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
 
-    return picked(x), backward
+    return select(x), backward
 
 
 @op(takes="any", facts=moves(
@@ -125,13 +124,13 @@ def gather(x: Array, dim: int, index: Any):
     workspace=lambda weight, out: Workspace(backward=2 * out.nbytes + 3 * weight.nbytes),    # sorted, in float64
 ))
 def embedding(index: Any, weight: Array):
-    """The rows of a table at the integers of `index`.
+    """Look up rows of an embedding matrix: weight[index].
 
     index: integers in 0…V - 1, of any shape (...).
     weight: (V, D).
-    Returns an array (..., D) of weight's dtype. Repeated rows add up their gradients.
-    Raises IndexError if an index is negative or too large (on a GPU a wrong index is not noticed), TypeError if index
-    does not hold integers, ValueError if weight is no table.
+    Returns an array (..., D) of weight's dtype. Gradients of repeated rows are summed.
+    Raises IndexError if an index is negative or too large (indices are not checked on a GPU), TypeError if index does
+    not hold integers, ValueError if weight does not have two axes.
     """
     index = asarray(index)
     if weight.ndim != 2:
@@ -142,18 +141,18 @@ def embedding(index: Any, weight: Array):
 
 
 def _sum_by_index(index: Array, values: Array, size: int) -> Array:
-    """out[j] = Σ values[i] over the i with index[i] = j: a sort and sums of runs, so the same in every run.
+    """out[j] = Σ values[i] over all i with index[i] = j, by a sort and segmented sums, so that it is reproducible.
 
-    index (N,) int in [-size, size); values (N,) or (N, D); out (size,) or (size, D). An atomic scatter would add in an
-    order that changes from run to run.
+    index (N,) int in [-size, size); values (N,) or (N, D); out (size,) or (size, D). A scatter with atomic additions
+    would add in an order that changes from run to run.
     """
     xp = array_module(values)
     index = index.astype(np.int64, copy=False) % size
     order = xp.argsort(index, kind="stable")
-    starts = xp.searchsorted(index[order], xp.arange(size))     # where each row's run begins, known without waiting
-    sentinel = xp.zeros((1, *values.shape[1:]), dtype=values.dtype)     # so that an empty last run begins somewhere
-    # float64, since CuPy's reduceat subtracts running sums.
+    starts = xp.searchsorted(index[order], xp.arange(size))     # the start of each segment, without a synchronisation
+    sentinel = xp.zeros((1, *values.shape[1:]), dtype=values.dtype)     # a valid start for empty segments at the end
+    # float64, since CuPy's reduceat subtracts cumulative sums.
     sums = xp.add.reduceat(xp.concatenate([values[order], sentinel]), starts, axis=0, dtype=np.float64)
     present = xp.zeros((size, *[1] * (values.ndim - 1)), dtype=bool)
-    present[index] = True                   # reduceat gives an empty run the entry that it begins at
+    present[index] = True                   # for an empty segment, reduceat gives the entry at its start instead of 0
     return xp.where(present, sums, 0).astype(values.dtype, copy=False)

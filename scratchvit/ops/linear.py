@@ -1,4 +1,4 @@
-"""Matrix products and linear layers, which take nearly all of the arithmetic of a model."""
+"""Matrix products and linear layers, where models do nearly all of their arithmetic."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from scratchvit.tensor import op
     macs=lambda x, out: out.size * x.shape[-1],
 ))
 def matmul(x: Array, y: Array):
-    """x @ y: products of matrices over the last two axes, the others broadcast.
+    """x @ y: matrix products over the last two axes; the leading axes are broadcast.
 
-    x (..., n, k), y (..., k, m) → (..., n, m). A vector (k,) counts as one row (left) or one column (right), which the
-    result does not have.
-    For matrices y = A B:  dA = dy Bᵀ,  dB = Aᵀ dy.
+    x (..., n, k), y (..., k, m) → (..., n, m). A vector (k,) is treated as a row on the left and as a column on the
+    right; this axis is then removed from the result.
+    With C = A B:  dA = dC Bᵀ,  dB = Aᵀ dC.
     Raises ValueError if the shapes do not fit together.
     """
     xp = array_module(x)
@@ -35,8 +35,8 @@ def matmul(x: Array, y: Array):
         value = xp.matmul(x, y)
     except ValueError:
         raise ValueError(
-            f"matmul: x of shape {x.shape} and y of shape {y.shape} do not fit together: (..., n, k) @ (..., k, m) is "
-            "expected, with leading axes that are equal or 1"
+            f"matmul: x of shape {x.shape} and y of shape {y.shape} do not fit together: expected (..., n, k) @ "
+            "(..., k, m), with leading axes that broadcast"
         ) from None
 
     def backward(dy, need):
@@ -68,9 +68,9 @@ def _product_shape(x: Array, y: Array) -> Shape:
 def linear(x: Array, weight: Array, bias: Array | None = None):
     """y = x Wᵀ + b over the last axis.
 
-    x (..., in); weight (out, in); bias (out,) → (..., out), all of one floating-point dtype.
+    x (..., in); weight (out, in); bias (out,) → (..., out), all of the same floating-point dtype.
 
-        dx = dy W,   dW = Σ dyᵀ x,   db = Σ dy        (sums over all leading axes: one product of flat matrices)
+        dx = dy W,   dW = Σ dyᵀ x,   db = Σ dy        (sums over all leading axes, which are flattened to one)
 
     Raises ValueError if the shapes do not fit together, TypeError for integers.
     """
@@ -95,7 +95,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
 
 
 def _of_no_rows(function: Any, x: Array, weight: Array, bias: Array | None) -> Shape:
-    """(out,), after everything that `linear` checks."""
+    """(out,), from a call without rows, which checks the arguments as `linear` does."""
     return function(np.empty((0, *x.shape[-1:]), x.dtype), weight, bias)[0].shape[1:]
 
 
@@ -105,22 +105,22 @@ def _of_no_rows(function: Any, x: Array, weight: Array, bias: Array | None) -> S
     macs=lambda equation, operands: _einsum_macs(equation, operands),
 ))
 def einsum(equation: str, *operands: Array):
-    """Sums of products by index names, "bqd,bkd->bqk": an index that is not in the output is summed.
+    """Sums of products in Einstein notation, such as "bqd,bkd->bqk": indices that are not in the output are summed.
 
-    equation: a letter for every axis of every operand. "..." stands for leading axes, which broadcast. Without "->",
-        the output has the letters that stand once, in alphabetical order. A letter cannot stand twice in one operand
-        (a diagonal).
-    operands: arrays of any shape that the equation fits.
+    equation: a letter for every axis of every operand. "..." stands for leading axes, which are broadcast. Without
+        "->", the output has the letters that occur once, in alphabetical order. A letter may not occur twice in one
+        operand (a diagonal).
+    operands: arrays of any shape that matches the equation.
 
-    The gradient of an operand is again such a sum, with the output's indices and that operand's exchanged; an index
-    that occurs in that operand alone is repeated.
+    The gradient of an operand is another einsum, in which the operand and the output have exchanged places; along an
+    index that occurs only in that operand, the gradient is broadcast.
 
     Raises ValueError if the equation and the operands do not fit together.
     """
     inputs, output = spell_out(equation, [x.ndim for x in operands])
     xp = array_module(operands[0])
     try:
-        y = xp.einsum(f"{','.join(inputs)}->{output}", *operands, optimize=True)
+        y = _contract(inputs, output, operands)
     except ValueError:
         raise ValueError(f"einsum: {equation!r} does not fit operands of shapes {shapes_of(operands)}") from None
 
@@ -128,8 +128,7 @@ def einsum(equation: str, *operands: Array):
         x, wanted = operands[i], inputs[i]
         other_terms = [*inputs[:i], *inputs[i + 1 :]]
         found = "".join(c for c in wanted if c in output or any(c in term for term in other_terms))
-        terms = ",".join([output, *other_terms])
-        dx = xp.einsum(f"{terms}->{found}", dy, *operands[:i], *operands[i + 1 :], optimize=True)
+        dx = _contract([output, *other_terms], found, [dy, *operands[:i], *operands[i + 1 :]])
         for axis, c in enumerate(wanted):
             if c not in found:
                 dx = xp.broadcast_to(xp.expand_dims(dx, axis), (*dx.shape[:axis], x.shape[axis], *dx.shape[axis:]))
@@ -138,24 +137,35 @@ def einsum(equation: str, *operands: Array):
     return y, lambda dy, need: [gradient(i, dy) if need[i] else None for i in range(len(operands))]
 
 
-def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
-    """The index letters of every operand and of the output, with "..." replaced by letters of its own.
+def _contract(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:
+    """NumPy's einsum of spelled-out terms; but an index that one operand alone has is summed first, accurately."""
+    terms, operands = list(terms), list(operands)
+    for i, (term, x) in enumerate(zip(terms, operands)):
+        elsewhere = "".join([output, *terms[:i], *terms[i + 1 :]])
+        alone = tuple(axis for axis, c in enumerate(term) if c.isalpha() and c not in elsewhere)
+        if alone:
+            terms[i], operands[i] = "".join(c for c in term if c in elsewhere), total(x, alone)
+    return array_module(operands[0]).einsum(f"{','.join(terms)}->{output}", *operands, optimize=True)
 
-    Raises ValueError if the equation does not fit operands of so many axes.
+
+def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:
+    """The letters of every operand and of the output, with "..." replaced by unused letters.
+
+    Raises ValueError if the equation does not match the operands' numbers of axes.
     """
     left, arrow, output = equation.replace(" ", "").partition("->")
     inputs = left.split(",")
     if len(inputs) != len(ndims):
-        raise ValueError(f"einsum: {equation!r} names {len(inputs)} operands, {len(ndims)} were given")
+        raise ValueError(f"einsum: {equation!r} has {len(inputs)} operands, but {len(ndims)} were given")
     unused = [c for c in string.ascii_uppercase if c not in equation]
     rests = [ndim - len(term.replace("...", "")) if "..." in term else 0 for term, ndim in zip(inputs, ndims)]
     batch = "".join(unused[: max(rests)])
     inputs = [term.replace("...", batch[len(batch) - rest :]) for term, rest in zip(inputs, rests)]
     for term, ndim in zip(inputs, ndims):
         if len(term) != ndim:
-            raise ValueError(f"einsum: {equation!r} gives {term!r} to an operand with {ndim} axes")
+            raise ValueError(f"einsum: {equation!r} has {term!r} for an operand with {ndim} axes")
         if len(set(term)) != len(term):
-            raise ValueError(f"einsum: an index stands twice in {term!r}; diagonals are not supported")
+            raise ValueError(f"einsum: an index occurs twice in {term!r}; diagonals are not supported")
     if not arrow:       # by convention: the batch axes, then every index that occurs once, in alphabetical order
         letters = "".join(inputs)
         output = "..." + "".join(sorted(c for c in set(letters) if letters.count(c) == 1 and c not in batch))
@@ -168,17 +178,17 @@ def _einsum_shape(equation: str, operands: Sequence[Array]) -> Shape:
 
 
 def _einsum_macs(equation: str, operands: Sequence[Array]) -> int:
-    """Of two operands. More are counted as one product over all indices, an upper bound; one is only summed."""
+    """For two operands. More are counted as one product over all indices, an upper bound; one is only summed."""
     return math.prod(_index_sizes(equation, operands)[1].values()) if len(operands) > 1 else 0
 
 
 def _index_sizes(equation: str, operands: Sequence[Array]) -> tuple[str, dict[str, int]]:
-    """An einsum's output indices, and the size of every index."""
+    """The output's letters, and the length of the axis of every letter."""
     inputs, output = spell_out(equation, [x.ndim for x in operands])
     sizes: dict[str, int] = {}
     for letter, n in ((letter, n) for term, x in zip(inputs, operands) for letter, n in zip(term, x.shape)):
         if sizes.setdefault(letter, n) == 1:
             sizes[letter] = n
         elif n not in (1, sizes[letter]):
-            raise ValueError(f"einsum: {equation!r} has an index of sizes {sizes[letter]} and {n}")
+            raise ValueError(f"einsum: in {equation!r}, {letter!r} has the lengths {sizes[letter]} and {n}")
     return output, sizes

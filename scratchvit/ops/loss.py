@@ -1,6 +1,6 @@
 """Loss functions. Names and arguments are as in `torch.nn.functional`.
 
-`reduction` is "mean", "sum" or "none" everywhere. With the mean over n numbers, dy reaches each of them divided by n.
+`reduction` is "mean", "sum" or "none" everywhere. For the mean over n values, each of them gets the cotangent dy / n.
 """
 
 from __future__ import annotations
@@ -32,42 +32,43 @@ def cross_entropy(
     x: Array, target: AnyArray, weight: Array | None = None, label_smoothing: float = 0.0,
     reduction: str = "mean", ignore_index: int = -100,
 ):
-    """-Σ_c w_c q_c log p_c with p = softmax(x) over axis 1: how many nats p needs to tell what q already knows.
+    """Cross-entropy -Σ_c w_c q_c log p_c between targets q and p = softmax(x) over axis 1, in nats.
 
-    x (B, C) or (B, C, d1, …), floating-point; float16 is computed in float32.
-    target: class indices (B, d1, …), where q is 1 at the class, or a distribution for each row, of x's shape.
-    weight w (C,): of the classes.
+    x: (B, C) or (B, C, d1, …), floating-point logits; float16 is computed in float32. The C logits of a position are a
+        row below.
+    target: class indices (B, d1, …), for which q is one-hot, or class probabilities of x's shape.
+    weight w: class weights (C,).
     label_smoothing ε: q becomes (1 - ε) q + ε / C (Szegedy et al., arXiv 1512.00567).
-    ignore_index: rows with this label count for nothing.
-    reduction: "mean" divides by the sum of the rows' weights for indices, by the number of rows for distributions; over
-        no rows, or ignored ones only, it is NaN, with gradient 0. "none" gives (B, d1, …).
-    Raises ValueError for shapes that do not fit, labels out of range (on the CPU), and options out of range; TypeError
-    for integers in x and, in backward, for a weight that requires a gradient beside class indices.
+    ignore_index: rows with this label do not contribute to the loss.
+    reduction: "mean" divides by the sum of the rows' weights for class indices, and by the number of rows for
+        probabilities. If there are no rows, or all are ignored, it is NaN, with gradient 0. "none" gives (B, d1, …).
+    Raises ValueError for shapes that do not match, labels out of range (on the CPU), and options out of range;
+    TypeError for integers in x and, in backward, for a weight that requires a gradient together with class indices.
 
-    As log p_c = x_c - log Σ eˣ, whose derivative is δ - p, and for distributions t:
+    Since log p_c = x_c - log Σ eˣ, whose derivative is δ - p (and for class probabilities t):
         dx = dy (p Σ_c w_c q_c - w q),    dt = -dy (1 - ε) w log p,    dw = -Σ dy q log p
     """
     xp = array_module(x)
     target = backend.asarray(target)
     _check_options("cross_entropy", reduction, ("mean", "sum", "none"))
     if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"cross_entropy: label_smoothing must lie in [0, 1], not {label_smoothing}")
+        raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
     log_p = log_probabilities(x, 1)
     classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
     if not soft:
         _check_labels(target, classes, ignore_index)
-    find = _distribution if soft else _labels
-    rows, mass, q, count = find(x, log_p, target, weight, label_smoothing, ignore_index)
+    compute = _probabilities if soft else _labels
+    rows, mass, q, count = compute(x, log_p, target, weight, label_smoothing, ignore_index)
 
     def backward(dy, need):
         if need[2] and not soft:
             raise TypeError("cross_entropy: with class indices, weight gets no gradient (as in PyTorch): detach it")
         if reduction == "none":
-            dy = xp.expand_dims(dy, 1)
+            dy = xp.where(mass == 0, 0, xp.expand_dims(dy, 1)) if not soft else xp.expand_dims(dy, 1)
         elif reduction == "mean":
-            dy = dy / (count + (count == 0))            # no rows, no gradient
+            dy = dy / (count + (count == 0))            # the gradient is 0 if there are no rows
         dx = dtarget = dweight = None
         if need[0]:
             dx = xp.exp(log_p)
@@ -87,8 +88,7 @@ def cross_entropy(
 
 
 def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
-    """log p; w q, or for class indices a label and two numbers for each row; and the sum of each row, where it is not
-    one of these."""
+    """log p; w q, or for class indices a label and two numbers per row; and Σ_c w_c q_c per row, if not among these."""
     row, weighted = x.nbytes // x.shape[1], 0 if weight is None else x.nbytes
     if target.dtype.kind == "f":
         q = row + (weighted or (x.nbytes if smoothing else 0))
@@ -97,24 +97,24 @@ def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothin
     return [target, weight, Bytes(x.nbytes + q)]
 
 
-def _distribution(x, log_p, target, weight, smoothing, ignore_index):
-    """For a given distribution: each row's loss, Σ_c q_c (B, 1, …), q as a function, and what the mean divides by."""
+def _probabilities(x, log_p, target, weight, smoothing, ignore_index):
+    """For class probabilities: each row's loss, Σ_c w_c q_c (B, 1, …), a function for w q, and the mean's divisor."""
     if target.shape != x.shape:
-        raise ValueError(f"cross_entropy: a target of distributions has x's shape {x.shape}, not {target.shape}")
+        raise ValueError(f"cross_entropy: class probabilities must have x's shape {x.shape}, not {target.shape}")
     q = target.astype(x.dtype, copy=False)
     if smoothing:
         q = q * (1 - smoothing) + smoothing / x.shape[1]
     if weight is not None:
         q = q * weight
-    return -(q * log_p).sum(axis=1), q.sum(axis=1, keepdims=True), lambda: q, math.prod((len(x), *x.shape[2:]))
+    return -total(q * log_p, (1,)), total(q, (1,), True), lambda: q, math.prod((len(x), *x.shape[2:]))
 
 
 def _labels(x, log_p, target, weight, smoothing, ignore_index):
-    """The same for class indices: q = a at the class, plus b everywhere."""
+    """The same for class indices: w q is a at the class, plus b everywhere."""
     xp = array_module(x)
     if target.shape != (x.shape[0], *x.shape[2:]):
         raise ValueError(
-            f"cross_entropy: for x of shape {x.shape} a target of class indices has shape "
+            f"cross_entropy: for x of shape {x.shape}, class indices must have shape "
             f"{(x.shape[0], *x.shape[2:])}, not {target.shape}"
         )
     counts = target != ignore_index
@@ -127,8 +127,8 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
     a = row_weight * (1 - smoothing)
     rows, mass = -(a * xp.take_along_axis(log_p, label, axis=1)), a
     if smoothing:
-        rows = rows - (b * log_p).sum(axis=1, keepdims=True)
-        mass = a + (b.sum(axis=1, keepdims=True) if weight is not None else b * x.shape[1])
+        rows = rows - total(b * log_p, (1,), True)
+        mass = a + (total(b, (1,), True) if weight is not None else b * x.shape[1])
 
     classes = xp.arange(x.shape[1]).reshape(-1, *(1 for _ in x.shape[2:]))          # (C, 1, …)
 
@@ -136,13 +136,13 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
         one_hot = (classes == label) * a
         return one_hot + b if smoothing else one_hot
 
-    return rows[:, 0], mass, q, row_weight.sum()
+    return xp.where(counts, rows[:, 0], 0), mass, q, row_weight.sum()        # a label to ignore beside NaN too
 
 
 def _class_weights(x: Array, weight: Any) -> Array | None:
-    """The weights as (C, 1, …), to stand against x (B, C, …)."""
+    """The weights as (C, 1, …), which broadcasts with x (B, C, …)."""
     if x.ndim < 2 or x.shape[1] == 0:
-        raise ValueError(f"cross_entropy: x must be (B, C) or (B, C, d1, …) with classes C, not {x.shape}")
+        raise ValueError(f"cross_entropy: x must be (B, C) or (B, C, d1, …) with C ≥ 1 classes, not {x.shape}")
     if weight is None:
         return None
     weight = backend.asarray(weight, dtype=x.dtype)
@@ -154,11 +154,12 @@ def _class_weights(x: Array, weight: Any) -> Array | None:
 
 
 def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
-    """Labels in range? On the CPU only: on a GPU the answer would have to be waited for in every step. There a wrong
-    label reads a wrong number; data is checked when it is loaded."""
+    """Raise ValueError if a label is out of range. The values are checked only on the CPU: on a GPU this would wait for
+    the device in every step, and an invalid label gives a wrong loss. Data is checked when it is loaded."""
     if target.dtype.kind not in "iu":
         raise ValueError(
-            f"cross_entropy: a target holds integers (classes) or floats (distributions), not {target.dtype}"
+            f"cross_entropy: target must hold integers (class indices) or floats (class probabilities), not "
+            f"{target.dtype}"
         )
     if backend_of(target) is not CPU or target.size == 0:
         return
@@ -173,11 +174,12 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
 
 @op(takes="sums", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))
 def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool = False):
-    """Σ t (log t - x): how far the distribution t is from the one whose logarithms x are.
+    """Kullback-Leibler divergence Σ t (log t - x) of the distribution t from the one with log-probabilities x.
 
     x: any shape.  target: x's shape.  Both floating-point; float16 is computed in float32.
-    log_target: target holds log t.  reduction: also "batchmean", the sum over the length of axis 0, which is the
-    divergence as mathematics has it (Kullback & Leibler 1951); "mean" divides by the number of entries.
+    log_target: whether target holds log t.
+    reduction: also "batchmean", the sum divided by the length of axis 0, which is the divergence as it is defined
+        (Kullback & Leibler 1951); "mean" divides by the number of entries.
     Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
 
         dx = -dy t,    dt = dy (log t + 1 - x),    d(log t) = t dt;    t log t is 0 at t = 0
@@ -188,7 +190,7 @@ def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool
     if log_target:
         t, log_t = xp.exp(target), target
     else:
-        with np.errstate(invalid="ignore"):             # of a negative target, which has no logarithm
+        with np.errstate(invalid="ignore"):             # the logarithm of a negative target is NaN
             t, log_t = target, xp.log(xp.where(target == 0, 1, target))
 
     def backward(dy, need):
@@ -201,11 +203,11 @@ def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool
 
 @op(takes="sums", facts=_loss(lambda x, target, weight: [x, target, weight, Bytes(2 * x.nbytes)]))
 def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean"):
-    """-w (t log x + (1 - t) log(1 - x)) for probabilities x, logarithms no lower than -100.
+    """-w (t log x + (1 - t) log(1 - x)) for probabilities x, with the logarithms clamped to at least -100.
 
-    x: any shape, in [0, 1].  target t: x's shape, in [0, 1].  weight w: a constant, broadcast against x.
-    Numbers that are still logits are better left to binary_cross_entropy_with_logits.
-    Raises ValueError for shapes that differ, for another reduction and, on the CPU, for numbers out of [0, 1];
+    x: any shape, in [0, 1].  target t: x's shape, in [0, 1].  weight w: a constant, broadcast to x's shape.
+    For logits use binary_cross_entropy_with_logits, which is more accurate.
+    Raises ValueError for shapes that differ, for another reduction and, on the CPU, for values outside of [0, 1];
     TypeError for integers in x.
 
         dx = dy w (x - t) / x (1 - x),    dt = dy w (log(1 - x) - log x)
@@ -213,12 +215,8 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     xp = array_module(x)
     target = _like("binary_cross_entropy", x, target)
     _check_options("binary_cross_entropy", reduction, ("mean", "sum", "none"))
-    for name, array in (("x", x), ("target", target)):      # on a GPU it would have to wait for the answer
-        if backend_of(x) is CPU and x.size and not (array.min() >= 0 and array.max() <= 1):
-            raise ValueError(
-                f"binary_cross_entropy: {name} holds probabilities, but lies in [{array.min():g}, {array.max():g}]; "
-                "for logits use binary_cross_entropy_with_logits"
-            )
+    _need_probabilities("binary_cross_entropy: x", x, "; for logits use binary_cross_entropy_with_logits")
+    _need_probabilities("binary_cross_entropy: target", target)
     w = 1 if weight is None else backend.asarray(weight, dtype=x.dtype)
     with np.errstate(divide="ignore"):                  # log 0
         log_x, log_not_x = xp.maximum(xp.log(x), -100), xp.maximum(xp.log1p(-x), -100)
@@ -237,12 +235,13 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
 def binary_cross_entropy_with_logits(
     x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
-    """w (P t s(-x) + (1 - t) s(x)) with s(x) = log(1 + eˣ) and P = pos_weight: binary_cross_entropy of σ(x).
+    """binary_cross_entropy of σ(x): w (P t s(-x) + (1 - t) s(x)) with s(x) = log(1 + eˣ) and P = pos_weight.
+
+    x: any shape, floating-point.  target t: x's shape.  weight w, pos_weight: constants, broadcast to x's shape.
+    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
 
     With s(-x) = log(1 + e^-|x|) + max(-x, 0), which never overflows, and s(x) = x + s(-x), it is
         w ((1 - t) x + c s(-x)),  c = 1 + (P - 1) t,    dx = dy w (c σ(x) - P t),    dt = dy w ((P - 1) s(-x) - x)
-    x: any shape, floating-point.  target t: x's shape.  weight w, pos_weight: constants, broadcast against x.
-    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
     """
     xp = array_module(x)
     target = _like("binary_cross_entropy_with_logits", x, target)
@@ -268,33 +267,40 @@ def binary_cross_entropy_with_logits(
 def sigmoid_focal_loss(
     x: Array, target: AnyArray, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
 ):
-    """Cross-entropy in which what is right already counts little (Lin et al., arXiv 1708.02002, eq. 5), entry by entry.
+    """Focal loss: element-wise binary cross-entropy that down-weights easy examples (Lin et al. 2017, eq. 5).
 
-    x: logits, any shape.  target t: x's shape; 0 or 1, or between them as in torchvision.  alpha: what a 1 counts, and
-    1 - alpha a 0; below 0: both 1.  gamma: how little.
-    Raises ValueError for shapes that differ and for another reduction, TypeError for integers in x.
-    With p = 1 / (1 + e⁻ˣ), ce the binary cross-entropy of p and t, and α(t), wrong(t) linear between 0 and 1:
+    x: logits, any shape.  target t: x's shape; 0 or 1, or between them as in torchvision.
+    alpha α: the weight of the positives, and 1 - α that of the negatives; if negative, both weights are 1.
+    gamma γ: the focusing parameter; the larger it is, the less easy examples count.
+    Raises ValueError for shapes that differ, for another reduction and, on the CPU, for a target outside of [0, 1];
+    TypeError for integers in x.
 
-        y = α wrongᵞ ce,    wrong = p (1 - t) + (1 - p) t,    ce = -t log p - (1 - t) log(1 - p)
-        dx = dy α (wrongᵞ (p - t) + γ wrongᵞ⁻¹ (1 - 2t) p (1 - p) ce)
-        dt = dy (α′ wrongᵞ ce + α (γ wrongᵞ⁻¹ (1 - 2p) ce - wrongᵞ x))
+    With p = 1 / (1 + e⁻ˣ), e = 1 - p_t of the paper, ce the binary cross-entropy of p and t, and α(t), e(t) linear
+    between t = 0 and 1:
+
+        y = α eᵞ ce,    e = p (1 - t) + (1 - p) t,    ce = -t log p - (1 - t) log(1 - p)
+        dx = dy α (eᵞ (p - t) + γ eᵞ⁻¹ (1 - 2t) p (1 - p) ce)
+        dt = dy (α′ eᵞ ce + α (γ eᵞ⁻¹ (1 - 2p) ce - eᵞ x))
+
+    Source: arXiv 1708.02002.
     """
     _check_options("sigmoid_focal_loss", reduction, ("none", "mean", "sum"))
     xp = array_module(x)
     t = _like("sigmoid_focal_loss", x, target)
+    _need_probabilities("sigmoid_focal_loss: target", t)
     a, a_slope = (1 - alpha + (2 * alpha - 1) * t, 2 * alpha - 1) if alpha >= 0 else (1, 0)
 
     def parts() -> tuple[Array, ...]:
-        p, not_p = logistic(x), logistic(-x)            # 1 - p would lose small numbers
+        p, not_p = logistic(x), logistic(-x)            # 1 - p would round small values away
         ce = xp.log1p(xp.exp(-xp.abs(x))) + xp.maximum(x, 0) - x * t
-        wrong = p * (1 - t) + not_p * t
-        factor = wrong**gamma
-        return p, not_p, ce, factor, gamma * factor / xp.where(wrong > 0, wrong, 1) * ce
+        error = p * (1 - t) + not_p * t
+        factor = error**gamma
+        return p, not_p, ce, factor, gamma * factor / xp.where(error > 0, error, 1) * ce
 
     p, not_p, ce, factor, slope = parts()
     dydx = a * (factor * (p - t) + slope * (1 - 2 * t) * p * not_p)
     y = _reduce(a * factor * ce, reduction)
-    del p, not_p, ce, factor, slope                     # rarely wanted again: only for dt
+    del p, not_p, ce, factor, slope                     # needed again only for dt, which is rare
 
     def backward(dy, need):
         dy = _to_each(dy, x, reduction)
@@ -321,11 +327,11 @@ def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
 
 @op(takes="sums", facts=_loss(one_like_x))
 def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: float = 1.0):
-    """With d = x - t: d² / 2β where |d| < β, else |d| - β/2 (Girshick, arXiv 1504.08083).
+    """d² / 2β where |d| < β, else |d| - β/2, with d = x - t (Girshick, arXiv 1504.08083).
 
     dx = dy · clip(d / β, ±1),  dt = -dx.
-    x: any shape, floating-point.  target t: x's shape.  beta β: 0 for l1_loss.
-    Raises ValueError for shapes that differ, another reduction and a beta below 0, TypeError for integers in x.
+    x: any shape, floating-point.  target t: x's shape.  beta β: with 0 this is l1_loss.
+    Raises ValueError for shapes that differ, another reduction and a negative beta, TypeError for integers in x.
     """
     xp = array_module(x)
     if beta < 0:
@@ -350,7 +356,7 @@ def mse_loss(x: Array, target: AnyArray, reduction: str = "mean"):
 
 
 def _of_difference(name: str, difference: Array, values: Array, slope, reduction: str):
-    """A loss of x - t: its slope goes to x, and with the other sign to t."""
+    """The loss `values`, a function of x - t; slope() is its derivative: dx = dy slope, dt = -dx."""
     _check_options(name, reduction, ("mean", "sum", "none"))
 
     def backward(dy, need):
@@ -361,30 +367,36 @@ def _of_difference(name: str, difference: Array, values: Array, slope, reduction
 
 
 def _reduce(values: Array, reduction: str, count: Any = None) -> Array:
-    """count: what the mean divides by, where it is not the number of values."""
+    """Apply the reduction. count: the divisor of the mean, if it is not the number of values."""
     if reduction == "none":
         return values
     if reduction == "sum":
         return values.sum()
     if count is None:
         count = len(values) if reduction == "batchmean" else values.size
-    with np.errstate(invalid="ignore"):                 # the mean of nothing is NaN, without a warning
+    with np.errstate(invalid="ignore"):                 # the mean of no values is NaN, without a warning
         return values.sum() / count
 
 
 def _to_each(dy: Array, x: Array, reduction: str) -> Array:
-    """The cotangent of every entry of what was reduced."""
+    """The cotangent of the loss before its reduction."""
     if reduction == "mean":
         return dy / max(1, x.size)
     return dy / max(1, len(x)) if reduction == "batchmean" else dy
 
 
 def _like(name: str, x: Array, target: Any) -> Array:
-    """The target on x's device, in its dtype, when it has x's shape."""
+    """The target on the device in use, in x's dtype. Raises ValueError if its shape is not x's."""
     target = backend.asarray(target, dtype=x.dtype)
     if target.shape != x.shape:
         raise ValueError(f"{name}: target has shape {target.shape}, x has shape {x.shape}; they must be equal")
     return target
+
+
+def _need_probabilities(what: str, array: Array, hint: str = "") -> None:
+    """Raise ValueError for numbers out of [0, 1]. On the CPU only: a GPU would have to wait for the answer."""
+    if backend_of(array) is CPU and array.size and not (array.min() >= 0 and array.max() <= 1):
+        raise ValueError(f"{what} holds probabilities, but lies in [{array.min():g}, {array.max():g}]{hint}")
 
 
 def _check_options(name: str, reduction: str, allowed: tuple[str, ...]) -> None:

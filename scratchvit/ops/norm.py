@@ -1,7 +1,7 @@
-"""Normalisations: subtract a mean, divide by a standard deviation, scale and shift. They differ in the averaged axes.
+"""Normalisation: subtract the mean, divide by the standard deviation, scale and shift. The ops differ in their axes.
 
-All share one derivation. With x̂ = (x - μ) r, r = 1/√(σ² + ε), and g the gradient that reaches x̂, what flows back
-through μ and σ removes from g its mean and its component along x̂:
+All share one derivation. With x̂ = (x - μ) r, r = 1/√(σ² + ε), and g the gradient with respect to x̂, the gradients
+through μ and σ remove from g its mean and its component along x̂:
 
     dx = r (g - mean(g) - x̂ mean(g x̂))
 """
@@ -14,11 +14,11 @@ from typing import Any
 
 from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
 from scratchvit.facts import Bytes, Facts, like, reshaped
-from scratchvit.kernels.sums import total
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.tensor import op
 
-ROW_BYTES = 384 << 10           # a block of rows that are normalised: with its temporaries it stays in the cache
-CHANNEL_BYTES = 512 << 10       # a block of a batch norm: with its temporaries it stays in the cache
+ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries it stays in the cache
+CHANNEL_BYTES = 512 << 10       # the same for a block of channels of batch norm
 
 
 def _norm(saves: Any, name: str = "x") -> Facts:
@@ -32,10 +32,11 @@ def layer_norm(
 ):
     """Normalise the last axes, then scale and shift (Ba et al. 2016, arXiv 1607.06450).
 
-    x (..., *normalized_shape), for instance (B, N, D) and (D,), or the integer D.  weight, bias: arrays of
-    normalized_shape, or None.  eps: 1e-5 as in PyTorch; timm's ViT has 1e-6, and so has `nn.LayerNorm`.
-    All floating-point; float16 is computed in float32.
-    Raises ValueError where shapes do not fit, TypeError for integers.
+    x: (..., *normalized_shape), floating-point; float16 is computed in float32.
+    normalized_shape: a tuple, or an integer for the last axis: (D,) or D for x (B, N, D).
+    weight, bias: arrays of shape normalized_shape, or None.
+    eps: 1e-5 as in PyTorch; timm's ViT and `nn.LayerNorm` use 1e-6.
+    Raises ValueError if the shapes do not match, TypeError for integers.
 
     With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
@@ -63,7 +64,7 @@ def layer_norm(
 def weight_standardization(weight: Array, eps: float = 1e-6):
     """Normalise the kernel of each output channel (Qiao et al. 2019, arXiv 1903.10520).
 
-    weight (out, in, *kernel), floating-point; the value has its shape.  Raises TypeError for integers.
+    weight (out, in, *kernel), floating-point; the result has the same shape.  Raises TypeError for integers.
     """
     flat = (len(weight), math.prod(weight.shape[1:]))
     w_hat, backward_rows = _normalise_rows(weight.reshape(flat), None, None, eps)
@@ -75,10 +76,10 @@ def weight_standardization(weight: Array, eps: float = 1e-6):
 
 
 def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
-    """Layer norm of x (N, D), as an op. Saved: x, not x̂, and two numbers a row.
+    """Value and backward of layer norm of x (N, D). Saves x instead of x̂, and two numbers per row.
 
-    What is written is first copied to its place, then worked on there: NumPy's own writing to memory outside the cache
-    takes twice as long as a copy. Sums are products with ones, at the speed of BLAS.
+    Results are computed in place in a copy of the input, since NumPy takes twice as long to write a result to memory
+    outside of the cache as to copy an array there. Sums are matrix products with ones, at the speed of BLAS.
     """
     xp = array_module(x)
     N, D = x.shape
@@ -120,24 +121,25 @@ def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: flo
             return dweight, dbias
 
         parts = parallel_rows(backward_rows, x, dy, mean, r, dx, block_bytes=ROW_BYTES)
-        dweight, dbias = (sum(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
+        dweight, dbias = (in_pairs(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
         return dx, dweight, dbias
 
     return y, backward
 
 
 def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
-    """x, ones, and for each row, an array of this shape, its mean and r."""
+    """x, the ones, and the mean and r of each row. A row is an array of this shape."""
     D = shape if isinstance(shape, int) else math.prod(shape)
     N = x.size // max(1, D)
     return [*reshaped(x, (N, D)), Bytes((D + 2 * N) * x.itemsize)]
 
 
 def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
-    """r of each row of x - μ (N, D), into out (N, 1)."""
+    """Write r of each row of x - μ (N, D) into out (N, 1)."""
     xp = array_module(centred)
-    xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # each row with itself
+    xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # the dot product of each row with itself
     out /= centred.shape[1]                             # σ²
+    xp.copyto(out, math.nan, where=out == math.inf)     # of numbers around 1e20: 1/√∞ would make a row of zeros
     out += eps
     xp.sqrt(out, out=out)
     xp.reciprocal(out, out=out)
@@ -147,28 +149,30 @@ def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
-    x (B, C, ...); weight, bias (C,) or None; num_groups divides C. Each channel adds up its dy and dy (x - μ): weighed,
-    these make a group's mean(g) and mean(g x̂), and over all images dbias and dweight.
-    All floating-point; float16 is computed in float32.
-    Raises ValueError where shapes do not fit and for a number of groups that does not divide C, TypeError for integers.
+    x (B, C, ...), floating-point; float16 is computed in float32.
+    num_groups: must divide C.  weight, bias: (C,) or None.
+    Raises ValueError if the shapes do not match or num_groups does not divide C, TypeError for integers.
+
+    The backward sums dy and dy (x - μ) over each channel of each image. Weighted sums of these over the channels of a
+    group give mean(g) and mean(g x̂), and sums over the images give dbias and dweight.
     """
     xp = array_module(x)
     _planes("group_norm", x, weight, bias)
     B, C = x.shape[:2]
-    if C % num_groups:
+    if num_groups < 1 or C % num_groups:
         raise ValueError(f"group_norm: {C} channels cannot be divided into {num_groups} groups")
     N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])
     weight = xp.ones(C, dtype=x.dtype) if weight is None else weight
     bias = xp.zeros(C, dtype=x.dtype) if bias is None else bias
     rows = x.reshape(N, c, S)
-    weight, bias = (xp.broadcast_to(column, (B, C)).reshape(N, c, 1) for column in (weight, bias))    # of each row
+    weight, bias = (xp.broadcast_to(column, (B, C)).reshape(N, c, 1) for column in (weight, bias))
     ones = xp.ones((S, 1), dtype=x.dtype)
     y = xp.empty((N, c, S), dtype=x.dtype)
     mean, r = (xp.empty((N, 1, 1), dtype=x.dtype) for _ in range(2))
 
     def forward(x, y, mean, r, weight, bias):
         xp.copyto(y, x)
-        y.mean(axis=(1, 2), keepdims=True, out=mean)    # over many numbers a product with ones rounds more
+        y.mean(axis=(1, 2), keepdims=True, out=mean)    # for many numbers more accurate than a product with ones
         y -= mean
         _reciprocal_deviation(y.reshape(len(y), c * S), eps, out=r[:, 0])
         y *= r * weight
@@ -203,7 +207,7 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
 
 
 def _saved_groups(x: Array, num_groups: int) -> list[Any]:
-    """x, ones, for each group of each image its mean and r, and a scale for each channel."""
+    """x, the ones, the mean and r of each group of each image, and one number per channel."""
     B, C, S = len(x), x.shape[1], math.prod(x.shape[2:])
     numbers = S + 2 * B * num_groups + C
     return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]
@@ -222,13 +226,20 @@ def batch_norm(
 ):
     """Normalise each channel over the batch and all positions (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
-    x (B, C, ...); weight, bias (C,) or None. In training, the batch's mean and (unbiased) variance are mixed into
-    running_mean and running_var, arrays (C,) or None, in place: new = (1 - momentum) old + momentum batch. Otherwise
-    those are used instead of the batch's, and being constants they let the gradient straight through: dx = g r.
+    x (B, C, ...), floating-point; float16 is computed in float32.
+    weight, bias: (C,) or None.
+    running_mean, running_var: arrays (C,) or None. In training they are updated in place with the mean and the unbiased
+        variance of the batch: new = (1 - momentum) old + momentum batch. In evaluation they are used instead of the
+        batch statistics; since they are constants, dx = g r.
+    training: whether to use the statistics of the batch.
+    momentum: a number, or an array () on the device.
+    Raises ValueError if the shapes do not match, for one value per channel in training, and for evaluation without
+    running statistics; TypeError for integers.
 
-    Two variances, as in PyTorch. The batch is normalised by the biased one, its sum of squares divided by n: so x̂ has
-    variance 1. running_var estimates the variance of the data, of which the batch is a sample. Squared deviations from
-    the sample's own mean are too small for that by (n - 1) / n on average, so the sum is divided by n - 1: unbiased.
+    There are two variances, as in PyTorch. The batch is normalised by the biased variance, the sum of squared
+    deviations divided by n, which gives x̂ the variance 1. running_var estimates the variance of the data, of which the
+    batch is a sample. Deviations from the sample's own mean are too small for that: their squares by a factor of
+    (n - 1) / n on average. So this sum is divided by n - 1, which makes the estimate unbiased.
 
     >>> import numpy as np
     >>> running_mean, running_var = np.zeros(1, np.float32), np.ones(1, np.float32)
@@ -239,10 +250,7 @@ def batch_norm(
     >>> running_var                                         # (1 + 1) / (2 - 1)
     array([2.], dtype=float32)
 
-    momentum: a number, or an array () on the device. Saved: x, not x̂, which is one product away.
-    All floating-point; float16 is computed in float32.
-    Raises ValueError where shapes do not fit, for one value per channel in training, and without running statistics
-    out of it; TypeError for integers.
+    The graph saves x instead of x̂, which takes one product to recompute.
     """
     xp = array_module(x)
     planes = _planes("batch_norm", x, running_mean, running_var, weight, bias)      # (B, C, S)
@@ -250,13 +258,13 @@ def batch_norm(
     n = B * S
     if training and n < 2:
         raise ValueError(
-            f"batch_norm: one value per channel (x {x.shape}) has no variance to train with: "
-            "give more than one image, or larger ones"
+            f"batch_norm: training needs more than one value per channel, but x has shape {x.shape}: "
+            "use more than one image, or larger ones"
         )
     if not training and running_mean is None:
-        raise ValueError("batch_norm: without running statistics it can only be used in training")
+        raise ValueError("batch_norm: evaluation needs running statistics; pass them, or training=True")
     y = xp.empty((B, C, S), dtype=x.dtype)
-    ones = xp.ones((S, 1), dtype=x.dtype)               # a product with it sums a plane, at the speed of BLAS
+    ones = xp.ones((S, 1), dtype=x.dtype)               # the matrix product with ones sums a plane at the speed of BLAS
     sums = xp.empty((B, C, 1), dtype=x.dtype)
 
     def sum_planes(x, sums):
@@ -265,7 +273,7 @@ def batch_norm(
     def centre(x, y, sums, mean):
         xp.copyto(y, x)
         y -= mean
-        xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # each plane with itself
+        xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # the dot product of each plane with itself
 
     if training:
         _by_block(sum_planes, [planes, sums])
@@ -277,7 +285,7 @@ def batch_norm(
                 running *= 1 - momentum
                 running += momentum * batch
     else:
-        mean, var = running_mean.copy(), running_var    # a copy, since later steps in training change it
+        mean, var = running_mean.copy(), running_var    # a copy, since later training steps update it in place
     r = 1 / xp.sqrt(var + eps)
     scale = r if weight is None else r * weight
     shift = xp.zeros_like(mean) if bias is None else bias
@@ -323,11 +331,12 @@ def batch_norm(
 def frozen_batch_norm(
     x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float = 1e-5,
 ):
-    """Batch norm with constants only: y = x scale + shift, dx = dy scale.  x (B, C, ...), the others (C,).
+    """Batch norm with constant statistics, weight and bias: y = x scale + shift, dx = dy scale.
 
-    The value is batch_norm's in evaluation. But there a weight may be learned, so x is kept for its gradient; here the
-    graph keeps nothing of x, which halves what a frozen backbone remembers.
-    Raises ValueError where shapes do not fit, TypeError for integers.
+    x (B, C, ...); all others (C,).
+    The value is that of batch_norm in evaluation. But batch_norm saves x for the gradient of its weight; this op does
+    not save x, which halves the memory that a frozen backbone needs for activations.
+    Raises ValueError if the shapes do not match, TypeError for integers.
     """
     xp = array_module(x)
     planes = _planes("frozen_batch_norm", x, running_mean, running_var, weight, bias)
@@ -345,19 +354,20 @@ def frozen_batch_norm(
 
 
 def _planes(name: str, x: Array, *per_channel: Any) -> Array:
-    """x (B, C, ...) as (B, C, S), the others being (C,) or None."""
+    """x (B, C, ...) as (B, C, S). Raises ValueError if another array is neither (C,) nor None."""
     if x.ndim < 2:
         raise ValueError(f"{name}: x must be (B, C, ...), not {x.shape}")
     for array in per_channel:
         if array is not None and array.shape != x.shape[1:2]:
             raise ValueError(
-                f"{name}: x {x.shape} has {x.shape[1]} channels, the norm's arrays have shape {array.shape}"
+                f"{name}: x {x.shape} has {x.shape[1]} channels, but an array of statistics, weight or bias has shape "
+                f"{array.shape}"
             )
     return x.reshape(*x.shape[:2], math.prod(x.shape[2:]))
 
 
 def _saved_planes(x: Array) -> list[Any]:
-    """x, ones, and three numbers for each channel."""
+    """x, the ones, and three numbers per channel."""
     S = math.prod(x.shape[2:])
     return [*reshaped(x, (*x.shape[:2], S)), Bytes((S + 3 * x.shape[1]) * x.itemsize)]
 
@@ -372,10 +382,10 @@ def _times(x: Array, y: Array, scale: Array) -> None:
 
 
 def _by_block(fn: Callable[..., Any], arrays: list[Array], *columns: Array) -> None:
-    """`fn(*arrays, *columns)` in blocks of some channels of some images that stay in the cache.
+    """Call `fn(*arrays, *columns)` for blocks of some channels of some images that stay in the cache.
 
-    arrays (B, C, ·), columns (C,). fn sees a column as (c, 1), or for small planes (c, S), repeated: NumPy then runs
-    through all channels in one go instead of starting anew for each plane, which takes as long as 1,000 numbers.
+    arrays (B, C, ·), columns (C,). fn gets columns as (c, 1), or for small planes repeated to (c, S). NumPy then needs
+    one inner loop for all channels instead of one per plane, and starting a loop takes as long as 1,000 numbers.
     """
     B, C, S = arrays[0].shape
     columns = tuple(column[:, None] for column in columns)

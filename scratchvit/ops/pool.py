@@ -1,4 +1,4 @@
-"""Pooling: the maximum or the mean of every window, tap by tap (see sliding.py)."""
+"""Pooling: the maximum or the mean of every window, computed tap by tap (see sliding.py)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from scratchvit.kernels.masks import masked
 from scratchvit.ops.sliding import Windows, per_axis, same_padding
 from scratchvit.tensor import op
 
-PLANE_BYTES = 256 << 10         # a block of planes, so that it stays in the cache with its temporaries
+PLANE_BYTES = 256 << 10         # size of a block of planes: with its temporaries it stays in the cache
 
 
 def _pooling(saves: Any) -> Facts:
@@ -22,13 +22,13 @@ def _pooling(saves: Any) -> Facts:
 
 @op(facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
-    """The greatest number of each window; its gradient goes to the place of the first such number.
+    """The maximum of each window. The gradient goes to the first position at which the maximum occurs.
 
-    x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype. A NaN in a window is its maximum.
+    x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype. If a window contains a NaN, its maximum is NaN.
     kernel_size, stride, padding, dilation: an integer or one for each axis.
-    stride: the kernel's size if not given.
-    padding: also "same" (H' = ⌈H / stride⌉; see windows.same_padding); it never wins.
-    ceil_mode: keep windows that hang over the end.
+    stride: kernel_size if not given.
+    padding: filled with -∞; can also be "same" (H' = ⌈H / stride⌉; see sliding.same_padding).
+    ceil_mode: whether to keep windows that extend beyond the end.
     Raises ValueError if options do not fit together or a window is larger than the padded image, TypeError for
     integers.
     """
@@ -37,7 +37,7 @@ def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
 
 @op(facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
-    """As max_pool2d, over x (B, C, T, H, W) → (B, C, T', H', W').
+    """The maximum of each window; `max_pool2d` with a time axis: x (B, C, T, H, W) → (B, C, T', H', W').
 
     Raises what max_pool2d raises.
     """
@@ -52,9 +52,9 @@ def avg_pool2d(
 
     x (B, C, H, W) → (B, C, H', W'), of a floating-point dtype.
     kernel_size, stride, padding: an integer or one for each axis.
-    stride: the kernel's size if not given.
-    ceil_mode: keep windows that hang over the end. What they cover beyond the padding never counts.
-    count_include_pad: whether padding zeros count as numbers of the window.
+    stride: kernel_size if not given.
+    ceil_mode: whether to keep windows that extend beyond the end. Positions beyond the padding are never counted.
+    count_include_pad: whether padding zeros are included in the mean.
     Raises ValueError if options do not fit together or a window is larger than the padded image, TypeError for
     integers.
     """
@@ -66,7 +66,7 @@ def avg_pool2d(
 def avg_pool3d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
-    """As avg_pool2d, over x (B, C, T, H, W) → (B, C, T', H', W').
+    """The mean of each window; `avg_pool2d` with a time axis: x (B, C, T, H, W) → (B, C, T', H', W').
 
     Raises what avg_pool2d raises.
     """
@@ -75,7 +75,7 @@ def avg_pool3d(
 
 
 def _max_pool(x: Array, windows: Windows):
-    """Saved: which tap won, one byte for each output. A NaN in the window is its maximum, as in PyTorch."""
+    """Saves the tap of each maximum, one byte per output. The maximum of a window with a NaN is NaN, as in PyTorch."""
     xp = array_module(x)
     shape = x.shape
     planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
@@ -87,10 +87,10 @@ def _max_pool(x: Array, windows: Windows):
         first, *others = windows.taps()
         y[...] = padded[first]
         for tap, window in enumerate(others, start=1):
-            candidate = padded[window].copy()                           # read twice, and faster without gaps
+            candidate = padded[window].copy()                           # read twice, and contiguous is faster
             better = (candidate > y).astype(winner.dtype)
             better *= tap
-            xp.maximum(winner, better, out=winner)                      # taps count upwards: the last to be better
+            xp.maximum(winner, better, out=winner)                      # keeps the last tap that was better
             xp.maximum(y, candidate, out=y)
 
     def backward(dy):
@@ -121,7 +121,7 @@ def _winners(kernel_size: Any, out: Array) -> Bytes:
 
 
 def _avg_pool(x: Array, windows: Windows, count_include_pad: bool):
-    """y = Σ_taps slice / count: linear, so that going back is dy / count added to every slice."""
+    """y = Σ_taps slice / count. It is linear: the backward adds dy / count to every slice."""
     xp = array_module(x)
     shape = x.shape
     count = _count(windows, count_include_pad)
@@ -157,7 +157,7 @@ def _avg_pool(x: Array, windows: Windows, count_include_pad: bool):
 
 
 def _count(windows: Windows, count_include_pad: bool) -> np.ndarray | int:
-    """How many numbers each window counts: one integer where all windows agree, else an array (*output)."""
+    """The divisor of each window's mean: an integer if it is the same for all windows, else an array (*output)."""
     each = np.ones((), dtype=int)
     for n, k, s, padding, places in zip(windows.size, windows.kernel, windows.stride, windows.before, windows.output):
         start = np.arange(places) * s - padding
@@ -173,22 +173,25 @@ def _windows(name, axes, x, kernel_size, stride, padding, dilation, ceil_mode) -
     kernel = per_axis(kernel_size, axes, f"{name}: kernel_size", 1)
     stride = kernel if stride is None else per_axis(stride, axes, f"{name}: stride", 1)
     dilation = per_axis(dilation, axes, f"{name}: dilation", 1)
-    if padding == "same" and name.startswith("max"):        # an average would have to say whether padding counts
+    if padding == "same" and name.startswith("max"):        # not for means, where padding may or may not be counted
         if max(dilation) > 1:
-            raise ValueError(f'{name}: padding="same" needs dilation 1, not {dilation}, or windows would be empty')
+            raise ValueError(
+                f'{name}: padding="same" needs dilation 1, not {dilation}: otherwise a window could lie in the padding'
+            )
         places = tuple(math.ceil(n / s) for n, s in zip(size, stride))
         return Windows(size, kernel, stride, dilation, *same_padding(size, kernel, stride, dilation), places)
     padding = per_axis(padding, axes, f"{name}: padding", 0)
     if any(2 * p > k for p, k in zip(padding, kernel)):
         raise ValueError(
-            f"{name}: padding {padding} must be at most half of the kernel {kernel}, or windows would be empty"
+            f"{name}: padding {padding} must be at most half of kernel_size {kernel}: otherwise a window could lie in "
+            "the padding"
         )
     output, after = [], []
     for n, k, s, p, d in zip(size, kernel, stride, padding, dilation):
         reach = d * (k - 1)
         room = n + 2 * p - reach - 1            # how far the first window can move
         places = (room + (s - 1 if ceil_mode else 0)) // s + 1
-        if ceil_mode and (places - 1) * s >= n + p:             # a window may hang over the end, not begin beyond it
+        if ceil_mode and (places - 1) * s >= n + p:             # a window may extend beyond the end, not start there
             places -= 1
         if places < 1 or n < 1:
             raise ValueError(

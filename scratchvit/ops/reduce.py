@@ -1,13 +1,13 @@
-"""Reductions. `dim`: an axis, several axes, or None for all; `keepdim`: keep the reduced axes with size 1.
+"""Reductions. `dim`: an axis, several axes, or None for all; `keepdim`: keep the reduced axes with length 1.
 
-The transpose of summing is repeating: every backward here first restores the reduced axes of dy (`_spread`).
+The transpose of a sum is broadcasting: every backward here first restores the reduced axes of dy (`_spread`).
 """
 
 from __future__ import annotations
 
 import builtins
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,13 +17,13 @@ from scratchvit.facts import Facts, Shape, nothing, one_like_x
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
 from scratchvit.ops.checks import axes_of
-from scratchvit.tensor import op
+from scratchvit.tensor import Tensor, op
 
 Dim: TypeAlias = int | Sequence[int] | None
 
 
 def _axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
-    """The axes to reduce, from 0. None and () mean all, as in PyTorch, where a single number may have an axis 0."""
+    """The axes to reduce, counted from 0. None and () mean all. As in PyTorch, shape () also has the axes 0 and -1."""
     if dim is None or dim == () or dim == []:
         return tuple(range(x.ndim))
     axes = axes_of(name, dim, x.shape or (1,))
@@ -48,11 +48,12 @@ def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
 def sum(x: Array, dim: Dim = None, keepdim: bool = False):
     """The sum over the axes `dim`.
 
-    x: any shape and dtype; integers give integers.  dim: an axis, several, or None (or ()) for all.
-    keepdim: the reduced axes stay, with length 1.  Raises IndexError for a dim that x does not have, ValueError for
-    one that is named twice.
+    x: any shape and dtype; integers give integers.
+    dim: an axis, several axes, or None or () for all.
+    keepdim: whether to keep the reduced axes, with length 1.
+    Raises IndexError if x has no axis dim, ValueError if an axis is repeated.
 
-        y = Σ x,    dx = dy, repeated
+        y = Σ x,    dx = dy, broadcast to the shape of x
     """
     xp, shape, axes = array_module(x), x.shape, _axes("sum", x, dim)
     return total(x, axes, keepdim), lambda dy: xp.broadcast_to(_spread(dy, axes, keepdim), shape)
@@ -60,12 +61,12 @@ def sum(x: Array, dim: Dim = None, keepdim: bool = False):
 
 @op(takes="sums", facts=_reduction(saves=nothing, passes_on=True))
 def mean(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The mean over the axes `dim`; NaN over no numbers.
+    """The mean over the axes `dim`; NaN if there are no entries.
 
-    x: any shape, floating-point; float16 is added up in float32.  dim, keepdim: as for `sum`.
+    x: any shape, floating-point; float16 is computed in float32.  dim, keepdim: as for `sum`.
     Raises what `sum` raises, and TypeError for integers.
 
-        y = Σ x / n,    dx = dy / n, repeated
+        y = Σ x / n,    dx = dy / n, broadcast to the shape of x
     """
     xp, shape, axes = array_module(x), x.shape, _axes("mean", x, dim)
     n = math.prod(shape[a] for a in axes)
@@ -78,15 +79,17 @@ def mean(x: Array, dim: Dim = None, keepdim: bool = False):
 def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     """The variance over the axes `dim`, with Bessel's correction by default.
 
-    x: any shape, floating-point.  correction: what is taken off n; 0 for the mean squared deviation.
-    dim, keepdim: as for `sum`.  Raises what `sum` raises, and TypeError for integers.
-    Where n ≤ correction the value is that of a division by 0, as in PyTorch:
-    infinite, or NaN if the deviations are 0 or there are none.
+    x: any shape, floating-point; float16 is computed in float32.
+    correction: what is subtracted from n in the divisor; 0 for the biased variance.
+    dim, keepdim: as for `sum`.
+    Raises what `sum` raises, and TypeError for integers.
+    If n ≤ correction, the value is that of a division by 0, as in PyTorch: infinite, or NaN if all deviations are 0 or
+    there are no entries.
 
         y = Σ (x - μ)² / (n - correction),    dx = 2 dy (x - μ) / (n - correction)
 
-    What passes through μ sums to zero. In float32 μ is rounded, by more than the deviations where they are small beside
-    it; the mean of what is left is therefore subtracted once more.
+    The gradient through μ is zero, since the deviations sum to zero. In float32, the rounding error of μ can be larger
+    than small deviations; their mean is therefore subtracted once more.
     """
     axes = _axes("var", x, dim)
     n = math.prod(x.shape[a] for a in axes)
@@ -105,21 +108,38 @@ def var(x: Array, dim: Dim = None, correction: int = 1, keepdim: bool = False):
     return y, backward
 
 
-@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
-def max(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The greatest value over the axes `dim` (PyTorch's `amax`); where several are equal they share the gradient.
+class Extremes(Tensor):
+    """What `max` and `min` return: a Tensor that is not unpacked.
 
-    x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises as `sum` does, and ValueError for axes without
-    entries, which have no greatest.
+    PyTorch's `values, indices = x.max(1)` would take the first two rows for values and indices. So iterating raises
+    TypeError; `unbind` gives the rows.
+    """
+
+    __slots__ = ()
+
+    def __iter__(self) -> Iterator[Tensor]:
+        raise TypeError(
+            "max and min give the values alone, as PyTorch's amax and amin, and no indices to unpack: for indices take "
+            "numpy().argmax(dim) of the input, for the rows of this result .unbind(0)"
+        )
+
+
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]), gives=Extremes)
+def max(x: Array, dim: Dim = None, keepdim: bool = False):
+    """The maximum over the axes `dim` (PyTorch's `amax`); equal maxima share the gradient equally.
+
+    x: any shape and dtype.  dim, keepdim: as for `sum`.
+    There are no indices, unlike in PyTorch's `max(dim)`: `values, indices = x.max(1)` raises TypeError.
+    Raises what `sum` raises, and ValueError if a reduced axis has length 0.
     """
     axes = _filled_axes("max", x, dim)
     y = x.max(axis=axes, keepdims=keepdim)
     return y, lambda dy: _share_among_equal(x, y, dy, axes, keepdim)
 
 
-@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]))
+@op(takes="any", facts=_reduction(saves=lambda x, out: [x, out]), gives=Extremes)
 def min(x: Array, dim: Dim = None, keepdim: bool = False):
-    """The least value over the axes `dim` (PyTorch's `amin`); where several are equal they share the gradient.
+    """The minimum over the axes `dim` (PyTorch's `amin`); equal minima share the gradient equally.
 
     x: any shape and dtype.  dim, keepdim: as for `sum`.  Raises what `max` raises.
     """
@@ -137,5 +157,5 @@ def _filled_axes(name: str, x: Array, dim: Dim) -> tuple[int, ...]:
 
 def _share_among_equal(x: Array, y: Array, dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     chosen = x == _spread(y, axes, keepdim)
-    share = _spread(dy, axes, keepdim) / chosen.sum(axis=axes, keepdims=True, dtype=x.dtype)
+    share = _spread(dy, axes, keepdim) / chosen.sum(axis=axes, keepdims=True).astype(x.dtype)
     return masked(array_module(x).broadcast_to(share, x.shape), chosen)

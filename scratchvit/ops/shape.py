@@ -1,5 +1,6 @@
-"""Functions that rearrange entries without changing them. Gradients are moved back, and added up if an entry was used
-several times (broadcasting). Indexing is in index.py, padding in padding.py.
+"""Functions that change the shape of an array or rearrange its entries. Indexing is in index.py, padding in padding.py.
+
+The backward rearranges dy in the opposite direction, and sums it if an entry was used several times (broadcasting).
 """
 
 from __future__ import annotations
@@ -16,31 +17,31 @@ from scratchvit.tensor import op
 
 @op(takes="any", facts=moves(by_running, view=fits_without_copy, passes_on=True))
 def reshape(x: Array, shape: int | Sequence[int]):
-    """The same values, in row-major order, in another shape.
+    """x with the same entries, in row-major order, in another shape.
 
     x: any shape and dtype.
-    shape: the new shape, an integer for a single axis. One -1 in it stands for what is left.
-    Raises ValueError if the entries of x do not fill the shape.
+    shape: the new shape, or an integer for one axis. One of the lengths may be -1, and is then inferred.
+    Raises ValueError if the shape does not have as many entries as x.
     """
     before = x.shape
     try:
         y = x.reshape(shape)
     except (TypeError, ValueError):
-        raise ValueError(f"reshape: x of shape {before} has {x.size} entries, which do not fill {shape}") from None
+        raise ValueError(f"reshape: x of shape {before} has {x.size} entries, which do not fit {shape}") from None
     return y, lambda dy: dy.reshape(before)
 
 
 @op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def permute(x: Array, dims: Sequence[int]):
-    """The axes in another order: axis i of the result is axis dims[i] of x. Nothing is copied.
+    """A view of x with its axes in another order: axis i of the result is axis dims[i] of x.
 
     x: any shape and dtype.
     dims: every axis of x once; negative numbers count from the end.
-    Raises IndexError if x has no such axis, ValueError if dims does not name every axis once.
+    Raises IndexError if x has no such axis, ValueError if dims does not contain every axis once.
     """
     axes = axes_of("permute", dims, x.shape)
     if len(axes) != x.ndim:
-        raise ValueError(f"permute: dims {dims} must name every axis of x, of shape {x.shape}, once")
+        raise ValueError(f"permute: dims {dims} must contain every axis of x, of shape {x.shape}, once")
     back = [0] * x.ndim
     for position, axis in enumerate(axes):
         back[axis] = position
@@ -49,10 +50,10 @@ def permute(x: Array, dims: Sequence[int]):
 
 @op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def transpose(x: Array, dim0: int, dim1: int):
-    """Two axes exchanged. Nothing is copied.
+    """A view of x with two axes exchanged.
 
-    x: any shape and dtype. A number of shape () counts as having one axis, as in PyTorch.
-    Raises IndexError if dim0 or dim1 is no axis of x.
+    x: any shape and dtype. Shape () is treated as having one axis, as in PyTorch.
+    Raises IndexError if dim0 or dim1 is not an axis of x.
     """
     shape = x.shape or (1,)
     dim0, dim1 = axis_of("transpose", dim0, shape), axis_of("transpose", dim1, shape)
@@ -63,30 +64,30 @@ def transpose(x: Array, dim0: int, dim1: int):
 
 @op(takes="any", facts=moves(by_running, view=True, passes_on=unless_broadcast, exact=False))
 def expand(x: Array, shape: Sequence[int]):
-    """Repeat axes of size 1, and put new ones in front, until the shape is reached. Nothing is copied.
+    """Broadcast x to a shape: axes of length 1 are repeated, and new axes are added in front. The result is a view.
 
     x: any shape and dtype.
-    shape: the shape to reach, of at least as many axes as x; -1 leaves an axis of x as it is.
-    The gradient is summed over what was repeated.
-    Raises ValueError if an axis of x has neither size 1 nor the size wanted, or if -1 stands for a new axis.
+    shape: the new shape, with at least as many axes as x; -1 keeps the length of an axis of x.
+    The gradient is summed over the repeated axes.
+    Raises ValueError if an axis of x has neither length 1 nor the new length, or if -1 is given for a new axis.
     """
     before, new = x.shape, len(shape) - x.ndim
     wanted = tuple(before[i - new] if n == -1 and i >= new >= 0 else n for i, n in enumerate(shape))
     if new < 0 or any(n < 0 for n in wanted) or any(m not in (1, n) for m, n in zip(before, wanted[new:])):
         raise ValueError(
-            f"expand: x of shape {before} cannot become {tuple(shape)}: axes of size 1 are repeated, new axes come "
-            "first, and -1 leaves an axis of x as it is"
+            f"expand: x of shape {before} cannot be expanded to {tuple(shape)}: only axes of length 1 can be repeated, "
+            "new axes come first, and -1 keeps the length of an axis of x"
         )
     return array_module(x).broadcast_to(x, wanted), lambda dy: unbroadcast(dy, before)
 
 
 @op(takes="any", facts=moves(lambda tensors, dim: _concatenated(tensors, dim), passes_on=True))
 def concatenate(tensors: Sequence[Array], dim: int = 0):
-    """Join along an existing axis.
+    """Join arrays along an existing axis.
 
-    tensors: one or more arrays whose shapes differ along `dim` alone. Arrays of shape (0,) may stand among arrays with
-    more axes and add nothing, as in PyTorch.
-    Raises ValueError if there is no array, or if the shapes do not fit together, TypeError for what is no list of
+    tensors: a list of one or more arrays whose shapes differ only along `dim`. Arrays of shape (0,) are allowed among
+        arrays with more axes and are ignored, as in PyTorch.
+    Raises ValueError if the list is empty or the shapes differ along other axes, TypeError if it is not a list of
     arrays, IndexError if there is no such axis.
     """
     need_arrays("concatenate", tensors)
@@ -97,7 +98,7 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
     dim = axis_of("concatenate", dim, joined[0].shape)
     rests = {(*t.shape[:dim], "dim", *t.shape[dim + 1 :]) for t in joined}
     if len(rests) > 1:
-        raise ValueError(f"concatenate: shapes may differ along dim {dim} alone, not {shapes_of(joined)}")
+        raise ValueError(f"concatenate: shapes may differ only along dim {dim}, not {shapes_of(joined)}")
     ends = list(accumulate(t.shape[dim] for t in joined))[:-1]
 
     def backward(dy):
@@ -116,16 +117,16 @@ def _concatenated(tensors: Sequence[Array], dim: int) -> Shape:
 
 @op(takes="any", facts=moves(lambda tensors, dim: _stacked(tensors, dim), passes_on=True))
 def stack(tensors: Sequence[Array], dim: int = 0):
-    """Join along a new axis.
+    """Join arrays along a new axis.
 
-    tensors: one or more arrays of one shape.
-    dim: where the new axis stands in the result.
-    Raises ValueError if there is no array, or if the shapes differ, TypeError for what is no list of arrays, IndexError
-    if the result has no such axis.
+    tensors: a list of one or more arrays, all of one shape.
+    dim: the position of the new axis in the result.
+    Raises ValueError if the list is empty or the shapes differ, TypeError if it is not a list of arrays, IndexError if
+    the result has no such axis.
     """
     need_arrays("stack", tensors)
     if len({t.shape for t in tensors}) > 1:
-        raise ValueError(f"stack: all arrays must have one shape, not {shapes_of(tensors)}")
+        raise ValueError(f"stack: all arrays must have the same shape, not {shapes_of(tensors)}")
     xp = array_module(tensors[0])
     dim = axis_of("stack", dim, (len(tensors), *tensors[0].shape))
     return xp.stack(tensors, axis=dim), lambda dy: list(xp.moveaxis(dy, dim, 0))
@@ -139,67 +140,68 @@ def _stacked(tensors: Sequence[Array], dim: int) -> Shape:
 
 @op(takes="any", facts=moves(by_running, saves=inputs("x"), view=True))
 def split(x: Array, split_size: int | Sequence[int], dim: int = 0):
-    """Cut into parts along an axis. Nothing is copied.
+    """Split x into parts along an axis.
 
     x: any shape and dtype.
-    split_size: the size of every part, of which the last may be smaller; or the sizes of all parts.
-    Returns a tuple of tensors.
-    Raises IndexError if x has no such axis, ValueError if a size is negative or sizes do not add up to the axis.
+    split_size: the length of every part, of which the last may be shorter; or a list of the lengths of all parts.
+    Returns a tuple of views.
+    Raises IndexError if x has no such axis, ValueError if a length is negative or the lengths do not add up to that of
+    the axis.
     """
     dim = axis_of("split", dim, x.shape)
     total = x.shape[dim]
     if isinstance(split_size, int):
         if split_size < min(1, total):
-            raise ValueError(f"split: a part must have a size of at least 1, not {split_size}; x has shape {x.shape}")
+            raise ValueError(f"split: split_size must be at least 1, not {split_size}; x has shape {x.shape}")
         sizes = [split_size] * max(1, -(-total // max(1, split_size)))
     else:
         sizes = list(split_size)
         if sum(sizes) != total or min(sizes, default=0) < 0:
             raise ValueError(
-                f"split: sizes {sizes} must be 0 or more and add up to {total}, the size of dim {dim} of x {x.shape}"
+                f"split: sizes {sizes} must be 0 or more and add up to {total}, the length of dim {dim} of x {x.shape}"
             )
     prefix = (slice(None),) * dim
-    places = [(*prefix, slice(end - size, end)) for size, end in zip(sizes, accumulate(sizes))]
-    return tuple(x[place] for place in places), lambda dys: _put_together(x, dys, places)
+    indices = [(*prefix, slice(end - size, end)) for size, end in zip(sizes, accumulate(sizes))]
+    return tuple(x[index] for index in indices), lambda dys: _join(x, dys, indices)
 
 
 @op(takes="any", facts=moves(by_running, saves=inputs("x"), view=True))
 def unbind(x: Array, dim: int = 0):
-    """Cut into slices along an axis, which disappears. Nothing is copied.
+    """Split x into slices along an axis, which is removed.
 
     x: any shape and dtype.
-    Returns a tuple of tensors.
+    Returns a tuple of views.
     Raises IndexError if x has no such axis.
     """
     dim = axis_of("unbind", dim, x.shape)
     prefix = (slice(None),) * dim
-    # With an Ellipsis, since NumPy gives a copy of a single number otherwise.
-    places = [(*prefix, i, ...) for i in range(x.shape[dim])]
-    return tuple(x[place] for place in places), lambda dys: _put_together(x, dys, places)
+    # With an Ellipsis, since NumPy would otherwise copy a single number instead of returning a view.
+    indices = [(*prefix, i, ...) for i in range(x.shape[dim])]
+    return tuple(x[index] for index in indices), lambda dys: _join(x, dys, indices)
 
 
-def _put_together(x: Array, dys: Sequence[Array | None], places: Sequence[tuple]) -> Array:
-    # In x's own memory order: the transposed q, k, v of attention then go back into the projection without a copy.
+def _join(x: Array, dys: Sequence[Array | None], indices: Sequence[tuple]) -> Array:
+    # In x's memory order, so that the gradients of attention's transposed q, k, v reach the projection without a copy.
     dx = array_module(x).empty_like(x)
-    for place, dy in zip(places, dys):
-        dx[place] = 0 if dy is None else dy
+    for index, dy in zip(indices, dys):
+        dx[index] = 0 if dy is None else dy
     return dx
 
 
 @op(takes="any", facts=moves(like("x"), order=lambda x, dims: None if dims is None else order_of(x)))
 def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None = None):
-    """Shift along axes; what leaves at one end enters at the other.
+    """Roll x along axes: entries shifted beyond the end are re-introduced at the start.
 
     x: any shape and dtype.
-    shifts, dims: how far to shift, and along which axis; or as many of both. An axis named twice is shifted by the sum.
-        Without dims, x is shifted as if it had one axis.
+    shifts, dims: the number of positions to shift, and the axis; or sequences of the same length. An axis that is given
+        twice is shifted by the sum. Without dims, x is rolled as if it were flattened; its shape does not change.
     Raises IndexError if x has no such axis, ValueError if there are not as many shifts as dims.
     """
     xp = array_module(x)
     shifts = (shifts,) if isinstance(shifts, int) else tuple(shifts)
     dims = () if dims is None else (dims,) if isinstance(dims, int) else tuple(dims)
     if len(shifts) != max(1, len(dims)):
-        raise ValueError(f"roll: as many shifts as dims are needed, not {shifts} along {dims or 'all axes as one'}")
+        raise ValueError(f"roll: as many shifts as dims are needed, not {shifts} along {dims or 'the flattened x'}")
     if not dims:
         return xp.roll(x, shifts[0]), lambda dy: xp.roll(dy, -shifts[0])
     axes = tuple(axis_of("roll", dim, x.shape) for dim in dims)
@@ -209,10 +211,10 @@ def roll(x: Array, shifts: int | Sequence[int], dims: int | Sequence[int] | None
 
 @op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def flip(x: Array, dims: int | Sequence[int]):
-    """Reverse the order along one axis or several. Nothing is copied.
+    """A view of x with its entries reversed along one or more axes.
 
     x: any shape and dtype.
-    Raises IndexError if x has no such axis, ValueError if an axis is named twice.
+    Raises IndexError if x has no such axis, ValueError if an axis is repeated.
     """
     xp = array_module(x)
     axes = axes_of("flip", dims, x.shape)

@@ -1,11 +1,11 @@
-"""The geometry that convolution and pooling share: where a window slides, seen as slices.
+"""The geometry of sliding windows, shared by convolution and pooling.
 
-A window of k taps that slides over n places can be read two ways. Place by place, it is n small windows; tap by tap, it
-is k large slices, each holding what one tap meets at all places:
+A window of k taps that slides over n places can be read in two ways: place by place, as n small windows; or tap by tap,
+as k large slices, each with the entries that one tap reads at all places:
 
-    x      a b c d e f            tap 0   a c        tap by tap, everything is whole-array arithmetic, and the
-    window [. . .] , stride 2     tap 1   b d        transpose of reading a slice is adding to it: no gathering,
-                                  tap 2   c e        no scattering, and the same sum in the same order every time
+    x      a b c d e f            tap 0   a c        Tap by tap, all arithmetic is on whole arrays. The transpose
+    window [. . .] , stride 2     tap 1   b d        of reading a slice is adding to it, so neither gather nor scatter
+                                  tap 2   c e        is needed, and sums are always in the same order.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ class Windows:
     dilation: tuple[int, ...]
     before: tuple[int, ...]                 # padding
     after: tuple[int, ...]
-    output: tuple[int, ...]                 # how many places the window takes
+    output: tuple[int, ...]                 # number of places
 
     @property
     def reach(self) -> tuple[int, ...]:
-        """From the first tap of a window to its last."""
+        """The distance from the first tap of a window to its last."""
         return tuple(d * (k - 1) for d, k in zip(self.dilation, self.kernel))
 
     @property
     def padded(self) -> tuple[int, ...]:
-        """The size with its padding."""
+        """The size of the input with its padding."""
         return tuple(b + n + a for b, n, a in zip(self.before, self.size, self.after))
 
     @property
     def inside(self) -> tuple[slice, ...]:
-        """Where in the padded array the input lies."""
+        """The index of the input in the padded array."""
         return tuple(slice(b, b + n) for b, n in zip(self.before, self.size))
 
     def pad(self, x: Array, value: float = 0) -> Array:
-        """x with its padding around it; x itself where there is none."""
+        """x padded with `value`; x itself if there is no padding."""
         if self.padded == self.size:
             return x
         padded = array_module(x).full((*x.shape[: -len(self.size)], *self.padded), value, dtype=x.dtype)
@@ -55,9 +55,9 @@ class Windows:
         return padded
 
     def taps(self, first: int = 0, last: int | None = None) -> list[tuple]:
-        """For each tap, in row-major order, an index of the padded array: what this tap meets at every place.
+        """For each tap, in row-major order, the index into the padded array of the entries that it reads.
 
-        first, last: only the places of these rows (of the first axis).
+        first, last: the range of output rows (the first axis); all if not given.
         """
         rows = range(*slice(first, last).indices(self.output[0]))
         starts = (rows.start * self.stride[0], *(0 for _ in self.size[1:]))
@@ -70,8 +70,8 @@ class Windows:
             for position in itertools.product(*(range(k) for k in self.kernel))
         ]
 
-    def meets(self, axis: int, tap: int, first: int = 0, last: int | None = None) -> tuple[slice, slice]:
-        """Of the places first…last of an axis those where this tap meets the input and not padding; what it meets."""
+    def reads(self, axis: int, tap: int, first: int = 0, last: int | None = None) -> tuple[slice, slice]:
+        """The places in first…last of an axis at which a tap reads the input and not padding; and what it reads."""
         stride, offset = self.stride[axis], tap * self.dilation[axis] - self.before[axis]
         first = max(first, -(offset // stride))
         last = min(self.output[axis] if last is None else last, (self.size[axis] - 1 - offset) // stride + 1)
@@ -81,25 +81,26 @@ class Windows:
 
     @functools.cached_property
     def taps_of_a_row(self) -> list[tuple[tuple, tuple, list[tuple]]]:
-        """For each tap of one row of the kernel (which lies along all axes but the first), three kinds of indices.
+        """For each tap of one kernel row (all axes except the first), three kinds of indices.
 
-        The places where it meets the input; what it meets there; and the places beside them, where it meets padding.
+        The places where it reads the input, the entries that it reads there, and the other places, where it reads
+        padding.
         """
         taps = []
         for position in itertools.product(*(range(k) for k in self.kernel[1:])):
-            places, met = zip(*(self.meets(axis, tap) for axis, tap in enumerate(position, start=1)))
+            places, read = zip(*(self.reads(axis, tap) for axis, tap in enumerate(position, start=1)))
             beside = []
             for axis, inside in enumerate(places):
                 rest = (slice(None),) * (len(places) - axis - 1)
                 beside += [(..., slice(inside.start), *rest)] if inside.start else []
                 beside += [(..., slice(inside.stop, None), *rest)] if inside.stop < self.output[axis + 1] else []
-            taps.append(((..., *places), (..., *met), beside))
+            taps.append(((..., *places), (..., *read), beside))
         return taps
 
     def backwards(self) -> Windows:
-        """With stride 1: the windows over the output that the gradient of the input is a convolution of.
+        """With stride 1: the windows of the convolution of dy that gives dx.
 
-        Padding of more than the kernel's reach becomes negative here: places that are left out.
+        Padding larger than the kernel's reach becomes negative padding here, which crops dy.
         """
         before, after = (
             tuple(reach - n for reach, n in zip(self.reach, padding)) for padding in (self.before, self.after)
@@ -107,10 +108,10 @@ class Windows:
         return replace(self, size=self.output, output=self.size, before=before, after=after)
 
     def cropped(self) -> tuple[Windows, tuple[slice, ...]]:
-        """Without the taps at the kernel's ends that meet nothing but padding; and which taps are kept, by axis."""
+        """The windows without the taps at the kernel's ends that only read padding; and the taps kept on each axis."""
         kept, before, after = [], [], []
         for axis, (k, d, b, a) in enumerate(zip(self.kernel, self.dilation, self.before, self.after)):
-            useful = [tap for tap in range(k) if self.meets(axis, tap)[0].stop] or [0]
+            useful = [tap for tap in range(k) if self.reads(axis, tap)[0].stop] or [0]
             first, last = min(useful[0], b // d), max(useful[-1], k - 1 - a // d)
             kept.append(slice(first, last + 1))
             before.append(b - first * d)
@@ -122,10 +123,10 @@ class Windows:
 def same_padding(
     size: tuple[int, ...], kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple[int, ...]
 ) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """padding="same", (before, after): what ⌈size / stride⌉ places need, half of it on each side.
+    """(before, after) for padding="same": the padding that gives ⌈size / stride⌉ places, half of it on each side.
 
-    As in TensorFlow, so with a stride it depends on the size; of an odd number, the greater half comes after. With
-    stride 1 the output is as large as the input, as in PyTorch, which knows no more than that.
+    As in TensorFlow: with a stride it depends on the size, and if the total is odd, the larger half comes after. With
+    stride 1 the output has the size of the input, which is the only case that PyTorch supports.
     """
     before, after = [], []
     for n, k, s, d in zip(size, kernel, stride, dilation):
@@ -136,7 +137,7 @@ def same_padding(
 
 
 def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups) -> Windows:
-    """The geometry of a convolution over so many axes, whose arguments are those of `ops.conv2d`.
+    """The geometry of a convolution over `axes` spatial axes; the other arguments are those of `ops.conv2d`.
 
     Raises ValueError, with the op's name, for shapes and options that do not fit together, TypeError for different
     dtypes.
@@ -144,22 +145,23 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
     if x.dtype != weight.dtype:
         raise TypeError(f"{name}: x is {x.dtype} but weight is {weight.dtype}: convert x with astype()")
     if bias is not None and bias.dtype != weight.dtype:
-        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have one dtype")
+        raise TypeError(f"{name}: weight is {weight.dtype} but bias is {bias.dtype}: they must have the same dtype")
     expected = f"(B, C, {'T, ' * (axes - 2)}H, W)"
     if x.ndim != axes + 2 or weight.ndim != axes + 2:
         raise ValueError(
-            f"{name}: x must be {expected} and weight have as many axes; x has shape {x.shape}, weight {weight.shape}"
+            f"{name}: x must be {expected} and weight must have as many axes; x has shape {x.shape}, weight "
+            f"{weight.shape}"
         )
     if 0 in weight.shape:
         raise ValueError(f"{name}: weight of shape {weight.shape} has no entries")
     if groups < 1 or x.shape[1] % groups or weight.shape[0] % groups or weight.shape[1] * groups != x.shape[1]:
         raise ValueError(
             f"{name}: x of shape {x.shape} has {x.shape[1]} channels; weight of shape {weight.shape} in {groups} "
-            f"groups expects {weight.shape[1] * groups} and makes {weight.shape[0]}; groups must divide both"
+            f"groups takes {weight.shape[1] * groups} and gives {weight.shape[0]}; groups must divide both"
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"{name}: bias has shape {bias.shape}, but weight of shape {weight.shape} makes {len(weight)} channels"
+            f"{name}: bias has shape {bias.shape}, but weight of shape {weight.shape} gives {len(weight)} channels"
         )
     size, kernel = tuple(x.shape[2:]), tuple(weight.shape[2:])
     stride = per_axis(stride, axes, f"{name}: stride", 1)
@@ -181,7 +183,7 @@ def convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, 
 
 
 def per_axis(value: int | Sequence[int], axes: int, name: str, least: int) -> tuple[int, ...]:
-    """An option given as one integer for all axes, or as one for each, as a tuple.
+    """An option as a tuple with one integer per axis; it is given as one integer, or as one per axis.
 
     Raises ValueError, with the option's name, for anything else and for a number below `least`.
     """

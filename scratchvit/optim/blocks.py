@@ -1,8 +1,8 @@
 """Applying an optimiser's update to many arrays, in blocks that fit into the cache.
 
-An update is a dozen array operations on each parameter. On a whole matrix, each operation would fetch it from main
-memory again; so it is cut into blocks that stay in the cache for all of them, and the blocks are distributed over the
-cores. Small arrays, for which the overhead of a NumPy call dominates, are concatenated and updated together.
+An update is a dozen array operations on each parameter. Each operation on a whole matrix would read it from main memory
+again. So the matrix is divided into blocks that stay in the cache for all operations, and the blocks are distributed to
+the cores. Small arrays, for which the overhead of a NumPy call dominates, are concatenated and updated together.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch t
 SMALL = 4_096       # arrays with fewer entries are concatenated
 
 Update = Callable[..., None]
-"""Takes flat arrays of one length and changes some of them in place."""
+"""A function of flat arrays of equal length, which changes some of them in place."""
 
 
 def apply(update: Update, rows: Sequence[tuple[Array, ...]]) -> None:

@@ -13,18 +13,22 @@ from scratchvit.optim.blocks import apply
 
 
 class EMA:
-    """Exponential moving average of a model's weights, a ← a + (1 - decay) (θ - a), often better than the weights.
+    """Exponential moving average of a model's weights: a ← a + (1 - decay) (θ - a).
 
-    Polyak & Juditsky 1992. It starts with the current weights of the model and has no warm-up, as timm's
-    `ModelEmaV3(exclude_buffers=True)`. Buffers are copied, since running statistics are averages already.
+    It is often more accurate than the weights themselves (Polyak & Juditsky 1992). It starts from the current weights
+    of the model and has no warm-up, as timm's `ModelEmaV3(exclude_buffers=True)`. Buffers are copied, since running
+    statistics are averages already.
     Raises ScratchvitError for a decay outside [0, 1).
     """
 
     def __init__(self, model: Module, decay: float):
         if not 0 <= decay < 1:
-            raise ScratchvitError(f"the decay of the moving average must lie in [0, 1), not {decay}")
+            raise ScratchvitError(f"the decay of the moving average must be in [0, 1), not {decay}")
         self.model, self.decay = model, decay
         self.averages = {name: tensor.data.copy() for name, tensor in self._tensors()}
+
+    def __repr__(self) -> str:
+        return f"EMA(decay={self.decay})  {len(self.averages)} averages"
 
     def _tensors(self) -> Iterator[tuple[str, Any]]:
         yield from self.model.named_parameters()
@@ -46,7 +50,7 @@ class EMA:
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:
-        """Context manager in which the model has the averaged weights; afterwards it has its own again."""
+        """Context manager in which the model has the averaged weights; its own are restored afterwards."""
         self._swap()
         try:
             yield
@@ -58,7 +62,7 @@ class EMA:
             tensor.data, self.averages[name] = self.averages[name], tensor.data
 
     def state_dict(self) -> dict[str, Any]:
-        """The averages as {name of parameter or buffer: NumPy array}, a copy in the format of the model's own state."""
+        """A copy of the averages, {name of parameter or buffer: NumPy array}, in the format of the model's state."""
         with self.applied():
             return self.model.state_dict()
 

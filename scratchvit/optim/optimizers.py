@@ -54,11 +54,19 @@ class Optimizer:
             if lr < 0 or decay < 0 or lr_scale < 0:
                 raise ScratchvitError(f"lr {lr}, weight_decay {decay} and lr_scale {lr_scale} must not be negative")
             for parameter in group["params"]:
-                # Steps write through a flat view, which needs contiguous memory.
+                # Steps write through a flat view, which requires a contiguous array.
                 parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
                 self._slots.append(_Slot(parameter, decay, lr_scale))
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
-            raise ScratchvitError("a parameter was given to the optimiser twice: put it in one group only")
+            raise ScratchvitError("a parameter occurs twice in the optimiser's groups: put it in one group only")
+
+    def __repr__(self) -> str:
+        settings = {name: value for name, value in vars(self).items() if name[0] != "_" and name != "moment_names"}
+        decays = sorted({slot.weight_decay for slot in self._slots})
+        settings["weight_decay"] = decays[0] if len(decays) == 1 else decays
+        numbers = sum(slot.parameter.size for slot in self._slots)
+        text = ", ".join(f"{name}={value}" for name, value in settings.items())
+        return f"{type(self).__name__}({text})  {len(self._slots)} parameters, {numbers:,} numbers"
 
     def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         """The update for parameters whose number of steps, including this one, is `steps`."""
@@ -130,7 +138,8 @@ class SGD(Optimizer):
 
         g ← g + λ θ;  b ← μ b + g;  θ ← θ - η b, or with Nesterov momentum θ - η (g + μ b)
 
-    μ is momentum, λ weight_decay, η lr, which does not enter b. Raises ScratchvitError for nesterov without momentum.
+    μ is momentum, λ weight_decay and η lr, which is not included in b. Raises ScratchvitError for nesterov without
+    momentum.
     """
 
     def __init__(
@@ -170,7 +179,7 @@ class Adam(Optimizer):
     """Adam (Kingma & Ba, ICLR 2015, arXiv 1412.6980, algorithm 1).
 
     m ← β₁ m + (1 - β₁) g;  v ← β₂ v + (1 - β₂) g²;  θ ← θ - η m̂ / (√v̂ + ε) with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ).
-    Weight decay is added to the gradient, g + λ θ: it is divided by √v̂ like the rest.
+    Weight decay is added to the gradient, g + λ θ, and is therefore scaled by 1 / √v̂ as well.
     """
 
     moment_names = ("exp_avg", "exp_avg_sq")
@@ -185,13 +194,13 @@ class Adam(Optimizer):
         weight_decay: float = 0.0,
     ):
         if not all(0 <= beta < 1 for beta in betas):
-            raise ScratchvitError(f"betas {betas} must lie in [0, 1)")
+            raise ScratchvitError(f"betas must be in [0, 1), not {betas}")
         super().__init__(params, lr, weight_decay)
         self.betas, self.eps = betas, eps
 
     def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
         beta1, beta2 = self.betas
-        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: two passes over memory fewer.
+        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: this saves two passes over memory.
         root = math.sqrt(1 - beta2**steps)
         step_size, eps = lr * root / (1 - beta1**steps), self.eps * root
         shrink = 1 - lr * weight_decay if self.decoupled else 1.0
@@ -238,9 +247,9 @@ class AdamW(Adam):
 
 
 def grad_norm(params: Iterable[Parameter]) -> Array:
-    """The norm of all gradients together, √Σ g²: a 0-d array on the device; nothing is copied to the host.
+    """The total norm √Σ g² of all gradients: a 0-d array on the device; nothing is copied to the host.
 
-    It is finite only if every entry is, so one number says whether a step is possible. (In float32, a norm beyond
+    It is finite only if all entries are, so it is enough to check this number before a step. (In float32, a norm above
     1.8e19 is infinite too, as the squares in Adam's second moment would be.)
     """
     gradients = flat_gradients(params)
@@ -252,11 +261,12 @@ def grad_norm(params: Iterable[Parameter]) -> Array:
 
 
 def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:
-    """Clip gradients by their norm: scale all by min(1, max_norm / (norm + 1e-6)), norm being that of all together.
+    """Clip the total norm of the gradients, in place: scale all by min(1, max_norm / (norm + 1e-6)).
 
-    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1). norm: the result of
-    `grad_norm`, if it is known. Returns the norm before clipping, a 0-d array on the device; nothing is copied to the
-    host. If it is infinite or NaN, the gradients are useless afterwards: check it before a step.
+    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1).
+    norm: the result of `grad_norm`, if it is already known.
+    Returns the total norm before clipping, a 0-d array on the device; nothing is copied to the host. If it is infinite
+    or NaN, the clipped gradients are invalid: check it before a step.
     Raises ScratchvitError for a max_norm that is not positive.
     """
     if not max_norm > 0:
@@ -276,7 +286,7 @@ def flat_gradients(params: Iterable[Parameter]) -> list[Array]:
     gradients = []
     for parameter in params:
         if parameter.grad is not None:
-            # A flat view needs contiguous memory.
+            # A flat view requires a contiguous array.
             parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
             gradients.append(parameter.grad.reshape(-1))
     return gradients

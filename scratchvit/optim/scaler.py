@@ -20,10 +20,10 @@ _LARGEST = float(np.finfo(np.float32).max)
 class LossScaler:
     """Dynamic loss scaling: the loss is multiplied by a factor, and the gradients are divided by it before the step.
 
-    float16 has no number between 0 and 6e-8, where many gradients lie; multiplied by the factor they do not become 0.
-    The largest gradients must not overflow, so the factor is adapted (Micikevicius et al., ICLR 2018, arXiv 1710.03740,
-    §3.2): it is halved after a step that overflowed, which is skipped, and doubled after `growth_interval` steps in a
-    row without overflow. Same as `torch.amp.GradScaler`.
+    float16 has no numbers between 0 and 6e-8, where many gradients are. The factor prevents their underflow. Since the
+    largest gradients must not overflow, the factor is adapted (Micikevicius et al., ICLR 2018, arXiv 1710.03740, §3.2):
+    it is halved after a step that overflowed, which is skipped, and doubled after `growth_interval` consecutive steps
+    without overflow. Same as `torch.amp.GradScaler`.
 
         scaler.scale(loss).backward()
         scaler.unscale(parameters)                      # before clipping
@@ -32,19 +32,19 @@ class LossScaler:
             optimizer.step()
         scaler.update(finite)
 
-    The factor is a Python number: `finite` is all that a step copies from the device.
-    Raises ScratchvitError for a factor or an interval that is not positive, and a factor beyond float32.
+    The factor is a Python number, so only `finite` is copied from the device in a step.
+    Raises ScratchvitError for a factor or an interval that is not positive, and for a factor that overflows float32.
     """
 
     def __init__(self, factor: float = 2.0**16, growth_interval: int = 2000):
         with np.errstate(over="ignore"):
             self.factor = float(np.float32(factor))
         if not 0 < self.factor < np.inf:
-            raise ScratchvitError(f"the loss scale must be positive and within float32, not {factor}")
+            raise ScratchvitError(f"the loss scale must be positive and in the range of float32, not {factor}")
         if growth_interval < 1:
             raise ScratchvitError(f"growth_interval must be at least 1, not {growth_interval}")
         self.growth_interval = growth_interval
-        self.clean_steps = 0        # steps in a row without overflow, at this factor
+        self.clean_steps = 0        # consecutive steps without overflow with this factor
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the factor; call backward() on the result."""
@@ -55,7 +55,7 @@ class LossScaler:
         gradients = flat_gradients(params)
         if any(g.dtype.itemsize < 4 for g in gradients):
             raise ScratchvitError(
-                "loss scaling needs parameters in float32: after division in float16, the gradients would be 0 again"
+                "loss scaling needs parameters in float32: divided in float16, the gradients would underflow again"
             )
         inverse = 1 / self.factor
         apply(lambda g: array_module(g).multiply(g, inverse, out=g), [(g,) for g in gradients])

@@ -12,8 +12,8 @@ from scratchvit.errors import ScratchvitError
 class Schedule:
     """The learning rate of every step: a linear warm-up, then one of four schedules.
 
-    Step s of W of the warm-up has the learning rate lr · (s + 1)/W, as PyTorch's `LinearLR(1 / W, total_iters=W - 1)`.
-    (timm uses s/W, so that its first step has a learning rate of 0.)
+    Step s of a warm-up of W steps has the learning rate lr · (s + 1)/W, as in PyTorch's
+    `LinearLR(1 / W, total_iters=W - 1)`. (timm uses s/W, so its first step has the learning rate 0.)
     With t from 0 to 1 over the steps after the warm-up:
     cosine    min_lr + (lr - min_lr) (1 + cos πt) / 2    (Loshchilov & Hutter 2017, arXiv 1608.03983, eq. 5)
     linear    lr + (min_lr - lr) t
@@ -32,7 +32,7 @@ class Schedule:
             raise ScratchvitError(f"there is no schedule {self.kind!r}: use cosine, linear, step or constant")
         if not 0 <= self.warmup_steps <= self.total_steps:
             raise ScratchvitError(
-                f"a warm-up of {self.warmup_steps} steps does not fit into {self.total_steps}: use a shorter one"
+                f"a warm-up of {self.warmup_steps} steps does not fit into {self.total_steps} steps: use a shorter one"
             )
 
     def at(self, step: int) -> float:

@@ -124,7 +124,7 @@ def write_report(run: Run, path: str | Path) -> None:
         section("Curves", run.history, lambda: _curves(run)),
         section("Confusion matrix", run.has_answers, lambda: _confusion(run)),
         section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
-        section("Where the model looks", shows_attention(run.model), lambda: _attention(run)),
+        section("Attention maps", shows_attention(run.model), lambda: _attention(run)),
         section("Augmentation", True, lambda: _augmentation(run)),
         section("Configuration", True, lambda: configuration(config, config_of(run.model), run.commands)),
         footer(run.path, run.versions),
@@ -140,7 +140,7 @@ def _header(run: Run) -> Element:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation images, on the {_count(run)}."
     else:
         lead = (
-            f"The run has finished {made} of {config.epochs} epochs. Until its end it is evaluated on the "
+            f"The run has finished {made} of {config.epochs} epochs. Until it ends, it is evaluated on the "
             f"{_count(run)}; the test images are used only once, at the end."
         )
     facts = []
@@ -204,7 +204,7 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Element:
         if not counts[i, j]:
             return element("td", "·", class_="none")
         style = f"background: rgba(var(--{'right' if i == j else 'wrong'}), {0.12 + 0.88 * share:.2f})"
-        title = f"{names[i]}, taken for {names[j]}: {share:.1%}"
+        title = f"{names[i]}, predicted as {names[j]}: {share:.1%}"
         return element("td", f"{counts[i, j]}", style=style, title=title, class_="strong" if share > 0.5 else None)
 
     size = range(len(names))
@@ -215,7 +215,7 @@ def _confusion_table(counts: np.ndarray, names: Sequence[str]) -> Element:
 
 
 def _confusion_map(counts: np.ndarray) -> Element:
-    """A pixel for each pair of classes: blue on the diagonal, red elsewhere; opacity is the share of its row."""
+    """A pixel for each pair of classes: blue on the diagonal, red elsewhere; opacity is its fraction of the row."""
     shares = counts / np.maximum(1, counts.sum(axis=1, keepdims=True))
     diagonal = np.eye(len(counts), dtype=bool)
     pixels = np.empty((*counts.shape, 4), np.uint8)
@@ -227,20 +227,20 @@ def _confusion_map(counts: np.ndarray) -> Element:
 
 def _mistakes(run: Run) -> list[Element]:
     assert run.predictions is not None
-    said, names, files = run.predictions, run.names, getattr(run.split, "paths", None)
-    places = said.confident_mistakes(MISTAKES)
-    wrong = int((said.predicted != said.labels).sum())
+    predictions, names, files = run.predictions, run.names, getattr(run.split, "paths", None)
+    chosen = predictions.confident_mistakes(MISTAKES)
+    wrong = int((predictions.predicted != predictions.labels).sum())
     if not wrong:
-        return [element("p", f"None: all {_count(run)} are recognised.")]
+        return [element("p", f"None: all {_count(run)} are classified correctly.")]
     figures = []
-    for place, pixels in zip(places, run.split.images(places)):
-        name = files[place].name if files else f"no. {place}"
-        says, is_ = names[said.predicted[place]], names[said.labels[place]]
+    for index, pixels in zip(chosen, run.split.images(chosen)):
+        file = files[index].name if files else f"no. {index}"
+        predicted, true = names[predictions.predicted[index]], names[predictions.labels[index]]
         caption = element(
-            "figcaption", "says ", element("b", says), f" {said.probability[place]:.1%}", element("br"), "is ",
-            element("b", is_), element("br"), element("small", name),
+            "figcaption", "predicted ", element("b", predicted), f" {predictions.probability[index]:.1%}",
+            element("br"), "true ", element("b", true), element("br"), element("small", file),
         )
-        img = picture(pixels, f"{is_}, taken for {says}", str(files[place]) if files else name)
+        img = picture(pixels, f"{true}, predicted as {predicted}", str(files[index]) if files else file)
         figures.append(element("figure", img, caption))
     lead = f"{wrong:,} of the {_count(run)} are misclassified; these are the ones with the highest confidence."
     return [element("p", lead, class_="faint"), element("div", *figures, class_="pictures")]
@@ -253,10 +253,10 @@ def _attention(run: Run) -> list[Element]:
     pictures = split.images(places)
     last, flow, predicted = last_and_rollout(run.model, Normalize(run.data.mean, run.data.std)(pictures))
     figures = []
-    for pixels, label, says, *maps in zip(pictures, split.labels[places], predicted, last, flow):
-        heats = [picture(overlay(pixels, heat), "where the model looks") for heat in maps]
-        words = f"is {names[label]}, taken for {names[says]}" if says != label else names[label]
-        caption = element("figcaption", words, class_="wrong" if says != label else None)
+    for pixels, label, prediction, *maps in zip(pictures, split.labels[places], predicted, last, flow):
+        heats = [picture(overlay(pixels, heat), "attention map") for heat in maps]
+        words = f"{names[label]}, predicted as {names[prediction]}" if prediction != label else names[label]
+        caption = element("figcaption", words, class_="wrong" if prediction != label else None)
         triple = element("div", picture(pixels, names[label]), *heats, class_="triple")
         figures.append(element("figure", triple, caption))
     lead = "An image, the attention of the last layer (mean over heads), and the rollout of attention over all layers."
@@ -293,6 +293,6 @@ def _augmentation(run: Run) -> list[Element]:
 
 
 def _shares(shares: np.ndarray, names: Sequence[str], smoothed: float) -> str:
-    """A soft target as text: the classes whose share is larger than what label smoothing gives to all."""
+    """A soft target as text: the classes whose probability is larger than label smoothing alone gives them."""
     mixed = [c for c in np.argsort(-shares, kind="stable")[:2] if shares[c] - smoothed >= 0.005]
     return ", ".join(f"{shares[c]:.0%} {names[c]}" for c in mixed)

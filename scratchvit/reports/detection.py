@@ -58,8 +58,8 @@ from scratchvit.reports.page import (
 from scratchvit.training.checkpoint import current_versions
 from scratchvit.training.folder import RunFolder, read_config
 
-PREDICTIONS, LOOKED_INTO, MATCHED = 8, 3, 2     # pictures
-QUERIES_ASKED = 200     # pictures for which the boxes of every query are drawn
+PREDICTIONS, ATTENTION_PICTURES, MATCHED = 8, 3, 2      # numbers of pictures in the sections
+QUERY_PICTURES = 200        # pictures for which the boxes of every query are drawn
 
 
 @dataclass(frozen=True)
@@ -146,12 +146,12 @@ def write_detection_report(run: DetectionRun, path: str | Path) -> None:
     sections = [
         _header(run),
         section("Curves", run.history, lambda: detection_curves(run.history)),
-        section("How good the boxes are", run.figures, lambda: _figures(run)),
-        section("What it finds", detector, lambda: about(_predictions)),
-        section("Where each detection looks", detector, lambda: about(_cross_attention)),
-        section("What belongs together", _depth(detector), lambda: about(_encoder_attention)),
-        section("What each query asks for", detector, lambda: about(_query_boxes)),
-        section("Who takes which object", detector, lambda: about(_matching)),
+        section("Average precision and recall", run.figures, lambda: _figures(run)),
+        section("Detections", detector, lambda: about(_predictions)),
+        section("Cross-attention of the decoder", detector, lambda: about(_cross_attention)),
+        section("Self-attention of the encoder", _depth(detector), lambda: about(_encoder_attention)),
+        section("Boxes of each query", detector, lambda: about(_query_boxes)),
+        section("Matching of objects and queries", detector, lambda: about(_matching)),
         section("Data", run.splits.notes or run.splits.skipped, lambda: _data(run)),
         section("Configuration", True, lambda: configuration(
             run.config, detector.model.config if detector else None, run.commands
@@ -182,7 +182,7 @@ def _header(run: DetectionRun) -> Element:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation pictures, on the {_count(run)}."
     else:
         lead = (
-            f"The run has finished {made} of {epochs} epochs. Until its end it is evaluated on the {_count(run)}; the "
+            f"The run has finished {made} of {epochs} epochs. Until it ends, it is evaluated on the {_count(run)}; the "
             "test pictures are used only once, at the end."
         )
     facts = []
@@ -247,27 +247,27 @@ def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
     lead = (
         f"The first {len(drawn)} of the {_count(run)}. Solid: detections with a score of at least {THRESHOLD}; dashed: "
         "ground truth. Two boxes on one object: there is no non-maximum suppression (NMS) to remove one; queries must "
-        "avoid duplicates by self-attention in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. 4) "
-        "and neither can a model that has not trained for long. No box at all: all scores are low, see the best one."
+        "avoid duplicates by self-attention in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. "
+        "4), nor can a model after little training. No box at all: all scores are low; the picture says the best one."
     )
-    return [element("p", lead), _wide(draw_boxes.sheet(drawn), "objects found in pictures", "jpeg")]
+    return [element("p", lead), _wide(draw_boxes.sheet(drawn), "detections in pictures", "jpeg")]
 
 
 def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
     seen = []
-    for one in examples[:LOOKED_INTO]:
+    for one in examples[:ATTENTION_PICTURES]:
         (found,) = detector.in_pictures([Image.fromarray(one.picture)])
         seen.append(Seen(one.picture, found, cross_attention(detector.model, one.image).mean(axis=0)))
     words = (
         "The cross-attention of the last decoder layer over the picture, mean over heads, for the detections with the "
         "highest scores (Fig. 6). A trained decoder attends to the extremities of an object, which determine its box "
         "(§4.2). The same map for every query, or a uniform one: the queries do not depend on positions yet, and their "
-        "boxes are what is usual in the data. If an object is found twice, two queries attend to it"
+        "boxes are those typical of the data. If an object is found twice, two queries attend to it"
         + (", or one predicts two classes." if detector.model.config.focal else ".")
     )
     return [element("p", words), _drawn(
         functools.partial(draw_cross_attention, seen, run.split.classes),
-        "what each detection looks at",
+        "cross-attention of each detection",
     )]
 
 
@@ -281,7 +281,7 @@ def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence
         "Equally bright on all objects, or on none: only the decoder separates them."
     )
     draw = functools.partial(draw_encoder_attention, one.picture, points, maps)
-    return [element("p", words), _drawn(draw, "what a point of the picture looks at, layer by layer")]
+    return [element("p", words), _drawn(draw, "self-attention of points of the picture, layer by layer")]
 
 
 def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -289,28 +289,28 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         run.split, run.config.batch_size, detector.normalize, steps=detector.step, stretch=1
     )
     with closing(iter(loader)) as batches:  # type: ignore[type-var]
-        asked = query_boxes(
-            detector.model, itertools.islice(batches, -(-QUERIES_ASKED // run.config.batch_size))
+        predictions = query_boxes(
+            detector.model, itertools.islice(batches, -(-QUERY_PICTURES // run.config.batch_size))
         )
-    idle = int((asked.used(THRESHOLD) == 0).sum())
-    count = asked.scores.shape[1]
-    asks = (
+    unused = int((predictions.used(THRESHOLD) == 0).sum())
+    count = predictions.scores.shape[1]
+    expected = (
         "Trained queries specialise in different positions and sizes (§4.3). All dots in one place: the boxes do not "
         "depend on the picture yet."
     )
     if getattr(detector.model.config, "two_stage", False):
-        asks = (
-            "With two_stage a query has no position of its own: the first starts from the best box of the encoder, "
+        expected = (
+            "With two_stage, queries have no fixed positions: the first starts from the best box of the encoder, "
             "wherever that is, the second from the second best, so the first queries find most objects."
         )
     words = (
         f"A square for each query, most used first, with a dot at the centre of each of its boxes in "
-        f"{len(asked.boxes):,} {run.part} pictures, pale if its score is below {THRESHOLD} (Fig. 7). {asks} "
-        f"{idle} of the {count} queries never find anything here. That is normal, because DETR needs many more queries "
+        f"{len(predictions.boxes):,} {run.part} pictures, pale if its score is below {THRESHOLD} (Fig. 7). {expected} "
+        f"{unused} of the {count} queries have no detection here. That is normal, because DETR needs many more queries "
         "than objects (§3.1); in a picture with more objects than queries, some objects are missed."
     )
-    return [element("p", words), _drawn(functools.partial(draw_query_boxes, asked),
-                                        "where the boxes of each query fall", "png")]
+    return [element("p", words), _drawn(functools.partial(draw_query_boxes, predictions),
+                                        "positions of the boxes of each query", "png")]
 
 
 def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -327,7 +327,7 @@ def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example
         "the second best is much worse, because duplicates are penalised."
     )
     draw = functools.partial(draw_matching, [one.picture for one in chosen], matchings, run.split.classes)
-    return [element("p", words), _drawn(draw, "which query takes which object, and at what cost")]
+    return [element("p", words), _drawn(draw, "the query matched to each object, and its cost")]
 
 
 def _drawn(draw: Callable[[Path], None], description: str, format: str = "jpeg") -> Element:

@@ -64,7 +64,7 @@ def _plots(columns: Sequence[str]) -> Iterator[dict[str, Lines]]:
     wanted = {title: ("decoder", kind) for kind, title in LOSSES.items()}
     wanted |= {f"denoising: {title}": ("denoising", kind) for kind, title in LOSSES.items()}
     wanted |= {"class error, %": ("decoder", "class_error")}
-    wanted |= {"objects too many or too few": ("decoder", "cardinality_error")}
+    wanted |= {"cardinality error, objects": ("decoder", "cardinality_error")}
     losses: dict[str, Lines] = {
         "loss": [(f"{split}loss", colour, of) for split, colour, of in both if f"{split}loss" in columns]
     }

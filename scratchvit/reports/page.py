@@ -121,7 +121,7 @@ def write_page(path: str | Path, title: str, sections: Iterable[Element | None])
     page = template.substitute(
         title=html.escape(title), body=to_html(section for section in sections if section is not None)
     )
-    write_atomically(Path(path), page.encode("utf-8", "replace"))      # a file name may hold what no text can
+    write_atomically(Path(path), page.encode("utf-8", "replace"))      # a file name may contain surrogates
 
 
 def section(title: str, present: Any, build: Callable[[], Sequence[Element]]) -> Element | None:
@@ -184,7 +184,7 @@ def numbers(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Elem
 
 
 def configuration(config: Any, model: Any, commands: Mapping[str, str]) -> list[Element]:
-    """What to type, all settings of a run and, by the model's configuration, all sizes of its model."""
+    """The commands, the settings of a run, and the configuration of its model."""
     sizes = vars(model or model_config(config.model, **config.model_args))
     fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(config) if f.name != "model_args"}
     parts: list[Element] = []
@@ -195,7 +195,7 @@ def configuration(config: Any, model: Any, commands: Mapping[str, str]) -> list[
         element("p", "● differs from the default.", class_="faint"),
         _settings({name: getattr(config, name) for name in fields}, vars(type(config)()), fields),
         element("h3", f"The model, {config.model}"),
-        element("p", "● differs from the paper's.", class_="faint"),
+        element("p", "● differs from the paper.", class_="faint"),
         _settings(sizes, vars(model_config(config.model)), {}),
     ]
 

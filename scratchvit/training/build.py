@@ -1,4 +1,4 @@
-"""What every run is built from, whatever its task: checked settings, an optimiser, a schedule, a normalisation."""
+"""What runs of all tasks have in common: checks of their settings, the optimiser, the schedule, the normalisation."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from scratchvit.weights.preprocess import preprocessing_for
 
 
 def check_run(config: RunConfig) -> None:
-    """Raise ScratchvitError for a setting of the wrong type, an unknown choice, or one of every run out of range."""
+    """Raise ScratchvitError for a setting of the wrong type, an unknown choice, or a RunConfig field out of range."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         choices = field.metadata.get("choices")
@@ -30,13 +30,13 @@ def check_run(config: RunConfig) -> None:
     if config.entry and not config.init:
         raise ScratchvitError("entry chooses one of the sets of weights in a file: name the file with init")
     if config.new_head and not config.init:
-        raise ScratchvitError("new_head leaves the head of a file out: name the file with init, or leave new_head out")
+        raise ScratchvitError("new_head is for pretrained weights: name the file with init, or leave new_head out")
 
 
 def check_least(config: RunConfig, at_least: Mapping[str, float]) -> None:
-    """Raise ScratchvitError for a field below its smallest value."""
+    """Raise ScratchvitError for a field that is below its smallest value. at_least: {name: smallest value}."""
     for name, smallest in at_least.items():
-        if not getattr(config, name) >= smallest:       # so that NaN is refused too
+        if not getattr(config, name) >= smallest:       # also true for NaN
             raise ScratchvitError(f"{name} must be at least {smallest}, not {getattr(config, name)}")
 
 
@@ -48,7 +48,7 @@ def check_shares(config: RunConfig, names: Sequence[str]) -> None:
 
 
 def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Optimizer:
-    """The optimiser of parameters in groups, as `optim.param_groups` makes them."""
+    """The optimiser that the settings name, for parameter groups from `optim.param_groups`."""
     if config.optimizer == "adamw":
         return optim.AdamW(groups, config.lr)
     if config.optimizer == "adam":
@@ -57,7 +57,7 @@ def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Opt
 
 
 def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
-    """The learning rate over all steps. The warm-up takes at most half of them, so that short trials need no other."""
+    """The learning rate schedule. The warm-up takes at most half of the steps, so that it suits short runs too."""
     return optim.Schedule(
         config.schedule,
         config.lr,
@@ -70,9 +70,9 @@ def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
 def normalisation(
     model: str, init: str | Path, channels: int, entry: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
-    """Mean and standard deviation of each channel, as the weights in `init` expect them.
+    """The (mean, standard deviation) of each channel that the weights in `init` expect.
 
-    None of a run whose pictures were grey and are now in colour, or the other way round.
+    None for the checkpoint of a run with another number of channels, such as grey pictures instead of colour.
     """
     if not is_checkpoint(init):
         expected = preprocessing_for(model, init, in_chans=channels, entry=entry).to_timm()      # of pixels in 0 … 1

@@ -28,7 +28,7 @@ class RunConfig:
     )
     skip_bad: bool = option(False, "skip pictures that cannot be decoded, and list them when the run begins")
 
-    model: str = option("", "a name from `scratchvit models`")
+    model: str = option("", "name of the model, see `scratchvit models`")
     model_args: dict[str, Any] = field(default_factory=dict)    # from the model's own options: --embed-dim, …
     init: str | None = option(
         None, "file with pretrained weights to start from: timm's, torchvision's, Hugging Face's, a run's, …"
@@ -39,7 +39,7 @@ class RunConfig:
     new_head: bool = option(False, "with --init: do not load the head, because the classes are different")
 
     epochs: int = option(20, "passes over the training images, each followed by validation")
-    batch_size: int = option(64, "images in a training step")
+    batch_size: int = option(64, "images per training step")
     optimizer: str = option("adamw", "the optimiser", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     min_lr: float = option(1e-5, "learning rate at the end")
@@ -91,7 +91,7 @@ class TrainConfig(RunConfig):
     train_fraction: float = option(1.0, "fraction of the training images that is used, the same for every class")
     epoch_images: int = option(0, "images in an epoch, if not one pass over the training images; 0: one pass")
 
-    model: str = option("vit_tiny_patch16_224", "a name from `scratchvit models`")
+    model: str = option("vit_tiny_patch16_224", "name of the model, see `scratchvit models`")
 
     label_smoothing: float = option(0.0, "probability that is spread evenly over all classes in the target")
     regularisation: float = option(0.0, "rate of both dropout and stochastic depth; the augreg paper uses 0.1")

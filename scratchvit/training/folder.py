@@ -61,11 +61,11 @@ class RunFolder:
         if self.config.exists() or self.last.exists():
             try:
                 command = command_of(self.path)
-            except ScratchvitError:     # nothing says which: the usual one
+            except ScratchvitError:     # its command is unknown: assume the usual one
                 command = _FIRST_COMMAND
             raise ScratchvitError(
-                f"{self.path} already contains a run: resume it, {resuming(command, self.path)}, "
-                "or name another folder"
+                f"{self.path} already contains a run: resume it with {resuming(command, self.path)}, or name another "
+                "folder"
             )
 
     def begin(self, config: RunConfig) -> None:
@@ -117,10 +117,10 @@ def read_config(run_dir: str | Path, kind: type[ConfigT] = TrainConfig) -> Confi
     path = Path(run_dir) / "config.json"
     command, settings = _read(path)
     if command != kind.command:
-        theirs, asked = (f"`scratchvit {name}`" if name else "a task of its own" for name in (command, kind.command))
+        found, expected = (f"`scratchvit {name}`" if name else "a custom task" for name in (command, kind.command))
         raise ScratchvitError(
-            f"{run_dir} contains a run of {theirs}, not of {asked}: resume it, {resuming(command, Path(run_dir))}, or "
-            "name another folder"
+            f"{run_dir} contains a run of {found}, not of {expected}: resume it with "
+            f"{resuming(command, Path(run_dir))}, or name another folder"
         )
     try:
         return kind(**settings)
@@ -152,7 +152,7 @@ def _damaged(path: Path, error: Exception) -> ScratchvitError:
 
 
 def resuming(command: str, run_dir: Path) -> str:
-    """How to resume the run in a folder: the command line, or the call where no command started it."""
+    """The command line that resumes the run in a folder or, if no command started it, the call."""
     return f"scratchvit {command} --resume {run_dir}" if command else f"TrainingLoop(…, {str(run_dir)!r}, resume=True)"
 
 

@@ -1,14 +1,14 @@
-"""The training loop, whatever is learned.
+"""The training loop, the same for every task.
 
     for epoch in …:
         for batch in loader:
-            loss = task.loss(model, batch, …)           # what differs from task to task: task.py
+            loss = task.loss(model, batch, …)                           # depends on the task, see task.py
             loss.backward(); clip; optimizer.step(); ema.update()       # see step.py
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
 
-All that it remembers between two steps is in the checkpoint, so a run that was stopped anywhere goes on as if it had
-never been. Whatever stops it (a signal, a full disk, a loss that is not finite) leaves the last good checkpoint alone.
+A checkpoint contains the whole state between two steps, so a run that was stopped anywhere continues bit for bit.
+Whatever stops it (a signal, a full disk, a loss that is not finite), the last good checkpoint is kept.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from scratchvit import backend, optim
+from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model
@@ -37,38 +37,44 @@ from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
-from scratchvit.training.task import Course, Row, Task
+from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import LoadReport, load_weights
 
-READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
-WAITING = 0.05                          # share of an epoch spent waiting for pictures, beyond which a line says so
+READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between reads of the loss and gradient norm: on a GPU, each is a wait
+WAITING = 0.05                          # fraction of an epoch spent waiting for pictures above which the log says so
 
-TaskT = TypeVar("TaskT", bound=Task)    # so that whoever has a loop knows its task's type
+TaskT_co = TypeVar("TaskT_co", bound=Task[Any], covariant=True)     # covariant, so that `run` infers its result
 
 
 class _NoBatch(Exception):
-    """What a loader raised is its cause. On its way to `run` it undoes what must be undone before saving."""
+    """Raised from the error of a loader. `run` catches it, after averaged weights have been swapped back."""
 
 
-class TrainingLoop(Generic[TaskT]):
-    """A run of a task: model, optimiser and data, and where it stands.
+class TrainingLoop(Generic[TaskT_co]):
+    """The training run of a task: its model, optimiser and data, and its progress.
 
     task     what is learned, see `Task`
-    config   the settings of the run; the task's own settings are its own affair
-    folder   of the run. With resume, the run there goes on; it may be one that was stopped before its first save
-    log      gets one line per epoch
+    config   the settings of the run. If the task has a `config`, it must be the same object
+    folder   the run folder. With resume, the run in it continues, even if it was stopped before its first checkpoint
+    log      is called with one line per epoch
 
-    Everything is loaded and built, and the folder made, when the constructor returns; `run()` then trains. Until
-    `loop.folder.release()`, which `with loop.folder:` calls, no other run can write there.
+    The constructor loads and builds everything and creates the folder; `run()` trains. No other run can write to the
+    folder until `loop.folder.release()` is called, as `with loop.folder:` does at its end.
 
-    Raises ScratchvitError for settings that make no sense, weights or data that cannot be loaded, and a folder that
-    holds another run or in which one is going on. The folder is then as it was.
+    Raises ScratchvitError for invalid settings, for weights or data that cannot be loaded, and for a folder that
+    contains another run or is in use; the folder is then unchanged. Raises ValueError if the task has another config.
     """
 
     def __init__(
-        self, task: TaskT, config: RunConfig, folder: str | Path, resume: bool = False,
+        self, task: TaskT_co, config: RunConfig, folder: str | Path, resume: bool = False,
         log: Callable[[str], None] = tqdm.write,
     ):
+        if getattr(task, "config", config) is not config:
+            name = type(task).__name__
+            raise ValueError(
+                f"TrainingLoop: its config is not the config of its {name}: pass the same object to both, "
+                f"TrainingLoop({name}(config), config, folder)"
+            )
         check_run(config)
         task.check()
         self.task, self.config, self.log = task, config, log
@@ -77,29 +83,29 @@ class TrainingLoop(Generic[TaskT]):
             self.folder.claim(config, resume)
             backend.use(config.device)
             backend.keep_freed_memory()
-            self._build(goes_on=self.folder.last.exists())
-            self.folder.begin(config)       # only now, so that settings that do not work change nothing
+            self._build(restore=self.folder.last.exists())
+            self.folder.begin(config)       # only now, so that invalid settings change nothing
             if self.history:
                 self.folder.write_metrics(self.history)
         except BaseException:
             self.folder.release()
             raise
 
-    def _build(self, goes_on: bool) -> None:
-        """Ask the task for everything; goes_on: take up the run that is saved in the folder."""
+    def _build(self, restore: bool) -> None:
+        """Build data, model, loss and optimiser as the task says; restore: load the state that the folder contains."""
         task, config = self.task, self.config
-        # A run that goes on has weights of its own, and needs the file that it began with no more.
-        data = task.load_data(config.init and (self.folder.last if goes_on else config.init))
+        # A resumed run has its own weights, and does not need the file of its initial weights.
+        data = task.load_data(config.init and (self.folder.last if restore else config.init))
         self.loader = data.train_loader(config)
         self.about, self.fingerprint = data.about(), data.fingerprint()
         self.model_args = task.model_args(self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
-        if not goes_on:
+        if not restore:
             task.init_from_data(self.model)
-        self.loaded: LoadReport | None = None           # what came of `init`
-        if config.init and not goes_on:
+        self.loaded: LoadReport | None = None           # how the weights in `init` were loaded
+        if config.init and not restore:
             self.loaded = load_weights(
                 self.model, config.init, new_head=config.new_head, entry=config.entry
             )
@@ -111,20 +117,20 @@ class TrainingLoop(Generic[TaskT]):
         self.watch = SignalWatch()
         self.events = EventFile(self.folder.path / "tensorboard")
 
-        self.step = 0                                   # steps made
-        self.epoch_seconds = 0.0                        # spent in this epoch
+        self.step = 0                                   # number of steps so far, including skipped ones
+        self.epoch_seconds = 0.0                        # training time of this epoch
         self.meter = task.meter()                       # of this epoch
         self.history: list[Row] = []                    # the rows of metrics.csv
-        if goes_on:
-            self._go_on()
+        if restore:
+            self._restore()
 
-    def run(self) -> Any:
-        """Train to the end, then evaluate the best weights on the test split. Returns what `Task.test` does.
+    def run(self: TrainingLoop[Task[ResultT]]) -> ResultT:
+        """Train to the end, then evaluate the best weights on the test split. Returns the result of `Task.test`.
 
-        Raises ScratchvitError if numbers are not finite, a picture cannot be read, or the disk is full; Interrupted
-        after Ctrl-C or SIGTERM, when the run has been saved.
+        Raises ScratchvitError if the loss, a gradient or a weight is not finite, a picture cannot be read, or the disk
+        is full. Raises Interrupted after Ctrl-C or SIGTERM, once the run has been saved.
         """
-        # A loss that is not finite is found and explained below; NumPy's warnings would only come first.
+        # A loss that is not finite raises an error with an explanation, so NumPy's warnings are not needed.
         with np.errstate(all="ignore"), self.watch:
             try:
                 if len(self.history) < self.config.epochs:
@@ -136,21 +142,21 @@ class TrainingLoop(Generic[TaskT]):
             except StopRequested:
                 raise self._interrupted() from None
             except _NoBatch as error:
-                raise self._out_of_pictures(error.__cause__) from error.__cause__
-            except NotFinite as error:      # the task's
+                raise self._unreadable(error.__cause__) from error.__cause__
+            except NotFinite as error:      # raised by the task
                 raise self._diverged(str(error)) from None
             finally:
                 self.loader.close()
 
     def _train_epoch(self) -> None:
-        """The steps of this epoch that are still to be made."""
+        """Run the remaining steps of this epoch."""
         epoch = len(self.history)
         if self.loader.state_dict()["epoch"] > epoch:
-            return              # stopped during validation: they are all made
+            return              # no steps remain: the run was stopped during validation
         self.model.train()
         description = f"epoch {epoch + 1}/{self.config.epochs}"
         total, done = self.loader.epoch_size, self.loader.state_dict()["batch"] * self.config.batch_size
-        with tqdm(total=total, initial=done, desc=description, unit="img", leave=False) as bar:
+        with progress.bar(total, description, done) as bar:
             begun, before = time.perf_counter(), self.epoch_seconds
             for batch in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
@@ -164,13 +170,17 @@ class TrainingLoop(Generic[TaskT]):
                     self.save()
 
     def batches(self, loader: Loader) -> Iterator[Any]:
-        """The loader's batches. A signal stops the run after one; if one cannot be made, the run is saved first."""
+        """Iterate over a loader. After a signal, or if a picture cannot be read, the run is saved and ends."""
         try:
             for batch in loader:
                 yield batch
                 self.watch.check()
         except ScratchvitError as error:
             raise _NoBatch from error
+
+    def _shown(self, description: str) -> Batches:
+        """`batches`, with a progress bar."""
+        return lambda loader: progress.over(self.batches(loader), loader.epoch_size, description)
 
     def _step(self, batch: Any, look: bool) -> None:
         images = batch.images
@@ -183,24 +193,24 @@ class TrainingLoop(Generic[TaskT]):
             try:
                 loss, noted = self.task.loss(self.model, batch, inputs, self.step)
             except NoLoss as error:
-                self.learn.leave_out(error, images, inputs)
+                self.learn.skip(error, images, inputs)
             else:
                 if self.learn(loss, images, self.schedule.at(self.step), look, inputs):
                     self.meter.add(*noted)
         except NotFinite as error:
-            every = 1 if self.learn.may_leave_out else READ_EVERY[self.config.device]
-            begun = "" if every == 1 else f" (at one of the last {every} steps)"
-            raise self._diverged(f"{error}{begun}") from None
+            every = 1 if self.learn.may_skip else READ_EVERY[self.config.device]
+            when = "" if every == 1 else f" (in one of the last {every} steps)"
+            raise self._diverged(f"{error}{when}") from None
         self.step += 1
 
     def _finish_epoch(self) -> None:
-        """Validate, note the row, and save."""
+        """Validate, add a row to the history, and save."""
         begun = time.perf_counter()
         train, skipped = self.meter.read(), self.learn.skipped
         waiting = self.loader.waited / self.epoch_seconds
         if not train.images:
-            scale = f", though its loss is by now scaled by {self.learn.scaler.factor:g}" if self.learn.scaler else ""
-            raise self._diverged(f"every step of the epoch had to be left out{scale}")
+            scale = f", with a loss scale of {self.learn.scaler.factor:g} at last" if self.learn.scaler else ""
+            raise self._diverged(f"all steps of the epoch were skipped{scale}")
         val = self._validate()
         row = {
             "epoch": len(self.history) + 1,
@@ -224,9 +234,16 @@ class TrainingLoop(Generic[TaskT]):
         self.events.write(self.history)
         self.log(
             f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{' (best)' if is_best else ''}  "
-            f"{row['images_per_second']:,.0f} images/s{f'  steps left out: {skipped}' if skipped else ''}"
-            f"{self._advice(waiting)}"
+            f"{row['images_per_second']:,.0f} images/s  {progress.duration(row['seconds'])}{self._left()}"
+            f"{f'  skipped steps: {skipped}' if skipped else ''}{self._advice(waiting)}"
         )
+
+    def _left(self) -> str:
+        """How long the remaining epochs will take if they are like the last three."""
+        remaining, last = self.config.epochs - len(self.history), self.history[-3:]
+        if not remaining:
+            return ""
+        return f", {progress.duration(remaining * sum(row['seconds'] for row in last) / len(last))} left"
 
     def _advice(self, waiting: float) -> str:
         if waiting <= WAITING:
@@ -235,11 +252,11 @@ class TrainingLoop(Generic[TaskT]):
 
     def _validate(self) -> Row:
         with self.ema.applied() if self.ema else contextlib.nullcontext():
-            row = self.task.validate(self.model, self.batches)
+            row = self.task.validate(self.model, self._shown("validation"))
             self.task.draw(self.folder.path, len(self.history) + 1)
         return row
 
-    def _test(self) -> Any:
+    def _test(self: TrainingLoop[Task[ResultT]]) -> ResultT:
         best = load_checkpoint(self.folder.best)
         load_into(self.model, best.ema or best.model, self.folder.best)
         row = self.history[best.progress["epoch"] - 1]
@@ -253,7 +270,7 @@ class TrainingLoop(Generic[TaskT]):
             skipped=sum(r.get("skipped", 0) for r in self.history),     # rows of older versions do not have it
             parameters=self.model.num_parameters(),
         )
-        return self.task.test(self.model, self.batches, row, course)
+        return self.task.test(self.model, self._shown("test"), row, course)
 
     # --- stopping ---
 
@@ -262,40 +279,41 @@ class TrainingLoop(Generic[TaskT]):
         return resuming(self.config.command, self.folder.path)
 
     def _interrupted(self) -> Interrupted:
-        """Save, and say how to go on."""
+        """Save the run; the exception to raise after a signal."""
         assert self.watch.received is not None
-        self._save_place()
+        self._save_progress()
         return Interrupted(
-            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; go on with: {self._resume_command}",
+            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; "
+            f"resume with: {self._resume_command}",
             self.watch.received,
         )
 
-    def _out_of_pictures(self, error: BaseException | None) -> ScratchvitError:
-        """The same for what kept a loader from making a batch."""
-        self._save_place()
+    def _unreadable(self, error: BaseException | None) -> ScratchvitError:
+        """Save the run; the exception to raise if a loader raised `error`."""
+        self._save_progress()
         return ScratchvitError(
-            f"{error}. The run is saved at step {self.step} of {self.schedule.total_steps}; with its pictures as they "
-            f"were, go on with: {self._resume_command}"
+            f"{error}. The run is saved at step {self.step} of {self.schedule.total_steps}; when its pictures can "
+            f"be read, resume with: {self._resume_command}"
         )
 
-    def _save_place(self) -> None:
-        if len(self.history) < self.config.epochs:      # otherwise only the test is left, and all is saved
+    def _save_progress(self) -> None:
+        if len(self.history) < self.config.epochs:      # otherwise only the test remains, and everything is saved
             self.save()
 
     def _diverged(self, what: str) -> ScratchvitError:
-        """What to raise when numbers are not finite."""
+        """The exception to raise if a number is not finite. what: which one, as a sentence."""
         last = self.folder.last
-        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing was saved yet"
-        skip = ', and non_finite "skip" leaves single steps out' if self.config.non_finite == "stop" else ""
+        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing has been saved yet"
+        skip = ', or skip such steps with non_finite "skip"' if self.config.non_finite == "stop" else ""
         return ScratchvitError(
             f"step {self.step + 1} (epoch {len(self.history) + 1}): {what}; {kept}. "
-            f"If it is not the data, a lower lr, a longer warm-up or a smaller clip_grad helps{skip}"
+            f"If the data is not the cause, use a lower lr, a longer warm-up or a smaller clip_grad{skip}"
         )
 
-    # --- saving and going on ---
+    # --- saving and restoring ---
 
     def save(self) -> None:
-        """Write last.safetensors. Raises ScratchvitError, and writes nothing, if a weight is not finite."""
+        """Write last.safetensors. Raises ScratchvitError and writes nothing if a weight is not finite."""
         self._save(self.folder.last, with_optimizer=True)
 
     def _save(self, path: Path, with_optimizer: bool) -> None:
@@ -326,14 +344,14 @@ class TrainingLoop(Generic[TaskT]):
         )
         save_checkpoint(path, checkpoint)
 
-    def _go_on(self) -> None:
-        """Take up the run where last.safetensors left it."""
+    def _restore(self) -> None:
+        """Load the state in last.safetensors."""
         saved = load_checkpoint(self.folder.last)
         same = saved.progress.get("pictures", self.fingerprint) == self.fingerprint     # older versions have none
         if saved.data != self.about or not same:
             raise ScratchvitError(
-                f"{self.config.data}: these are not the pictures that the run in {self.folder.path} began with: bring "
-                "those back, or begin a new run"
+                f"{self.config.data}: these are not the pictures that the run in {self.folder.path} was started with: "
+                "restore them, or start a new run"
             )
         load_into(self.model, saved.model, self.folder.last)
         self.optimizer.load_state_dict(saved.optimizer)
@@ -345,5 +363,5 @@ class TrainingLoop(Generic[TaskT]):
         self.meter = self.task.meter(**progress["meter"])
         self.step, self.epoch_seconds = progress["step"], progress["epoch_seconds"]
         self.history = progress["history"]
-        if "learn" in progress:     # older versions left no step out
+        if "learn" in progress:     # older versions did not skip steps
             self.learn.load_state_dict(progress["learn"])

@@ -1,4 +1,4 @@
-"""Means over the images of an epoch, of any named numbers."""
+"""Means of named numbers over the images of an epoch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from scratchvit.tensor import Tensor
 
 @dataclass
 class Means:
-    """Sums over images of named numbers, "loss" among them. They stay on the device until they are read."""
+    """Running sums of named numbers over images; one of them is "loss". They stay on the device until they are read."""
 
     sums: dict[str, Any] = field(default_factory=dict)
     images: int = 0
 
     def add(self, means: Mapping[str, Any], images: int) -> None:
-        """Add a batch: {name: its mean over the images, a number or a Tensor of one}, and the number of images."""
+        """Add a batch: {name: mean over its images, a number or Tensor ()}, and the number of its images."""
         for name, value in means.items():
             number = value.data if isinstance(value, Tensor) else value
             self.sums[name] = self.sums.get(name, 0.0) + number * images
         self.images += images
 
     def read(self) -> Means:
-        """The sums as Python floats. On the GPU this waits for the device."""
+        """A copy with Python floats. On the GPU this waits for the device."""
         return Means({name: float(value) for name, value in self.sums.items()}, self.images)
 
     def columns(self, prefix: str) -> dict[str, float]:

@@ -1,12 +1,13 @@
-"""The second half of a step: from the loss to changed weights, or, where numbers are not finite, to none.
+"""The second half of a training step: from the loss to updated weights. Steps that are not finite are skipped.
 
-    backward (the loss scaled up, the gradients scaled down again) → finite? → clip → optimizer.step() → ema.update()
+    backward (with a scaled loss, then unscaled gradients) → finite? → clip → optimizer.step() → ema.update()
 
-A step that is left out changes nothing but counts: weights, moments and averages stay, and the statistics of batch
-norms, which its forward has already moved, are put back. Its place in the schedule and its random numbers are used up.
+A skipped step does not change weights, moments or averages, and the running statistics of batch norms, which its
+forward has already updated, are restored. It still counts as a step: the learning rate schedule and the random numbers
+advance.
 
-non_finite  what a loss or gradient that is infinite or NaN does: "stop" ends the run, "skip" leaves the step out. A
-            gradient that overflows under loss scaling is no failure but how the factor is found: it is always left out.
+non_finite  if the loss or a gradient is infinite or NaN: "stop" ends the run, "skip" skips the step. With loss scaling,
+            steps whose scaled gradients overflow are always skipped, because this is how the scale is found.
 """
 
 from __future__ import annotations
@@ -22,44 +23,44 @@ from scratchvit.tensor import Tensor
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient, is_finite
 
-# Steps left out in a row, for which no loss scaling is to blame, after which a run would not recover.
+# After so many skipped steps in a row (not counting overflows from loss scaling), a run is not expected to recover.
 MAX_SKIPPED = 10
 
 
 class NotFinite(Exception):
-    """The run must end: the text says what is not finite, and where."""
+    """The run must end because a number is not finite. The message says which, and in which layer."""
 
 
 class NoLoss(Exception):
-    """The forward of a step came to numbers of which no loss can be computed: the text says which are not finite."""
+    """The loss cannot be computed because outputs of the model are not finite. The message says which."""
 
 
 class LearningStep:
-    """Makes the steps of a run, and counts those left out."""
+    """Performs the training steps of a run, and counts the skipped ones."""
 
     def __init__(self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
         self.scaler = optim.LossScaler(config.loss_scale) if config.loss_scale else None
-        self.may_leave_out = config.non_finite == "skip" or self.scaler is not None
-        self.skipped = 0            # in this epoch
-        self._in_a_row = 0          # left out, and not for the factor of the loss
-        self._finite: Any = True    # whether all was, since it was last read
+        self.may_skip = config.non_finite == "skip" or self.scaler is not None
+        self.skipped = 0            # skipped steps in this epoch
+        self._in_a_row = 0          # consecutive skipped steps, not counting overflows from loss scaling
+        self._finite: Any = True    # whether losses and gradients were finite since this was last read
         self._buffers: dict[str, Array] = {}
 
     def begin(self) -> None:
-        """Before the forward, which needs the room: forget old gradients, and remember what it moves."""
+        """Call before the forward: frees the old gradients, and copies the buffers if the step may be skipped."""
         self.optimizer.zero_grad()
-        if self.may_leave_out:
+        if self.may_skip:
             self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
 
     def __call__(
         self, loss: Tensor, images: Array, lr: float, look: bool, inputs: Mapping[str, Any] = MappingProxyType({})
     ) -> bool:
-        """Make the step, and return whether it was made.
+        """Backward and update. Returns False if the step was skipped.
 
-        look: read now whether all was finite, for which a GPU must be waited for; where steps may be left out, each is
-        looked at. images, inputs: what the model was called with, to find where it began. Raises NotFinite where the
-        run must end; nothing has been changed by this step then.
+        look: read whether loss and gradients are finite, which waits for a GPU. If steps may be skipped, every step
+        reads it. images, inputs: arguments of the model, to find the first layer that is not finite. Raises NotFinite
+        if the run must end; this step has then changed nothing.
         """
         parameters = list(self.model.parameters())
         (self.scaler.scale(loss) if self.scaler else loss).backward()
@@ -68,11 +69,11 @@ class LearningStep:
         norm = optim.grad_norm(parameters)
         isfinite = array_module(norm).isfinite
         self._finite = isfinite(norm) & isfinite(loss.data) & self._finite
-        if look or self.may_leave_out:
+        if look or self.may_skip:
             finite, self._finite = bool(self._finite), True
             if not finite:
-                scaled_too_far = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
-                self._leave_out(scaled_too_far, lambda: self._where(loss, images, inputs))
+                overflow = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
+                self._skip(overflow, lambda: self._where(loss, images, inputs))
             if self.scaler:
                 self.scaler.update(finite)
             if not finite:
@@ -86,18 +87,18 @@ class LearningStep:
         self._in_a_row = 0
         return True
 
-    def leave_out(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
-        """Instead of the step, where there is no loss. Raises NotFinite as a step does."""
-        self._leave_out(False, lambda: f"{why}; {first_non_finite(self.model, images, inputs)}")
+    def skip(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
+        """Skip a step whose loss cannot be computed. Raises NotFinite if the run must end."""
+        self._skip(False, lambda: f"{why}; {first_non_finite(self.model, images, inputs)}")
 
-    def _leave_out(self, scaled_too_far: bool, where: Callable[[], str]) -> None:
-        """Undo what the forward did, or raise NotFinite."""
-        if not scaled_too_far:
+    def _skip(self, overflow: bool, where: Callable[[], str]) -> None:
+        """Restore the buffers, or raise NotFinite. overflow: whether the cause is the scale of the loss."""
+        if not overflow:
             self._in_a_row += 1
             if self.config.non_finite == "stop":
                 raise NotFinite(where())
             if self._in_a_row == MAX_SKIPPED:
-                raise NotFinite(f"{MAX_SKIPPED} steps in a row had to be left out, at last {where()}")
+                raise NotFinite(f"{MAX_SKIPPED} steps in a row were skipped; in the last of them {where()}")
         for name, buffer in self.model.named_buffers():
             buffer.overwrite(self._buffers[name])
         self.skipped += 1
@@ -108,12 +109,12 @@ class LearningStep:
         return f"the loss is not finite; {first_non_finite(self.model, images, inputs)}"
 
     def state_dict(self) -> dict[str, Any]:
-        """Counts and the scaler's state: plain numbers."""
+        """The numbers of skipped steps and the state of the loss scaler, as Python numbers."""
         scaler = self.scaler.state_dict() if self.scaler else None
         return {"skipped": self.skipped, "skipped_in_a_row": self._in_a_row, "scaler": scaler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a saved state."""
+        """Load a saved state."""
         self.skipped, self._in_a_row = state["skipped"], state["skipped_in_a_row"]
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])

@@ -1,14 +1,14 @@
-"""A task: what a run learns. `loop.TrainingLoop` asks the questions below, a task answers them.
+"""The interface of a task: what a run learns. `loop.TrainingLoop` calls the methods of its task:
 
-    the data            load_data, model_args, init_from_data
-    learning            prepare_loss, param_groups, meter, before_training, inputs, loss
-    judging             validate, draw, merit, line, test
+    data                load_data, model_args, init_from_data
+    training            prepare_loss, param_groups, meter, before_training, inputs, loss
+    evaluation          validate, draw, merit, line, test
 
-The loop owns the model, the optimiser and the place in the run; it passes the model to every answer that needs it. A
-task owns its data and whatever it computes its loss by.
+The loop owns the model, the optimiser and the progress of the run, and passes the model to the methods that need it.
+The task owns the data and the loss function.
 
-`classification.ClassificationTask` and `detection.task.DetectionTask` are tasks. A third, in about sixty lines, is in
-tests/training/test_third_task.py; CONTRIBUTING.md has the checklist.
+Tasks are `classification.ClassificationTask` and `detection.task.DetectionTask`. A third one, in about sixty lines, is
+in tests/training/test_third_task.py; CONTRIBUTING.md has the checklist.
 """
 
 from __future__ import annotations
@@ -17,33 +17,36 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from scratchvit.data import Loader
 from scratchvit.tensor import Tensor
 from scratchvit.training.meter import Means
 
+ResultT = TypeVar("ResultT")
+ResultT_co = TypeVar("ResultT_co", covariant=True)
+
 Row: TypeAlias = dict[str, Any]
-"""What metrics.csv says of an epoch: names of columns and numbers, None where there is none."""
+"""The row of an epoch in metrics.csv: {column: number}, None for an empty cell."""
 
 Batches: TypeAlias = Callable[[Loader], Iterator[Any]]
-"""Iterates over a loader's batches, inside a run: a signal, or a picture that cannot be read, then ends it safely."""
+"""Iterates over the batches of a loader. After a signal, or if a picture cannot be read, the run is saved and ends."""
 
 
 class Data(Protocol):
-    """What a task is trained and evaluated on."""
+    """The data that a task is trained and evaluated on."""
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint says of it: plain numbers, strings, lists and dictionaries.
+        """The description of the data in a checkpoint: numbers, strings, lists and dictionaries.
 
         Commands that open a checkpoint, and a `Teacher`, expect "classes", "mean" and "std".
         """
 
     def fingerprint(self) -> dict[str, int]:
-        """Numbers that change if pictures are added, removed or reordered. A run with other ones is not resumed."""
+        """Checksums that change if pictures are added, removed or reordered. A resumed run must have the same."""
 
     def train_loader(self, config: Any) -> Loader:
-        """The batches of an epoch: named tuples with a field `images`, float32 (B, C, H, W), NumPy."""
+        """The loader of the training batches: named tuples with a field `images`, float32 (B, C, H, W), NumPy."""
 
 
 class Sums(Protocol):
@@ -52,13 +55,13 @@ class Sums(Protocol):
     images: int
 
     def add(self, *noted: Any) -> None:
-        """Add a batch: what `Task.loss` returned beside the loss."""
+        """Add a batch: the second value that `Task.loss` returns, as arguments."""
 
     def read(self) -> Any:
-        """The same with plain numbers, which a checkpoint can hold. On the GPU this waits for the device."""
+        """A copy with Python numbers, which a checkpoint can contain. On the GPU this waits for the device."""
 
     def columns(self, prefix: str) -> Row:
-        """{prefix + name: mean over the images}, "loss" among the names."""
+        """{prefix + name: mean over the images}; one of the names is "loss"."""
 
     def shown(self) -> dict[str, str]:
         """What the progress bar shows."""
@@ -66,99 +69,101 @@ class Sums(Protocol):
 
 @dataclass(frozen=True)
 class Course:
-    """How a run went. The result of a task is this and its own figures."""
+    """The outcome of a run, whatever its task. The result of a task adds its own figures."""
 
     run_dir: Path
     checkpoint: Path            # of the best weights
     best_epoch: int             # from 1
     epochs: int
-    seconds: float              # of training and validation, all sessions together
-    images_per_second: float    # of training, on average
-    skipped: int                # steps left out, since their numbers were not finite
+    seconds: float              # time of training and validation, summed over all sessions
+    images_per_second: float    # in training, mean over the epochs
+    skipped: int                # steps that were skipped because the loss or gradient was not finite
     parameters: int
 
 
-class Task(Protocol):
-    """What the loop asks, in this order. Inherit from it: what is not abstract has a default.
+class Task(Protocol[ResultT_co]):
+    """The methods that the loop calls, in this order. Inherit from this class: only the abstract ones are required.
 
-    In all answers, `model` is the run's, and a loader's batches are asked for by `batches(loader)`, see `Batches`.
+    `Task[MyResult]` has a `test` that returns MyResult, and so does `TrainingLoop.run`. `model` is always the model of
+    the run. Iterate over a loader by `batches(loader)`, see `Batches`.
     """
 
     # --- once, at the beginning ---
 
     def check(self) -> None:
-        """Raise ScratchvitError for settings that make no sense. Called first, after the checks of every run."""
+        """Raise ScratchvitError for invalid settings. Called first, after the checks that all tasks share."""
         return
 
     @abstractmethod
     def load_data(self, init: str | Path | None) -> Data:
-        """The data. init: the weights to begin with, if any; normalise pixels as these expect them."""
+        """Load the data. init: file of the initial weights, if any; pixels are to be normalised as they expect."""
 
     @abstractmethod
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """Arguments of `create_model`: what the data decide, and what the run asks for. about: of `Data.about`."""
+        """The arguments of `create_model`, from the data and from the settings. about: from `Data.about`."""
 
     def init_from_data(self, model: Any) -> None:
-        """Give a new model what it takes from the data. Called before weights are loaded; not when a run resumes."""
+        """Initialise what depends on the data. Called for a new run, before pretrained weights are loaded."""
         return
 
     def prepare_loss(self, model: Any) -> None:
-        """Build what the loss needs. The model has its initial weights; those of a resumed run come later."""
+        """Build the loss function. The model has its initial weights, even if the run is then resumed."""
         return
 
     @abstractmethod
     def param_groups(self, model: Any) -> list[dict[str, Any]]:
-        """The parameters in groups, as `optim.param_groups` makes them."""
+        """The parameter groups of the optimiser, in the form of `optim.param_groups`."""
 
     def meter(self, **sums: Any) -> Sums:
-        """An empty meter, or with the fields of one that was read. Asked for in every epoch. By default `Means`."""
+        """A new meter, called in every epoch; with the fields of a saved one, a copy of it. By default `Means`."""
         return Means(**sums)
 
     def before_training(self, batches: Batches) -> None:
-        """Compute what is not saved. Called in every session that has steps to make, before the first."""
+        """Compute what is not saved. Called before the first step of every session."""
         return
 
     # --- every step ---
 
     def inputs(self, batch: Any) -> Mapping[str, Any]:
-        """Keyword arguments of the model beside the images, such as a padding mask."""
+        """Further keyword arguments of the model, besides the images, such as a padding mask."""
         return {}
 
     @abstractmethod
     def loss(self, model: Any, batch: Any, inputs: Mapping[str, Any], step: int) -> tuple[Tensor, tuple[Any, ...]]:
-        """The forward: (the loss, a Tensor (); arguments of the meter's `add`, which is called if the step is made).
+        """The loss, a Tensor (), and the arguments of the meter's `add`, which is called unless the step is skipped.
 
-        batch: as the loader gives it, arrays on the host. inputs: what `inputs` returned for it. step: from 0; random
-        numbers that come from (seed, step) alone are the same in a resumed run. Nothing should be read from the device
-        here. Raises `step.NoLoss` if the outputs are so far from finite that there is no loss.
+        batch: a batch of the loader, arrays on the host. inputs: the result of `inputs` for it. step: number of the
+        step, from 0; random numbers should depend on (seed, step) only, so that a resumed run draws the same ones. Do
+        not read from the device here. Raises `step.NoLoss` if the loss cannot be computed from outputs that are not
+        finite.
         """
 
     # --- every epoch ---
 
     @abstractmethod
     def validate(self, model: Any, batches: Batches) -> Row:
-        """The epoch's columns about the validation split, "val_loss" among them. The model has its averaged weights.
+        """Evaluate on the validation split: {column: number}, with "val_loss". With EMA, the model has its averages.
 
-        Raises `step.NotFinite` if there is no such figure; also if "val_loss" is not finite, the run ends.
+        Raises `step.NotFinite` if a figure cannot be computed. The run also ends if "val_loss" is not finite.
         """
 
     def draw(self, folder: Path, epoch: int) -> None:
-        """Write pictures of the validation that was just made into the run's folder. epoch: from 1."""
+        """Write pictures of the last validation into the run folder. epoch: from 1."""
         return
 
     def merit(self, row: Row) -> tuple[float, ...]:
-        """How good an epoch was: the best has the largest tuple, the first of equals. By default, minus val_loss."""
+        """The quality of an epoch: the best epoch is the first with the largest tuple. By default (-val_loss,)."""
         return (-row["val_loss"],)
 
     def line(self, row: Row) -> str:
-        """The log's text about an epoch: its losses and figures."""
+        """The losses and metrics of an epoch, as text for the log."""
         return f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}"
 
     # --- once, at the end ---
 
     @abstractmethod
-    def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Any:
-        """The run's result, with figures of the test split. The model has the best epoch's weights; row: that epoch's.
+    def test(self, model: Any, batches: Batches, row: Row, course: Course) -> ResultT_co:
+        """Evaluate on the test split: the result of the run. The model has the best weights; row: that of their epoch.
 
         Raises `step.NotFinite` as `validate` does.
         """

@@ -313,14 +313,18 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
 
 
 @pytest.mark.parametrize(("words", "sentence"), [
-    ("detect --checkpoint x", "the following arguments are required: IMAGE"),
-    ("detect a.png", "the following arguments are required: --checkpoint"),
+    ("detect --checkpoint x", "name a run and pictures: scratchvit detect x a.jpg"),
+    ("detect", "name a run and pictures: scratchvit detect RUN a.jpg"),
+    ("detect a.png", "a.png is a picture, and the run comes first: scratchvit detect RUN a.png"),
+    ("detect runs/x", "name pictures too: scratchvit detect runs/x a.jpg"),
+    ("detect x a.png --json b.jpg", "--json b.jpg would write over a picture"),
     ("detect a.png --checkpoint x --threshold 2", "--threshold must be from 0 to 1, not 2"),
     ("detect a.png --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
     ("detect a.png --checkpoint x --short-side 0", "--short-side must be at least 1 pixel, not 0"),
     ("detect a.png --checkpoint x --treshold 1", "did you mean --threshold?"),
-    ("detect-eval", "name either a detector with --checkpoint or a results file"),
-    ("detect-eval --checkpoint x --results-of y --annotations z", "name either a detector with --checkpoint"),
+    ("detect-eval", "name a run: scratchvit detect-eval RUN"),
+    ("detect-eval x --checkpoint y", "two runs were given, x and --checkpoint y"),
+    ("detect-eval x --results-of y --annotations z", "name either a detector, RUN, or a results file"),
     ("detect-eval --results-of y", "must be given together"),
     ("detect-eval --checkpoint x --annotations y", "must be given together"),
     ("detect-eval --checkpoint x --split train", "invalid choice: 'train'"),

@@ -220,7 +220,7 @@ def doubled_at_a_cost(x: Array):
 def test_an_op_that_does_not_say_what_it_costs_is_not_counted_as_nothing():
     weight = nn.Parameter(np.ones((4, 3), np.float32))
     for ask in (cost, peak_memory):
-        with pytest.raises(sv.ScratchvitError, match=r"the op 'doubled' does not say what it costs: .*facts=Facts\("):
+        with pytest.raises(sv.ScratchvitError, match=r"the op 'doubled' has no facts, so its cost is .*facts=Facts\("):
             ask(Calling(lambda x: doubled(ops.linear(x, weight)).sum(dim=2)), (2, 3))
         ask(Calling(lambda x: doubled_at_a_cost(ops.linear(x, weight)).sum(dim=2)), (2, 3))
     assert cost(Calling(doubled_at_a_cost), (2, 3)).macs == 7 * 2 * 3
@@ -232,7 +232,7 @@ def test_an_op_of_the_project_without_facts_is_refused_where_it_is_defined():
         return x / 2, lambda dy: dy / 2
 
     halved.__module__ = "scratchvit.ops.elementwise"
-    with pytest.raises(TypeError, match=r"op 'halved' has no facts: say @op\(facts=…\)"):
+    with pytest.raises(TypeError, match=r"op 'halved' has no facts: declare it with @op\(facts=…\)"):
         op(halved)
 
 
@@ -328,7 +328,7 @@ def test_a_float64_model():
 
 
 def test_a_model_without_a_configuration_needs_a_shape():
-    with pytest.raises(sv.ScratchvitError, match=r"ConvNet has no configuration .* give image_shape=\(C, H, W\)"):
+    with pytest.raises(sv.ScratchvitError, match=r"ConvNet has no configuration .* pass image_shape=\(C, H, W\)"):
         cost(ConvNet())
 
 

@@ -109,7 +109,7 @@ def test_a_picture_that_rots_in_the_middle_of_an_epoch(config, straight, rot, ki
         at_step(patched, 12, lambda loop: rot.spoil("train", how))
         with pytest.raises(ScratchvitError, match=sentence) as caught:
             train(config.replace(workers=workers), run)
-    saved = int(re.search(r"The run is saved at step (\d+) of 20; .*, go on with:", str(caught.value))[1])
+    saved = int(re.search(r"The run is saved at step (\d+) of 20; .*, resume with:", str(caught.value))[1])
     assert str(caught.value).endswith(f"scratchvit train --resume {run}")
     assert 12 <= saved < 20
     progress = load_checkpoint(run / "last.safetensors").progress

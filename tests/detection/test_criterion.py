@@ -243,10 +243,10 @@ def test_queries_that_learn_from_it_find_the_objects(device):
 
 
 @pytest.mark.parametrize(("changed", "says"), [
-    ({"num_classes": 0}, "num_classes, of real classes without no-object, is 1 or more, not 0"),
-    ({"weights": {"ce": 1, "bbox": 5}}, "a number, 0 or more, for each of 'ce', 'bbox', 'giou', not"),
-    ({"weights": {"ce": 1, "bbox": 5, "giou": -2}}, "a number, 0 or more"),
-    ({"eos_coef": -0.1}, "eos_coef, the weight of no-object, is 0 or more, not -0.1"),
+    ({"num_classes": 0}, r"num_classes \(without no-object\) must be at least 1, not 0"),
+    ({"weights": {"ce": 1, "bbox": 5}}, "a number of at least 0 for each of 'ce', 'bbox', 'giou', not"),
+    ({"weights": {"ce": 1, "bbox": 5, "giou": -2}}, "a number of at least 0"),
+    ({"eos_coef": -0.1}, "eos_coef, the weight of no-object, must be at least 0, not -0.1"),
     ({"eos_coef": float("nan")}, "eos_coef"),
 ])
 def test_settings_out_of_range_are_refused(changed, says):
@@ -256,7 +256,7 @@ def test_settings_out_of_range_are_refused(changed, says):
 
 def test_a_model_with_other_classes_is_refused():
     outputs = as_outputs(*leaves(*random_layers(1, 1, 4, 0, classes=5)))
-    with pytest.raises(ScratchvitError, match="6 scores a query; for 3 classes and no-object they must be 4: build"):
+    with pytest.raises(ScratchvitError, match="6 scores per query; for 3 classes and no-object there must be 4: build"):
         make_criterion()(outputs, random_targets((1,), 0))
 
 

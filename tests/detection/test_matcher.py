@@ -178,7 +178,7 @@ box = [0.5, 0.5, 0.2, 0.2]
     ({"labels": [0], "boxes": box}, r"boxes of image 1 .* must be numbers \(n, 4\), not float64 \(4,\)"),
     ({"labels": [0.0], "boxes": [box]}, r"labels of image 1 .* must be integers \(n,\), not float64 \(1,\)"),
     ({"labels": [0]}, "targets of image 1 .* have no 'boxes'"),
-    ({"labels": [0], "boxes": Tensor([box])}, "boxes of image 1 .* a Tensor: leave targets on the host"),
+    ({"labels": [0], "boxes": Tensor([box])}, "boxes of image 1 .* a Tensor: pass targets as NumPy arrays"),
 ])
 def test_targets_that_are_none_are_named_with_their_image(target, says):
     targets = [{"labels": [0], "boxes": [box]}, {**target, "image_id": 7}]
@@ -192,12 +192,12 @@ def test_targets_on_the_gpu_are_refused():
     with contextlib.ExitStack() as stack:
         stack.callback(sv.use, "cpu")
         targets = [{"labels": asarray(np.array([0])), "boxes": asarray(np.array([box], np.float32))}]
-        with pytest.raises(ScratchvitError, match=r"labels of image 0 of the batch .*leave targets on the host"):
+        with pytest.raises(ScratchvitError, match=r"labels of image 0 of the batch .*pass targets as NumPy arrays"):
             HungarianMatcher()(random_outputs(1, 4, 0), targets)
 
 
 def test_a_target_is_needed_for_each_image():
-    with pytest.raises(ScratchvitError, match="outputs are of 3 images, the targets of 2: give a target for each"):
+    with pytest.raises(ScratchvitError, match="outputs are for 3 images, the targets for 2: pass a target for each"):
         HungarianMatcher()(random_outputs(3, 4, 0), random_targets((1, 1), 0))
 
 

@@ -150,7 +150,7 @@ def test_other_boxes_are_no_reason_to_go_on(tmp_path):
     train_detector(config, tmp_path / "run", log=quiet)
     content["annotations"][0]["bbox"] = [4, 6, 11, 12]
     write_coco(root, "train", content)
-    with pytest.raises(ScratchvitError, match=r"these are not the pictures that the run in .* began with"):
+    with pytest.raises(ScratchvitError, match=r"these are not the pictures that the run in .* was started with"):
         train_detector(config.replace(epochs=2), tmp_path / "run", resume=True)
 
 
@@ -159,11 +159,11 @@ def test_a_run_is_resumed_by_the_command_that_began_it(finished, tmp_path):
     assert command_of(folder) == "detect-train"
     with pytest.raises(
         ScratchvitError,
-        match=r"contains a run of `scratchvit detect-train`, not of `scratchvit train`: resume it, "
+        match=r"contains a run of `scratchvit detect-train`, not of `scratchvit train`: resume it with "
         r"scratchvit detect-train --resume .*run, or name another folder",
     ):
         train(TrainConfig(), folder, resume=True)
-    with pytest.raises(ScratchvitError, match=r"already contains a run: .*, scratchvit detect-train --resume"):
+    with pytest.raises(ScratchvitError, match=r"already contains a run: .* with scratchvit detect-train --resume"):
         train(TrainConfig(), folder)
     train(runs.CONFIG.replace(epochs=1), tmp_path / "run", log=quiet)
     for older in (False, True):         # versions without detection left no mark
@@ -311,7 +311,7 @@ def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
     lines = []
     result = train_detector(CONFIG.replace(non_finite="skip"), tmp_path / "run", log=lines.append)
     assert states == [False, True, False, False, False, False]
-    assert result.skipped == 1 and "steps left out: 1" in lines[0] and "left out" not in lines[1]
+    assert result.skipped == 1 and "skipped steps: 1" in lines[0] and "skipped" not in lines[1]
     assert all(np.isfinite(array).all() for array in load_checkpoint(tmp_path / "run").model.values())
     assert np.isfinite(float(rows_of(tmp_path / "run")[0]["train_loss"]))
 
@@ -336,7 +336,7 @@ def test_predictions_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
 
 def test_a_model_that_never_recovers_stops(tmp_path, monkeypatch):
     spoil(monkeypatch, *range(2, 20))
-    with pytest.raises(ScratchvitError, match=r"10 steps in a row had to be left out, at last the predictions are not"):
+    with pytest.raises(ScratchvitError, match=r"10 steps in a row were skipped; .*last.* the predictions are not"):
         train_detector(CONFIG.replace(non_finite="skip", batch_size=1, epochs=1), tmp_path / "run", log=quiet)
 
 
@@ -347,7 +347,7 @@ def test_a_validation_that_is_not_finite_is_told(tmp_path, monkeypatch):
 
     validate = DetectionTask.validate
     monkeypatch.setattr(DetectionTask, "validate", diverge)
-    with pytest.raises(ScratchvitError, match=r"the predictions for scenes val are not finite; nothing was saved yet"):
+    with pytest.raises(ScratchvitError, match="predictions for scenes val are not finite; nothing has been saved yet"):
         train_detector(CONFIG, tmp_path / "run", log=quiet)
 
 

@@ -110,7 +110,7 @@ def test_a_run_from_the_command_line_tells_its_bits_and_draws(tmp_path, capsys):
         capsys, "train", "--recipe", "igpt_digits", "--epochs", 1, "--batch-size", 256, "--depth", 1, "--embed-dim", 16,
         "--out", tmp_path / "run",
     )
-    assert code == 0 and "bits per pixel, of 17 colours; 2.428 for a baseline that only knows" in text
+    assert code == 0 and "bits per pixel, with 17 colours; 2.428 for a baseline that only uses" in text
     assert f"scratchvit complete {tmp_path / 'run'}" in text and "scratchvit predict" not in text
     assert (tmp_path / "run" / "complete.png").exists()
     page = (tmp_path / "run" / "report.html").read_text("utf-8")

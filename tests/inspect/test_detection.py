@@ -250,7 +250,7 @@ def test_query_boxes_are_the_answers_image_by_image(name, device):
     threshold = float(np.median(asked.scores))
     expected = [sum(score >= threshold for score in scores) / 5 for scores in asked.scores.T]
     np.testing.assert_allclose(asked.used(threshold), expected, rtol=1e-14)
-    with pytest.raises(ScratchvitError, match="not one image"):
+    with pytest.raises(ScratchvitError, match="the loader has no images"):
         query_boxes(model, [])
 
 
@@ -401,7 +401,7 @@ def test_the_matching_is_drawn_with_its_costs(tmp_path, monkeypatch):
     pictures = [np.full((64, 96, 3), 50 * i, np.uint8) for i in range(3)]
     classes = [f"class {i}" for i in range(10)]
     said = titles(monkeypatch, lambda: draw_matching(pictures, found, classes, path))
-    assert said.count("there is no object") == 1 and said.count("second best") == 3 and "GIoU" in said
+    assert said.count("no objects") == 1 and said.count("second best") == 3 and "GIoU" in said
     for one in found:
         for label, query, costs, second, cost in zip(one.labels, one.queries, one.costs, *one.second_best()):
             assert f"class {label}" in said and f"q{query}" in said
@@ -534,7 +534,7 @@ def test_an_unfinished_run_is_judged_by_the_validation_pictures(tmp_path, undraw
 def test_a_run_before_its_first_epoch(tmp_path):
     page = report(made_up_run(tmp_path, detector=None, figures=None, history=[], best_epoch=0), tmp_path)
     assert "No epoch of this run is finished yet." in page.text and "Configuration" in page.text
-    assert not page.pictures() and "Who takes which object" not in page.text
+    assert not page.pictures() and "Matching of objects and queries" not in page.text
 
 
 def test_names_are_text_and_nothing_else(tmp_path, undrawn):
@@ -551,7 +551,7 @@ def test_without_matplotlib_all_the_rest_is_there(tmp_path, monkeypatch):
         monkeypatch.setitem(sys.modules, module, None)
     page = report(run, tmp_path)
     assert page.text.count('pip install "scratchvit[demo]"') == 3 + 4       # groups of curves, pictures
-    assert len(page.pictures()) == 1 and "How good the boxes are" in page.text
+    assert len(page.pictures()) == 1 and "Average precision and recall" in page.text
 
 
 @pytest.mark.slow
@@ -568,7 +568,7 @@ def test_a_model_without_encoder_has_no_such_section(tmp_path, undrawn):
     run = made_up_run(tmp_path, history=[])
     run = dataclasses.replace(run, detector=dataclasses.replace(run.detector, model=small(enc_layers=0).eval()))
     page = report(run, tmp_path)
-    assert "What belongs together" not in page.text and page.text.count("instead of a drawing") == 3
+    assert "Self-attention of the encoder" not in page.text and page.text.count("instead of a drawing") == 3
 
 
 @pytest.mark.slow
@@ -660,11 +660,11 @@ def test_what_the_command_cannot_do_is_one_sentence(trained, photo, capsys):
     code, _, err = inspect(capsys, trained[0])
     assert code == 1 and "name one with --image" in err
     code, _, err = inspect(capsys, "detr_tiny", "--image", photo)
-    assert code == 1 and "an untrained DETR finds nothing" in err
+    assert code == 1 and "an untrained DETR has no detections" in err
     code, _, err = inspect(capsys, trained[0], "--image", photo, "--token", "0,1")
-    assert code == 1 and "no windows, which --token is for: name points with --point" in err
+    assert code == 1 and "is a DETR: name points with --point" in err
     code, _, err = inspect(capsys, "swin_tiny_patch4_window7_224", "--point", "0,1")
-    assert code == 1 and "not a DETR, which --point is for: name a token with --token" in err
+    assert code == 1 and "is a Swin: name a token with --token" in err
     for point in ("1.1,0", "a,b", "0.5", "nan,0", "1,2,3"):
         code, _, err = inspect(capsys, trained[0], "--image", photo, "--point", point)
         assert code == 2 and "--point" in err and "point" in err

@@ -196,7 +196,7 @@ def test_every_parameter_has_a_layer_and_learns():
 
 
 def test_options_that_do_not_fit_are_refused():
-    with pytest.raises(sv.ScratchvitError, match="normalize_before=True is for DETR alone"):
+    with pytest.raises(sv.ScratchvitError, match="leave out normalize_before, which is only for DETR"):
         small(normalize_before=True)
 
 

@@ -319,8 +319,8 @@ def test_nothing_waits_for_the_device(name):
 
 @pytest.mark.parametrize(
     ("options", "text"),
-    [({"query_groups": 0}, "query_groups is at least 1"), ({"denoising": -1}, "denoising must be at least 0"),
-     ({"box_noise": 1.5}, "box_noise is a share"), ({"label_noise": -0.1}, "label_noise is a share")],
+    [({"query_groups": 0}, "query_groups must be at least 1"), ({"denoising": -1}, "denoising must be at least 0"),
+     ({"box_noise": 1.5}, "box_noise is a fraction"), ({"label_noise": -0.1}, "label_noise is a fraction")],
     ids=str,
 )
 def test_options_that_do_not_fit_are_refused(options, text):

@@ -92,7 +92,7 @@ def test_weights_are_the_seeds_and_blocks_of_the_cnn_begin_as_their_shortcuts():
      ({"img_size": (32, 40), "patch_size": 2}, "4×5 features"),
      ({"layers": (1, 1, 1, 1, 1)}, "one to 4 numbers of blocks"), ({"layers": (0,)}, "at least 1"),
      ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),
-     ({"num_heads": 5}, "embed_dim 32 cannot be shared by 5 heads"), ({"layer": (1,)}, "did you mean 'layers'")],
+     ({"num_heads": 5}, "embed_dim 32 is not divisible by 5 heads"), ({"layer": (1,)}, "did you mean 'layers'")],
     ids=str,
 )
 def test_sizes_that_do_not_fit_are_refused(options, text):

@@ -74,7 +74,7 @@ def test_the_pixel_transformer_is_a_vit_of_patches_of_one_pixel():
     assert model.patch_embed.proj.weight.shape == (12, 3, 1, 1) and model.num_tokens == 26
     np.testing.assert_array_equal(model.eval()(x).numpy(), vit.eval()(x).numpy())
     assert_learns(model, x, np.array([0, 1, 3]))
-    with pytest.raises(ScratchvitError, match=r"patches of 1, not 2: use a vit_"):
+    with pytest.raises(ScratchvitError, match=r"patch_size .* must be 1, not 2: use a vit_"):
         sv.create_model("pixel_transformer_tiny", patch_size=2)
 
 
@@ -241,7 +241,7 @@ def test_colors_are_drawn_as_often_as_the_model_says():
         (lambda m: sample(m, some_tokens(1, n=2), top_k=8), r"top_k must be from 1 to 7, the number of colours, not 8"),
         (lambda m: sample(igpt(num_classes=2), some_tokens(1, n=2)), "is a classifier and generates no pixels"),
         (lambda m: igpt(num_colors=1), "num_colors must be at least 2, not 1"),
-        (lambda m: igpt(num_heads=3), "embed_dim 16 cannot be shared by 3 heads"),
+        (lambda m: igpt(num_heads=3), "embed_dim 16 is not divisible by 3 heads"),
         (lambda m: igpt(proj_drop_rate=1.0), "proj_drop_rate is a probability"),
     ],
 )
@@ -336,7 +336,7 @@ def test_a_run_that_was_stopped_goes_on_bit_for_bit(run, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("settings", [{"mixup": 0.2}, {"cutmix": 1.0}, {"augment": "heavy1"}, {"teacher": "some"}])
 def test_what_is_for_classes_is_refused(settings, tmp_path):
-    with pytest.raises(ScratchvitError, match="igpt_tiny learns the pixels of images, not their classes"):
+    with pytest.raises(ScratchvitError, match="igpt_tiny predicts pixels, not classes"):
         prepare(RUN.replace(**settings), tmp_path / "run")
 
 

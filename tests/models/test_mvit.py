@@ -182,10 +182,10 @@ def test_positions_are_of_the_place_and_of_the_time():
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"num_frames": 0}, "num_frames must be at least 1"), ({"depths": ()}, "depths are the blocks"),
-     ({"depths": (1, 0)}, "depths are the blocks"), ({"num_heads": 3}, "embed_dim 8 cannot be shared by 3 heads"),
-     ({"kernel_qkv": (3, 3)}, "kernel_qkv is 3 positive numbers"), ({"stride_kv": (1, 0, 1)}, "stride_kv is 3 pos"),
-     ({"kernel_qkv": (3, 2, 3)}, "kernel_qkv must be odd"), ({"mlp_ratio": 0.01}, "leaves no hidden layer"),
+    [({"num_frames": 0}, "num_frames must be at least 1"), ({"depths": ()}, "depths must be the number"),
+     ({"depths": (1, 0)}, "depths must be the number"), ({"num_heads": 3}, "embed_dim 8 is not divisible by 3 heads"),
+     ({"kernel_qkv": (3, 3)}, "kernel_qkv must be 3 positive"), ({"stride_kv": (1, 0, 1)}, "stride_kv must be 3 pos"),
+     ({"kernel_qkv": (3, 2, 3)}, "kernel_qkv must be odd"), ({"mlp_ratio": 0.01}, "has no hidden units"),
      ({"drop_rate": 1.0}, "drop_rate is a probability")],
     ids=str,
 )

@@ -179,9 +179,9 @@ def test_finite_differences_of_attention(device, scale, options):
 
 @pytest.mark.parametrize(
     ("options", "message"),
-    [({"patch_kernel": (7,)}, "two numbers for images or three for clips"), ({"num_frames": 4}, "clips need kernels"),
-     ({"kernel_qkv": (3, 3, 3)}, "kernel_qkv is 2 positive numbers"), ({"global_pool": "max"}, '"avg" or "token"'),
-     ({"global_pool": "token"}, "without a class token"), ({"num_heads": 3}, "cannot be shared by 3 heads")],
+    [({"patch_kernel": (7,)}, "two numbers for images, or three for clips"), ({"num_frames": 4}, "clips need kernels"),
+     ({"kernel_qkv": (3, 3, 3)}, "kernel_qkv must be 2 positive numbers"), ({"global_pool": "max"}, '"avg" or "token"'),
+     ({"global_pool": "token"}, "needs a class token"), ({"num_heads": 3}, "is not divisible by 3 heads")],
     ids=str,
 )
 def test_options_that_do_not_fit(options, message):

@@ -168,7 +168,7 @@ def test_the_seed_decides_the_weights():
      ({"width_factor": 0}, "width_factor must be positive"), ({"in_chans": 0}, "in_chans must be positive"),
      ({"drop_path_rate": 1.0}, "drop_path_rate is a probability"),
      ({"global_pool": "max"}, "global_pool"), ({"global_pool": ""}, 'or "" with num_classes=0'),
-     ({"features_only": True}, r"some of 0 \(before the max pool\) and 1…2"),
+     ({"features_only": True}, "out_indices must be in 0…2"),
      ({"features_only": True, "out_indices": ()}, "out_indices"),
      ({"features_only": True, "out_indices": (1, 0)}, "increasing order"),
      ({"out_indices": (1,)}, "features_only=True"),

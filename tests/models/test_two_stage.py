@@ -127,5 +127,5 @@ def test_an_image_has_no_more_queries_than_features(training):
 
 
 def test_what_does_not_fit_is_refused():
-    with pytest.raises(sv.ScratchvitError, match="two_stage gives all groups the same anchors"):
+    with pytest.raises(sv.ScratchvitError, match="two_stage gives all groups of queries the same anchors"):
         two_stage(query_groups=2)

@@ -178,7 +178,7 @@ def test_a_state_may_lack_the_counter_and_nothing_else():
 
 def test_one_value_per_channel_is_refused_and_not_counted():
     norm = nn.BatchNorm2d(4)
-    with pytest.raises(ValueError, match=r"one value per channel \(x \(1, 4, 1, 1\)\).*more than one image"):
+    with pytest.raises(ValueError, match=r"more than one value per channel, but .* \(1, 4, 1, 1\): use more than one"):
         norm(np.ones((1, 4, 1, 1), np.float32))
     assert norm.num_batches_tracked.item() == 0 and not norm.running_mean.numpy().any()
     assert norm.eval()(np.ones((1, 4, 1, 1), np.float32)).shape == (1, 4, 1, 1)
@@ -186,14 +186,14 @@ def test_one_value_per_channel_is_refused_and_not_counted():
 
 @pytest.mark.parametrize("layer", [nn.BatchNorm2d, nn.FrozenBatchNorm2d])
 def test_another_number_of_channels_is_refused(layer):
-    with pytest.raises(ValueError, match=r"x \(2, 3, 2, 2\) has 3 channels, the norm's arrays have shape \(4,\)"):
+    with pytest.raises(ValueError, match=r"x \(2, 3, 2, 2\) has 3 channels, but .* has shape \(4,\)"):
         layer(4)(np.ones((2, 3, 2, 2), np.float32))
 
 
 def test_without_statistics_there_is_only_training():
     x = np.ones((2, 3, 2, 2), np.float32)
     assert ops.batch_norm(x, None, None, training=True).shape == x.shape
-    with pytest.raises(ValueError, match="without running statistics"):
+    with pytest.raises(ValueError, match="needs running statistics"):
         ops.batch_norm(x, None, None)
 
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from scratchvit import ops
+from scratchvit.backend import asnumpy
 from scratchvit.tensor import Tensor
 from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
@@ -17,11 +18,11 @@ other = Tensor(np.zeros((4, 3), np.float32))
 @pytest.mark.parametrize(("call", "says"), [
     (lambda: ops.cross_entropy(x, [0, 7, 4]), "label 7 is not one of the 4 classes"),
     (lambda: ops.cross_entropy(x, [0, -1, 9]), "label -1 is not one of the 4 classes"),
-    (lambda: ops.cross_entropy(x, [0, 1]), r"\(3, 4\).*class indices has shape \(3,\), not \(2,\)"),
+    (lambda: ops.cross_entropy(x, [0, 1]), r"\(3, 4\).*class indices must have shape \(3,\), not \(2,\)"),
     (lambda: ops.cross_entropy(x, [0.5, 0.5, 0.0]), r"x's shape \(3, 4\), not \(3,\)"),
     (lambda: ops.cross_entropy(x, [True, False, True]), "integers .* or floats"),
     (lambda: ops.cross_entropy(x, [0, 1, 2], weight=[1, 2, 3]), r"weight has shape \(3,\).*4 classes"),
-    (lambda: ops.cross_entropy(x, [0, 1, 2], label_smoothing=1.5), "label_smoothing must lie in"),
+    (lambda: ops.cross_entropy(x, [0, 1, 2], label_smoothing=1.5), "label_smoothing must be in"),
     (lambda: ops.cross_entropy(x, [0, 1, 2], reduction="avg"), "'mean', 'sum', 'none', not 'avg'"),
     (lambda: ops.cross_entropy(x[0], 1), r"\(B, C\).*not \(4,\)"),
     (lambda: ops.mse_loss(x, other), r"mse_loss: target has shape \(4, 3\), x has shape \(3, 4\)"),
@@ -77,3 +78,24 @@ def test_a_distribution_with_zeros_has_a_finite_divergence() -> None:
     loss.backward()
     assert_close(loss, -np.log(0.75), ulps(np.log(0.75), 2))
     np.testing.assert_array_equal(log_p.grad, [[0, -1]])
+
+
+def test_what_is_ignored_may_be_nan_or_infinite(device) -> None:
+    """The padding of a batch may hold anything; PyTorch leaves it out of the sum."""
+    scores, labels = np.array([[1, 2], [np.nan, 0], [np.inf, 0], [0, 0]], np.float32), [0, -100, -100, 1]
+    for smoothing in (0.0, 0.1):
+        with np.errstate(invalid="ignore"):     # ∞ - ∞
+            loss = ops.cross_entropy(Tensor(scores), labels, label_smoothing=smoothing, reduction="none").numpy()
+        assert loss[1] == loss[2] == 0 and np.isfinite(loss).all()
+    x = Tensor(np.array([[1, 2], [3, 4]], np.float32), requires_grad=True)
+    ops.cross_entropy(x, [-100, 0], reduction="none").backward(np.array([np.inf, 1], np.float32))
+    assert not asnumpy(x.grad)[0].any() and np.isfinite(asnumpy(x.grad)).all()
+
+
+def test_targets_are_probabilities(device) -> None:
+    x = np.zeros(2, np.float32)
+    for op in (ops.sigmoid_focal_loss, ops.binary_cross_entropy):
+        for wrong in ([0.0, 2.0], [-0.1, 0.0], [np.nan, 0.0]):
+            if device == "cpu":
+                with pytest.raises(ValueError, match=rf"^{op.__name__}: target holds probabilities, but lies in"):
+                    op(x, np.array(wrong, np.float32))

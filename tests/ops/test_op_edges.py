@@ -174,7 +174,7 @@ def test_cross_entropy_over_no_rows(device) -> None:
         loss = ops.cross_entropy(x, target)
         loss.backward()
         assert math.isnan(loss.item()) and gradient(x).shape == (0, 3)
-    with pytest.raises(ValueError, match="with classes C"):
+    with pytest.raises(ValueError, match="with C ≥ 1 classes"):
         ops.cross_entropy(np.zeros((2, 0), np.float32), np.zeros(2, np.int64))
 
 
@@ -192,6 +192,24 @@ def test_softmax_and_attention_of_nothing(device) -> None:
             y = ops.attention(q, k, v, blocks=blocks)
             y.backward(np.ones(y.shape, np.float32))
             assert y.shape == (1, N, 5) and bool(y.numpy().any()) == (N * M > 0) and gradient(v).shape == (1, M, 5)
+
+
+@pytest.mark.parametrize("low", [1e20, 2e38])
+def test_a_row_whose_squares_overflow_is_nan_and_not_zero(low, device) -> None:
+    """PyTorch's layer_norm: NaN. A row of equal numbers has no squares, and is 0."""
+    rows = np.array([[low, -low, low, 0], [1, 2, 3, 4], [low] * 4], np.float32)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for y in (ops.layer_norm(rows, 4), ops.group_norm(rows, 1), ops.weight_standardization(rows)):
+            y = y.numpy()
+            assert np.isnan(y[0]).all() and np.isfinite(y[1]).all() and not (low == 1e20 and y[2].any())
+    with pytest.raises(ValueError, match="4 channels cannot be divided into 0 groups"):
+        ops.group_norm(rows, 0)
+
+
+def test_the_power_zero_has_no_gradient(device) -> None:
+    x = leaf([0.0, 2.0])
+    ops.pow(x, 0).backward(np.full(2, INF, np.float32))
+    assert gradient(x).tolist() == [0, 0]
 
 
 # --- attention -------------------------------------------------------------------------------------------------------
@@ -217,7 +235,7 @@ def test_blocks_with_a_large_finite_bias_in_the_place_of_a_mask(low, rows, devic
 def test_a_mask_is_not_taken_for_a_bias_nor_a_bias_for_a_mask(device) -> None:
     x, mask = leaf(np.ones((1, 3, 2))), np.ones((3, 3), bool)
     for blocks in (False, True):
-        with pytest.raises(TypeError, match=r"bias is bool .* give a mask as mask="):
+        with pytest.raises(TypeError, match=r"bias is bool.* pass a mask as mask="):
             ops.attention(x, x, x, mask, blocks=blocks)
         with pytest.raises(TypeError, match="mask is float32, it must be bool"):
             ops.attention(x, x, x, mask=mask.astype(np.float32), blocks=blocks)
@@ -315,6 +333,24 @@ def test_a_picture_of_uint8_divided_is_float32(device) -> None:
     assert y.dtype == np.float32 and y.numpy().tolist() == [0, np.float32(0.2), 1]
 
 
+def test_integers_beside_fractions_are_float32(device) -> None:
+    """As in PyTorch; in NumPy they are float64, and so would be all that follows."""
+    for dtype in (np.uint8, np.int64):
+        x = Tensor(np.array([1, 2], dtype))
+        for y in (x - 0.5, 0.5 * x, x * [0.5, 1], ops.clip(x, 0.5, 1.5), ops.maximum(x, 0.5), x * np.float64(0.5)):
+            assert y.dtype == np.float32, y
+        assert (x * 2).dtype == dtype and (x + 1).numpy().tolist() == [2, 3]
+    assert (Tensor(np.array([1, 2], np.uint8)) - 0.5).numpy().tolist() == [0.5, 1.5]
+
+
+def test_a_padding_that_integers_do_not_have_is_refused(device) -> None:
+    x = np.array([200], np.uint8)
+    for value in (300, -1, 0.5, NAN, INF):
+        with pytest.raises(ValueError, match=rf"^pad: value {value} does not fit into x, which is uint8"):
+            ops.pad(x, (1, 1), value=value)
+    assert ops.pad(x, (1, 0), value=255.0).numpy().tolist() == [255, 200]
+
+
 REFUSING = [
     lambda x: ops.softmax(x), lambda x: ops.log_softmax(x), lambda x: ops.gelu(x), lambda x: ops.silu(x),
     lambda x: ops.layer_norm(x, 4), lambda x: ops.group_norm(x, 2), lambda x: ops.mean(x), lambda x: ops.var(x),
@@ -329,7 +365,7 @@ REFUSING = [
 @pytest.mark.parametrize("call", REFUSING)
 @pytest.mark.parametrize("dtype", [np.uint8, np.int64])
 def test_other_ops_refuse_integers_and_say_what_to_do(call, dtype, device) -> None:
-    with pytest.raises(TypeError, match=rf'^\w+: \w+ is {np.dtype(dtype)}, and .* astype\("float32"\)'):
+    with pytest.raises(TypeError, match=rf'^\w+: \w+ is {np.dtype(dtype)}, but .* astype\("float32"\)'):
         call(Tensor(np.ones((4, 4), dtype)))
 
 
@@ -341,6 +377,14 @@ def test_integers_and_single_numbers_do_not_make_float64(device) -> None:
             assert y.dtype == np.float32, (other, y)
     assert ops.concatenate([x, Tensor([1])]).dtype == np.float32
     assert ops.where(np.array([True, False]), x, Tensor(np.array(0.5))).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["exp", "log", "sqrt", "sin", "cos", "tanh", "sigmoid", "erf", "relu", "abs"])
+def test_functions_of_float16_stay_float16(name, device) -> None:
+    x = leaf([0.5, 2.0], np.float16)
+    y = getattr(ops, name)(x)
+    y.backward(np.ones(2, np.float16))
+    assert y.dtype == gradient(x).dtype == np.float16
 
 
 HALF = {

@@ -134,7 +134,7 @@ def test_the_norm_tells_of_every_entry(device):
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 1e39, 1e-50])
 def test_factors_that_make_no_sense(factor):
-    with pytest.raises(ScratchvitError, match="must be positive and within float32"):
+    with pytest.raises(ScratchvitError, match="must be positive and in the range of float32"):
         optim.LossScaler(factor)
 
 

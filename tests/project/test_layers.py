@@ -9,7 +9,7 @@ import scratchvit
 ROOT = Path(scratchvit.__file__).parent
 FLOORS = [
     ["_openblas", "errors", "learn"],
-    ["files", "options", "backend"],
+    ["files", "options", "progress", "backend"],
     # The engine: a Tensor, what its ops are, and what checks them.
     ["signature", "recording", "facts", "dtypes", "random", "graph", "tensor", "checkpoint", "backward_rules",
      "gradcheck"],

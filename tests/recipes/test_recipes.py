@@ -74,15 +74,15 @@ def test_an_unknown_recipe_is_named_with_the_known_ones(capsys):
 @pytest.mark.parametrize(
     ("img_size", "patch_size", "says"),
     [
-        (28, 7, "only 16 patches: one spans 7×7 of 28×28 pixels.*--patch-size 2 gives 196"),
+        (28, 7, "only 16 patches of 7×7 pixels in an image of 28×28.*--patch-size 2 gives 196"),
         (28, 14, "only 4 patches"),
         (28, 4, "only 49 patches.*--patch-size 2 gives 196"),
         (224, 32, "only 49 patches.*--patch-size 28 gives 64"),
         (224, 28, None),
         (224, 16, None),
         (32, 4, None),
-        ((16, 64), (4, 4), "only 64 patches: one spans 4×4 of 16×64 pixels.*--patch-size 2 gives 256"),
-        (7, 7, "only 1 patches.*larger images give more"),
+        ((16, 64), (4, 4), "only 64 patches of 4×4 pixels in an image of 16×64.*--patch-size 2 gives 256"),
+        (7, 7, "only 1 patch of.*larger images give more"),
     ],
 )
 def test_too_few_tokens_are_warned_of(img_size, patch_size, says):

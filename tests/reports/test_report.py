@@ -88,8 +88,8 @@ def test_the_figures_of_the_page_are_those_of_the_run(tmp_path):
     assert ["ant", "3", "50.0%", "33.3%", "40.0%"] in page.rows and ["cat", "1", "–", "0.0%", "0.0%"] in page.rows
     for fact in ("33.33%", "0.5000", "1 of 1", "1 min 23 s", "1,000", "6 test images", "4 of the 6 test images"):
         assert fact in page.text, fact
-    surest = page.text.split("with the highest confidence.")[1].split("Where the model looks")[0]
-    assert re.findall(r"says (\w+) ([\d.]+)%is (\w+)no. (\d)", surest.replace("\n", "")) == [
+    surest = page.text.split("with the highest confidence.")[1].split("Attention maps")[0]
+    assert re.findall(r"predicted (\w+) ([\d.]+)%true (\w+)no. (\d)", surest.replace("\n", "")) == [
         ("bee", "90.0", "cat", "5"), ("ant", "82.0", "bee", "4"),
         ("bee", "66.0", "ant", "2"), ("bee", "58.0", "ant", "1"),
     ]
@@ -152,7 +152,7 @@ def test_a_model_without_mistakes_or_attention(tmp_path):
     resnet = create_model("resnet18", num_classes=2, in_chans=1)
     config = TrainConfig(epochs=1, model="resnet18")
     page = report(made_up(("a", "b"), tmp_path, model=resnet, config=config), tmp_path)
-    assert "None: all 4 test images are recognised." in page.text and "Where the model looks" not in page.text
+    assert "None: all 4 test images are classified correctly." in page.text and "Attention maps" not in page.text
     assert "are not augmented" in page.text       # no augmentation
     assert not page.pictures()
 

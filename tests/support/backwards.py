@@ -293,7 +293,7 @@ def _(x: Array):
     return _exp(x, lambda g: _first_entry(g, float("nan")))
 
 
-@broken(NUMBERS, "a gradient of another shape", "the backward raises RuntimeError: a backward gave", (3, 4))
+@broken(NUMBERS, "a gradient of another shape", "the backward raises RuntimeError: a backward returned", (3, 4))
 def _(x: Array):
     return _exp(x, lambda g: g.sum(axis=0))
 
@@ -374,7 +374,7 @@ def _(x: Array, weight: Array, bias: Array):
     return x @ weight + bias, backward
 
 
-@broken(RULES, "wrong when the second output is not used", "is wrong when output 0 alone is used", (3, 4))
+@broken(RULES, "wrong when the second output is not used", "is wrong when only output 0 is used", (3, 4))
 def _(x: Array):
     xp = array_module(x)
 
@@ -384,7 +384,7 @@ def _(x: Array):
     return (xp.sin(x), xp.cos(x)), backward
 
 
-@broken(RULES, "raises when an output is not used", "raises TypeError when output 0 alone is used", (3, 4))
+@broken(RULES, "raises when an output is not used", "raises TypeError when only output 0 is used", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     return (xp.sin(x), xp.cos(x)), lambda dys: dys[0] * xp.cos(x) - dys[1] * xp.sin(x)
@@ -411,7 +411,7 @@ def _(x: Array):
     return y, backward
 
 
-@broken(RULES, "wrong for a cotangent of negative strides", "for a cotangent of negative strides", (3, 4))
+@broken(RULES, "wrong for a cotangent of negative strides", "for a cotangent with negative strides", (3, 4))
 def _(x: Array):
     y = array_module(x).exp(x)
     return y, lambda dy: (dy[::-1] if dy.strides[0] < 0 else dy) * y
@@ -438,7 +438,7 @@ def _(x: Array):
     return y, backward
 
 
-@broken(RULES, "hands out an array made in the forward", "two backwards hand out the same memory", (3, 4))
+@broken(RULES, "hands out an array made in the forward", "two backward passes return the same memory", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     y, dx = xp.exp(x), xp.empty_like(x)
@@ -449,7 +449,7 @@ def _(x: Array):
     return y, backward
 
 
-@broken_with_memory(RULES, "hands out an array that all calls share", "changes after it was handed out", (3, 4))
+@broken_with_memory(RULES, "hands out an array that all calls share", "changes after it was returned", (3, 4))
 def _():
     results = {}
 
@@ -467,19 +467,19 @@ def _():
     return twice_and_thrice
 
 
-@broken(RULES, "hands out zeros that it made in the forward", "two backwards hand out the same memory", (3, 4), (4,))
+@broken(RULES, "hands out zeros that it made in the forward", "two backward passes return the same", (3, 4), (4,))
 def _(x: Array, y: Array):
     zeros = array_module(x).zeros_like(y)
     return x * 2, lambda dy: (dy * 2, zeros)
 
 
-@broken(RULES, "hands out one of its values", "to the gradient of input 1 writes to output 1", (3, 4), (4,))
+@broken(RULES, "hands out one of its values", "to the gradient of input 1 also writes to output 1", (3, 4), (4,))
 def _(x: Array, y: Array):
     zeros = array_module(x).zeros_like(y)
     return (x * 2, zeros), lambda dys: (0 * x if dys[0] is None else dys[0] * 2, zeros)
 
 
-@broken(RULES, "hands out a gradient that it saved", "two backwards hand out the same memory", (3, 4))
+@broken(RULES, "hands out a gradient that it saved", "two backward passes return the same memory", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     known = []
@@ -492,7 +492,7 @@ def _(x: Array):
     return xp.sin(x), backward
 
 
-@broken(RULES, "scales what it saved in place", "second backward through the same graph|changes after", (3, 4))
+@broken(RULES, "scales what it saved in place", "second backward pass of the same graph|changes after", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     slope = xp.cos(x)
@@ -504,14 +504,14 @@ def _(x: Array):
     return xp.sin(x), backward
 
 
-@broken(RULES, "frees what it saved", "raises IndexError in a second backward through the same graph", (3, 4))
+@broken(RULES, "frees what it saved", "raises IndexError in a second backward pass of the same graph", (3, 4))
 def _(x: Array):
     xp = array_module(x)
     saved = [xp.cos(x)]
     return xp.sin(x), lambda dy: dy * saved.pop()
 
 
-@broken_with_memory(RULES, "differs in a second graph", "in a second backward, of a graph made anew", (3, 4))
+@broken_with_memory(RULES, "differs in a second graph", "in a second backward pass of a new graph", (3, 4))
 def _():
     graphs = []
 
@@ -545,12 +545,12 @@ def _(x: Array):
     return _exp(x, lambda g: g.astype(np.float16).astype(np.float32) if x.dtype == np.float32 else g)
 
 
-@broken(FLOAT32, "a float64 gradient of float32", "raises RuntimeError in float32: a backward gave a gradient", (3, 4))
+@broken(FLOAT32, "a float64 gradient of float32", "raises RuntimeError in float32: a backward returned", (3, 4))
 def _(x: Array):
     return _exp(x, lambda g: g.astype(np.float64))
 
 
-@broken(FLOAT32, "a float32 gradient of float64", "raises RuntimeError: a backward gave a gradient", (3, 4))
+@broken(FLOAT32, "a float32 gradient of float64", "raises RuntimeError: a backward returned a gradient", (3, 4))
 def _(x: Array):
     return _exp(x, lambda g: g.astype(np.float32))
 

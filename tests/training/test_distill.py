@@ -223,7 +223,7 @@ def test_the_teacher_is_a_constant_and_nothing_is_read_back(device):
         (lambda Z: soft_distillation(Z, LABELS, Z, weight=1.5), r"λ in \[0, 1\].*not 1.5 and 3.0"),
         (lambda Z: soft_distillation(Z, LABELS, Z, temperature=0), "τ > 0, not 0.1 and 0"),
         (lambda Z: hard_distillation(Z, LABELS, Z, weight=-1), r"weight in \[0, 1\], not -1"),
-        (lambda Z: hard_distillation(Z, LABELS, Z[:, 1:]), r"\(6, 6\), the student with \(6, 7\)"),
+        (lambda Z: hard_distillation(Z, LABELS, Z[:, 1:]), r"\(6, 6\), the student's \(6, 7\)"),
     ],
 )
 def test_what_makes_no_sense_is_refused(call, says):
@@ -350,15 +350,15 @@ def test_a_student_with_a_distillation_token_learns_from_both(device):
 def test_a_teacher_of_something_else_is_refused(tmp_path):
     net = model()
     path = run_of(net, tmp_path / "best.safetensors", classes=CLASSES[::-1])
-    with pytest.raises(ScratchvitError, match=r"learned the classes elk, .*ant, the student is to learn ant"):
+    with pytest.raises(ScratchvitError, match=r"was trained on the classes elk, .*ant, the student has ant"):
         Teacher.load(path, STUDENT)
     path = run_of(net, tmp_path / "best.safetensors")
-    with pytest.raises(ScratchvitError, match="says itself which model it is of"):
+    with pytest.raises(ScratchvitError, match="is a checkpoint and says which model it is"):
         Teacher.load(path, STUDENT, model="vit_tiny_patch16_224")
     with pytest.raises(ScratchvitError, match=r"3 channels, .* 3 means; the student's have 1"):
         Teacher.load(path, {**STUDENT, "mean": [0.5], "std": [0.5]})
     export(net, "vit_tiny_patch16_224", tmp_path, Preprocessing((16, 16)), CLASSES)
-    with pytest.raises(ScratchvitError, match="tells 5 classes apart, the student's data has 4"):
+    with pytest.raises(ScratchvitError, match="has 5 classes, the student's data have 4"):
         Teacher.load(tmp_path / "model.safetensors", {**STUDENT, "classes": CLASSES[:4]})
     with pytest.raises(ScratchvitError, match="there is no"):
         Teacher.load(tmp_path / "nothing.safetensors", STUDENT)

@@ -79,5 +79,5 @@ def test_the_command_says_what_came_of_the_file(weights, tmp_path, capsys):
     out = str(tmp_path / "run")
     assert main(["train", *options, "--img-size=8", f"--init={weights}", "--new-head", f"--out={out}"]) == 0
     said = capsys.readouterr().out
-    assert f"begins    with {weights}" in said
+    assert f"weights   initialised from {weights}" in said
     assert "not loaded, as initialised: head.weight, head.bias" in said

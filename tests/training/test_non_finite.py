@@ -126,8 +126,8 @@ def test_a_gradient_that_is_not_finite_ends_the_run_before_it_does_harm(tmp_path
     with pytest.raises(
         ScratchvitError,
         match=r"step 15 \(epoch 3\): the loss is finite but its gradient is not; the first gradient in the "
-        r"backward pass that is not finite is that of head\.bias; the last good .*non_finite \"skip\" leaves single "
-        r"steps out",
+        r"backward pass that is not finite is that of head\.bias; the last good .*or skip such steps with "
+        r"non_finite \"skip\"$",
     ):
         train(CONFIG, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 10
@@ -149,7 +149,7 @@ def test_on_a_gpu_looks_are_rare_and_say_so(tmp_path, monkeypatch):
     with pytest.raises(
         ScratchvitError,
         match=r"step 4 \(epoch 1\): the loss is not finite; the parameter .* is already not finite "
-        r"\(at one of the last 4 steps\); nothing was saved yet",
+        r"\(in one of the last 4 steps\); nothing has been saved yet",
     ):
         train(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run" / "last.safetensors").exists()
@@ -185,7 +185,7 @@ def test_a_step_that_is_left_out_changes_nothing_but_counts(config, tmp_path, mo
     rows = load_checkpoint(tmp_path / "run" / "last.safetensors").progress["history"]
     assert [row["skipped"] for row in rows] == [2, 0] and [row["step"] for row in rows] == [3, 6]
     assert all(np.isfinite(row["train_loss"]) and row["train_accuracy"] <= 1 for row in rows)
-    assert "steps left out: 2" in lines[0] and "left out" not in lines[1]
+    assert "skipped steps: 2" in lines[0] and "skipped" not in lines[1]
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert [row["skipped"] for row in csv.DictReader(file)] == ["2", "0"]
 
@@ -225,8 +225,8 @@ def test_a_run_that_would_not_recover_stops(tmp_path, monkeypatch):
     config = CONFIG.replace(non_finite="skip", epochs=2, batch_size=128, save_every=1)
     with pytest.raises(
         ScratchvitError,
-        match=r"step 13 \(epoch 2\): 10 steps in a row had to be left out, at last the loss is not finite; the "
-        r"images of the batch are not finite; .*last\.safetensors\. If it is not the data, [^\"]*$",
+        match=r"step 13 \(epoch 2\): 10 steps in a row were skipped; in the last of them the loss is not finite; the "
+        r"images of the batch are not finite; .*last\.safetensors\. If the data is not the cause, [^\"]*$",
     ):
         train(config, tmp_path / "run")
     saved = load_checkpoint(tmp_path / "run" / "last.safetensors")
@@ -243,7 +243,7 @@ def test_nine_in_a_row_may_be_left_out(tmp_path, monkeypatch):
 
 def test_an_epoch_without_a_step_stops(tmp_path, monkeypatch):
     always_spoil(monkeypatch, 6, 10)
-    with pytest.raises(ScratchvitError, match=r"\(epoch 2\): every step of the epoch had to be left out; the last"):
+    with pytest.raises(ScratchvitError, match=r"\(epoch 2\): all steps of the epoch were skipped; the last"):
         train(CONFIG.replace(non_finite="skip"), tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 5
 
@@ -285,7 +285,7 @@ def test_scaling_does_not_hide_what_stops_a_run(tmp_path, monkeypatch):
             train(config, tmp_path / "loss")
     at_step(monkeypatch, 3, spoil_gradient)
     with pytest.raises(ScratchvitError, match=r"step 5 .*: the loss is finite but its gradient is not"):
-        train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were left out
+        train(config, tmp_path / "gradient")        # 4, 2, 1: two steps were skipped
 
 
 @pytest.mark.slow

@@ -132,7 +132,7 @@ def test_it_learns(tmp_path):
 def test_it_goes_on_bit_for_bit(straight, step, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
         stop_at(patched, step)
-        with pytest.raises(Interrupted, match=rf"saved at step {step} of 20; go on with: TrainingLoop\(…, '.*', res"):
+        with pytest.raises(Interrupted, match=rf"saved at step {step} of 20; resume with: TrainingLoop\(…, '.*', res"):
             run(CONFIG, tmp_path / "run")
     _, test = run(read_config(tmp_path / "run", RunConfig), tmp_path / "run", resume=True)
     assert_same_run(tmp_path / "run", straight[0])
@@ -140,11 +140,17 @@ def test_it_goes_on_bit_for_bit(straight, step, tmp_path, monkeypatch):
 
 
 def test_its_folder_is_no_classifiers(straight):
-    how = r"resume it, TrainingLoop\(…, '.*run', resume=True\), or"
-    with pytest.raises(ScratchvitError, match=rf"a run of a task of its own, not of `scratchvit train`: {how}"):
+    how = r"resume it with TrainingLoop\(…, '.*run', resume=True\), or"
+    with pytest.raises(ScratchvitError, match=rf"a run of a custom task, not of `scratchvit train`: {how}"):
         train(TrainConfig(data="digits"), straight[0], resume=True)
     with pytest.raises(ScratchvitError, match=rf"already contains a run: {how}"):
         train(TrainConfig(data="digits"), straight[0])
+
+
+def test_the_loop_and_its_task_must_have_the_same_config(tmp_path):
+    with pytest.raises(ValueError, match=r"TrainingLoop: .* not the config of its Rotation: .*Rotation\(config\), "):
+        TrainingLoop(Rotation(CONFIG), CONFIG.replace(epochs=3), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_answers_that_are_missing_are_named():

@@ -100,7 +100,7 @@ def test_a_checkpoint_of_another_model(checkpoint):
 
 def test_a_folder_that_holds_a_run(finished):
     before = files_of(finished)
-    with pytest.raises(ScratchvitError, match=r"already contains a run: resume it, scratchvit train --resume"):
+    with pytest.raises(ScratchvitError, match=r"already contains a run: resume it with scratchvit train --resume"):
         train(SHORT, finished)
     assert before == files_of(finished)
 
@@ -147,7 +147,7 @@ loop.optim.clip_grad_norm = interrupted
 """
     done = run_in_a_process(tmp_path / "run", SHORT, prelude=prelude)
     assert done.returncode == 128 + signal.SIGINT
-    expected = f"stopped and saved at step 3 of 10; go on with: scratchvit train --resume {tmp_path / 'run'}"
+    expected = f"stopped and saved at step 3 of 10; resume with: scratchvit train --resume {tmp_path / 'run'}"
     assert done.stderr.splitlines()[-1].endswith(expected)
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 3
 
@@ -170,7 +170,7 @@ Teacher.__call__ = interrupted
     done = run_in_a_process(run, config, prelude=prelude)
     assert done.returncode == 128 + signal.SIGINT
     assert done.stderr.splitlines()[-1].endswith(
-        f"stopped and saved at step 0 of 10; go on with: scratchvit train --resume {run}"
+        f"stopped and saved at step 0 of 10; resume with: scratchvit train --resume {run}"
     )
     assert sorted(files_of(run)) == ["config.json", "last.safetensors"]
     train(config, run, resume=True)

@@ -161,8 +161,8 @@ def test_an_error_says_what_was_taken_and_what_was_not(tmp_path):
         sv.load_weights(sv.create_model(NAME, **TINY), path)
     first, *lines = str(caught.value).splitlines()
     assert "the file has no head: new_head=True" in first
-    assert lines == ["  missing: head.weight, head.bias", "  not used: classifier.weight",
-                     "  entry: state_dict.backbone (also in the file: teacher; --entry NAME, entry=NAME, takes another)"]
+    assert lines[:2] == ["  missing: head.weight, head.bias", "  not used: classifier.weight"]
+    assert lines[2].startswith("  entry: state_dict.backbone (also in the file: teacher; ")
 
 
 def test_an_entry_that_is_not_there(tmp_path):

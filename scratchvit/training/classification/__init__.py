@@ -1,3 +1,3 @@
-"""Classification: the task that learns labels, its data, its loss, and how a model is evaluated."""
+"""Classification: the task, its data, its loss, and evaluation."""
 
 from scratchvit.training.classification.task import ClassificationTask, Result, prepare, train

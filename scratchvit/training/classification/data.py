@@ -1,4 +1,4 @@
-"""The data of a run that trains a classifier: loaded, measured, and made into batches."""
+"""The data of a run that trains a classifier: splits, mean and standard deviation, loaders."""
 
 from __future__ import annotations
 
@@ -31,14 +31,14 @@ from scratchvit.training.config import TrainConfig
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The splits and the statistics of the training images."""
+    """The splits, and the mean and standard deviation of each channel by which images are normalised."""
 
     splits: Splits
     mean: tuple[float, ...]
     std: tuple[float, ...]
 
     def about(self) -> dict[str, Any]:
-        """What a checkpoint says of it."""
+        """The description of the data in a checkpoint."""
         train = self.splits.train
         return {
             "name": train.name,
@@ -49,15 +49,15 @@ class TrainingData:
         }
 
     def fingerprint(self) -> dict[str, int]:
-        """A number for each split, which changes if pictures come, go, or take other places."""
-        numbers = {}
+        """A checksum of each split. It changes if pictures are added, removed or reordered."""
+        checksums = {}
         for name, part in (("train", self.splits.train), ("val", self.splits.val), ("test", self.splits.test)):
-            files = "/".join(path.name for path in getattr(part, "paths", ()))     # those of a folder
-            numbers[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
-        return numbers
+            files = "/".join(path.name for path in getattr(part, "paths", ()))     # only folders have files
+            checksums[name] = zlib.crc32(files.encode(errors="surrogateescape"), zlib.crc32(part.labels.tobytes()))
+        return checksums
 
     def train_loader(self, config: TrainConfig) -> Loader:
-        """Shuffled and augmented; every image once in an epoch, or as many as the run asks for."""
+        """The training images, shuffled and augmented; an epoch is one pass, or `epoch_images` of the settings."""
         level = LEVELS[config.augment]
         jitter = config.color_jitter
         size = self.splits.train.image_shape[0]
@@ -74,21 +74,21 @@ class TrainingData:
         train = self.splits.train
         images = config.epoch_images or len(train)
         if images % config.batch_size == 1 < images:
-            images -= 1     # batch norm has nothing to learn from one image: it comes first in the next epoch
+            images -= 1     # batch norm needs more than one image: this one comes first in the next epoch
         return Loader(
             train.originals() if config.crop_scale else train, config.batch_size, transform,
             shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
         )
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
-        """In order, as they are."""
+        """The images of a split in order, without augmentation."""
         return Loader(split, batch_size, Normalize(self.mean, self.std))
 
 
 def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingData:
-    """Load and measure the data. A folder's pictures are brought to the model's img_size.
+    """Load the data, and compute mean and standard deviation. Pictures in a folder are resized to the model's img_size.
 
-    init: weights to begin with; pixels are then normalised as these are used to, not by the training images.
+    init: file of the initial weights; pixels are then normalised as these expect, not by the training images.
     """
     img_size = config.model_args.get("img_size")
     if img_size is None and config.data not in data.list_datasets():
@@ -103,20 +103,22 @@ def load_data(config: TrainConfig, init: str | Path | None = None) -> TrainingDa
         download=config.download,
     )
     if not len(splits.val):
-        raise ScratchvitError(f"{config.data}: no validation images to choose the best weights by; raise val_fraction")
+        raise ScratchvitError(
+            f"{config.data}: there are no validation images to choose the best weights by; increase val_fraction"
+        )
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
     splits = dataclasses.replace(splits, train=train)
     own = own_normalisation(model_config(config.model))
-    if own is not None:     # a model with a palette, whose colours have units of their own
+    if own is not None:     # a model with a palette, which expects pixels in the units of its colours
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
         theirs = init and normalisation(config.model, init, splits.train.image_shape[2], config.entry)
         mean, std = theirs or data.channel_stats(splits.train)
-    # A channel that never changes carries nothing; any deviation will do.
+    # A constant channel has a standard deviation of 0; divide it by 1 instead.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
 
 
 def augments(config: TrainConfig) -> bool:
-    """Whether a picture may look different from one epoch to the next."""
+    """Whether the settings include augmentation, so that images differ from epoch to epoch."""
     changes = ("crop_padding", "crop_scale", "flip", "color_jitter", "random_erasing", "mixup", "cutmix")
     return config.augment != "none" or any(getattr(config, name) for name in changes)

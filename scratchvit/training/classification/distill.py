@@ -1,16 +1,17 @@
-"""Distillation: a student learns a teacher's answers beside the truth (DeiT, Touvron et al., arXiv 2012.12877, §4).
+"""Distillation: a student learns from labels and a teacher's predictions (DeiT, Touvron et al., arXiv 2012.12877, §4).
 
-A teacher's answer to a picture says more than its label: which other classes come near, and what is left of the object
-in this crop. A CNN as the teacher hands down its inductive bias as well.
+A teacher's prediction contains more than the label: which other classes are similar, and what is visible in this crop.
+From a CNN the student also learns its inductive bias.
 
     paper   here              shape
     Z_s     logits            (B, C), or with the distillation token a pair of them: (class head, distillation head)
     Z_t     teacher_logits    (B, C), constant
     y       target            (B,) classes, or (B, C) soft targets, as MixUp and CutMix make them
-    y_t                       (B,) the teacher's likeliest classes
+    y_t                       (B,) the teacher's most probable classes
     ψ, τ, λ softmax, temperature, weight
 
-With a pair, the class head answers to the truth and the distillation head to the teacher; a single head to both.
+With a pair, the class head has the loss of the labels and the distillation head that of the teacher. A single head has
+both.
 
     teacher = Teacher.load("runs/cifar10-resnet18-1", about)
     loss = hard_distillation(model(images), labels, teacher(images))
@@ -45,68 +46,70 @@ def soft_distillation(
 ) -> Tensor:
     """(1 - λ) CE(ψ(Z_s), y) + λ τ² KL(ψ(Z_s / τ), ψ(Z_t / τ)): eq. 2, with the paper's λ and τ.
 
-    Direction: in the paper the truth stands second, in CE and in KL, so KL is that of the student from the teacher,
+    Direction: the paper writes the target second, in CE and in KL. So KL is the divergence of the student from the
+    teacher,
 
         KL = Σ_c p_c (log p_c - log q_c),   p = ψ(Z_t / τ) the teacher's, q = ψ(Z_s / τ) the student's,
 
-    as in Hinton et al. (arXiv 1503.02531) and in the authors' code; its gradient in Z_s / τ is q - p.
+    as in Hinton et al. (arXiv 1503.02531) and in the authors' code. Its gradient with respect to Z_s / τ is q - p.
 
-    Reduction: the mean over the batch of the sum over the classes, for CE and KL alike. Only then are the two in the
-    same unit (nats a picture), λ is a share, and τ² makes up for the gradient, which τ makes smaller by about τ². The
-    authors' code divides KL by all B·C entries instead: its distillation term is this one divided by the number of
-    classes C, a thousandth on ImageNet, so a λ from there has another meaning.
+    Reduction: the sum over the classes, mean over the batch, for both CE and KL. Then both are in the same unit (nats
+    per image), λ is the fraction of the teacher, and the factor τ² compensates for gradients that τ makes smaller by
+    about τ². The authors' code divides KL by all B·C entries instead. Its distillation term is that of this function
+    divided by the number of classes C, 1000 on ImageNet, so its values of λ cannot be compared with those used here.
 
-    label_smoothing is for the truth only. Returns a number.
-    Raises ScratchvitError when λ or τ is out of range, or the teacher's classes are not the student's.
+    label_smoothing applies to the labels only. Returns a Tensor ().
+    Raises ScratchvitError if λ or τ is out of range, or if teacher and student have different numbers of classes.
     """
     if not (0 <= weight <= 1 and temperature > 0):
         raise ScratchvitError(
             f"distillation needs a weight λ in [0, 1] and a temperature τ > 0, not {weight} and {temperature}"
         )
-    to_truth, to_teacher, Z_t = _heads(logits, teacher_logits)
+    class_logits, distill_logits, Z_t = _heads(logits, teacher_logits)
     log_p = log_probabilities(Z_t / temperature, 1)
-    log_q = ops.log_softmax(to_teacher / temperature, dim=1)
+    log_q = ops.log_softmax(distill_logits / temperature, dim=1)
     divergence = ops.kl_div(log_q, log_p, reduction="batchmean", log_target=True)
-    truth = ops.cross_entropy(to_truth, target, label_smoothing=label_smoothing)
-    return truth * (1 - weight) + divergence * (weight * temperature**2)
+    label_loss = ops.cross_entropy(class_logits, target, label_smoothing=label_smoothing)
+    return label_loss * (1 - weight) + divergence * (weight * temperature**2)
 
 
 def hard_distillation(
     logits: Logits, target: Any, teacher_logits: Any, weight: float = 0.5, label_smoothing: float = 0.0
 ) -> Tensor:
-    """½ CE(ψ(Z_s), y) + ½ CE(ψ(Z_s), y_t) with y_t = argmax Z_t: eq. 3, whose second ½ is `weight` here.
+    """½ CE(ψ(Z_s), y) + ½ CE(ψ(Z_s), y_t) with y_t = argmax Z_t: eq. 3, where `weight` is the second ½.
 
-    The teacher's decision counts like a label: no τ to tune, and the paper's best choice. Means over the batch.
-    label_smoothing is for the truth only, as in the paper. Returns a number.
-    Raises ScratchvitError when the weight is out of range, or the teacher's classes are not the student's.
+    The class that the teacher predicts is used like a label. There is no τ to choose, and the paper reports the best
+    results with this loss. Means over the batch. label_smoothing applies to the labels only, as in the paper.
+    Returns a Tensor (). Raises ScratchvitError if the weight is out of range, or if teacher and student have different
+    numbers of classes.
     """
     if not 0 <= weight <= 1:
         raise ScratchvitError(f"distillation needs a weight in [0, 1], not {weight}")
-    to_truth, to_teacher, Z_t = _heads(logits, teacher_logits)
-    truth = ops.cross_entropy(to_truth, target, label_smoothing=label_smoothing)
-    return truth * (1 - weight) + ops.cross_entropy(to_teacher, Z_t.argmax(axis=1)) * weight
+    class_logits, distill_logits, Z_t = _heads(logits, teacher_logits)
+    label_loss = ops.cross_entropy(class_logits, target, label_smoothing=label_smoothing)
+    return label_loss * (1 - weight) + ops.cross_entropy(distill_logits, Z_t.argmax(axis=1)) * weight
 
 
 def _heads(logits: Logits, teacher_logits: Any) -> tuple[Tensor, Tensor, Array]:
-    """(what answers to the truth, what answers to the teacher, the teacher's logits as a plain array)."""
-    to_truth, to_teacher = logits if isinstance(logits, tuple) else (logits, logits)
+    """The logits of the class head and of the distillation head, and those of the teacher as a plain array."""
+    class_logits, distill_logits = logits if isinstance(logits, tuple) else (logits, logits)
     Z_t = asarray(teacher_logits.data if isinstance(teacher_logits, Tensor) else teacher_logits)
-    if Z_t.shape != to_teacher.shape:
+    if Z_t.shape != distill_logits.shape:
         raise ScratchvitError(
-            f"the teacher answers with {Z_t.shape}, the student with {to_teacher.shape} (pictures, classes): "
-            "a teacher tells the same classes apart as its student"
+            f"the teacher's logits have shape {Z_t.shape}, the student's {distill_logits.shape} (images, classes): use "
+            "a teacher with the same classes"
         )
-    return to_truth, to_teacher, Z_t
+    return class_logits, distill_logits, Z_t
 
 
 class Teacher:
-    """A trained model that is shown the student's own pictures, as they were cropped, recoloured and mixed for it.
+    """A trained model that predicts classes for the images of a student, after their augmentation.
 
-    model: goes into evaluation mode and stays in it; it is asked without recording, so its answers are constants.
-    mean, std (C,): with which the teacher's pictures were normalised; student_mean, student_std (C,): the student's.
+    model: is set to evaluation mode; its forward is not recorded, so its logits have no gradients.
+    mean, std (C,): normalisation of the teacher's images; student_mean, student_std (C,): that of the student's.
 
-    The student's x = (pixel - μ_s) / σ_s becomes the teacher's x σ_s/σ_t + (μ_s - μ_t)/σ_t, and is resized (bicubic,
-    antialiased) if the teacher's img_size is another.
+    An image of the student, x = (pixel - μ_s) / σ_s, is converted to x σ_s/σ_t + (μ_s - μ_t)/σ_t for the teacher, and
+    resized (bicubic, antialiased) if the teacher has another img_size.
     """
 
     def __init__(
@@ -116,8 +119,8 @@ class Teacher:
         channels = {len(values) for values in (mean, std, student_mean, student_std)}
         if channels != {model.config.in_chans}:
             raise ScratchvitError(
-                f"the teacher takes pictures of {model.config.in_chans} channels, normalised by {len(mean)} means; the "
-                f"student's have {len(student_mean)}: take a teacher for the same channels"
+                f"the teacher takes images of {model.config.in_chans} channels, normalised by {len(mean)} means; the "
+                f"student's have {len(student_mean)}: use a teacher for the same channels"
             )
         self.model = model.eval()
         self.img_size = pair(model.config.img_size)
@@ -126,24 +129,24 @@ class Teacher:
 
     @classmethod
     def load(cls, path: str | Path, about: Mapping[str, Any], model: str | None = None) -> Teacher:
-        """From a run's checkpoint (its averaged weights, where there are any) or from anybody's file of weights.
+        """Load a teacher from the checkpoint of a run (its averaged weights, if any) or from third-party weights.
 
-        about: the student's data as a `Checkpoint` says it: {"classes", "mean", "std", …}.
-        model: of a file of weights, its name in `list_models`; without it, the config.json beside the file says it.
-        Raises ScratchvitError for a file that cannot be read, and for a teacher of other classes or channels.
+        about: description of the student's data, as in a `Checkpoint`: {"classes", "mean", "std", …}.
+        model: for third-party weights, name of the model; by default it is read from the config.json in their folder.
+        Raises ScratchvitError for a file that cannot be read, and for a teacher with other classes or channels.
         """
         classes, channels = list(about["classes"]), len(about["mean"])
         net: Any
         if is_checkpoint(path):
             if model is not None:
-                raise ScratchvitError(f"{path} says itself which model it is of: leave the teacher's name out")
+                raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out its name")
             net, checkpoint = model_from_checkpoint(path)
             check_classifies(checkpoint.model_name, net.config)
             mean, std = checkpoint.data["mean"], checkpoint.data["std"]
             if (known := list(checkpoint.data["classes"])) != classes:
                 raise ScratchvitError(
-                    f"{path} learned the classes {_listed(known)}, the student is to learn {_listed(classes)}: "
-                    "take a teacher of the same classes in the same order"
+                    f"{path} was trained on the classes {_listed(known)}, the student has {_listed(classes)}: use a "
+                    "teacher with the same classes in the same order"
                 )
         else:
             net, name = model_from_weights(path, model, in_chans=channels)
@@ -152,13 +155,13 @@ class Teacher:
             mean, std = expected["mean"], expected["std"]
         if net.config.num_classes != len(classes):
             raise ScratchvitError(
-                f"{path} tells {net.config.num_classes} classes apart, the student's data has {len(classes)}: "
-                "take a teacher that was trained on them"
+                f"{path} has {net.config.num_classes} classes, the student's data have {len(classes)}: use a teacher "
+                "that was trained on the same classes"
             )
         return cls(net, mean=mean, std=std, student_mean=about["mean"], student_std=about["std"])
 
     def __call__(self, images: Any) -> Array:
-        """images (B, C, H, W) as the student sees them, an array or a Tensor → logits (B, classes), a plain array."""
+        """The logits (B, classes), a plain array, for images (B, C, H, W) of the student, an array or a Tensor."""
         x = images.data if isinstance(images, Tensor) else asarray(images)
         scale, shift = (asarray(values, x.dtype).reshape(-1, 1, 1) for values in (self._scale, self._shift))
         with no_grad():
@@ -168,12 +171,12 @@ class Teacher:
             return self.model(x).data
 
     def table(self, batches: Iterable[Any]) -> np.ndarray:
-        """Its logits of a whole data set, asked for once: (N, classes) on the host, rows in the order of the batches.
+        """The logits for a whole data set: (N, classes) on the host, rows in the order of the batches.
 
-        batches: (images, labels, …) in the order of the data set, as an evaluation's `Loader` gives them. It is of use
-        only where a picture is the same in every epoch: without augmentation and mixing. A batch of pictures `indices`
-        then needs `table[indices]` instead of the teacher. Made before the first step and always in the same batches,
-        since a matrix product of other rows may round otherwise: so a resumed run reads the same bits.
+        batches: (images, labels, …) in the order of the data set, from a `Loader` without shuffling.
+        Without augmentation and mixing, images are the same in every epoch, so `table[indices]` replaces the teacher.
+        Always compute it in batches of the same size: matrix products of other shapes may be rounded differently, and
+        a resumed run must have the same bits.
         """
         return np.concatenate([asnumpy(self(images)) for images, *_ in batches])
 

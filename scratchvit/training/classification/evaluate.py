@@ -1,4 +1,4 @@
-"""How good is a model on a split?"""
+"""Evaluation of a classifier: loss, accuracy, predictions and the confusion matrix."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from scratchvit.tensor import Tensor
 
 
 def truth(model: Any, images: Any, labels: Any) -> Array:
-    """What the answers of a model to images (B, C, H, W) are compared with: the labels (B,).
+    """The targets of a model for images (B, C, H, W): the labels (B,).
 
-    Of a model that learns the images themselves (`generative`: iGPT), their tokens (B, N).
+    For a generative model of images (iGPT), their tokens (B, N).
     """
     return model.tokens(images) if generates(model) else asarray(labels)
 
 
 @dataclass
 class Meter:
-    """Sums over images of loss and correct answers. They stay on the device until they are read."""
+    """Running sums of loss and correct predictions over images. They stay on the device until they are read."""
 
     loss_sum: Array | float = 0.0
-    correct: Array | float = 0.0    # of an image with many answers, the share of the correct ones
+    correct: Array | float = 0.0    # with a prediction per token, each image adds its fraction of correct ones
     images: int = 0
 
     def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
-        """Count a batch: its mean loss, its logits (B, C) and its labels (B,); or (B, C, N) and (B, N)."""
+        """Add a batch: its mean loss, logits (B, C) and labels (B,); or, per token, (B, C, N) and (B, N)."""
         right = (logits.data.argmax(axis=1) == labels).reshape(len(labels), -1)
         self.loss_sum = self.loss_sum + loss.data * len(labels)
         self.correct = self.correct + right.mean(axis=1).sum()
         self.images += len(labels)
 
     def read(self) -> Meter:
-        """The same as plain numbers. On the GPU this waits for the device."""
+        """A copy with Python numbers. On the GPU this waits for the device."""
         return Meter(float(self.loss_sum), float(self.correct), self.images)
 
     def columns(self, prefix: str) -> dict[str, float]:
@@ -51,39 +51,39 @@ class Meter:
         """What the progress bar shows."""
         return {"loss": f"{self.loss:.4f}", "acc": f"{self.accuracy:.1%}"}
 
-    loss = property(lambda self: float(self.loss_sum) / max(1, self.images), doc="mean loss of an image")
-    accuracy = property(lambda self: float(self.correct) / max(1, self.images), doc="share of correct answers, 0 … 1")
+    loss = property(lambda self: float(self.loss_sum) / max(1, self.images), doc="mean loss over the images")
+    accuracy = property(lambda self: float(self.correct) / max(1, self.images), doc="fraction of correct predictions")
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says of the N images of a split, in their order; plain NumPy arrays."""
+    """The predictions of a model for the N images of a split, in order, as NumPy arrays."""
 
-    meter: Meter                        # loss and accuracy over them all
-    labels: NDArray[np.int64]           # (N,) the truth
-    predicted: NDArray[np.int64]        # (N,) the likeliest class
-    probability: NDArray[np.float32]    # (N,) that the model gives it
+    meter: Meter                        # loss and accuracy over all images
+    labels: NDArray[np.int64]           # (N,) the true classes
+    predicted: NDArray[np.int64]        # (N,) the most probable class
+    probability: NDArray[np.float32]    # (N,) its probability
 
     def confusion(self, num_classes: int) -> NDArray[np.int64]:
-        """(C, C): [i, j] counts the images of class i that were taken for class j; C, the model's number of classes."""
+        """The confusion matrix (C, C) for C = num_classes: [i, j] counts images of class i that are predicted as j."""
         pairs = self.labels * num_classes + self.predicted
         return np.bincount(pairs, minlength=num_classes * num_classes).reshape(num_classes, num_classes)
 
     def confident_mistakes(self, count: int) -> NDArray[np.intp]:
-        """Places of the wrong answers, the surest first, at most `count`."""
+        """Indices of the misclassified images, highest probability first, at most `count`."""
         wrong = np.flatnonzero(self.predicted != self.labels)
         return wrong[np.argsort(-self.probability[wrong], kind="stable")[:count]]
 
 
 def class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """{"precision", "recall", "F1"}: (C,) of each class, from a confusion matrix (C, C); NaN where there is none.
+    """Precision, recall and F1 of each class, {"precision", "recall", "F1"}: (C,), from a confusion matrix (C, C).
 
-    With n_ij images of class i taken for j, precision is n_ii / Σ_j n_ji, recall n_ii / Σ_j n_ij, F1 their harmonic
-    mean.
+    With n_ij images of class i that are predicted as j, precision is n_ii / Σ_j n_ji, recall is n_ii / Σ_j n_ij, and F1
+    is their harmonic mean. They are NaN where the denominator is 0.
     """
-    right, of_class, taken_for = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
+    correct, actual, predicted = confusion.diagonal(), confusion.sum(axis=1), confusion.sum(axis=0)
     with np.errstate(invalid="ignore"):
-        return {"precision": right / taken_for, "recall": right / of_class, "F1": 2 * right / (taken_for + of_class)}
+        return {"precision": correct / predicted, "recall": correct / actual, "F1": 2 * correct / (predicted + actual)}
 
 
 def evaluate(
@@ -91,10 +91,10 @@ def evaluate(
     batches: Iterable[Any],
     each_answer: Callable[[Array, Array], None] = lambda logits, labels: None,
 ) -> Meter:
-    """Loss (cross-entropy) and accuracy over batches (images (B, C, H, W), labels (B,), …); read as plain numbers.
+    """Loss (cross-entropy) and accuracy, as Python numbers, over batches (images (B, C, H, W), labels (B,), …).
 
-    `each_answer` is given the logits (B, C) and labels of every batch, on the device. The model's mode is what it was
-    afterwards.
+    `each_answer` is called with the logits (B, C) and the labels of every batch, on the device. The model runs in
+    evaluation mode; afterwards its mode is restored.
     """
     meter = Meter()
     with evaluating(model):
@@ -107,18 +107,18 @@ def evaluate(
 
 
 def predict(model: Module, batches: Iterable[Any]) -> Predictions:
-    """`evaluate`, and the answer to every image; none of a model that answers to pixels, as iGPT.
+    """`evaluate`, and the predicted class of every image. A generative model (iGPT) has no predicted classes.
 
-    The answers are read from the device once, at the end.
+    The predictions are copied from the device once, at the end.
     """
     answers: list[tuple[Array, Array, Array]] = []
 
     def keep(logits: Array, labels: Array) -> None:
         if logits.ndim > 2:
-            return      # one answer to each pixel is too many to keep
+            return      # a prediction per pixel would be too many to keep
         xp = array_module(logits)
         highest = logits.max(axis=1, keepdims=True)
-        probability = 1 / xp.exp(logits - highest).sum(axis=1)      # of the likeliest: exp(0) over the sum of all
+        probability = 1 / xp.exp(logits - highest).sum(axis=1)      # softmax of the highest logit: exp(0) / sum
         answers.append((labels, logits.argmax(axis=1), probability))
 
     meter = evaluate(model, batches, keep)

@@ -1,4 +1,4 @@
-"""What a step learns from: mixed pictures and a teacher where the run asks for them, else the labels alone."""
+"""The loss of a classifier's training step: cross-entropy, with MixUp, CutMix and distillation if asked for."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from scratchvit.tensor import Tensor
 from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.training.config import TrainConfig
 
-_MIXING = 2     # beside the loader's uses of the seed: order 0, augmentation 1
+_MIXING = 2     # key of the random numbers for mixing; the loader has 0 for the order and 1 for augmentation
 
 
 def make_mix(config: TrainConfig, num_classes: int) -> Mix | None:
-    """What lays two pictures of a batch over each other, if the run asks for it."""
+    """MixUp and CutMix according to the settings; None if both are off."""
     if not _mixes(config):
         return None
     mixup = config.mixup or LEVELS[config.augment].mixup_alpha
@@ -37,56 +37,57 @@ def _mixes(config: TrainConfig) -> bool:
 
 
 class Objective:
-    """(images, labels) of a step → its loss, and the logits that its accuracy is counted on.
+    """The loss of a training step, and the logits from which its accuracy is computed.
 
-    Its chance comes from (seed, step) alone, so a resumed run mixes the same pictures.
-    Raises ScratchvitError for settings out of range, and for a teacher of other classes.
+    Random numbers depend on (seed, step) only, so a resumed run mixes the same images.
+    Raises ScratchvitError for settings out of range, and for a teacher with other classes.
     """
 
     def __init__(self, config: TrainConfig, model: Any, about: Mapping[str, Any]):
         self.config = config
         if generates(model) and (config.teacher or _mixes(config)):
             raise ScratchvitError(
-                f"{config.model} learns the pixels of images, not their classes: mixup, cutmix, an augment level that "
-                "mixes, and a teacher are of no use to it; leave them out"
+                f"{config.model} predicts pixels, not classes: leave out mixup, cutmix, augment levels with MixUp, and "
+                "the teacher"
             )
         self.mix = make_mix(config, model.config.num_classes)
         self.teacher = Teacher.load(config.teacher, about, config.teacher_model) if config.teacher else None
         if self.teacher and isinstance(model, DistillableModel):
-            model.distilled_training = True     # a head for the truth, and one for the teacher
-        self._answers: np.ndarray | None = None     # the teacher's, to every picture of the training split
+            model.distilled_training = True     # returns the logits of the class head and of the distillation head
+        self._teacher_logits: np.ndarray | None = None      # for all images of the training split
 
     def ask_once(self, batches: Iterable[Any]) -> None:
-        """Where pictures are the same in every epoch, so are the teacher's answers. batches: as for `Teacher.table`."""
+        """Compute the teacher's logits for all images, if these are the same in every epoch. See `Teacher.table`."""
         if self.teacher:
-            self._answers = self.teacher.table(batches)
+            self._teacher_logits = self.teacher.table(batches)
 
     def __call__(
         self, model: Any, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, step: int
     ) -> tuple[Tensor, Tensor]:
-        """images (B, C, H, W), labels and places in the data set (B,) → mean loss, and logits (B, num_classes).
+        """The mean loss, and the logits (B, num_classes).
 
-        Of a generative model, with its tokens (B, N) for labels, logits (B, K, N).
+        images (B, C, H, W); labels (B,); indices (B,): of the images in the data set; step: its number, from 0.
+        For a generative model, labels are its tokens (B, N), and the logits have shape (B, K, N).
         """
         x, target, smoothing = asarray(images), asarray(labels), self.config.label_smoothing
         if self.mix:
             rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(_MIXING, step)))
             x, target = self.mix(x, target, rng)
-            smoothing = 0.0     # it is in the targets
-        answers = model(Tensor(x))
+            smoothing = 0.0     # already in the soft targets
+        logits = model(Tensor(x))
         if self.teacher is None:
-            loss = ops.cross_entropy(answers, target, label_smoothing=smoothing)
+            loss = ops.cross_entropy(logits, target, label_smoothing=smoothing)
         else:
-            teacher_logits = self.teacher(x) if self._answers is None else self._answers[indices]
-            loss = self._distill(answers, target, teacher_logits, smoothing)
-        return loss, (answers[0] + answers[1]) / 2 if isinstance(answers, tuple) else answers
+            teacher_logits = self.teacher(x) if self._teacher_logits is None else self._teacher_logits[indices]
+            loss = self._distill(logits, target, teacher_logits, smoothing)
+        return loss, (logits[0] + logits[1]) / 2 if isinstance(logits, tuple) else logits
 
-    def _distill(self, answers: Any, target: Any, teacher_logits: Any, smoothing: float) -> Tensor:
+    def _distill(self, logits: Any, target: Any, teacher_logits: Any, smoothing: float) -> Tensor:
         config = self.config
         given = {} if config.distill_weight is None else {"weight": config.distill_weight}
         if config.distill == "soft":
             return soft_distillation(
-                answers, target, teacher_logits, temperature=config.distill_temperature, label_smoothing=smoothing,
+                logits, target, teacher_logits, temperature=config.distill_temperature, label_smoothing=smoothing,
                 **given,
             )
-        return hard_distillation(answers, target, teacher_logits, label_smoothing=smoothing, **given)
+        return hard_distillation(logits, target, teacher_logits, label_smoothing=smoothing, **given)

@@ -1,7 +1,7 @@
-"""Training a classifier, or a model that learns the images themselves: what the loop asks about labels.
+"""The task of training a classifier, or a generative model of images (iGPT).
 
     task = ClassificationTask(config)
-    TrainingLoop(task, config, "runs/mine").run()       # what `train(config, "runs/mine")` does
+    result = TrainingLoop(task, config, "runs/mine").run()      # the same as train(config, "runs/mine")
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from scratchvit import optim
+from scratchvit import optim, progress
 from scratchvit.data import Batch
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
@@ -31,14 +31,14 @@ from scratchvit.training.config import TrainConfig
 from scratchvit.training.loop import TrainingLoop
 from scratchvit.training.task import Batches, Course, Row, Task
 
-# What the augreg paper's dropout and stochastic depth are in a ViT: dropout after every dense layer but those of q, k
-# and v, and after the positions are added (ViT, arXiv 2010.11929, §B.1).
+# The rates that the augreg paper sets in a ViT: stochastic depth, and dropout after every dense layer except those of
+# q, k and v, and after the positional embedding is added (ViT, arXiv 2010.11929, §B.1).
 _DROPPING = {"pos_drop_rate", "proj_drop_rate", "drop_path_rate"}
 
 
 @dataclass(frozen=True)
 class Result(Course):
-    """What a run came to. Accuracies are shares, 0 … 1; the test split was evaluated once, with the best weights."""
+    """The result of a run. Accuracies are from 0 to 1. The test split is evaluated once, with the best weights."""
 
     test_loss: float
     test_accuracy: float
@@ -50,30 +50,30 @@ class Result(Course):
 def train(
     config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> Result:
-    """Train a model, or go on with the run in `run_dir`; `log` gets one line per epoch.
+    """Train a model, or resume the run in `run_dir`. `log` is called with one line per epoch.
 
-    Raises ScratchvitError for settings that make no sense, a folder that holds another run or in which one is going on,
-    data, a loss or a gradient that is not finite, and a disk that is full; Interrupted after Ctrl-C or SIGTERM, when
-    the run has been saved.
+    Raises ScratchvitError for invalid settings, a folder that contains another run or is in use, data, a loss or a
+    gradient that is not finite, and a full disk. Raises Interrupted after Ctrl-C or SIGTERM, once the run has been
+    saved.
     """
     loop = prepare(config, run_dir, resume, log)
     with loop.folder:
-        result: Result = loop.run()
-        return result
+        return loop.run()
 
 
 def prepare(
     config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
 ) -> TrainingLoop[ClassificationTask]:
-    """The first half of `train`: a run that is ready to begin, see `TrainingLoop`."""
+    """The first half of `train`: a run that is ready to start, see `TrainingLoop`."""
     return TrainingLoop(ClassificationTask(config), config, run_dir, resume, log)
 
 
-class ClassificationTask(Task):
-    """Learn labels, or the images themselves.
+class ClassificationTask(Task[Result]):
+    """Predict the labels of images or, with a generative model, their pixels.
 
-    data        the splits, once they are loaded
-    objective   the loss, once there is a model; generative: whether it is of the images themselves, not of labels
+    data         the data, set by `load_data`
+    objective    the loss, set by `prepare_loss`
+    generative   whether the model predicts pixels, set by `prepare_loss`
     """
 
     data: TrainingData
@@ -89,11 +89,11 @@ class ClassificationTask(Task):
         check_least(config, dict.fromkeys(("epoch_images", "crop_padding", "mixup", "cutmix"), 0))
         check_shares(config, ("label_smoothing", "regularisation", "color_jitter"))
         if config.teacher_model and not config.teacher:
-            raise ScratchvitError("teacher_model names the model of a teacher's file: name the file with teacher")
+            raise ScratchvitError("teacher_model is the model of a teacher's weights: name the file with teacher")
         if not config.distill_temperature > 0:
             raise ScratchvitError(f"distill_temperature must be positive, not {config.distill_temperature}")
         if config.distill_weight is not None and not config.teacher:
-            raise ScratchvitError("distill_weight is a teacher's share of the loss: name the teacher, or leave it out")
+            raise ScratchvitError("distill_weight is the weight of a teacher: name the teacher, or leave it out")
         if config.distill_weight is not None and not 0 <= config.distill_weight <= 1:
             raise ScratchvitError(f"distill_weight must lie in [0, 1], not {config.distill_weight}")
         if not 0 < config.train_fraction <= 1:
@@ -104,7 +104,7 @@ class ClassificationTask(Task):
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
-        """The options of the model: what the data says (sizes, channels, classes) unless the run says otherwise."""
+        """The arguments of the model: size, channels and classes of the data, unless the settings say otherwise."""
         config = self.config
         height, width, channels = about["image_shape"]
         classes = len(about["classes"])
@@ -115,13 +115,13 @@ class ClassificationTask(Task):
         }
         preset = model_config(config.model)
         known = {field.name for field in dataclasses.fields(preset)}
-        if not preset.num_classes:      # it learns the images themselves, unless the run asks for classes
+        if not preset.num_classes:      # a generative model, unless the settings ask for classes
             known.remove("num_classes")
         if config.regularisation:
             rates = (_DROPPING if "proj_drop_rate" in known else {"drop_rate", "drop_path_rate"}) & known
             from_data |= dict.fromkeys(rates, config.regularisation)
         if frames_of(preset) > 1:
-            from_data["num_frames"] = 1     # the data are pictures
+            from_data["num_frames"] = 1     # an image is a clip of one frame
             known.add("num_frames")
         args = {name: value for name, value in from_data.items() if name in known} | config.model_args
         if args.get("num_classes", classes) < classes:
@@ -132,7 +132,7 @@ class ClassificationTask(Task):
         return args
 
     def init_from_data(self, model: Any) -> None:
-        """A model that codes pixels with a palette finds its colours in the training images."""
+        """Fit the palette of a generative model to the training images."""
         if isinstance(model, PixelModel):
             model.palette.overwrite(fit_palette(self.data.splits.train, len(model.palette), self.config.seed))
 
@@ -147,11 +147,11 @@ class ClassificationTask(Task):
         return Meter(**sums)
 
     def before_training(self, batches: Batches) -> None:
-        """Ask the teacher about every picture, once, if pictures look the same in every epoch."""
+        """Compute the teacher's logits for all training images once, if these are the same in every epoch."""
         if self.objective.teacher is None or augments(self.config):
             return
         split = self.data.splits.train
-        with tqdm(total=len(split), desc="the teacher's answers", unit="img", leave=False) as bar:
+        with progress.bar(len(split), "teacher's logits") as bar:
 
             def counted() -> Iterator[Batch]:
                 for batch in batches(self.data.eval_loader(split, self.config.batch_size)):
@@ -172,9 +172,9 @@ class ClassificationTask(Task):
         return evaluate(model, batches(loader)).columns("val_")
 
     def merit(self, row: Row) -> tuple[float, ...]:
-        """Accuracy. Few images give many ties, which the loss breaks.
+        """The validation accuracy; the loss breaks ties, which are frequent with few images.
 
-        A model of pixels is judged by its loss: how often its likeliest colour is right says less than the probability.
+        For a generative model, the loss: it says more than how often the most probable colour is right.
         """
         return (-row["val_loss"],) if self.generative else (row["val_accuracy"], -row["val_loss"])
 
@@ -197,9 +197,9 @@ class ClassificationTask(Task):
 
 
 def coarse_patches(model: Any) -> str | None:
-    """A sentence if the model cuts images into few patches, the usual reason for a poor ViT on small images.
+    """A warning if the model divides images into few patches, the usual reason for a poor ViT on small images.
 
-    Few are under 16 tokens, or patches that span more than an eighth of the image.
+    Few means less than 16 patches, or patches whose side is more than an eighth of the image's. Otherwise None.
     """
     if not isinstance(model, PatchModel):
         return None
@@ -208,12 +208,12 @@ def coarse_patches(model: Any) -> str | None:
     if rows * columns >= 16 and min(rows, columns) >= 8:
         return None
     finer = next((P for P in range(min(H, W) // 8, 0, -1) if H % P == W % P == 0), None)
-    patch_size = getattr(model.config, "patch_size", None)      # a hybrid's is of the map that its ConvNet gives
+    patch_size = getattr(model.config, "patch_size", None)      # in a hybrid, in pixels of the feature map
     if finer and patch_size and pair(patch_size) == (H // rows, W // columns):
         way_out = f"--patch-size {finer} gives {H // finer * (W // finer)}"
     else:
         way_out = "larger images give more"
     return (
-        f"only {rows * columns} patches: one spans {H // rows}×{W // columns} of {H}×{W} pixels, more than an "
-        f"eighth of a side, and what is inside one the model sees as one; {way_out}"
+        f"only {rows * columns} patch{'es' * (rows * columns > 1)} of {H // rows}×{W // columns} pixels in an image of "
+        f"{H}×{W}: a patch is one token, so it should span at most an eighth of a side; {way_out}"
     )

@@ -1,0 +1,83 @@
+"""What the command line prints for an error that nobody foresaw: one sentence, and where the traceback is."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+import shlex
+import sys
+import tempfile
+import traceback
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+import scratchvit
+from scratchvit.errors import ScratchvitError
+
+DEBUG = "SCRATCHVIT_DEBUG"      # set: tracebacks are printed as Python does it
+
+
+class Bug(ScratchvitError):
+    """An unforeseen error, with the sentence that reports it. Exit status 70 is EX_SOFTWARE of sysexits.h."""
+
+    exit_status = 70
+
+
+@contextlib.contextmanager
+def bugs_reported(folder: Path | None = None, argv: Sequence[str] = ()) -> Iterator[None]:
+    """Turn errors that are not about bad input into a sentence; the traceback goes into a file.
+
+    folder: of the run, where the file traceback.txt is written; by default into the system's temporary folder.
+
+    An OSError that names a file, and a lack of memory, have a sentence of their own: the user can do something about
+    them. With the environment variable SCRATCHVIT_DEBUG nothing is changed.
+    """
+    try:
+        yield
+    except (ScratchvitError, KeyboardInterrupt, SystemExit, BrokenPipeError):
+        raise
+    except Exception as error:
+        if os.environ.get(DEBUG):
+            raise
+        raise _sentence(error, folder, argv) from error
+
+
+def _sentence(error: Exception, folder: Path | None, argv: Sequence[str]) -> ScratchvitError:
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":     # NumPy's; CuPy's
+        return ScratchvitError(
+            f"there is not enough memory ({error}): use a smaller batch (--batch-size), smaller images (--img-size), "
+            "or a smaller model"
+        )
+    if isinstance(error, OSError) and error.filename is not None:
+        return ScratchvitError(f"{error.filename}: {error.strerror}")
+    what = " ".join(f"{type(error).__name__}: {error}".split())
+    try:
+        kept = f"please send {_write(error, folder, argv)}, which has the traceback,"
+    except OSError:     # nothing can be written anywhere
+        kept = f"please run it again with {DEBUG}=1 and send the traceback"
+    return Bug(f"this is a bug in scratchvit ({what}): {kept} to those who gave you scratchvit")
+
+
+def _write(error: Exception, folder: Path | None, argv: Sequence[str]) -> Path:
+    """Write the traceback, with what is needed to repeat it, and return the file."""
+    if folder is not None and folder.is_dir():
+        path = folder / "traceback.txt"
+    else:
+        path = Path(tempfile.mkdtemp(prefix="scratchvit-")) / "traceback.txt"
+    text = (
+        f"scratchvit {scratchvit.__version__}, Python {platform.python_version()}, NumPy {np.__version__}, "
+        f"{platform.platform()}\n"
+        f"{shlex.join(['scratchvit', *argv])}\n\n"
+        f"{''.join(traceback.format_exception(error))}"
+    )
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
+    return path
+
+
+def version() -> str:
+    """One line: the versions that a report of a bug should give."""
+    python = ".".join(map(str, sys.version_info[:3]))
+    return f"scratchvit {scratchvit.__version__} (Python {python}, NumPy {np.__version__})"

@@ -1,0 +1,192 @@
+"""The command itself: how it is called, what it prints for programs, and errors that nobody foresaw."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import scratchvit as sv
+from scratchvit.cli import COMMANDS, main, models
+from scratchvit.cli._bugs import DEBUG
+
+TINY = ["--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4", "--epochs=1", "--batch-size=256"]
+
+
+def run(*words, **environment):
+    """A process of `python -m scratchvit`."""
+    return subprocess.run(
+        [sys.executable, "-m", "scratchvit", *map(str, words)], capture_output=True, text=True, encoding="utf-8",
+        env={**os.environ, **environment},
+    )
+
+
+@pytest.mark.parametrize("words", [["--version"], ["-V"], ["version"]])
+def test_the_version_is_one_line(capsys, words):
+    assert main(words) == 0
+    assert capsys.readouterr().out.startswith(f"scratchvit {sv.__version__} (Python ")
+
+
+def test_help_of_a_command_is_its_help_option(capsys):
+    assert main(["help"]) == 0 and main(["--help"]) == 0
+    whole = capsys.readouterr().out
+    assert whole[: len(whole) // 2] == whole[len(whole) // 2 :]
+    assert all(f"scratchvit {name}" in whole for name in COMMANDS)
+    assert main(["help", "eval"]) == 0 and main(["eval", "--help"]) == 0
+    of_eval = capsys.readouterr().out
+    assert of_eval[: len(of_eval) // 2] == of_eval[len(of_eval) // 2 :]
+    assert main(["help", "evil"]) == 2
+    assert "did you mean 'eval'?" in capsys.readouterr().err
+
+
+def test_python_m_is_the_command():
+    done = run("--version")
+    assert done.returncode == 0 and done.stdout.startswith("scratchvit ")
+    assert run("evl").returncode == 2
+
+
+@pytest.mark.parametrize(("width", "most"), [("60", 60), ("80", 80), ("400", 100)])
+def test_help_fits_the_terminal(capsys, monkeypatch, width, most):
+    monkeypatch.setenv("COLUMNS", width)
+    assert main(["eval", "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert most - 15 < max(map(len, lines)) <= most
+
+
+@pytest.mark.parametrize(("typed", "meant"), [
+    ("--run-dir", "--out"), ("--learning-rate", "--lr"), ("--weights", "--init"), ("--imgsz", "--img-size"),
+    ("--num-workers", "--workers"), ("--epoch", "--epochs"),
+])
+def test_names_that_other_programs_use_are_suggested(capsys, typed, meant):
+    assert main(["train", typed, "3"]) == 2
+    assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
+# --- errors that nobody foresaw ---
+
+
+def test_a_bug_is_one_sentence_and_its_traceback_a_file(capsys, monkeypatch, tmp_path):
+    def broken(*_):
+        raise KeyError("no such thing\nat all")
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(models, "list_models", broken)
+    assert main(["models", "vit*"]) == 70
+    error = capsys.readouterr().err
+    assert error.startswith("scratchvit: this is a bug in scratchvit (KeyError:") and error.count("\n") == 1
+    (path,) = tmp_path.glob("*/traceback.txt")
+    assert str(path) in error
+    text = path.read_text("utf-8")
+    assert "scratchvit models 'vit*'" in text and "in broken" in text and sv.__version__ in text
+
+
+def test_a_bug_in_a_run_leaves_its_traceback_in_the_run(capsys, monkeypatch, tmp_path):
+    from scratchvit.training import TrainingLoop
+
+    def broken(self):
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(TrainingLoop, "_validate", broken)
+    folder = tmp_path / "run"
+    assert main(["train", *TINY, "--out", str(folder)]) == 70
+    assert str(folder / "traceback.txt") in capsys.readouterr().err
+    assert "ZeroDivisionError" in (folder / "traceback.txt").read_text("utf-8")
+
+
+def test_with_the_variable_for_debugging_python_prints_the_traceback(monkeypatch):
+    def broken(*_):
+        raise KeyError("inside")
+
+    monkeypatch.setenv(DEBUG, "1")
+    monkeypatch.setattr(models, "list_models", broken)
+    with pytest.raises(KeyError, match="inside"):
+        main(["models"])
+
+
+@pytest.mark.parametrize(("error", "sentence"), [
+    (MemoryError("Unable to allocate 3 TiB"), "not enough memory (Unable to allocate 3 TiB): use a smaller batch"),
+    (PermissionError(13, "Permission denied", "secret.csv"), "secret.csv: Permission denied"),
+])
+def test_what_a_machine_refuses_is_no_bug(capsys, monkeypatch, error, sentence):
+    def refuses(*_):
+        raise error
+
+    monkeypatch.setattr(models, "list_models", refuses)
+    assert main(["models"]) == 1
+    printed = capsys.readouterr().err
+    assert sentence in printed and "bug" not in printed
+
+
+# --- programs that read the output ---
+
+
+def test_quiet_and_json_leave_one_line(tmp_path):
+    folder = tmp_path / "run"
+    done = run("train", *TINY, "--out", folder, "--quiet", "--json")
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    trained = json.loads(done.stdout)
+    assert trained["run"] == str(folder) and trained["epochs"] == trained["best_epoch"] == 1
+    assert trained["checkpoint"] == str(folder / "best.safetensors")
+
+    done = run("eval", folder, "--json")
+    *text, last = done.stdout.splitlines()
+    judged = json.loads(last)
+    assert judged["accuracy"] == pytest.approx(trained["test_accuracy"]) and judged["images"] == 360
+    assert sum(one["images"] for one in judged["classes"].values()) == 360
+    assert any("accuracy" in line for line in text)
+
+    done = run("eval", folder, "--quiet")
+    assert done.returncode == 0 and not done.stdout + done.stderr
+    done = run("eval", tmp_path / "nowhere", "--quiet", "--json")
+    assert done.returncode == 1 and not done.stdout and done.stderr.startswith("scratchvit: ")
+
+
+def test_numbers_that_are_not_finite_are_null(capsys):
+    from scratchvit.cli._output import heed, note_result, output
+
+    with output():
+        heed(type("Given", (), {"json": True, "quiet": False})())
+        note_result(loss=float("nan"), nested={"a": [1.0, float("inf")]}, path=os, text="→")
+    assert json.loads(capsys.readouterr().out) == {
+        "loss": None, "nested": {"a": [1.0, None]}, "path": str(os), "text": "→",
+    }
+
+
+def test_no_bar_and_no_carriage_return_in_a_pipe(tmp_path):
+    done = run("train", *TINY, "--out", tmp_path / "run")
+    assert done.returncode == 0 and "\r" not in done.stdout + done.stderr and not done.stderr
+
+
+# --- completion in the shell ---
+
+
+@pytest.mark.parametrize(("line", "expected", "unexpected"), [
+    ("scratchvit de", {"detect", "detect-train", "detect-eval"}, {"train"}),
+    ("scratchvit train --mod", {"--model"}, {"--epochs"}),
+    ("scratchvit train --model swin_ti", {"swin_tiny_patch4_window7_224"}, {"vit_tiny_patch16_224"}),
+    ("scratchvit train --optimizer ", {"adamw", "sgd"}, set()),
+    ("scratchvit eval runs/", {"runs/digits-1"}, set()),
+    ("scratchvit nosuch --", set(), {"--model"}),
+])
+def test_words_are_completed(tmp_path, line, expected, unexpected):
+    pytest.importorskip("argcomplete")
+    (tmp_path / "runs/digits-1").mkdir(parents=True)
+    (tmp_path / "runs/digits-1/config.json").write_text("{}", "utf-8")
+    answer = tmp_path / "answer"
+    subprocess.run(
+        [sys.executable, "-m", "scratchvit"], cwd=tmp_path, timeout=60, env={
+            **os.environ, "_ARGCOMPLETE": "1", "COMP_LINE": line, "COMP_POINT": str(len(line)),
+            "_ARGCOMPLETE_IFS": "\n", "_ARGCOMPLETE_STDOUT_FILENAME": str(answer),
+        },
+    )
+    found = {word.strip() for word in (answer.read_text("utf-8") if answer.exists() else "").split("\n")}
+    assert expected <= found and not found & unexpected, found
+
+
+def test_the_documented_line_of_completion_exists():
+    pytest.importorskip("argcomplete")
+    folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    assert shutil.which("register-python-argcomplete", path=folders)
