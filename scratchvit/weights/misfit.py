@@ -216,10 +216,10 @@ def _other_parts(found: Misfit) -> str:
     if like := looks_like(found.file):
         return f"this file looks like {like}"
     said = [
-        f"{verb} {', '.join(map(readable, names[:3]))}{', …' if len(names) > 3 else ''}"
-        for verb, names in (("has", has), ("lacks", lacks)) if names
+        text.format(", ".join(map(readable, names[:3])) + (", …" if len(names) > 3 else ""))
+        for text, names in (("has {}, which the model lacks", has), ("lacks {}", lacks)) if names
     ]
-    return f"the file {' and '.join(said)}, unlike the model: it is from another kind of model"
+    return f"this file is from another kind of model: it {', and '.join(said)}"
 
 
 def _other_kind(found: Misfit) -> str:
