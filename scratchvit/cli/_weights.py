@@ -39,7 +39,7 @@ def add_label_order(parser: Any) -> None:
 
 
 def add_sizes(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
-    """Add the options of the model that --model or the config.json beside --checkpoint names, for `sizes`."""
+    """Add the options of the model that --model or the config.json beside RUN names, for `sizes`."""
     name, described = _named_in(argv)
     group = parser.add_argument_group(f"sizes of {name or 'the model'}", "for third-party weights; a run has its own")
     if name is None:
@@ -66,14 +66,15 @@ def sizes(given: argparse.Namespace) -> dict[str, Any]:
 def _named_in(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
     """(the name of the model, its options) that a command line asks for, as far as it is known before it is parsed."""
     first = Parser(add_help=False)
+    first.add_argument("words", nargs="*", type=Path)
     first.add_argument("--checkpoint", type=Path)
     first.add_argument("--model")
-    with contextlib.suppress(SystemExit):       # the command's own parser says what is wrong
+    with contextlib.suppress(SystemExit, ScratchvitError):      # the command itself raises them again
         chosen = first.parse_known_args(argv)[0]
         if chosen.model is not None:
             return chosen.model, {}
-        if chosen.checkpoint is not None and not is_checkpoint(chosen.checkpoint):
-            with contextlib.suppress(ScratchvitError):      # as will the reader of the weights
-                found = describe(chosen.checkpoint)
-                return (found.name, found.options) if found else (None, {})
+        # Values of options that are not known yet are among the words.
+        run = chosen.checkpoint or next((word for word in chosen.words if word.exists()), None)
+        if run and not is_checkpoint(run) and (found := describe(run)):
+            return found.name, found.options
     return None, {}

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
+from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
-from scratchvit.data.folder import picture_files
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -26,6 +26,9 @@ from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
 
+RUN = (
+    "a run folder of `scratchvit train`, a checkpoint in it, or third-party weights (.safetensors, .pth, .bin, .npz)"
+)
 BATCH = 32
 
 
@@ -47,19 +50,14 @@ def predict(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
-        "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors\n"
-        "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with config.json in that folder\n"
-        "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n"
-        "  scratchvit predict cat.jpg --checkpoint mine.pth --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
+        "  scratchvit predict runs/photos-vit_tiny_patch16_224-1 cat.jpg dog.png\n"
+        "  scratchvit predict vit/model.safetensors cat.jpg                       # with config.json in that folder\n"
+        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels LOC_synset_mapping.txt\n"
+        "  scratchvit predict mine.pth cat.jpg --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
         "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
         "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE",
-        help="a checkpoint of `scratchvit train`, its run folder, or third-party weights (.safetensors, .pth, .bin, "
-        ".npz)",
-    )
+    add_run_and_images(parser, RUN)
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )
@@ -77,11 +75,12 @@ def predict(argv: Sequence[str]) -> int:
     add_entry(parser)
     add_sizes(parser, argv)
     add_device(parser)
+    add_output(parser)
     given = parser.parse_strictly(argv)
+    given.checkpoint, images = run_and_images(parser, given)
     if given.top_k < 1:
         parser.error(f"--top-k must be at least 1, not {given.top_k}")
 
-    images = [path for named in given.images for path in picture_files(named)]
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
@@ -93,6 +92,7 @@ def predict(argv: Sequence[str]) -> int:
     print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
 
     bad = 0
+    results = []
     for start in range(0, len(images), BATCH):
         read = []
         for path in images[start : start + BATCH]:
@@ -105,12 +105,16 @@ def predict(argv: Sequence[str]) -> int:
                 print(f"left out: {error}", file=sys.stderr)
         for path, probabilities in _probabilities(classifier, read):
             print(printable(path))
-            for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
+            best = np.argsort(-probabilities, kind="stable")[: given.top_k].tolist()
+            for label in best:
                 print(f"  {probabilities[label]:8.2%}  {printable(classifier.classes[label])}")
+            found = [{"class": classifier.classes[label], "probability": float(probabilities[label])} for label in best]
+            results.append({"file_name": path.as_posix(), "classes": found})
     if bad == len(images):
         raise ScratchvitError("none of the pictures can be decoded")
     if bad:
         print(f"{bad} of {len(images)} pictures left out")
+    note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
     return 0
 
 

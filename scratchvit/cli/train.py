@@ -187,7 +187,7 @@ def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str
     sample = folder.path / "sample.png"
     generative = generates(loop.model)
     commands = [
-        f"scratchvit predict {sample} --checkpoint {folder.best}" if sample.name in pictures and not generative else "",
+        f"scratchvit predict {folder.best} {sample}" if sample.name in pictures and not generative else "",
         *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),
         f"scratchvit eval --checkpoint {folder.best}",
         "scratchvit train --data fashion-mnist --download",

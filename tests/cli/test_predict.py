@@ -102,6 +102,39 @@ def test_a_run_prepares_pictures_as_its_training_did(run, capsys):
         assert shares == {name: pytest.approx(100 * p, abs=0.006) for name, p in zip(ANIMALS, expected)}
 
 
+def test_the_run_comes_before_the_pictures(run, capsys):
+    """Or is named by --checkpoint, in any place."""
+    pictures(run, 2)
+    images = [str(run / "00.png"), str(run / "01.png")]
+    assert main(["predict", str(run), *images]) == 0
+    out = capsys.readouterr().out
+    assert len(blocks(out)[1]) == 2
+    for words in ([*images, "--checkpoint", str(run)], ["--checkpoint", str(run), *images], [str(run), str(run)]):
+        assert main(["predict", *words]) == 0 and capsys.readouterr().out == out
+    error, code = refused(capsys, "predict", images[0], run)
+    assert "is a picture, and the run comes first" in error and code == 2
+    error, code = refused(capsys, "predict", run)
+    assert "name pictures too" in error and code == 2
+
+
+def test_results_for_programs(run, capsys):
+    pictures(run, 2)
+    (run / "bad.png").write_bytes(b"no picture")
+    words = ["predict", str(run), str(run), "--skip-bad", "--top-k", "2", "--json"]
+    assert main(words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert (result["model"], result["left_out"], result["checkpoint"]) == (NAME, 1, str(run))
+    found = blocks("\n".join(lines[:-1]))[1]
+    assert [one["file_name"] for one in result["pictures"]] == [Path(path).as_posix() for path in found]
+    for one, said in zip(result["pictures"], found.values()):
+        assert [(each["class"], pytest.approx(share, abs=0.006)) for each, (share, _) in zip(one["classes"], said)] == [
+            (name, 100 * each["probability"]) for each, (_, name) in zip(one["classes"], said)
+        ]
+    assert main([*words, "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
+
+
 def test_a_head_larger_than_the_data_of_the_run(tmp_path, capsys):
     write_picture(tmp_path / "a.png")
     run = save_run(tmp_path / "run", ANIMALS[:2])

@@ -268,12 +268,20 @@ def test_sizes_are_given_to_predict(tmp_path, monkeypatch, capsys):
     two, four = shares("--num-heads", "2"), shares("--num-heads=4")
     assert "centre 16×16" in two and two.split("\n\n")[1] != four.split("\n\n")[1]
     assert "a grid of 2×2 → 4×4" in shares("--num-heads=2", "--img-size=32")
-    assert main([*words, "--num-heads=3"]) == 1 and "shared by 3 heads" in capsys.readouterr().err
+    assert main([*words, "--num-heads=3"]) == 1 and "3 heads: choose a multiple" in capsys.readouterr().err
     assert main(["predict", "a.png", "--checkpoint", "w.pth", "--img-size", "32"]) == 1
     assert "name the model" in capsys.readouterr().err
+    # With a config.json, the model is known before the options are read; the file comes first.
+    (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": TINY}))
+    said = []
+    for heads in ("2", "4"):
+        assert main(["predict", "--num-heads", heads, "w.pth", "a.png"]) == 0
+        said.append(capsys.readouterr().out)
+    assert said[0] != said[1]
     assert main(["predict", "--model", NAME, "--help"]) == 0
     text = capsys.readouterr().out
-    assert "--num-heads" in text and "--drop-path-rate" not in text and "--num-classes" not in text
+    assert "RUN IMAGE" in text and "--num-heads" in text
+    assert "--drop-path-rate" not in text and "--num-classes" not in text
 
 
 # --- as PyTorch writes them ---
