@@ -107,7 +107,7 @@ def _without_weights(path: Path, name: str, options: dict[str, Any]) -> Module:
         raise ScratchvitError(f"{path}: cannot create {name} with {options} ({error})") from error
 
 
-def _read(path: str | Path, entry: str | None) -> Renamed:
+def _read(path: str | Path, entry: str | None = None) -> Renamed:
     choice = Choice(entry)
     weights = read_chosen(path, choice)
     renamed = recognise(weights).rename(weights)
