@@ -22,7 +22,7 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 import threadpoolctl
 
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongType
 
 Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
@@ -141,7 +141,7 @@ def backend_of(x: Array) -> Backend:
     try:
         return _by_array_type[type(x)]
     except KeyError:
-        raise TypeError(f"expected an array or a Tensor, got {type(x).__name__}") from None
+        raise WrongType(f"expected an array or a Tensor, got {type(x).__name__}") from None
 
 
 def array_module(x: Array) -> Any:

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.errors import WrongType
 from scratchvit.graph import reachable, run_backward
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor, edge_to
@@ -107,7 +108,7 @@ def _tensors(outputs: Any) -> Sequence[Tensor]:
     outputs = outputs if isinstance(outputs, tuple | list) else (outputs,)
     for output in outputs:
         if not isinstance(output, Tensor):
-            raise TypeError(f"gradcheck: fn must return Tensors, not {type(output).__name__}")
+            raise WrongType(f"gradcheck: fn must return Tensors, not {type(output).__name__}")
     return outputs
 
 

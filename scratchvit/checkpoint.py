@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from scratchvit import random
 from scratchvit.backend import Array
+from scratchvit.errors import WrongState
 from scratchvit.graph import Node, reachable, run_backward
 from scratchvit.recording import enable_grad, is_recording
 from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
@@ -33,7 +34,7 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
 
     def backward(dy: Array) -> list[Array | None]:
         if any(leaf.version.count != version for leaf, version in leaves):
-            raise RuntimeError(
+            raise WrongState(
                 "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the forward "
                 "pass, so recomputing the function would give another value: call backward() before changing it"
             )

@@ -26,6 +26,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import asarray
+from scratchvit.errors import WrongType
 from scratchvit.signature import Slot, inputs_of, takes_need, with_inputs
 
 TAKES = ("any", "numbers", "floats", "sums")
@@ -62,7 +63,7 @@ def settle(
 def need_floats(op: str, parameter: str, array: Any) -> None:
     """Raise TypeError, naming the op and the parameter, if the array holds integers or bool."""
     if array.dtype.kind != "f":
-        raise TypeError(
+        raise WrongType(
             f"{op}: {parameter} is {array.dtype}, but {op} takes floating-point numbers: convert it, for instance with "
             'astype("float32")'
         )

@@ -40,6 +40,7 @@ from scratchvit.backward_rules import (
     plain,
     rounds_to_float32,
 )
+from scratchvit.errors import WrongType
 
 DIRECTIONS = 2                  # pairs (u, v): one finds almost every error, the second guards against an unlucky draw
 KINK = 1e-4                     # a larger relative disagreement of the steps is a kink; smooth functions stay below it
@@ -241,7 +242,7 @@ class _Check:
 def _float64(array: Any, what: str) -> np.ndarray:
     dtype = getattr(array, "dtype", None)
     if dtype != np.float64:
-        raise TypeError(
+        raise WrongType(
             f"gradcheck: {what} is {dtype or type(array).__name__}; finite differences need float64 throughout, "
             "so use float64 arrays and modules"
         )

@@ -60,6 +60,7 @@ from contextvars import ContextVar
 from typing import Any, TypeAlias
 
 from scratchvit.backend import Array, asarray
+from scratchvit.errors import WrongState
 from scratchvit.recording import setting
 from scratchvit.signature import takes_need
 
@@ -191,7 +192,7 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     while stack:
         node = stack.pop()
         if node.backward is None:
-            raise RuntimeError(
+            raise WrongState(
                 f"backward() reached the op {node.name!r}, whose graph was already used and freed: "
                 "compute the loss again, or add the losses and call backward() once"
             )
@@ -204,8 +205,8 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     return waiting
 
 
-def _changed(shape: tuple[int, ...]) -> RuntimeError:
-    return RuntimeError(
+def _changed(shape: tuple[int, ...]) -> WrongState:
+    return WrongState(
         f"backward() reached a leaf of shape {shape} that was changed in place after the loss was computed (by an "
         "optimiser's step, or by +=), so its gradient would be wrong: call backward() before changing it, or compute "
         "the loss again"
@@ -248,7 +249,7 @@ def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any,
     if not isinstance(gradients, tuple | list):
         gradients = (gradients,)
     if len(gradients) != len(node.edges):
-        raise RuntimeError(
+        raise WrongState(
             f"op {node.name!r}: its backward returned {len(gradients)} gradients for {len(node.edges)} inputs"
         )
     owners = [id(_owner(g)) for g in (*gradients, *incoming) if g is not None]
@@ -292,7 +293,7 @@ class _Sum:
 
 def _accumulate_leaf(leaf: Any, gradient: Array, fresh: bool) -> None:
     if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
-        raise RuntimeError(
+        raise WrongState(
             f"a backward returned a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; "
             "if the dtypes differ, a float64 or integer array was combined with float32: convert it with astype()"
         )

@@ -18,7 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from scratchvit.backend import Array, current, parallel_rows
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongState
 from scratchvit.recording import setting
 
 
@@ -86,7 +86,7 @@ class Generator:
         if again is not None and self in again:
             number = next(again[self], None)
             if number is None:
-                raise RuntimeError(
+                raise WrongState(
                     "more random numbers are drawn than in the forward pass: a function that is recomputed (see "
                     "checkpoint) must draw the same ones"
                 )

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from typing import Any, NamedTuple
 
+from scratchvit.errors import WrongState
+
 
 class Mode(NamedTuple):
     """no_grads: the number of active `no_grad` blocks; ops are recorded if it is 0. stand_in: see `replace_ops`."""
@@ -42,7 +44,7 @@ class no_grad(contextlib.ContextDecorator):
     def __exit__(self, *error: object) -> None:
         no_grads, stand_in = mode.get()
         if no_grads == 0:
-            raise RuntimeError("a no_grad block ends in another thread or context than it began in")
+            raise WrongState("a no_grad block ends in another thread or context than it began in")
         mode.set(Mode(no_grads - 1, stand_in))
 
 

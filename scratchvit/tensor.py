@@ -38,7 +38,7 @@ import numpy as np
 
 from scratchvit import dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
-from scratchvit.errors import explained
+from scratchvit.errors import ScratchvitError, WrongIndex, WrongState, WrongType, WrongValue, explained, in_the_family
 from scratchvit.facts import Facts
 from scratchvit.graph import Node, Version, run_backward
 from scratchvit.recording import is_recording, mode
@@ -63,7 +63,7 @@ class Tensor:
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self.data: Array = asarray(data.data if isinstance(data, Tensor) else data, dtype)
         if requires_grad and self.data.dtype.kind != "f":
-            raise TypeError(f"only floating-point tensors can require gradients, not {self.data.dtype}")
+            raise WrongType(f"only floating-point tensors can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
         self._edge: tuple[Node, int] | None = None      # (node, output index); None for a leaf
@@ -116,10 +116,10 @@ class Tensor:
         return self._version
 
     def __array__(self, *args: Any, **kwargs: Any) -> np.ndarray:
-        raise TypeError("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
+        raise WrongType("a Tensor is not converted to an array implicitly: use .numpy(), which waits for the device")
 
     def __array_function__(self, function: Callable[..., Any], *args: Any) -> Any:
-        raise TypeError(
+        raise WrongType(
             f"{function.__module__}.{function.__name__} was given a Tensor: use .numpy(), or a function of "
             "scratchvit.ops, which computes gradients"
         )
@@ -131,13 +131,13 @@ class Tensor:
         return format(self.item(), spec) if spec else str(self)
 
     def __eq__(self, other: object) -> bool:
-        raise TypeError('"==" would compare Tensors by identity: write `a is b`, or compare `.numpy()`')
+        raise WrongType('"==" would compare Tensors by identity: write `a is b`, or compare `.numpy()`')
 
     __hash__ = object.__hash__
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
         if self._edge is not None:
-            raise RuntimeError(
+            raise WrongState(
                 f"a result (of the op {self._edge[0].name!r}) cannot be deep-copied, because the copy would be cut off "
                 "from the leaves: copy the leaves, or `detach()` it first"
             )
@@ -152,7 +152,7 @@ class Tensor:
         return len(self.data)
 
     def __bool__(self) -> bool:
-        raise TypeError("the truth value of a Tensor is not defined: use `.item()` or `.numpy()`")
+        raise WrongType("the truth value of a Tensor is not defined: use `.item()` or `.numpy()`")
 
     def __repr__(self) -> str:
         suffix = ", requires_grad=True" if self.requires_grad else ""
@@ -171,10 +171,10 @@ class Tensor:
         again, or NaN where the part had been added to an earlier gradient.
         """
         if not self.requires_grad:
-            raise RuntimeError("backward() on a tensor that does not depend on anything that requires a gradient")
+            raise WrongState("backward() on a tensor that does not depend on anything that requires a gradient")
         if gradient is None:
             if self.size != 1:
-                raise RuntimeError(
+                raise WrongState(
                     f"backward() of a tensor of shape {self.shape} needs a gradient of that shape: give one, or reduce "
                     "the tensor to a number by .sum() or .mean()"
                 )
@@ -182,7 +182,7 @@ class Tensor:
         else:
             gradient = Tensor(gradient, dtype=self.dtype).data
             if gradient.shape != self.shape:
-                raise ValueError(f"backward(): gradient has shape {gradient.shape}, but the tensor has {self.shape}")
+                raise WrongValue(f"backward(): gradient has shape {gradient.shape}, but the tensor has {self.shape}")
         run_backward([(edge_to(self), gradient)])
 
     # Operators look up their op by name when they are called, since ops/ imports this file and not vice versa.
@@ -216,7 +216,7 @@ class Tensor:
     def flatten(self, start: int = 0) -> Tensor:
         """All axes from `start` on made one. Raises IndexError if there is no such axis."""
         if not -max(1, self.ndim) <= start < max(1, self.ndim):
-            raise IndexError(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
+            raise WrongIndex(f"flatten: start {start} is not an axis of a Tensor of shape {self.shape}")
         return OPS["reshape"](self, (*self.shape[:start], math.prod(self.shape[start:])))
 
     def __iter__(self) -> Iterator[Tensor]:
@@ -231,7 +231,7 @@ class Tensor:
             operand = other if isinstance(other, int | float) else Tensor(other, dtype=self.dtype).data
             shape = getattr(operand, "shape", ())
             if not broadcasts_to(shape, self.shape):
-                raise ValueError(f"{symbol}=: an operand of shape {shape} does not broadcast to {self.shape}")
+                raise WrongValue(f"{symbol}=: an operand of shape {shape} does not broadcast to {self.shape}")
             getattr(array_module(self.data), ufunc)(self.data, operand, out=self.data)
             self.mark_changed()
             return self
@@ -254,7 +254,7 @@ class Tensor:
         ops.
         """
         if self._edge is not None:
-            raise RuntimeError(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
+            raise WrongState(f"only leaves can be overwritten, not a result of the op {self._edge[0].name!r}")
         self.data[...] = asarray(values, self.dtype)
         self.mark_changed()
 
@@ -264,7 +264,7 @@ class Tensor:
 
     def _must_be_changeable(self, what: str, instead: str) -> None:
         if self._edge is not None or is_recording():
-            raise RuntimeError(
+            raise WrongState(
                 f"{what} changes a Tensor in place, which is only allowed for leaves and under no_grad(), since the "
                 f"gradient would be lost: use {instead}"
             )
@@ -313,16 +313,16 @@ def op(
     if function is None:
         return functools.partial(op, takes=takes, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
-        raise ValueError(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
+        raise WrongValue(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     slots = differentiable_parameters(function)
     if not slots:
-        raise TypeError(
+        raise WrongType(
             f"op {function.__name__!r} has no parameter annotated Array, so there is nothing to differentiate"
         )
     if facts is not None:
         function.facts = facts      # type: ignore[attr-defined]    # `wraps` below copies it to the op
     elif str(function.__module__).startswith("scratchvit.ops"):
-        raise TypeError(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
+        raise WrongType(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
     constants = constant_parameters(function)
     one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
@@ -339,14 +339,16 @@ def op(
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
             if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
-                raise TypeError(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
+                raise WrongType(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
         except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
-            if is_ours or str(error).startswith(function.__name__):
+            if is_ours or isinstance(error, ScratchvitError):
                 raise
+            if str(error).startswith(function.__name__):        # of the op itself
+                raise in_the_family(error).with_traceback(error.__traceback__) from None
             raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
         outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
@@ -389,7 +391,7 @@ def _refuse_lost_gradients(
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
         if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
-            raise TypeError(
+            raise WrongType(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
                 f"pass {parameter}.detach(), or a plain number or array"
             )

@@ -76,7 +76,7 @@ MUTANTS = [
     ),
     Mutant(
         "max: equal entries get the whole gradient each", "a term dropped", "ops/reduce.py",
-        " / chosen.sum(axis=axes, keepdims=True, dtype=x.dtype)", "", OPS,
+        " / chosen.sum(axis=axes, keepdims=True).astype(x.dtype)", "", OPS,
     ),
     Mutant(
         "linear: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/linear.py",
@@ -93,11 +93,11 @@ MUTANTS = [
     # --- attention
     Mutant(
         "softmax: dx without Σ p dy", "a term dropped", "ops/attention.py",
-        "p * (dy - (p * dy).sum(axis=dim, keepdims=True))", "p * dy", OPS,
+        "p * (dy - _sum_along(p * dy, dim))", "p * dy", OPS,
     ),
     Mutant(
         "log_softmax: dx sums the last axis", "a wrong axis", "ops/attention.py",
-        "xp.exp(y) * dy.sum(axis=dim, keepdims=True)", "xp.exp(y) * dy.sum(axis=-1, keepdims=True)", OPS,
+        "xp.exp(y) * _sum_along(dy, dim)", "xp.exp(y) * _sum_along(dy, -1)", OPS,
     ),
     Mutant(
         "attention: scale of d + 1", "off by one", "ops/attention.py",
@@ -138,7 +138,7 @@ MUTANTS = [
     ),
     Mutant(
         "cross_entropy: mean over rows, not weights", "a wrong divisor", "ops/loss.py",
-        "return rows[:, 0], mass, q, row_weight.sum()", "return rows[:, 0], mass, q, counts.sum().astype(x.dtype)", OPS,
+        "rows[:, 0], 0), mass, q, row_weight.sum()", "rows[:, 0], 0), mass, q, counts.sum().astype(x.dtype)", OPS,
     ),
     Mutant(
         "smooth_l1_loss: β for β/2", "a factor", "ops/loss.py",

@@ -439,3 +439,15 @@ def test_an_error_on_the_way_back_leaves_no_part_of_a_gradient(checkpointed: boo
     loss().backward()
     np.testing.assert_allclose(asnumpy(reached.grad), 3 * x.numpy() * older.numpy(), rtol=1e-6)
     np.testing.assert_allclose(asnumpy(x.grad), 3 * reached.numpy() * older.numpy(), rtol=1e-6)
+
+
+@pytest.mark.parametrize(("call", "python"), [
+    (lambda x: ops.linear(x, x[:, :2].detach()), ValueError), (lambda x: ops.sum(x, 5), IndexError),
+    (lambda x: x == x, TypeError), (lambda x: x.backward(), RuntimeError), (lambda x: x + np.ones((9, 9)), ValueError),
+    (lambda x: ops.conv2d(x, x), ValueError), (lambda x: bool(x), TypeError), (lambda x: x.__iadd__(1), RuntimeError),
+])
+def test_mistakes_of_users_are_one_family_of_errors(call: Callable[[Tensor], object], python: type[Exception]) -> None:
+    """`except sv.ScratchvitError` catches them all, and so does the exception that PyTorch or NumPy would raise."""
+    with pytest.raises(python) as caught:
+        call(leaf(2, 3))
+    assert isinstance(caught.value, sv.ScratchvitError)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import platform
 import shlex
@@ -15,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 import scratchvit
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongCall
 
 DEBUG = "SCRATCHVIT_DEBUG"      # set: tracebacks are printed as Python does it
 
@@ -37,10 +38,15 @@ def bugs_reported(folder: Path | None = None, argv: Sequence[str] = ()) -> Itera
     """
     try:
         yield
+    except WrongCall as error:      # of the data or an option, or of a fault in the package: so the traceback is kept
+        if os.environ.get(DEBUG):
+            raise
+        raise ScratchvitError(f"{error}{_kept(error, folder, argv)}") from error
     except (ScratchvitError, KeyboardInterrupt, SystemExit, BrokenPipeError):
         raise
     except Exception as error:
-        if os.environ.get(DEBUG):
+        closed_pipe = isinstance(error, OSError) and error.filename is None and error.errno == errno.EINVAL  # Windows
+        if closed_pipe or os.environ.get(DEBUG):
             raise
         raise _sentence(error, folder, argv) from error
 
@@ -59,6 +65,12 @@ def _sentence(error: Exception, folder: Path | None, argv: Sequence[str]) -> Scr
     except OSError:     # nothing can be written anywhere
         kept = f"please run it again with {DEBUG}=1 and send the traceback"
     return Bug(f"this is a bug in scratchvit ({what}): {kept} to those who gave you scratchvit")
+
+
+def _kept(error: Exception, folder: Path | None, argv: Sequence[str]) -> str:
+    with contextlib.suppress(OSError):
+        return f" (if you cannot explain this, please send {_write(error, folder, argv)})"
+    return ""
 
 
 def _write(error: Exception, folder: Path | None, argv: Sequence[str]) -> Path:

@@ -28,6 +28,7 @@ from typing import Any, TypeAlias
 
 from scratchvit import ops
 from scratchvit.backend import Array
+from scratchvit.errors import WrongValue
 from scratchvit.tensor import Tensor
 
 Boxes: TypeAlias = Tensor | Array
@@ -40,7 +41,7 @@ def _arrays_or_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
     def apply(*boxes: Boxes) -> Any:
         for each in boxes:
             if each.shape[-1:] != (4,):
-                raise ValueError(
+                raise WrongValue(
                     f"{function.__name__}: boxes must have shape (…, 4), not {each.shape}; an empty set is (0, 4)"
                 )
         result = function(*boxes)

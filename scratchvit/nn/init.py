@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit.errors import WrongValue
+
 _drawing = True
 
 
@@ -90,7 +92,7 @@ def kaiming_normal(shape: tuple[int, ...], rng: np.random.Generator, mode: str =
     Raises ValueError for another mode.
     """
     if mode not in ("fan_in", "fan_out"):
-        raise ValueError(f'mode must be "fan_in" or "fan_out", not {mode!r}')
+        raise WrongValue(f'mode must be "fan_in" or "fan_out", not {mode!r}')
     return normal(shape, rng, math.sqrt(2 / fans(shape)[mode == "fan_out"]))
 
 

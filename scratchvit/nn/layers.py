@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
+from scratchvit.errors import WrongValue
 from scratchvit.nn import init
 from scratchvit.nn.module import Buffer, Module, Parameter
 from scratchvit.random import Generator
@@ -58,7 +59,7 @@ class _Conv(Module):
         rng: np.random.Generator | None = None,
     ):
         if in_channels % groups or out_channels % groups:
-            raise ValueError(f"{groups} groups must divide both {in_channels} input and {out_channels} output channels")
+            raise WrongValue(f"{groups} groups must divide both {in_channels} input and {out_channels} output channels")
         rng = rng or np.random.default_rng()
         kernel = (kernel_size,) * self.axes if isinstance(kernel_size, int) else tuple(kernel_size)
         shape = (out_channels, in_channels // groups, *kernel)

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongType
 from scratchvit.nn import init
 from scratchvit.random import Generator
 from scratchvit.recording import no_grad
@@ -55,7 +55,7 @@ class Module:
         if isinstance(before, Parameter | Buffer | Module) and value is not None:
             kind = next(kind for kind in (Parameter, Buffer, Module) if isinstance(before, kind))
             if not isinstance(value, kind):
-                raise TypeError(
+                raise WrongType(
                     f"{type(self).__name__}.{name} is a {kind.__name__} and cannot become a {type(value).__name__}: "
                     f"it would no longer belong to the model; assign a {kind.__name__}, or change it in place"
                 )
@@ -63,7 +63,7 @@ class Module:
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The computation of the module, defined by every subclass. Raises TypeError if it is not."""
-        raise TypeError(f"{type(self).__name__} has no forward()")
+        raise WrongType(f"{type(self).__name__} has no forward()")
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         return self.forward(*args, **kwargs)

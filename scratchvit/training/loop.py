@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongValue
 from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -71,7 +71,7 @@ class TrainingLoop(Generic[TaskT_co]):
     ):
         if getattr(task, "config", config) is not config:
             name = type(task).__name__
-            raise ValueError(
+            raise WrongValue(
                 f"TrainingLoop: its config is not the config of its {name}: pass the same object to both, "
                 f"TrainingLoop({name}(config), config, folder)"
             )

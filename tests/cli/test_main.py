@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import scratchvit as sv
@@ -118,6 +119,26 @@ def test_what_a_machine_refuses_is_no_bug(capsys, monkeypatch, error, sentence):
     assert main(["models"]) == 1
     printed = capsys.readouterr().err
     assert sentence in printed and "bug" not in printed
+
+
+def test_a_wrong_call_of_an_op_is_its_sentence_and_keeps_the_traceback(capsys, monkeypatch, tmp_path):
+    """As of batch norm given one image of one pixel: the data can be the reason, or the package."""
+    def refuses(*_):
+        return sv.ops.linear(np.ones((2, 3), np.float32), np.ones((4, 5), np.float32))
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(models, "list_models", refuses)
+    assert main(["models"]) == 1
+    printed = capsys.readouterr().err
+    (path,) = tmp_path.glob("*/traceback.txt")
+    assert printed.startswith("scratchvit: linear: ") and str(path) in printed and "bug" not in printed
+
+
+def test_a_batch_of_one_under_batch_norm_is_one_sentence(capsys, tmp_path):
+    words = ["--model", "resnet18", "--img-size", "32", "--batch-size", "1", "--train-fraction", "0.02"]
+    assert main(["train", *words, "--out", str(tmp_path / "run")]) == 1
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and "batch_norm: " in error and "use more than one image" in error
 
 
 # --- programs that read the output ---
