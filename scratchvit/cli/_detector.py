@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit.cli._options import table
+from scratchvit.cli._weights import add_entry, add_label_order
 from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
 from scratchvit.files import printable
@@ -21,11 +22,13 @@ RUN = (
 
 
 def add_detector(parser: argparse.ArgumentParser) -> None:
-    """Add --model and --labels, arguments of `open_detector`."""
+    """Add --model, --labels, --label-order and --entry, arguments of `open_detector`."""
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )
     parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: one per line, or JSON")
+    add_label_order(parser)
+    add_entry(parser)
 
 
 def print_detector(detector: Detector, path: Path) -> None:

@@ -17,7 +17,7 @@ from scratchvit.cli._options import Parser, add_fields, columns, command_line, r
 from scratchvit.cli._output import OUTPUT, add_output
 from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
-from scratchvit.models import model_config
+from scratchvit.models import list_models, model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
@@ -44,6 +44,8 @@ class TrainingCommand(Generic[ConfigT]):
                     applies to all models
     shown           {field of the model: default in the help}, if the recipe does not set it
     refuses         called with a configuration; returns an error message if it is invalid, or None
+    from_init       called with the file of --init and --entry, if no --model is named; returns the options of the model
+                    that the file determines
     """
 
     kind: type[ConfigT]
@@ -54,6 +56,7 @@ class TrainingCommand(Generic[ConfigT]):
     data_sizes: Collection[str] = ()
     shown: Mapping[str, str] = field(default_factory=dict)
     refuses: Callable[[ConfigT], str | None] = lambda config: None
+    from_init: Callable[[str, str | None], dict[str, Any]] = lambda path, entry: {}
 
     @property
     def prog(self) -> str:
@@ -106,12 +109,18 @@ class TrainingCommand(Generic[ConfigT]):
         first.add_argument("--data", default=self.kind.data)
         first.add_argument("--model")
         first.add_argument("--resume")
+        first.add_argument("--init")
+        first.add_argument("--entry")
         chosen = first.parse_known_args(argv)[0]
         if chosen.resume:
             return read_config(Path(chosen.resume), self.kind)
         recipe = load_recipe(chosen.recipe, self.kind) if chosen.recipe else recipe_for(chosen.data, self.kind)
         if chosen.model is None:
-            return recipe
+            decided = self.from_init(chosen.init, chosen.entry) if chosen.init else {}
+            args = {**recipe.model_args, **decided}
+            wanted = model_config(recipe.model, **args)
+            preset = next((name for name in list_models() if decided and model_config(name) == wanted), None)
+            return recipe.replace(model=preset, model_args={}) if preset else recipe.replace(model_args=args)
         defaults = model_config(chosen.model)
         self.suits(chosen.model, defaults)      # before the sizes of the recipe cause another error
         same_family = type(defaults) is type(model_config(recipe.model))

@@ -49,7 +49,9 @@ def detect(argv: Sequence[str]) -> int:
     given = _parse(argv)
     paths = given.images
     backend.use(given.device)
-    detector = open_detector(given.checkpoint, given.model, given.labels)
+    detector = open_detector(
+        given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
+    )
     if given.short_side is not None:
         detector = detector.at(given.short_side)
     image_ids, categories = _ids(given.annotations, paths, detector)

@@ -68,7 +68,7 @@ def detect_eval(argv: Sequence[str]) -> int:
     path = run_of(parser, given)
     check_can_be_written(given.results)
     backend.use(given.device)
-    detector = open_detector(path, given.model, given.labels)
+    detector = open_detector(path, given.model, given.labels, entry=given.entry, label_order=given.label_order)
     splits = _splits(detector, given.data, given.skip_bad)
     dataset: DetectionDataset = getattr(splits, given.split)
     categories = matching_categories(dataset.classes, dataset.category_ids, detector, dataset.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import io
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,8 @@ from scratchvit.files import printable, write_atomically
 from scratchvit.models.checks import check_detects
 from scratchvit.reports.detection import DetectionRun, write_detection_report
 from scratchvit.training import TrainingLoop
+from scratchvit.weights.backbone import options_of_resnet
+from scratchvit.weights.load import shapes_in
 
 NAMES = 10              # with more classes, only their number is printed
 
@@ -43,6 +46,7 @@ one on scenes made of scikit-learn's handwritten digits.
   scratchvit detect-train
   scratchvit detect-train --overfit-one-batch                      # check that the model can learn one batch
   scratchvit detect-train --data street                            # COCO, VOC, YOLO or CSV; the format is detected
+  scratchvit detect-train --data street --init resnet18-f37072fd.pth         # a classifier's weights as the backbone
   scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
   scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # continues bit for bit
 
@@ -62,7 +66,7 @@ The defaults below are those of a recipe (scratchvit/recipes/detect_*.py). The o
 # The options in the order of the help. Fields of DetectConfig that are not listed are in the group "run".
 GROUPS = {
     "data": ("data", "val_fraction", "epoch_images", "skip_bad", "overfit_one_batch"),
-    "model": ("model", "init", "new_head", "freeze_stem"),
+    "model": ("model", "init", "entry", "new_head", "freeze_stem"),
     "pictures": ("short_side", "longest", "multi_scale", "flip", "color_jitter"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "lr_backbone", "min_lr", "momentum", "weight_decay", "clip_grad",
@@ -74,7 +78,18 @@ GROUPS = {
 }
 # Not options: in_chans and num_classes come from the data, and img_size matters to `scratchvit cost` only.
 FROM_THE_DATA = {"in_chans", "num_classes", "img_size"}
-COMMAND = TrainingCommand(DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM_THE_DATA)
+
+
+def _backbone_of(init: str, entry: str | None) -> dict[str, Any]:
+    """The options of a DETR whose backbone is the classifier in a file; {} if it is none."""
+    with contextlib.suppress(ScratchvitError):      # the run says what is wrong with the file
+        return options_of_resnet(shapes_in(init, entry))
+    return {}
+
+
+COMMAND = TrainingCommand(
+    DetectConfig, DESCRIPTION, GROUPS, check_detects, FROM_THE_DATA, from_init=_backbone_of
+)
 
 
 def detect_train(argv: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ from scratchvit import backend, data, progress
 from scratchvit.cli._options import Parser, add_device, add_run, run_of, table
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
 from scratchvit.training.checkpoint import model_from_checkpoint
@@ -34,13 +35,14 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
+    add_entry(parser)
     add_device(parser)
     add_output(parser)
     given = parser.parse_strictly(argv)
     path = run_of(parser, given)
 
     backend.use(given.device)
-    model, checkpoint = model_from_checkpoint(path)
+    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
     part = given.split or splits.held_out[0]

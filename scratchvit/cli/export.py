@@ -8,6 +8,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser
+from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies
@@ -37,6 +38,7 @@ def export(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model", metavar="NAME", help="with --weights: name of the model (default: read from config.json)"
     )
+    add_entry(parser)
     given = parser.parse_strictly(argv)
     if (given.checkpoint is None) == (given.weights is None):
         parser.error("name either a checkpoint or --weights FILE")
@@ -46,7 +48,7 @@ def export(argv: Sequence[str]) -> int:
     backend.use("cpu")
     model: Any
     if given.checkpoint is not None:
-        model, checkpoint = model_from_checkpoint(given.checkpoint)
+        model, checkpoint = model_from_checkpoint(given.checkpoint, entry=given.entry)
         name, about = checkpoint.model_name, checkpoint.data
         check_classifies(name, model.config)
         height, width, channels = about["image_shape"]
@@ -60,7 +62,7 @@ def export(argv: Sequence[str]) -> int:
         if len(names) != model.config.num_classes:      # the head was configured larger than the data
             names = []
     else:
-        model, name, report = open_model(given.weights, given.model)
+        model, name, report = open_model(given.weights, given.model, entry=given.entry)
         print(report)
         config = model.config
         preprocessing = preprocessing_for(name, given.weights, config.img_size, config.in_chans, report.owner)

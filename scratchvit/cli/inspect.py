@@ -14,6 +14,7 @@ from PIL import Image, ImageOps
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, size, table
+from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import open_image
 from scratchvit.detection.detector import open_detector
 from scratchvit.errors import ScratchvitError
@@ -89,11 +90,12 @@ def inspect(argv: Sequence[str]) -> int:
         "--out", type=Path, default=Path("inspect"), metavar="FOLDER",
         help="output folder; created if it does not exist (default: inspect)",
     )
+    add_entry(parser)
     given = parser.parse_strictly(argv)
 
     backend.use("cpu")
     options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
-    model, name, loaded = _read(given.model, given.weights, options)
+    model, name, loaded = _read(given.model, given.weights, given.entry, options)
     draw = next((draw for family, draw in FAMILIES.items() if isinstance(model, family)), None)
     if draw is None:
         raise ScratchvitError(
@@ -107,13 +109,15 @@ def inspect(argv: Sequence[str]) -> int:
     return 0
 
 
-def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[Any, str, list[str]]:
+def _read(
+    named: str, weights: Path | None, entry: str | None, options: dict[str, Any]
+) -> tuple[Any, str, list[str]]:
     """(model in evaluation mode, its name for titles, lines about its weights)."""
     if named in list_models():
         if weights is None:
             name = f"{named} before training"
             return create_model(named, **options).eval(), name, [f"{name}: random weights; --weights loads others"]
-        model, name, report = open_model(weights, named, **options)
+        model, name, report = open_model(weights, named, entry=entry, **options)
         return model, name, [f"{name} from {weights}", *str(report).splitlines()]
     path = Path(named)
     if weights is not None or not path.exists():
@@ -122,13 +126,13 @@ def _read(named: str, weights: Path | None, options: dict[str, Any]) -> tuple[An
         what = "not the name of a model, which --weights needs" if weights is not None else "neither a model nor a file"
         raise ScratchvitError(f"{named} is {what}{hint}")
     if not is_checkpoint(path):     # third-party weights with a config.json; other files raise an error here
-        model, name, report = open_model(path, **options)
+        model, name, report = open_model(path, entry=entry, **options)
         return model, name, [f"{name} from {path}", *str(report).splitlines()]
-    model, checkpoint = model_from_checkpoint(path)
+    model, checkpoint = model_from_checkpoint(path, entry=entry)
     lines = [f"{checkpoint.model_name} from {path}"]
     if options:
         model = create_model(checkpoint.model_name, **checkpoint.model_args | options).eval()
-        lines += str(load_weights(model, path)).splitlines()
+        lines += str(load_weights(model, path, entry=entry)).splitlines()
     return model, checkpoint.model_name, lines
 
 
@@ -179,7 +183,7 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
         raise ScratchvitError(f"{name}: an untrained DETR has no detections to draw; name a run, or --weights")
     if given.image is None:
         raise ScratchvitError(f"{name} needs a picture: name one with --image")
-    detector = open_detector(source, given.model if given.weights else None)
+    detector = open_detector(source, given.model if given.weights else None, entry=given.entry)
     picture, image = as_seen(detector, open_image(given.image))
     (found,) = detector.in_pictures([Image.fromarray(picture)])
 

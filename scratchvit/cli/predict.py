@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device
-from scratchvit.data.folder import picture_files
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
+from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -24,6 +26,9 @@ from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
 
+RUN = (
+    "a run folder of `scratchvit train`, a checkpoint in it, or third-party weights (.safetensors, .pth, .bin, .npz)"
+)
 BATCH = 32
 
 
@@ -45,18 +50,14 @@ def predict(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
-        "  scratchvit predict cat.jpg dog.png --checkpoint runs/photos-vit_tiny_patch16_224-1/best.safetensors\n"
-        "  scratchvit predict cat.jpg --checkpoint vit/model.safetensors             with config.json in that folder\n"
-        "  scratchvit predict cat.jpg --checkpoint resnet50.pth --model resnet50 --labels LOC_synset_mapping.txt\n\n"
+        "  scratchvit predict runs/photos-vit_tiny_patch16_224-1 cat.jpg dog.png\n"
+        "  scratchvit predict vit/model.safetensors cat.jpg                       # with config.json in that folder\n"
+        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels LOC_synset_mapping.txt\n"
+        "  scratchvit predict mine.pth cat.jpg --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
         "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
         "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
     )
-    parser.add_argument("images", nargs="+", type=Path, metavar="IMAGE", help="picture files, or folders of them")
-    parser.add_argument(
-        "--checkpoint", type=Path, required=True, metavar="FILE",
-        help="a checkpoint of `scratchvit train`, its run folder, or third-party weights (.safetensors, .pth, .bin, "
-        ".npz)",
-    )
+    add_run_and_images(parser, RUN)
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )
@@ -64,22 +65,26 @@ def predict(argv: Sequence[str]) -> int:
         "--labels", type=Path, metavar="FILE",
         help="class names: one per line, JSON, or a folder with a subfolder for each class",
     )
+    add_label_order(parser)
     parser.add_argument(
         "--top-k", type=int, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
     )
     parser.add_argument(
         "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
     )
+    add_entry(parser)
+    add_sizes(parser, argv)
     add_device(parser)
+    add_output(parser)
     given = parser.parse_strictly(argv)
+    given.checkpoint, images = run_and_images(parser, given)
     if given.top_k < 1:
         parser.error(f"--top-k must be at least 1, not {given.top_k}")
 
-    images = [path for named in given.images for path in picture_files(named)]
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
-    classifier = source(given.checkpoint, given.model, given.labels)
+    classifier = source(given)
     print(f"model          {classifier.name} from {printable(given.checkpoint)}")
     for line in classifier.loading:
         print(f"               {line}")
@@ -87,6 +92,7 @@ def predict(argv: Sequence[str]) -> int:
     print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
 
     bad = 0
+    results = []
     for start in range(0, len(images), BATCH):
         read = []
         for path in images[start : start + BATCH]:
@@ -99,26 +105,34 @@ def predict(argv: Sequence[str]) -> int:
                 print(f"left out: {error}", file=sys.stderr)
         for path, probabilities in _probabilities(classifier, read):
             print(printable(path))
-            for label in np.argsort(-probabilities, kind="stable")[: given.top_k]:
+            best = np.argsort(-probabilities, kind="stable")[: given.top_k].tolist()
+            for label in best:
                 print(f"  {probabilities[label]:8.2%}  {printable(classifier.classes[label])}")
+            found = [{"class": classifier.classes[label], "probability": float(probabilities[label])} for label in best]
+            results.append({"file_name": path.as_posix(), "classes": found})
     if bad == len(images):
         raise ScratchvitError("none of the pictures can be decoded")
     if bad:
         print(f"{bad} of {len(images)} pictures left out")
+    note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
     return 0
 
 
-def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
+def _from_run(given: Namespace) -> Classifier:
     """A Classifier from a checkpoint, which says its model and how pictures were preprocessed in training."""
-    if name is not None:
-        raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out --model")
+    path, labels = given.checkpoint, given.labels
+    for name in ("model", *sizes(given)):
+        if name != "model" or given.model is not None:
+            raise ScratchvitError(
+                f"{path} is a checkpoint and says which model it is: leave out --{name.replace('_', '-')}"
+            )
     model: Any
-    model, checkpoint = model_from_checkpoint(path)
+    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     check_classifies(checkpoint.model_name, model.config)
     about, num_classes = checkpoint.data, model.config.num_classes
     if not num_classes:
         raise ScratchvitError(f"{path} is a {checkpoint.model_name} without a classification head: use a classifier")
-    classes, classes_from = class_names(num_classes, labels)
+    classes, classes_from = class_names(num_classes, labels, order=given.label_order or "torchvision")
     if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
         classes, classes_from = about["classes"], f"names from {about['name']}"
     size, _, channels = about["image_shape"]
@@ -131,10 +145,11 @@ def _from_run(path: Path, name: str | None, labels: Path | None) -> Classifier:
     return Classifier(model, checkpoint.model_name, classes, classes_from, (), how, read)
 
 
-def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifier:
+def _from_weights(given: Namespace) -> Classifier:
     """A Classifier from third-party weights and the files in their folder: model, preprocessing, class names."""
+    path = given.checkpoint
     model: Any
-    model, name, report = open_model(path, name)
+    model, name, report = open_model(path, given.model, entry=given.entry, **sizes(given))
     config = model.config
     check_classifies(name, config)
     if not config.num_classes:
@@ -144,7 +159,7 @@ def _from_weights(path: Path, name: str | None, labels: Path | None) -> Classifi
             f"{path} takes images of {config.in_chans} channels: picture files have 3 (RGB) or 1 (grey)"
         )
     prepare = preprocessing_for(name, path, config.img_size, config.in_chans, report.owner)
-    classes, classes_from = class_names(config.num_classes, labels, path)
+    classes, classes_from = class_names(config.num_classes, given.labels, path, given.label_order)
 
     def read(path: Path) -> NDArray[np.float32]:
         return prepare(open_image(path, config.in_chans))

@@ -8,6 +8,7 @@ from pathlib import Path
 from scratchvit import backend, progress
 from scratchvit.cli._options import Parser, add_device, table
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._weights import add_entry
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.probe import features, linear_probe
@@ -30,11 +31,12 @@ def probe(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
     parser.add_argument("--batch-size", type=int, default=64, metavar="SIZE", help="pictures per batch (default: 64)")
+    add_entry(parser)
     add_device(parser)
     given = parser.parse_strictly(argv)
 
     backend.use(given.device)
-    model, checkpoint = model_from_checkpoint(given.checkpoint)
+    model, checkpoint = model_from_checkpoint(given.checkpoint, entry=given.entry)
     splits = splits_of(checkpoint, given.data, given.data_dir)
     normalize = Normalize(checkpoint.data["mean"], checkpoint.data["std"])
     found = {}

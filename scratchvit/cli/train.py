@@ -56,7 +56,7 @@ a ViT's patch_size), which stay those of the recipe.
 # The options in the order of the help. Fields of TrainConfig that are not listed are in the group "run".
 GROUPS = {
     "data": ("data", "data_dir", "download", "val_fraction", "train_fraction", "epoch_images", "skip_bad"),
-    "model": ("model", "init", "new_head"),
+    "model": ("model", "init", "entry", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
         "non_finite", "loss_scale",
@@ -200,7 +200,7 @@ def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str
     sample = folder.path / "sample.png"
     generative = generates(loop.model)
     commands = [
-        f"scratchvit predict {sample} --checkpoint {folder.best}" if sample.name in pictures and not generative else "",
+        f"scratchvit predict {folder.best} {sample}" if sample.name in pictures and not generative else "",
         *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),
         f"scratchvit eval --checkpoint {folder.best}",
         "scratchvit train --data fashion-mnist --download",

@@ -26,7 +26,7 @@ from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import Checkpoint, is_checkpoint, model_from_checkpoint
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
-from scratchvit.weights.preprocess import IMAGENET, folder_of, read_config
+from scratchvit.weights.preprocess import IMAGENET, folder_of, preprocessing_for, read_config
 
 T = TypeVar("T")
 Found = dict[str, np.ndarray]       # the detections in one picture, as returned by `postprocess`
@@ -142,22 +142,28 @@ def map_size(config: Any, size: tuple[int, int]) -> tuple[int, int]:
     return -(-size[0] // stride), -(-size[1] // stride)     # each halving rounds up
 
 
-def open_detector(path: str | Path, name: str | None = None, labels: str | Path | None = None) -> Detector:
+def open_detector(
+    path: str | Path, name: str | None = None, labels: str | Path | None = None, *, entry: str | None = None,
+    label_order: str | None = None,
+) -> Detector:
     """Open a detector: a checkpoint of `scratchvit detect-train`, or third-party weights.
 
     name: name of the model for third-party weights, if they have no config.json. labels: file of class names, see
-    `weights.labels.read_labels`. Raises ScratchvitError for a file that cannot be read or is not a detector.
+    `weights.labels.read_labels`; label_order: of the names of a folder. entry: which weights of a file with several.
+    Raises ScratchvitError for a file that cannot be read or is not a detector.
     """
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(path) else _from_weights
-    return source(Path(path), name, labels)
+    return source(Path(path), name, labels, entry, label_order)
 
 
-def _from_run(path: Path, name: str | None, labels: str | Path | None) -> Detector:
+def _from_run(
+    path: Path, name: str | None, labels: str | Path | None, entry: str | None, label_order: str | None
+) -> Detector:
     if name is not None:
         raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out --model")
     model: Any
-    model, checkpoint = model_from_checkpoint(path)
+    model, checkpoint = model_from_checkpoint(path, entry=entry)
     check_detects(checkpoint.model_name, model.config)
     about = checkpoint.data
     try:
@@ -173,21 +179,23 @@ def _from_run(path: Path, name: str | None, labels: str | Path | None) -> Detect
             "another file"
         )
     if labels is not None:
-        classes, classes_from = class_names(len(classes), labels)
+        classes, classes_from = class_names(len(classes), labels, order=label_order or "torchvision")
     return Detector(
         model, checkpoint.model_name, tuple(classes), category_ids, classes_from, normalize, sizes,
         f"{sizes}, as in training", checkpoint=checkpoint,
     )
 
 
-def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> Detector:
+def _from_weights(
+    path: Path, name: str | None, labels: str | Path | None, entry: str | None, label_order: str | None
+) -> Detector:
     model: Any
-    model, name, report = open_model(path, name)
+    model, name, report = open_model(path, name, entry=entry)
     config = model.config
     check_detects(name, config)
     if config.in_chans != 3:
         raise ScratchvitError(f"{path} takes images of {config.in_chans} channels: detection reads pictures as RGB (3)")
-    classes, classes_from = class_names(config.num_classes, labels, path)
+    classes, classes_from = class_names(config.num_classes, labels, path, label_order)
     sizes, normalize, source = _preprocessing(path, config)
     return Detector(
         model, name, tuple(classes), tuple(range(len(classes))), classes_from, normalize, sizes,
@@ -199,11 +207,18 @@ def _from_weights(path: Path, name: str | None, labels: str | Path | None) -> De
 
 
 def pixels_of(weights: str | Path) -> Normalize:
-    """The normalisation for third-party weights: that of the preprocessor_config.json in their folder, or ImageNet's.
+    """The normalisation for third-party weights: that of the configuration in their folder, or ImageNet's.
 
-    Raises ScratchvitError for an invalid file.
+    It is Hugging Face's preprocessor_config.json, or timm's config.json of a classifier that becomes a backbone. Raises
+    ScratchvitError for an invalid file.
     """
-    return _followed(weights, _normalize) or Normalize(**IMAGENET)
+    if found := _followed(weights, _normalize):
+        return found
+    architecture = (read_config(folder_of(Path(weights)) / "config.json") or {}).get("architecture")
+    if isinstance(architecture, str):
+        of_classifier = preprocessing_for(architecture.partition(".")[0], weights, in_chans=3, owner="timm")
+        return Normalize(of_classifier.mean, of_classifier.std)
+    return Normalize(**IMAGENET)
 
 
 def _preprocessing(weights: Path, config: Any) -> tuple[Sizes, Normalize, str]:

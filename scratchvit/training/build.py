@@ -27,6 +27,8 @@ def check_run(config: RunConfig) -> None:
     at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
     check_least(config, {"epochs": 1, "batch_size": 1} | at_least)
     check_shares(config, ("ema_decay",))
+    if config.entry and not config.init:
+        raise ScratchvitError("entry chooses one of the sets of weights in a file: name the file with init")
     if config.new_head and not config.init:
         raise ScratchvitError("new_head is for pretrained weights: name the file with init, or leave new_head out")
 
@@ -66,14 +68,14 @@ def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
 
 
 def normalisation(
-    model: str, init: str | Path, channels: int
+    model: str, init: str | Path, channels: int, entry: str | None = None
 ) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """The (mean, standard deviation) of each channel that the weights in `init` expect.
 
     None for the checkpoint of a run with another number of channels, such as grey pictures instead of colour.
     """
     if not is_checkpoint(init):
-        expected = preprocessing_for(model, init, in_chans=channels).to_timm()      # of pixels in 0 … 1
+        expected = preprocessing_for(model, init, in_chans=channels, entry=entry).to_timm()      # of pixels in 0 … 1
         return tuple(expected["mean"]), tuple(expected["std"])
     about = load_checkpoint(init).data
     return (tuple(about["mean"]), tuple(about["std"])) if len(about["mean"]) == channels else None

@@ -132,12 +132,20 @@ def load_checkpoint(path: str | Path) -> Checkpoint:
         raise ScratchvitError(f"{path} is not a checkpoint of this program ({error}): use another file") from error
 
 
-def model_from_checkpoint(path: str | Path, ema: bool = True) -> tuple[Module, Checkpoint]:
+def model_from_checkpoint(
+    path: str | Path, ema: bool = True, *, entry: str | None = None
+) -> tuple[Module, Checkpoint]:
     """Load a model: (model in evaluation mode, checkpoint). ema: use the averaged weights if there are any.
 
-    Raises ScratchvitError as `load_checkpoint` does, and if the weights do not fit the model named in the file.
+    entry: "model" or "ema", the weights to use, instead of `ema`. Raises ScratchvitError as `load_checkpoint` does, if
+    there is no such entry, and if the weights do not fit the model named in the file.
     """
     checkpoint = load_checkpoint(path)
+    if entry is not None:
+        has = ["model", *(["ema"] if checkpoint.ema else [])]
+        if entry not in has:
+            raise ScratchvitError(f"{path} has no entry {entry!r}; it has {' and '.join(has)}: choose one of these")
+        ema = entry == "ema"
     try:
         model = create_model(checkpoint.model_name, **checkpoint.model_args)
     except _NONSENSE as error:

@@ -33,6 +33,9 @@ class RunConfig:
     init: str | None = option(
         None, "file with pretrained weights to start from: timm's, torchvision's, Hugging Face's, a run's, …"
     )
+    entry: str | None = option(
+        None, "with --init: which weights of a file that has several, such as teacher or state_dict.model"
+    )
     new_head: bool = option(False, "with --init: do not load the head, because the classes are different")
 
     epochs: int = option(20, "passes over the training images, each followed by validation")

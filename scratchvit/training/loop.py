@@ -106,7 +106,9 @@ class TrainingLoop(Generic[TaskT_co]):
             task.init_from_data(self.model)
         self.loaded: LoadReport | None = None           # how the weights in `init` were loaded
         if config.init and not restore:
-            self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
+            self.loaded = load_weights(
+                self.model, config.init, new_head=config.new_head, entry=config.entry
+            )
         task.prepare_loss(self.model)
         self.optimizer = make_optimizer(config, task.param_groups(self.model))
         self.schedule = make_schedule(config, len(self.loader))

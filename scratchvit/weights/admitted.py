@@ -1,16 +1,15 @@
 """The allowlist of names in the pickle of a PyTorch file, and the harmless record or function that replaces each.
 
     in the file                                 here
-    collections.OrderedDict                     OrderedDict, a dict; its attributes (`_metadata`) are dropped
-    collections.Counter, builtins.set, …        the dict or list inside
+    collections.OrderedDict, defaultdict        OrderedDict, a dict; its attributes (`_metadata`) are dropped
     torch.FloatStorage, torch.float32, …        StorageType, TensorType
     a persistent id                             Storage: key, dtype and size of a storage
     torch._utils._rebuild_tensor_v2, …          Tensor: a part of a storage; no array is made yet
-    torch.Size, torch.device                    a tuple, None
-    argparse.Namespace                          Namespace, empty: DeiT, DETR and timm also save their options
-    numpy's scalars, arrays and dtypes          numbers, NumpyArray, NumpyType: seeds and scores saved with the weights
+    torch.Size                                  a tuple
+    numpy's arrays and dtypes                   NumpyArray, NumpyType
 
-Everything else is rejected by name: complex, quantised and sparse tensors, subclasses of tensors, and all classes.
+Everything else becomes an `unpickler.Inert`, which can do nothing: options, paths, dates, single numbers of NumPy,
+whole models, and complex, quantised and sparse tensors. It is an error only where weights are expected.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ import numpy as np
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import DAMAGED, DTYPES, short, view
-from scratchvit.weights.unpickler import WAY_OUT, Function, Record, checked_key
+from scratchvit.weights.unpickler import WAY_OUT, Function, Inert, Record, set_items
 
 
 @dataclass(frozen=True)
@@ -61,11 +60,6 @@ class OrderedDict(dict, Record):
         """Ignore the attribute `_metadata` of state_dict(), the versions of the layers."""
 
 
-class Namespace(Record):
-    def set_state(self, state: Any) -> None:
-        """Ignore the options of a training run."""
-
-
 class NumpyType(Record):
     """Stands for numpy.dtype. It is created without a byte order; the state sets it."""
 
@@ -81,15 +75,20 @@ class NumpyType(Record):
 
 
 class NumpyArray(Record):
-    """Stands for numpy.ndarray. It is created empty; the state sets shape, dtype and data."""
+    """Stands for numpy.ndarray. It is created empty; the state sets shape, dtype and data.
 
-    array: np.ndarray = np.zeros(0, np.float32)
+    array: None if it is not of real numbers.
+    """
+
+    array: np.ndarray | None = None
 
     def set_state(self, state: Any) -> None:
         match state:
             case (1, tuple() as shape, NumpyType() as kind, bool() as fortran_order, bytes() as content):
                 raw = np.frombuffer(content, np.uint8)
                 self.array = view(raw, kind.dtype, _integers(shape), order="F" if fortran_order else "C")
+            case (1, tuple(), Inert(), bool(), _):
+                self.array = None
             case _:
                 raise _wrong_arguments("numpy.ndarray")
 
@@ -102,32 +101,37 @@ def _ordered_dict(pairs: Any = ()) -> OrderedDict:
     result = OrderedDict()
     if not isinstance(pairs, (list, tuple)):
         raise _wrong_arguments("collections.OrderedDict")
-    for pair in pairs:
-        match pair:
-            case [key, value]:
-                result[checked_key(key)] = value
-            case _:
-                raise _wrong_arguments("collections.OrderedDict")
+    if not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in pairs):
+        raise _wrong_arguments("collections.OrderedDict")
+    set_items(result, pairs)
     return result
 
 
-def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor:
+def _default_dict(factory: Any = None) -> OrderedDict:
+    """An empty dict; what a missing entry would be is of no use here."""
+    return OrderedDict()
+
+
+def _rebuild_tensor(storage: Any, offset: Any, shape: Any, stride: Any) -> Tensor | Inert:
     return _tensor(storage, storage, offset, shape, stride)
 
 
 def _rebuild_tensor_v2(
     storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, metadata: Any = None
-) -> Tensor:
+) -> Tensor | Inert:
     return _tensor(storage, storage, offset, shape, stride, metadata)
 
 
 def _rebuild_tensor_v3(
     storage: Any, offset: Any, shape: Any, stride: Any, requires_grad: Any, hooks: Any, dtype: Any, metadata: Any = None
-) -> Tensor:
+) -> Tensor | Inert:
     return _tensor(storage, dtype, offset, shape, stride, metadata)
 
 
-def _tensor(storage: Any, typed: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> Tensor:
+def _tensor(storage: Any, typed: Any, offset: Any, shape: Any, stride: Any, metadata: Any = None) -> Tensor | Inert:
+    for unknown in (storage, typed):        # a kind of number that is not read: complex, quantised, of 8 bits
+        if isinstance(unknown, Inert):
+            return Inert(unknown.what, is_tensor=True)
     if not (isinstance(storage, Storage) and isinstance(typed, (Storage, TensorType)) and isinstance(offset, int)):
         raise _wrong_arguments("torch._utils._rebuild_tensor")
     if metadata:
@@ -135,30 +139,26 @@ def _tensor(storage: Any, typed: Any, offset: Any, shape: Any, stride: Any, meta
     return Tensor(storage, typed.dtype, offset, _integers(shape), _integers(stride))
 
 
-def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor:
-    if not isinstance(tensor, Tensor):
+def _rebuild_parameter(tensor: Any, requires_grad: Any, hooks: Any, state: Any = None) -> Tensor | Inert:
+    if not isinstance(tensor, Tensor | Inert):
         raise _wrong_arguments("torch._utils._rebuild_parameter")
     return tensor
 
 
-def _numpy_type(code: Any, align: Any = False, copy: Any = True) -> NumpyType:
+def _numpy_type(code: Any, align: Any = False, copy: Any = True) -> NumpyType | Inert:
     if not isinstance(code, str):
         raise _wrong_arguments("numpy.dtype")
     if code not in _NUMPY_CODES:
-        raise ScratchvitError(f"it contains a NumPy array of type {short(code)}, not of real numbers: {WAY_OUT}")
+        return Inert(f"numpy.dtype({short(code)})")
     return NumpyType(_NUMPY_CODES[code])
 
 
-def _numpy_array(kind: Any, shape: Any, code: Any) -> NumpyArray:
+def _numpy_array(kind: Any, shape: Any, code: Any) -> NumpyArray | Inert:
+    if isinstance(kind, Inert):     # a subclass
+        return kind
     if kind is not _NDARRAY:
         raise _wrong_arguments("numpy._reconstruct")
     return NumpyArray()
-
-
-def _numpy_scalar(kind: Any, content: Any) -> float:
-    if not (isinstance(kind, NumpyType) and isinstance(content, bytes) and len(content) == kind.dtype.itemsize):
-        raise _wrong_arguments("numpy.scalar")
-    return np.frombuffer(content, kind.dtype)[0].item()
 
 
 def _encode(text: Any, encoding: Any) -> bytes:
@@ -171,27 +171,14 @@ def _encode(text: Any, encoding: Any) -> bytes:
         raise _wrong_arguments("_codecs.encode") from error
 
 
-def _device(kind: Any, index: Any = None) -> None:
-    """Ignore the device of a tensor."""
-
-
 def _empty_bytes(*arguments: Any) -> bytes:
     if arguments:
         raise _wrong_arguments("builtins.bytes")
     return b""
 
 
-def _same(name: str, kind: type, empty: Callable[[], Any]) -> Function:
-    """A function that returns its single argument, which must be of type kind; without arguments, empty()."""
-
-    def call(*arguments: Any) -> Any:
-        if not arguments:
-            return empty()
-        if len(arguments) != 1 or not isinstance(arguments[0], kind):
-            raise _wrong_arguments(name)
-        return arguments[0]
-
-    return Function(name, call)
+def _size(sides: Any = ()) -> tuple[int, ...]:
+    return _integers(sides)
 
 
 def _integers(values: Any) -> tuple[int, ...]:
@@ -216,9 +203,9 @@ _FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
     ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
-    ("torch", "device"): _device,
+    ("torch", "Size"): _size,
     ("collections", "OrderedDict"): _ordered_dict,
-    ("argparse", "Namespace"): Namespace,
+    ("collections", "defaultdict"): _default_dict,
     ("_codecs", "encode"): _encode,
     ("numpy", "dtype"): _numpy_type,
 }
@@ -228,14 +215,9 @@ ADMITTED: dict[tuple[str, str], Any] = {
     ("torch.storage", "UntypedStorage"): StorageType(DTYPES["uint8"]),
     **{("torch", name): TensorType(dtype) for name, dtype in DTYPES.items()},
     **{place: Function(".".join(place), call) for place, call in _FUNCTIONS.items()},
-    ("torch", "Size"): _same("torch.Size", tuple, tuple),
-    ("collections", "Counter"): _same("collections.Counter", dict, dict),
     ("numpy", "ndarray"): _NDARRAY,
 }
 for _module in ("numpy.core.multiarray", "numpy._core.multiarray"):     # NumPy 1 and 2
     ADMITTED[_module, "_reconstruct"] = Function(f"{_module}._reconstruct", _numpy_array)
-    ADMITTED[_module, "scalar"] = Function(f"{_module}.scalar", _numpy_scalar)
 for _module in ("__builtin__", "builtins"):                             # Python 2's name, kept by protocol 2, and 3's
-    ADMITTED[_module, "set"] = _same(f"{_module}.set", list, list)
-    ADMITTED[_module, "frozenset"] = _same(f"{_module}.frozenset", list, list)
     ADMITTED[_module, "bytes"] = Function(f"{_module}.bytes", _empty_bytes)

@@ -24,7 +24,7 @@ from scratchvit.weights.torch_files import (
     read_torch_zip,
 )
 from scratchvit.weights.unpickler import WAY_OUT
-from scratchvit.weights.wrappers import without_prefix
+from scratchvit.weights.wrappers import Choice
 from scratchvit.weights.zip_files import ZipArchive
 
 # File names of weights in a folder: those of Hugging Face's libraries, with indices of weights in several files, and
@@ -48,61 +48,70 @@ _FOREIGN = (
 _TAR = slice(257, 262)  # position of the magic bytes of a tar archive
 
 
-def read_weights(path: str | Path, use_ema: bool = True) -> dict[str, np.ndarray]:
+def read_weights(path: str | Path, entry: str | None = None, use_ema: bool = True) -> dict[str, np.ndarray]:
     """Read a weight file as {name: array}: .safetensors, .npz, or PyTorch's .pth, .pt and .bin.
 
     path        the file; the JSON index of weights in several files; or a folder with one of these under a usual name
+    entry       for a file with several sets of weights: the name of one, such as "teacher" or "state_dict.model"
     use_ema     for a training checkpoint with both: whether to return the averaged weights or the plain ones
 
-    From a training checkpoint, the state dict is returned: the first of "state_dict_ema", "model_ema", "teacher" (with
-    use_ema=False these come last), "state_dict", "model", "model_state_dict", "module", "net", "student" that contains
-    arrays, or else the whole checkpoint. A common prefix "module.", "_orig_mod." or "model." of all names is removed.
+    From a training checkpoint, one state dict is returned: averaged weights ("model_ema", …), the usual keys
+    ("state_dict", "model", …), a teacher or student, or the only dictionary of arrays. If a model of a known family
+    lies under a prefix of the names ("module.", "model.", "encoder."), the names under it are returned, without it.
 
     The arrays are read-only. They are views of the memory-mapped file if it stores them uncompressed, as safetensors
     does, and .npz and PyTorch's zip files usually do. bfloat16 is converted to float32, which is exact. The file must
     not be truncated while the arrays are in use.
 
-    Raises ScratchvitError, which names the file, if it is missing, truncated, damaged, of an unknown format, needs to
-    execute code, or contains no arrays.
+    Raises ScratchvitError, which names the file, if it is missing, truncated, damaged, of an unknown format, contains
+    no arrays, or several sets of weights of which none is the usual one.
     """
+    return read_chosen(path, Choice(entry, use_ema))
+
+
+def read_chosen(path: str | Path, choice: Choice) -> dict[str, np.ndarray]:
+    """`read_weights`, with a choice that says afterwards what was taken."""
     path = Path(path)
     if path.is_dir():
         found = [path / name for name in IN_A_FOLDER if (path / name).is_file()]
         if not found:
             raise ScratchvitError(f"{path}: this folder has none of {', '.join(IN_A_FOLDER)}; name the file itself")
         path = found[0]
-    weights = _read_index(path, use_ema) if _is_index(path) else _read_file(path, use_ema)
+    weights = _read_index(path, choice) if _is_index(path) else _read_file(path, choice)
     if not weights:
         raise ScratchvitError(f"{path}: it contains no arrays; use another file")
-    return without_prefix(weights)
+    try:
+        return choice.without_prefix(weights)
+    except ScratchvitError as error:
+        raise ScratchvitError(f"{path}: {error}") from error
 
 
-def _read_file(path: Path, use_ema: bool) -> dict[str, np.ndarray]:
+def _read_file(path: Path, choice: Choice) -> dict[str, np.ndarray]:
     if not path.exists():
         raise ScratchvitError(f"{path}: there is no such file")
     if not path.is_file():
         raise ScratchvitError(f"{path}: this is not a file; name a weight file")
     try:
-        return _read(path, map_file(path), use_ema)
+        return _read(path, map_file(path), choice)
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
     except OSError as error:
         raise ScratchvitError(f"{path}: cannot be read ({error.strerror or error})") from error
 
 
-def _read(path: Path, raw: np.ndarray, use_ema: bool) -> dict[str, np.ndarray]:
+def _read(path: Path, raw: np.ndarray, choice: Choice) -> dict[str, np.ndarray]:
     """Recognise the format of a file by its content, and read it."""
     start = bytes(raw[:32])
     if start.startswith(b"PK"):
         archive = ZipArchive(path, raw)
         if looks_like_torch_zip(archive):
-            return read_torch_zip(archive, use_ema)
+            return read_torch_zip(archive, choice)
         if all(name.endswith(SUFFIX) for name in archive.names):
             return read_npz(archive)
         names = short(", ".join(archive.names[:8]))
         raise ScratchvitError(f"it is a zip archive, but not of PyTorch or NumPy; it contains {names}: unpack it first")
     if looks_like_legacy_torch(raw):
-        return read_torch_legacy(raw, use_ema)
+        return read_torch_legacy(raw, choice)
     if looks_like_safetensors(raw):
         return read_safetensors(path, raw)
     if bytes(raw[_TAR]) == b"ustar":
@@ -128,7 +137,7 @@ def _is_index(path: Path) -> bool:
     return start[:1] == b"{" and start[LENGTH.size :] != b"{"
 
 
-def _read_index(path: Path, use_ema: bool) -> dict[str, np.ndarray]:
+def _read_index(path: Path, choice: Choice) -> dict[str, np.ndarray]:
     """The arrays of all files that an index {"weight_map": {name: file}} names; they must be in its folder."""
     wrong = f"{path}: it is not an index of weights in several files"
     try:
@@ -148,7 +157,7 @@ def _read_index(path: Path, use_ema: bool) -> dict[str, np.ndarray]:
 
     weights: dict[str, np.ndarray] = {}
     for file in files:
-        part = _read_file(path.parent / file, use_ema)
+        part = _read_file(path.parent / file, Choice(use_ema=choice.use_ema))
         expected = {name for name, place in places.items() if place == file}
         if different := expected.symmetric_difference(part):
             name = min(different)

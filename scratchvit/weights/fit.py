@@ -8,6 +8,7 @@
     input channels          summed to one, or repeated and scaled so that the sum stays the same
     heads                   as they are, or left randomly initialised; never cut
     query groups            the first groups of a DETR's run that had more than the model
+    classifiers             a ResNet's weights become the backbone of a DETR (backbone.py)
 
 Everything else must have the shape in the model. Nothing here changes the model: `fit` returns the state to be loaded,
 or raises an error that names everything that does not fit.
@@ -25,7 +26,8 @@ import numpy as np
 from scratchvit.models.interface import PatchModel, PositionedModel
 from scratchvit.nn import Module, Parameter
 from scratchvit.ops.resize import resize_matrix
-from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, grouped
+from scratchvit.weights.backbone import BODY, as_backbone, has_backbone, is_resnet
+from scratchvit.weights.misfit import FIRST_KERNELS, HEAD, complain, in_short
 from scratchvit.weights.names import Renamed, Weights
 
 # Names of stages that a backbone does not build if their feature maps are not used, and of the final norm.
@@ -37,6 +39,7 @@ class LoadReport:
     """A report of loading a file; printed, it has a few lines.
 
     owner       library or project whose names the file had
+    entry       which of the sets of weights in the file was loaded, as text; "" if there is only one
     adapted     what was adapted to the size of the model, as text
     left_out    tensors of the file that the model does not need
     as_drawn    tensors of the model that the file did not set, such as a new head
@@ -46,13 +49,14 @@ class LoadReport:
     adapted: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     as_drawn: list[str] = field(default_factory=list)
+    entry: str = ""
 
     def __str__(self) -> str:
-        lines = [f"names: {self.owner}", *(f"adapted: {what}" for what in self.adapted)]
+        lines = [f"names: {self.owner}", *filter(None, [self.entry]), *(f"adapted: {what}" for what in self.adapted)]
         if self.left_out:
-            lines.append(f"not used: {', '.join(grouped(self.left_out))}")
+            lines.append(f"not used: {', '.join(in_short(self.left_out))}")
         if self.as_drawn:
-            lines.append(f"not loaded, as initialised: {', '.join(grouped(self.as_drawn))}")
+            lines.append(f"not loaded, as initialised: {', '.join(in_short(self.as_drawn))}")
         return "\n".join(lines)
 
 
@@ -69,12 +73,19 @@ def fit(
     Raises ScratchvitError, with all missing, unexpected and mis-shaped tensors, if the weights do not fit the model.
     """
     own: dict[str, Any] = dict(model.named_parameters()) | dict(model.named_buffers())
+    fresh: list[str] = []
+    if is_resnet(renamed.weights) and has_backbone(own):
+        renamed = as_backbone(renamed, own)
+        fresh = [name for name in own if not name.startswith(BODY)]
     weights = dict(renamed.weights)
-    report = LoadReport(renamed.owner, left_out=list(renamed.left_out))
+    report = LoadReport(renamed.owner, left_out=list(renamed.left_out), entry=renamed.entry)
     if renamed.note and not new_head:       # notes are about the head
         report.adapted.append(renamed.note)
 
-    heads = [name for name in own if HEAD.fullmatch(name)]
+    heads = [name for name in own if HEAD.fullmatch(name) and name not in fresh]
+    if fresh:
+        report.as_drawn += fresh
+        report.adapted.append("the weights of a classifier, to the backbone")
     for name in [name for name in weights if HEAD.fullmatch(name) and (new_head or not heads)]:
         del weights[name]
         report.left_out.append(name)

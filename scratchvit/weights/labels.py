@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,19 +17,22 @@ _SYNSET_LINE = re.compile(r"n\d{8}\s+(\S.*)")
 
 
 def class_names(
-    num_classes: int, labels_path: str | Path | None = None, weights_path: str | Path | None = None
+    num_classes: int, labels_path: str | Path | None = None, weights_path: str | Path | None = None,
+    order: str | None = None,
 ) -> tuple[list[str], str]:
     """(the class names of a head, a sentence on where they come from).
 
     labels_path    file or folder named by the user, see `read_labels`; ScratchvitError if its length is wrong
+    order          of the classes in a folder, see `read_labels`
     weights_path   otherwise the config.json in the folder of these weights is used; ignored if its length is wrong
     Without either, the names are "class 0", "class 1", ….
     """
     if labels_path is not None:
-        names = read_labels(labels_path)
+        names = read_labels(labels_path, order)
         if len(names) != num_classes:
             raise ScratchvitError(f"{labels_path} names {len(names):,} classes, the model has {num_classes:,}")
-        return names, f"names from {labels_path}"
+        ordered = f" in the order of {order}" if order and Path(labels_path).is_dir() else ""
+        return names, f"names from {labels_path}{ordered}"
     source = "no names: give them with --labels FILE"
     if weights_path is not None:
         path = folder_of(Path(weights_path)) / "config.json"
@@ -44,17 +48,18 @@ def class_names(
     return [f"class {index}" for index in range(num_classes)], source
 
 
-def read_labels(path: str | Path) -> list[str]:
+def read_labels(path: str | Path, order: str | None = None) -> list[str]:
     """Read class names from a file or folder, in the order of the classes.
 
-    a folder      with class folders, or with such a folder `train`: their names, sorted, as in an image folder
+    a folder      with class folders, or with such a folder `train`: their names, in the order of one of `ORDERS`
     JSON          a list; {"0": "cat"}; {"0": ["n02123045", "tabby"]} (ImageNet's index); {"cat": 0}; a config.json
     other text    one name per line; of "n01440764 tench, Tinca tinca", the part after the id
-    Raises ScratchvitError, which names the file, for anything else.
+    Raises ScratchvitError, which names the file, for anything else, and for a folder whose classes the libraries order
+    differently, unless `order` says which of them trained the model.
     """
     path = Path(path)
     if path.is_dir():
-        return _folder_names(path)
+        return _folder_names(path, order)
     try:
         text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
@@ -72,16 +77,44 @@ def read_labels(path: str | Path) -> list[str]:
         ) from error
 
 
-def _folder_names(folder: Path) -> list[str]:
+def _timms_key(name: str) -> list[Any]:
+    """The key by which timm sorts class folders: without case, and numbers by their value."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", name.lower())]
+
+
+ORDERS: dict[str, Callable[[str], Any]] = {
+    "torchvision": str,         # by code point: "B" before "a", "10" before "2". This program's too
+    "timm": _timms_key,         # "a" before "B", "2" before "10"
+}
+
+
+def _folder_names(folder: Path, order: str | None) -> list[str]:
     if (folder / "train").is_dir():
         folder = folder / "train"
     try:
-        names = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != ".")
+        found = [entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."]
     except OSError as error:
         raise ScratchvitError(f"{folder}: the folder cannot be read ({error.strerror})") from error
-    if not names:
+    if not found:
         raise ScratchvitError(f"{folder} has no class folders whose names could be used")
-    return names
+    orders = {library: sorted(sorted(found), key=key) for library, key in ORDERS.items()}
+    if order == "torchvision":
+        return orders[order]
+    for one, other in itertools.pairwise(orders["timm"]):
+        if _timms_key(one) == _timms_key(other):
+            raise ScratchvitError(
+                f"{folder}: timm orders {one!r} and {other!r} at random: --label-order torchvision is the order of "
+                "torchvision and scratchvit; for timm, give the names in a file, one per line"
+            )
+    if order == "timm":
+        return orders[order]
+    for index, (theirs, timms) in enumerate(zip(orders["torchvision"], orders["timm"])):
+        if theirs != timms:
+            raise ScratchvitError(
+                f"{folder}: class {index} is {theirs!r} in the order of torchvision (and of scratchvit), {timms!r} in "
+                'that of timm: say which one trained the model, --label-order torchvision or timm (order="timm")'
+            )
+    return orders["torchvision"]
 
 
 def _of_lines(text: str) -> list[str]:

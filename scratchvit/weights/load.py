@@ -17,22 +17,32 @@ from scratchvit.models import create_model, model_config
 from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module, init
 from scratchvit.weights.describe import describe, image_size
-from scratchvit.weights.files import read_weights
+from scratchvit.weights.files import read_chosen
 from scratchvit.weights.fit import LoadReport, fit, positions_in
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, classes_in, looks_like
 from scratchvit.weights.names import Renamed, Weights, recognise
+from scratchvit.weights.wrappers import Choice
 
 
-def load_weights(model: Module, path: str | Path, *, new_head: bool = False) -> LoadReport:
+def load_weights(
+    model: Module, path: str | Path, *, new_head: bool = False, entry: str | None = None
+) -> LoadReport:
     """Load a .safetensors, .npz or .pth file of timm, torchvision, Hugging Face, Google or this program into a model.
 
     Position tables, patch kernels and input channels are brought to the model's sizes (`weights.fit`). new_head: the
-    model's heads stay as they are, for another set of classes. Returns what was done; print it.
+    model's heads stay as they are, for another set of classes. entry: which weights of a file that has several, see
+    `files.read_weights`. A DETR takes a ResNet's weights for its backbone, and all else in it stays as it is.
+    Returns what was done; print it.
     Raises ScratchvitError for a file that cannot be read, or with all that does not fit; the model is then unchanged.
     """
-    state, report = _fitted(model, _read(path), Path(path), new_head)
+    state, report = _fitted(model, _read(path, entry), Path(path), new_head)
     model.load_state_dict(state)
     return report
+
+
+def shapes_in(path: str | Path, entry: str | None = None) -> dict[str, tuple[int, ...]]:
+    """{our name: shape} of the weights in a file. Raises ScratchvitError as `load_weights` does."""
+    return {name: value.shape for name, value in _read(path, entry).weights.items()}
 
 
 class Loaded(NamedTuple):
@@ -43,21 +53,24 @@ class Loaded(NamedTuple):
     report: LoadReport
 
 
-def model_from_weights(path: str | Path, name: str | None = None, **overrides: Any) -> tuple[Module, str]:
+def model_from_weights(
+    path: str | Path, name: str | None = None, *, entry: str | None = None, **overrides: Any
+) -> tuple[Module, str]:
     """(model, name): `open_model` without its report."""
-    return open_model(path, name, **overrides)[:2]
+    return open_model(path, name, entry=entry, **overrides)[:2]
 
 
-def open_model(path: str | Path, name: str | None = None, **overrides: Any) -> Loaded:
+def open_model(path: str | Path, name: str | None = None, *, entry: str | None = None, **overrides: Any) -> Loaded:
     """Create the model that the weights in a file belong to, with these weights.
 
     Without a name, the model is read from the config.json in the same folder: timm's, Hugging Face's, or one written by
     `scratchvit export`. Number of classes, channels, image size and patch size are those of the file, so nothing is
-    resized; overrides replace options of the model.
+    resized; overrides replace options of the model. entry: which weights of a file that has several, see
+    `files.read_weights`.
     Raises ScratchvitError if the model is not known, and as `load_weights` does.
     """
     path = Path(path)
-    renamed = _read(path)
+    renamed = _read(path, entry)
     found = None
     with contextlib.nullcontext() if name is None else contextlib.suppress(ScratchvitError):
         found = describe(path)      # ignored if another model is named
@@ -94,9 +107,13 @@ def _without_weights(path: Path, name: str, options: dict[str, Any]) -> Module:
         raise ScratchvitError(f"{path}: cannot create {name} with {options} ({error})") from error
 
 
-def _read(path: str | Path) -> Renamed:
-    weights = read_weights(path)
-    return recognise(weights).rename(weights)
+def _read(path: str | Path, entry: str | None = None) -> Renamed:
+    choice = Choice(entry)
+    weights = read_chosen(path, choice)
+    renamed = recognise(weights).rename(weights)
+    renamed.entry = str(choice)
+    renamed.left_out += choice.unused
+    return renamed
 
 
 def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> tuple[Weights, LoadReport]:

@@ -13,8 +13,10 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models
 from scratchvit.nn import Module, init
 from scratchvit.weights.arrays import readable
+from scratchvit.weights.backbone import BODY, FIRST, options_of_resnet
 from scratchvit.weights.names import Renamed
 
+MOST_TOLD = 12          # names, or groups of names, in a line of a report
 MOST_NAMED = 1000       # names in one list of an error; no model has as many after blocks are grouped
 HEAD = re.compile(
     r"(?:head|head_dist|head\.fc|head\.1|fc|lm_head|score|class_embed|proposals\.class_embed|label_enc)\.(?:weight|bias)"
@@ -75,6 +77,8 @@ def complain(
             f"the weights (names of {renamed.owner}) do not fit {type(model).__name__}, and nothing was loaded"
             f"{': ' + cause if cause else ''}"
             + "".join(f"\n  {what}: {', '.join(names)}" for what, names in lists.items() if names)
+            + (f"\n  not used: {', '.join(in_short(renamed.left_out))}" if renamed.left_out else "")
+            + (f"\n  {renamed.entry}" if renamed.entry else "")
         )
 
 
@@ -101,6 +105,21 @@ def grouped(names: Iterable[str]) -> list[str]:
         texts.append(f"{readable(before)}{which}{readable(after)}" if before else readable(after))
     more = len(texts) - MOST_NAMED
     return texts if more <= 0 else [*texts[:MOST_NAMED], f"and {more:,} more"]
+
+
+def in_short(names: Sequence[str]) -> list[str]:
+    """Names for a line: `grouped`, or if that is long, each part of the model as decoder.… (26 tensors)."""
+    if len(texts := grouped(names)) <= MOST_TOLD:
+        return texts
+    parts: dict[str, list[str]] = {}
+    for name in names:
+        parts.setdefault(name.partition(".")[0], []).append(name)
+    told = [
+        f"{readable(part)}.… ({len(of_part)} tensors)" if len(of_part) > 1 else readable(of_part[0])
+        for part, of_part in parts.items()
+    ]
+    more = len(told) - MOST_TOLD
+    return told if more <= 0 else [*told[:MOST_TOLD], f"and {more:,} more"]
 
 
 _NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number cannot be that of a block
@@ -132,6 +151,25 @@ def _of_the_body(shapes: Shapes) -> dict[str, tuple[int, ...]]:
 # --- the likely causes: each function returns a sentence, or "" if it does not apply ---
 
 
+def _other_backbone(found: Misfit) -> str:
+    """Of a classifier whose weights should become a detector's backbone."""
+    if not all(name.startswith(BODY) for name in found.file):
+        return ""
+    file = {name.removeprefix(BODY): shape for name, shape in found.file.items()}
+    kernel, own_kernel = (
+        "×".join(map(str, shapes.get(f"{BODY}{FIRST}", ())[2:])) for shapes in (found.file, found.ours)
+    )
+    if kernel != own_kernel:
+        return f"its first kernel is {kernel}, that of a backbone {own_kernel}: use a classifier without small_stem"
+    sizes = options_of_resnet(file)
+    if not sizes:
+        return ""
+    options = ", ".join(f"{name}={sizes[name]}" for name in ("layers", "bottleneck", "channels"))
+    like = looks_like(file)
+    what = f"this file looks like {like}" if like else "this file is from a ResNet of another size"
+    return f"{what}, the model has another backbone: create the model with {options}"
+
+
 def _other_names(found: Misfit) -> str:
     common = found.file.keys() & found.ours.keys()
     if any(name.split(".")[0] not in ("norm", "head") for name in common):      # every family has these two
@@ -153,6 +191,35 @@ _KINDS = (
     (_DAB, "anchors as queries", "dab_detr_… has them, detr_… has none"),
     ("proposals.enc_output.weight", "encoder proposals", "create the model with two_stage={}"),
 )
+
+
+# Names in which models of a kind may differ; later functions say how.
+_OPTIONAL = re.compile(
+    rf"{HEAD.pattern}|cls_token|dist_token|pos_embed|palette|(?:fc_)?norm\..+|blocks\.N\.attn\.qkv\.bias"
+    r"|.*\.num_batches_tracked"
+)
+
+
+def _other_parts(found: Misfit) -> str:
+    """What only one of the two has, whatever the number of blocks. The later functions are about other differences."""
+    if all("transformer.decoder.norm.weight" in shapes for shapes in (found.theirs, found.ours)):
+        return ""
+
+    def parts(shapes: Shapes) -> dict[str, None]:
+        names = (re.sub(r"(?<![^.])\d+(?=\.)", "N", name) for name in shapes)
+        return dict.fromkeys(name for name in names if not _OPTIONAL.fullmatch(name))
+
+    theirs, ours = parts(found.theirs), parts(found.ours)
+    has, lacks = [name for name in theirs if name not in ours], [name for name in ours if name not in theirs]
+    if not has and not lacks:
+        return ""
+    if like := looks_like(found.file):
+        return f"this file looks like {like}"
+    said = [
+        text.format(", ".join(map(readable, names[:3])) + (", …" if len(names) > 3 else ""))
+        for text, names in (("has {}, which the model lacks", has), ("lacks {}", lacks)) if names
+    ]
+    return f"this file is from another kind of model: it {', and '.join(said)}"
 
 
 def _other_kind(found: Misfit) -> str:
@@ -246,5 +313,6 @@ def _other_head(found: Misfit) -> str:
 
 
 _CAUSES: tuple[Callable[[Misfit], str], ...] = (
-    _other_names, _other_kind, _other_size, _other_detector, _other_positions, _other_head,
+    _other_backbone, _other_names, _other_parts, _other_kind, _other_size, _other_detector, _other_positions,
+    _other_head,
 )

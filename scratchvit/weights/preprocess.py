@@ -28,15 +28,14 @@ from scratchvit.models import list_models, model_config
 from scratchvit.models.vit import pair
 from scratchvit.weights.files import read_weights
 from scratchvit.weights.names import recognise
+from scratchvit.weights.published import IMAGENET, KINETICS, Published, published_as, published_for
 
 FILTERS = {filter.name.lower(): filter for filter in Image.Resampling}
 CROP_MODES = ("center", "squash", "border")
 LARGEST_SIDE = 1 << 13
 LARGE = 1 << 26     # pixels of a resized picture, above which only the cropped part is computed
 
-IMAGENET = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}    # statistics of ImageNet
 HALF = {"mean": (0.5, 0.5, 0.5), "std": (0.5, 0.5, 0.5)}                    # 0 … 255 to -1 … 1, as Google trains
-KINETICS = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}       # used by the video models
 CLIP = {"mean": (0.48145466, 0.4578275, 0.40821073), "std": (0.26862954, 0.26130258, 0.27577711)}
 
 
@@ -251,19 +250,6 @@ _CONVENTIONS: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
     ("mvit_v?_?",          0.875,    "bilinear", KINETICS),    # clips: torchvision's
     ("*",                  0.875,    "bicubic",  IMAGENET),
 )
-#  used for torchvision's weights: the shorter side before the crop is 256, for Swins it depends on the size
-_TORCHVISION: tuple[tuple[str, float, str, dict[str, Any]], ...] = (
-    ("swin_tiny_*",        224 / 232, "bicubic", IMAGENET),
-    ("swin_small_*",       224 / 246, "bicubic", IMAGENET),
-    ("swin_*",             224 / 238, "bicubic", IMAGENET),
-    ("swinv2_base_*",      256 / 272, "bicubic", IMAGENET),
-    ("swinv2_*",           256 / 260, "bicubic", IMAGENET),
-    ("mvit_*",             0.875,    "bilinear", KINETICS),
-    ("*",                  0.875,    "bilinear", IMAGENET),
-)
-_TORCHVISION_FILE = re.compile(     # its downloads
-    r"(resnet\d+|vit_[blh]_\d+|swin_(v2_)?[tsb]|mvit_v[12]_[bs])-[0-9a-f]{8}\.pth"
-)
 
 
 def preprocessing_for(
@@ -272,24 +258,30 @@ def preprocessing_for(
     img_size: int | tuple[int, int] | None = None,
     in_chans: int | None = None,
     owner: str | None = None,
+    entry: str | None = None,
 ) -> Preprocessing:
     """The preprocessing for a model: from the files in the folder of its weights, or the convention of its family.
 
-    `source` says which. weights_path: a file of weights, or its folder. img_size, in_chans: those of the model, which
-    take precedence. owner: library that the weights are from (`LoadReport.owner`); by default it is found by reading
-    the file, if necessary. Raises ScratchvitError, which names the file, for an invalid configuration.
+    `source` says which. weights_path: a file of weights, or its folder; a file of torchvision is known by its hash.
+    img_size, in_chans: those of the model, which take precedence. owner: library that the weights are from
+    (`LoadReport.owner`); by default it is found by reading the file, or this entry of it, if necessary. Raises
+    ScratchvitError, which names the file, for an invalid configuration.
     """
     path = Path(weights_path) if weights_path is not None else None
     found = _beside(path, model_name) if path else None
+    if found is None and path and (row := published_as(model_name, path)):
+        found = _as_published(row, f"as published for torchvision's {row.file}.pth, {row.weights}")
+    if found is None and path and _is_torchvisions(path, owner, entry):
+        found = _torchvisions(model_name, img_size)
     if found is None:
         at_its_size = re.sub(r"_\d+$", f"_{img_size}", model_name) if isinstance(img_size, int) else model_name
-        source = f"the convention for {at_its_size}"
-        table = _CONVENTIONS
-        if path and _is_torchvisions(path, owner):
-            source, table = "the convention of torchvision", _TORCHVISION
-        crop_pct, interpolation, colours = next(row[1:] for row in table if fnmatch.fnmatchcase(at_its_size, row[0]))
-        size = pair(model_config(model_name).img_size) if model_name in list_models() else (224, 224)
-        found = Preprocessing(size, crop_pct, interpolation=interpolation, **colours, source=source)
+        crop_pct, interpolation, colours = next(
+            row[1:] for row in _CONVENTIONS if fnmatch.fnmatchcase(at_its_size, row[0])
+        )
+        found = Preprocessing(
+            _size_of(model_name), crop_pct, interpolation=interpolation, **colours,
+            source=f"the convention for {at_its_size}",
+        )
     return found.fitted(img_size, in_chans)
 
 
@@ -311,13 +303,33 @@ def folder_of(weights_path: Path) -> Path:
     return weights_path if weights_path.is_dir() else weights_path.parent
 
 
-def _is_torchvisions(path: Path, owner: str | None) -> bool:
-    """Whether the weights are torchvision's, by the name of the file or of parameters (its ResNets have timm's)."""
-    if _TORCHVISION_FILE.fullmatch(path.name):
-        return True
+def _is_torchvisions(path: Path, owner: str | None, entry: str | None) -> bool:
+    """Whether the names of the weights are torchvision's (those of its ResNets are timm's)."""
     if owner is None and path.is_file():
-        owner = recognise(read_weights(path)).owner
+        owner = recognise(read_weights(path, entry)).owner
     return owner == "torchvision"
+
+
+def _torchvisions(model_name: str, img_size: int | tuple[int, int] | None) -> Preprocessing:
+    """What torchvision first published for this model and size, for a file of which nothing more is known."""
+    rows = published_for(model_name, _size_of(model_name) if img_size is None else pair(img_size))
+    if not rows:
+        return Preprocessing(
+            _size_of(model_name), 0.875, interpolation="bilinear", **IMAGENET, source="the convention of torchvision"
+        )
+    first, *more = rows
+    others = "".join(f"; {row.file}.pth has another" for row in more if row[3:] != first[3:])
+    return _as_published(first, f"the convention of torchvision, that of {first.file}.pth{others}")
+
+
+def _as_published(row: Published, source: str) -> Preprocessing:
+    return Preprocessing(
+        pair(row.crop), _crop_pct(row.crop, row.resize), interpolation=row.interpolation, **row.colours, source=source
+    )
+
+
+def _size_of(model_name: str) -> tuple[int, int]:
+    return pair(model_config(model_name).img_size) if model_name in list_models() else (224, 224)
 
 
 def _beside(weights_path: Path, model_name: str) -> Preprocessing | None:

@@ -21,8 +21,8 @@ import numpy as np
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.admitted import ADMITTED, NumpyArray, Storage, StorageType, Tensor
 from scratchvit.weights.arrays import CUT, DAMAGED, native, number_of_entries, read_only, short
-from scratchvit.weights.unpickler import WAY_OUT, Unpickler
-from scratchvit.weights.wrappers import state_dict
+from scratchvit.weights.unpickler import WAY_OUT, Inert, Unpickler
+from scratchvit.weights.wrappers import Choice
 from scratchvit.weights.zip_files import ZipArchive
 
 LEGACY_MAGIC = bytes.fromhex("6cfc9c46f9206aa85019")    # 0x1950a86a20f9469cfc6c in the byte order of LONG1
@@ -38,11 +38,11 @@ def looks_like_torch_zip(archive: ZipArchive) -> bool:
     return any(name.rpartition("/")[2] == PICKLE for name in archive.names)
 
 
-def read_torch_zip(archive: ZipArchive, use_ema: bool = True) -> dict[str, np.ndarray]:
+def read_torch_zip(archive: ZipArchive, choice: Choice) -> dict[str, np.ndarray]:
     """Read the state dict in a file of torch.save as {name: array}: read-only views if entries are uncompressed.
 
     The checksums of all entries that are used are verified; those of an optimiser's state, for example, are not.
-    use_ema: see `wrappers.state_dict`. Raises ScratchvitError (without the path) for a file that cannot be used.
+    choice: of one of the state dicts in it. Raises ScratchvitError (without the path) for a file that cannot be used.
     """
     pickles = [name for name in archive.names if name.rpartition("/")[2] == PICKLE]
     if len(pickles) != 1:
@@ -54,13 +54,13 @@ def read_torch_zip(archive: ZipArchive, use_ema: bool = True) -> dict[str, np.nd
         raise ScratchvitError(f"it was written on a big-endian machine: {WAY_OUT}")
 
     saved = Unpickler(archive.read(pickles[0]), ADMITTED, _storage).load()
-    return _arrays(saved, lambda storage: archive.read(f"{folder}data/{storage.key}"), archive.raw.size, use_ema)
+    return _arrays(saved, lambda storage: archive.read(f"{folder}data/{storage.key}"), archive.raw.size, choice)
 
 
-def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.ndarray]:
+def read_torch_legacy(raw: np.ndarray, choice: Choice) -> dict[str, np.ndarray]:
     """Read the state dict in a file of torch.save before 1.6 as {name: array}, read-only views.
 
-    The format has no checksums, but all sizes are checked. use_ema: see `wrappers.state_dict`. Raises
+    The format has no checksums, but all sizes are checked. choice: of one of the state dicts in it. Raises
     ScratchvitError (without the path) for a file that cannot be used.
     """
     at = 0
@@ -74,10 +74,18 @@ def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.nda
 
     storages: dict[str, Storage] = {}
 
-    def persistent(saved_id: Any) -> Storage:
-        if not (isinstance(saved_id, tuple) and len(saved_id) == 6 and saved_id[5] is None):
+    def persistent(saved_id: Any) -> Storage | Inert:
+        if isinstance(saved_id, tuple) and len(saved_id) == 6 and saved_id[5] is None:
+            saved_id = saved_id[:5]
+        elif not _is_class(saved_id):
             raise ScratchvitError(f"it has a storage id of an unknown form: {WAY_OUT}")
-        storage = _storage(saved_id[:5])
+        storage = _storage(saved_id)
+        if isinstance(storage, Inert):
+            if storage.is_tensor:       # the size of its entries is unknown, so the storages after it cannot be found
+                raise ScratchvitError(
+                    f"it uses {short(storage.what)}, but only real dense tensors are read: {WAY_OUT}"
+                )
+            return storage
         if storages.setdefault(storage.key, storage) != storage:
             raise ScratchvitError(f"its storage {short(storage.key)} has two types or sizes: {DAMAGED}")
         return storage
@@ -105,15 +113,28 @@ def read_torch_legacy(raw: np.ndarray, use_ema: bool = True) -> dict[str, np.nda
         contents[key] = raw[begin:at]
     if at != raw.size:
         raise ScratchvitError(f"{raw.size - at} bytes follow its last storage: {DAMAGED}")
-    return _arrays(saved, lambda storage: contents[storage.key], raw.size, use_ema)
+    return _arrays(saved, lambda storage: contents[storage.key], raw.size, choice)
 
 
-def _storage(saved_id: Any) -> Storage:
+def _storage(saved_id: Any) -> Storage | Inert:
+    """What a persistent id stands for: an `Inert` for a storage of another kind, or the class of a saved object."""
     match saved_id:
         case ("storage", StorageType() as kind, str() as key, str(), int() as size) if size >= 0:
             return Storage(key, kind.dtype, size)
+        case ("storage", Inert() as kind, str(), str(), int()):
+            return Inert(kind.what, is_tensor=True)
+        case _ if _is_class(saved_id):
+            return saved_id[1]
         case _:
             raise ScratchvitError(f"it has a storage id of an unknown form: {WAY_OUT}")
+
+
+def _is_class(saved_id: Any) -> bool:
+    """Whether a persistent id is that of a class, with its source, as PyTorch wrote it before 1.6."""
+    match saved_id:
+        case ("module", Inert(), str() | None, str() | None):
+            return True
+    return False
 
 
 def _no_storage(saved_id: Any) -> Storage:
@@ -121,7 +142,7 @@ def _no_storage(saved_id: Any) -> Storage:
 
 
 def _arrays(
-    saved: Any, content: Callable[[Storage], np.ndarray], file_size: int, use_ema: bool
+    saved: Any, content: Callable[[Storage], np.ndarray], file_size: int, choice: Choice
 ) -> dict[str, np.ndarray]:
     """The arrays of the state dict in the saved object. Tensors that share a storage share memory."""
     storages: dict[tuple[str, np.dtype], np.ndarray] = {}
@@ -139,13 +160,18 @@ def _arrays(
         return storages[storage.key, dtype]
 
     weights = {}
-    for name, value in state_dict(saved, (Tensor, NumpyArray), use_ema).items():
+    for name, value in choice.state_dict(saved, _is_array).items():
         if isinstance(value, NumpyArray):
-            weights[name] = native(value.array)
+            if value.array is not None:
+                weights[name] = native(value.array)
         else:
             _check_extent(name, value, file_size)
             weights[name] = _strided(storage_as(value.storage, value.dtype), value)
     return weights
+
+
+def _is_array(value: Any) -> bool:
+    return isinstance(value, Tensor) or (isinstance(value, NumpyArray) and value.array is not None)
 
 
 def _check_extent(name: str, tensor: Tensor, file_size: int) -> None:

@@ -3,7 +3,9 @@
 A pickle is a program for a small stack machine. Two instructions make Python's own implementation dangerous: GLOBAL
 imports whatever it names, and REDUCE calls it. Here GLOBAL looks a name up in a table of the caller, whose values are
 inert: records, or `Function`s written for this purpose, which check their arguments. REDUCE can call only these. A file
-cannot name any Python object, so no trick with names can reach one. Names that are not in the table are errors.
+cannot name any Python object, so no trick with names can reach one. A name that is not in the table becomes an `Inert`,
+which only keeps that name: calling it, setting its state and filling it do nothing. So weights can be read although a
+path, a date or the options of a training script lie beside them, and whoever needs the value can say what it was.
 
 Only the instructions of pickle protocols 2 to 5 that plain values need are implemented. The machine does not recurse,
 however deep the nesting; it executes at most MOST_INSTRUCTIONS; no value is larger than the bytes it was read from, and
@@ -16,14 +18,14 @@ from __future__ import annotations
 
 import pickle
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from scratchvit.errors import ScratchvitError
-from scratchvit.weights.arrays import CUT, DAMAGED, short
+from scratchvit.weights.arrays import CUT, DAMAGED
 
 MOST_INSTRUCTIONS = 1 << 20     # ViT-B with the state of AdamW takes 20,460
 LONGEST_NAME = 256              # characters of the name of a module or a member
@@ -47,13 +49,27 @@ class Record:
         raise NotImplementedError
 
 
+class Inert(Record):
+    """Stands for an object of a class, or the result of a function, that is not in the table. Nothing of it is made.
+
+    what        the name in the file, "pathlib.PosixPath"
+    is_tensor   whether it stands for a tensor of a kind that is not read, such as a sparse one
+    """
+
+    def __init__(self, what: str, is_tensor: bool = False):
+        self.what, self.is_tensor = what, is_tensor
+
+    def set_state(self, state: Any) -> None:
+        """Ignore the state."""
+
+
 class Unpickler:
     """Reads one pickle that begins at byte `start` of `raw`, uint8 (size,). `end`: the byte after it, once loaded.
 
     admitted     {(module, name): value that replaces it}
     persistent   function from a persistent id to the value that replaces it
 
-    Raises ScratchvitError (without the path) for a pickle that is damaged or uses anything else.
+    Raises ScratchvitError (without the path) for a pickle that is damaged, or that uses an instruction of another kind.
     """
 
     def __init__(
@@ -69,6 +85,7 @@ class Unpickler:
         self.marks: list[int] = []          # positions in the stack at which collections begin
         self.memo: dict[int, Any] = {}
         self.copied = 0                     # entries and bytes that functions made
+        self.inert: dict[tuple[str, str], Inert] = {}
 
     def load(self) -> Any:
         """Run the program and return its result."""
@@ -125,7 +142,7 @@ class Unpickler:
                 self.stack.append(self._take(self._number("<B")))
             case pickle.BINBYTES:
                 self.stack.append(self._take(self._number("<I")))
-            case pickle.BINBYTES8:
+            case pickle.BINBYTES8 | pickle.BYTEARRAY8:
                 self.stack.append(self._take(self._number("<Q")))
 
             # Containers. A set becomes a list, so that its elements need not be hashed.
@@ -169,6 +186,11 @@ class Unpickler:
             case pickle.REDUCE | pickle.NEWOBJ:
                 arguments, function = self._pop(), self._pop()
                 self._call(function, arguments)
+            case pickle.NEWOBJ_EX:
+                keywords, arguments, function = self._pop(), self._pop(), self._pop()
+                if keywords != {} and not isinstance(function, Inert):
+                    raise ScratchvitError(f"its pickle calls {function!r} with keywords: {WAY_OUT}")
+                self._call(function, arguments)
             case pickle.BUILD:
                 state, target = self._pop(), self._top()
                 if not isinstance(target, Record):
@@ -198,7 +220,7 @@ class Unpickler:
 
     def _text(self, length: int) -> str:
         try:
-            return self._take(length).decode()
+            return self._take(length).decode(errors="surrogatepass")       # as pickle writes a path that is not UTF-8
         except UnicodeDecodeError as error:
             raise ScratchvitError(f"a string in its pickle is not UTF-8: {DAMAGED}") from error
 
@@ -232,28 +254,34 @@ class Unpickler:
 
     def _extend(self, values: list[Any]) -> None:
         target = self._top()
+        if isinstance(target, Inert):
+            return
         if type(target) is not list:
             raise ScratchvitError(f"its pickle appends to a {type(target).__name__}: {DAMAGED}")
         target.extend(values)
 
     def _set_items(self, values: list[Any]) -> None:
         target = self._top()
-        if not isinstance(target, dict) or len(values) % 2:
+        if not isinstance(target, dict | Inert) or len(values) % 2:
             raise ScratchvitError(f"its pickle sets entries of a {type(target).__name__}: {DAMAGED}")
-        for key, value in zip(values[::2], values[1::2]):
-            target[checked_key(key)] = value
+        if isinstance(target, dict):
+            set_items(target, zip(values[::2], values[1::2]))
 
     def _look_up(self, module: Any, name: Any) -> None:
         if not (isinstance(module, str) and isinstance(name, str)):
             raise ScratchvitError(f"its pickle uses a name that is not a string: {DAMAGED}")
-        if (module, name) not in self.admitted:
-            raise ScratchvitError(
-                f"it uses {short(f'{module}.{name}')}, but only real dense tensors and plain containers are "
-                f"allowed; no code in it was run: {WAY_OUT}"
-            )
-        self.stack.append(self.admitted[module, name])
+        if (module, name) in self.admitted:
+            self.stack.append(self.admitted[module, name])
+            return
+        if len(module) + len(name) > 2 * LONGEST_NAME:
+            raise ScratchvitError(f"a name in its pickle has {len(module) + len(name)} characters: {DAMAGED}")
+        is_tensor = module.startswith("torch.") and name.startswith("_rebuild")
+        self.stack.append(self.inert.setdefault((module, name), Inert(f"{module}.{name}", is_tensor)))
 
     def _call(self, function: Any, arguments: Any) -> None:
+        if isinstance(function, Inert):
+            self.stack.append(function)
+            return
         if not isinstance(function, Function):
             raise ScratchvitError(f"its pickle calls a {type(function).__name__}; no code in it was run: {WAY_OUT}")
         if type(arguments) is not tuple:
@@ -270,9 +298,14 @@ class Unpickler:
                 raise ScratchvitError(f"its pickle copies more bytes than it contains: {DAMAGED}")
 
 
-def checked_key(key: Any) -> Any:
-    """Return the key of a dictionary, which must be a string, None, or an integer of moderate size."""
-    if key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < LARGEST_KEY):
-        return key
-    # Hashing a deeply nested tuple, for example, would recurse until the interpreter crashes.
-    raise ScratchvitError(f"its pickle has a {type(key).__name__} as a key, expected names: {WAY_OUT}")
+def set_items(target: dict[Any, Any], items: Iterable[tuple[Any, Any]]) -> None:
+    """Set entries of a dictionary whose keys are strings, None, or integers of moderate size.
+
+    Entries under tuples, numbers with a fraction, bytes and records are left out: no weights have such names, and
+    hashing a deeply nested tuple would recurse until the interpreter crashes. Raises ScratchvitError for other keys.
+    """
+    for key, value in items:
+        if key is None or isinstance(key, str) or (isinstance(key, int) and abs(key) < LARGEST_KEY):
+            target[key] = value
+        elif not isinstance(key, tuple | float | bytes | Record):
+            raise ScratchvitError(f"its pickle has a {type(key).__name__} as a key, expected names: {WAY_OUT}")

@@ -193,7 +193,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("trian", "there is no command 'trian'; did you mean 'train'?"),
     ("eval", "name a run: scratchvit eval RUN"),
     ("eval --checkpoint x --splt val", "did you mean --split?"),
-    ("predict --checkpoint x", "the following arguments are required: IMAGE"),
+    ("predict --checkpoint x", "name a run and pictures: scratchvit predict x a.jpg b.jpg"),
     ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
 ])

@@ -17,7 +17,7 @@ from scratchvit.models import create_model
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
 from scratchvit.weights.labels import class_names, read_labels
 from tests.support.data_samples import write_picture
-from tests.support.peers import import_timm
+from tests.support.peers import import_timm, import_torchvision
 from tests.support.seeds import moved, seeded
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
@@ -100,6 +100,39 @@ def test_a_run_prepares_pictures_as_its_training_did(run, capsys):
         expected = model(x).softmax(-1).numpy()[0]
         shares = {name: share for share, name in found[str(run / "00.png")]}
         assert shares == {name: pytest.approx(100 * p, abs=0.006) for name, p in zip(ANIMALS, expected)}
+
+
+def test_the_run_comes_before_the_pictures(run, capsys):
+    """Or is named by --checkpoint, in any place."""
+    pictures(run, 2)
+    images = [str(run / "00.png"), str(run / "01.png")]
+    assert main(["predict", str(run), *images]) == 0
+    out = capsys.readouterr().out
+    assert len(blocks(out)[1]) == 2
+    for words in ([*images, "--checkpoint", str(run)], ["--checkpoint", str(run), *images], [str(run), str(run)]):
+        assert main(["predict", *words]) == 0 and capsys.readouterr().out == out
+    error, code = refused(capsys, "predict", images[0], run)
+    assert "is a picture, and the run comes first" in error and code == 2
+    error, code = refused(capsys, "predict", run)
+    assert "name pictures too" in error and code == 2
+
+
+def test_results_for_programs(run, capsys):
+    pictures(run, 2)
+    (run / "bad.png").write_bytes(b"no picture")
+    words = ["predict", str(run), str(run), "--skip-bad", "--top-k", "2", "--json"]
+    assert main(words) == 0
+    *lines, last = capsys.readouterr().out.splitlines()
+    result = json.loads(last)
+    assert (result["model"], result["left_out"], result["checkpoint"]) == (NAME, 1, str(run))
+    found = blocks("\n".join(lines[:-1]))[1]
+    assert [one["file_name"] for one in result["pictures"]] == [Path(path).as_posix() for path in found]
+    for one, said in zip(result["pictures"], found.values()):
+        assert [(each["class"], pytest.approx(share, abs=0.006)) for each, (share, _) in zip(one["classes"], said)] == [
+            (name, 100 * each["probability"]) for each, (_, name) in zip(one["classes"], said)
+        ]
+    assert main([*words, "--quiet"]) == 0
+    assert json.loads(capsys.readouterr().out) == result
 
 
 def test_a_head_larger_than_the_data_of_the_run(tmp_path, capsys):
@@ -285,13 +318,75 @@ def test_files_of_class_names(tmp_path, file, content, expected):
 
 
 def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
-    for name in ("dog", "Cat", "ant", ".cache"):
+    for name in ("dog", "cat", "ant", ".cache"):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
     (tmp_path / "photos" / "train" / "list.txt").write_text("no class")
-    assert read_labels(tmp_path / "photos" / "train") == read_labels(tmp_path / "photos") == ["Cat", "ant", "dog"]
+    assert read_labels(tmp_path / "photos" / "train") == read_labels(tmp_path / "photos") == ["ant", "cat", "dog"]
     (tmp_path / "bare").mkdir()
     with pytest.raises(ScratchvitError, match="bare has no class folders"):
         read_labels(tmp_path / "bare")
+
+
+FOLDERS = [
+    (("10", "2", "1"), ["1", "10", "2"], ["1", "2", "10"]),
+    (("dog", "Cat", "ant"), ["Cat", "ant", "dog"], ["ant", "Cat", "dog"]),
+    (("class_9", "class_10", "Class_1"), ["Class_1", "class_10", "class_9"], ["Class_1", "class_9", "class_10"]),
+    (("1a", "01", "b"), ["01", "1a", "b"], ["01", "1a", "b"]),
+    (("n02", "n1", "n10"), ["n02", "n1", "n10"], ["n1", "n02", "n10"]),
+    (("Émile", "zoo", "Zebra"), ["Zebra", "zoo", "Émile"], ["Zebra", "zoo", "Émile"]),
+]
+
+
+@pytest.mark.parametrize(("names", "torchvisions", "timms"), FOLDERS, ids=str)
+def test_the_order_of_class_folders_is_asked_for_where_libraries_differ(tmp_path, names, torchvisions, timms):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert read_labels(tmp_path, "torchvision") == torchvisions and read_labels(tmp_path, "timm") == timms
+    if torchvisions == timms:
+        assert read_labels(tmp_path) == timms
+        return
+    first = next(i for i, (a, b) in enumerate(zip(torchvisions, timms)) if a != b)
+    with pytest.raises(ScratchvitError) as caught:
+        read_labels(tmp_path)
+    assert f"class {first} is {torchvisions[first]!r} in the order of torchvision" in str(caught.value)
+    assert f"{timms[first]!r} in that of timm: " in str(caught.value) and "--label-order" in str(caught.value)
+
+
+@pytest.mark.skipif(sys.platform in ("win32", "darwin"), reason="names that differ by case only")
+@pytest.mark.parametrize("names", [("cat", "Cat", "dog"), ("n1", "n01", "n2")])
+def test_classes_that_timm_orders_at_random(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    assert read_labels(tmp_path, "torchvision") == sorted(names)
+    for order in (None, "timm"):
+        with pytest.raises(ScratchvitError, match=f"timm orders '{names[1]}' and '{names[0]}' at random"):
+            read_labels(tmp_path, order)
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("names", "torchvisions", "timms"), FOLDERS, ids=str)
+def test_the_orders_are_those_of_torchvision_and_timm(tmp_path, names, torchvisions, timms):
+    for name in names:
+        write_picture(tmp_path / name / "a.png")
+    timm = import_timm()
+    found = import_torchvision().datasets.ImageFolder(tmp_path).class_to_idx
+    assert sorted(found, key=found.get) == torchvisions
+    found = timm.data.readers.reader_image_folder.find_images_and_targets(str(tmp_path))[1]
+    assert sorted(found, key=found.get) == timms
+
+
+def test_predict_asks_for_the_order_of_class_folders(weights, run, tmp_path, capsys):
+    write_picture(tmp_path / "a.png")
+    for name in ("10", "9", "8", "7"):
+        (tmp_path / "classes" / name).mkdir(parents=True)
+    words = ["predict", "a.png", "--checkpoint", str(weights), "--labels", "classes"]
+    error, code = refused(capsys, *words)
+    assert "class 0 is '10' in the order of torchvision" in error and code == 1
+    assert main([*words, "--label-order", "timm"]) == 0
+    assert "names from classes in the order of timm" in capsys.readouterr().out
+    words[3] = str(run)                 # was trained here, in an order that is known
+    assert main(words) == 0
+    assert "names from classes in the order of torchvision" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(("file", "content", "sentence"), [

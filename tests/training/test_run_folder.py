@@ -1,6 +1,7 @@
 """The folder of a run: disks that fill up, folders that may not be written, and two runs in one."""
 
 import errno
+import json
 import os
 import shutil
 import socket
@@ -295,3 +296,13 @@ def test_a_run_that_fails_gives_its_folder_back(finished, tmp_path):
         with pytest.raises(ScratchvitError, match="with other settings"):
             train(SHORT.replace(lr=1.0), run, resume=True)
     assert files_of(run) == files_of(finished)
+
+
+def test_a_run_from_before_there_were_entries_goes_on(finished, tmp_path):
+    folder = shutil.copytree(finished, tmp_path / "run")
+    settings = json.loads((folder / "config.json").read_text())
+    assert settings.pop("entry") is None
+    (folder / "config.json").write_text(json.dumps(settings))
+    assert read_config(folder) == read_config(finished)
+    with prepare(SHORT.replace(epochs=3), folder, resume=True).folder:
+        assert json.loads((folder / "config.json").read_text())["entry"] is None

@@ -1,4 +1,4 @@
-"""PyTorch files that want to run code, or to reach outside of what they hold: refused, and nothing runs."""
+"""PyTorch files that want to run code, or to reach outside of what they hold: nothing runs, and nothing is imported."""
 
 import pickle
 import re
@@ -30,7 +30,9 @@ from tests.support.weight_samples import (
     write,
 )
 
-# Gadgets: each tries to create a file, or to reach something that could. The name is what the sentence must hold.
+# Gadgets: each tries to create a file, or to reach something that could. Those of INERT use names that are not on the
+# list: they stand for something that is never made. Those of GADGETS misuse the machine, or names that are on the list.
+# The name is what the sentence must hold.
 
 TOUCH = "touch {canary}"
 OPEN = "open({canary!r}, 'w')"
@@ -40,7 +42,7 @@ def ordered(*arguments):
     return Call(Global("collections", "OrderedDict"), arguments)
 
 
-GADGETS = {
+INERT = {
     "os.system": (Call(Global("os", "system"), (TOUCH,)), "os.system"),
     "posix.system": (Call(Global("posix", "system"), (TOUCH,)), "posix.system"),
     "subprocess": (Call(Global("subprocess", "getoutput"), (TOUCH,)), "subprocess.getoutput"),
@@ -56,9 +58,6 @@ GADGETS = {
     "runpy": (Call(Global("runpy", "run_path"), ("{canary}",)), "runpy.run_path"),
     "Popen": (Call(Global("subprocess", "Popen"), (["touch", "{canary}"],)), "subprocess.Popen"),
     "Popen, new": (Call(Global("subprocess", "Popen"), (["touch"],), pickle.NEWOBJ), "subprocess.Popen"),
-    "instance": (Raw(b"(X\x01\x00\x00\x00xios\nsystem\n"), "b'i'"),
-    "object": (Raw(b"(cos\nsystem\nX\x01\x00\x00\x00xo"), "os.system"),
-    "extension": (Raw(b"\x82\x01"), "x82"),
     "by attribute": (Call(Global("collections", "OrderedDict.fromkeys"), ()), "collections.OrderedDict.fromkeys"),
     "by attributes": (
         Global("collections", "OrderedDict.__init__.__globals__"), "collections.OrderedDict.__init__.__globals__"
@@ -69,7 +68,6 @@ GADGETS = {
     "from the stack, dotted": (
         Raw(b"\x8c\x05torch\x8c\x19_utils._rebuild_tensor_v2\x93"), "torch._utils._rebuild_tensor_v2"
     ),
-    "from the stack, no text": (Raw(b"K\x01\x8c\x06system\x93"), "not a string"),
     "load from bytes": (Call(Global("torch.storage", "_load_from_bytes"), (b"x",)), "torch.storage._load_from_bytes"),
     "torch.load": (Call(Global("torch", "load"), ("{canary}",)), "torch.load"),
     "torch.hub": (Call(Global("torch.hub", "load"), ("x/y", "z")), "torch.hub.load"),
@@ -82,11 +80,22 @@ GADGETS = {
     "yacs": (Call(Global("yacs.config", "CfgNode"), ()), "yacs.config.CfgNode"),
     "copyreg": (Call(Global("copyreg", "_reconstructor"), ()), "copyreg._reconstructor"),
     "codecs": (Call(Global("_codecs", "decode"), (b"x", "zip")), "_codecs.decode"),
+    "objects of NumPy": (Call(Global("numpy", "dtype"), ("O8", False, True)), "'O8'"),
+    "texts of NumPy": (Call(Global("numpy", "dtype"), ("U5", False, True)), "'U5'"),
+    "scalar": (
+        Call(Global("numpy.core.multiarray", "scalar"), (Global("torch", "float32"), b"1234")), "core.multiarray.scalar"
+    ),
+    "set of a text": (Call(Global("builtins", "set"), ("abc",)), "builtins.set"),
+}
+
+GADGETS = {
+    "instance": (Raw(b"(X\x01\x00\x00\x00xios\nsystem\n"), "b'i'"),
+    "object": (Raw(b"(cos\nsystem\nX\x01\x00\x00\x00xo"), "b'o'"),
+    "extension": (Raw(b"\x82\x01"), "x82"),
+    "from the stack, no text": (Raw(b"K\x01\x8c\x06system\x93"), "not a string"),
     "encode with a codec": (Call(Global("_codecs", "encode"), ("x", "rot13")), "_codecs.encode"),
     "encode of no text": (Call(Global("_codecs", "encode"), (3, "latin1")), "_codecs.encode"),
     "encode beyond": (Call(Global("_codecs", "encode"), ("\u20ac", "latin1")), "_codecs.encode"),
-    "objects of NumPy": (Call(Global("numpy", "dtype"), ("O8", False, True)), "'O8'"),
-    "texts of NumPy": (Call(Global("numpy", "dtype"), ("U5", False, True)), "'U5'"),
     "type that is no text": (Call(Global("numpy", "dtype"), (3,)), "numpy.dtype"),
     "array of a class": (
         Call(Global("numpy.core.multiarray", "_reconstruct"), (Global("collections", "OrderedDict"), (0,), b"b")),
@@ -99,7 +108,6 @@ GADGETS = {
         ),
         "numpy.ndarray",
     ),
-    "scalar": (Call(Global("numpy.core.multiarray", "scalar"), (Global("torch", "float32"), b"1234")), "numpy.scalar"),
     "state of a type": (Build(Call(Global("numpy", "dtype"), ("f8",)), ({}, 3)), "numpy.dtype"),
     "state of a dict": (Build({}, {"__setstate__": 1}), "sets the state of a dict"),
     "state of a list": (Build([], {"append": 1}), "sets the state of a list"),
@@ -119,13 +127,11 @@ GADGETS = {
              (Storage("0", "<f4", 6), 0, (2,), (1,), False, None, {"neg": True})),
         "negated",
     ),
-    "set of a text": (Call(Global("builtins", "set"), ("abc",)), "builtins.set"),
     "bytes of a number": (Call(Global("builtins", "bytes"), (1 << 40,)), "builtins.bytes"),
 }
 
 MALFORMED = {
-    "key that is a tuple": (Raw(b"}" + b")" + b"N" + b"s"), "has a tuple as a key"),
-    "key that is a tensor": (Raw(b"}" + b"]" + b"N" + b"s"), "has a list as a key"),
+    "key that is a list": (Raw(b"}" + b"]" + b"N" + b"s"), "has a list as a key"),
     "key that is enormous": (Raw(b"}\x8a\x09" + bytes(8) + b"\x01" + b"Ns"), "has a int as a key"),
     "append to a tuple": (Raw(b")Na"), "appends to a tuple"),
     "entries of a list": (Raw(b"]NNs"), "sets entries of a list"),
@@ -165,6 +171,26 @@ NESTINGS = {
 }
 
 
+BESIDE = {"in a checkpoint": 6, "in a tensor's hooks": 2}        # the weights; the number of entries that are read
+INSTEAD = ("alone", "in a dict's arguments")                    # of the weights
+
+
+@pytest.mark.parametrize("nesting", NESTINGS)
+@pytest.mark.parametrize("gadget", INERT)
+def test_names_that_are_not_on_the_list_do_nothing(tmp_path, gadget, nesting):
+    """Beside the weights they are passed over, instead of them they are refused by name; nothing is imported."""
+    canary = tmp_path / "canary"
+    value, name = INERT[gadget]
+    saved = NESTINGS[nesting](with_canary(value, canary))
+    loaded = set(sys.modules)
+    for content in (torch_zip(saved, CONTENT), torch_legacy(saved, {"0": WEIGHT} if nesting in BESIDE else {})):
+        if nesting in BESIDE:
+            assert np.array_equal(read_weights(write(tmp_path, content))["w"], WEIGHT[: BESIDE[nesting]])
+        else:
+            refuse(tmp_path, content, re.escape(name) if nesting in INSTEAD else None)
+    assert not canary.exists() and not set(sys.modules) - loaded
+
+
 @pytest.mark.parametrize("nesting", NESTINGS)
 @pytest.mark.parametrize("gadget", GADGETS)
 def test_gadgets_are_refused_by_name_and_nothing_runs(tmp_path, gadget, nesting):
@@ -183,7 +209,7 @@ def test_the_gadgets_do_run_where_pickles_are_trusted(tmp_path, gadget):
     """So that the test above is one that could fail."""
     canary = tmp_path / "canary"
     code = "import pickle, sys; value = pickle.loads(sys.stdin.buffer.read()); getattr(value, 'wait', int)()"
-    subprocess.run([sys.executable, "-c", code], input=pickled(with_canary(GADGETS[gadget][0], canary)), check=True)
+    subprocess.run([sys.executable, "-c", code], input=pickled(with_canary(INERT[gadget][0], canary)), check=True)
     assert canary.exists()
 
 
@@ -293,6 +319,31 @@ def test_a_pickle_cannot_multiply_what_it_holds(tmp_path):
     pairs = b"](" + b"".join(b"(J" + struct.pack("<i", i) + b"Nt" for i in range(10_000)) + b"eq\x00"
     calls = b"ccollections\nOrderedDict\nq\x01" + b"h\x01h\x00\x85R" * 100_000
     assert peak_of_refusal(tmp_path, torch_zip(Raw(pairs + calls)), "copies more bytes than it contains") < 32 << 20
+
+
+INERT_BOMBS = {
+    "a new name from the stack each time": (
+        b"X" + struct.pack("<I", 200) + b"m" * 200 + b"q\x00" + b"X" + struct.pack("<I", 200) + b"n" * 200 + b"q\x01"
+        + b"h\x00h\x01\x93" * 100_000
+    ),
+    "calls of calls": b"ca\nb\n" + b")R" * 200_000,
+    "states": b"ca\nb\n" + b"}b" * 200_000,
+    "entries that are dropped": b"ca\nb\nq\x00(" + b"h\x00K\x01" * 100_000 + b"u",
+    "keys that are dropped": b"ca\nb\nq\x00}(" + b"h\x00K\x01" * 100_000 + b"u",
+}
+
+
+@pytest.mark.parametrize("kind", INERT_BOMBS)
+def test_inert_objects_cost_what_they_take_in_the_file(tmp_path, kind):
+    content = torch_zip(Raw(b"(" + INERT_BOMBS[kind] + b"t"))
+    assert peak_of_refusal(tmp_path, content, "it contains a tuple|never made") < 32 << 20
+
+
+def test_a_long_name_is_refused(tmp_path):
+    """Names are put together, so a long one that is used 100,000 times would take 20 GB."""
+    name = b"X" + struct.pack("<I", 100_000) + b"a" * 100_000
+    code = name + b"q\x00" + name + b"q\x01" + b"h\x00h\x01\x93" * 100_000
+    assert peak_of_refusal(tmp_path, torch_zip(Raw(code)), "a name in its pickle has 200000 characters") < 32 << 20
 
 
 def test_lists_of_lists_of_lists(tmp_path):

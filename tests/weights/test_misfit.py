@@ -12,6 +12,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.weights.fit import LoadReport, fit
 from scratchvit.weights.misfit import MOST_NAMED, grouped
 from scratchvit.weights.names import TIMM, recognise
+from tests.support.peers import import_timm
 from tests.support.processes import alone, peak_bytes
 
 TINY = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2, "num_classes": 4}
@@ -79,6 +80,57 @@ def test_a_file_of_another_family_is_told_as_one():
 def test_a_report_groups_what_was_not_used():
     report = LoadReport("timm", left_out=[f"blocks.{i}.attn_mask" for i in range(12)])
     assert str(report) == "names: timm\nnot used: blocks.0…11.attn_mask"
+
+
+HINTS = ("create the model with", "create this model", "create it with", "new_head", "of another size")
+
+#  what is changed in the names of a ViT; what is said
+STRANGERS = {
+    "q, k and v apart, as in EVA": (
+        lambda name: name.replace("qkv.weight", "q_proj.weight"), {"blocks.0.attn.qkv.bias"},
+        "it has blocks.N.attn.q_proj.weight, which the model lacks, and lacks blocks.N.attn.qkv.weight",
+    ),
+    "other norms": (lambda name: name.replace("norm1", "ln_pre"), {"cls_token"}, "it has blocks.N.ln_pre.weight"),
+    "other MLPs": (lambda name: name.replace("mlp.fc1", "mlp.w12"), {"pos_embed"}, "it has blocks.N.mlp.w12"),
+    "other projections": (lambda name: name.replace("attn.proj", "attn.out"), {"head.weight"}, "blocks.N.attn.out"),
+    "without attention": (lambda name: name, {name for name in MODEL.state_dict() if ".attn." in name},
+                          "it lacks blocks.N.attn.qkv.weight, blocks.N.attn.proj.weight"),
+}
+
+
+@pytest.mark.parametrize("kind", STRANGERS)
+def test_no_advice_is_given_where_the_blocks_are_of_another_kind(kind):
+    """It would be wrong, however well it fits one of the differences."""
+    rename, without, said = STRANGERS[kind]
+    weights = {rename(name): value for name, value in MODEL.state_dict().items() if name not in without}
+    with pytest.raises(ScratchvitError) as caught:
+        fit(MODEL, TIMM.rename(weights))
+    cause = str(caught.value).splitlines()[0]
+    assert said in cause and "this file is from another kind of model: " in cause
+    assert not any(hint in cause for hint in HINTS), cause
+
+
+def test_parts_beside_the_blocks_that_only_one_has():
+    weights = MODEL.state_dict() | {name: np.zeros(16, np.float32) for name in ("norm_pre.weight", "blocks.0.x.gamma")}
+    with pytest.raises(ScratchvitError, match=r"it has norm_pre\.weight, blocks\.N\.x\.gamma, which the model"):
+        fit(MODEL, TIMM.rename(weights))
+
+
+@pytest.mark.parity
+@pytest.mark.parametrize(("name", "said"), [
+    ("eva02_tiny_patch14_224", "is from another kind"), ("vit_base_patch16_siglip_224", "is from another kind"),
+    ("vit_tiny_patch16_224.augreg", "of another size: D = 192"), ("beit_base_patch16_224", "is from another kind"),
+    ("vit_small_patch14_dinov2", "is from another kind"), ("vit_base_patch32_clip_224", "is from another kind"),
+    ("cait_xxs24_224", "is from another kind"), ("xcit_nano_12_p16_224", "is from another kind"),
+])
+def test_what_is_said_of_timms_other_vits(name, said):
+    peer = import_timm().create_model(name.partition(".")[0], pretrained=False, depth=2)
+    weights = {key: value.numpy() for key, value in peer.state_dict().items()}
+    with pytest.raises(ScratchvitError) as caught:
+        fit(MODEL, recognise(weights).rename(weights))
+    cause = str(caught.value).splitlines()[0]
+    assert said in cause
+    assert said == "of another size: D = 192" or not any(hint in cause for hint in HINTS), cause
 
 
 PIECES = st.sampled_from([

@@ -1,9 +1,11 @@
 """Preprocessing: sizes, offsets and numbers by hand, configurations, and pixels equal to timm's and transformers'."""
 
+import hashlib
 import io
 import json
 import math
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,10 @@ from PIL import Image, ImageOps
 from scratchvit.data.images import open_image
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
-from scratchvit.weights import preprocess
+from scratchvit.weights import preprocess, published
 from scratchvit.weights.preprocess import CLIP, HALF, IMAGENET, Preprocessing, preprocessing_for
 from tests.support.margins import assert_close, ulps
-from tests.support.peers import import_timm
+from tests.support.peers import import_timm, import_torchvision
 from tests.support.seeds import seeded
 
 PLAIN = {"mean": (0.0,) * 3, "std": (1.0,) * 3, "rescale": 1.0}     # the pixels themselves come out
@@ -229,13 +231,67 @@ def test_the_convention_of_the_family():
     assert preprocessing_for("resnet50", in_chans=1).mean == pytest.approx((0.449,), abs=1e-3)
 
 
-def test_torchvision_has_one_convention_for_all(tmp_path):
-    expected = Preprocessing(crop_pct=0.875, interpolation="bilinear", **IMAGENET)
-    np.savez(tmp_path / "mine.npz", **{"encoder.pos_embedding": np.zeros((1, 5, 8), np.float32)})       # its ViT's name
-    for found in (preprocessing_for("vit_base_patch16_224", tmp_path / "mine.npz"),
-                  preprocessing_for("resnet50", "weights/resnet50-0676ba61.pth")):
-        assert found == expected and found.source == "the convention of torchvision"
-    assert preprocessing_for("resnet50", "resnet50_a1_0-14fe96d1.pth") == preprocessing_for("resnet50")     # timm's
+def test_torchvisions_files_are_known_by_their_hash(tmp_path):
+    """Whatever else is in the name, and by their content where the name has none."""
+    first, second = Preprocessing(crop_pct=0.875, interpolation="bilinear"), Preprocessing(
+        crop_pct=224 / 232, interpolation="bilinear"
+    )
+    for name in ("resnet50-0676ba61.pth", "my_resnet50-0676ba61 (1).pth", "resnet50-19c8e357.pth"):
+        assert preprocessing_for("resnet50", f"weights/{name}") == first
+    found = preprocessing_for("resnet50", "resnet50-11ad3fa6.pth")
+    assert found == second and found.source == "as published for torchvision's resnet50-11ad3fa6.pth, IMAGENET1K_V2"
+    for name in ("resnet50_a1_0-14fe96d1.pth", "vit_b_16-c867db91.pth"):        # timm's; another model's
+        assert preprocessing_for("resnet50", name) == preprocessing_for("resnet50")
+
+
+def test_a_renamed_file_is_known_by_its_content(tmp_path, monkeypatch):
+    path = tmp_path / "net.pth"
+    path.write_bytes(b"weights")
+    digest = hashlib.sha256(b"weights").hexdigest()[:8]
+    row = next(row for row in published.PUBLISHED if row.file == "resnet50-11ad3fa6")
+    monkeypatch.setattr(published, "PUBLISHED", (row._replace(file=f"resnet50-{digest}"),))
+    assert preprocessing_for("resnet50", path, owner="timm").crop_pct == 224 / 232
+    assert preprocessing_for("resnet18", path, owner="timm") == preprocessing_for("resnet18")
+    path.write_bytes(b"other weights")
+    assert preprocessing_for("resnet50", path, owner="timm") == preprocessing_for("resnet50")
+
+
+def test_other_files_of_torchvision_are_prepared_as_its_first_ones(tmp_path):
+    path = tmp_path / "mine.npz"
+    np.savez(path, **{"encoder.pos_embedding": np.zeros((1, 5, 8), np.float32)})        # its ViT's name
+    found = preprocessing_for("vit_base_patch16_224", path)
+    assert found == Preprocessing(crop_pct=0.875, interpolation="bilinear")
+    assert found.source == (
+        "the convention of torchvision, that of vit_b_16-c867db91.pth; vit_b_16_lc_swag-4e70ced5.pth has another"
+    )
+    found = preprocessing_for("vit_base_patch16_224", path, img_size=384)
+    assert found == Preprocessing((384, 384), 1.0, interpolation="bicubic") and "swag-9ac1b537" in found.source
+    found = preprocessing_for("vit_base_patch14_224", path)                     # torchvision has none
+    assert (found.crop_pct, found.interpolation, found.source) == (0.875, "bilinear", "the convention of torchvision")
+
+
+@pytest.mark.parity
+def test_pictures_are_prepared_as_torchvision_published_each_file(pictures):
+    """Every file of the families that load here; clips apart, pixel for pixel."""
+    models = import_torchvision().models
+    compared = 0
+    for name in models.list_models():
+        if not re.fullmatch(r"resnet\d+|vit_.+|swin_.+|mvit_.+", name):
+            continue
+        for weights in models.get_model_weights(name):
+            file, transform = Path(weights.url), weights.transforms()
+            (row,) = [row for row in published.PUBLISHED if f"{row.file}.pth" == file.name]
+            found = preprocessing_for(row.model, file.name, transform.crop_size[0])
+            assert row.weights == weights.name and weights.name in found.source
+            assert found.input_size == (transform.crop_size[0],) * 2
+            assert list(found.mean) == list(transform.mean) and list(found.std) == list(transform.std)
+            assert found.interpolation == transform.interpolation.value
+            assert math.floor(found.input_size[0] / found.crop_pct) == transform.resize_size[0]
+            if "mvit" not in name:
+                for image, source in pictures[:3]:
+                    assert np.array_equal(found(image), transform(image).numpy()), (weights, source)
+            compared += 1
+    assert compared == 26 <= len(published.PUBLISHED)
 
 
 def test_files_beside_the_weights_come_first(tmp_path):
@@ -401,7 +457,7 @@ def test_the_convention_is_that_of_the_models_size():
 def test_a_file_whose_owner_is_known_is_not_read_again(tmp_path):
     (tmp_path / "a.pth").write_bytes(b"no weights")
     found = preprocessing_for("vit_base_patch16_224", tmp_path / "a.pth", owner="torchvision")
-    assert found.source == "the convention of torchvision"
+    assert found.source.startswith("the convention of torchvision")
     assert preprocessing_for("vit_base_patch16_224", tmp_path / "a.pth", owner="timm").mean == (0.5, 0.5, 0.5)
 
 

@@ -199,7 +199,7 @@ def test_the_preprocessing_of_each_publisher(tmp_path):
         ("swin_v2_b-781e5279.pth", "swinv2_base_window8_256", 272, 256),
     ):
         found = preprocessing_for(name, tmp_path / file)
-        assert found.source == "the convention of torchvision" and found.interpolation == "bicubic"
+        assert found.source.startswith(f"as published for torchvision's {file}") and found.interpolation == "bicubic"
         assert found.input_size == (side, side) and found._scale_size() == (shorter, shorter)
     (tmp_path / "config.json").write_text('{"model_type": "swin"}')
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224, "resample": 3, "image_mean": [0.5, 0.4, 0.3]}')

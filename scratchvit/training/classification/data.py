@@ -150,7 +150,7 @@ def measured(splits: Splits, config: TrainConfig, init: str | Path | None) -> Tr
     if own is not None:     # a model with a palette, which expects pixels in the units of its colours
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
-        theirs = init and normalisation(config.model, init, splits.train.image_shape[2])
+        theirs = init and normalisation(config.model, init, splits.train.image_shape[2], config.entry)
         mean, std = theirs or data.channel_stats(splits.train)
     # A constant channel has a standard deviation of 0; divide it by 1 instead.
     return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))

@@ -45,7 +45,7 @@ class Layout:
     """The names and array layouts of one library. Patterns are regular expressions that must match a whole name.
 
     owner       the library or project, for reports
-    mark        a name that only this layout has
+    mark        a name that only this layout has; where it begins, the prefix of a wrapper ends (`wrappers`)
     names       (their pattern, our name); the first match is used, and a name without a match stays as it is
     prefix      a prefix that all names may have
     left_out    names that the models here do not need
@@ -98,12 +98,16 @@ class Layout:
 
 @dataclass
 class Renamed:
-    """Weights under timm's names, the owner of their layout, the names that were left out, and a note for the user."""
+    """Weights under timm's names, the owner of their layout, the names that were left out, and notes for the user.
+
+    entry: which of the sets of weights in the file these are, as text; "" if there is only one.
+    """
 
     owner: str
     weights: Weights
     left_out: list[str] = field(default_factory=list)
     note: str = ""
+    entry: str = ""
 
 
 def _joined(weights: Weights, theirs: Mapping[str, str]) -> Weights:
