@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import sys
 from argparse import Namespace
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images, table
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import check_can_be_written, printable, write_atomically
 from scratchvit.models.checks import check_classifies
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
@@ -30,6 +34,8 @@ RUN = (
     "a run folder of `scratchvit train`, a checkpoint in it, or third-party weights (.safetensors, .pth, .bin, .npz)"
 )
 BATCH = 32
+
+Result = dict[str, Any]     # of a picture: "file_name", and "classes", a list of {"class", "probability"}, best first
 
 
 @dataclass
@@ -70,6 +76,10 @@ def predict(argv: Sequence[str]) -> int:
         "--top-k", type=int, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
     )
     parser.add_argument(
+        "--out", type=Path, metavar="FILE",
+        help="write the classes of every picture into a file too, .csv or .json (default: they are only printed)",
+    )
+    parser.add_argument(
         "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
     )
     add_entry(parser)
@@ -80,6 +90,9 @@ def predict(argv: Sequence[str]) -> int:
     given.checkpoint, images = run_and_images(parser, given)
     if given.top_k < 1:
         parser.error(f"--top-k must be at least 1, not {given.top_k}")
+    if given.out and given.out.suffix.lower() not in (".csv", ".json"):
+        parser.error(f"--out must be a file that ends in .csv or .json, not {given.out}")
+    check_can_be_written(given.out)
 
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
@@ -92,7 +105,7 @@ def predict(argv: Sequence[str]) -> int:
     print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
 
     bad = 0
-    results = []
+    results: list[Result] = []
     for start in range(0, len(images), BATCH):
         read = []
         for path in images[start : start + BATCH]:
@@ -112,10 +125,37 @@ def predict(argv: Sequence[str]) -> int:
             results.append({"file_name": path.as_posix(), "classes": found})
     if bad == len(images):
         raise ScratchvitError("none of the pictures can be decoded")
+    if len(results) > 1:
+        print(f"\n{_summary(results)}")
     if bad:
         print(f"{bad} of {len(images)} pictures left out")
+    if given.out:
+        write_atomically(given.out, _as_file(results, given.out.suffix.lower()))
+        print(f"wrote {printable(given.out)}: {len(results):,} pictures")
     note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
     return 0
+
+
+def _summary(results: Sequence[Result]) -> str:
+    """How many pictures have each class as their most probable one, the most frequent class first."""
+    counts = Counter(one["classes"][0]["class"] for one in results)
+    rows = [("class", "pictures"), *((printable(name), f"{count:,}") for name, count in counts.most_common())]
+    return table([*rows, ("all", f"{len(results):,}")])
+
+
+def _as_file(results: Sequence[Result], suffix: str) -> bytes:
+    """The content of a file with the classes of every picture: a list of objects, or a row each."""
+    if suffix == ".json":
+        return f"{json.dumps(results, indent=1)}\n".encode()
+    top_k = len(results[0]["classes"])
+    head = [f"{name}_{place}" for place in range(1, top_k + 1) for name in ("class", "probability")]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["file_name", *head])
+    for one in results:
+        cells = [cell for found in one["classes"] for cell in (found["class"], f"{found['probability']:.6g}")]
+        writer.writerow([one["file_name"], *cells])
+    return text.getvalue().encode("utf-8", "backslashreplace")      # names of files may be no UTF-8
 
 
 def _from_run(given: Namespace) -> Classifier:
