@@ -39,8 +39,9 @@ from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import swin
 from scratchvit.models.registry import register
-from scratchvit.models.swin import EPS, SIZES, neighbours
-from scratchvit.models.windows import bias_of_pairs, relative_position_index
+from scratchvit.models.swin import SIZES, neighbours
+from scratchvit.models.vit import pair
+from scratchvit.models.windows import bias_of_pairs, relative_position_index, window_and_shift
 from scratchvit.options import option
 from scratchvit.tensor import Tensor
 
@@ -157,6 +158,19 @@ class Block(swin.Block):
 
     attention_layer = WindowAttention
 
+    @staticmethod
+    def window_and_shift(
+        config: swin.SwinConfig, stage: int, size: tuple[int, int], shifted: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """As Swin's, but for Hugging Face's rule: the image's height decides, and halves are rounded down.
+
+        So a map of 8 rows that were merged from 15 has windows of at most 7.
+        """
+        if config.window_rule == "huggingface":
+            rows = max(1, pair(config.img_size)[0] // pair(config.patch_size)[0] >> stage)
+            size = rows, rows
+        return window_and_shift(size, pair(config.window_size), shifted, config.window_rule)
+
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.norm1(self.attend(x)))         # Figure 1, right
         x = x + self.drop_path2(self.norm2(self.mlp(x)))
@@ -166,9 +180,9 @@ class Block(swin.Block):
 class PatchMerging(nn.Module):
     """Swin's with the norm after the matrix: (B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 2D)."""
 
-    def __init__(self, dim: int):
+    def __init__(self, dim: int, norm_eps: float):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(2 * dim, EPS)
+        self.norm = nn.LayerNorm(2 * dim, norm_eps)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.reduction(neighbours(x)))
