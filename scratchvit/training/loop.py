@@ -38,7 +38,7 @@ from scratchvit.training.folder import RunFolder, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Course, Row, Task
-from scratchvit.weights import LoadReport, load_weights
+from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between two looks at the numbers: on a GPU each waits for the device
 WAITING = 0.05                          # share of an epoch spent waiting for pictures, beyond which a line says so
@@ -92,7 +92,14 @@ class TrainingLoop(Generic[TaskT]):
         data = task.load_data(config.init and (self.folder.last if goes_on else config.init))
         self.loader = data.train_loader(config)
         self.about, self.fingerprint = data.about(), data.fingerprint()
-        self.model_args = task.model_args(self.about)
+        # What the initial weights decide, unless the run does; once it has begun, its own checkpoint says it.
+        theirs: dict[str, Any] = {}
+        if goes_on:
+            args = load_checkpoint(self.folder.last).model_args
+            theirs = {name: args[name] for name in UNSEEN if name in args}
+        elif config.init:
+            theirs = unseen_options(config.init, config.model)
+        self.model_args = theirs | task.model_args(self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
@@ -101,6 +108,8 @@ class TrainingLoop(Generic[TaskT]):
         self.loaded: LoadReport | None = None           # what came of `init`
         if config.init and not goes_on:
             self.loaded = load_weights(self.model, config.init, new_head=config.new_head)
+            taken = {name: value for name, value in theirs.items() if name not in config.model_args}
+            self.loaded.adapted += [f"the model, to the file's {name} {value}" for name, value in taken.items()]
         task.prepare_loss(self.model)
         self.optimizer = make_optimizer(config, task.param_groups(self.model))
         self.schedule = make_schedule(config, len(self.loader))

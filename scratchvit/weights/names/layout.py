@@ -49,6 +49,7 @@ class Layout:
     names       (their pattern, our name); the first match is used, and a name without a match stays as it is
     prefix      a prefix that all names may have
     left_out    names that the models here do not need
+    options     what this library computes differently, as options of our models, if no configuration says otherwise
     prepare     applied to all weights before the names are converted
     spell       (their name) → the spelling that `names` expects
     store       (their name, value) → the value as PyTorch stores it
@@ -60,6 +61,7 @@ class Layout:
     names: tuple[tuple[str, str], ...] = ()
     prefix: str = ""
     left_out: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Weights], Weights] = _same
     spell: Callable[[str], str] = _same
     store: Callable[[str, np.ndarray], np.ndarray] = _same_value
@@ -86,7 +88,7 @@ class Layout:
             renamed[ours], theirs[ours] = self.store(name, value), full_name
         joined = _joined(renamed, theirs)
         note = self.finish(joined)
-        return Renamed(self.owner, joined, left_out, note)
+        return Renamed(self.owner, joined, left_out, note, dict(self.options))
 
     def _our_name(self, name: str) -> str | None:
         spelled = self.spell(name)
@@ -98,12 +100,16 @@ class Layout:
 
 @dataclass
 class Renamed:
-    """Weights under timm's names, the owner of their layout, the names that were left out, and a note for the user."""
+    """Weights under timm's names, the owner of their layout, the names that were left out, and a note for the user.
+
+    options: those of `Layout`.
+    """
 
     owner: str
     weights: Weights
     left_out: list[str] = field(default_factory=list)
     note: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _joined(weights: Weights, theirs: Mapping[str, str]) -> Weights:
