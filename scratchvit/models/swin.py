@@ -28,8 +28,8 @@ block.
 In shapes, B is the number of images, and d = D / heads the channels of a head.
 
 Parameters and options are named as in timm. Three options are not timm's: initialisation by width (weight_init), and
-two for weights of other libraries: the rule for maps that windows do not divide (window_rule), and ε of the layer
-norms (norm_eps).
+two for weights of other libraries: the rule for maps that windows do not divide (window_rule), and the ε of Hugging
+Face's `layer_norm_eps` (norm_eps).
 """
 
 from __future__ import annotations
@@ -65,6 +65,8 @@ from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
+EPS = 1e-5      # of the layer norms of the patch embedding and of patch merging, in every library
+
 
 @dataclass(frozen=True)
 class SwinConfig:
@@ -83,7 +85,7 @@ class SwinConfig:
     window_rule: str = option(
         "timm", "windows at the edge of a map that they do not divide: as in timm, huggingface or torchvision"
     )
-    norm_eps: float = option(1e-5, "ε of every layer norm")
+    norm_eps: float = option(EPS, "ε of the layer norms of the blocks, and of the last; others have 1e-5")
     weight_init: str = option("timm", "\"timm\": standard deviation 0.02; \"xavier\": by width, for small models")
     drop_rate: float = option(0.0, "dropout rate before the head")
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
@@ -116,7 +118,7 @@ class PatchEmbed(vit.PatchEmbed):
             img_size=config.img_size, patch_size=config.patch_size, in_chans=config.in_chans,
             embed_dim=config.embed_dim,
         ))
-        self.norm = nn.LayerNorm(config.embed_dim, config.norm_eps)
+        self.norm = nn.LayerNorm(config.embed_dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.norm(super().forward(x))                           # (B, h·w, C)
@@ -206,8 +208,8 @@ class Block(nn.Module):
 class PatchMerging(nn.Module):
     """Four neighbours become one token of twice the width: (B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 2D)."""
 
-    def __init__(self, dim: int, norm_eps: float):
-        self.norm = nn.LayerNorm(4 * dim, norm_eps)
+    def __init__(self, dim: int):
+        self.norm = nn.LayerNorm(4 * dim, EPS)
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -235,10 +237,10 @@ class Stage(nn.Module):
 
     def __init__(
         self, config: SwinConfig, stage: int, size: tuple[int, int], drop_paths: Sequence[float],
-        layers: tuple[type[Block], Callable[[int, float], nn.Module]],
+        layers: tuple[type[Block], Callable[[int], nn.Module]],
     ):
         block, merging = layers
-        self.downsample = merging(config.embed_dim * 2 ** (stage - 1), config.norm_eps) if stage else nn.Identity()
+        self.downsample = merging(config.embed_dim * 2 ** (stage - 1)) if stage else nn.Identity()
         self.blocks = nn.Sequential(*(
             block(config, stage, size, i % 2 == 1, drop_path) for i, drop_path in enumerate(drop_paths)
         ))
@@ -264,7 +266,7 @@ class SwinTransformer(nn.Module):
     Raises ScratchvitError when sizes do not fit together, or the images' shape does not fit the model.
     """
 
-    layers_of_a_stage: tuple[type[Block], Callable[[int, float], nn.Module]] = (Block, PatchMerging)
+    layers_of_a_stage: tuple[type[Block], Callable[[int], nn.Module]] = (Block, PatchMerging)
 
     def __init__(self, config: SwinConfig, seed: int = 0):
         _check(config)

@@ -39,7 +39,7 @@ from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import swin
 from scratchvit.models.registry import register
-from scratchvit.models.swin import SIZES, neighbours
+from scratchvit.models.swin import EPS, SIZES, neighbours
 from scratchvit.models.vit import pair
 from scratchvit.models.windows import bias_of_pairs, relative_position_index, window_and_shift
 from scratchvit.options import option
@@ -180,9 +180,9 @@ class Block(swin.Block):
 class PatchMerging(nn.Module):
     """Swin's with the norm after the matrix: (B, h, w, D) → (B, ⌈h/2⌉, ⌈w/2⌉, 2D)."""
 
-    def __init__(self, dim: int, norm_eps: float):
+    def __init__(self, dim: int):
         self.reduction = nn.Linear(4 * dim, 2 * dim, bias=False)
-        self.norm = nn.LayerNorm(2 * dim, norm_eps)
+        self.norm = nn.LayerNorm(2 * dim, EPS)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.norm(self.reduction(neighbours(x)))

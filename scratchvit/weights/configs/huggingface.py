@@ -24,7 +24,7 @@ COMMON = Fields(
         "cross_attention_hidden_size", "tie_encoder_decoder", "tie_word_embeddings",
         "id2label", "label2id", "num_labels", "problem_type",
         "finetuning_task", "task_specific_params", "tokenizer_class", "prefix", "bos_token_id", "eos_token_id",
-        "pad_token_id", "sep_token_id", "decoder_start_token_id",
+        "pad_token_id", "sep_token_id", "decoder_start_token_id", "initializer_range",
     ),
 )
 
@@ -41,7 +41,7 @@ VIT = Fields(
         "head_dim": None,
     },
     required={"hidden_act": _GELU},
-    no_effect=(*_DROPOUT, "initializer_range", "encoder_stride", "pooler_output_size", "pooler_act"),
+    no_effect=(*_DROPOUT, "encoder_stride", "pooler_output_size", "pooler_act"),
 )
 SWIN = Fields(
     honoured={
@@ -50,7 +50,7 @@ SWIN = Fields(
     },
     required={"hidden_act": _GELU, "use_absolute_embeddings": (False,)},
     no_effect=(
-        *_DROPOUT, "drop_path_rate", "initializer_range", "encoder_stride", "num_layers", "hidden_size", "path_norm",
+        *_DROPOUT, "drop_path_rate", "encoder_stride", "num_layers", "hidden_size", "path_norm",
         *_OF_A_BACKBONE,
     ),
 )
@@ -68,9 +68,9 @@ RESNET = Fields(
 BIT = Fields(
     honoured={
         "num_channels": 3, "hidden_sizes": [256, 512, 1024, 2048], "depths": [3, 4, 6, 3], "width_factor": 1,
-        "global_padding": None, "embedding_dynamic_padding": False,
     },
-    required={
+    required={      # with global_padding "SAME", its max pooling pads with zeros, even where all values are negative
+        "global_padding": (None,), "embedding_dynamic_padding": (False,),
         "embedding_size": (64,), "layer_type": ("preactivation",), "hidden_act": ("relu",), "num_groups": (32,),
         "output_stride": (32,),
     },
@@ -85,7 +85,7 @@ IMAGE_GPT = Fields(
         "activation_function": ("quick_gelu",), "scale_attn_weights": (True,),
         "scale_attn_by_inverse_layer_idx": (False,), "add_cross_attention": (False,), "tie_word_embeddings": (False,),
     },
-    no_effect=("resid_pdrop", "embd_pdrop", "attn_pdrop", "initializer_range", "reorder_and_upcast_attn"),
+    no_effect=("resid_pdrop", "embd_pdrop", "attn_pdrop", "reorder_and_upcast_attn"),
 )
 _OF_BOTH_DETRS = {
     "encoder_layers": 6, "decoder_layers": 6, "encoder_attention_heads": 8, "decoder_attention_heads": 8,
@@ -94,14 +94,16 @@ _OF_BOTH_DETRS = {
 }
 _TRAINING_OF_DETRS = (
     "attention_dropout", "activation_dropout", "encoder_layerdrop", "decoder_layerdrop", "classifier_dropout",
-    "init_std", "init_xavier_std", "auxiliary_loss", "class_cost", "bbox_cost", "giou_cost", "mask_loss_coefficient",
+    "init_std", "init_xavier_std", "class_cost", "bbox_cost", "giou_cost", "mask_loss_coefficient",
     "dice_loss_coefficient", "cls_loss_coefficient", "bbox_loss_coefficient", "giou_loss_coefficient",
     "eos_coefficient", "focal_alpha", "use_timm_backbone", "use_pretrained_backbone", "num_hidden_layers",
     "max_position_embeddings", "scale_embedding",
 )
 DETR = Fields(
     honoured=_OF_BOTH_DETRS | {"num_channels": 3, "num_queries": 100, "d_model": 256},
-    required={"activation_function": ("relu",), "position_embedding_type": ("sine",)},
+    required={      # with auxiliary_loss, its decoder's layers are normalised once more, in evaluation too
+        "activation_function": ("relu",), "position_embedding_type": ("sine",), "auxiliary_loss": (False,),
+    },
     no_effect=_TRAINING_OF_DETRS,
 )
 DAB_DETR = Fields(
@@ -111,7 +113,7 @@ DAB_DETR = Fields(
         "temperature_width": (20,), "sine_position_embedding_scale": (None,), "keep_query_pos": (False,),
         "num_patterns": (0,), "normalize_before": (False,), "query_dim": (4,), "tie_word_embeddings": (True,),
     },
-    no_effect=(*_TRAINING_OF_DETRS, "random_refpoints_xy", "initializer_bias_prior_prob"),
+    no_effect=(*_TRAINING_OF_DETRS, "auxiliary_loss", "random_refpoints_xy", "initializer_bias_prior_prob"),
 )
 TIMM_BACKBONE = Fields(
     honoured={"backbone": None, "output_stride": None, "out_indices": None},
@@ -202,12 +204,9 @@ def _resnet(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
 
 
 def _bit(given: Mapping[str, Any]) -> tuple[str, dict[str, Any]]:
-    padding = given["global_padding"]
-    require("global_padding", padding and str(padding).upper(), None, "SAME")
-    require("embedding_dynamic_padding", given["embedding_dynamic_padding"], padding is not None)
     return "resnetv2_*", {
         "layers": tuple(given["depths"]), "channels": tuple(given["hidden_sizes"]),
-        "width_factor": given["width_factor"], "padding_same": padding is not None,
+        "width_factor": given["width_factor"], "padding_same": False,
     }
 
 
@@ -233,6 +232,7 @@ def _of_a_detr(given: Mapping[str, Any]) -> dict[str, Any]:
     require("decoder_attention_heads", given["decoder_attention_heads"], given["encoder_attention_heads"])
     require("decoder_ffn_dim", given["decoder_ffn_dim"], given["encoder_ffn_dim"])
     return _backbone(given) | {
+        "stages": 4, "frozen_bn": True, "normalize_before": False,
         "in_chans": given["num_channels"], "num_queries": given["num_queries"], "hidden_dim": given["d_model"],
         "nheads": given["encoder_attention_heads"], "dropout": given["dropout"],
         "enc_layers": given["encoder_layers"], "dec_layers": given["decoder_layers"],
