@@ -153,7 +153,9 @@ def test_places_are_those_of_the_tokens_that_attention_gets(device, version, cas
 
 
 @pytest.mark.parametrize("version", NAMES)
-@pytest.mark.parametrize("case", ["padded", "not square", "a window covers one axis", "padded, then rolled", "odd maps"])
+@pytest.mark.parametrize(
+    "case", ["padded", "not square", "a window covers one axis", "padded, then rolled", "odd maps"]
+)
 def test_masks_and_biases_are_those_that_attention_gets(device, monkeypatch, version, case):
     model = randomised(small(version, **CASES[case]))
     given, attention = [], sv.ops.attention

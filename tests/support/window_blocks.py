@@ -26,8 +26,8 @@ def axis_groups(n, m, shifted, rule="timm"):
     """For each place of an axis of n tokens and its padding: (window, side of the picture's end), without windows.
 
     A shifted axis begins at its token m // 2; what stands before comes after its end, and padding after that, or, where
-    it is added before the shift, between the two. A token looks only at those of its window that do not stand beyond the
-    place where all libraries draw the line: the last m // 2.
+    it is added before the shift, between the two. A token looks only at those of its window that do not stand beyond
+    the place where all libraries draw the line: the last m // 2.
     """
     m, shift = m if rule == "torchvision" else min(n, m), m // 2 if shifted and n > m else 0
     padding = [None] * (-n % m)
