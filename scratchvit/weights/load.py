@@ -56,7 +56,10 @@ def unseen_options(path: str | Path, name: str) -> dict[str, Any]:
     """
     path, preset = Path(path), vars(model_config(name))
     options = _origin(path, _read(path), named=True).options
-    return {key: options[key] for key in UNSEEN if type(options.get(key)) is type(preset.get(key)) and key in preset}
+    return {
+        key: options[key] for key in UNSEEN
+        if key in options and key in preset and isinstance(options[key], str) == isinstance(preset[key], str)
+    }
 
 
 class Loaded(NamedTuple):

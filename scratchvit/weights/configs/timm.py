@@ -104,7 +104,7 @@ def described(config: Mapping[str, Any]) -> Described:
     if name not in list_models():
         raise ScratchvitError(f"there is no model {architecture!r} here; `scratchvit models` lists those there are")
     pretrained = config.get("pretrained_cfg") or config
-    args = dict(config.get("model_args") or {})
+    args = {key: value for key, value in (config.get("model_args") or {}).items() if value is not None}
     preset = model_config(name)
     fields = FIELDS.get(type(preset))
     if fields is None:                      # a model that timm does not have, written by hand
