@@ -180,11 +180,11 @@ class Block(nn.Module):
         """W-MSA, attention in regular windows; or SW-MSA, in shifted ones: (B, h, w, D) → (B, h, w, D).
 
         Padding, rows and columns of zeros that complete the last windows, is not masked as such: it is attended to like
-        other tokens. It is added before or after the roll, see windows.py.
+        other tokens. It is added after the roll, as in timm, or before it (`window_rule`, see windows.py).
         """
         B, h, w, _ = x.shape
         padding = below, right = padding_of((h, w), self.window)
-        before, after = (padding, (0, 0)) if self.pads_first else ((0, 0), padding)
+        before, after = (padding, (0, 0)) if self.pads_first else ((0, 0), padding)     # the roll
 
         x = pad_below_and_right(x, before)
         if self.regions is not None:

@@ -171,8 +171,9 @@ def _fitted(
 ) -> tuple[Weights, LoadReport]:
     if isinstance(model, PixelModel) and "palette" not in renamed.weights:
         renamed.weights |= _palette_beside(path)
+    groups = _args_of_run(path).get("query_groups")
     try:
-        state, report = fit(model, renamed, new_head, image_size(path), _args_of_run(path).get("query_groups", 1))
+        state, report = fit(model, renamed, new_head, image_size(path), groups if isinstance(groups, int) else 1)
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
     report.notes += (*origin.notes, *_differences(model, origin))

@@ -331,10 +331,12 @@ def test_every_argument_of_timms_models_is_in_the_table():
 
 
 def _torchvisions_vit(**args):
-    from torchvision.models.vision_transformer import VisionTransformer
+    from torchvision.models.vision_transformer import ConvStemConfig, VisionTransformer
 
     given = {"image_size": 24, "patch_size": 8, "num_layers": 2, "num_heads": 3, "hidden_dim": 24, "mlp_dim": 40,
              "num_classes": 3} | args
+    if "conv_stem_configs" in given:
+        given["conv_stem_configs"] = [ConvStemConfig(8, 3, 8)]
     ours = {"embed_dim": given["hidden_dim"], "depth": given["num_layers"], "num_heads": given["num_heads"],
             "mlp_ratio": given["mlp_dim"] / given["hidden_dim"]}
     return VisionTransformer(**given), "vit_tiny_patch16_224", ours, given["image_size"]
@@ -370,6 +372,7 @@ TORCHVISION = {
     "vit": (_torchvisions_vit, {
         "image_size": 40, "patch_size": 4, "num_layers": 3, "num_heads": 6, "hidden_dim": 36, "mlp_dim": 60,
         "dropout": 0.2, "attention_dropout": 0.2, "num_classes": 5, "representation_size": (12, REFUSED),
+        "conv_stem_configs": ("a stem", REFUSED),
     }),
     "swin": (_torchvisions_swin, {
         "image_size": 36, "patch_size": [2, 4], "embed_dim": 12, "depths": [1, 3], "num_heads": [2, 4],
@@ -408,7 +411,8 @@ def test_torchvision(family, changes, refused, tmp_path):
         peer.get_buffer(key).copy_(value)
     torch.save(peer.state_dict(), tmp_path / "model.pth")
     if refused:
-        with pytest.raises(ScratchvitError, match="hidden layer" if refused == "representation_size" else refused):
+        told = {"representation_size": "hidden layer", "conv_stem_configs": "missing: patch_embed.proj.weight"}
+        with pytest.raises(ScratchvitError, match=told.get(refused, refused)):
             open_model(tmp_path / "model.pth", name, **ours)
         return
     model, _, _ = open_model(tmp_path / "model.pth", name, **ours)

@@ -8,6 +8,7 @@ import safetensors.numpy
 
 import scratchvit as sv
 from scratchvit.cli import main
+from scratchvit.costs import cost
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.swin import Block, SwinConfig
 from scratchvit.models.swin_v2 import Block as BlockV2
@@ -315,3 +316,29 @@ def test_inspect_draws_it(rule, tmp_path, capsys):
     assert main(["inspect", str(tmp_path), "--out", str(tmp_path / "drawn")]) == 0
     printed = capsys.readouterr().out
     assert "5×5" in printed and "3×3" in printed and (tmp_path / "drawn" / "windows.png").exists()
+
+
+# --- what it costs ---
+
+
+@pytest.mark.parametrize(("library", "name", "size", "window"), [*CASES[::3], ("timm", FIRST, 100, 7)])
+def test_the_cost_is_that_of_the_windows_that_there_are(library, name, size, window):
+    """Counted from shapes alone, it is that of the windows which attention is given when the model runs."""
+    model = sv.create_model(name, **SMALL, img_size=size, window_size=window, window_rule=library).eval()
+    predicted, given = cost(model), []
+    for stage in model.layers:
+        for block in stage.blocks:
+            block.attn.forward = noting(block.attn, given)
+    with sv.no_grad():
+        model(np.zeros((1, 3, *model.patch_embed.img_size), np.float32))
+    assert predicted.attention_entries == sum(windows * tokens * tokens * heads for windows, tokens, heads in given)
+
+
+def noting(attention, given):
+    forward = attention.forward
+
+    def forward_noted(x, mask):
+        given.append((*x.shape[:2], attention.num_heads))
+        return forward(x, mask)
+
+    return forward_noted
