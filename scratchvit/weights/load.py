@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -139,11 +138,9 @@ def _origin(path: Path, renamed: Renamed, named: bool) -> Described:
 def _differences(model: Module, origin: Described) -> list[str]:
     """What the model computes otherwise than the file's, though the weights fit, as sentences."""
     config: Any = getattr(model, "config", None)
-    theirs = dict(origin.options)
+    theirs = {key: value for key, value in origin.options.items() if key in UNSEEN}
     if origin.name and type(preset := model_config(origin.name)) is type(config):
-        theirs = vars(dataclasses.replace(preset, **theirs))
-    else:
-        theirs = {key: value for key, value in theirs.items() if key in UNSEEN}
+        theirs |= vars(preset) | {key: value for key, value in origin.options.items() if hasattr(preset, key)}
     return [
         f"{key} is {getattr(config, key)} in this model and {value} in the file's, so their outputs differ: for the "
         f"file's, create the model with {key}={value!r}"

@@ -245,6 +245,10 @@ TIMM = {
         {"img_size": 24, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 3},
         _OF_TIMMS_VITS,
     ),
+    "vit_tiny_r_s16_p8_224": (
+        {"img_size": 64, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 3, "num_classes": 3},
+        _OF_TIMMS_VITS | {"img_size": [64, 96], "global_pool": "avg"},
+    ),
     "swin_tiny_patch4_window7_224": (_TIMMS_SWIN, _OF_TIMMS_SWINS | {"head_dim": (8, REFUSED)}),
     "swinv2_tiny_window8_256": (
         _TIMMS_SWIN, _OF_TIMMS_SWINS | {"pretrained_window_sizes": [6, 3], "act_layer": ("relu", REFUSED)},

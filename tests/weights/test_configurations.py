@@ -248,6 +248,20 @@ def test_options_that_shapes_do_not_show_are_compared(tmp_path):
     assert not sv.load_weights(model, tmp_path).notes
 
 
+def test_options_that_the_named_model_does_not_have_are_no_trap(tmp_path):
+    """A configuration by hand, and names of one library beside the configuration of another."""
+    small = {"img_size": 8, "embed_dim": 8, "depth": 1, "num_heads": 2, "num_colors": 4}
+    model = sv.create_model("igpt_tiny", **small)
+    safetensors.numpy.save_file(model.state_dict(), tmp_path / "model.safetensors")
+    config = {"architecture": "igpt_tiny", "model_args": small, "scratchvit": {"window_rule": "huggingface"}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert open_model(tmp_path, "igpt_tiny", **small)[0].config == open_model(tmp_path)[0].config == model.config
+    (tmp_path / "config.json").write_text(json.dumps(config | {"model_args": small | {"rope": 1}}))
+    assert not sv.load_weights(model, tmp_path).notes
+    with pytest.raises(ScratchvitError, match="igpt_tiny has no option 'rope'"):
+        open_model(tmp_path)
+
+
 # --- numbers ---
 
 
