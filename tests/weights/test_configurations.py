@@ -1,11 +1,14 @@
 """What a configuration says beside the shapes of the weights: followed, refused by name, or told."""
 
+import contextlib
 import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import safetensors.numpy
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 import scratchvit as sv
 from scratchvit.cli import main
@@ -260,6 +263,34 @@ def test_options_that_the_named_model_does_not_have_are_no_trap(tmp_path):
     assert not sv.load_weights(model, tmp_path).notes
     with pytest.raises(ScratchvitError, match="igpt_tiny has no option 'rope'"):
         open_model(tmp_path)
+
+
+JUNK = st.sampled_from([
+    -1, 0, 2, 10**8, 10**400, 1e-320, 1e308, float("nan"), float("inf"), None, True, "x", "", [], [1], [0, 0],
+    [1, 10**400], [None, None], ["a"] * 3, {}, {"a": 1}, [[1]], {"model_type": "resnet"}, {"out_indices": 3}, {"backbone": ["x"]},
+])
+EVERY_FIELD = [
+    {"model_type": kind, "field": name}
+    for kind, (_, fields, _) in huggingface.KINDS.items() for name in sorted(fields.names | huggingface.COMMON.names)
+] + [
+    {"architecture": name, "field": key}
+    for name in (VIT, SWIN, "resnet50", "mvitv2_tiny", "igpt_tiny", "detr_resnet50")
+    for key in ("model_args", "pretrained_cfg", "scratchvit", "global_pool", "input_size", "num_classes")
+]
+
+
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.sampled_from(EVERY_FIELD), JUNK, JUNK)
+def test_any_value_of_any_field_gives_a_model_or_a_sentence(tmp_path, field, value, other):
+    config = {key: name for key, name in field.items() if key != "field"} | {field["field"]: value}
+    if field["field"] == "model_args":
+        config["model_args"] = {"img_size": value, "window_size": other, "global_pool": value}
+    if field["field"] == "scratchvit" and isinstance(value, (int, float, str)):
+        config["scratchvit"] = {"norm_eps": value, "window_rule": other}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with contextlib.suppress(ScratchvitError):
+        found = describe(tmp_path)
+        assert found.name in sv.list_models() and all(isinstance(note, str) for note in found.notes)
 
 
 # --- numbers ---
