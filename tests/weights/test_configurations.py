@@ -267,7 +267,8 @@ def test_options_that_the_named_model_does_not_have_are_no_trap(tmp_path):
 
 JUNK = st.sampled_from([
     -1, 0, 2, 10**8, 10**400, 1e-320, 1e308, float("nan"), float("inf"), None, True, "x", "", [], [1], [0, 0],
-    [1, 10**400], [None, None], ["a"] * 3, {}, {"a": 1}, [[1]], {"model_type": "resnet"}, {"out_indices": 3}, {"backbone": ["x"]},
+    [1, 10**400], [None, None], ["a"] * 3, {}, {"a": 1}, [[1]], {"model_type": "resnet"},
+    {"out_indices": 3}, {"backbone": ["x"]},
 ])
 EVERY_FIELD = [
     {"model_type": kind, "field": name}
