@@ -13,6 +13,7 @@ from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_classifies
 from scratchvit.training.checkpoint import model_from_checkpoint
+from scratchvit.weights.export import differs_in_timm
 from scratchvit.weights.export import export as write
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
@@ -71,4 +72,6 @@ def export(argv: Sequence[str]) -> int:
             names = []
     for path in write(model, name, given.out, preprocessing, names):
         print(f"wrote {path}")
+    for line in differs_in_timm(model, name):
+        print(line)
     return 0

@@ -1,9 +1,9 @@
 """The windows of a Swin, block by block: their positions, attention masks, and the receptive field of a token.
 
-A map of numbered tokens is rolled, padded and partitioned as in `swin.Block.attend`, so the numbers in the windows say
-where each token came from. Windows, shifts and regions are those of the blocks themselves, and a test compares the
-result with the input of their attention. So if the model differs from the figure in the paper, as with timm's padding,
-the drawings show it.
+A map of numbered tokens is rolled, padded (or padded, rolled) and partitioned as in `swin.Block.attend`, so the numbers
+in the windows say where each token came from. Windows, shifts and regions are those of the blocks themselves, and a
+test compares the result with the input of their attention. So if the model differs from the figure in the paper, as
+with timm's padding, the drawings show it.
 
 Receptive fields are found without running the model. Block by block, backwards from a token: it depends on all tokens
 that the mask of its window lets it attend to, on itself (the residual), and by patch merging on 2×2 tokens of the map
@@ -45,6 +45,7 @@ class BlockWindows:
     window, shift   (M, M'), and the shift of the windows down and to the right, in tokens
     places          (nW, N): the number of the token at each position, row by row, or PADDING
     kinds           int8 (nW, N): 1 if the token re-entered at the right, 2 at the bottom, 3 both, 0 neither
+    pads_first      whether padding is added before the map is rolled
     attention       the attention layer of the block
     """
 
@@ -55,6 +56,7 @@ class BlockWindows:
     shift: tuple[int, int]
     places: NDArray[np.int32]
     kinds: NDArray[np.int8]
+    pads_first: bool
     attention: Module
 
     @property
@@ -89,7 +91,7 @@ class BlockWindows:
     def tokens_looked_at(self, token: tuple[int, int]) -> tuple[int, int]:
         """The number of tokens that a token attends to, including itself, and the number of padding tokens.
 
-        Swin, like timm's, attends to the padding of its windows.
+        Swin attends to the padding of its windows.
         """
         [window], [place] = np.nonzero(self.places == np.ravel_multi_index(token, self.size))
         mask, padding = self.masks(np.array([window]))[0, place], self.places[window] == PADDING
@@ -101,19 +103,30 @@ def window_blocks(model: SwinTransformer) -> list[BlockWindows]:
     blocks, size = [], model.patch_embed.grid_size
     for stage, layer in enumerate(model.layers, start=1):
         for number, block in enumerate(layer.blocks, start=1):
-            places = places_in_windows(size, block.window, block.shift)
+            places = places_in_windows(size, block.window, block.shift, block.pads_first)
             kinds = np.zeros(places.shape, np.int8) if block.regions is None else block.regions.numpy()
-            blocks.append(BlockWindows(stage, number, size, block.window, block.shift, places, kinds, block.attn))
+            blocks.append(BlockWindows(
+                stage, number, size, block.window, block.shift, places, kinds, block.pads_first, block.attn
+            ))
         size = (size[0] + 1) // 2, (size[1] + 1) // 2
     return blocks
 
 
-def places_in_windows(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> NDArray[np.int32]:
-    """The number of the token at each position of every window, (nW, N), for a map (h, w); PADDING for padding."""
+def places_in_windows(
+    size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int], pads_first: bool = False
+) -> NDArray[np.int32]:
+    """The number of the token at each position of every window, (nW, N), for a map (h, w); PADDING for padding.
+
+    pads_first: whether the padding is added before the roll, as with `window_rule` huggingface and torchvision.
+    """
     below, right = padding_of(size, window)
+    added = ((0, below), (0, right))
     numbers = np.arange(size[0] * size[1], dtype=np.int32).reshape(size)                # (h, w)
+    if pads_first:
+        numbers = np.pad(numbers, added, constant_values=PADDING)
     numbers = np.roll(numbers, (-shift[0], -shift[1]), (0, 1))
-    numbers = np.pad(numbers, ((0, below), (0, right)), constant_values=PADDING)        # (h + below, w + right)
+    if not pads_first:
+        numbers = np.pad(numbers, added, constant_values=PADDING)                       # (h + below, w + right)
     return window_partition(Tensor(numbers[None, :, :, None]), window).numpy()[..., 0]  # (nW, N)
 
 

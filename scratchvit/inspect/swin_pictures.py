@@ -84,7 +84,8 @@ def draw_windows(scene: Scene, path: Path) -> None:
             left.set_ylabel(f"stage {first.stage}: {by(first.size)} tokens", color=INK, fontsize=9)
             if not any(second.shift):
                 middle.set_axis_off(), right.set_axis_off()
-                covers = "one window covers the map" if second.window == second.size else "windows are one token wide"
+                whole = np.greater_equal(second.window, second.size).all()
+                covers = "one window covers the map" if whole else "windows are one token wide"
                 _title(middle, f"no shift: {'there is only one block' if len(blocks) == 1 else covers}")
                 continue
             _draw_map(middle, scene, second, rolled=False)
@@ -302,7 +303,7 @@ def _regions(blocks: Sequence[BlockWindows]) -> tuple[list[tuple[str, str]], str
     entries, note = [*zip(KINDS, ORIGINS)], ""
     if any(any(block.padding) for block in blocks):
         entries.append((PADDED, "padding"))
-    if any(any(block.padding) and any(block.shift) for block in blocks):
+    if any(any(block.padding) and any(block.shift) and not block.pads_first for block in blocks):
         note = (
             "\nAs in timm, maps are rolled before they are padded, but regions are computed from the padded edge. So"
             "\nsome tokens that were wrapped around are in region 0, and attend to tokens of the opposite edge."

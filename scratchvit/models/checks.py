@@ -10,7 +10,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import detects
 from scratchvit.tensor import Tensor
 
-_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "width_factor")
+_POSITIVE = ("in_chans", "embed_dim", "depth", "num_heads", "mlp_ratio", "width_factor", "norm_eps")
 
 
 def check_numbers(config: Any) -> None:

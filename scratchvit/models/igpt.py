@@ -62,6 +62,7 @@ class IGPTConfig:
     embed_dim: int = option(512, "d: channels (width) of a token")
     depth: int = option(24, "L: number of blocks")
     num_heads: int = option(8, "attention heads; must divide d")
+    norm_eps: float = option(1e-5, "ε of every RMS norm")
     pos_drop_rate: float = option(0.0, "dropout rate after the positional embedding is added")
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
     attn_drop_rate: float = option(0.0, "dropout rate of the attention probabilities")
@@ -106,7 +107,7 @@ def even_palette(num_colors: int, channels: int) -> np.ndarray:
 class LayerNorm(nn.Module):
     """RMS norm, x / √(mean x² + ε) · weight over the last axis: x (..., d), weight (d,)."""
 
-    def __init__(self, dim: int, eps: float = 1e-5):
+    def __init__(self, dim: int, eps: float):
         self.weight = nn.Parameter(np.ones(dim, np.float32))
         self.eps = eps
 
@@ -182,9 +183,9 @@ class Block(nn.Module):
     """GPT-2's block: norms before attention and MLP, and only sums on the residual path from h^0 to h^L (§2.2)."""
 
     def __init__(self, config: IGPTConfig):
-        self.ln_1 = LayerNorm(config.embed_dim)
+        self.ln_1 = LayerNorm(config.embed_dim, config.norm_eps)
         self.attn = Attention(config)
-        self.ln_2 = LayerNorm(config.embed_dim)
+        self.ln_2 = LayerNorm(config.embed_dim, config.norm_eps)
         self.mlp = Mlp(config)
 
     def forward(self, x: Tensor, mask: Array | None, cache: KeyValueCache | None = None) -> Tensor:
@@ -201,7 +202,7 @@ class Transformer(nn.Module):
         self.wpe = nn.Embedding(num_tokens, D)
         self.drop = nn.Dropout(config.pos_drop_rate)
         self.h = nn.ModuleList(Block(config) for _ in range(config.depth))
-        self.ln_f = LayerNorm(D)
+        self.ln_f = LayerNorm(D, config.norm_eps)
 
     def states(self, tokens: Array, caches: list[KeyValueCache] | None = None) -> Iterator[Tensor]:
         """Yield h^0 … h^L, each (B, n, D). With caches, one per block, the tokens follow those that are cached."""

@@ -27,7 +27,9 @@ block.
 
 In shapes, B is the number of images, and d = D / heads the channels of a head.
 
-Parameters and options are named as in timm. One option is not timm's: initialisation by width (weight_init).
+Parameters and options are named as in timm. Three options are not timm's: initialisation by width (weight_init), and
+two for weights of other libraries: the rule for maps that windows do not divide (window_rule), and the ε of Hugging
+Face's `layer_norm_eps` (norm_eps).
 """
 
 from __future__ import annotations
@@ -46,7 +48,10 @@ from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.models.vit import pair
 from scratchvit.models.windows import (
+    WINDOW_RULES,
     bias_of_pairs,
+    crop,
+    pad_below_and_right,
     padding_of,
     relative_position_index,
     same_region,
@@ -60,7 +65,7 @@ from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
-EPS = 1e-5      # of every layer norm
+EPS = 1e-5      # of the layer norms of the patch embedding and of patch merging, in every library
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,10 @@ class SwinConfig:
     window_size: int | tuple[int, int] = option(7, "M: side of the windows in tokens, or (height, width)")
     mlp_ratio: float = option(4.0, "hidden width of the MLP as a multiple of its tokens' width")
     qkv_bias: bool = option(True, "whether q, k and v have biases")
+    window_rule: str = option(
+        "timm", "windows at the edge of a map that they do not divide: as in timm, huggingface or torchvision"
+    )
+    norm_eps: float = option(EPS, "ε of the layer norms of the blocks, and of the last; others have 1e-5")
     weight_init: str = option("timm", "\"timm\": standard deviation 0.02; \"xavier\": by width, for small models")
     drop_rate: float = option(0.0, "dropout rate before the head")
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")
@@ -150,33 +159,45 @@ class Block(nn.Module):
 
     def __init__(self, config: SwinConfig, stage: int, size: tuple[int, int], shifted: bool, drop_path: float):
         D = config.embed_dim * 2**stage
-        self.window, self.shift = window_and_shift(size, pair(config.window_size), shifted)
+        self.window, self.shift = self.window_and_shift(config, stage, size, shifted)
         self.regions = shifted_regions(size, self.window, self.shift) if any(self.shift) else None
-        self.norm1 = nn.LayerNorm(D, EPS)
+        self.pads_first = config.window_rule != "timm"
+        self.norm1 = nn.LayerNorm(D, config.norm_eps)
         self.attn = self.attention_layer(config, stage, self.window)
         self.drop_path1 = nn.DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(D, EPS)
+        self.norm2 = nn.LayerNorm(D, config.norm_eps)
         self.mlp = nn.Mlp(D, int(D * config.mlp_ratio), drop=config.proj_drop_rate)
         self.drop_path2 = nn.DropPath(drop_path)
+
+    @staticmethod
+    def window_and_shift(
+        config: SwinConfig, stage: int, size: tuple[int, int], shifted: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """The block's (window, shift) on a map of this size (h, w)."""
+        return window_and_shift(size, pair(config.window_size), shifted, config.window_rule)
 
     def attend(self, x: Tensor) -> Tensor:
         """W-MSA, attention in regular windows; or SW-MSA, in shifted ones: (B, h, w, D) → (B, h, w, D).
 
-        Padding, rows and columns of zeros, is not masked as such: it is attended to like other tokens, as in timm.
+        Padding, rows and columns of zeros that complete the last windows, is not masked as such: it is attended to like
+        other tokens. It is added after the roll, as in timm, or before it (`window_rule`, see windows.py).
         """
         B, h, w, _ = x.shape
-        below, right = padding_of((h, w), self.window)              # rows and columns that complete the last windows
+        padding = below, right = padding_of((h, w), self.window)
+        before, after = (padding, (0, 0)) if self.pads_first else ((0, 0), padding)     # the roll
+
+        x = pad_below_and_right(x, before)
         if self.regions is not None:
-            x = ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))   # (B, h, w, D): token `shift` is now the first
-        if below or right:
-            x = x.pad((0, 0, 0, right, 0, below))                   # (B, h + below, w + right, D)
+            x = ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))   # token `shift` is now the first
+        x = pad_below_and_right(x, after)                           # (B, h + below, w + right, D)
         x = window_partition(x, self.window)                        # (B·nW, N, D)
         mask = None if self.regions is None else same_region(self.regions, B)   # (B·nW, 1, N, N)
         x = self.attn(x, mask)                                      # (B·nW, N, D)
         x = window_reverse(x, self.window, (h + below, w + right))  # (B, h + below, w + right, D)
-        if below or right:
-            x = x[:, :h, :w]                                        # (B, h, w, D)
-        return x if self.regions is None else ops.roll(x, self.shift, (1, 2))   # (B, h, w, D), every token at its place
+        x = crop(x, after)
+        if self.regions is not None:
+            x = ops.roll(x, self.shift, (1, 2))                     # every token at its place
+        return crop(x, before)                                      # (B, h, w, D)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attend(self.norm1(x)))         # ẑ^l, eq. 3
@@ -259,7 +280,7 @@ class SwinTransformer(nn.Module):
             size = (size[0] + 1) // 2, (size[1] + 1) // 2
         self.layers = nn.Sequential(*stages)
         self.num_features = config.embed_dim * 2 ** (len(stages) - 1)
-        self.norm = nn.LayerNorm(self.num_features, EPS)
+        self.norm = nn.LayerNorm(self.num_features, config.norm_eps)
         self.head = Head(self.num_features, config.num_classes, config.drop_rate)
 
         self.init_weights(np.random.default_rng(seed))
@@ -325,6 +346,8 @@ def _check(config: SwinConfig) -> None:
         raise ScratchvitError(f"mlp_ratio {config.mlp_ratio} leaves no hidden layer at {config.embed_dim} dims")
     if config.weight_init not in ("timm", "xavier"):
         raise ScratchvitError(f'weight_init is "timm" or "xavier", not {config.weight_init!r}')
+    if config.window_rule not in WINDOW_RULES:
+        raise ScratchvitError(f"window_rule is one of {', '.join(WINDOW_RULES)}, not {config.window_rule!r}")
 
 
 register(SwinTransformer, PRESETS, paper="Swin, arXiv 2103.14030")

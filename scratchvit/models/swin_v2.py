@@ -40,7 +40,8 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import swin
 from scratchvit.models.registry import register
 from scratchvit.models.swin import EPS, SIZES, neighbours
-from scratchvit.models.windows import bias_of_pairs, relative_position_index
+from scratchvit.models.vit import pair
+from scratchvit.models.windows import bias_of_pairs, relative_position_index, window_and_shift
 from scratchvit.options import option
 from scratchvit.tensor import Tensor
 
@@ -156,6 +157,19 @@ class Block(swin.Block):
     """Swin's block with the norms after attention and MLP: (B, h, w, D) → (B, h, w, D)."""
 
     attention_layer = WindowAttention
+
+    @staticmethod
+    def window_and_shift(
+        config: swin.SwinConfig, stage: int, size: tuple[int, int], shifted: bool
+    ) -> tuple[tuple[int, int], tuple[int, int]]:
+        """As Swin's, but for Hugging Face's rule: the image's height decides, and halves are rounded down.
+
+        So a map of 8 rows that were merged from 15 has windows of at most 7.
+        """
+        if config.window_rule == "huggingface":
+            rows = max(1, pair(config.img_size)[0] // pair(config.patch_size)[0] >> stage)
+            size = rows, rows
+        return window_and_shift(size, pair(config.window_size), shifted, config.window_rule)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.norm1(self.attend(x)))         # Figure 1, right

@@ -21,8 +21,9 @@ patches it has 38,416.
     z_l      x in blocks    (B, 197, 768)
     y        norm(x)[:, 0]  (B, 768)
 
-Names of parameters and options are timm's, so that its checkpoints load here and ours there. Two things can be asked
-for that it does not have: positions by sines and cosines (pos_embed), and an initialisation by width (weight_init).
+Names of parameters and options are timm's, so that its checkpoints load here and ours there. Three things can be asked
+for that it does not have: positions by sines and cosines (pos_embed), an initialisation by width (weight_init), and
+another ε of the layer norms, for Hugging Face's weights (norm_eps).
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class ViTConfig:
         "token", "input of the head: \"token\", the class token; \"avg\", the mean of the patches"
     )
     pos_embed: str = option("learn", "\"learn\", or \"sincos\": fixed sines and cosines of row and column")
+    norm_eps: float = option(1e-6, "ε of every layer norm")
     weight_init: str = option(
         "timm", "\"timm\": standard deviation 0.02; \"xavier\" (paper's code): by width, for small D"
     )
@@ -139,10 +141,10 @@ class Block(nn.Module):
 
     def __init__(self, config: ViTConfig, drop_path: float):
         D = config.embed_dim
-        self.norm1 = nn.LayerNorm(D)
+        self.norm1 = nn.LayerNorm(D, config.norm_eps)
         self.attn = Attention(config)
         self.drop_path1 = nn.DropPath(drop_path)
-        self.norm2 = nn.LayerNorm(D)
+        self.norm2 = nn.LayerNorm(D, config.norm_eps)
         self.mlp = nn.Mlp(D, int(D * config.mlp_ratio), drop=config.proj_drop_rate)
         self.drop_path2 = nn.DropPath(drop_path)
 
@@ -177,8 +179,8 @@ class VisionTransformer(nn.Module):
         drop_paths = np.linspace(0, config.drop_path_rate, config.depth).tolist()
         self.blocks = nn.ModuleList(Block(config, drop_path) for drop_path in drop_paths)
         # The last norm belongs to what the head sees: each token, or their mean (timm then calls it fc_norm).
-        self.norm = nn.Identity() if pooled else nn.LayerNorm(D)
-        self.fc_norm = nn.LayerNorm(D) if pooled else nn.Identity()
+        self.norm = nn.Identity() if pooled else nn.LayerNorm(D, config.norm_eps)
+        self.fc_norm = nn.LayerNorm(D, config.norm_eps) if pooled else nn.Identity()
         self.head_drop = nn.Dropout(config.drop_rate)
         self.head = nn.Linear(D, config.num_classes) if config.num_classes else nn.Identity()
 

@@ -20,9 +20,17 @@ right. There are still 64 windows of the same size, which form a batch. A map of
 
 h and e now share a window but are not neighbours. So a token may attend only to tokens of its own kind in its window:
 this is the mask: p, all of whose neighbours in the window are of other kinds, attends to itself alone. (Figure 4 of the
-paper distinguishes nine regions; inside one window, four kinds suffice.) Where the window size does not divide the map,
-padding fills the last windows. It has no mask of its own: it has a kind like other tokens and is attended to, as in
-timm.
+paper distinguishes nine regions; inside one window, four kinds suffice.)
+
+Where windows do not divide the map, padding fills the last ones. It has no mask of its own: it has a kind like other
+tokens and is attended to. The libraries that publish weights differ here, and weights want the rule that they were
+trained with (`window_rule`). With 5 rows, windows of 4 and a shift of 2, the rows of the two windows are:
+
+    timm           rolled, then padded        2 3 4 0 | 1 · · ·     a window is never larger than the map
+    huggingface    padded, then rolled        2 3 4 · | · · 0 1     the same; both axes have the same window and shift
+    torchvision    padded, then rolled        2 3 4 · | · · 0 1     a window is never smaller than configured
+
+Where windows divide every map and the image is square, all three are the same.
 
 `scratchvit inspect swin_tiny_patch4_window7_224` draws all of this for every block.
 
@@ -40,6 +48,8 @@ import numpy as np
 from scratchvit import ops
 from scratchvit.backend import Array
 from scratchvit.tensor import Tensor
+
+WINDOW_RULES = ("timm", "huggingface", "torchvision")
 
 
 def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
@@ -65,14 +75,19 @@ def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, in
 
 
 def window_and_shift(
-    size: tuple[int, int], window: tuple[int, int], shifted: bool
+    size: tuple[int, int], window: tuple[int, int], shifted: bool, rule: str = "timm"
 ) -> tuple[tuple[int, int], tuple[int, int]]:
-    """(window, shift) of a block whose map has this size (h, w), for a configured window.
+    """(window, shift) of a block whose map has this size (h, w), for a configured window and one of `WINDOW_RULES`.
 
-    A window is never larger than the map. Along an axis where one window covers the map there is nothing to shift.
+    Along an axis where one window covers the map there is nothing to shift. A window is never larger than the map,
+    except in torchvision, where padding fills it. In Hugging Face's Swin the shorter side decides for both axes.
     """
+    if rule == "huggingface":
+        size = min(size), min(size)
     shift = [m // 2 if shifted and n > m else 0 for n, m in zip(size, window)]
-    return (min(size[0], window[0]), min(size[1], window[1])), (shift[0], shift[1])
+    if rule != "torchvision":
+        window = min(size[0], window[0]), min(size[1], window[1])
+    return window, (shift[0], shift[1])
 
 
 def padding_of(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int]:
@@ -80,12 +95,23 @@ def padding_of(size: tuple[int, int], window: tuple[int, int]) -> tuple[int, int
     return -size[0] % window[0], -size[1] % window[1]
 
 
+def pad_below_and_right(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Add rows and columns of zeros: (B, h, w, D) → (B, h + rows, w + columns, D)."""
+    rows, columns = padding
+    return x.pad((0, 0, 0, columns, 0, rows)) if rows or columns else x
+
+
+def crop(x: Tensor, padding: tuple[int, int]) -> Tensor:
+    """Take away the last rows and columns, the inverse of `pad_below_and_right`."""
+    rows, columns = padding
+    return x[:, : x.shape[1] - rows, : x.shape[2] - columns] if rows or columns else x
+
+
 def shifted_regions(size: tuple[int, int], window: tuple[int, int], shift: tuple[int, int]) -> Tensor:
     """The kind of every token of every window after the roll, int8 (nW, N): 0, 1, 2 or 3 as in the drawing above.
 
-    As in timm, a map that windows do not divide is rolled, then padded. The mask still takes the last `shift` rows and
-    columns *of the padded map* as re-entered, though some of them are padding. (The paper's authors pad, then roll;
-    weights fit both.)
+    The last `shift` rows and columns *of the padded map* count as re-entered. With timm's rule, which rolls before it
+    pads, some of them are padding, and rows that did re-enter count as 0: opposite edges may then meet.
     """
     padded = [n + more for n, more in zip(size, padding_of(size, window))]
     below, right = (np.arange(n) >= n - s for n, s in zip(padded, shift))

@@ -38,7 +38,7 @@ from scratchvit.training.folder import RunFolder, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
-from scratchvit.weights import LoadReport, load_weights
+from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between reads of the loss and gradient norm: on a GPU, each is a wait
 WAITING = 0.05                          # fraction of an epoch spent waiting for pictures above which the log says so
@@ -98,7 +98,14 @@ class TrainingLoop(Generic[TaskT_co]):
         data = task.load_data(config.init and (self.folder.last if restore else config.init))
         self.loader = data.train_loader(config)
         self.about, self.fingerprint = data.about(), data.fingerprint()
-        self.model_args = task.model_args(self.about)
+        # Options that the initial weights decide unless the run sets them; a resumed run has them in its checkpoint.
+        theirs: dict[str, Any] = {}
+        if restore:
+            args = load_checkpoint(self.folder.last).model_args
+            theirs = {name: args[name] for name in UNSEEN if name in args}
+        elif config.init:
+            theirs = unseen_options(config.init, config.model, entry=config.entry)
+        self.model_args = theirs | task.model_args(self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
@@ -109,6 +116,8 @@ class TrainingLoop(Generic[TaskT_co]):
             self.loaded = load_weights(
                 self.model, config.init, new_head=config.new_head, entry=config.entry
             )
+            taken = {name: value for name, value in theirs.items() if name not in config.model_args}
+            self.loaded.adapted += [f"the model, to the file's {name} {value}" for name, value in taken.items()]
         task.prepare_loss(self.model)
         self.optimizer = make_optimizer(config, task.param_groups(self.model))
         self.schedule = make_schedule(config, len(self.loader))

@@ -21,10 +21,12 @@ from scratchvit.models.hybrid import HybridConfig
 from scratchvit.models.mvit_v2 import MViTv2Config
 from scratchvit.models.resnet import ResNetConfig
 from scratchvit.models.resnet_v2 import ResNetV2Config
-from scratchvit.models.swin import SwinConfig
+from scratchvit.models.swin import SwinConfig, SwinTransformer
 from scratchvit.models.swin_v2 import SwinV2Config
 from scratchvit.models.vit import VisionTransformer, ViTConfig, pair
+from scratchvit.models.windows import window_and_shift
 from scratchvit.nn import Module, Parameter
+from scratchvit.weights.configs.timm import BESIDE_TIMMS, OURS
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD
 from scratchvit.weights.preprocess import Preprocessing
 
@@ -34,7 +36,7 @@ class _Family(NamedTuple):
 
     ours    options that timm does not have; its model computes the same without them
     fixed   options that timm's function sets itself, to the value of the preset
-    All others are options of timm with the same name.
+    Except for `BESIDE_TIMMS`, which are written beside timm's, all others are options of timm with the same name.
     """
 
     ours: tuple[str, ...]
@@ -118,6 +120,7 @@ def timm_config(
 ) -> dict[str, Any]:
     """The content of timm's config.json: how to build the model, and the preprocessing of pictures."""
     config = model.config
+    _require_timms_windows(model)
     architecture, model_args = _in_timms_words(name, config)
     state = {key: value.shape for key, value in model.state_dict().items()}
     heads = list(dict.fromkeys(key.rsplit(".", 1)[0] for key in state if HEAD.fullmatch(key)))
@@ -130,6 +133,8 @@ def timm_config(
         found["label_names"] = list(class_names)
     if model_args:
         found["model_args"] = model_args
+    if beside := _beside_timms(config, model_config(architecture)):
+        found[OURS] = beside
     found["pretrained_cfg"] = preprocessing.to_timm() | {
         "fixed_input_size": isinstance(config, ViTConfig | SwinConfig | MViTv2Config),
         "num_classes": config.num_classes,
@@ -137,6 +142,37 @@ def timm_config(
         "classifier": heads[0] if len(heads) == 1 else heads,
     }
     return found
+
+
+def _beside_timms(config: Any, preset: Any) -> dict[str, Any]:
+    """The options that differ from those of timm's function, which has no argument for them."""
+    return {key: value for key in BESIDE_TIMMS if (value := getattr(config, key, None)) != getattr(preset, key, None)}
+
+
+def differs_in_timm(model: Any, name: str) -> list[str]:
+    """What timm's model computes otherwise, as sentences; the exported folder, loaded here, does not."""
+    return [
+        f"timm's model has {key} {getattr(model_config(name), key)}, this one {value}: their outputs differ"
+        for key, value in _beside_timms(model.config, model_config(name)).items() if key != "window_rule"
+    ]
+
+
+def _require_timms_windows(model: Any) -> None:
+    """Raise ScratchvitError if a Swin has windows at the edge of a map that timm has not (see models/windows.py)."""
+    if not isinstance(model, SwinTransformer):
+        return
+    config, size = model.config, model.patch_embed.grid_size
+    for stage in model.layers:
+        for number, block in enumerate(stage.blocks):
+            timms = window_and_shift(size, pair(config.window_size), shifted=number % 2 == 1)
+            padded = any(n % m for n, m in zip(size, block.window))
+            if (block.window, block.shift) != timms or (block.pads_first and padded and any(block.shift)):
+                raise ScratchvitError(
+                    f"timm has other windows than this model (window_rule {config.window_rule}) on a map of "
+                    f"{size[0]}×{size[1]} tokens, and would compute something else: export it with an img_size whose "
+                    f"maps windows of {block.window[0]}×{block.window[1]} divide"
+                )
+        size = (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
 def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
@@ -165,7 +201,7 @@ def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
         options = ", ".join(f"{key}={getattr(config, key)}" for key in family.fixed)
         raise ScratchvitError(f"timm has no model like this {name}: none of its functions builds one with {options}")
     preset = model_config(architecture)
-    passed = [field.name for field in fields(config) if field.name not in family.ours + family.fixed]
+    passed = [field.name for field in fields(config) if field.name not in family.ours + family.fixed + BESIDE_TIMMS]
     values = {key: getattr(config, key) for key in passed if getattr(config, key) != getattr(preset, key)}
     return architecture, {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
 

@@ -43,6 +43,7 @@ class LoadReport:
     adapted     what was adapted to the size of the model, as text
     left_out    tensors of the file that the model does not need
     as_drawn    tensors of the model that the file did not set, such as a new head
+    notes       sentences about what was not followed
     """
 
     owner: str
@@ -50,6 +51,7 @@ class LoadReport:
     left_out: list[str] = field(default_factory=list)
     as_drawn: list[str] = field(default_factory=list)
     entry: str = ""
+    notes: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         lines = [f"names: {self.owner}", *filter(None, [self.entry]), *(f"adapted: {what}" for what in self.adapted)]
@@ -57,7 +59,7 @@ class LoadReport:
             lines.append(f"not used: {', '.join(in_short(self.left_out))}")
         if self.as_drawn:
             lines.append(f"not loaded, as initialised: {', '.join(in_short(self.as_drawn))}")
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
 def fit(

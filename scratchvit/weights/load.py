@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,12 +15,24 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, model_config
 from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module, init
+from scratchvit.weights.configs.fields import Described
 from scratchvit.weights.describe import describe, image_size
 from scratchvit.weights.files import read_chosen
 from scratchvit.weights.fit import LoadReport, fit, positions_in
 from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, classes_in, looks_like
 from scratchvit.weights.names import Renamed, Weights, recognise
 from scratchvit.weights.wrappers import Choice
+
+# Options that change what a model computes and that the shapes of its weights do not show. They are a file's to decide.
+UNSEEN = ("norm_eps", "window_rule")
+
+# Options in which a model may differ from the file's without a word: sizes to which weights are adapted, which is told
+# anyway, and what only training asks for.
+_FREE = {
+    "img_size", "patch_size", "in_chans", "num_classes", "num_queries", "weight_init", "zero_init_last", "frozen_bn",
+    "aux_loss", "query_groups", "denoising", "box_noise", "label_noise", "dropout", "drop_rate", "drop_path_rate",
+    "pos_drop_rate", "proj_drop_rate", "attn_drop_rate",
+}
 
 
 def load_weights(
@@ -32,10 +43,11 @@ def load_weights(
     Position tables, patch kernels and input channels are brought to the model's sizes (`weights.fit`). new_head: the
     model's heads stay as they are, for another set of classes. entry: which weights of a file that has several, see
     `files.read_weights`. A DETR takes a ResNet's weights for its backbone, and all else in it stays as it is.
-    Returns what was done; print it.
+    Returns what was done; print it: it also says in which options the model differs from the file's, such as norm_eps.
     Raises ScratchvitError for a file that cannot be read, or with all that does not fit; the model is then unchanged.
     """
-    state, report = _fitted(model, _read(path, entry), Path(path), new_head)
+    path, renamed = Path(path), _read(path, entry)
+    state, report = _fitted(model, renamed, path, _origin(path, renamed, named=True), new_head)
     model.load_state_dict(state)
     return report
 
@@ -43,6 +55,19 @@ def load_weights(
 def shapes_in(path: str | Path, entry: str | None = None) -> dict[str, tuple[int, ...]]:
     """{our name: shape} of the weights in a file. Raises ScratchvitError as `load_weights` does."""
     return {name: value.shape for name, value in _read(path, entry).weights.items()}
+
+
+def unseen_options(path: str | Path, name: str, entry: str | None = None) -> dict[str, Any]:
+    """The options that a model of this name needs for the weights in a file, and that their shapes do not show.
+
+    {"norm_eps": 1e-12} for Hugging Face's ViTs, {} for timm's. Raises ScratchvitError for a file that cannot be read.
+    """
+    path, preset = Path(path), vars(model_config(name))
+    options = _origin(path, _read(path, entry), named=True).options
+    return {
+        key: options[key] for key in UNSEEN
+        if key in options and key in preset and isinstance(options[key], str) == isinstance(preset[key], str)
+    }
 
 
 class Loaded(NamedTuple):
@@ -71,31 +96,69 @@ def open_model(path: str | Path, name: str | None = None, *, entry: str | None =
     """
     path = Path(path)
     renamed = _read(path, entry)
-    found = None
-    with contextlib.nullcontext() if name is None else contextlib.suppress(ScratchvitError):
-        found = describe(path)      # ignored if another model is named
+    origin = _origin(path, renamed, named=name is not None)
     if name is None:
-        if found is None:
+        if not origin.name:
             like = looks_like({key: value.shape for key, value in renamed.weights.items()})
             raise ScratchvitError(
                 f"{path}: there is no config.json that says which model these weights are for; "
                 f"name the model: --model {like or 'NAME'}{' (which has the same tensors)' if like else ''}"
             )
-        name = found.name
-    described = dict(found.options) if found and found.name == name else {}
-    options = described | _sizes_of(vars(model_config(name)) | described | overrides, renamed.weights) | overrides
+        name = origin.name
+    preset = vars(model_config(name))
+    described = {
+        key: value for key, value in origin.options.items()
+        if (key in preset if key in UNSEEN else origin.name == name)
+    }
+    options = described | _sizes_of(preset | described | overrides, renamed.weights) | overrides
     model: Any = _without_weights(path, name, options)
     if "img_size" not in overrides and (img_size := _img_size_of(renamed.weights, model, path)):
         model = _without_weights(path, name, options | {"img_size": img_size})
-    state, report = _fitted(model, renamed, path)
+    state, report = _fitted(model, renamed, path, origin)
     expected: Any = model_config(name, **described | overrides)
     for key in ("img_size", "patch_size"):
         if (size := getattr(model.config, key, None)) != (other := getattr(expected, key, None)):
             report.adapted.append(f"the model, to the file's {key} {size} ({name} has {other})")
+    for key in UNSEEN:
+        if key not in overrides and (value := getattr(model.config, key, None)) != (usual := preset.get(key)):
+            report.adapted.append(f"the model, to the file's {key} {value} ({name} has {usual})")
     for key, tensor in (*model.named_parameters(), *model.named_buffers()):
         with np.errstate(over="ignore"):        # float64 values beyond float32 become infinite
             tensor.data = asarray(np.array(state[key], tensor.dtype, order="C"))
     return Loaded(model.eval(), name, report)
+
+
+def _origin(path: Path, renamed: Renamed, named: bool) -> Described:
+    """What is known of a file's model beside its weights; its name is "" if nothing says it.
+
+    The names of the weights tell whose they are, the checkpoint of a run has its model's options, and a config.json may
+    say everything. named: the user has named the model, so that a config.json of something else is no error.
+    """
+    found, notes = None, tuple[str, ...]()
+    try:
+        found = describe(path)
+    except ScratchvitError as error:
+        if not named:
+            raise
+        notes = (f"not followed, as the model was named: {error}",)
+    options = renamed.options | {key: value for key, value in _args_of_run(path).items() if key in UNSEEN}
+    if found is None:
+        return Described("", options, notes)
+    return Described(found.name, options | found.options, found.notes)
+
+
+def _differences(model: Module, origin: Described) -> list[str]:
+    """What the model computes otherwise than the file's, though the weights fit, as sentences."""
+    config: Any = getattr(model, "config", None)
+    theirs = {key: value for key, value in origin.options.items() if key in UNSEEN}
+    if origin.name and type(preset := model_config(origin.name)) is type(config):
+        theirs |= vars(preset) | {key: value for key, value in origin.options.items() if hasattr(preset, key)}
+    return [
+        f"{key} is {getattr(config, key)} in this model and {value} in the file's, so their outputs differ: for the "
+        f"file's, create the model with {key}={value!r}"
+        for key, value in theirs.items()
+        if key not in _FREE and getattr(config, key, value) != value
+    ]
 
 
 def _without_weights(path: Path, name: str, options: dict[str, Any]) -> Module:
@@ -116,23 +179,28 @@ def _read(path: str | Path, entry: str | None = None) -> Renamed:
     return renamed
 
 
-def _fitted(model: Module, renamed: Renamed, path: Path, new_head: bool = False) -> tuple[Weights, LoadReport]:
+def _fitted(
+    model: Module, renamed: Renamed, path: Path, origin: Described, new_head: bool = False
+) -> tuple[Weights, LoadReport]:
     if isinstance(model, PixelModel) and "palette" not in renamed.weights:
         renamed.weights |= _palette_beside(path)
+    groups = _args_of_run(path).get("query_groups")
     try:
-        return fit(model, renamed, new_head, image_size(path), _query_groups(path))
+        state, report = fit(model, renamed, new_head, image_size(path), groups if isinstance(groups, int) else 1)
     except ScratchvitError as error:
         raise ScratchvitError(f"{path}: {error}") from error
+    report.notes += (*origin.notes, *_differences(model, origin))
+    return state, report
 
 
-def _query_groups(path: Path) -> int:
-    """The number of query groups in the checkpoint of a DETR's run; 1 for any other file."""
+def _args_of_run(path: Path) -> dict[str, Any]:
+    """The options of the model in the checkpoint of a run; {} for any other file."""
     path = path / "best.safetensors" if path.is_dir() else path
     try:
         with safetensors.safe_open(path, framework="np") as file:
-            return int(json.loads(file.metadata()["scratchvit"])["model_args"]["query_groups"])
+            return dict(json.loads(file.metadata()["scratchvit"])["model_args"])
     except (safetensors.SafetensorError, OSError, LookupError, TypeError, ValueError):
-        return 1
+        return {}
 
 
 def _palette_beside(path: Path) -> Weights:

@@ -34,7 +34,9 @@ FAMILIES = {
     "vit_tiny_r_s16_p8_224": {"depth": 3},
     "igpt_tiny": {"img_size": 16},
     "swin_tiny_patch4_window7_224": {"img_size": 108, "depths": (2, 2), "num_heads": (3, 6)},      # with padding
-    "swinv2_tiny_window8_256": {"img_size": 128, "depths": (2, 2), "num_heads": (3, 6)},
+    "swinv2_tiny_window8_256": {
+        "img_size": 108, "depths": (2, 2), "num_heads": (3, 6), "window_rule": "torchvision",           # padded first
+    },
     "mvit_v1_b_image": {"img_size": 96, "depths": (1, 2)},
     "mvitv2_tiny": {"img_size": 96, "depths": (1, 2)},
     "mvit_v2_s": {"img_size": 64, "num_frames": 8, "depths": (1, 2)},

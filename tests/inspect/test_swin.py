@@ -36,6 +36,8 @@ CASES = {
     "not square": {"img_size": (20, 36), "patch_size": (2, 4), "window_size": (2, 5)},
     "a window covers one axis": {"img_size": (6, 24), "window_size": 4},
     "windows of one token": {"img_size": 8, "window_size": 1},
+    "padded, then rolled": {"img_size": 20, "window_size": 4, "window_rule": "huggingface"},
+    "windows larger than the map": {"img_size": (12, 20), "window_size": 8, "window_rule": "torchvision"},
     "odd maps": {"img_size": (14, 22), "window_size": 3, "depths": (2, 1, 2), "num_heads": (2, 2, 2)},
 }
 
@@ -118,7 +120,8 @@ def test_every_token_stands_where_the_shift_puts_it(device, case):
     for block in window_blocks(model):
         (h, w), (M, N) = block.size, block.window
         rows, columns = (
-            axis_groups(n, m, s > 0) for n, m, s in zip(block.size, block.window, block.shift)
+            axis_groups(n, m, s > 0, model.config.window_rule)
+            for n, m, s in zip(block.size, block.window, block.shift)
         )
         assert window is None or (block.window == window and not any(block.shift))
         for i, (y, (row, below)) in enumerate(rows):
@@ -150,7 +153,9 @@ def test_places_are_those_of_the_tokens_that_attention_gets(device, version, cas
 
 
 @pytest.mark.parametrize("version", NAMES)
-@pytest.mark.parametrize("case", ["padded", "not square", "a window covers one axis", "odd maps"])
+@pytest.mark.parametrize(
+    "case", ["padded", "not square", "a window covers one axis", "padded, then rolled", "odd maps"]
+)
 def test_masks_and_biases_are_those_that_attention_gets(device, monkeypatch, version, case):
     model = randomised(small(version, **CASES[case]))
     given, attention = [], sv.ops.attention

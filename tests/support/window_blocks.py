@@ -22,22 +22,27 @@ def randomised(module, seed=0):
     return module.eval()
 
 
-def axis_groups(n, m, shifted):
+def axis_groups(n, m, shifted, rule="timm"):
     """For each place of an axis of n tokens and its padding: (window, side of the picture's end), without windows.
 
-    A shifted axis begins at its token m // 2; what stands before comes after its end, and padding after that. A token
-    looks only at those of its window that do not stand beyond the place where timm draws the line: the last m // 2.
+    A shifted axis begins at its token m // 2; what stands before comes after its end, and padding after that, or, where
+    it is added before the shift, between the two. A token looks only at those of its window that do not stand beyond
+    the place where all libraries draw the line: the last m // 2.
     """
-    m, shift = min(n, m), m // 2 if shifted and n > m else 0
-    places = [*range(shift, n), *range(shift), *([None] * (-n % m))]        # None: padding
+    m, shift = m if rule == "torchvision" else min(n, m), m // 2 if shifted and n > m else 0
+    padding = [None] * (-n % m)
+    if rule == "timm":
+        places = [*range(shift, n), *range(shift), *padding]
+    else:
+        places = [*range(shift, n), *padding, *range(shift)]
     return [(place, (i // m, i >= len(places) - shift)) for i, place in enumerate(places)]
 
 
-def dense_block(block, x, window, shifted):
+def dense_block(block, x, window, shifted, rule="timm"):
     """The same block on maps x (B, H, W, D) with attention among all tokens at once, masked; computed in float64."""
     B, H, W, D = x.shape
     p = {name: value.astype(np.float64) for name, value in block.state_dict().items()}
-    rows, columns = axis_groups(H, window[0], shifted), axis_groups(W, window[1], shifted)
+    rows, columns = axis_groups(H, window[0], shifted, rule), axis_groups(W, window[1], shifted, rule)
     places = [(y, x_) for y, _ in rows for x_, _ in columns]
     groups = np.array([(*a, *b) for _, a in rows for _, b in columns])
     mask = (groups[:, None] == groups[None]).all(axis=-1)                   # (T, T), T tokens and padding

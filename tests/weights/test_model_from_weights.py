@@ -75,7 +75,7 @@ def test_the_configuration_beside_the_file_says_it(saved, tmp_path, config, opti
         ({"model_type": "vit", "hidden_size": 0}, "cannot be used"),
         ({"architecture": NAME, "model_args": {"depth": "twelve"}}, "its depth is .twelve., expected one like the 12"),
         ({"architecture": NAME, "pretrained_cfg": {"input_size": [3]}}, "cannot be used"),
-        ({"architecture": NAME, "model_args": {"init_values": 1e-5}}, "has no option 'init_values'"),
+        ({"architecture": NAME, "model_args": {"init_values": 1e-5}}, "its init_values is 1e-05; .* only support None"),
     ],
     ids=str,
 )
@@ -99,7 +99,7 @@ def test_timm_writes_down_what_a_resnet_always_does(saved, tmp_path):
     assert np.array_equal(model.fc.weight.numpy(), donor.fc.weight.numpy())
     text = json.dumps({"architecture": "resnet18", "model_args": {"global_pool": "max"}})
     (tmp_path / "config.json").write_text(text)
-    with pytest.raises(ScratchvitError, match="has no option 'global_pool'"):
+    with pytest.raises(ScratchvitError, match=r"its global_pool is max; .* only support avg"):
         model_from_weights(tmp_path)
 
 

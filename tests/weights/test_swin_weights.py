@@ -252,7 +252,7 @@ def randomised_but_for_its_tables(peer):
      ("swin_v2_t", SECOND, {"img_size": (512, 256)})],
 )
 def test_torchvisions_files(theirs, ours, options, tmp_path):
-    """Where windows divide every map. Where not, torchvision pads before it rolls, and timm and we after."""
+    """Where windows divide every map; where not, see test_padded_windows.py."""
     models = peers.import_torchvision().models
     import torch
 

@@ -53,6 +53,7 @@ VIT = Layout(
     ),
     # The pooler of a bare ViTModel, and what fills in masked patches.
     left_out=(r"pooler\..+", r"embeddings\.mask_token", r"decoder\..+"),
+    options={"norm_eps": 1e-12},
     finish=_head_of_the_class_token,
 )
 
@@ -128,6 +129,7 @@ SWIN = Layout(
         *_OF_BOTH_SWINS,
     ),
     left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
+    options={"window_rule": "huggingface"},
     spell=merged_at_the_start,
 )
 
@@ -143,6 +145,7 @@ SWIN_V2 = Layout(
         *_OF_BOTH_SWINS,
     ),
     left_out=(COMPUTED, r"embeddings\.mask_token", r"decoder\..+"),
+    options={"window_rule": "huggingface"},
     spell=merged_at_the_start,
 )
 

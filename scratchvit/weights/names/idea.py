@@ -4,15 +4,29 @@ from __future__ import annotations
 
 import re
 
+import numpy as np
+
+from scratchvit.errors import ScratchvitError
 from scratchvit.weights.names.layout import Layout, Weights
 
+_OF_THE_MODEL = re.compile(r"(?:model\.)?bbox_(?:embed|predictor)\.(.+)")
 _OF_THE_DECODER = re.compile(r"(?:.+\.)?decoder\.bbox_embed\.(.+)")
 
 
 def one_box_head(weights: Weights) -> Weights:
-    """Leave out the decoder's box head if the model's is there: they share weights, and files have either or both."""
+    """Leave out the decoder's box head if the model's is there: they share weights, and files have either or both.
+
+    Raises ScratchvitError if both are there and differ.
+    """
+    decoders = {match[1]: value for name, value in weights.items() if (match := _OF_THE_DECODER.fullmatch(name))}
     others = {name: value for name, value in weights.items() if not _OF_THE_DECODER.fullmatch(name)}
-    return others if any(re.match(r"(?:model\.)?bbox_", name) for name in others) else weights
+    heads = {match[1]: value for name, value in others.items() if (match := _OF_THE_MODEL.fullmatch(name))}
+    if any(not np.array_equal(value, decoders[name]) for name, value in heads.items() if name in decoders):
+        raise ScratchvitError(
+            "the box head of its decoder (decoder.bbox_embed) is not that of the model: here they are one, so use "
+            "weights that were trained so"
+        )
+    return others if heads else weights
 
 
 DAB_DETR = Layout(

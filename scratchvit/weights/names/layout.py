@@ -49,6 +49,7 @@ class Layout:
     names       (their pattern, our name); the first match is used, and a name without a match stays as it is
     prefix      a prefix that all names may have
     left_out    names that the models here do not need
+    options     what this library computes differently, as options of our models, if no configuration says otherwise
     prepare     applied to all weights before the names are converted
     spell       (their name) → the spelling that `names` expects
     store       (their name, value) → the value as PyTorch stores it
@@ -60,6 +61,7 @@ class Layout:
     names: tuple[tuple[str, str], ...] = ()
     prefix: str = ""
     left_out: tuple[str, ...] = ()
+    options: Mapping[str, Any] = field(default_factory=dict)
     prepare: Callable[[Weights], Weights] = _same
     spell: Callable[[str], str] = _same
     store: Callable[[str, np.ndarray], np.ndarray] = _same_value
@@ -86,7 +88,7 @@ class Layout:
             renamed[ours], theirs[ours] = self.store(name, value), full_name
         joined = _joined(renamed, theirs)
         note = self.finish(joined)
-        return Renamed(self.owner, joined, left_out, note)
+        return Renamed(self.owner, joined, left_out, note, options=dict(self.options))
 
     def _our_name(self, name: str) -> str | None:
         spelled = self.spell(name)
@@ -101,6 +103,7 @@ class Renamed:
     """Weights under timm's names, the owner of their layout, the names that were left out, and notes for the user.
 
     entry: which of the sets of weights in the file these are, as text; "" if there is only one.
+    options: those of `Layout`.
     """
 
     owner: str
@@ -108,6 +111,7 @@ class Renamed:
     left_out: list[str] = field(default_factory=list)
     note: str = ""
     entry: str = ""
+    options: dict[str, Any] = field(default_factory=dict)
 
 
 def _joined(weights: Weights, theirs: Mapping[str, str]) -> Weights:

@@ -65,6 +65,7 @@ SWIN = Layout(
         (r"head\.(.+)",                 r"head.fc.\1"),
     ),
     left_out=(COMPUTED,),
+    options={"window_rule": "torchvision"},
     prepare=_without_the_bias_of_k,
     spell=_by_stage,
 )
