@@ -5,6 +5,7 @@
     python scripts/bench.py --model resnet18 --img-size 32 --batch 64
     python scripts/bench.py --model mvit_v1_b --batch 1 --steps 3       # clips of 16 frames: torchvision's model
     python scripts/bench.py --model igpt_tiny --batch 4                 # pixels after pixels: Hugging Face's ImageGPT
+    python scripts/bench.py --record                                    # also writes the row of docs/benchmarks.md
 
 Both take the same weights, images, labels and AdamW, the same number of threads, and live in one process whose glibc
 was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.metadata
 import math
 import os
 import statistics
@@ -39,6 +41,7 @@ from scratchvit.models import model_config  # noqa: E402
 from scratchvit.models.vit import pair  # noqa: E402
 from scratchvit.training.classification.evaluate import truth  # noqa: E402
 from scratchvit.weights.names import recognise  # noqa: E402
+from scripts import records  # noqa: E402
 from scripts.bench_peers import peer_of  # noqa: E402
 
 Step = Callable[[], float]
@@ -52,6 +55,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--img-size", type=int, help="side of the images or frames (default: the model's own)")
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each, after two that are not")
+    parser.add_argument("--record", action="store_true", help="write the result into docs/benchmarks.md")
     parser.add_argument("--memory-of", choices=("ours", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if min(args.batch, args.steps) < 1:
@@ -198,7 +202,7 @@ def peak_bytes(anew: bool = False) -> int:
 def report(
     args: argparse.Namespace, image: Sequence[int], ours: list[float], theirs: list[float], products: float
 ) -> None:
-    """Print the table."""
+    """Print the table, and with --record write it into docs/benchmarks.md."""
     memory = {
         who: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory-of", who], check=True,
                                 capture_output=True, text=True).stdout)
@@ -215,6 +219,15 @@ def report(
     print(f"matrix products alone   {products:18.3f} s   ({share:.0%} of our step)")
     ours_mib, theirs_mib = (memory[who] / 2**20 for who in ("ours", "torch"))
     print(f"peak memory of a step   {ours_mib:18.0f} MiB here, {theirs_mib:.0f} MiB in PyTorch")
+    if args.record:
+        records.add("steps", {
+            "model": args.model, "image": list(image), "batch": args.batch, "pairs": args.steps,
+            "ratio": records.spread(ratios, 3), "seconds": round(statistics.median(ours), 4),
+            "torch_seconds": round(statistics.median(theirs), 4), "products_seconds": round(products, 4),
+            "gib": round(ours_mib / 1024, 3), "torch_gib": round(theirs_mib / 1024, 3),
+            "torch_version": importlib.metadata.version("torch").partition("+")[0],
+            **records.origin(records.command_line()),
+        })
 
 
 if __name__ == "__main__":

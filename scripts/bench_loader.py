@@ -2,6 +2,7 @@
 
     python scripts/bench_loader.py --data fashion-mnist --data-dir FOLDER
     python scripts/bench_loader.py --data FOLDER --img-size 32 --crop-scale 0.3      # JPEGs, decoded for every epoch
+    python scripts/bench_loader.py --data FOLDER --img-size 32 --record     # also writes the rows of docs/benchmarks.md
 
 The augmentation is heavy: shifts by 4 pixels (or crops from the originals), mirroring, RandAugment(2, 15), erasing. The
 data goes through `TrainingData.train_loader`, as in `scratchvit train`. Two ViTs learn from it: one with patch 4, D 128
@@ -29,6 +30,7 @@ from scratchvit import backend
 from scratchvit.data import Loader
 from scratchvit.training import TrainConfig
 from scratchvit.training.classification.data import load_data
+from scripts import records
 
 Step = Callable[[np.ndarray, np.ndarray], Any]
 MODELS = {      # tokens a side (None: patches of 4), D, layers, heads
@@ -48,6 +50,7 @@ def main() -> None:
     parser.add_argument("--batches", type=int, default=24, help="in one measurement")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--workers", type=int, nargs="+", default=(0, 1, 2))
+    parser.add_argument("--record", action="store_true", help="write the result into docs/benchmarks.md")
     args = parser.parse_args()
     backend.keep_freed_memory()
 
@@ -64,17 +67,26 @@ def main() -> None:
     )
     heads = ("workers", "loader alone, pictures/s", *(f"{name}: pictures/s, waiting" for name in MODELS))
     print("  ".join(heads), flush=True)
+    rows = []
     for workers in args.workers:
         loader = data.train_loader(config.replace(workers=workers))
         measure(loader, nothing)        # starts the workers
-        cells = [str(workers), spread([measure(loader, nothing)[0] for _ in range(args.repeats)], ",.0f")]
-        for size in MODELS.values():
+        alone = [measure(loader, nothing)[0] for _ in range(args.repeats)]
+        cells, training = [str(workers), spread(alone, ",.0f")], {}
+        for name, size in MODELS.items():
             step = training_step(size, data.splits.train)
             measure(loader, step)
             rates, waiting = zip(*(measure(loader, step) for _ in range(args.repeats)))
             cells.append(f"{spread(rates, ',.0f')}, {spread(waiting, '.1%')}")
+            training[name] = {"rate": records.spread(rates, 0), "waiting": records.spread(waiting, 4)}
         loader.close()
+        rows.append({"workers": workers, "alone": records.spread(alone, 0), "training": training})
         print("  ".join(cell.rjust(len(head)) for cell, head in zip(cells, heads)), flush=True)
+    if args.record:
+        records.add("loader", {
+            "data": records.without_places(["--data", args.data])[1], "image": [height, width, channels], "rows": rows,
+            **records.origin(records.command_line()),
+        })
 
 
 def nothing(images: np.ndarray, labels: np.ndarray) -> None:

@@ -23,6 +23,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from scripts.records import put_between  # noqa: E402
 from tests.support.backwards import BROKEN, CAUGHT, MISSED, SOUND, verdict, verdict_of_torch  # noqa: E402
 
 BEGIN, END = "<!-- made by scripts/gradcheck_table.py -->\n", "<!-- to here -->\n"
@@ -63,9 +64,8 @@ def main() -> None:
     if args.out is None:
         print(table)
         return
-    before, rest = args.out.read_text(encoding="utf-8").split(BEGIN)
-    _, after = rest.split(END)
-    args.out.write_text(before + BEGIN + table + END + after, encoding="utf-8")
+    page = put_between(args.out.read_text(encoding="utf-8"), BEGIN, END, table)
+    args.out.write_text(page, encoding="utf-8")
 
 
 if __name__ == "__main__":

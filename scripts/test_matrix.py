@@ -27,6 +27,10 @@ from datetime import date
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scripts.records import commit, processor  # noqa: E402
+
 LARGEST = 0.5
 LARGEST_PROCESS = 1000                      # MB, of the quick part
 PYTHONS = ("3.11", "3.12", "3.13", "3.14")
@@ -200,19 +204,13 @@ def part(row: Row, marker: str) -> str:
     return (marker or "quick") + ", numerical" * row.numerical
 
 
-def commit() -> str:
-    """The short hash of what is checked out."""
-    found = subprocess.run(["git", "rev-parse", "--short", "HEAD"], cwd=ROOT, capture_output=True, text=True)
-    return found.stdout.strip() or "no commit"
-
-
 # --- the table ------------------------------------------------------------------------------------------------------
 
 HEAD = """# The suite on other processors, seeds, orders and versions
 
 Written by `python scripts/test_matrix.py`. A row is a run of pytest; its largest margin is the largest measured ÷
 allowed of its comparisons with an error bound ([margins.py](../../tests/support/margins.py)); above {largest}, it is
-red. MB is the largest process, of which the quick part allows {process}.{machine}
+red. MB is the largest process, of which the quick part allows {process}. Run on {machine}.
 
 | | run | part | what came out | largest margin | of | BLAS kernel | versions | MB | s | day, commit |
 |---|---|---|---|---|---|---|---|---|---|---|
@@ -233,16 +231,8 @@ def table(results: list[Result]) -> str:
 
     missing = ", ".join(row.name for row in rows() if row.name not in {r.name for r in results})
     note = f"\nNot run: {missing}.\n" if missing else ""
-    return HEAD.format(largest=LARGEST, process=LARGEST_PROCESS, machine=machine()) + "".join(map(line, results)) + note
-
-
-def machine() -> str:
-    """A sentence about the processor, where the system tells it."""
-    path = Path("/proc/cpuinfo")
-    if not path.exists():
-        return ""
-    names = re.findall(r"^model name\s*: (.*)$", path.read_text("utf-8"), re.MULTILINE)
-    return f" Run on {len(names)} cores of: {names[0]}." if names else ""
+    machine = f"{os.cpu_count()} cores of: {processor()}"
+    return HEAD.format(largest=LARGEST, process=LARGEST_PROCESS, machine=machine) + "".join(map(line, results)) + note
 
 
 def main() -> None:
