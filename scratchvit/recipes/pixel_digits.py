@@ -2,7 +2,7 @@
 
 paper     pixels as tokens: iGPT, ICML 2020; the model is a ViT, arXiv 2010.11929, whose patches are single pixels
 command   OMP_NUM_THREADS=1 scratchvit train --recipe pixel_digits
-machine   one busy core of an AMD EPYC (Zen 4), 100 s of its time (30 November 2026)
+machine   one busy core of an AMD EPYC (Zen 4), 100 s of CPU time (30 November 2026)
 result    test 95.8 % with the weights that were best on the validation images, those of epoch 23
 
 `vit_digits` has patches of 4×4 in 16×16, so 16 tokens instead of 64. It reaches 97.3 % (the mean of three seeds), but
