@@ -19,24 +19,26 @@ from scratchvit.files import printable
 HELP = """\
 scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 
-  scratchvit train                              train a ViT on handwritten digits, in a minute, into runs/
-  scratchvit train --data fashion-mnist         train on another data set, with its own recipe
-  scratchvit train --data photos --img-size 96  train on your own pictures: photos/train/<class>/*.jpg
-  scratchvit eval --checkpoint FILE             accuracy and loss on the test pictures
-  scratchvit predict a.jpg --checkpoint FILE    classify pictures
-  scratchvit models "vit_*"                     list models with their size and cost
-  scratchvit cost MODEL --img-size 384          layer by layer: parameters, multiply-adds, attention, memory
-  scratchvit inspect MODEL|CHECKPOINT           draw a Swin's windows, masks and biases, or a DETR's attention
-  scratchvit export CHECKPOINT --out DIR        write model.safetensors and config.json for timm
-  scratchvit show-augment photo.jpg             draw a picture under every kind of augmentation
-  scratchvit detect-train                       train a DETR on scenes of digits, or with --data FOLDER on your own
-  scratchvit detect-eval --checkpoint FILE      average precision (AP) as COCO defines it, overall and per class
-  scratchvit detect a.jpg --checkpoint FILE     find objects: boxes drawn into pictures, as a table, and as JSON
-  scratchvit report runs/NAME                   write a run's report as one HTML page
-  scratchvit complete CHECKPOINT                complete the upper halves of pictures with an iGPT
-  scratchvit probe CHECKPOINT                   linear probe: accuracy of a linear classifier on each layer of an iGPT
-  scratchvit doctor                             what is installed on this machine, what is missing, how fast it is
+  scratchvit train                    train a ViT on handwritten digits, in a minute
+  scratchvit train --data photos      on your own pictures: photos/<class>/*.jpg
+  scratchvit eval RUN                 accuracy and loss on the test pictures
+  scratchvit predict RUN a.jpg        classify pictures
+  scratchvit report RUN               the whole run on one HTML page
+  scratchvit inspect RUN              draw a Swin's windows, or a DETR's attention
+  scratchvit export RUN --out DIR     write model.safetensors for timm
 
+  scratchvit detect-train             train a DETR, on scenes of digits or --data DIR
+  scratchvit detect-eval RUN          average precision (AP) on the test pictures
+  scratchvit detect RUN a.jpg         find objects: drawn, as a table, as JSON
+
+  scratchvit models "vit_*"           list models with their size and cost
+  scratchvit cost MODEL               parameters, multiply-adds and memory by layer
+  scratchvit show-augment a.jpg       a picture under every kind of augmentation
+  scratchvit complete RUN             complete the upper halves of pictures (iGPT)
+  scratchvit probe RUN                a linear classifier on each layer (iGPT)
+  scratchvit doctor                   what is installed, and how fast it is
+
+RUN is the folder of a run, a checkpoint, or weights of other libraries.
 `scratchvit COMMAND --help` explains a command and all its options.
 """
 

@@ -249,12 +249,12 @@ def _write_pictures(loop: TrainingLoop[DetectionTask], result: DetectionResult) 
 def _end_summary(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:
     """The files of the run, and commands to try next, as text."""
     folder = loop.folder
-    best, sample = str(folder.best), str(folder.path / "sample.png")
-    commands = [["detect", sample, "--checkpoint", best]] if "sample.png" in drawn else []
+    run, sample = str(folder.path), str(folder.path / "sample.png")
+    commands = [["detect", run, sample]] if "sample.png" in drawn else []
     if loop.task.config.overfit_one_batch:        # one batch is not a split that detect-eval could use
         commands += [["detect-train", "--data", loop.task.config.data]]
     else:
-        commands += [["detect-eval", "--checkpoint", best]]
-        commands += [["detect-eval", "--checkpoint", best, "--split", "val", "--results", "found.json"]]
+        commands += [["detect-eval", run]]
+        commands += [["detect-eval", run, "--split", "val", "--results", "found.json"]]
     lines = [command_line(["scratchvit", *words]) for words in (*commands, ["detect-train", "--help"])]
     return files_and_commands(folder, "losses and AP", drawn, lines)

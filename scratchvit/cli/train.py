@@ -200,10 +200,10 @@ def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str
     sample = folder.path / "sample.png"
     generative = generates(loop.model)
     commands = [
-        f"scratchvit predict {folder.best} {sample}" if sample.name in pictures and not generative else "",
-        *([f"scratchvit {what} {folder.best}" for what in ("complete", "probe")] if generative else []),
-        f"scratchvit eval --checkpoint {folder.best}",
-        "scratchvit train --data fashion-mnist --download",
+        f"scratchvit predict {folder.path} {sample}" if sample.name in pictures and not generative else "",
+        *([f"scratchvit {what} {folder.path}" for what in ("complete", "probe")] if generative else []),
+        f"scratchvit eval {folder.path}",
+        f"scratchvit train --resume {folder.path} --epochs {2 * loop.config.epochs}",
         "scratchvit train --help",
     ]
     return files_and_commands(folder, "loss and accuracy", pictures, commands)

@@ -194,6 +194,7 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("eval", "name a run: scratchvit eval RUN"),
     ("eval --checkpoint x --splt val", "did you mean --split?"),
     ("predict --checkpoint x", "name a run and pictures: scratchvit predict x a.jpg b.jpg"),
+    ("predict x a.png --out found.txt", "--out must be a file that ends in .csv or .json, not found.txt"),
     ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
 ])

@@ -1,5 +1,6 @@
 """`scratchvit predict` and the names of classes, with runs and weights that are made here."""
 
+import csv
 import json
 import os
 import sys
@@ -65,8 +66,9 @@ def pictures(folder, count):
 
 
 def blocks(out):
-    """The header, and {path: [(share, class), …]} as it was printed."""
+    """The header, and {path: [(share, class), …]} as it was printed, without the summary of several pictures."""
     header, _, rest = out.partition("\n\n")
+    rest = rest.partition("\n\nclass ")[0]
     found, path = {}, ""
     for line in rest.splitlines():
         if line.startswith("  "):
@@ -225,7 +227,37 @@ def test_weights_that_cannot_tell_classes(tmp_path, capsys):
     assert f"a.png: the outputs of {NAME} are not finite" in error and code == 1
 
 
+@pytest.mark.parametrize("suffix", ["json", "csv"])
+def test_results_in_a_file_and_in_sum(run, tmp_path, capsys, monkeypatch, suffix):
+    monkeypatch.chdir(tmp_path)
+    folder = pictures(tmp_path / "many", 5)
+    (folder / "00.png").rename(folder / "a,b;\u732b.png")
+    assert main(["predict", str(run), "many", "--top-k", "2", "--out", f"found.{suffix}", "--json"]) == 0
+    out = capsys.readouterr().out
+    expected = json.loads(out.splitlines()[-1])["pictures"]
+    if suffix == "json":
+        assert json.loads(Path("found.json").read_text("utf-8")) == expected
+    else:
+        with Path("found.csv").open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert [row["file_name"] for row in rows] == [one["file_name"] for one in expected]
+        for row, one in zip(rows, expected):
+            assert [row["class_1"], row["class_2"]] == [each["class"] for each in one["classes"]]
+            assert float(row["probability_2"]) == pytest.approx(one["classes"][1]["probability"], rel=1e-5)
+    summary = out.partition("\nclass ")[2].splitlines()
+    counts = dict(line.split() for line in summary[1:] if line and not line.startswith(("wrote", "{")))
+    assert counts.pop("all") == "5" and sum(map(int, counts.values())) == 5
+    best = [one["classes"][0]["class"] for one in expected]
+    assert {name: int(count) for name, count in counts.items()} == {name: best.count(name) for name in best}
+
+
+def test_one_picture_has_no_summary(run, tmp_path, capsys):
+    assert main(["predict", str(run), str(pictures(tmp_path / "one", 1))]) == 0
+    assert "pictures" not in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(("words", "sentence"), [
+    ("run a.png --out absent/found.csv", "absent/found.csv cannot be written: there is no folder absent"),
     ("a.png --checkpoint run --model resnet50", "run is a checkpoint and says which model it is: leave out --model"),
     ("a.png --checkpoint absent.pth", "absent.pth: there is no such file"),
     ("a.png --checkpoint other.safetensors", "there is no config.json that says which model"),
