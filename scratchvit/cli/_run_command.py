@@ -172,13 +172,15 @@ def _new_run_folder(config: RunConfig) -> Path:
 
 
 def labelled_lines(rows: Sequence[tuple[str, str | None]]) -> str:
-    """Format (label, text) pairs as aligned lines. Pairs without text are left out."""
-    width = columns(100)
-    return "\n".join(
-        textwrap.fill(f"{label:<8}  {text}", width, subsequent_indent=" " * 10, break_long_words=False,
-                      break_on_hyphens=False)
-        for label, text in rows if text
-    )
+    """Format (label, text) pairs as aligned lines, filled to the terminal's width. Pairs without text are left out."""
+    width, indent = columns(100), " " * 10
+
+    def filled(line: str) -> str:
+        if max(map(len, line.split())) > width - len(indent):       # no line is long enough for this path
+            return line
+        return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    return "\n".join(filled(f"{label:<8}  {text}") for label, text in rows if text)
 
 
 def describe_resuming(loop: TrainingLoop[Any]) -> str:

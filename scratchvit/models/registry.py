@@ -70,7 +70,7 @@ def create_model(name: str, *, seed: int = 0, **overrides: Any) -> Module:
 
 
 def _nearest(name: str, names: Any) -> str:
-    """A hint at the first name that begins with this one, or else at the most similar one."""
+    """A hint at the most similar of the names that begin with this one, or else of all."""
     longer = [each for each in names if name and each.startswith(name)]
-    close = longer or difflib.get_close_matches(name, list(names), n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, longer or list(names), n=1, cutoff=0.0 if longer else 0.5)
     return f" (did you mean {close[0]!r}?)" if close else ""

@@ -216,7 +216,7 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     target = _like("binary_cross_entropy", x, target)
     _check_options("binary_cross_entropy", reduction, ("mean", "sum", "none"))
     _need_probabilities("binary_cross_entropy: x", x, "; for logits use binary_cross_entropy_with_logits")
-    _need_probabilities("binary_cross_entropy: target", target)
+    _need_probabilities("binary_cross_entropy: target", target, slack=ROUNDING)
     w = 1 if weight is None else backend.asarray(weight, dtype=x.dtype)
     with np.errstate(divide="ignore"):                  # log 0
         log_x, log_not_x = xp.maximum(xp.log(x), -100), xp.maximum(xp.log1p(-x), -100)
@@ -287,7 +287,7 @@ def sigmoid_focal_loss(
     _check_options("sigmoid_focal_loss", reduction, ("none", "mean", "sum"))
     xp = array_module(x)
     t = _like("sigmoid_focal_loss", x, target)
-    _need_probabilities("sigmoid_focal_loss: target", t)
+    _need_probabilities("sigmoid_focal_loss: target", t, slack=ROUNDING)
     a, a_slope = (1 - alpha + (2 * alpha - 1) * t, 2 * alpha - 1) if alpha >= 0 else (1, 0)
 
     def parts() -> tuple[Array, ...]:
@@ -393,9 +393,12 @@ def _like(name: str, x: Array, target: Any) -> Array:
     return target
 
 
-def _need_probabilities(what: str, array: Array, hint: str = "") -> None:
+ROUNDING = 1e-6     # by so much a target may lie outside of [0, 1]: shares that were mixed add up to 1 only nearly
+
+
+def _need_probabilities(what: str, array: Array, hint: str = "", slack: float = 0.0) -> None:
     """Raise ValueError for numbers out of [0, 1]. On the CPU only: a GPU would have to wait for the answer."""
-    if backend_of(array) is CPU and array.size and not (array.min() >= 0 and array.max() <= 1):
+    if backend_of(array) is CPU and array.size and not (array.min() >= -slack and array.max() <= 1 + slack):
         raise ValueError(f"{what} holds probabilities, but lies in [{array.min():g}, {array.max():g}]{hint}")
 
 

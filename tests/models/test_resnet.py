@@ -163,7 +163,7 @@ def test_lists_as_json_has_them_are_tuples():
 def test_images_that_do_not_fit_are_refused():
     model = sv.create_model("resnet18", **SMALL)
     for shape in ((2, 1, 8, 8), (3, 8, 8)):
-        with pytest.raises(sv.ScratchvitError, match=r"\(B, 3, height, width\), it was given"):
+        with pytest.raises(sv.ScratchvitError, match=r"\(B, 3, height, width\), it was given|given one image \(3"):
             model(images(*shape))
     with pytest.raises(ValueError, match="one value per channel"):
         sv.create_model("resnet18", channels=(8, 8, 8, 8))(images(1, 3, 32, 32))    # the last map is 1×1, of one image

@@ -183,9 +183,9 @@ def test_options_that_do_not_fit_are_refused(options, text):
 def test_images_of_other_channels_are_refused():
     model = sv.create_model(NAME, **TINY)
     for shape in ((2, 1, 32, 32), (3, 32, 32)):
-        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, height, width\), it was given"):
+        with pytest.raises(sv.ScratchvitError, match=r"\(B, 3, height, width\), it was given|given one image \(3"):
             model(images(*shape))
-        with pytest.raises(sv.ScratchvitError, match=r"shape \(B, 3, height, width\), it was given"):
+        with pytest.raises(sv.ScratchvitError, match=r"\(B, 3, height, width\), it was given|given one image \(3"):
             model.forward_features(images(*shape))
 
 
