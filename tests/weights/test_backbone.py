@@ -136,7 +136,7 @@ def test_a_run_of_a_classifier_begins_a_run_of_a_detector(tmp_path, monkeypatch,
     words = ["detect-train", "--data", str(animals(tmp_path)), "--init", "classifier", *TINY]
     assert main([*words, "--out", "detector"]) == 0
     out = capsys.readouterr().out
-    assert "begins    with classifier" in out and "the weights of a classifier, to the backbone" in out
+    assert "weights   initialised from classifier" in out and "the weights of a classifier, to the backbone" in out
     trained, begun = load_checkpoint(tmp_path / "detector"), load_checkpoint(tmp_path / "classifier")
     assert trained.data["mean"] == begun.data["mean"]
     frozen = f"{BODY}layer1.0.bn1.running_mean"
