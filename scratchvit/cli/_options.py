@@ -155,8 +155,9 @@ def size(text: str) -> int | tuple[int, int]:
 def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the argument RUN, which can also be given as --checkpoint; `run_of` returns it. what: its help text."""
     action = parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=what)
+    parser.usage = f"{parser.prog} RUN [options]"
     completed_by(action, run_folders)
-    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN")
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
 def run_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Path:
@@ -175,7 +176,7 @@ def add_run_and_images(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.usage = f"{parser.prog} RUN IMAGE [IMAGE …] [options]"
     completed_by(action, lambda: [*run_folders(), *map(str, Path().glob("*"))])
-    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN, in any place")
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
 def run_and_images(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Path, list[Path]]:

@@ -20,7 +20,7 @@ Parameters, multiply-adds and memory of a model, from shapes alone. The model is
 
   scratchvit cost vit_tiny_patch16_224
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
-  scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48 --num-heads 16    the course's 768 GiB
+  scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48
 
 multiply-adds: those of matrix products and convolutions. attention: number of entries of softmax(q kᵀ) over all heads
 and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
@@ -35,7 +35,7 @@ def cost_table(argv: Sequence[str]) -> int:
     # The options depend on the model. If none is named, --help shows those of a ViT.
     defaults = model_config(next((word for word in words if word in known), words[0] if words else known[0]))
     parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
-    parser.add_argument("model", help="name of the model (see `scratchvit models`)")
+    parser.add_argument("model", metavar="MODEL", help="name of the model (see `scratchvit models`)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
     add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))

@@ -93,13 +93,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="scratchvit detect",
         description="Find objects in pictures: boxes with classes and scores, drawn, as a table, and as JSON.\n\n"
-        "  scratchvit detect runs/photos-detr_resnet18-1 street.jpg\n"
-        "  scratchvit detect detr/model.safetensors holidays --json found.json       # with its config.json\n"
-        "  scratchvit detect RUN test2017 --annotations image_info_test2017.json \\\n"
-        "      --threshold 0 --json results.json                # for evaluation or submission\n\n"
-        "The JSON has COCO's results format: a list of {image_id, category_id, bbox: [left, top, width, height],\n"
-        "score}, with file_name added. Image ids count from 1 in the order of the arguments, unless --annotations\n"
-        "gives them. Category ids are those of the annotations that the detector was trained on.",
+        "  scratchvit detect runs/NAME street.jpg\n"
+        "  scratchvit detect detr/model.safetensors holidays --json found.json\n"
+        "  scratchvit detect runs/NAME test2017 --annotations image_info_test2017.json \\\n"
+        "      --threshold 0 --json results.json\n\n"
+        "The last one writes what an evaluation needs. The JSON has COCO's results format: a list of {image_id,\n"
+        "category_id, bbox: [left, top, width, height], score}, with file_name added. Image ids count from 1 in the\n"
+        "order of the arguments, unless --annotations gives them. Category ids are those of the annotations that the\n"
+        "detector was trained on.",
     )
     add_run_and_images(parser, RUN)
     add_detector(parser)
@@ -130,7 +131,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="pictures per batch, padded to the largest of them; more than 1 helps on a GPU (default: 1)",
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+        "--skip-bad", action="store_true", help="skip pictures that cannot be decoded, and count them"
     )
     add_device(parser)
     given = parser.parse_strictly(argv)

@@ -23,21 +23,21 @@ def detect_eval(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit detect-eval",
         description="Evaluate a detector: COCO's twelve AP and AR figures on a split of its data, and AP per class.\n\n"
-        "  scratchvit detect-eval runs/scenes-detr_tiny-1\n"
-        "  scratchvit detect-eval detr/model.safetensors --data coco --split val --results found.json\n"
-        "  scratchvit detect-eval --results-of found.json --annotations coco/annotations/instances_val2017.json\n\n"
+        "  scratchvit detect-eval runs/NAME\n"
+        "  scratchvit detect-eval detr/model.safetensors --data coco --split val\n"
+        "  scratchvit detect-eval --results-of found.json --annotations test.json\n\n"
         "Classes of the detector and of the data are matched by name; results are written with the category ids of\n"
         "the annotation file. The figures are computed by pycocotools.",
     )
     add_run(parser, RUN)
     add_detector(parser)
     parser.add_argument(
-        "--data", help="data: a folder in COCO, VOC, YOLO or CSV format, or scenes (default: the data of the run)"
+        "--data", help="a folder in COCO, VOC, YOLO or CSV format, or scenes (default: the data of the run)"
     )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="the split to evaluate on (default: test)"
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out and count bad annotations and pictures")
+    parser.add_argument("--skip-bad", action="store_true", help="skip bad annotations and pictures, and list them")
     parser.add_argument(
         "--batch-size", type=int, metavar="SIZE", help="pictures per batch (default: that of the run, or 8)"
     )

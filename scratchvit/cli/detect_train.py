@@ -44,18 +44,23 @@ Train a detector: a DETR, which finds the objects in a picture, with a class and
 one on scenes made of scikit-learn's handwritten digits.
 
   scratchvit detect-train
-  scratchvit detect-train --overfit-one-batch                      # check that the model can learn one batch
-  scratchvit detect-train --data street                            # COCO, VOC, YOLO or CSV; the format is detected
-  scratchvit detect-train --data street --init resnet18-f37072fd.pth         # a classifier's weights as the backbone
-  scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
-  scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # continues bit for bit
+  scratchvit detect-train --data street --init resnet18-f37072fd.pth
+  scratchvit detect-train --resume runs/NAME
 
-A folder is one of
-  COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
-         or train/_annotations.coco.json, …; or one JSON file for all pictures
-  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …; or XML files beside the pictures or in annotations
-  YOLO   images/train, labels/train, … or what data.yaml says; with the names in data.yaml or classes.txt
-  CSV    filename,width,height,class,xmin,ymin,xmax,ymax, or a table of VIA
+The weights of a classifier become the backbone, here those of torchvision. To fine-tune a DETR, use its weights and
+--recipe detect_finetune. A resumed run continues bit for bit.
+
+The format of a folder is detected:
+  COCO   annotations/instances_train2017.json, … with pictures in train2017, …;
+         or train.json, …; or train/_annotations.coco.json, …;
+         or one JSON file for all pictures
+  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …;
+         or XML files beside the pictures or in annotations
+  YOLO   images/train, labels/train, … or as in data.yaml;
+         names in data.yaml or classes.txt
+  CSV    filename,width,height,class,xmin,ymin,xmax,ymax;
+         or a CSV file of the VGG Image Annotator (VIA)
+
 If there is no val or test split, it is drawn from train. Bad entries (a box outside its picture, an unknown category, a
 missing picture, …) are reported before training begins; --skip-bad leaves them out.
 

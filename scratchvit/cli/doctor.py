@@ -11,7 +11,7 @@ from scratchvit.cli._options import Parser
 def doctor(argv: Sequence[str]) -> int:
     """Print what is installed on this machine, and how fast it is."""
     parser = Parser(
-        prog="scratchvit doctor",
+        prog="scratchvit doctor", usage="scratchvit doctor",
         description="Print what is installed on this machine, what is missing and how to install it, and how fast\n"
         "the machine computes.",
     )

@@ -23,8 +23,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit eval",
         description="Evaluate a checkpoint: accuracy and loss on a split of its data, overall and per class.\n\n"
-        "  scratchvit eval runs/digits-vit_tiny_patch16_224-1\n"
-        "  scratchvit eval RUN --data photos --split val",
+        "  scratchvit eval runs/NAME\n"
+        "  scratchvit eval runs/NAME --data photos --split val",
     )
     add_run(parser, "a run folder of `scratchvit train`, or a checkpoint in it")
     parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
@@ -33,7 +33,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "--split", choices=("train", "val", "test"),
         help="the split to evaluate on (default: test, or val if there is no test split)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    parser.add_argument("--skip-bad", action="store_true", help="skip pictures that cannot be decoded")
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
     add_entry(parser)
     add_device(parser)

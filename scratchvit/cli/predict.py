@@ -56,12 +56,12 @@ def predict(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
-        "  scratchvit predict runs/photos-vit_tiny_patch16_224-1 cat.jpg dog.png\n"
-        "  scratchvit predict vit/model.safetensors cat.jpg                       # with config.json in that folder\n"
-        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels LOC_synset_mapping.txt\n"
-        "  scratchvit predict mine.pth cat.jpg --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
-        "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
-        "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
+        "  scratchvit predict runs/NAME cat.jpg dog.png\n"
+        "  scratchvit predict vit/model.safetensors cat.jpg\n"
+        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels names.txt\n\n"
+        "Without --model, third-party weights need a config.json in their folder. Pictures are preprocessed as the\n"
+        "files in that folder say (timm's config.json, Hugging Face's preprocessor_config.json), or else as is usual\n"
+        "for the model. The preprocessing is printed.",
     )
     add_run_and_images(parser, RUN)
     parser.add_argument(
@@ -77,10 +77,10 @@ def predict(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
-        help="write the classes of every picture into a file too, .csv or .json (default: they are only printed)",
+        help="also write the classes of every picture to this file, .csv or .json (default: only print them)",
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+        "--skip-bad", action="store_true", help="skip pictures that cannot be decoded, and count them"
     )
     add_entry(parser)
     add_sizes(parser, argv)

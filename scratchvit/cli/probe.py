@@ -18,7 +18,7 @@ from scratchvit.training.checkpoint import model_from_checkpoint
 def probe(argv: Sequence[str]) -> int:
     """Print the accuracy of a linear classifier on the features of every layer."""
     parser = Parser(
-        prog="scratchvit probe",
+        prog="scratchvit probe", usage="scratchvit probe RUN [options]",
         description="Linear probe of an iGPT, which was trained without labels: softmax regression on the mean\n"
         "features of each layer, with the weight decay chosen on the validation split. Prints the accuracy on the\n"
         "validation and test splits.\n\n"
@@ -26,7 +26,7 @@ def probe(argv: Sequence[str]) -> int:
         "  scratchvit probe runs/pixels",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of an iGPT, or its run folder"
+        "checkpoint", type=Path, metavar="RUN", help="a run folder of an iGPT, or a checkpoint in it"
     )
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")

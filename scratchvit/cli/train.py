@@ -42,10 +42,11 @@ DESCRIPTION = """\
 Train a model on pictures. By default: a small ViT on scikit-learn's handwritten digits, which takes about a minute.
 
   scratchvit train
-  scratchvit train --data fashion-mnist --download
-  scratchvit train --recipe vit_cifar10 --data-dir cifar-10-batches-bin --epochs 50
-  scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg, or photos/<class>/
-  scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # continues bit for bit
+  scratchvit train --data photos --img-size 96 --patch-size 8
+  scratchvit train --resume runs/NAME
+
+photos has a folder for each class: photos/train/<class>/*.jpg, or photos/<class>/*.jpg. A resumed run continues bit
+for bit.
 
 The defaults below are those of a recipe (scratchvit/recipes/, one file each); data sets known by name have their own
 recipe. The options of the model depend on the model: `scratchvit train --model NAME --help` lists those of NAME.

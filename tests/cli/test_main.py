@@ -11,9 +11,11 @@ import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit.cli import COMMANDS, main, models
+from scratchvit.cli import COMMANDS, HELP, main, models
 from scratchvit.cli._bugs import DEBUG
+from scratchvit.models import list_models, model_config
 
+ONE_OF_EACH = {type(model_config(name)): name for name in list_models()}.values()      # a model of each family
 TINY = ["--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4", "--epochs=1", "--batch-size=256"]
 
 
@@ -55,6 +57,17 @@ def test_help_fits_the_terminal(capsys, monkeypatch, width, most):
     assert main(["eval", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert most - 15 < max(map(len, lines)) <= most
+
+
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in COMMANDS), *(["cost", name] for name in ONE_OF_EACH)], ids=" ".join
+)
+def test_no_line_of_a_help_is_longer_than_80(capsys, monkeypatch, words):
+    """Prose is filled; examples, lists and the options of every family of models are what could be longer."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3 and [line for line in lines if len(line) > 80] == []
 
 
 @pytest.mark.parametrize(("typed", "meant"), [
@@ -208,6 +221,8 @@ def test_words_are_completed(tmp_path, line, expected, unexpected):
 
 
 def test_the_documented_line_of_completion_exists():
+    line = 'pip install argcomplete && eval "$(register-python-argcomplete scratchvit)"'
+    assert f"\n  {line}\n" in HELP and line in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     pytest.importorskip("argcomplete")
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     assert shutil.which("register-python-argcomplete", path=folders)
