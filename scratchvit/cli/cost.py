@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, table
+from scratchvit.cli._options import Parser, add_fields
+from scratchvit.cli._text import counted, table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
 from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.models import create_model, list_models, model_config
@@ -107,12 +108,13 @@ def _ops(found: Cost) -> list[Row]:
 def _batch(peak: PeakMemory) -> str:
     """The peak memory of a batch in inference and in training, as text."""
     size = readable_bytes
-    images = "1 image" if peak.batch_size == 1 else f"{peak.batch_size} images"
     return (
-        f"memory for a batch of {images}, in float32\n"
+        f"memory for a batch of {counted(peak.batch_size, 'image')}, in float32\n"
         f"  weights    {size(peak.weights):>9}\n"
         f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
-        f"  training   {size(peak.training):>9}   at its peak ({peak.worst}): weights, AdamW's moments\n"
-        f"             {'':>9}   ({size(peak.moments)}), {size(peak.activations)} of activations and gradients\n"
+        f"  training   {size(peak.training):>9}   at its peak, weights included\n"
+        f"             {size(peak.moments):>9}   of it: AdamW's moments\n"
+        f"             {size(peak.activations):>9}   of it: activations and gradients\n"
+        f"The peak of training is in {peak.worst}.\n"
         "The process itself, Python and its libraries, needs about 100 MiB more."
     )

@@ -14,8 +14,9 @@ from PIL import Image
 
 from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images, table
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images
 from scratchvit.cli._output import note_result
+from scratchvit.cli._text import counted, filled, table
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image
 from scratchvit.detection.data.annotations import without_advice
@@ -70,7 +71,8 @@ def detect(argv: Sequence[str]) -> int:
             side = max(READABLE, *image.size)
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
-            print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn into {printable(picture.drawn)}")
+            print(f"{printable(picture.path)} ({image.width}×{image.height})")
+            print(f"  drawn into {printable(picture.drawn)}")
             print(_detection_table(found, detector.classes, given.threshold), flush=True)
     except ScratchvitError as error:
         if not (given.json and read):
@@ -79,10 +81,13 @@ def detect(argv: Sequence[str]) -> int:
         raise ScratchvitError(f"{error} ({given.json} has the detections in the {read} pictures before it)") from error
     if not read:
         raise ScratchvitError("none of the pictures can be decoded")
-    print(f"{objects} objects in {read} pictures, with a score of at least {given.threshold:g}")
+    print(
+        f"{counted(objects, 'object')} in {counted(read, 'picture')}, with a score of at least {given.threshold:g}"
+    )
     if given.json:
         write_results(given.json, results)
-        print(f"wrote {given.json}: {len(results)} boxes" + _left_out(objects - len(results), given.annotations))
+        boxes = counted(len(results), "box", "boxes")
+        print(filled(f"wrote {given.json}: {boxes}{_left_out(objects - len(results), given.annotations)}"))
     if read < len(pictures):
         print(f"{len(pictures) - read} of {len(pictures)} pictures left out")
     note_result(checkpoint=given.checkpoint, pictures=read, left_out=len(pictures) - read, detections=results)

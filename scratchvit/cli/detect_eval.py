@@ -10,6 +10,7 @@ from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
 from scratchvit.cli._options import Parser, add_device, add_run, run_of
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._text import counted, filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
@@ -76,17 +77,18 @@ def detect_eval(argv: Sequence[str]) -> int:
     config = detector.checkpoint.config if detector.checkpoint else {}
     found, image_ids = detector.in_dataset(dataset, given.batch_size or config.get("batch_size", 8))
     results = results_in(found, image_ids, categories)
-    print(f"{given.split} pictures of {printable(dataset.name)}: {len(dataset):,}")
-    for note in (*splits.drawn, *dataset.notes):
-        print(f"  {printable(note)}")
+    print(labelled_lines([
+        ("data", f"{counted(len(dataset), f'{given.split} picture')} of {printable(dataset.name)}"),
+        *(("", printable(note)) for note in (*splits.drawn, *dataset.notes)),
+    ]))
     figures = evaluate_boxes(dataset.ground_truth(), results)
     print_figures(figures)
     for line in _unmatched(detector, dataset, categories):
-        print(printable(line))
+        print(f"\n{filled(printable(line))}")
     print_skipped(splits.skipped)
     if given.results:
         write_results(given.results, results)
-        print(f"wrote {given.results}: {len(results):,} boxes")
+        print(f"\nwrote {given.results}: {counted(len(results), 'box', 'boxes')}")
     note_result(
         checkpoint=path, data=dataset.name, split=given.split, images=len(dataset), **dataclasses.asdict(figures)
     )

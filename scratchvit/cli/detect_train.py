@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit import progress
 from scratchvit.cli._bugs import bugs_reported
-from scratchvit.cli._detector import SENTENCES, print_figures
+from scratchvit.cli._detector import SENTENCES, bad_entries, print_figures
 from scratchvit.cli._options import command_line
 from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
@@ -19,10 +20,11 @@ from scratchvit.cli._run_command import (
     changed_settings,
     describe_device,
     describe_resuming,
+    describe_settings,
     describe_steps,
     files_and_commands,
-    labelled_lines,
 )
+from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
@@ -104,15 +106,16 @@ def detect_train(argv: Sequence[str]) -> int:
     with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the report is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
-        evaluated = "that batch" if config.overfit_one_batch else "test pictures"
-        print(
-            f"\n{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
-            f"{result.seconds:.0f} s at {result.images_per_second:,.1f} images/s"
-        )
+        evaluated = "the batch" if config.overfit_one_batch else "test pictures"
+        print()
+        print(filled(
+            f"{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
+            f"trained for {progress.duration(result.seconds)} at {result.images_per_second:,.1f} images/s"
+        ))
         if can_evaluate():
             print_figures(result.test)
         if result.skipped:
-            print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
+            print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
     note_result(
         run=folder, checkpoint=loop.folder.best, **dataclasses.asdict(result.test), best_epoch=result.best_epoch,
@@ -138,7 +141,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         *(("" if place else "files", line) for place, line in enumerate(splits.files)),
         *(("" if place else "notes", printable(note)) for place, note in enumerate(splits.notes[:SENTENCES])),
         ("", _and_more(splits.notes)),
-        ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
+        ("skipped", bad_entries(splits.skipped)),
         *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),
         ("", _and_more(splits.skipped)),
         ("pictures", _pictures(loop)),
@@ -146,7 +149,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         *(("warning", sentence) for sentence in _warnings(loop)),
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
-        ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("sizes", describe_settings(config.model_args)),
         ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from scratchvit import doctor as checkup
 from scratchvit.cli._options import Parser
+from scratchvit.cli._text import labelled_lines
 
 
 def doctor(argv: Sequence[str]) -> int:
@@ -17,5 +18,5 @@ def doctor(argv: Sequence[str]) -> int:
     )
     parser.parse_strictly(argv)
     for what, finding in checkup.report():
-        print(f"{what:<14}{finding}", flush=True)
+        print(labelled_lines([(what, finding)], width=12), flush=True)
     return 0

@@ -8,6 +8,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser
+from scratchvit.cli._text import filled
 from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
@@ -74,5 +75,5 @@ def export(argv: Sequence[str]) -> int:
     for path in write(model, name, given.out, preprocessing, names):
         print(f"wrote {path}")
     for line in differs_in_timm(model, name):
-        print(line)
+        print(filled(line))
     return 0

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, size, table
+from scratchvit.cli._options import Parser, size
+from scratchvit.cli._text import filled, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import open_image
 from scratchvit.detection.detector import open_detector
@@ -102,7 +103,7 @@ def inspect(argv: Sequence[str]) -> int:
             '(`scratchvit models "swin*"`) or a DETR'
         )
     for line in loaded:
-        print(line)
+        print(filled(line))
     for path in draw(model, name, given):
         print(f"wrote {path}")
     return 0
@@ -153,7 +154,8 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
     scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
 
-    print(f"image {H}×{W} pixels; receptive field of the token in row {token[0]}, column {token[1]} of stage 1\n")
+    print(filled(f"image {H}×{W} pixels; receptive field of the token in row {token[0]}, column {token[1]} of stage 1"))
+    print()
     header = ("stage", "block", "map", "windows", "shift", "padding", "attends to", "receptive field", "of the image")
     rows = [header]
     for block, patches in zip(blocks, reached):
@@ -189,7 +191,8 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     height, width = picture.shape[:2]
     best = np.argsort(-found["scores"], kind="stable")
     best = best[: max(1, int((found["scores"] >= THRESHOLD).sum()))].tolist()
-    print(f"image of {height}×{width} pixels; detections with a score of at least {THRESHOLD}, or the best one:\n")
+    print(filled(f"image {height}×{width} pixels; detections with a score of at least {THRESHOLD}, or the best one"))
+    print()
     rows = [("query", "class", "score", "left", "top", "right", "bottom")]
     for place in best:
         edges = (f"{edge:.1f}" for edge in found["boxes"][place])

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, size, table
+from scratchvit.cli._options import Parser, size
+from scratchvit.cli._text import table
 from scratchvit.costs.counting import configured_shape, cost, readable_bytes
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models, model_paper

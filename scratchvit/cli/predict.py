@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images, table
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._text import counted, labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
@@ -98,11 +99,13 @@ def predict(argv: Sequence[str]) -> int:
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     classifier = source(given)
-    print(f"model          {classifier.name} from {printable(given.checkpoint)}")
-    for line in classifier.loading:
-        print(f"               {line}")
-    print(f"preprocessing  {printable(classifier.preprocessing)}")
-    print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
+    rows = [
+        ("model", f"{classifier.name} from {printable(given.checkpoint)}"),
+        *(("", line) for line in classifier.loading),
+        ("preprocessing", printable(classifier.preprocessing)),
+        ("classes", f"{len(classifier.classes):,}, {printable(classifier.classes_from)}"),
+    ]
+    print(f"{labelled_lines(rows, width=13)}\n")
 
     bad = 0
     results: list[Result] = []
@@ -131,7 +134,7 @@ def predict(argv: Sequence[str]) -> int:
         print(f"{bad} of {len(images)} pictures left out")
     if given.out:
         write_atomically(given.out, _as_file(results, given.out.suffix.lower()))
-        print(f"wrote {printable(given.out)}: {len(results):,} pictures")
+        print(f"wrote {printable(given.out)}: {counted(len(results), 'picture')}")
     note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
     return 0
 

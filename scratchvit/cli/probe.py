@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit import backend, progress
-from scratchvit.cli._options import Parser, add_device, table
+from scratchvit.cli._options import Parser, add_device
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._text import filled, labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
@@ -51,8 +52,9 @@ def probe(argv: Sequence[str]) -> int:
     rows = [("layer", "decay", "val", "test")]
     for layer in layers:
         rows.append((f"{layer.layer}", f"{layer.decay:g}", f"{layer.val_accuracy:.2%}", f"{layer.test_accuracy:.2%}"))
-    print(f"linear probe of {checkpoint.model_name} from {given.checkpoint} on {splits.train.name}")
-    print(table(rows))
+    about = [("model", f"{checkpoint.model_name} from {given.checkpoint}"), ("data", splits.train.name)]
+    print(f"{labelled_lines(about)}\n")
+    print(f"{table(rows)}\n")
     best = max(layers, key=lambda layer: layer.val_accuracy)
-    print(f"best layer on the validation split: {best.layer}, with {best.test_accuracy:.2%} test accuracy")
+    print(filled(f"best layer on the validation split: {best.layer}, with {best.test_accuracy:.2%} test accuracy"))
     return 0

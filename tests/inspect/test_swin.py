@@ -214,7 +214,7 @@ def test_the_course_of_a_model_by_name(tmp_path, capsys):
     """Swin-T at 224: the numbers of the paper's figure, and the growth that follows from them."""
     code, text, error = said(capsys, NAMES["V1"], "--out", tmp_path / "new" / "folder")
     assert (code, error) == (0, "")
-    assert text.startswith(f"{NAMES['V1']} before training: random weights; --weights loads others")
+    assert text.startswith(f"{NAMES['V1']} before training: random weights; --weights loads")     # then it is wrapped
     rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
     assert len(rows) == 12
     assert rows[0] == ["1", "1", "56×56", "7×7", "–", "–", "49", "tokens", "28×28", "px", "1.6%"]
