@@ -115,8 +115,8 @@ def _read(
     """(model in evaluation mode, its name for titles, lines about its weights)."""
     if named in list_models():
         if weights is None:
-            name = f"{named} before training"
-            return create_model(named, **options).eval(), name, [f"{name}: random weights; --weights loads others"]
+            said = f"{named} with random weights; --weights loads others"
+            return create_model(named, **options).eval(), f"{named} before training", [said]
         model, name, report = open_model(weights, named, entry=entry, **options)
         return model, name, [f"{name} from {weights}", *str(report).splitlines()]
     path = Path(named)
@@ -154,7 +154,7 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
     scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
 
-    print(filled(f"image {H}×{W} pixels; receptive field of the token in row {token[0]}, column {token[1]} of stage 1"))
+    print(filled(f"image {H}×{W} pixels; receptive field of the stage 1 token in row {token[0]}, column {token[1]}"))
     print()
     header = ("stage", "block", "map", "windows", "shift", "padding", "attends to", "receptive field", "of the image")
     rows = [header]
