@@ -18,8 +18,11 @@ def filled(text: str, indent: int = 0) -> str:
 
     indent: of the lines after the first.
     """
+    width = columns(100)
+    if max(map(len, text.split()), default=0) > width - indent:     # no line is long enough for this path
+        return text
     return textwrap.fill(
-        text, columns(100), subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
+        text, width, subsequent_indent=" " * indent, break_long_words=False, break_on_hyphens=False
     )
 
 
