@@ -57,9 +57,9 @@ def _blas() -> str:
         return "a BLAS library unknown to threadpoolctl"
     pool = next((pool for pool in pools if "numpy" in pool["filepath"]), pools[0])
     kernels = f" ({pool['architecture']})" if "architecture" in pool else ""
+    threads = "1 thread" if pool["num_threads"] == 1 else f"{pool['num_threads']} threads"
     return (
-        f"{pool['internal_api']} {pool['version']}{kernels} with {pool['num_threads']} threads; "
-        "OMP_NUM_THREADS sets their number"
+        f"{pool['internal_api']} {pool['version']}{kernels} with {threads}; OMP_NUM_THREADS sets their number"
     )
 
 

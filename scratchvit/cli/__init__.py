@@ -19,27 +19,29 @@ from scratchvit.files import printable
 HELP = """\
 scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 
-  scratchvit train                    train a ViT on handwritten digits, in a minute
-  scratchvit train --data photos      on your own pictures: photos/<class>/*.jpg
-  scratchvit eval RUN                 accuracy and loss on the test pictures
-  scratchvit predict RUN a.jpg        classify pictures
-  scratchvit report RUN               the whole run on one HTML page
-  scratchvit inspect RUN              draw a Swin's windows, or a DETR's attention
-  scratchvit export RUN --out DIR     write model.safetensors for timm
+  scratchvit train                 train a ViT on handwritten digits in a minute
+  scratchvit train --data photos   on your own pictures: photos/<class>/*.jpg
+  scratchvit eval RUN              accuracy and loss on the test pictures
+  scratchvit predict RUN a.jpg     classify pictures
+  scratchvit report RUN            the whole run on one HTML page
+  scratchvit inspect RUN           draw a Swin's windows, or a DETR's attention
+  scratchvit export RUN --out DIR  write model.safetensors for timm
 
-  scratchvit detect-train             train a DETR, on scenes of digits or --data DIR
-  scratchvit detect-eval RUN          average precision (AP) on the test pictures
-  scratchvit detect RUN a.jpg         find objects: drawn, as a table, as JSON
+  scratchvit detect-train          train a DETR on digits, or on --data DIR
+  scratchvit detect-eval RUN       average precision (AP) on the test pictures
+  scratchvit detect RUN a.jpg      find objects: drawn, as a table, as JSON
 
-  scratchvit models "vit_*"           list models with their size and cost
-  scratchvit cost MODEL               parameters, multiply-adds and memory by layer
-  scratchvit show-augment a.jpg       a picture under every kind of augmentation
-  scratchvit complete RUN             complete the upper halves of pictures (iGPT)
-  scratchvit probe RUN                a linear classifier on each layer (iGPT)
-  scratchvit doctor                   what is installed, and how fast it is
+  scratchvit models "vit_*"        list models with their size and cost
+  scratchvit cost MODEL            parameters, multiply-adds and memory by layer
+  scratchvit show-augment a.jpg    a picture under every kind of augmentation
+  scratchvit complete RUN          complete the upper halves of pictures (iGPT)
+  scratchvit probe RUN             a linear classifier on each layer (iGPT)
+  scratchvit doctor                what is installed, and this machine's speed
 
 RUN is the folder of a run, a checkpoint, or weights of other libraries.
 `scratchvit COMMAND --help` explains a command and all its options.
+`scratchvit --version` prints the version. Tab completion in bash and zsh:
+  pip install argcomplete && eval "$(register-python-argcomplete scratchvit)"
 """
 
 # {command: (module, function)}

@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchvit.cli._options import table
+from scratchvit.cli._text import counted, filled, labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order
 from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
@@ -33,24 +33,31 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
 
 def print_detector(detector: Detector, path: Path) -> None:
     """Print the model, how its weights were loaded, how pictures are preprocessed, and where class names are from."""
-    print(f"model     {detector.name} from {printable(path)}")
-    for line in detector.loading:
-        print(f"          {line}")
-    print(f"pictures  {printable(detector.prepares)}")
-    print(f"classes   {len(detector.classes):,}, {printable(detector.classes_from)}\n")
+    rows = [
+        ("model", f"{detector.name} from {printable(path)}"),
+        *(("", line) for line in detector.loading),
+        ("pictures", printable(detector.prepares)),
+        ("classes", f"{len(detector.classes):,}, {printable(detector.classes_from)}"),
+    ]
+    print(f"{labelled_lines(rows)}\n")
 
 
 def print_figures(figures: CocoFigures) -> None:
     """Print COCO's twelve figures, then AP class by class."""
     print(f"\n{table(figures.rows())}\n")
-    print(f"{table([[printable(cell) for cell in row] for row in figures.class_rows()])}\n")
+    print(f"{table([[printable(cell) for cell in row] for row in figures.class_rows()])}")
+
+
+def bad_entries(skipped: Sequence[str]) -> str:
+    """How many entries --skip-bad left out or clipped, as text; "" if there are none."""
+    return f"{counted(len(skipped), 'bad entry', 'bad entries')} left out or clipped" if skipped else ""
 
 
 def print_skipped(skipped: Sequence[str]) -> None:
     """Print how many entries --skip-bad left out or clipped, and the first of them; nothing if there are none."""
     if skipped:
-        print(f"{len(skipped)} bad entries left out or clipped")
+        print(f"\n{bad_entries(skipped)}")
         for sentence in skipped[:SENTENCES]:
-            print(f"  {printable(sentence)}")
+            print(filled(f"  {printable(sentence)}", 2))
         if len(skipped) > SENTENCES:
             print(f"  … and {len(skipped) - SENTENCES} more")

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import shlex
-import shutil
 import subprocess
 import textwrap
 import typing
@@ -20,6 +19,7 @@ from typing import Any, NoReturn
 
 from scratchvit.backend import default_device
 from scratchvit.cli._output import heed
+from scratchvit.cli._text import columns
 from scratchvit.cli._words import COMPLETING, complete_with, completed_by
 from scratchvit.data.folder import SUFFIXES, picture_files
 from scratchvit.models import list_models
@@ -53,11 +53,6 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
         for is_kept, lines in blocks:
             filled += lines if is_kept else [textwrap.fill(" ".join(lines), width)]
         return "\n".join(filled)
-
-
-def columns(most: int) -> int:
-    """The width of the terminal, 80 if there is none, at least 40 and at most this."""
-    return max(40, min(most, shutil.get_terminal_size((80, 24)).columns))
 
 
 class Parser(argparse.ArgumentParser):
@@ -97,7 +92,7 @@ def add_fields(
     fields = {field.name: field for field in dataclasses.fields(config_type)}
     for name in names:
         metadata = fields[name].metadata
-        default = _shown(defaults[name])
+        default = shown(defaults[name])
         help_text = f"{metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {
             "type": _reader(types[name]),
@@ -110,11 +105,11 @@ def add_fields(
             completed_by(action, list_models)
 
 
-def _shown(default: Any) -> Any:
-    """A default value as it is shown in the help."""
+def shown(default: Any) -> Any:
+    """A value of a setting as it is typed and shown in the help."""
     if default is None or isinstance(default, bool):
         return {None: "none", True: "yes", False: "no"}[default]
-    return ",".join(map(str, default)) if isinstance(default, tuple) else default
+    return ",".join(map(str, default)) if isinstance(default, tuple | list) else default     # a list in a JSON file
 
 
 def _reader(hint: Any) -> Any:
@@ -155,8 +150,9 @@ def size(text: str) -> int | tuple[int, int]:
 def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the argument RUN, which can also be given as --checkpoint; `run_of` returns it. what: its help text."""
     action = parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=what)
+    parser.usage = f"{parser.prog} RUN [options]"
     completed_by(action, run_folders)
-    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN")
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
 def run_of(parser: argparse.ArgumentParser, given: argparse.Namespace) -> Path:
@@ -175,7 +171,7 @@ def add_run_and_images(parser: argparse.ArgumentParser, what: str) -> None:
     )
     parser.usage = f"{parser.prog} RUN IMAGE [IMAGE …] [options]"
     completed_by(action, lambda: [*run_folders(), *map(str, Path().glob("*"))])
-    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="another way to give RUN, in any place")
+    parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
 def run_and_images(parser: argparse.ArgumentParser, given: argparse.Namespace) -> tuple[Path, list[Path]]:
@@ -207,13 +203,3 @@ def add_device(parser: argparse.ArgumentParser) -> None:
 def command_line(words: Sequence[str], windows: bool = os.name == "nt") -> str:
     """The words of a command as one line that can be pasted into a shell (Windows: with double quotes only)."""
     return subprocess.list2cmdline(words) if windows else shlex.join(words)
-
-
-def table(rows: Sequence[Sequence[Any]]) -> str:
-    """Rows of cells as text in aligned columns: the first column flush left, the others flush right."""
-    widths = [max(len(str(cell)) for cell in column) for column in zip(*rows)]
-    lines = []
-    for first, *rest in rows:
-        cells = [f"{first:<{widths[0]}}", *(f"{cell!s:>{width}}" for cell, width in zip(rest, widths[1:]))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)

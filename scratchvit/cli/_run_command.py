@@ -6,15 +6,15 @@ import argparse
 import contextlib
 import io
 import itertools
-import textwrap
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, columns, command_line, run_folders
+from scratchvit.cli._options import Parser, add_fields, command_line, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
+from scratchvit.cli._text import counted, filled
 from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
@@ -171,34 +171,23 @@ def _new_run_folder(config: RunConfig) -> Path:
     return next(path for n in itertools.count(1) if not (path := Path("runs", f"{name}-{n}")).exists())
 
 
-def labelled_lines(rows: Sequence[tuple[str, str | None]]) -> str:
-    """Format (label, text) pairs as aligned lines, filled to the terminal's width. Pairs without text are left out."""
-    width, indent = columns(100), " " * 10
-
-    def filled(line: str) -> str:
-        if max(map(len, line.split())) > width - len(indent):       # no line is long enough for this path
-            return line
-        return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
-
-    return "\n".join(filled(f"{label:<8}  {text}") for label, text in rows if text)
-
-
 def describe_resuming(loop: TrainingLoop[Any]) -> str:
     """Where a resumed run continues, or that it had already ended; "" for a new one."""
     done, epochs = len(loop.history), loop.config.epochs
     if done == epochs:
         return (
-            f"all {epochs} epochs were already trained; the best weights are evaluated again (to train longer: "
-            f"--epochs {2 * epochs})"
+            f"training had ended, after {counted(epochs, 'epoch')}; the best weights are evaluated again (to train "
+            f"longer: --epochs {2 * epochs})"
         )
-    return f"after {done} of {epochs} epochs, at step {loop.step}" if loop.step else ""
+    return f"after {done} of {counted(epochs, 'epoch')}, at step {loop.step}" if loop.step else ""
 
 
 def describe_steps(config: RunConfig, steps_per_epoch: int) -> str:
     """The epochs, steps, optimiser and schedule of a run, as text."""
     return (
-        f"{config.epochs} epochs of {steps_per_epoch} steps, {config.batch_size} images per step; {config.optimizer}, "
-        f"lr {config.lr:g}, {config.schedule} schedule"
+        f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}, "
+        f"{counted(config.batch_size, 'image')} per step; {config.optimizer}, lr {config.lr:g}, "
+        f"{config.schedule} schedule"
     )
 
 
@@ -206,21 +195,27 @@ def describe_device(config: RunConfig) -> str:
     """The device of a run, as text."""
     if config.device != "cpu":
         return config.device
-    threads = backend.cpu_threads()
-    return f"cpu, {threads} thread{'s' * (threads > 1)}"
+    return f"cpu, {counted(backend.cpu_threads(), 'thread')}"
 
 
 def changed_settings(config: RunConfig, names: Sequence[str]) -> str:
     """The named settings that differ from their defaults, as text."""
     defaults = type(config)()
-    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(defaults, name)}
-    return ", ".join(name if value is True else f"{name} {value}" for name, value in changed.items())
+    return describe_settings(
+        {name: getattr(config, name) for name in names if getattr(config, name) != getattr(defaults, name)}
+    )
+
+
+def describe_settings(values: Mapping[str, Any]) -> str:
+    """Settings or options of a model, as text."""
+    return ", ".join(f"{name} {shown(value)}" for name, value in values.items())
 
 
 def files_and_commands(folder: RunFolder, metrics: str, files: Mapping[str, str], commands: Sequence[str]) -> str:
     """The summary at the end of a run: its files, and commands to try next.
 
     metrics: what metrics.csv and TensorBoard contain. files: {name: description} of files that not every run has.
+    A long command stays on one line, which the terminal wraps: so it can be copied.
     """
     descriptions = {
         folder.best.name: "the weights of the best epoch on the validation pictures",
@@ -233,7 +228,7 @@ def files_and_commands(folder: RunFolder, metrics: str, files: Mapping[str, str]
         descriptions["tensorboard"] = f"{metrics} for TensorBoard: tensorboard --logdir {folder.path.parent}"
     return "\n".join([
         f"\n{folder.path} contains",
-        *(f"  {name:<18}{description}" for name, description in descriptions.items()),
+        *(filled(f"  {name:<16}  {description}", 20) for name, description in descriptions.items()),
         "\ntry next",
         *(f"  {command}" for command in commands if command),
     ])

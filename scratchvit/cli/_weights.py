@@ -24,8 +24,8 @@ def add_entry(parser: Any) -> None:
     """Add the option --entry."""
     parser.add_argument(
         "--entry", metavar="NAME",
-        help="for a file with several sets of weights: the one to use, such as teacher or state_dict.model; of a run, "
-        "model or ema (default: the usual one; what else there is, is printed)",
+        help="which weights to use if the file has several sets, such as teacher or state_dict.model; for a run, model "
+        "or ema (default: chosen automatically, and printed)",
     )
 
 
@@ -33,8 +33,8 @@ def add_label_order(parser: Any) -> None:
     """Add the option --label-order."""
     parser.add_argument(
         "--label-order", choices=tuple(ORDERS),
-        help="if --labels is a folder: the library whose order of class folders the model was trained with (asked for "
-        "where the orders differ; a run has that of torchvision)",
+        help="if --labels is a folder: the library whose order of class folders the model was trained with "
+        "(required if the libraries' orders differ; runs use torchvision's)",
     )
 
 

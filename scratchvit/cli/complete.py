@@ -21,14 +21,14 @@ from scratchvit.training.checkpoint import model_from_checkpoint
 def complete(argv: Sequence[str]) -> int:
     """Draw completions of test pictures into a PNG file."""
     parser = Parser(
-        prog="scratchvit complete",
+        prog="scratchvit complete", usage="scratchvit complete RUN [options]",
         description="Complete the upper halves of pictures with an iGPT. The sheet has a row for each picture: the\n"
         "original, the half that the model is given, and completions that it samples pixel by pixel.\n\n"
         "  scratchvit train --recipe igpt_digits --out runs/pixels\n"
         "  scratchvit complete runs/pixels --images 10 --samples 6 --temperature 0.9",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of an iGPT, or its run folder"
+        "checkpoint", type=Path, metavar="RUN", help="a run folder of an iGPT, or a checkpoint in it"
     )
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, table
+from scratchvit.cli._options import Parser, add_fields
+from scratchvit.cli._text import counted, table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
 from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.models import create_model, list_models, model_config
@@ -20,7 +21,7 @@ Parameters, multiply-adds and memory of a model, from shapes alone. The model is
 
   scratchvit cost vit_tiny_patch16_224
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
-  scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48 --num-heads 16    the course's 768 GiB
+  scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48
 
 multiply-adds: those of matrix products and convolutions. attention: number of entries of softmax(q kᵀ) over all heads
 and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
@@ -35,7 +36,7 @@ def cost_table(argv: Sequence[str]) -> int:
     # The options depend on the model. If none is named, --help shows those of a ViT.
     defaults = model_config(next((word for word in words if word in known), words[0] if words else known[0]))
     parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
-    parser.add_argument("model", help="name of the model (see `scratchvit models`)")
+    parser.add_argument("model", metavar="MODEL", help="name of the model (see `scratchvit models`)")
     parser.add_argument("--batch-size", type=int, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
     add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
@@ -107,12 +108,13 @@ def _ops(found: Cost) -> list[Row]:
 def _batch(peak: PeakMemory) -> str:
     """The peak memory of a batch in inference and in training, as text."""
     size = readable_bytes
-    images = "1 image" if peak.batch_size == 1 else f"{peak.batch_size} images"
     return (
-        f"memory for a batch of {images}, in float32\n"
+        f"memory for a batch of {counted(peak.batch_size, 'image')}, in float32\n"
         f"  weights    {size(peak.weights):>9}\n"
         f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
-        f"  training   {size(peak.training):>9}   at its peak ({peak.worst}): weights, AdamW's moments\n"
-        f"             {'':>9}   ({size(peak.moments)}), {size(peak.activations)} of activations and gradients\n"
+        f"  training   {size(peak.training):>9}   at its peak, weights included\n"
+        f"             {size(peak.moments):>9}   of it: AdamW's moments\n"
+        f"             {size(peak.activations):>9}   of it: activations and gradients\n"
+        f"The peak of training is in {peak.worst}.\n"
         "The process itself, Python and its libraries, needs about 100 MiB more."
     )

@@ -14,8 +14,9 @@ from PIL import Image
 
 from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images, table
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images
 from scratchvit.cli._output import note_result
+from scratchvit.cli._text import counted, filled, table
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image
 from scratchvit.detection.data.annotations import without_advice
@@ -70,7 +71,8 @@ def detect(argv: Sequence[str]) -> int:
             side = max(READABLE, *image.size)
             _save(draw_boxes(image, detector.classes, found, threshold=given.threshold, side=side), picture.drawn)
             read, objects = read + 1, objects + int((found["scores"] >= given.threshold).sum())
-            print(f"{printable(picture.path)} ({image.width}×{image.height}), drawn into {printable(picture.drawn)}")
+            print(f"{printable(picture.path)} ({image.width}×{image.height})")
+            print(f"  drawn into {printable(picture.drawn)}")
             print(_detection_table(found, detector.classes, given.threshold), flush=True)
     except ScratchvitError as error:
         if not (given.json and read):
@@ -79,10 +81,13 @@ def detect(argv: Sequence[str]) -> int:
         raise ScratchvitError(f"{error} ({given.json} has the detections in the {read} pictures before it)") from error
     if not read:
         raise ScratchvitError("none of the pictures can be decoded")
-    print(f"{objects} objects in {read} pictures, with a score of at least {given.threshold:g}")
+    print(
+        f"{counted(objects, 'object')} in {counted(read, 'picture')}, with a score of at least {given.threshold:g}"
+    )
     if given.json:
         write_results(given.json, results)
-        print(f"wrote {given.json}: {len(results)} boxes" + _left_out(objects - len(results), given.annotations))
+        boxes = counted(len(results), "box", "boxes")
+        print(filled(f"wrote {given.json}: {boxes}{_left_out(objects - len(results), given.annotations)}"))
     if read < len(pictures):
         print(f"{len(pictures) - read} of {len(pictures)} pictures left out")
     note_result(checkpoint=given.checkpoint, pictures=read, left_out=len(pictures) - read, detections=results)
@@ -93,13 +98,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = Parser(
         prog="scratchvit detect",
         description="Find objects in pictures: boxes with classes and scores, drawn, as a table, and as JSON.\n\n"
-        "  scratchvit detect runs/photos-detr_resnet18-1 street.jpg\n"
-        "  scratchvit detect detr/model.safetensors holidays --json found.json       # with its config.json\n"
-        "  scratchvit detect RUN test2017 --annotations image_info_test2017.json \\\n"
-        "      --threshold 0 --json results.json                # for evaluation or submission\n\n"
-        "The JSON has COCO's results format: a list of {image_id, category_id, bbox: [left, top, width, height],\n"
-        "score}, with file_name added. Image ids count from 1 in the order of the arguments, unless --annotations\n"
-        "gives them. Category ids are those of the annotations that the detector was trained on.",
+        "  scratchvit detect runs/NAME street.jpg\n"
+        "  scratchvit detect detr/model.safetensors holidays --json found.json\n"
+        "  scratchvit detect runs/NAME test2017 --annotations image_info_test2017.json \\\n"
+        "      --threshold 0 --json results.json\n\n"
+        "The last one writes what an evaluation needs. The JSON has COCO's results format: a list of {image_id,\n"
+        "category_id, bbox: [left, top, width, height], score}, with file_name added. Image ids count from 1 in the\n"
+        "order of the arguments, unless --annotations gives them. Category ids are those of the annotations that the\n"
+        "detector was trained on.",
     )
     add_run_and_images(parser, RUN)
     add_detector(parser)
@@ -130,7 +136,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="pictures per batch, padded to the largest of them; more than 1 helps on a GPU (default: 1)",
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+        "--skip-bad", action="store_true", help="skip pictures that cannot be decoded, and count them"
     )
     add_device(parser)
     given = parser.parse_strictly(argv)

@@ -10,6 +10,7 @@ from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
 from scratchvit.cli._options import Parser, add_device, add_run, run_of
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._text import counted, filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
@@ -23,21 +24,21 @@ def detect_eval(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit detect-eval",
         description="Evaluate a detector: COCO's twelve AP and AR figures on a split of its data, and AP per class.\n\n"
-        "  scratchvit detect-eval runs/scenes-detr_tiny-1\n"
-        "  scratchvit detect-eval detr/model.safetensors --data coco --split val --results found.json\n"
-        "  scratchvit detect-eval --results-of found.json --annotations coco/annotations/instances_val2017.json\n\n"
+        "  scratchvit detect-eval runs/NAME\n"
+        "  scratchvit detect-eval detr/model.safetensors --data coco --split val\n"
+        "  scratchvit detect-eval --results-of found.json --annotations test.json\n\n"
         "Classes of the detector and of the data are matched by name; results are written with the category ids of\n"
         "the annotation file. The figures are computed by pycocotools.",
     )
     add_run(parser, RUN)
     add_detector(parser)
     parser.add_argument(
-        "--data", help="data: a folder in COCO, VOC, YOLO or CSV format, or scenes (default: the data of the run)"
+        "--data", help="a folder in COCO, VOC, YOLO or CSV format, or scenes (default: the data of the run)"
     )
     parser.add_argument(
         "--split", choices=("val", "test"), default="test", help="the split to evaluate on (default: test)"
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out and count bad annotations and pictures")
+    parser.add_argument("--skip-bad", action="store_true", help="skip bad annotations and pictures, and list them")
     parser.add_argument(
         "--batch-size", type=int, metavar="SIZE", help="pictures per batch (default: that of the run, or 8)"
     )
@@ -76,17 +77,18 @@ def detect_eval(argv: Sequence[str]) -> int:
     config = detector.checkpoint.config if detector.checkpoint else {}
     found, image_ids = detector.in_dataset(dataset, given.batch_size or config.get("batch_size", 8))
     results = results_in(found, image_ids, categories)
-    print(f"{given.split} pictures of {printable(dataset.name)}: {len(dataset):,}")
-    for note in (*splits.drawn, *dataset.notes):
-        print(f"  {printable(note)}")
+    print(labelled_lines([
+        ("data", f"{counted(len(dataset), f'{given.split} picture')} of {printable(dataset.name)}"),
+        *(("", printable(note)) for note in (*splits.drawn, *dataset.notes)),
+    ]))
     figures = evaluate_boxes(dataset.ground_truth(), results)
     print_figures(figures)
     for line in _unmatched(detector, dataset, categories):
-        print(printable(line))
+        print(f"\n{filled(printable(line))}")
     print_skipped(splits.skipped)
     if given.results:
         write_results(given.results, results)
-        print(f"wrote {given.results}: {len(results):,} boxes")
+        print(f"\nwrote {given.results}: {counted(len(results), 'box', 'boxes')}")
     note_result(
         checkpoint=path, data=dataset.name, split=given.split, images=len(dataset), **dataclasses.asdict(figures)
     )

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit import progress
 from scratchvit.cli._bugs import bugs_reported
-from scratchvit.cli._detector import SENTENCES, print_figures
+from scratchvit.cli._detector import SENTENCES, bad_entries, print_figures
 from scratchvit.cli._options import command_line
 from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
@@ -19,10 +20,11 @@ from scratchvit.cli._run_command import (
     changed_settings,
     describe_device,
     describe_resuming,
+    describe_settings,
     describe_steps,
     files_and_commands,
-    labelled_lines,
 )
+from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.transforms import View
@@ -44,18 +46,23 @@ Train a detector: a DETR, which finds the objects in a picture, with a class and
 one on scenes made of scikit-learn's handwritten digits.
 
   scratchvit detect-train
-  scratchvit detect-train --overfit-one-batch                      # check that the model can learn one batch
-  scratchvit detect-train --data street                            # COCO, VOC, YOLO or CSV; the format is detected
-  scratchvit detect-train --data street --init resnet18-f37072fd.pth         # a classifier's weights as the backbone
-  scratchvit detect-train --data street --recipe detect_finetune --init detr/model.safetensors     # with a new head
-  scratchvit detect-train --resume runs/scenes-dab_detr_tiny-1     # continues bit for bit
+  scratchvit detect-train --data street --init resnet18-f37072fd.pth
+  scratchvit detect-train --resume runs/NAME
 
-A folder is one of
-  COCO   annotations/instances_train2017.json, …_val2017.json and the pictures in train2017, val2017; or train.json, …;
-         or train/_annotations.coco.json, …; or one JSON file for all pictures
-  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …; or XML files beside the pictures or in annotations
-  YOLO   images/train, labels/train, … or what data.yaml says; with the names in data.yaml or classes.txt
-  CSV    filename,width,height,class,xmin,ymin,xmax,ymax, or a table of VIA
+The weights of a classifier become the backbone, here those of torchvision. To fine-tune a DETR, use its weights and
+--recipe detect_finetune. A resumed run continues bit for bit.
+
+The format of a folder is detected:
+  COCO   annotations/instances_train2017.json, … with pictures in train2017, …;
+         or train.json, …; or train/_annotations.coco.json, …;
+         or one JSON file for all pictures
+  VOC    JPEGImages, Annotations, ImageSets/Main/train.txt, …;
+         or XML files beside the pictures or in annotations
+  YOLO   images/train, labels/train, … or as in data.yaml;
+         names in data.yaml or classes.txt
+  CSV    filename,width,height,class,xmin,ymin,xmax,ymax;
+         or a CSV file of the VGG Image Annotator (VIA)
+
 If there is no val or test split, it is drawn from train. Bad entries (a box outside its picture, an unknown category, a
 missing picture, …) are reported before training begins; --skip-bad leaves them out.
 
@@ -99,15 +106,16 @@ def detect_train(argv: Sequence[str]) -> int:
     with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the report is written
         print(_start_summary(loop), flush=True)
         result = loop.run()
-        evaluated = "that batch" if config.overfit_one_batch else "test pictures"
-        print(
-            f"\n{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
-            f"{result.seconds:.0f} s at {result.images_per_second:,.1f} images/s"
-        )
+        evaluated = "the batch" if config.overfit_one_batch else "test pictures"
+        print()
+        print(filled(
+            f"{evaluated}, with the weights of epoch {result.best_epoch} of {result.epochs}; "
+            f"trained for {progress.duration(result.seconds)} at {result.images_per_second:,.1f} images/s"
+        ))
         if can_evaluate():
             print_figures(result.test)
         if result.skipped:
-            print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
+            print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
     note_result(
         run=folder, checkpoint=loop.folder.best, **dataclasses.asdict(result.test), best_epoch=result.best_epoch,
@@ -133,7 +141,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         *(("" if place else "files", line) for place, line in enumerate(splits.files)),
         *(("" if place else "notes", printable(note)) for place, note in enumerate(splits.notes[:SENTENCES])),
         ("", _and_more(splits.notes)),
-        ("left out", f"{len(splits.skipped)} bad entries, or clipped" if splits.skipped else ""),
+        ("skipped", bad_entries(splits.skipped)),
         *(("", printable(sentence)) for sentence in splits.skipped[:SENTENCES]),
         ("", _and_more(splits.skipped)),
         ("pictures", _pictures(loop)),
@@ -141,7 +149,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         *(("warning", sentence) for sentence in _warnings(loop)),
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
-        ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("sizes", describe_settings(config.model_args)),
         ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from scratchvit import backend, data, progress
-from scratchvit.cli._options import Parser, add_device, add_run, run_of, table
+from scratchvit.cli._options import Parser, add_device, add_run, run_of
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._text import counted, labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -23,8 +24,8 @@ def evaluate(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit eval",
         description="Evaluate a checkpoint: accuracy and loss on a split of its data, overall and per class.\n\n"
-        "  scratchvit eval runs/digits-vit_tiny_patch16_224-1\n"
-        "  scratchvit eval RUN --data photos --split val",
+        "  scratchvit eval runs/NAME\n"
+        "  scratchvit eval runs/NAME --data photos --split val",
     )
     add_run(parser, "a run folder of `scratchvit train`, or a checkpoint in it")
     parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
@@ -33,7 +34,7 @@ def evaluate(argv: Sequence[str]) -> int:
         "--split", choices=("train", "val", "test"),
         help="the split to evaluate on (default: test, or val if there is no test split)",
     )
-    parser.add_argument("--skip-bad", action="store_true", help="leave out pictures that cannot be decoded")
+    parser.add_argument("--skip-bad", action="store_true", help="skip pictures that cannot be decoded")
     parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
     add_entry(parser)
     add_device(parser)
@@ -68,12 +69,14 @@ def evaluate(argv: Sequence[str]) -> int:
     for name, meter in zip((*dataset.classes, "all"), (*meters, total)):
         figures = (f"{meter.accuracy:.2%}", f"{meter.loss:.4f}") if meter.images else ("none", "none")
         rows.append((printable(name), f"{meter.images:,}", *figures))
-    for note in splits.notes if splits.inventory else ():
-        print(printable(note))
-    print(f"{part} pictures of {printable(dataset.name)}, {checkpoint.model_name} from {printable(path)}")
+    about = [
+        ("model", f"{checkpoint.model_name} from {printable(path)}"),
+        ("data", f"{counted(total.images, f'{part} picture')} of {printable(dataset.name)}"),
+        *(("", printable(note)) for note in (splits.notes if splits.inventory else ())),
+        ("", f"{counted(len(splits.skipped), 'picture')} skipped: cannot be decoded" if splits.skipped else ""),
+    ]
+    print(f"{labelled_lines(about)}\n")
     print(table(rows))
-    if splits.skipped:
-        print(f"{len(splits.skipped)} pictures that cannot be decoded were left out")
     each = {name: meter for name, meter in zip(dataset.classes, meters) if meter.images}
     note_result(
         checkpoint=path, data=dataset.name, split=part, images=total.images, accuracy=total.accuracy,

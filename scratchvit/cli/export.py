@@ -8,6 +8,7 @@ from typing import Any
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser
+from scratchvit.cli._text import filled
 from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import MODES
 from scratchvit.errors import ScratchvitError
@@ -23,14 +24,15 @@ from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
 def export(argv: Sequence[str]) -> int:
     """Write a model's weights and configuration in timm's format."""
     parser = Parser(
-        prog="scratchvit export",
+        prog="scratchvit export", usage="scratchvit export RUN --out DIR [options]",
         description="Write DIR/model.safetensors and DIR/config.json in timm's format, so that timm can load the\n"
         "model:\n  timm.create_model('local-dir:DIR', pretrained=True)\n\n"
-        "  scratchvit export runs/photos-vit_tiny_patch16_224-1/best.safetensors --out mine\n"
+        "  scratchvit export runs/NAME --out mine\n"
         "  scratchvit export --model vit_base_patch16_224 --weights B_16.npz --out mine",
     )
     parser.add_argument(
-        "checkpoint", nargs="?", type=Path, help="a checkpoint of `scratchvit train`, or its run folder"
+        "checkpoint", nargs="?", type=Path, metavar="RUN",
+        help="a run folder of `scratchvit train`, or a checkpoint in it",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="output folder; created if it does not exist"
@@ -73,5 +75,5 @@ def export(argv: Sequence[str]) -> int:
     for path in write(model, name, given.out, preprocessing, names):
         print(f"wrote {path}")
     for line in differs_in_timm(model, name):
-        print(line)
+        print(filled(line))
     return 0

@@ -13,7 +13,8 @@ import numpy as np
 from PIL import Image, ImageOps
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, size, table
+from scratchvit.cli._options import Parser, size
+from scratchvit.cli._text import filled, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.data.images import open_image
 from scratchvit.detection.detector import open_detector
@@ -42,24 +43,23 @@ OPTIONS = ("img_size", "patch_size", "window_size")     # fields of the model th
 def inspect(argv: Sequence[str]) -> int:
     """Draw a model's windows or attention into a folder, and print them as a table."""
     parser = Parser(
-        prog="scratchvit inspect",
+        prog="scratchvit inspect", usage="scratchvit inspect RUN|MODEL [options]",
         description="Draw the inside of a model. For a Swin or Swin V2, four pictures and a table of its blocks:\n\n"
-        "  windows.png    the windows of every stage: regular, shifted, and rolled as attention sees them\n"
-        "  masks.png      the attention masks of shifted windows, and the regions that they come from\n"
+        "  windows.png    the windows of every stage, regular and shifted\n"
+        "  masks.png      the attention masks of shifted windows\n"
         "  bias.png       the relative position bias of every block and head\n"
         "  receptive.png  the receptive field of a token, block by block\n\n"
         "For a trained DETR, its detections in a picture, and two drawings (`scratchvit report` has more, on the data\n"
         "of the run):\n\n"
         "  cross_attention.png    the decoder's cross-attention for each detection\n"
-        "  encoder_attention.png  the encoder's self-attention from chosen points, layer by layer\n\n"
+        "  encoder_attention.png  the encoder's self-attention, layer by layer\n\n"
         "  scratchvit inspect swin_tiny_patch4_window7_224\n"
-        "  scratchvit inspect runs/digits-swin_tiny_patch4_window7_224-1 --image cat.jpg --token 0,3\n"
-        "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors --img-size 320x192\n"
-        "  scratchvit inspect runs/scenes-detr_tiny-1 --image cat.jpg --point 0.4,0.6 --point 0.9,0.5",
+        "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors\n"
+        "  scratchvit inspect runs/NAME --image cat.jpg",
     )
     parser.add_argument(
-        "model", metavar="CHECKPOINT|MODEL",
-        help="a checkpoint of `scratchvit train` or `detect-train`, its run folder, or the name of a model (see "
+        "model", metavar="RUN|MODEL",
+        help="a run folder of `scratchvit train` or `detect-train`, a checkpoint, or the name of a model (see "
         "`scratchvit models`)",
     )
     parser.add_argument(
@@ -75,7 +75,7 @@ def inspect(argv: Sequence[str]) -> int:
         "--window-size", type=size, metavar="SIZE", help="window size in tokens (default: the model's own)"
     )
     parser.add_argument(
-        "--image", type=Path, metavar="PICTURE",
+        "--image", type=Path, metavar="FILE",
         help="the picture that a DETR looks at; for a Swin, the background of the maps (default: white)",
     )
     parser.add_argument(
@@ -87,7 +87,7 @@ def inspect(argv: Sequence[str]) -> int:
         help="DETR: a point of the picture, 0,0 (upper left) to 1,1; can be repeated (default: the centres of objects)",
     )
     parser.add_argument(
-        "--out", type=Path, default=Path("inspect"), metavar="FOLDER",
+        "--out", type=Path, default=Path("inspect"), metavar="DIR",
         help="output folder; created if it does not exist (default: inspect)",
     )
     add_entry(parser)
@@ -103,7 +103,7 @@ def inspect(argv: Sequence[str]) -> int:
             '(`scratchvit models "swin*"`) or a DETR'
         )
     for line in loaded:
-        print(line)
+        print(filled(line))
     for path in draw(model, name, given):
         print(f"wrote {path}")
     return 0
@@ -115,8 +115,8 @@ def _read(
     """(model in evaluation mode, its name for titles, lines about its weights)."""
     if named in list_models():
         if weights is None:
-            name = f"{named} before training"
-            return create_model(named, **options).eval(), name, [f"{name}: random weights; --weights loads others"]
+            said = f"{named} with random weights; --weights loads others"
+            return create_model(named, **options).eval(), f"{named} before training", [said]
         model, name, report = open_model(weights, named, entry=entry, **options)
         return model, name, [f"{name} from {weights}", *str(report).splitlines()]
     path = Path(named)
@@ -154,7 +154,8 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
     reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
     scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
 
-    print(f"image {H}×{W} pixels; receptive field of the token in row {token[0]}, column {token[1]} of stage 1\n")
+    print(filled(f"image {H}×{W} pixels; receptive field of the stage 1 token in row {token[0]}, column {token[1]}"))
+    print()
     header = ("stage", "block", "map", "windows", "shift", "padding", "attends to", "receptive field", "of the image")
     rows = [header]
     for block, patches in zip(blocks, reached):
@@ -190,7 +191,8 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     height, width = picture.shape[:2]
     best = np.argsort(-found["scores"], kind="stable")
     best = best[: max(1, int((found["scores"] >= THRESHOLD).sum()))].tolist()
-    print(f"image of {height}×{width} pixels; detections with a score of at least {THRESHOLD}, or the best one:\n")
+    print(filled(f"image {height}×{width} pixels; detections with a score of at least {THRESHOLD}, or the best one"))
+    print()
     rows = [("query", "class", "score", "left", "top", "right", "bottom")]
     for place in best:
         edges = (f"{edge:.1f}" for edge in found["boxes"][place])

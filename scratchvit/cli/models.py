@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, size, table
+from scratchvit.cli._options import Parser, size
+from scratchvit.cli._text import table
 from scratchvit.costs.counting import configured_shape, cost, readable_bytes
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models, model_paper
@@ -19,15 +20,17 @@ ABSENT = "–"        # in the columns of attention, for a model without it
 def models(argv: Sequence[str]) -> int:
     """Print the models that match a pattern, with their cost for one image."""
     parser = Parser(
-        prog="scratchvit models",
+        prog="scratchvit models", usage="scratchvit models [PATTERN] [options]",
         description="List the models that `scratchvit train --model NAME` knows, with their cost for one image.\n\n"
-        '  scratchvit models\n  scratchvit models "vit_tiny*"\n'
-        '  scratchvit models "*base*" --img-size 448    twice the side: 4 times the tokens, 16 times the attention\n\n'
+        '  scratchvit models\n  scratchvit models "vit_tiny*"\n  scratchvit models "*base*" --img-size 448\n\n'
         "GMACs: billions of multiply-adds in matrix products and convolutions. image: side or shape in pixels; for a\n"
         "clip, frames first. tokens: length of the sequence. attention: memory of the attention matrices in float32,\n"
-        "over all layers and heads. `scratchvit cost NAME` shows one model layer by layer.",
+        "over all layers and heads; with images of twice the side, a ViT has 4 times the tokens, and its attention\n"
+        "matrices are 16 times as large. `scratchvit cost NAME` shows one model layer by layer.",
     )
-    parser.add_argument("pattern", nargs="?", default="*", help="a shell pattern, in quotes (default: all models)")
+    parser.add_argument(
+        "pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern, in quotes (default: all models)"
+    )
     parser.add_argument(
         "--img-size", type=size, metavar="SIZE",
         help="image size: 384, or 384x288 (height x width) (default: each model's own)",

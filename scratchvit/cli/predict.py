@@ -17,8 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images, table
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._text import counted, labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image
 from scratchvit.errors import ScratchvitError
@@ -56,12 +57,12 @@ def predict(argv: Sequence[str]) -> int:
     parser = Parser(
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
-        "  scratchvit predict runs/photos-vit_tiny_patch16_224-1 cat.jpg dog.png\n"
-        "  scratchvit predict vit/model.safetensors cat.jpg                       # with config.json in that folder\n"
-        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels LOC_synset_mapping.txt\n"
-        "  scratchvit predict mine.pth cat.jpg --model vit_tiny_patch16_224 --img-size 96 --entry ema\n\n"
-        "Pictures are preprocessed as the files in the folder of the weights say (timm's config.json, Hugging Face's\n"
-        "preprocessor_config.json), or else as is usual for the model. The preprocessing is printed.",
+        "  scratchvit predict runs/NAME cat.jpg dog.png\n"
+        "  scratchvit predict vit/model.safetensors cat.jpg\n"
+        "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels names.txt\n\n"
+        "Without --model, third-party weights need a config.json in their folder. Pictures are preprocessed as the\n"
+        "files in that folder say (timm's config.json, Hugging Face's preprocessor_config.json), or else as is usual\n"
+        "for the model. The preprocessing is printed.",
     )
     add_run_and_images(parser, RUN)
     parser.add_argument(
@@ -77,10 +78,10 @@ def predict(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
-        help="write the classes of every picture into a file too, .csv or .json (default: they are only printed)",
+        help="also write the classes of every picture to this file, .csv or .json (default: only print them)",
     )
     parser.add_argument(
-        "--skip-bad", action="store_true", help="leave out and count pictures that cannot be decoded"
+        "--skip-bad", action="store_true", help="skip pictures that cannot be decoded, and count them"
     )
     add_entry(parser)
     add_sizes(parser, argv)
@@ -98,11 +99,13 @@ def predict(argv: Sequence[str]) -> int:
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     classifier = source(given)
-    print(f"model          {classifier.name} from {printable(given.checkpoint)}")
-    for line in classifier.loading:
-        print(f"               {line}")
-    print(f"preprocessing  {printable(classifier.preprocessing)}")
-    print(f"classes        {len(classifier.classes):,}, {printable(classifier.classes_from)}\n")
+    rows = [
+        ("model", f"{classifier.name} from {printable(given.checkpoint)}"),
+        *(("", line) for line in classifier.loading),
+        ("preprocessing", printable(classifier.preprocessing)),
+        ("classes", f"{len(classifier.classes):,}, {printable(classifier.classes_from)}"),
+    ]
+    print(f"{labelled_lines(rows, width=13)}\n")
 
     bad = 0
     results: list[Result] = []
@@ -131,7 +134,7 @@ def predict(argv: Sequence[str]) -> int:
         print(f"{bad} of {len(images)} pictures left out")
     if given.out:
         write_atomically(given.out, _as_file(results, given.out.suffix.lower()))
-        print(f"wrote {printable(given.out)}: {len(results):,} pictures")
+        print(f"wrote {printable(given.out)}: {counted(len(results), 'picture')}")
     note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
     return 0
 

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit import backend, progress
-from scratchvit.cli._options import Parser, add_device, table
+from scratchvit.cli._options import Parser, add_device
 from scratchvit.cli._splits import splits_of
+from scratchvit.cli._text import filled, labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.data import Loader, Normalize
 from scratchvit.errors import ScratchvitError
@@ -18,7 +19,7 @@ from scratchvit.training.checkpoint import model_from_checkpoint
 def probe(argv: Sequence[str]) -> int:
     """Print the accuracy of a linear classifier on the features of every layer."""
     parser = Parser(
-        prog="scratchvit probe",
+        prog="scratchvit probe", usage="scratchvit probe RUN [options]",
         description="Linear probe of an iGPT, which was trained without labels: softmax regression on the mean\n"
         "features of each layer, with the weight decay chosen on the validation split. Prints the accuracy on the\n"
         "validation and test splits.\n\n"
@@ -26,7 +27,7 @@ def probe(argv: Sequence[str]) -> int:
         "  scratchvit probe runs/pixels",
     )
     parser.add_argument(
-        "checkpoint", type=Path, metavar="CHECKPOINT", help="a checkpoint of an iGPT, or its run folder"
+        "checkpoint", type=Path, metavar="RUN", help="a run folder of an iGPT, or a checkpoint in it"
     )
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
@@ -51,8 +52,9 @@ def probe(argv: Sequence[str]) -> int:
     rows = [("layer", "decay", "val", "test")]
     for layer in layers:
         rows.append((f"{layer.layer}", f"{layer.decay:g}", f"{layer.val_accuracy:.2%}", f"{layer.test_accuracy:.2%}"))
-    print(f"linear probe of {checkpoint.model_name} from {given.checkpoint} on {splits.train.name}")
-    print(table(rows))
+    about = [("model", f"{checkpoint.model_name} from {given.checkpoint}"), ("data", splits.train.name)]
+    print(f"{labelled_lines(about)}\n")
+    print(f"{table(rows)}\n")
     best = max(layers, key=lambda layer: layer.val_accuracy)
-    print(f"best layer on the validation split: {best.layer}, with {best.test_accuracy:.2%} test accuracy")
+    print(filled(f"best layer on the validation split: {best.layer}, with {best.test_accuracy:.2%} test accuracy"))
     return 0

@@ -20,12 +20,11 @@ from scratchvit.training.folder import command_of
 def report(argv: Sequence[str]) -> int:
     """Write the report of a run into its folder."""
     parser = Parser(
-        prog="scratchvit report",
+        prog="scratchvit report", usage="scratchvit report RUN [options]",
         description="Write a run's report.html again: learning curves, confusion matrix, most confident mistakes,\n"
         "attention maps, augmentation and settings, on one page that opens without a server. The run may be finished,\n"
         "interrupted, or still in progress.\n\n"
-        "  scratchvit report runs/digits-vit_tiny_patch16_224-1\n"
-        "  scratchvit report runs/scenes-detr_tiny-1",
+        "  scratchvit report runs/NAME",
     )
     parser.add_argument("run", type=Path, metavar="RUN", help="the run folder")
     parser.add_argument("--data", help="the data of the run, if they were moved")

@@ -19,18 +19,19 @@ from scratchvit.inspect.augmentations import MAGNITUDES, RANDOM, draw_augmentati
 def show_augment(argv: Sequence[str]) -> int:
     """Draw a picture under every operation and magnitude into a PNG file."""
     parser = Parser(
-        prog="scratchvit show-augment",
+        prog="scratchvit show-augment", usage="scratchvit show-augment [IMAGE] [options]",
         description="Show what augmentation does to a picture: a sheet with a row for each operation of RandAugment\n"
         f"at the magnitudes {', '.join(map(str, MAGNITUDES))}, and for random crops, colour jitter and erasing.\n\n"
         "  scratchvit show-augment\n"
-        "  scratchvit show-augment cat.jpg --operations Rotate,Posterize,RandomResizedCrop --out cat-augmented.png",
+        "  scratchvit show-augment cat.jpg --operations Rotate,Posterize --out sheet.png",
     )
     parser.add_argument(
         "image", nargs="?", type=Path, metavar="IMAGE", help="a picture file (default: a photo of a dahlia)"
     )
+    every = (*OPERATIONS, *RANDOM)
     parser.add_argument(
-        "--operations", metavar="NAMES", default=",".join((*OPERATIONS, *RANDOM)),
-        help="the operations to show, separated by commas (default: all, %(default)s)",
+        "--operations", metavar="NAMES", default=",".join(every),
+        help=f"the operations to show, separated by commas (default: all of {', '.join(every)})",
     )
     parser.add_argument(
         "--img-size", type=int, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
@@ -42,8 +43,8 @@ def show_augment(argv: Sequence[str]) -> int:
     )
     given = parser.parse_strictly(argv)
     names = [name.strip() for name in given.operations.split(",")]
-    if unknown := [name for name in names if name not in (*OPERATIONS, *RANDOM)]:
-        parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join((*OPERATIONS, *RANDOM))}")
+    if unknown := [name for name in names if name not in every]:
+        parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join(every)}")
     if given.img_size < 1 or given.seed < 0:
         parser.error("--img-size must be at least 1, --seed at least 0")
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit import progress
 from scratchvit.backend import asnumpy
 from scratchvit.cli._bugs import bugs_reported
 from scratchvit.cli._output import note_result
@@ -17,10 +18,11 @@ from scratchvit.cli._run_command import (
     changed_settings,
     describe_device,
     describe_resuming,
+    describe_settings,
     describe_steps,
     files_and_commands,
-    labelled_lines,
 )
+from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
 from scratchvit.data.palette import histogram_bits
@@ -42,10 +44,11 @@ DESCRIPTION = """\
 Train a model on pictures. By default: a small ViT on scikit-learn's handwritten digits, which takes about a minute.
 
   scratchvit train
-  scratchvit train --data fashion-mnist --download
-  scratchvit train --recipe vit_cifar10 --data-dir cifar-10-batches-bin --epochs 50
-  scratchvit train --data photos --img-size 96 --patch-size 8      # photos/train/<class>/*.jpg, or photos/<class>/
-  scratchvit train --resume runs/digits-vit_tiny_patch16_224-1     # continues bit for bit
+  scratchvit train --data photos --img-size 96 --patch-size 8
+  scratchvit train --resume runs/NAME
+
+photos has a folder for each class: photos/train/<class>/*.jpg, or photos/<class>/*.jpg. A resumed run continues bit
+for bit.
 
 The defaults below are those of a recipe (scratchvit/recipes/, one file each); data sets known by name have their own
 recipe. The options of the model depend on the model: `scratchvit train --model NAME --help` lists those of NAME.
@@ -92,17 +95,18 @@ def train(argv: Sequence[str]) -> int:
         result = loop.run()
         part, _ = loop.task.data.splits.held_out
         measured = result.predictions.meter
-        print(
-            f"\n{part} accuracy {measured.accuracy:.2%}, loss {measured.loss:.4f}, with the weights of epoch "
+        print()
+        print(filled(
+            f"{part} accuracy {measured.accuracy:.2%}, loss {measured.loss:.4f}, with the weights of epoch "
             f"{result.best_epoch} of {result.epochs}; "
-            f"{result.seconds:.0f} s at {result.images_per_second:,.0f} images/s"
-        )
+            f"trained for {progress.duration(result.seconds)} at {result.images_per_second:,.0f} images/s"
+        ))
         if part == "val":
-            print("there is no test split; as the epoch was chosen by the val pictures, new ones may be harder")
+            print(filled("there is no test split; as the epoch was chosen by the val pictures, new ones may be harder"))
         if generates(loop.model):
-            print(_bits_per_pixel(loop, result))
+            print(filled(_bits_per_pixel(loop, result)))
         if result.skipped:
-            print(f"{result.skipped} steps were skipped because the loss or gradient was not finite")
+            print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
     note_result(
         run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
@@ -130,7 +134,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
         ("warning", coarse_patches(loop.model) if not _sizes_of_the_recipe(config) else ""),
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
-        ("sizes", ", ".join(f"{name} {value}" for name, value in config.model_args.items())),
+        ("sizes", describe_settings(config.model_args)),
         ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),

@@ -28,7 +28,7 @@ def load_digits() -> Splits:
         digits.subset(rest[train]),
         digits.subset(rest[val]),
         digits.subset(test),
-        notes=("digits: always the same 1,257 train, 180 val, 360 test, whatever val_fraction and seed",),
+        notes=("digits: the splits are fixed; val_fraction and seed do not change them",),
     )
 
 

@@ -74,7 +74,7 @@ class DETRConfig:
     img_size: int | tuple[int, int] = option(
         (800, 1066), "image size for `scratchvit cost`, as (height, width); the model takes images of any size"
     )
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(
         91, "number of classes, without \"no object\"; 91 in the authors' COCO weights, as ids go up to 90"
     )

@@ -56,7 +56,7 @@ class IGPTConfig:
     """The sizes of an iGPT."""
 
     img_size: int | tuple[int, int] = option(32, "side of the images, or (height, width); every pixel is a token")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(0, "number of classes of a classifier; 0: a generative model, which predicts pixels")
     num_colors: int = option(512, "K: number of colours in the palette")
     embed_dim: int = option(512, "d: channels (width) of a token")

@@ -73,7 +73,7 @@ class MViTConfig:
 
     img_size: int | tuple[int, int] = option(224, "side of the frames, or (height, width)")
     num_frames: int = option(16, "T: frames of a clip; 1: images")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(400, "number of classes; 0: no head, the model returns the class token's features")
     depths: tuple[int, ...] = option((1, 2, 11, 2), "blocks in each stage")
     embed_dim: int = option(96, "D: channels (width) of a token in stage 1")

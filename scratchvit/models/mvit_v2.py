@@ -79,7 +79,7 @@ class MViTv2Config:
 
     img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
     num_frames: int = option(1, "T: frames of a clip; 1: images")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     depths: tuple[int, ...] = option((2, 3, 16, 3), "blocks in each stage")
     embed_dim: int = option(96, "D: channels (width) of a token in stage 1; doubled at each later stage")

@@ -54,7 +54,7 @@ class ResNetConfig:
     )
     channels: tuple[int, ...] = option((64, 128, 256, 512), "channels of the 3×3 convolutions in each stage")
     img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     small_stem: bool = option(False, "for images of about 32×32: conv1 is 3×3 with stride 1, without the max pool")
     output_stride: int = option(32, "32, 16 or 8: later stages use dilated kernels instead of a larger stride")

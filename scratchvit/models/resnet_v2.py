@@ -50,7 +50,7 @@ class ResNetV2Config:
     """The sizes of a ResNetV2."""
 
     img_size: int | tuple[int, int] = option(224, "intended side of the images; the model takes images of any size")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     layers: tuple[int, ...] = option((3, 4, 6, 3), "blocks in each stage, each of three convolutions")
     channels: tuple[int, ...] = option(

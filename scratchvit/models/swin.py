@@ -74,7 +74,7 @@ class SwinConfig:
 
     img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
     patch_size: int | tuple[int, int] = option(4, "side of the patches, or (height, width)")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(1000, "0: no head, the pooled features come out")
     embed_dim: int = option(96, "C: channels (width) of a token in stage 1")
     depths: tuple[int, ...] = option((2, 2, 6, 2), "blocks in each stage; every second one shifts its windows")

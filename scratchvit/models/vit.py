@@ -48,7 +48,7 @@ class ViTConfig:
 
     img_size: int | tuple[int, int] = option(224, "side of the images, or (height, width)")
     patch_size: int | tuple[int, int] = option(16, "P: side of the patches, or (height, width)")
-    in_chans: int = 3
+    in_chans: int = option(3, "channels of the images")
     num_classes: int = option(1000, "number of classes; 0: no head, the model returns the pooled features")
     embed_dim: int = option(768, "D: channels (width) of a token")
     depth: int = option(12, "L: number of blocks")

@@ -288,9 +288,9 @@ def test_an_empty_class_folder_is_named(photos, capsys):
 
 def test_eval_counts_class_by_class(run, capsys):
     assert main(["eval", "--checkpoint", str(run[0] / "best.safetensors")]) == 0
-    header, _, *rows = capsys.readouterr().out.splitlines()
-    assert "test pictures of digits" in header
-    counts = {row.split()[0]: row.split()[1:] for row in rows}
+    header, _, rows = capsys.readouterr().out.partition("\n\n")
+    assert header.endswith("data      360 test pictures of digits")
+    counts = {row.split()[0]: row.split()[1:] for row in rows.splitlines()}
     assert counts["all"][0] == "360" and sum(int(counts[str(c)][0]) for c in range(10)) == 360
     right = sum(round(int(counts[str(c)][0]) * float(counts[str(c)][1].rstrip("%")) / 100) for c in range(10))
     assert right == round(360 * float(counts["all"][1].rstrip("%")) / 100)

@@ -51,7 +51,7 @@ def test_what_a_batch_needs_stands_under_it(capsys):
     with init.without_weights():
         model = create_model("vit_tiny_patch16_224", **{**options(), "num_classes": 1000})
     peak = peak_memory(model, batch_size=64)
-    assert f"training   {readable_bytes(peak.training):>9}" in text and f"({peak.worst})" in text
+    assert f"training   {readable_bytes(peak.training):>9}" in text and f"is in {peak.worst}.\n" in text
     assert f"inference  {readable_bytes(peak.inference):>9}" in text and "a batch of 64 images" in text
     assert peak.training > peak_memory(model).training
 
@@ -126,7 +126,7 @@ def test_memory_on_any_device(device):
     "words, sentence",
     [
         (["vit_tny"], "there is no model 'vit_tny'"),
-        ([], "required: model"),
+        ([], "required: MODEL"),
         (["vit_tiny_patch16_224", "--img-size", "225"], "cannot be cut into patches"),
         (["vit_tiny_patch16_224", "--batch-size", "0"], "--batch-size must be at least 1"),
         (["resnet18", "--patch-size", "4"], "there is no option --patch-size"),

@@ -11,9 +11,12 @@ import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit.cli import COMMANDS, main, models
+from scratchvit.cli import COMMANDS, HELP, main, models
 from scratchvit.cli._bugs import DEBUG
+from scratchvit.cli._text import counted, labelled_lines
+from scratchvit.models import list_models, model_config
 
+ONE_OF_EACH = {type(model_config(name)): name for name in list_models()}.values()      # a model of each family
 TINY = ["--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4", "--epochs=1", "--batch-size=256"]
 
 
@@ -55,6 +58,62 @@ def test_help_fits_the_terminal(capsys, monkeypatch, width, most):
     assert main(["eval", "--help"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert most - 15 < max(map(len, lines)) <= most
+
+
+@pytest.mark.parametrize(
+    "words", [[], *([name] for name in COMMANDS), *(["cost", name] for name in ONE_OF_EACH)], ids=" ".join
+)
+def test_no_line_of_a_help_is_longer_than_80(capsys, monkeypatch, words):
+    """Prose is filled; examples, lists and the options of every family of models are what could be longer."""
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([*words, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 3 and [line for line in lines if len(line) > 80] == []
+
+
+def too_long(text):
+    """The lines of more than 80 columns, but for those of a command, which can so be copied, or of a long path."""
+    assert text.strip()
+    return [
+        line for line in text.splitlines()
+        if len(line) > 80 and not line.startswith("  scratchvit ") and max(map(len, line.split())) <= 60
+    ]
+
+
+def test_what_a_run_and_the_commands_about_it_print_fits_80_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    folder = "runs/with-a-name-as-long-as-that-of-a-model-and-its-data"
+    for words in (
+        ["train", *TINY, "--out", folder], ["train", "--resume", folder], ["eval", folder],
+        ["predict", folder, f"{folder}/sample.png"], ["export", folder, "--out", "timm"], ["doctor"],
+    ):
+        assert main(words) == 0
+        assert too_long(capsys.readouterr().out) == [], words
+
+
+def test_what_is_printed_about_detections_fits_80_columns(capsys, monkeypatch, trained, animals):
+    monkeypatch.setenv("COLUMNS", "80")
+    picture = next(animals.rglob("*.png"))
+    for words in (["detect-eval", trained.name], ["detect", trained.name, str(picture), "--threshold", "0"]):
+        assert main(words) == 0
+        assert too_long(capsys.readouterr().out) == [], words
+
+
+@pytest.mark.parametrize("width", [60, 80])
+def test_prose_is_filled_and_words_stay_whole(monkeypatch, width):
+    monkeypatch.setenv("COLUMNS", str(width))
+    path = "/a/path-of-many-words/" * 2
+    lines = labelled_lines([("model", f"{'word ' * 40}from {path}"), ("", None), ("data", "digits")]).splitlines()
+    assert lines[0].startswith("model     word word") and lines[-1] == "data      digits"
+    assert lines[-2].startswith(" " * 10) and lines[-2].endswith(f" {path}") and all(width - 10 < len(line) <= width for line in lines[:-3])
+    assert " ".join(" ".join(lines).split()) == f"model {'word ' * 40}from {path} data digits"
+    line = f"digits from {path}{path}"      # which no line can hold
+    assert labelled_lines([("data", line)]) == f"data      {line}"
+
+
+def test_a_number_and_its_noun():
+    assert [counted(n, "picture") for n in (0, 1, 2000)] == ["0 pictures", "1 picture", "2,000 pictures"]
+    assert [counted(n, "box", "boxes") for n in (1, 2)] == ["1 box", "2 boxes"]
 
 
 @pytest.mark.parametrize(("typed", "meant"), [
@@ -208,6 +267,8 @@ def test_words_are_completed(tmp_path, line, expected, unexpected):
 
 
 def test_the_documented_line_of_completion_exists():
+    line = 'pip install argcomplete && eval "$(register-python-argcomplete scratchvit)"'
+    assert f"\n  {line}\n" in HELP and line in (Path(__file__).parents[2] / "README.md").read_text("utf-8")
     pytest.importorskip("argcomplete")
     folders = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     assert shutil.which("register-python-argcomplete", path=folders)

@@ -176,10 +176,10 @@ def test_features_of_a_split(device, run):
 
 def test_probe_prints_every_layer(run, capsys):
     code, text, _ = said(capsys, "probe", run)
-    lines = text.splitlines()
-    assert code == 0 and lines[0].startswith("linear probe of igpt_tiny from") and lines[0].endswith("on digits")
-    assert lines[1].split() == ["layer", "decay", "val", "test"]
-    assert [line.split()[0] for line in lines[2:5]] == ["0", "1", "2"]
-    tested = {line.split()[0]: float(line.split()[3].rstrip("%")) for line in lines[2:5]}
+    about, rows, best = text.split("\n\n")
+    assert code == 0 and about.startswith("model     igpt_tiny from") and about.endswith("\ndata      digits")
+    header, *cells = (line.split() for line in rows.splitlines())
+    assert header == ["layer", "decay", "val", "test"] and [layer for layer, *_ in cells] == ["0", "1", "2"]
+    tested = {layer: float(test.rstrip("%")) for layer, _, _, test in cells}
     assert min(tested.values()) > 20        # chance is 10: even colours and places alone say something
-    assert lines[5].startswith("best layer on the validation split: ")
+    assert best.startswith("best layer on the validation split: ")

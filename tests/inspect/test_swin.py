@@ -214,7 +214,7 @@ def test_the_course_of_a_model_by_name(tmp_path, capsys):
     """Swin-T at 224: the numbers of the paper's figure, and the growth that follows from them."""
     code, text, error = said(capsys, NAMES["V1"], "--out", tmp_path / "new" / "folder")
     assert (code, error) == (0, "")
-    assert text.startswith(f"{NAMES['V1']} before training: random weights; --weights loads others")
+    assert text.startswith(f"{NAMES['V1']} with random weights; --weights loads others\n")
     rows = [line.split() for line in text.splitlines() if line[:1].isdigit()]
     assert len(rows) == 12
     assert rows[0] == ["1", "1", "56×56", "7×7", "–", "–", "49", "tokens", "28×28", "px", "1.6%"]
@@ -244,7 +244,7 @@ def test_weights_of_any_size_a_picture_below_and_a_token_at_the_edge(tmp_path, c
     plain, over = tmp_path / "plain", tmp_path / "over"
     code, text, error = said(capsys, weights, "--token", "0,9", "--out", plain)
     assert (code, error) == (0, "") and "names: timm" in text and "image 24×40 pixels" in text
-    assert "the token in row 0, column 9" in text and " of padding" in text
+    assert "the stage 1 token in row 0, column 9" in text and " of padding" in text
     code, text, _ = said(capsys, NAMES["V2"], "--weights", weights, "--token", "0,9", "--out", over, "--image",
                          tmp_path / "magenta.png")
     assert code == 0 and "image 24×40 pixels" in text
@@ -302,7 +302,7 @@ def test_a_run_also_at_another_size(run, tmp_path, capsys, monkeypatch):
         ([NAMES["V1"], *SMALL, "--token", "3"], 2, "expected a token such as 14,3 (row, column), not '3'"),
         ([NAMES["V1"], *SMALL, "--image", "no.png"], 1, "no.png: no such picture"),
         ([NAMES["V1"], *SMALL, "--imgsize", "28"], 2, "did you mean --img-size?"),
-        ([], 2, "CHECKPOINT|MODEL"),
+        ([], 2, "RUN|MODEL"),
     ],
 )
 def test_what_cannot_be_drawn_is_told(tmp_path, capsys, options, code, says):
