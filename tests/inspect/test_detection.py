@@ -652,6 +652,18 @@ def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(its_page, tmp_pat
         assert desktop["reach"][title] > 0.8, title
 
 
+@pytest.mark.slow
+def test_a_page_of_long_names_can_be_read(tmp_path):
+    scenes = load_scenes(48, train=4, val=3, test=3)
+    kinds = "an-endless-name-" * 8, "a name of many words " * 6, "猫", "$x^2$"
+    scenes.test.classes = tuple(f"{kinds[i % 4]} {i}" for i in range(10))
+    run = made_up_run(tmp_path, scenes)
+    report(dataclasses.replace(run, detector=dataclasses.replace(run.detector, classes=scenes.test.classes)), tmp_path)
+    for seen in look_at(tmp_path / "report.html", tmp_path, (400, 700, 1400)):
+        assert seen["console"] == []
+        assert_readable(seen)
+
+
 def test_curves_are_visible_on_light_and_dark_pages():
     for colour in (*LAYERS, *(colour for _, colour, _ in PRECISIONS)):
         red, green, blue = bytes.fromhex(colour[1:])
