@@ -144,13 +144,26 @@ class TrainingCommand(Generic[ConfigT]):
                     return command_line(["scratchvit", config.command, *words])
         return None
 
-    def lines(self, config: ConfigT, folder: Path) -> dict[str, str]:
-        """The command lines that a report lists: {what it does: command line}."""
+    def lines(
+        self, config: ConfigT, folder: Path, finished: bool, uses: Mapping[str, Sequence[str]]
+    ) -> dict[str, str]:
+        """The command lines that a report lists: {what it does: command line}.
+
+        uses: what can be done with the trained model, {what it does: words after `scratchvit`}.
+        """
+        resume = [config.command, "--resume", str(folder)]
         again = self.command_line(config)
-        return ({"Run it again:": again} if again else {}) | {
-            "Resume it, or train longer (--epochs):": command_line([*self.prog.split(), "--resume", str(folder)]),
-            "Write this page again:": command_line(["scratchvit", "report", str(folder)]),
+        steps = {
+            **uses,
+            **({f"Train it longer, {2 * config.epochs} epochs instead of {config.epochs}:":
+                [*resume, "--epochs", str(2 * config.epochs)]} if finished else {"Continue it:": resume}),
+            "Write this page again:": ["report", str(folder)],
         }
+        lines = {what: command_line(["scratchvit", *words]) for what, words in steps.items()}
+        if (folder / "tensorboard").exists():
+            compare = command_line(["tensorboard", "--logdir", str(folder.parent)])
+            lines["Compare its curves with those of the runs beside it, in TensorBoard:"] = compare
+        return lines | ({"Run it again with the same settings, as a new run:": again} if again else {})
 
 
 def _as_options(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[str]:

@@ -239,19 +239,34 @@ def _write_pictures(loop: TrainingLoop[DetectionTask], result: DetectionResult) 
         run = DetectionRun(
             folder.path, loop.task.config, loop.history, splits, open_detector(folder.best),
             result.test if can_evaluate() else None,
-            result.best_epoch, commands=COMMAND.lines(loop.task.config, folder.path),
+            result.best_epoch,
         )
-        write_detection_report(run, folder.path / "report.html")
-        drawn["report.html"] = "the whole run on one page: open it in a browser"
         png = io.BytesIO()
         splits.test.picture(0).save(png, format="png")
         write_atomically(folder.path / "sample.png", png.getvalue())
+        write_detection_report(
+            dataclasses.replace(run, commands=next_commands(run)), folder.path / "report.html"
+        )
+        drawn["report.html"] = "the whole run on one page: open it in a browser"
         drawn["sample.png"] = "a test picture"
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     if (folder.path / "predictions").exists():
         drawn["predictions"] = "detections in some validation pictures, epoch by epoch"
     return drawn
+
+
+def next_commands(run: DetectionRun) -> dict[str, str]:
+    """Command lines about a run, for its report: {what it does: command line}."""
+    folder, sample = str(run.path), run.path / "sample.png"
+    uses = {}
+    if run.detector is not None:
+        picture = str(sample) if sample.exists() else "picture.png"
+        uses["Detect objects in pictures, of the run or your own:"] = ["detect", folder, picture]
+        uses["See which parts of a picture the model attends to:"] = ["inspect", folder, "--image", picture]
+        if not run.config.overfit_one_batch:        # one batch is not a split that detect-eval could use
+            uses["Evaluate it again, or on other data (--data):"] = ["detect-eval", folder]
+    return COMMAND.lines(run.config, run.path, run.finished, uses)
 
 
 def _end_summary(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> str:

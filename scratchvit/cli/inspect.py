@@ -25,8 +25,9 @@ from scratchvit.inspect.detection_pictures import (
     POINTS,
     THRESHOLD,
     Seen,
-    draw_cross_attention,
-    draw_encoder_attention,
+    cross_attention_panels,
+    draw_panels,
+    encoder_attention_panels,
 )
 from scratchvit.inspect.figures import make_folder
 from scratchvit.inspect.swin import bias_table, merged_into, reach_after_every_block, window_blocks
@@ -204,14 +205,14 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     make_folder(given.out)
     paths = [given.out / "cross_attention.png"]
     seen = Seen(picture, found, cross_attention(model, image).mean(axis=0))
-    draw_cross_attention([seen], detector.classes, paths[0], threshold=THRESHOLD)
+    draw_panels([cross_attention_panels(seen, detector.classes)], paths[0])
     if model.config.enc_layers:
         boxes = found["boxes"][best[:POINTS]] / [width, height, width, height]
         middles = ((boxes[:, :2] + boxes[:, 2:]) / 2).clip(0, 1).tolist()
         points = given.points or [(x, y) for x, y in middles]
         maps = np.stack([encoder_attention(model, image, point).mean(axis=1) for point in points])
         paths.append(given.out / "encoder_attention.png")
-        draw_encoder_attention(picture, points, maps, paths[-1])
+        draw_panels(encoder_attention_panels(picture, points, maps), paths[-1])
     return paths
 
 

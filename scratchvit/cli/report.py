@@ -45,13 +45,11 @@ def report(argv: Sequence[str]) -> int:
 
 def _of_classifier(given: argparse.Namespace, out: Path) -> None:
     run = open_run(given.run, given.data, given.data_dir)
-    write_report(dataclasses.replace(run, commands=train.COMMAND.lines(run.config, run.path)), out)
+    write_report(dataclasses.replace(run, commands=train.next_commands(run)), out)
 
 
 def _of_detector(given: argparse.Namespace, out: Path) -> None:
     if given.data_dir is not None:
         raise ScratchvitError(f"{given.run} is the run of a detector, which has no --data-dir: use --data FOLDER")
     run = open_detection_run(given.run, given.data)
-    write_detection_report(
-        dataclasses.replace(run, commands=detect_train.COMMAND.lines(run.config, run.path)), out
-    )
+    write_detection_report(dataclasses.replace(run, commands=detect_train.next_commands(run)), out)

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from scratchvit import progress
-from scratchvit.backend import asnumpy
 from scratchvit.cli._bugs import bugs_reported
 from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
@@ -25,18 +24,19 @@ from scratchvit.cli._run_command import (
 from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.data import Normalize
 from scratchvit.data.images import to_picture
-from scratchvit.data.palette import histogram_bits
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable, write_atomically
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
-from scratchvit.models.interface import TokenModel, generates
+from scratchvit.models.interface import TokenModel, config_of, generates
 from scratchvit.recipes import recipe_for
 from scratchvit.reports.classification import Run, write_report
+from scratchvit.reports.generative import bits_and_baseline
 from scratchvit.training import ClassificationTask, Result, TrainConfig, TrainingLoop, prepare
 from scratchvit.training.classification.task import coarse_patches
+from scratchvit.weights.export import can_export
 
 ATTENTION_PICTURES = 10     # one of each of the first classes
 
@@ -157,12 +157,11 @@ def _sizes_of_the_recipe(config: TrainConfig) -> bool:
 def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> str:
     """The test loss of a generative model in bits per pixel, and that of a baseline, as text."""
     model: Any = loop.model
-    splits, palette = loop.task.data.splits, asnumpy(model.palette.data)
-    baseline = histogram_bits(splits.train, splits.held_out[1], palette)
-    bits = result.predictions.meter.loss / math.log(2)
+    splits = loop.task.data.splits
+    bits, baseline = bits_and_baseline(model, splits, splits.held_out[1], result.predictions.meter.loss)
     return (
-        f"{bits:.3f} bits per pixel, with {len(palette)} colours; {baseline:.3f} for a baseline that only uses the "
-        "frequencies of the colours at each position"
+        f"{bits:.3f} bits per pixel, with {len(model.palette.data)} colours; {baseline:.3f} for a baseline that only "
+        "uses the frequencies of the colours at each position"
     )
 
 
@@ -175,14 +174,14 @@ def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> d
     try:
         run = Run(
             folder, loop.task.config, loop.history, loop.task.data, loop.model, result.best_epoch,
-            result.predictions, commands=COMMAND.lines(loop.task.config, folder),
+            result.predictions,
         )
         names = [printable(name) for name in run.names]
-        write_report(run, folder / "report.html")
-        drawn["report.html"] = "the whole run on one page: open it in a browser"
         png = io.BytesIO()
         to_picture(pictures[-1]).save(png, format="png")
         write_atomically(folder / "sample.png", png.getvalue())
+        write_report(dataclasses.replace(run, commands=next_commands(run)), folder / "report.html")
+        drawn["report.html"] = "the whole run on one page: open it in a browser"
         drawn["sample.png"] = f"a {part} picture, of class {names[labels[-1]]}"
         draw_curves(loop.folder.metrics, folder / "curves.png")
         drawn["curves.png"] = "loss and accuracy over the epochs"
@@ -196,6 +195,25 @@ def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> d
     except ScratchvitError as error:
         print(f"no pictures: {error}")
     return drawn
+
+
+def next_commands(run: Run) -> dict[str, str]:
+    """Command lines about a run, for its report: {what it does: command line}."""
+    folder, sample = str(run.path), run.path / "sample.png"
+    uses = {}
+    if generates(run.model):
+        uses = {
+            "Complete the upper halves of pictures:": ["complete", folder],
+            "Find the layer whose features classify best (linear probe):": ["probe", folder],
+        }
+    elif run.model is not None:
+        picture = str(sample) if sample.exists() else "picture.png"
+        uses = {"Classify pictures, of the run or your own:": ["predict", folder, picture]}
+        if can_export(config_of(run.model)):
+            uses["Export the model to timm:"] = ["export", folder, "--out", str(run.path / "timm")]
+    if run.model is not None:
+        uses["Evaluate it again, or on other data (--data):"] = ["eval", folder]
+    return COMMAND.lines(run.config, run.path, run.finished, uses)
 
 
 def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str]) -> str:

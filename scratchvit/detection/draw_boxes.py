@@ -148,9 +148,17 @@ def _dashed_rectangle(draw: ImageDraw.ImageDraw, edges: Edges, width: int) -> No
 def _tag(
     picture: Image.Image, text: str, corner: tuple[int, int], font_size: float, ground: str, below: bool = False
 ) -> None:
-    """Draw text on a coloured background above (or below) a corner, moved so that it is inside the picture."""
+    """Draw text on a coloured background above (or below) a corner, moved so that it is inside the picture.
+
+    A text that is wider than the picture is shortened in the middle, so that its beginning and the score remain.
+    """
     draw, size = ImageDraw.Draw(picture), picture.size
     font, text = font_for(text, font_size)
+    whole, kept = text, len(text)
+    while kept > 2 and draw.textlength(text, font) > size[0] - 6:
+        kept -= 1
+        end = min(8, kept // 2)
+        text = f"{whole[: kept - end]}…{whole[-end:]}"
     left, top, right, bottom = draw.textbbox((0, 0), text, font)
     width, height = int(right - left) + 6, int(bottom - top) + 6
     x = max(0, min(corner[0], size[0] - width))

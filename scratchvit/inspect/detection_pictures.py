@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,16 +14,15 @@ from numpy.typing import NDArray
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.detection.draw_boxes import COLOURS, Found
 from scratchvit.inspect.detection import Matching, QueryBoxes
-from scratchvit.inspect.figures import GRID, INK, VALIDATION, drawable, overlay, sheet
+from scratchvit.inspect.figures import INK, VALIDATION, drawable, overlay, sheet
 
 Picture = NDArray[np.uint8]     # (H, W, 3)
 
 SMALL, WIDE, TALL = "#228833", "#ee6677", "#4477aa"     # the paper's green, red and blue, adapted to colour blindness
 THRESHOLD = 0.5         # the lowest score of a detection
 POINTS = 3              # number of points in a picture whose encoder attention is drawn
-SQUARES_IN_A_ROW = 5
 MOST_DOTS = 2000        # in a square
-OBJECTS_IN_TABLE = 12
+LABEL = 10.5            # font size in points of the words in a picture
 PARTS = {"bbox": "L1", "giou": "GIoU"}      # terms of the matching cost, with the paper's names
 
 
@@ -39,147 +39,179 @@ class Seen:
     attention: NDArray[np.float32]
 
 
-def draw_cross_attention(
-    seen: Sequence[Seen], classes: Sequence[str], path: str | Path, *, threshold: float = THRESHOLD, most: int = 5
-) -> None:
-    """Draw a row for each picture: its detections, then the best of them with their cross-attention (Figure 6).
+@dataclass(frozen=True)
+class Panel:
+    """One drawing of a figure, with its title.
 
-    threshold: the lowest score of a detection. If none reaches it, the best two are shown, and the title says so.
+    draw     draws it on Matplotlib axes without ticks
+    ratio    height / width
+    title    in which {name} stands for `name`, the name of a class
+    weak     whether it shows detections below the threshold, or none
+    """
+
+    draw: Callable[[Any], None]
+    ratio: float
+    title: str = ""
+    name: str = ""
+    weak: bool = False
+
+    def titled(self, shown: Callable[[str], str] = str) -> str:
+        """The title as text, with the name of the class as `shown` writes it."""
+        return self.title.replace("{name}", shown(self.name))
+
+
+def draw_panels(rows: Sequence[Sequence[Panel]], path: str | Path) -> None:
+    """Draw rows of panels with their titles on a sheet, as a PNG file.
+
     Raises ScratchvitError if Matplotlib is missing or the file cannot be written.
     """
-    ratio = max(_ratio(one.picture) for one in seen)
-    with sheet(path, len(seen), 1 + most, size=(1.9 * (1 + most), (1.9 * ratio + 0.35) * len(seen))) as axes:
-        for row, one in zip(axes, seen):
-            for ax in row:
-                ax.set_axis_off()
-            scores, boxes, queries = (one.found[key] for key in ("scores", "boxes", "queries"))
-            best = np.argsort(-scores, kind="stable")
-            count = int((scores >= threshold).sum())
-            chosen = best[: min(count, most) or min(2, most)].tolist()
-            _show(row[0], one.picture)
-            words = f"{count} detections" if count != 1 else "1 detection"
-            _title(row[0], words if count else f"nothing scores {threshold:.2f}", INK if count else VALIDATION)
-            for ax, place, colour in zip(row[1:], chosen, _colours(len(chosen))):
-                _box(row[0], boxes[place], colour)
-                _show(ax, one.picture, one.attention[queries[place]])
-                _box(ax, boxes[place], colour)
-                name = drawable(classes[one.found["labels"][place]])
-                words = f"query {queries[place]}: {name}, {scores[place]:.2f}"
-                _title(ax, words, INK if count else VALIDATION)
+    columns = max(map(len, rows))
+    ratio = max(panel.ratio for row in rows for panel in row)
+    size = (max(4.0, 1.9 * columns), (1.9 * ratio + 0.35) * len(rows))
+    with sheet(path, len(rows), columns, size) as axes:
+        for ax in axes.flat:
+            ax.set_axis_off()
+        for of_row, row in zip(axes, rows):
+            for ax, panel in zip(of_row, row):
+                panel.draw(ax)
+                ax.set_title(
+                    panel.titled(drawable), color=VALIDATION if panel.weak else INK, fontsize=8, loc="left"
+                )
 
 
-def draw_encoder_attention(
-    picture: Picture, points: Sequence[tuple[float, float]], maps: NDArray[np.float32], path: str | Path
-) -> None:
-    """Draw a row for each point: its position, and its self-attention in every encoder layer (Figure 3).
+def cross_attention_panels(
+    seen: Seen, classes: Sequence[str], *, threshold: float = THRESHOLD, most: int = 5
+) -> list[Panel]:
+    """A picture with its detections, then the best of them with their cross-attention (Figure 6).
+
+    threshold: the lowest score of a detection. If none reaches it, the best two are shown, and the title says so.
+    """
+    scores, boxes, queries = (seen.found[key] for key in ("scores", "boxes", "queries"))
+    best = np.argsort(-scores, kind="stable")
+    count = int((scores >= threshold).sum())
+    chosen = best[: min(count, most) or min(2, most)].tolist()
+    colours = _colours(len(chosen))
+
+    def draw_all(ax: Any) -> None:
+        _show(ax, seen.picture)
+        for place, colour in zip(chosen, colours):
+            _box(ax, boxes[place], colour)
+
+    def draw_one(place: int, colour: str, ax: Any) -> None:
+        _show(ax, seen.picture, seen.attention[queries[place]])
+        _box(ax, boxes[place], colour)
+
+    words = f"{count} detections" if count != 1 else "1 detection"
+    ratio, weak = _ratio(seen.picture), not count
+    panels = [Panel(draw_all, ratio, f"nothing scores {threshold:.2f}" if weak else words, weak=weak)]
+    for place, colour in zip(chosen, colours):
+        title, name = f"query {queries[place]}: {{name}}, {scores[place]:.2f}", classes[seen.found["labels"][place]]
+        panels.append(Panel(functools.partial(draw_one, place, colour), ratio, title, name, weak))
+    return panels
+
+
+def encoder_attention_panels(
+    picture: Picture, points: Sequence[tuple[float, float]], maps: NDArray[np.float32]
+) -> list[list[Panel]]:
+    """A row for each point: its position, and its self-attention in every encoder layer (Figure 3).
 
     points: (x, y) in 0 … 1 of the picture; maps (points, layers, H, W): the mean over heads of `encoder_attention` for
-    each point. Raises ScratchvitError as `draw_cross_attention` does.
+    each point.
     """
-    columns = 1 + maps.shape[1]
-    size = (max(4.0, 1.9 * columns), (1.9 * _ratio(picture) + 0.35) * len(points))
-    with sheet(path, len(points), columns, size) as axes:
-        for row, (x, y), of_layers in zip(axes, points, maps):
-            for layer, ax in enumerate(row):
-                ax.set_axis_off()
-                _show(ax, picture, of_layers[layer - 1] if layer else None)
-                _title(ax, f"layer {layer} of {len(of_layers)}" if layer else f"from ({x:.2f}, {y:.2f})")
-                at = x * picture.shape[1], y * picture.shape[0]
-                ax.plot(*at, "o", markersize=6, markerfacecolor="none", markeredgecolor="white", markeredgewidth=2.4)
-                ax.plot(*at, "o", markersize=6, markerfacecolor="none", markeredgecolor=VALIDATION, markeredgewidth=1.2)
+    def draw(at: tuple[float, float], heat: NDArray[np.float32] | None, ax: Any) -> None:
+        _show(ax, picture, heat)
+        for colour, width in (("white", 2.4), (VALIDATION, 1.2)):
+            ax.plot(*at, "o", markersize=6, markerfacecolor="none", markeredgecolor=colour, markeredgewidth=width)
+
+    rows, ratio = [], _ratio(picture)
+    for (x, y), of_layers in zip(points, maps):
+        mark = functools.partial(draw, (x * picture.shape[1], y * picture.shape[0]))
+        layers = [
+            Panel(functools.partial(mark, heat), ratio, f"layer {layer} of {len(of_layers)}")
+            for layer, heat in enumerate(of_layers, 1)
+        ]
+        rows.append([Panel(functools.partial(mark, None), ratio, f"from ({x:.2f}, {y:.2f})"), *layers])
+    return rows
 
 
-def draw_query_boxes(queries: QueryBoxes, path: str | Path, *, threshold: float = THRESHOLD, most: int = 20) -> None:
-    """Draw a square for each query, most used first, with a dot at the centre of each of its boxes (Figure 7).
+def query_box_panels(
+    queries: QueryBoxes, *, threshold: float = THRESHOLD, most: int = 20
+) -> tuple[list[Panel], list[tuple[str, str]]]:
+    """A square for each query, most used first, with a dot at the centre of each of its boxes (Figure 7).
 
-    Green: small boxes, the lower third by area; of the others, red ones are wider than tall, relative to the picture,
-    and blue ones are not. Boxes with a score below the threshold are pale.
-    Raises ScratchvitError as `draw_cross_attention` does.
+    Returns the squares, and what the colours mean, (words, colour). Green: small boxes, the lower third by area; of the
+    others, red ones are wider than tall, relative to the picture, and blue ones are not. Boxes with a score below the
+    threshold are pale.
     """
     area = queries.boxes[..., 2] * queries.boxes[..., 3]                        # (n, N)
     small = float(np.quantile(area, 1 / 3))
     colours = np.where(queries.boxes[..., 2] > queries.boxes[..., 3], WIDE, TALL)
     colours = np.where(area <= small, SMALL, colours)
     used = queries.used(threshold)
-    shown = np.argsort(-used, kind="stable")[:most]
-    columns = min(SQUARES_IN_A_ROW, len(shown))
-    rows = -(-len(shown) // columns)
     step = -(-len(area) // MOST_DOTS)
-    dot = min(20.0, max(3.0, 1000 / len(area)))     # size in points², larger for few boxes
-    with sheet(path, rows, columns, size=(max(4.5, 1.6 * columns), 1.85 * rows + 0.5)) as axes:
-        for ax in axes.flat[len(shown) :]:
-            ax.set_axis_off()
-        for ax, query in zip(axes.flat, shown.tolist()):
-            boxes, scores = queries.boxes[::step, query], queries.scores[::step, query]
-            alpha = np.where(scores >= threshold, 0.9, 0.25)
-            ax.scatter(boxes[:, 0], boxes[:, 1], s=dot, c=colours[::step, query], alpha=alpha, linewidths=0)
-            ax.set(xlim=(0, 1), ylim=(1, 0), xticks=[], yticks=[], aspect="equal")
-            ax.spines[:].set_color(GRID)
-            _title(ax, f"query {query}: used in {used[query]:.0%}")
-        words = f"small: up to {small:.1%} of the picture", "larger and wide", "larger and tall"
-        _legend(axes[0, 0].figure, [*zip((SMALL, WIDE, TALL), words)])
+    dot = min(30.0, max(8.0, 3000 / len(area)))     # size in points², larger for few boxes
+
+    def draw(query: int, ax: Any) -> None:
+        boxes, scores = queries.boxes[::step, query], queries.scores[::step, query]
+        alpha = np.where(scores >= threshold, 0.95, 0.4)
+        ax.scatter(boxes[:, 0], boxes[:, 1], s=dot, c=colours[::step, query], alpha=alpha, linewidths=0)
+        ax.set(xlim=(0, 1), ylim=(1, 0))
+
+    shown = np.argsort(-used, kind="stable")[:most].tolist()
+    squares = [Panel(functools.partial(draw, query), 1.0, f"query {query}: used in {used[query]:.0%}")
+               for query in shown]
+    return squares, [
+        (f"small: up to {small:.1%} of the picture", SMALL), ("larger and wide", WIDE), ("larger and tall", TALL)
+    ]
 
 
-def draw_matching(
-    pictures: Sequence[Picture], matchings: Sequence[Matching], classes: Sequence[str], path: str | Path
-) -> None:
-    """Draw a row for each picture: its objects (dashed), the boxes of the matched queries, and a table of the costs.
+def matching_panel(picture: Picture, matching: Matching) -> Panel:
+    """A picture with its objects (dashed), the boxes of the matched queries, and the costs.
 
-    A line connects the centre of each object with that of the box of its query. The table lists the cost with its
-    weighted terms, and the cheapest query that was not matched to the object.
-    Raises ScratchvitError as `draw_cross_attention` does.
+    A line connects the centre of each object with that of the box of its query.
     """
-    ratio = max(_ratio(picture) for picture in pictures)
-    with sheet(path, len(pictures), 2, size=(9.5, (4.6 * min(ratio, 1.5) + 0.2) * len(pictures))) as axes:
-        for (left, right), picture, matching in zip(axes, pictures, matchings, strict=True):
-            left.set_axis_off()
-            right.set_axis_off()
-            _show(left, picture)
-            scale = np.tile(picture.shape[1::-1], 2)        # from boxes in 0 … 1 to pixels
-            colours = _colours(len(matching.labels))
-            for place, (query, colour) in enumerate(zip(matching.queries.tolist(), colours)):
-                there = box_cxcywh_to_xyxy(matching.objects[place] * scale)
-                _box(left, there, colour, dashed=True)
-                if query < 0:
-                    continue
-                answer = box_cxcywh_to_xyxy(matching.boxes[query] * scale)
-                _box(left, answer, colour)
-                ends = np.stack([there.reshape(2, 2).mean(0), answer.reshape(2, 2).mean(0)]).clip(0, scale[:2])
-                left.plot(*ends.T, "-o", color=colour, linewidth=1.2, markersize=2.5)
-                words = f"q{query}  {_number(matching.costs[place, query])}"
-                left.text(
-                    *ends[1], words, color="white", fontsize=6.5, va="bottom",
-                    bbox={"facecolor": colour, "edgecolor": "none", "pad": 1}, clip_on=True,
-                )
-            left.set(xlim=(-0.5, picture.shape[1] - 0.5), ylim=(picture.shape[0] - 0.5, -0.5))
-            _cost_table(right, matching, classes, colours)
+    def draw(ax: Any) -> None:
+        _show(ax, picture)
+        scale = np.tile(picture.shape[1::-1], 2)        # from boxes in 0 … 1 to pixels
+        for place, (query, colour) in enumerate(zip(matching.queries.tolist(), object_colours(matching))):
+            there = box_cxcywh_to_xyxy(matching.objects[place] * scale)
+            _box(ax, there, colour, dashed=True)
+            if query < 0:
+                continue
+            answer = box_cxcywh_to_xyxy(matching.boxes[query] * scale)
+            _box(ax, answer, colour)
+            ends = np.stack([there.reshape(2, 2).mean(0), answer.reshape(2, 2).mean(0)]).clip(0, scale[:2])
+            ax.plot(*ends.T, "-o", color=colour, linewidth=1.2, markersize=2.5)
+            right, low = ends[1] > scale[:2] / 2        # the text goes towards the middle, so that it is not cut
+            ax.text(
+                *ends[1], f"q{query}  {_number(matching.costs[place, query])}", color="white", fontsize=LABEL,
+                ha="right" if right else "left", va="bottom" if low else "top",
+                bbox={"facecolor": colour, "edgecolor": "none", "pad": 1},
+            )
+        _limits(ax, picture)
+
+    return Panel(draw, _ratio(picture))
 
 
-def _cost_table(ax: Any, matching: Matching, classes: Sequence[str], colours: Sequence[str]) -> None:
-    """Write a table with a line for each object: its matched query, the terms of the cost, the second best query."""
+def object_colours(matching: Matching) -> list[str]:
+    """The colour of each object in `matching_panel`."""
+    return _colours(len(matching.labels))
+
+
+def cost_rows(matching: Matching, classes: Sequence[str]) -> list[list[str]]:
+    """A table of the costs: its heading, then for each object the query matched to it, the cost with its weighted
+    terms, and the cheapest query that was not matched to the object.
+    """
     parts = [PARTS.get(name, name) for name in matching.parts]
-    heads = ["object", "query", *parts, "cost", "second best"]
-    places = [0.0, *np.linspace(0.32, 0.78, len(heads) - 2), 1.0]   # the first cell flush left, the others flush right
+    rows = [["object", "query", *parts, "cost", "second best"]]
     others, other_costs = matching.second_best()
-    lines = [(INK, heads)]
     for place, (label, query) in enumerate(zip(matching.labels.tolist(), matching.queries.tolist())):
         cells = [_number(values[place, query]) for values in (*matching.parts.values(), matching.costs)]
         if query < 0:
             cells = ["–"] * len(cells)
         other = f"q{others[place]}  {_number(other_costs[place])}" if others[place] >= 0 else "–"
-        name = classes[label] if len(classes[label]) <= 14 else f"{classes[label][:13]}…"
-        lines.append((colours[place], [drawable(name), f"q{query}" if query >= 0 else "none", *cells, other]))
-    if len(lines) == 1:
-        lines.append((INK, ["no objects"]))
-    if len(lines) > 1 + OBJECTS_IN_TABLE:
-        lines[1 + OBJECTS_IN_TABLE :] = [(INK, [f"and {len(lines) - 1 - OBJECTS_IN_TABLE} more"])]
-    for i, (colour, cells) in enumerate(lines):
-        y = 0.97 - 0.94 * i / (2 + OBJECTS_IN_TABLE)
-        for place, cell in zip(places, cells):
-            ax.text(
-                place, y, cell, transform=ax.transAxes, ha="left" if place == 0 else "right", va="top", fontsize=7.5,
-                color=colour if place == 0 else INK,
-            )
+        rows.append([classes[label], f"q{query}" if query >= 0 else "none", *cells, other])
+    return rows
 
 
 def _show(ax: Any, picture: Picture, heat: NDArray[np.float32] | None = None) -> None:
@@ -187,6 +219,12 @@ def _show(ax: Any, picture: Picture, heat: NDArray[np.float32] | None = None) ->
     height, width = picture.shape[:2]
     shown = picture if heat is None else overlay(picture, heat)
     ax.imshow(shown, extent=(-0.5, width - 0.5, height - 0.5, -0.5))
+    _limits(ax, picture)
+
+
+def _limits(ax: Any, picture: Picture) -> None:
+    """Show the picture and nothing outside it."""
+    height, width = picture.shape[:2]
     ax.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
@@ -210,16 +248,3 @@ def _colours(count: int) -> list[str]:
 
 def _ratio(picture: Picture) -> float:
     return picture.shape[0] / picture.shape[1]
-
-
-def _title(ax: Any, words: str, colour: str = INK) -> None:
-    ax.set_title(words, color=colour, fontsize=8, loc="left")
-
-
-def _legend(page: Any, entries: Sequence[tuple[str, str]]) -> None:
-    from matplotlib.lines import Line2D
-
-    handles = [Line2D([], [], linestyle="", marker="o", color=colour, label=words) for colour, words in entries]
-    page.legend(
-        handles=handles, loc="outside lower left", ncols=len(handles), frameon=False, fontsize=8, labelcolor=INK
-    )

@@ -9,7 +9,7 @@ import io
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -71,7 +71,7 @@ def curve_svg(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> s
 
     Raises ScratchvitError if Matplotlib is missing.
     """
-    figure = _figure((4.2, 2.5))
+    figure = _figure((3.2, 2.1))        # shown at least 18 rem wide: text of 10 points gets at least 12 pixels
     from matplotlib import rc_context
 
     _plot(figure.subplots(), rows, lines)
@@ -91,7 +91,7 @@ def _plot(ax: Any, rows: Sequence[Mapping[str, float]], lines: Lines) -> None:
     ax.spines[["top", "right", "left"]].set_visible(False)
     ax.spines["bottom"].set_color(INK)
     ax.tick_params(colors=INK, length=0)
-    ax.xaxis.get_major_locator().set_params(integer=True)
+    ax.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
 
 
 def first_of_each_class(labels: np.ndarray, count: int) -> np.ndarray:
@@ -216,6 +216,21 @@ def sheet(
     write_atomically(Path(path), png.getvalue())
 
 
+def image_of(draw: Callable[[Any], None], size: tuple[float, float]) -> Image.Image:
+    """An RGBA picture of what `draw` draws on Matplotlib axes without frame, which fill `size` (width, height) inches.
+
+    Raises ScratchvitError if Matplotlib is missing.
+    """
+    figure = _figure(size, layout=None)
+    ax = figure.add_axes((0, 0, 1, 1))
+    ax.set_axis_off()
+    draw(ax)
+    ax.set_aspect("auto")
+    png = io.BytesIO()
+    figure.savefig(png, dpi=150, format="png", transparent=True)
+    return Image.open(png)
+
+
 def drawable(name: str) -> str:
     """A name for a text of Matplotlib: short, without mathematics, and with escapes for what no font here has."""
     from matplotlib import font_manager
@@ -235,9 +250,9 @@ def _fonts() -> dict[str, str]:
     return {name: font_manager.findfont(name) for name in FAMILIES if name in known}
 
 
-def _figure(size: tuple[float, float]) -> Any:
+def _figure(size: tuple[float, float], layout: Literal["constrained"] | None = "constrained") -> Any:
     try:
         from matplotlib.figure import Figure  # without pyplot, which needs a window system and has global state
     except ImportError as error:
         raise missing("pictures are drawn with Matplotlib", "matplotlib") from error
-    return Figure(figsize=size, layout="constrained")
+    return Figure(figsize=size, layout=layout)

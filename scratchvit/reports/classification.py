@@ -12,7 +12,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from xml.etree.ElementTree import Element
 
 import numpy as np
@@ -29,8 +29,10 @@ from scratchvit.inspect.figures import (
     read_metrics,
     shows_attention,
 )
-from scratchvit.models.interface import TokenModel, config_of
+from scratchvit.models.igpt import IGPT
+from scratchvit.models.interface import TokenModel, config_of, generates
 from scratchvit.nn import Module
+from scratchvit.reports.generative import GENERATIVE_CURVES, bits_and_baseline, completions, in_bits
 from scratchvit.reports.page import (
     configuration,
     curves,
@@ -39,6 +41,7 @@ from scratchvit.reports.page import (
     element,
     footer,
     header,
+    next_steps,
     numbers,
     picture,
     section,
@@ -130,8 +133,10 @@ def write_report(run: Run, path: str | Path) -> None:
         section("Confusion matrix", run.has_answers, lambda: _confusion(run)),
         section("Most confident mistakes", run.has_answers, lambda: _mistakes(run)),
         section("Attention maps", shows_attention(run.model), lambda: _attention(run)),
+        section("Completions", generates(run.model), lambda: _completions(run)),
         section("Augmentation", True, lambda: _augmentation(run)),
-        section("Configuration", True, lambda: configuration(config, config_of(run.model), run.commands)),
+        section("Configuration", True, lambda: configuration(config, config_of(run.model))),
+        section("What to do next", run.commands, lambda: next_steps(run.commands)),
         footer(run.path, run.versions),
     ]
     write_page(path, f"{config.model} on {run.split.name}", sections)
@@ -154,8 +159,7 @@ def _header(run: Run) -> Element:
     if run.predictions is not None and run.model is not None:
         part, seconds = "test" if run.on_test else "validation", sum(row["seconds"] for row in run.history)
         facts = [
-            (f"{part} accuracy", f"{run.predictions.meter.accuracy:.2%}"),
-            (f"{part} loss", f"{run.predictions.meter.loss:.4f}"),
+            *_measured(run, part),
             ("best epoch", f"{run.best_epoch} of {config.epochs}"),
             ("time", duration(seconds)),
             ("images per second", f"{sum(row['images_per_second'] for row in run.history) / max(1, made):,.0f}"),
@@ -167,16 +171,35 @@ def _header(run: Run) -> Element:
     return header(f"{config.model} on {run.split.name}", lead, facts, stress=bool(made))
 
 
+def _measured(run: Run, part: str) -> list[tuple[str, str]]:
+    assert run.predictions is not None
+    meter = run.predictions.meter
+    if not generates(run.model):
+        return [(f"{part} accuracy", f"{meter.accuracy:.2%}"), (f"{part} loss", f"{meter.loss:.4f}")]
+    bits, baseline = bits_and_baseline(run.model, run.data.splits, run.split, meter.loss)
+    return [
+        (f"{part} bits per pixel", f"{bits:.3f}"),
+        ("baseline: colour frequencies by position, bits per pixel", f"{baseline:.3f}"),
+        (f"{part} accuracy of the next pixel", f"{meter.accuracy:.2%}"),
+    ]
+
+
 def _count(run: Run) -> str:
     return f"{len(run.split):,} {'test' if run.on_test else 'validation'} images"
 
 
 def _curves(run: Run) -> list[Element]:
-    columns = ("epoch", *(column for lines in CURVES.values() for column, _, _ in lines), "images_per_second")
-    key = element(
-        "p", element("span", "training", class_="key train"), element("span", "validation", class_="key validation")
-    )
-    return [*curves(run.history, CURVES, key), numbers(run.history, columns)]
+    rows, plots, lead = run.history, CURVES, []
+    if generates(run.model):
+        rows, plots = in_bits(rows), GENERATIVE_CURVES
+        words = "Bits per pixel: the mean of −log₂ p, where p is the predicted probability of the true colour."
+        lead = [element("p", words, class_="faint")]
+    columns = ("epoch", *(column for lines in plots.values() for column, _, _ in lines), "images_per_second")
+    return [*lead, *curves(rows, plots), numbers(rows, columns)]
+
+
+def _completions(run: Run) -> list[Element]:
+    return completions(cast(IGPT, run.model), run.split, run.config.seed)
 
 
 def _confusion(run: Run) -> list[Element]:
@@ -197,10 +220,13 @@ def _confusion(run: Run) -> list[Element]:
         for i, j in pairs if wrong[i, j]
     ]
     worst = np.argsort(scores["F1"], kind="stable")[:WORST]        # NaN, classes without images, come last
+    tables = [
+        element("div", element("h3", "Most frequent confusions"),
+                table(["true", "predicted", "images", "of the class"], confused, names=2)),
+        element("div", element("h3", "The hardest classes, by F1"), table(head, [rows[i] for i in worst])),
+    ]
     return [
-        lead, _confusion_map(counts),
-        element("h3", "Most frequent confusions"), table(["true", "predicted", "images", "of the class"], confused),
-        element("h3", "The hardest classes, by F1"), table(head, [rows[i] for i in worst]),
+        lead, element("div", _confusion_map(counts), *tables, class_="beside"),
         element("details", element("summary", f"all {len(names)} classes"), table(head, rows)),
     ]
 
@@ -294,7 +320,7 @@ def _augmentation(run: Run) -> list[Element]:
     if mix:
         steps += ["MixUp"] * (mix.mixup_alpha > 0) + ["CutMix"] * (mix.cutmix_alpha > 0)
     lead = f"Training images and random augmentations of them, as in this run: {', '.join(steps)}."
-    columns = f"grid-template-columns: repeat({1 + len(draws)}, minmax(3.4rem, 1fr))"
+    columns = f"grid-template-columns: repeat({1 + len(draws)}, minmax(5rem, 1fr))"
     grid = element("div", *cells, class_="draws", style=columns)
     return [element("p", lead, class_="faint"), element("div", grid, class_="scroll")]
 

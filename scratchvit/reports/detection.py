@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import io
 import itertools
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
@@ -37,10 +35,9 @@ from scratchvit.inspect.detection_pictures import (
     POINTS,
     THRESHOLD,
     Seen,
-    draw_cross_attention,
-    draw_encoder_attention,
-    draw_matching,
-    draw_query_boxes,
+    cross_attention_panels,
+    encoder_attention_panels,
+    query_box_panels,
 )
 from scratchvit.inspect.figures import read_metrics
 from scratchvit.reports.detection_curves import detection_curves
@@ -51,10 +48,12 @@ from scratchvit.reports.page import (
     element,
     footer,
     header,
+    next_steps,
     section,
     table,
     write_page,
 )
+from scratchvit.reports.panels import groups, matchings, squares
 from scratchvit.training.checkpoint import current_versions
 from scratchvit.training.folder import RunFolder, read_config
 
@@ -156,8 +155,9 @@ def write_detection_report(run: DetectionRun, path: str | Path) -> None:
         section("Matching of objects and queries", detector, lambda: about(_matching)),
         section("Data", run.splits.notes or run.splits.skipped, lambda: _data(run)),
         section("Configuration", True, lambda: configuration(
-            run.config, detector.model.config if detector else None, run.commands
+            run.config, detector.model.config if detector else None
         )),
+        section("What to do next", run.commands, lambda: next_steps(run.commands)),
         footer(run.path, run.versions),
     ]
     write_page(path, _title(run), sections)
@@ -252,7 +252,12 @@ def _predictions(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         "avoid duplicates by self-attention in the decoder (§3.2). Its first layer alone cannot do that (§4.2, Fig. "
         "4), nor can a model after little training. No box at all: all scores are low; the picture says the best one."
     )
-    return [element("p", lead), _wide(draw_boxes.sheet(drawn), "detections in pictures", "jpeg")]
+    figures = [
+        element("figure", element("img", src=data_uri(image, "jpeg"), alt=f"detections in picture {number}",
+                                  width=image.width, height=image.height))
+        for number, image in enumerate(drawn, 1)
+    ]
+    return [element("p", lead), element("div", *figures, class_="detections")]
 
 
 def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -267,10 +272,7 @@ def _cross_attention(run: DetectionRun, detector: Detector, examples: Sequence[_
         "boxes are those typical of the data. If an object is found twice, two queries attend to it"
         + (", or one predicts two classes." if detector.model.config.focal else ".")
     )
-    return [element("p", words), _drawn(
-        functools.partial(draw_cross_attention, seen, run.split.classes),
-        "cross-attention of each detection",
-    )]
+    return [element("p", words), groups([cross_attention_panels(one, run.split.classes) for one in seen])]
 
 
 def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -282,8 +284,7 @@ def _encoder_attention(run: DetectionRun, detector: Detector, examples: Sequence
         "(Fig. 3). A trained encoder already separates objects: the last maps are bright on the object itself (§4.2). "
         "Equally bright on all objects, or on none: only the decoder separates them."
     )
-    draw = functools.partial(draw_encoder_attention, one.picture, points, maps)
-    return [element("p", words), _drawn(draw, "self-attention of points of the picture, layer by layer")]
+    return [element("p", words), groups(encoder_attention_panels(one.picture, points, maps))]
 
 
 def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
@@ -311,15 +312,14 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         f"{unused} of the {count} queries have no detection here. That is normal, because DETR needs many more queries "
         "than objects (§3.1); in a picture with more objects than queries, some objects are missed."
     )
-    return [element("p", words), _drawn(functools.partial(draw_query_boxes, predictions),
-                                        "positions of the boxes of each query", "png")]
+    return [element("p", words), *squares(*query_box_panels(predictions))]
 
 
 def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example]) -> list[Element]:
     matcher = make_criterion(run.config, detector.model).matcher
     chosen = examples[:MATCHED]
     batch = DetectionBatch(*pad([one.image for one in chosen]), [one.target for one in chosen])
-    matchings = matching(detector.model, matcher, batch)
+    found = matching(detector.model, matcher, batch)
     least = "" if matcher.focal else f" A perfect prediction costs −{matcher.cost_class + matcher.cost_giou:g}."
     words = (
         "As in a training step, every object (dashed) is matched to one query (solid) such that the sum of costs is "
@@ -328,20 +328,4 @@ def _matching(run: DetectionRun, detector: Detector, examples: Sequence[_Example
         "makes DETR slow at first, and denoising queries are a remedy (DN-DETR, arXiv 2203.01305). In a trained model "
         "the second best is much worse, because duplicates are penalised."
     )
-    draw = functools.partial(draw_matching, [one.picture for one in chosen], matchings, run.split.classes)
-    return [element("p", words), _drawn(draw, "the query matched to each object, and its cost")]
-
-
-def _drawn(draw: Callable[[Path], None], description: str, format: str = "jpeg") -> Element:
-    """The picture that a function draws into a file, as an element of the page."""
-    with tempfile.TemporaryDirectory() as folder:
-        draw(file := Path(folder) / "drawn.png")
-        return _wide(Image.open(io.BytesIO(file.read_bytes())).convert("RGB"), description, format)
-
-
-def _wide(image: Image.Image, description: str, format: str) -> Element:
-    """A picture of the width of the page, but not larger than its own size."""
-    width, height = image.size
-    return element(
-        "img", src=data_uri(image, format), alt=description, width=width, height=height, style=f"max-width: {width}px"
-    )
+    return [element("p", words), matchings([one.picture for one in chosen], found, run.split.classes)]

@@ -17,8 +17,9 @@ from scratchvit.inspect.figures import TRAIN, VALIDATION, Lines
 from scratchvit.reports.page import curves, element, numbers
 
 LOSSES = {"ce": "class", "bbox": "box, L1", "giou": "box, GIoU"}
-PRECISIONS = (("AP", "#228833", "AP"), ("AP50", "#ccbb44", "AP50"), ("AP75", "#aa3377", "AP75"))
-LAYERS = ("#98cae1", "#6ea6cd", "#fdb366", "#f67e4b", "#dd3d2d", "#a50026")     # of the decoder, first to last
+# All of them are visible on a light and on a dark page.
+PRECISIONS = (("AP", "#228833", "AP"), ("AP50", "#a87a10", "AP50"), ("AP75", "#c04a8e", "AP75"))
+LAYERS = ("#3f88d6", "#1f9a8c", "#5a9438", "#b8791a", "#d9602b", "#cf4289")     # of the decoder, first to last
 
 
 def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
@@ -27,7 +28,6 @@ def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
     rows = [{name: _number(value) for name, value in row.items()} for row in history]
     columns = [name for name in rows[-1] if all(name in row for row in rows)]
     losses, precisions, layers = _plots(columns)
-    key = [("training", TRAIN), ("validation", VALIDATION)]
     stuck = (
         "AP counts only boxes with an IoU of at least 0.5, so it is zero in the first epochs of every DETR, while the "
         "box losses (L1, GIoU) should fall from the start. The first thing that is learned is to predict “no object”, "
@@ -36,9 +36,7 @@ def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
         "(--overfit-one-batch); if they do fall, continue: the paper trains for 300 to 500 epochs (§4)."
     )
     parts = [element("p", stuck)]
-    if precisions:
-        parts += curves(rows, precisions, _key([(name, colour) for _, colour, name in PRECISIONS]))
-    parts += curves(rows, losses, _key(key))
+    parts += curves(rows, {**precisions, **losses})
     if layers:
         lines = next(iter(layers.values()))
         by_layer = (
@@ -46,7 +44,7 @@ def detection_curves(history: Sequence[Mapping[str, Any]]) -> list[Element]:
             "above all the second than the first, which cannot know what other queries predict (§4.2, Fig. 4)."
         )
         parts += [element("h3", "Losses by decoder layer"), element("p", by_layer)]
-        parts += curves(rows, layers, _key([(name, colour) for _, colour, name in lines]))
+        parts += curves(rows, layers, [(name, colour) for _, colour, name in lines])
     return [*parts, numbers(rows, ["epoch", *(name for name in columns if name != "epoch")])]
 
 
@@ -84,11 +82,3 @@ def _by_layer(columns: Sequence[str]) -> Lines:
     """The lines of a plot with one line per decoder layer."""
     colours = np.linspace(0, len(LAYERS) - 1, len(columns)).round().astype(int)
     return [(column, LAYERS[colour], f"layer {i + 1}") for i, (column, colour) in enumerate(zip(columns, colours))]
-
-
-def _key(entries: Sequence[tuple[str, str]]) -> Element:
-    named = {TRAIN: "key train", VALIDATION: "key validation"}
-    return element("p", *(
-        element("span", name, class_=named.get(colour, "key"), style=None if colour in named else f"color: {colour}")
-        for name, colour in entries
-    ))

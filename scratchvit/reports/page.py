@@ -30,6 +30,7 @@ PIXELS_UP_TO = 64       # sides of pictures that are shown pixel by pixel; of la
 THUMBNAIL = 192
 
 _COLOURS = {TRAIN: "var(--train)", VALIDATION: "var(--validation)", INK: "var(--faint)", GRID: "var(--line)"}
+SPLITS = (("training", _COLOURS[TRAIN]), ("validation", _COLOURS[VALIDATION]))      # entries of a legend
 _SVG = "{http://www.w3.org/2000/svg}"
 
 
@@ -54,11 +55,18 @@ def to_html(elements: Iterable[Element]) -> str:
     return "\n".join(tostring(made, encoding="unicode", method="html") for made in elements)
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[str]], class_: str | None = None) -> Element:
-    """A table, which scrolls horizontally on narrow pages. The first cell of a row is its heading."""
-    body = [element("tr", element("th", row[0]), *(element("td", cell) for cell in row[1:])) for row in rows]
-    heading = element("tr", *(element("th", word) for word in head))
-    made = element("table", element("thead", heading), element("tbody", *body), class_=class_)
+def table(head: Sequence[str], rows: Iterable[Sequence[str]], names: int = 1) -> Element:
+    """A table, which scrolls horizontally on narrow pages. The first cell of a row is its heading.
+
+    names: the number of first columns with names, which are flush left and may be broken into lines; numbers are not.
+    """
+    def cells(row: Sequence[str], tag: str) -> Iterable[Element]:
+        return (
+            element("th" if i == 0 else tag, cell, class_="name" if i < names else None) for i, cell in enumerate(row)
+        )
+
+    body = [element("tr", *cells(row, "td")) for row in rows]
+    made = element("table", element("thead", element("tr", *cells(head, "th"))), element("tbody", *body))
     return element("div", made, class_="scroll")
 
 
@@ -157,17 +165,32 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
 
 
-def curves(rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], key: Element) -> list[Element]:
-    """Plots side by side, below a legend of their colours; without Matplotlib, a note."""
+def key(entries: Sequence[tuple[str, str]]) -> Element:
+    """A legend: (name, colour in CSS) of each entry."""
+    return element("p", *(element("span", name, class_="key", style=f"--dot: {colour}") for name, colour in entries))
+
+
+def curves(
+    rows: Sequence[Mapping[str, float]], plots: Mapping[str, Lines], entries: Sequence[tuple[str, str]] = SPLITS
+) -> list[Element]:
+    """Plots side by side, below a legend with these entries; without Matplotlib, a note.
+
+    A plot of several lines that have no entry gets a legend of its own.
+    """
     try:
         figures = [
-            element("figure", element("figcaption", what), inline_svg(curve_svg(rows, what, lines),
-                                                                      _last(rows, what, lines)))
+            element("figure", element("figcaption", what, _own_key(lines, entries)),
+                    inline_svg(curve_svg(rows, what, lines), _last(rows, what, lines)))
             for what, lines in plots.items()
         ]
     except ScratchvitError as error:
         return [element("p", str(error), class_="faint")]
-    return [key, element("div", *figures, class_="curves")]
+    return [key(entries), element("div", *figures, class_="curves")]
+
+
+def _own_key(lines: Lines, entries: Sequence[tuple[str, str]]) -> Element | None:
+    own = [(name, colour) for _, colour, name in lines if name not in dict(entries)]
+    return key(own) if len(own) > 1 else None
 
 
 def _last(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
@@ -183,15 +206,19 @@ def numbers(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Elem
     return element("details", element("summary", "the numbers"), table(head, cells))
 
 
-def configuration(config: Any, model: Any, commands: Mapping[str, str]) -> list[Element]:
-    """The commands, the settings of a run, and the configuration of its model."""
+def next_steps(commands: Mapping[str, str]) -> list[Element]:
+    """Command lines about the run, {what it does: command line}."""
+    steps = [
+        element("div", element("dt", what), element("dd", element("pre", line))) for what, line in commands.items()
+    ]
+    return [element("dl", *steps, class_="steps")]
+
+
+def configuration(config: Any, model: Any) -> list[Element]:
+    """The settings of a run, and the configuration of its model."""
     sizes = vars(model or model_config(config.model, **config.model_args))
     fields = {f.name: f.metadata.get("help", "") for f in dataclasses.fields(config) if f.name != "model_args"}
-    parts: list[Element] = []
-    for what, command in commands.items():
-        parts += [element("p", what, class_="faint"), element("pre", command)]
     return [
-        *parts,
         element("p", "● differs from the default.", class_="faint"),
         _settings({name: getattr(config, name) for name in fields}, vars(type(config)()), fields),
         element("h3", f"The model, {config.model}"),

@@ -175,6 +175,11 @@ def _require_timms_windows(model: Any) -> None:
         size = (size[0] + 1) // 2, (size[1] + 1) // 2
 
 
+def can_export(config: Any) -> bool:
+    """Whether timm has models with a configuration of this kind."""
+    return type(config) in _FAMILIES
+
+
 def _in_timms_words(name: str, config: Any) -> tuple[str, dict[str, Any]]:
     """(the function of timm that builds such a model, the arguments that differ from its defaults)."""
     family = _FAMILIES.get(type(config))

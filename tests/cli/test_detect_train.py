@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import html
 import io
 import json
 import re
@@ -96,6 +97,11 @@ def test_its_report_is_written_anew_and_tells_how_to_run_it_again(run, tmp_path,
     assert command is not None and command.startswith("scratchvit detect-train --data ")
     assert detect_train.COMMAND.parse(words_of(command)[2:])[0].as_read_back() == config.as_read_back()
     page = Path("again.html").read_text("utf-8")
+    for words in (f"detect {folder} {folder / 'sample.png'}", f"detect-eval {folder}",
+                  f"inspect {folder} --image {folder / 'sample.png'}", f"report {folder}"):
+        assert html.escape(f"scratchvit {words}", quote=False) in page
+        assert main(words.split()) == 0
+    assert page.index("What to do next") > page.index("Configuration")
     assert "--hidden-dim 16" in page and f"scratchvit detect-train --resume {folder}" in page
     error, code = refused(capsys, "report", folder, "--data-dir", "x")
     assert "use --data FOLDER" in error and code == 1

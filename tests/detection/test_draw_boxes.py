@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageColor
+from PIL import Image, ImageColor, ImageDraw
 
 from scratchvit.detection.data.annotations import Annotations
 from scratchvit.detection.draw_boxes import COLOURS, draw_boxes, sheet, write_predictions
@@ -163,6 +163,20 @@ def test_every_corner_keeps_its_tag_in_the_picture():
         tags = {colour: where(drawn, colour).any(axis=0).sum() for colour in (COLOURS[0], WHITE)}
         assert tags[COLOURS[0]] > 35            # "c0: 0.90"
         assert tags[WHITE] > 50                 # "c0 (ignored)"
+
+
+def test_a_text_wider_than_the_picture_keeps_its_beginning_and_its_score(monkeypatch):
+    written, own = [], ImageDraw.ImageDraw.text
+    monkeypatch.setattr(
+        ImageDraw.ImageDraw, "text",
+        lambda self, place, text, *rest: written.append((place[0], text, self.textlength(text, rest[1])))
+        or own(self, place, text, *rest),
+    )
+    found = {"scores": np.array([0.92]), "labels": np.array([0]), "boxes": np.array([[10.0, 40, 90, 90]])}
+    draw_boxes(Image.new("RGB", (100, 100)), ["a class whose name is long"], found)
+    ((left, text, length),) = written
+    assert text.startswith("a cla") and text.endswith(": 0.92") and "…" in text
+    assert left >= 0 and left + length <= 100
 
 
 def test_a_sheet_lays_pictures_in_rows():

@@ -34,19 +34,23 @@ from scratchvit.inspect.detection import (
     visible_size,
 )
 from scratchvit.inspect.detection_pictures import (
+    LABEL,
     Seen,
-    draw_cross_attention,
-    draw_encoder_attention,
-    draw_matching,
-    draw_query_boxes,
+    cost_rows,
+    cross_attention_panels,
+    draw_panels,
+    encoder_attention_panels,
+    matching_panel,
+    query_box_panels,
 )
+from scratchvit.inspect.figures import drawable, image_of
 from scratchvit.models.detr import visible_features
 from scratchvit.nn.module import evaluating
 from scratchvit.ops import record_attention
 from scratchvit.reports.detection import DetectionRun, open_detection_run, write_detection_report
-from scratchvit.reports.page import element
+from scratchvit.reports.detection_curves import LAYERS, PRECISIONS
 from scratchvit.training.checkpoint import Checkpoint, save_checkpoint
-from tests.support.browser import contrast, look_at
+from tests.support.browser import assert_readable, contrast, look_at
 from tests.support.detection_runs import quiet, small_scenes
 from tests.support.margins import agree, assert_close, ulps
 from tests.support.pages import EVIL, SCRIPT, Page, assert_self_contained
@@ -350,15 +354,34 @@ def titles(monkeypatch, draw):
     return said
 
 
+def texts_of(panel):
+    """The texts that a panel writes into its drawing."""
+    from matplotlib.figure import Figure
+
+    ax = Figure().add_subplot()
+    panel.draw(ax)
+    return [text.get_text() for text in ax.texts]
+
+
 def test_detections_and_their_attention_are_drawn_best_first(tmp_path, monkeypatch):
     path = tmp_path / "cross.png"
     seen = [made_up_seen([0.2, 0.9, 0.6, 0.7]), made_up_seen([0.1, 0.3, 0.2]), made_up_seen([0.5])]
-    said = titles(monkeypatch, lambda: draw_cross_attention(seen, ("ant", "bee"), path, most=2))
-    assert said == [
-        "3 detections", "query 1: bee, 0.90", "query 3: bee, 0.70",
-        "nothing scores 0.50", "query 1: bee, 0.30", "query 2: ant, 0.20", "1 detection", "query 0: ant, 0.50",
+    rows = [cross_attention_panels(one, ("ant", "bee"), most=2) for one in seen]
+    expected = [
+        ["3 detections", "query 1: bee, 0.90", "query 3: bee, 0.70"],
+        ["nothing scores 0.50", "query 1: bee, 0.30", "query 2: ant, 0.20"], ["1 detection", "query 0: ant, 0.50"],
     ]
+    assert [[panel.titled() for panel in row] for row in rows] == expected
+    assert [[panel.weak for panel in row] for row in rows] == [[False] * 3, [True] * 3, [False] * 2]
+    assert titles(monkeypatch, lambda: draw_panels(rows, path)) == [*itertools.chain(*expected)]
     assert_drawn(path)
+
+
+def test_a_name_is_shortened_on_a_sheet_and_whole_on_a_page():
+    seen, name = made_up_seen([0.9]), "an {name} that is longer than a sheet has room for"
+    panel = cross_attention_panels(seen, (name, "bee"))[1]
+    assert panel.titled() == f"query 0: {name}, 0.90"
+    assert panel.titled(drawable) == f"query 0: {name[:23]}…, 0.90"
 
 
 def test_a_detection_is_drawn_with_the_attention_of_its_query(tmp_path, monkeypatch):
@@ -366,62 +389,75 @@ def test_a_detection_is_drawn_with_the_attention_of_its_query(tmp_path, monkeypa
     seen, shown = made_up_seen([0.9, 0.8, 0.7], queries=[2, 0, 2]), []
     own = detection_pictures.overlay
     monkeypatch.setattr(detection_pictures, "overlay", lambda *args: shown.append(args[1]) or own(*args))
-    said = titles(monkeypatch, lambda: draw_cross_attention([seen], ("ant", "bee"), tmp_path / "cross.png"))
+    row = cross_attention_panels(seen, ("ant", "bee"))
+    said = titles(monkeypatch, lambda: draw_panels([row], tmp_path / "cross.png"))
     assert said == ["3 detections", "query 2: ant, 0.90", "query 0: bee, 0.80", "query 2: ant, 0.70"]
     assert all(map(np.array_equal, shown, seen.attention[[2, 0, 2]])) and len(shown) == 3
 
 
 def test_encoder_maps_are_drawn_layer_by_layer(tmp_path, monkeypatch):
     path, maps = tmp_path / "encoder.png", seeded(0).random((2, 3, 5, 8), np.float32)
-    picture = made_up_seen([0.5]).picture
-    said = titles(monkeypatch, lambda: draw_encoder_attention(picture, [(0.1, 0.2), (1, 1)], maps, path))
+    rows = encoder_attention_panels(made_up_seen([0.5]).picture, [(0.1, 0.2), (1, 1)], maps)
+    said = titles(monkeypatch, lambda: draw_panels(rows, path))
     layers = ["layer 1 of 3", "layer 2 of 3", "layer 3 of 3"]
     assert said == ["from (0.10, 0.20)", *layers, "from (1.00, 1.00)", *layers]
     assert_drawn(path)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(("images", "queries"), [(1, 1), (30, 7), (3000, 25)])
-def test_query_boxes_are_drawn_those_most_used_first(images, queries, tmp_path, monkeypatch):
+def test_query_boxes_are_drawn_those_most_used_first(images, queries):
     rng = seeded(0)
     scores = np.linspace(0, 1, images * queries, dtype=np.float32).reshape(queries, images).T
     boxes = rng.random((images, queries, 4), np.float32)
-    asked = QueryBoxes(boxes, scores, np.zeros((images, queries), int))
-    path = tmp_path / "queries.png"
-    said = titles(monkeypatch, lambda: draw_query_boxes(asked, path))
-    assert len(said) == min(queries, 20)
+    squares, colours = query_box_panels(QueryBoxes(boxes, scores, np.zeros((images, queries), int)))
+    assert len(squares) == min(queries, 20) and len(colours) == 3
     if queries > 1:
-        assert said[0].startswith(f"query {queries // 2 + 1}: used in 100%")
-    assert_drawn(path)
+        assert squares[0].titled() == f"query {queries // 2 + 1}: used in 100%"
+    drawn = np.asarray(image_of(squares[0].draw, (2, 2)))
+    assert drawn.shape == (300, 300, 4) and 0 < (drawn[..., 3] > 0).mean() < 1      # dots on nothing
 
 
-def test_the_matching_is_drawn_with_its_costs(tmp_path, monkeypatch):
-    path, (images, _, targets) = tmp_path / "matching.png", batch((2, 0, 1))
+def test_a_drawing_fills_its_picture_and_what_is_outside_is_not_shown():
+    seen = made_up_seen([0.9], shape=(40, 80, 3))
+    seen.found["boxes"][:] = [[-50, -50, 500, 500]]
+    panel = cross_attention_panels(seen, ("ant",))[0]
+    drawn = image_of(panel.draw, (2, 2 * panel.ratio))
+    assert drawn.size == (300, 150) and np.asarray(drawn)[..., 3].min() == 255
+    small = np.asarray(drawn.convert("RGB").resize((80, 40), Image.Resampling.BOX), float)
+    assert np.corrcoef(small.ravel(), seen.picture.ravel())[0, 1] > 0.9
+
+
+def test_the_matching_is_drawn_with_its_costs():
+    images, _, targets = batch((2, 0, 1))
     found = matching(small(), HungarianMatcher(), (images, np.zeros((3, 64, 96), bool), targets))
-    pictures = [np.full((64, 96, 3), 50 * i, np.uint8) for i in range(3)]
-    classes = [f"class {i}" for i in range(10)]
-    said = titles(monkeypatch, lambda: draw_matching(pictures, found, classes, path))
-    assert said.count("no objects") == 1 and said.count("second best") == 3 and "GIoU" in said
-    for one in found:
-        for label, query, costs, second, cost in zip(one.labels, one.queries, one.costs, *one.second_best()):
-            assert f"class {label}" in said and f"q{query}" in said
-            assert f"q{query}  {costs[query]:.2f}".replace("-", "−") in said        # beside its box
-            assert f"q{second}  {cost:.2f}".replace("-", "−") in said
-    assert_drawn(path)
+    for one, objects in zip(found, (2, 0, 1), strict=True):
+        head, *rows = cost_rows(one, [f"class {i}" for i in range(10)])
+        assert head == ["object", "query", "class", "L1", "GIoU", "cost", "second best"] and len(rows) == objects
+        texts = texts_of(matching_panel(np.full((64, 96, 3), 50, np.uint8), one))
+        assert len(texts) == objects
+        seconds, second_costs = one.second_best()
+        for place, (text, row) in enumerate(zip(texts, rows, strict=True)):
+            query = one.queries[place]
+            values = [*(part[place, query] for part in one.parts.values()), one.costs[place, query]]
+            *parts, cost, second_cost = (f"{value:.2f}".replace("-", "−") for value in (*values, second_costs[place]))
+            assert text == f"q{query}  {cost}"      # beside its box
+            name, second = f"class {one.labels[place]}", f"q{seconds[place]}  {second_cost}"
+            assert row == [name, f"q{query}", *parts, cost, second]
 
 
-def test_a_matching_of_many_objects_and_few_queries_is_drawn(tmp_path, monkeypatch):
-    path, (images, _, targets) = tmp_path / "matching.png", batch((20,))
-    found = matching(small(num_queries=2), HungarianMatcher(), (images, np.zeros((1, 64, 96), bool), targets))
-    pictures = [np.zeros((64, 96, 3), np.uint8)]
-    said = titles(monkeypatch, lambda: draw_matching(pictures, found, ["a long name of a class"] * 10, path))
-    assert "and 8 more" in said and "none" in said and "a long name o…" in said
-    assert_drawn(path)
+def test_a_matching_of_more_objects_than_queries_is_drawn():
+    images, _, targets = batch((20,))
+    (found,) = matching(small(num_queries=2), HungarianMatcher(), (images, np.zeros((1, 64, 96), bool), targets))
+    rows = cost_rows(found, ["a long name of a class"] * 10)[1:]
+    assert len(rows) == 20 and {row[0] for row in rows} == {"a long name of a class"}
+    assert [row[1] for row in rows].count("none") == 18
+    assert all(row[2:6] == ["–"] * 4 for row in rows if row[1] == "none")
+    assert len(texts_of(matching_panel(np.zeros((64, 96, 3), np.uint8), found))) == 2
 
 
 def test_a_folder_that_is_not_there_is_one_sentence(tmp_path):
     with pytest.raises(ScratchvitError, match="missing"):
-        draw_cross_attention([made_up_seen([0.5])], ("ant", "bee"), tmp_path / "missing" / "cross.png")
+        draw_panels([cross_attention_panels(made_up_seen([0.5]), ("ant", "bee"))], tmp_path / "missing" / "cross.png")
 
 
 # --- the report -----------------------------------------------------------------------------------------------------
@@ -455,9 +491,9 @@ def report(run, folder):
 
 @pytest.fixture
 def undrawn(monkeypatch):
-    """Reports take less time: a word in place of each of Matplotlib's pictures, an empty square for each curve."""
+    """Reports take less time: an empty square for each curve, and for each of Matplotlib's pictures."""
     monkeypatch.setattr("scratchvit.reports.page.curve_svg", lambda *what: '<svg viewBox="0 0 1 1"/>')
-    monkeypatch.setattr("scratchvit.reports.detection._drawn", lambda *what: element("p", "instead of a drawing"))
+    monkeypatch.setattr("scratchvit.reports.panels.image_of", lambda *what: Image.new("RGB", (8, 8)))
 
 
 @pytest.fixture(scope="module")
@@ -486,7 +522,8 @@ def test_the_report_of_a_run_that_finds_nothing(name, tmp_path):
     page = report(run, tmp_path)
     assert_self_contained(page)
     pictures = page.pictures()
-    assert len(pictures) == 5                   # predictions, and the four of what is inside
+    # Detections in 3 pictures; these with 2 maps each; 3 objects with maps of 2 layers; 6 queries; 2 matchings.
+    assert len(pictures) == 3 + 3 * 3 + 3 * 3 + 6 + 2, [image["alt"] for image in page.of("img")]
     assert all(min(picture.shape[:2]) > 150 and picture.std() > 5 for picture in pictures)
     assert len(page.of("svg")) == 1 + 6 + 3     # AP; losses, one of denoising, class error; by layer
     for fact in (
@@ -550,8 +587,8 @@ def test_without_matplotlib_all_the_rest_is_there(tmp_path, monkeypatch):
     for module in ("matplotlib", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, module, None)
     page = report(run, tmp_path)
-    assert page.text.count("pip install matplotlib") == 3 + 4       # groups of curves, pictures
-    assert len(page.pictures()) == 1 and "Average precision and recall" in page.text
+    assert page.text.count("pip install matplotlib") == 2 + 4       # groups of curves, pictures
+    assert len(page.pictures()) == 3 and "Average precision and recall" in page.text
 
 
 @pytest.mark.slow
@@ -561,14 +598,14 @@ def test_a_model_that_has_diverged_still_has_a_report(tmp_path):
     page = report(dataclasses.replace(run, history=[]), tmp_path)
     assert page.text.count("the outputs of DETR are not finite") == 3
     assert "cannot be matched" in page.text and "Configuration" in page.text
-    assert len(page.pictures()) == 1        # of predictions, which has none
+    assert len(page.pictures()) == 3        # of detections, which have none
 
 
 def test_a_model_without_encoder_has_no_such_section(tmp_path, undrawn):
     run = made_up_run(tmp_path, history=[])
     run = dataclasses.replace(run, detector=dataclasses.replace(run.detector, model=small(enc_layers=0).eval()))
     page = report(run, tmp_path)
-    assert "Self-attention of the encoder" not in page.text and page.text.count("instead of a drawing") == 3
+    assert "Self-attention of the encoder" not in page.text and "Cross-attention of the decoder" in page.text
 
 
 @pytest.mark.slow
@@ -578,7 +615,9 @@ def test_pictures_of_other_sizes_are_shown_as_the_model_sees_them(tmp_path):
     picture, x = as_seen(detector, run.split.picture(0))
     assert picture.shape == (64, 64, 3) and x.shape == (3, 64, 64)
     np.testing.assert_array_equal(x, NORMALIZE(picture[None])[0])
-    assert len(report(dataclasses.replace(run, detector=detector), tmp_path).pictures()) == 5
+    page = report(dataclasses.replace(run, detector=detector), tmp_path)
+    squares = [image for image in page.of("img") if image["alt"].startswith(("layer", "from", "matching"))]
+    assert squares and all(image["width"] == image["height"] for image in squares)
 
 
 @pytest.mark.slow
@@ -589,7 +628,7 @@ def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, t
     assert len(run.history) == 2 and run.config == open_detection_run(folder, "scenes").config
     page = Page(its_page)
     assert_self_contained(page)
-    assert f"{result.test.AP:.3f}" in page.text and len(page.pictures()) == 5
+    assert f"{result.test.AP:.3f}" in page.text and len(page.pictures()) > 20
     with pytest.raises(ScratchvitError, match="contains no run"):
         open_detection_run(tmp_path)
 
@@ -597,12 +636,39 @@ def test_a_run_in_a_folder_has_the_figures_that_it_measured(trained, its_page, t
 @pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(its_page, tmp_path, scheme):
-    for seen in look_at(its_page, tmp_path, (400, 1200), scheme):
+    drawn = len(Page(its_page).of("img"))
+    phone, desktop = look_at(its_page, tmp_path, (400, 1400), scheme)
+    for seen in (phone, desktop):
         assert seen["console"] == [] and seen["requests"] == [] and seen["scripts"] == 0
-        assert len(seen["images"]) == 5 and all(width > 0 for _, width in seen["images"])
+        assert len(seen["images"]) == drawn and all(width > 0 for _, width in seen["images"])
         assert min(seen["plots"]) > 200
-        assert seen["content"] <= seen["width"]         # nothing to scroll to the side for
+        assert_readable(seen)
         assert contrast(seen["colours"]) > 7
+        # Words in the pictures: draw_boxes writes them at least 12 pixels high, matching_panel LABEL points.
+        for kind, pixels in (("detections", 12), ("matching", LABEL / 72 * 150)):
+            scales = [scale for alt, scale in seen["scales"] if alt.startswith(kind)]
+            assert scales and pixels * min(scales) >= 12, kind
+    for title in ("Detections", "Cross-attention of the decoder", "Matching of objects and queries"):
+        assert desktop["reach"][title] > 0.8, title
+
+
+@pytest.mark.slow
+def test_a_page_of_long_names_can_be_read(tmp_path):
+    scenes = load_scenes(48, train=4, val=3, test=3)
+    kinds = "an-endless-name-" * 8, "a name of many words " * 6, "猫", "$x^2$"
+    scenes.test.classes = tuple(f"{kinds[i % 4]} {i}" for i in range(10))
+    run = made_up_run(tmp_path, scenes)
+    report(dataclasses.replace(run, detector=dataclasses.replace(run.detector, classes=scenes.test.classes)), tmp_path)
+    for seen in look_at(tmp_path / "report.html", tmp_path, (400, 700, 1400)):
+        assert seen["console"] == []
+        assert_readable(seen)
+
+
+def test_curves_are_visible_on_light_and_dark_pages():
+    for colour in (*LAYERS, *(colour for _, colour, _ in PRECISIONS)):
+        red, green, blue = bytes.fromhex(colour[1:])
+        for paper in ("rgb(255, 255, 255)", "rgb(21, 24, 28)"):
+            assert contrast([f"rgb({red}, {green}, {blue})", paper]) > 3, colour     # WCAG 2.2, 1.4.11
 
 
 # --- the command ----------------------------------------------------------------------------------------------------

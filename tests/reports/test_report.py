@@ -4,6 +4,7 @@ import contextlib
 import csv
 import dataclasses
 import io
+import os
 import re
 import shutil
 import sys
@@ -13,14 +14,14 @@ import numpy as np
 import pytest
 
 from scratchvit.cli import main
-from scratchvit.cli.train import COMMAND
+from scratchvit.cli.train import COMMAND, next_commands
 from scratchvit.data import ArrayDataset, Splits
 from scratchvit.models import create_model
 from scratchvit.recipes import list_recipes, load_recipe
 from scratchvit.reports.classification import Run, open_run, write_report
 from scratchvit.training import Meter, Predictions, TrainConfig
 from scratchvit.training.classification.data import TrainingData
-from tests.support.browser import contrast, look_at
+from tests.support.browser import assert_readable, contrast, look_at
 from tests.support.data_samples import random_images, write_picture
 from tests.support.pages import EVIL, SCRIPT, Page, assert_self_contained
 from tests.support.platforms import WINDOWS, words_of
@@ -222,7 +223,10 @@ def test_training_leaves_a_report_of_what_it_measured(trained):
     assert re.search(r"test accuracy ([\d.]+%)", out)[1] in page.text
     assert all(name in page.text for name in IN_FILES)
     assert PICTURE in page.text and "CutMix" in page.text and len(page.of("svg")) == 3
-    assert f"scratchvit train --resume {folder}" in page.text
+    for line in ("predict {0} {0}/sample.png", "export {0} --out {0}/timm", "eval {0}", "train --resume {0} --epochs 4",
+                 "report {0}"):
+        assert line.format(folder).replace("/", os.sep) in page.text
+    assert page.text.index("What to do next") > page.text.index("Configuration")
     assert_self_contained(page)
 
 
@@ -233,6 +237,53 @@ def test_the_command_writes_the_same_report(trained, tmp_path, capsys):
     pages = [path.read_text("utf-8") for path in (folder / "report.html", tmp_path / "again.html")]
     first, again = (re.sub(r"report of .*?\.<", "<", page) for page in pages)      # it says when it was written
     assert first == again
+
+
+@pytest.fixture(scope="module")
+def generated(tmp_path_factory):
+    """A finished run of a tiny iGPT on the digits; and what it printed."""
+    folder = tmp_path_factory.mktemp("generated") / "run"
+    words = ["--embed-dim=8", "--depth=1", "--num-heads=1", "--epochs=1", "--warmup-epochs=0", "--batch-size=256"]
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main(["train", "--recipe", "igpt_digits", *words, "--out", str(folder)]) == 0
+    return folder, out.getvalue()
+
+
+def test_a_generative_model_is_told_in_bits_per_pixel_with_its_completions(generated):
+    folder, out = generated
+    page = Page(folder / "report.html")
+    bits, baseline = re.search(r"([\d.]+) bits per pixel, .*; ([\d.]+) for a baseline", out).groups()
+    assert f"test bits per pixel{bits}" in page.text and f"bits per pixel{baseline}" in page.text
+    assert "test loss" not in page.text and "Confusion matrix" not in page.text
+    with (folder / "metrics.csv").open() as file:
+        (row,) = csv.DictReader(file)
+    head = next(row for row in page.rows if "train bits" in row)
+    told = page.rows[page.rows.index(head) + 1]
+    for part in ("train", "val"):
+        bits = float(row[f"{part}_loss"]) / np.log(2)
+        assert float(told[head.index(f"{part} bits")]) == pytest.approx(bits, rel=1e-3)
+    pictures = page.pictures("pixels")
+    assert len(pictures) == 6 * (1 + 1 + 4)     # a picture, its upper half, completions
+    for picture, half, *completed in zip(*(pictures[i::6] for i in range(6))):
+        assert np.array_equal(picture[:4], half)
+        assert all(np.abs(one[:4].astype(int) - half).max() <= 32 for one in completed)     # but for the palette
+        assert any(not np.array_equal(one[4:], picture[4:]) for one in completed)
+    assert f"scratchvit complete {folder}" in page.text and f"scratchvit predict {folder}" not in page.text
+    assert_self_contained(page)
+
+
+@pytest.mark.slow
+def test_what_it_says_to_do_next_can_be_done(trained, generated, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for folder, _ in (trained, generated):
+        run = shutil.copytree(folder, tmp_path / folder.parent.name)
+        lines = next_commands(open_run(run))
+        assert list(lines)[-1].startswith("Run it again") and len(lines) >= 6
+        for line in lines.values():
+            words = words_of(line)
+            if words[:3] == ["tensorboard", "--logdir", str(tmp_path)]:
+                continue
+            assert words[0] == "scratchvit" and main(words[1:]) == 0, (line, capsys.readouterr())
 
 
 @pytest.fixture(scope="module")
@@ -334,13 +385,13 @@ def test_what_only_python_can_ask_for_has_no_command_line():
 def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(trained, tmp_path, scheme):
     folder, _ = trained
     pictures = len(Page(folder / "report.html").of("img"))
-    phone, desktop = look_at(folder / "report.html", tmp_path, (400, 1200), scheme)
+    phone, desktop = look_at(folder / "report.html", tmp_path, (400, 1400), scheme)
     for seen in (phone, desktop):
         assert seen["console"] == [] and seen["requests"] == [] and seen["scripts"] == 0
         assert len(seen["images"]) == pictures > 30
         assert all(width > 0 for _, width in seen["images"])
         assert len(seen["plots"]) == 3 and min(seen["plots"]) > 200
-        assert seen["content"] <= seen["width"]         # nothing to scroll to the side for
+        assert_readable(seen)
         assert seen["title"] == "vit_tiny_patch16_224 on photos"
         assert all(name in seen["text"] for name in (IN_FILES[0], IN_FILES[2], "Confusion matrix", "Configuration"))
         assert contrast(seen["colours"]) > 7
@@ -348,13 +399,24 @@ def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(trained, tmp_path
     assert (contrast([ink, "rgb(0, 0, 0)"]) > 10) == (scheme == "dark")     # light words on a dark page
 
 
-def test_a_page_of_long_names_and_many_classes_does_not_overflow(tmp_path):
-    names = ["an-endless-name-without-a-space-" * 5 + str(i) for i in range(40)]
-    for classes in (names[:12], names):
-        run = made_up(classes, tmp_path, np.arange(80) % len(classes), (np.arange(80) * 7) % len(classes))
-        report(dataclasses.replace(run, commands={"again": "scratchvit --" + "x" * 400}), tmp_path)
-        (phone,) = look_at(tmp_path / "report.html", tmp_path, (400,))
-        assert phone["content"] <= phone["width"] and phone["console"] == []
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("count", [12, 40])
+def test_a_page_of_long_names_and_many_classes_can_be_read(tmp_path, count, scheme):
+    kinds = ("an-endless-name-without-a-space-" * 5, "a name of many words " * 6, "金毛寻回犬" * 8, "猫", "$x^2$ ")
+    classes = [kinds[i % len(kinds)] + str(i) for i in range(count)]
+    run = made_up(classes, tmp_path, np.arange(80) % count, (np.arange(80) * 7) % count)
+    config, commands = run.config.replace(mixup=1.0), {"again": "scratchvit --" + "x" * 400}
+    run = dataclasses.replace(run, config=config, commands=commands)
+    report(run, tmp_path)
+    for seen in look_at(tmp_path / "report.html", tmp_path, (400, 700, 1400), scheme):
+        assert_readable(seen)
+        assert seen["console"] == [] and all(name in seen["text"] for name in classes)
+
+
+def test_a_page_of_a_generative_model_can_be_read(generated, tmp_path):
+    for scheme in ("light", "dark"):
+        for seen in look_at(generated[0] / "report.html", tmp_path, (400, 1400), scheme):
+            assert_readable(seen)
 
 
 def test_the_browser_check_sees_what_is_wrong(tmp_path):
@@ -366,3 +428,19 @@ def test_the_browser_check_sees_what_is_wrong(tmp_path):
     (seen,) = look_at(page, tmp_path, (400,))
     assert seen["images"] == [["a", 0]] and seen["requests"] == ["http://127.0.0.1:9/a.png"] and seen["scripts"] == 1
     assert seen["content"] > seen["width"] and "oh" in seen["console"][0]
+
+
+@pytest.mark.parametrize(("body", "fault"), [
+    ('<p style="font-size: 11px">small</p>', {"smallest": 11}),
+    ('<svg viewBox="0 0 100 10" width="50"><text y="9" font-size="12">small</text></svg>', {"smallest": 6}),
+    ('<p style="overflow: hidden; width: 2em; white-space: nowrap">a long word</p>', {"cut": ["a long word"]}),
+    ('<svg viewBox="0 0 100 50" width="200"><text x="90" y="20">at the edge</text></svg>', {"cut": ["at the edge"]}),
+    ('<p>one</p><p style="margin-top: -1em">two</p>', {"overlaps": [["one", "two"]]}),
+])
+def test_the_browser_check_sees_what_cannot_be_read(tmp_path, body, fault):
+    page = tmp_path / "wrong.html"
+    page.write_text(f"<style>p {{ line-height: 1; margin: 0 }}</style>{body}")
+    (seen,) = look_at(page, tmp_path, (400,))
+    assert {name: seen[name] for name in fault} == fault
+    with pytest.raises(AssertionError):
+        assert_readable(seen)
