@@ -245,7 +245,7 @@ def test_bad_settings_are_one_sentence(capsys, words, sentence, expected):
 
 
 def test_one_small_picture_under_batch_norm_is_one_sentence(tmp_path, animals, capsys):
-    words = ["--batch-size=1", "--short-side=8", "--out", str(tmp_path / "run")]
+    words = ["--batch-size=1", "--short-side=4", "--out", str(tmp_path / "run")]
     error, code = refused(capsys, "detect-train", "--data", animals, *TINY, *words)
     assert code == 1 and error.count("\n") == 1 and "batch_norm: " in error and "use more than one image" in error
 
