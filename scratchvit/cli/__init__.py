@@ -82,7 +82,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with bugs_reported(argv=argv), output():
             return _command(argv[0])(argv[1:])
     except ScratchvitError as error:
-        print(f"scratchvit: {printable(error)}", file=sys.stderr)
+        # Lists of names stand on indented lines of their own. Line breaks in names are escaped.
+        message = "\n  ".join(printable(line) for line in str(error).split("\n  "))
+        print(f"scratchvit: {message}", file=sys.stderr)
         return getattr(error, "exit_status", 1)
     except KeyboardInterrupt:
         print("\nscratchvit: stopped", file=sys.stderr)

@@ -39,6 +39,7 @@ _KNOWN_ELSEWHERE = {
     "--source": "--data", "--topk": "--top-k", "--val-split": "--val-fraction", "--wd": "--weight-decay",
     "--weights": "--init", "--conf": "--threshold",
 }
+_OF_DETECTORS = {"--img-size": "--short-side"}      # pictures of any shape have no one size
 
 
 class _Formatter(argparse.RawDescriptionHelpFormatter):
@@ -72,8 +73,10 @@ class Parser(argparse.ArgumentParser):
         if unknown:
             name = unknown[0].split("=")[0]
             known = self._option_string_actions
-            elsewhere = _KNOWN_ELSEWHERE.get(name)
-            close = [elsewhere] if elsewhere in known else difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+            typed = name.replace("_", "-")
+            meant = _KNOWN_ELSEWHERE.get(typed, typed)
+            close = [option for option in (meant, _OF_DETECTORS.get(meant)) if option in known]
+            close = close or difflib.get_close_matches(typed, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
             self.error(f"there is no {'option' if name.startswith('-') else 'argument'} {name}{hint}")
         heed(namespace)

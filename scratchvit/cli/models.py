@@ -38,7 +38,9 @@ def models(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(argv)
     names = list_models(given.pattern)
     if not names:
-        raise ScratchvitError(f"no model matches {given.pattern!r}; `scratchvit models` lists them all")
+        wider = f"*{given.pattern}*"
+        hint = f"; did you mean \"{wider}\"?" if list_models(wider) else "; `scratchvit models` lists them all"
+        raise ScratchvitError(f"no model matches {given.pattern!r}{hint}")
     backend.use("cpu")                          # the weights are placeholders: NumPy arrays of stride 0
     rows: list[tuple[str, ...]] = []
     left_out: list[str] = []

@@ -149,9 +149,9 @@ def load_folder(
     """Train, validation and test split of a folder of pictures, or of a table of names and labels.
 
     The folder may be arranged as in `layout` or `tables`. If it has neither val nor test, both are drawn from train by
-    seed: a fifth for test, then val_fraction of the rest for val. If it has only test, val is drawn. If it has only
-    val, there is no test, and that split is empty. `notes` says so, and what else should be known: classes without
-    pictures, pictures that are in two splits. `inventory` says what became of every file.
+    seed: a fifth for test, then val_fraction of the rest for val, but at least one picture. If it has only test, val
+    is drawn. If it has only val, there is no test, and that split is empty. `notes` says so, and what else should be
+    known: classes without pictures, pictures that are in two splits. `inventory` says what became of every file.
     With test_from_train, test is drawn even if there is val, as version 0.1 did.
     With skip_bad, every picture is decoded first; those that fail are left out and named in `skipped`.
     Raises ScratchvitError for a folder in which no classes are found, or whose splits have classes that train lacks.
@@ -173,7 +173,11 @@ def load_folder(
         notes.append("test: there is none; the figures at the end of a run are those of val")
     for part, fraction in (("test", TEST_FRACTION), ("val", val_fraction)):
         if part not in parts:
-            rest, held = stratified_split(parts["train"].labels, fraction, seed)
+            labels = parts["train"].labels
+            held_out: int | float = fraction
+            if part == "val" and fraction and round(fraction * len(labels)) < 1 < len(labels):
+                held_out = 1        # a run cannot go without
+            rest, held = stratified_split(labels, held_out, seed)
             parts["train"], parts[part] = parts["train"].subset(rest), parts["train"].subset(held)
             where = printable(layout.where["train"])
             notes.append(f"{part}: {len(held)} pictures drawn from {where} with seed {seed}")

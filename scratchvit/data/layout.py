@@ -202,7 +202,8 @@ def check_classes(layout: Layout) -> None:
         if foreign:
             raise ScratchvitError(
                 f"{printable(layout.where[part])}: its classes differ from those of "
-                f"{printable(layout.where['train'])}; only here: {listed(foreign)}"
+                f"{printable(layout.where['train'])}; only here: {listed(foreign)}: move some of "
+                "their pictures there, or these folders away"
             )
         missing = [name for name, files in pictures.items() if not files]
         if missing:

@@ -13,17 +13,25 @@ from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn.module import Parameter
 from scratchvit.optim.blocks import Update, apply
+from scratchvit.tensor import Tensor
 
 
 @dataclass
 class _Slot:
     """The state of an optimiser for one parameter."""
 
-    parameter: Parameter
+    parameter: Tensor
     weight_decay: float
     lr_scale: float
     steps: int = 0
     moments: list[Array] = field(default_factory=list)      # flat, created with the first gradient
+
+
+_NEEDED = "an optimiser needs parameters: model.parameters() or param_groups(model, …)"
+
+
+def _listed(params: Any) -> list[Any]:
+    return list(params) if hasattr(params, "__iter__") else [params]
 
 
 class Optimizer:
@@ -39,21 +47,24 @@ class Optimizer:
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float):
         self.lr = lr
-        groups = list(params)
+        groups = _listed(params)
         if not groups:
-            raise ScratchvitError("an optimiser needs parameters: model.parameters() or param_groups(model, …)")
+            raise ScratchvitError(_NEEDED)
         if not isinstance(groups[0], Mapping):
             groups = [{"params": groups}]
         self._slots: list[_Slot] = []
         for group in groups:
-            if unknown := group.keys() - {"params", "weight_decay", "lr_scale"}:
+            if not {"params"} <= group.keys() <= {"params", "weight_decay", "lr_scale"}:
                 raise ScratchvitError(
-                    f'a parameter group has "params", "weight_decay" and "lr_scale", not {", ".join(sorted(unknown))}'
+                    'a parameter group has "params", and may have "weight_decay" and "lr_scale", '
+                    f"not {', '.join(sorted(group.keys() - {'params', 'weight_decay', 'lr_scale'})) or 'these alone'}"
                 )
             decay, lr_scale = group.get("weight_decay", weight_decay), group.get("lr_scale", 1.0)
             if lr < 0 or decay < 0 or lr_scale < 0:
                 raise ScratchvitError(f"lr {lr}, weight_decay {decay} and lr_scale {lr_scale} must not be negative")
-            for parameter in group["params"]:
+            for parameter in _listed(group["params"]):
+                if not isinstance(parameter, Tensor):
+                    raise ScratchvitError(f"{_NEEDED}, not {type(parameter).__name__}")
                 # Steps write through a flat view, which requires a contiguous array.
                 parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
                 self._slots.append(_Slot(parameter, decay, lr_scale))

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import read_text
 from scratchvit.weights.preprocess import folder_of, read_config
 
 #  "n01440764 tench, Tinca tinca", as in LOC_synset_mapping.txt and synset_words.txt: a WordNet id, then the name
@@ -60,12 +61,9 @@ def read_labels(path: str | Path, order: str | None = None) -> list[str]:
     path = Path(path)
     if path.is_dir():
         return _folder_names(path, order)
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-    except FileNotFoundError as error:
-        raise ScratchvitError(f"{path}: no such file of class names") from error
-    except (OSError, ValueError) as error:
-        raise ScratchvitError(f"{path} is not a text file of class names ({error})") from error
+    if not path.exists():
+        raise ScratchvitError(f"{path}: no such file of class names")
+    text = read_text(path, "file of class names")
     try:
         if path.suffix.lower() == ".json":
             return _of_json(json.loads(text))

@@ -24,6 +24,7 @@ from PIL import Image
 
 from scratchvit.data.images import MODES, eight_bit
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import read_text
 from scratchvit.models import list_models, model_config
 from scratchvit.models.vit import pair
 from scratchvit.weights.files import read_weights
@@ -287,11 +288,12 @@ def preprocessing_for(
 
 def read_config(path: Path) -> dict[str, Any] | None:
     """The dictionary in a JSON file; None if there is no such file. Raises ScratchvitError for other content."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (FileNotFoundError, NotADirectoryError):
+    if not path.exists():
         return None
-    except (OSError, ValueError, RecursionError) as error:
+    text = read_text(path, "configuration")
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ScratchvitError(f"{path} is not valid JSON ({error}): correct it or move it away") from error
     if not isinstance(config, dict):
         raise ScratchvitError(f"{path} contains a {type(config).__name__}, expected a JSON object")

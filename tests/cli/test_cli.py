@@ -338,6 +338,8 @@ def test_models_takes_a_pattern(capsys):
     assert list(rows) == list_models("vit_huge*")
     error, code = refused(capsys, "models", "alexnet*")
     assert "no model matches 'alexnet*'" in error and code == 1
+    error, code = refused(capsys, "models", "swin_tiny")
+    assert 'did you mean "*swin_tiny*"?' in error and code == 1
 
 
 def test_models_for_images_of_another_size(capsys):

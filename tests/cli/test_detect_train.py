@@ -251,6 +251,12 @@ def test_bad_settings_are_one_sentence(capsys, words, sentence, expected):
     assert not Path("runs").exists()
 
 
+def test_one_small_picture_under_batch_norm_is_one_sentence(tmp_path, animals, capsys):
+    words = ["--batch-size=1", "--short-side=4", "--out", str(tmp_path / "run")]
+    error, code = refused(capsys, "detect-train", "--data", animals, *TINY, *words)
+    assert code == 1 and error.count("\n") == 1 and "batch_norm: " in error and "use more than one image" in error
+
+
 def test_without_pycocotools_a_run_is_trained_and_judged_by_its_loss(animals, capsys, monkeypatch, no_report):
     for name in ("pycocotools", "pycocotools.coco", "pycocotools.cocoeval"):
         monkeypatch.setitem(sys.modules, name, None)

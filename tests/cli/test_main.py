@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import scratchvit as sv
 from scratchvit.cli import COMMANDS, HELP, main, models
@@ -50,6 +51,17 @@ def test_python_m_is_the_command():
     done = run("--version")
     assert done.returncode == 0 and done.stdout.startswith("scratchvit ")
     assert run("evl").returncode == 2
+
+
+def test_lists_in_an_error_are_lines_and_line_breaks_in_names_are_escaped(tmp_path, capsys):
+    weights = sv.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=48, depth=2, num_heads=3).state_dict()
+    save_file({**weights, "a\nb": np.ones(1, np.float32)}, tmp_path / "other.safetensors")
+    assert main(["train", "--init", str(tmp_path / "other.safetensors"), "--img-size=32", "--patch-size=16",
+                 *TINY[:3], "--epochs=1", "--out", str(tmp_path / "run")]) == 1
+    first, *lists = capsys.readouterr().err.splitlines()
+    assert first.startswith("scratchvit: ") and "do not fit" in first
+    assert [line.split(":")[0] for line in lists] == ["  missing", "  unexpected", "  mis-shaped"]
+    assert "a\\nb" in lists[1]
 
 
 @pytest.mark.parametrize(("width", "most"), [("60", 60), ("80", 80), ("400", 100)])
@@ -119,11 +131,17 @@ def test_a_number_and_its_noun():
 
 @pytest.mark.parametrize(("typed", "meant"), [
     ("--run-dir", "--out"), ("--learning-rate", "--lr"), ("--weights", "--init"), ("--imgsz", "--img-size"),
-    ("--num-workers", "--workers"), ("--epoch", "--epochs"),
+    ("--num-workers", "--workers"), ("--epoch", "--epochs"), ("--run_dir", "--out"), ("--batch_size", "--batch-size"),
 ])
 def test_names_that_other_programs_use_are_suggested(capsys, typed, meant):
     assert main(["train", typed, "3"]) == 2
     assert f"did you mean {meant}?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("typed", ["--imgsz", "--img-size", "--img_size", "--image-size"])
+def test_the_size_of_a_detector_s_pictures_is_suggested(capsys, typed):
+    assert main(["detect-train", typed, "640"]) == 2
+    assert "did you mean --short-side?" in capsys.readouterr().err
 
 
 # --- errors that nobody foresaw ---

@@ -350,6 +350,15 @@ def test_files_of_class_names(tmp_path, file, content, expected):
     assert class_names(len(expected), tmp_path / file) == (expected, f"names from {tmp_path / file}")
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_class_names_in_the_encodings_that_editors_write(tmp_path, encoding):
+    (tmp_path / "a.txt").write_text("Käfer\n蜂\n", encoding=encoding)
+    (tmp_path / "a.json").write_text('["Käfer", "蜂"]', encoding=encoding)
+    (tmp_path / "config.json").write_text('{"id2label": {"0": "Käfer", "1": "蜂"}}', encoding=encoding)
+    assert all(read_labels(tmp_path / name) == ["Käfer", "蜂"] for name in ("a.txt", "a.json", "config.json"))
+    assert class_names(2, None, tmp_path / "w.pth")[0] == ["Käfer", "蜂"]
+
+
 def test_a_folder_of_class_folders_names_them_sorted(tmp_path):
     for name in ("dog", "cat", "ant", ".cache"):
         (tmp_path / "photos" / "train" / name).mkdir(parents=True)
@@ -424,7 +433,8 @@ def test_predict_asks_for_the_order_of_class_folders(weights, run, tmp_path, cap
 
 @pytest.mark.parametrize(("file", "content", "sentence"), [
     ("a.txt", b"", "it is empty"), ("a.txt", b"\n\n", "it is empty"), ("a.txt", b"ant\n\nbee\n", "line 2 is empty"),
-    ("a.txt", b"\xff\xfe\x00", "is not a text file of class names"), ("a.json", b"{", "cannot be read"),
+    ("a.txt", b"\xff\xfe\x00", "file of class names is not in UTF-16"), ("a.json", b"{", "cannot be read"),
+    ("a.txt", b"caf\xe9\n", "file of class names is not in UTF-8"),
     ("a.json", b"3", "expected a list of names"), ("a.json", b"[]", "expected a list of names"),
     ("a.json", b"{}", "expected a list of names"), ("a.json", b'["a", 3]', "a name is not a string"),
     ("a.json", b'["a", []]', "a name is not a string"), ("a.json", b'["a", ""]', "a name is not a string"),

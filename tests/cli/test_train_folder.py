@@ -1,5 +1,6 @@
 """`scratchvit train --data FOLDER`: what is said of the files, runs without a test split, and broken pictures."""
 
+import io
 import os
 import sys
 from pathlib import Path
@@ -31,9 +32,9 @@ def train_on(capsys, root, *words):
 
 
 def test_the_table_of_files_comes_before_training(tmp_path, capsys):
-    root = write_files(tmp_path / "photos", "train/cat/{0..7}.jpg", "train/cat/2021/{0..3}.jfif",
-                       "train/dog/{0..7}.jpg", "train/dog/notes.txt", "test/cat/{0..2}.jpg", "cover.jpg")
-    code, out, _ = train_on(capsys, root.name)      # a longer path would not fit the line
+    write_files(tmp_path / "photos", "train/cat/{0..7}.jpg", "train/cat/2021/{0..3}.jfif", "train/dog/{0..7}.jpg",
+                "train/dog/notes.txt", "test/cat/{0..2}.jpg", "cover.jpg")
+    code, out, _ = train_on(capsys, "photos")       # a longer path would be wrapped
     lines = [line.strip() for line in out.partition("epoch 1/2")[0].splitlines()]
     start = next(at for at, line in enumerate(lines) if line.startswith("files"))
     assert code == 0 and lines[start : start + 6] == [
@@ -123,6 +124,33 @@ def test_a_table_of_labels_is_trained_on(tmp_path, capsys):
     assert code == 0 and "14 train, 2 val, 4 test" in out and "1  used: labels" in out
     code, out, _ = run(capsys, "eval", "--checkpoint", "run")
     assert code == 0 and "test pictures of photos" in out
+
+
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_class_without_test_pictures_is_evaluated_as_none(tmp_path, capsys, empty):
+    root = write_files(tmp_path / "photos", *(f"train/{kind}/{{0..5}}.jpg" for kind in ("ant", "bee", "fox")),
+                       "test/ant/{0..1}.jpg", "test/bee/0.jpg")
+    if empty:
+        (root / "test/fox").mkdir()
+    code, out, _ = train_on(capsys, root)
+    assert code == 0 and "test has no pictures of fox" in out and "3 classes" in out
+    for words in (["run"], ["run", "--data", root]):
+        code, out, _ = run(capsys, "eval", *words)
+        rows = {line.split()[0]: line.split()[1:] for line in out.splitlines() if line.strip()}
+        assert code == 0 and rows["fox"] == ["0", "none", "none"]
+        assert [rows[name][0] for name in ("ant", "bee", "all")] == ["2", "1", "3"]
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "cp932"])
+def test_class_names_that_the_terminal_cannot_encode_are_escaped(tmp_path, monkeypatch, encoding):
+    root = write_files(tmp_path / "photos", "train/猫/{0..5}.jpg", "train/é → ×/{0..5}.jpg", "test/猫/0.jpg")
+    printed = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(printed, encoding=encoding))
+    for words in (["train", "--data", root, *TINY, "--out", "run"], ["eval", "run"], ["predict", "run", root / "test"]):
+        assert main([*map(str, words)]) == 0
+        sys.stdout.flush()
+    names = [name.encode(encoding, "backslashreplace") for name in ("猫", "é → ×")]
+    assert all(printed.getvalue().count(name) >= 2 for name in names)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has names that are not UTF-8")

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
+from tests.support import detection_layouts
 from tests.support.detection_samples import voc_object, voc_xml, write_coco, write_voc, write_yolo
 from tests.support.fuzz import damaged, fuzzed, tree, written
 
@@ -40,7 +41,15 @@ def read_all(root, skip_bad):
             assert ((annotations.labels >= 0) & (annotations.labels < len(part.classes))).all()
 
 
-@pytest.mark.parametrize("write", [coco_folder, voc_folder, yolo_folder])
+EXPORTS = (
+    "labelimg_voc", "roboflow_voc", "cvat_coco", "label_studio_upload", "cvat_yolo", "several_folders", "table",
+    "retinanet", "via_polygons",
+)
+
+
+@pytest.mark.parametrize(
+    "write", [coco_folder, voc_folder, yolo_folder, *(getattr(detection_layouts, name) for name in EXPORTS)]
+)
 def test_damaged_folders_of_annotations(write, tmp_path_factory):
     root = tmp_path_factory.mktemp("sound")
     write(root)

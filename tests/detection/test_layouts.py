@@ -2,6 +2,7 @@
 
 import pytest
 
+from scratchvit.data.folder import SUFFIXES
 from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_layouts import IN_PARTS, WHOLE
@@ -38,7 +39,8 @@ def test_the_same_one_folder_further_down(tmp_path, write):
 @pytest.mark.parametrize("write", [*WHOLE, *IN_PARTS])
 def test_a_folder_without_its_pictures_is_refused(tmp_path, write):
     write(tmp_path)
-    for path in [*tmp_path.rglob("*.jpg"), *tmp_path.rglob("*.png"), *tmp_path.rglob("*.JPG")]:
-        path.unlink()
+    for path in list(tmp_path.rglob("*")):
+        if path.suffix.lower() in SUFFIXES:
+            path.unlink()
     with pytest.raises(ScratchvitError, match=r"no pictures|no picture |no such picture|pictures that it lists"):
         load_detection(tmp_path)

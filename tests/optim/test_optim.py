@@ -199,6 +199,11 @@ def test_decay_only_on_matrices():
     ("make", "text"),
     [
         (lambda p: optim.SGD([], 0.1), "needs parameters"),
+        (lambda p: optim.SGD(nn.Linear(2, 2), 0.1), r"model\.parameters\(\) .*, not Linear"),
+        (lambda p: optim.SGD(nn.Linear(2, 2).state_dict(), 0.1), "not str"),
+        (lambda p: optim.SGD([{"params": nn.Linear(2, 2)}], 0.1), "not Linear"),
+        (lambda p: optim.SGD([{"lr_scale": 2.0}], 0.1), 'has "params"'),
+        (lambda p: optim.SGD([np.ones(3)], 0.1), "not ndarray"),
         (lambda p: optim.SGD([*p, p[0]], 0.1), "twice"),
         (lambda p: optim.SGD(p, -0.1), "must not be negative"),
         (lambda p: optim.SGD(p, 0.1, nesterov=True), "momentum > 0"),

@@ -302,6 +302,13 @@ def several_folders(root):
     put(root / "data.yaml", "train:\n- a/images\n- b\nval: c\ntest: d/images\nnames: [ant, cat]\nnc: 2\n")
 
 
+def other_endings(root):
+    for (name, numbers), suffix in zip(PARTS.items(), (".jfif", ".JPE", ".jfif")):
+        pictures(root / "images" / name, numbers, suffix)
+        texts(root / "labels" / name, numbers)
+    put(root / "data.yaml", "names: [ant, cat]")
+
+
 def nested_yolo(root):
     for name, numbers in PARTS.items():
         for number in numbers:
@@ -333,5 +340,5 @@ def roboflow_tables(root):
 IN_PARTS = [
     roboflow_voc, voc_devkits, voc_in_parts, voc_parts_of_pictures, cvat_voc_subsets, coco_by_year, coco_in_root,
     coco_in_parts, yolo_by_year, roboflow_yolo, roboflow_darknet, colab, lists, lists_alone, several_folders,
-    nested_yolo, flat_labels, tables, roboflow_tables,
+    other_endings, nested_yolo, flat_labels, tables, roboflow_tables,
 ]

@@ -315,6 +315,13 @@ def test_files_beside_the_weights_come_first(tmp_path):
     assert found.crop_pct == 0.7 and found.input_size == (32, 32) and len(found.mean) == 1
 
 
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_configuration_in_the_encodings_that_editors_write(tmp_path, encoding):
+    config = {"architecture": "resnet50", "pretrained_cfg": {"crop_pct": 0.7}, "author": "Jürgen"}
+    (tmp_path / "config.json").write_text(json.dumps(config, ensure_ascii=False), encoding=encoding)
+    assert preprocessing_for("resnet50", tmp_path).crop_pct == 0.7
+
+
 @pytest.mark.parametrize("content", ["{cut", "[1]", "\x00", "[" * 100_000, {"pretrained_cfg": [3]}])
 def test_a_file_that_is_no_configuration_is_named(tmp_path, content):
     write(tmp_path / "config.json", content)

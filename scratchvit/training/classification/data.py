@@ -123,7 +123,8 @@ def load_splits(config: TrainConfig, began: Checkpoint | None = None) -> Splits:
     )
     if not len(splits.val):
         raise ScratchvitError(
-            f"{config.data}: there are no validation images to choose the best weights by; increase val_fraction"
+            f"{config.data}: there are no validation images to choose the best weights by; increase val_fraction "
+            "(--val-fraction), or add pictures"
         )
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
     if len(train) < len(splits.train):
