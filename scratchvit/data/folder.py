@@ -12,7 +12,8 @@ from scratchvit.data.copies import copies
 from scratchvit.data.datasets import Splits, stratified_split
 from scratchvit.data.images import SUFFIXES, load_image, open_image
 from scratchvit.data.inventory import Inventory, by_name
-from scratchvit.data.layout import PARTS, Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
+from scratchvit.data.layout import Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
+from scratchvit.data.parts import PARTS
 from scratchvit.data.tables import by_table, by_tables
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable

@@ -12,7 +12,6 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
@@ -45,24 +44,41 @@ class Inventory:
 
     def __init__(self, root: Path):
         self.root = root
-        found, folders = _walk(root)
-        self.files = frozenset(found)
-        self.folders = frozenset(folders)
         self.sizes: dict[Path, int] = {}
+        self._unreadable: dict[Path, str] = {}
+        self._hidden: set[Path] = set()
         self._used: dict[Path, str] = {}
         self._left_out: dict[Path, str] = {}
-        self._unreadable: dict[Path, str] = {}
-        self._runs = {path.parent for path in found if path.name == "last.safetensors"}
-        for path in found:
-            try:
-                status = path.stat()
-            except OSError:
-                self._unreadable[path] = DEAD_LINK
-                continue
-            if stat.S_ISREG(status.st_mode):
-                self.sizes[path] = status.st_size
-            else:
-                self._unreadable[path] = NO_FILE
+        self.folders = frozenset(self._walk())
+        self.files = frozenset((*self.sizes, *self._unreadable))
+        self._runs = {path.parent for path in self.files if path.name == "last.safetensors"}
+
+    def _walk(self) -> list[Path]:
+        """Enters every file below the root; returns the folders below it. Each file is looked at once."""
+        folders: list[Path] = []
+        waiting = [(self.root, False, {os.path.realpath(self.root)})]
+        while waiting:
+            folder, is_hidden, above = waiting.pop()        # above: it and the folders that it lies in, without links
+            for entry in _entries(folder):
+                path = folder / entry.name
+                hidden = is_hidden or entry.name.startswith(".") or entry.name.lower() in _SYSTEM
+                try:
+                    status = entry.stat()
+                except OSError:
+                    status = None
+                if status and stat.S_ISDIR(status.st_mode):
+                    real = os.path.realpath(path)
+                    if real in above:       # a link back to a folder that it lies in adds nothing
+                        continue
+                    folders.append(path)
+                    waiting.append((path, hidden, above | {real}))
+                elif status and stat.S_ISREG(status.st_mode):
+                    self.sizes[path] = status.st_size
+                else:
+                    self._unreadable[path] = NO_FILE if status else DEAD_LINK
+                if hidden:
+                    self._hidden.add(path)
+        return folders
 
     def use(self, part: str, paths: Iterable[Path]) -> None:
         """These files belong to a part: "train", "val", "test", or "annotations". A file may serve two of them."""
@@ -92,11 +108,11 @@ class Inventory:
         """The picture files that can be opened, not hidden or of a run, sorted by their folders, then by name."""
         found = [path for path in self.sizes if path.suffix.lower() in SUFFIXES]
         shown = [path for path in found if not (self.hidden(path) or self._of_a_run(path))]
-        return sorted(shown, key=lambda path: path.relative_to(self.root).parts)
+        return sorted(shown, key=lambda path: path.parts)
 
     def hidden(self, path: Path) -> bool:
-        """Whether a file or folder, or a folder that it lies in, is hidden or made by the system."""
-        return any(part.startswith(".") or part.lower() in _SYSTEM for part in path.relative_to(self.root).parts)
+        """Whether one of `files` or `folders`, or a folder that it lies in, is hidden or made by the system."""
+        return path in self._hidden
 
     def _of_a_run(self, path: Path) -> bool:
         return bool(self._runs) and not self._runs.isdisjoint(path.parents)
@@ -128,25 +144,10 @@ class Inventory:
         return ", ".join(f"{count:,} {printable(ending)}" for ending, count in ordered) or "no files"
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """All files and all folders below root. A link to a folder that it lies in is passed over: it adds nothing."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise ScratchvitError(f"{printable(error.filename)}: the folder cannot be read ({error.strerror})") from error
-
-    files: list[Path] = []
-    folders: list[Path] = []
-    above = {root: {os.path.realpath(root)}}       # of each folder: itself and those that it lies in, without links
-    for name, inner, names in os.walk(root, followlinks=True, onerror=refuse):
-        folder = Path(name)
-        inner.sort()
-        for entry in list(inner):
-            path = folder / entry
-            real = os.path.realpath(path)
-            if real in above[folder]:
-                inner.remove(entry)
-                continue
-            above[path] = above[folder] | {real}
-            folders.append(path)
-        files += [folder / entry for entry in names]
-    return files, folders
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder. Raises ScratchvitError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ScratchvitError(f"{printable(folder)}: the folder cannot be read ({error.strerror})") from error

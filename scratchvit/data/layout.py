@@ -11,24 +11,19 @@ Each of these may lie some folders down (photos/data/train/cat), and a class may
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratchvit.data.inventory import EXAMPLES, Inventory, by_name
+from scratchvit.data.inventory import Inventory, by_name
+from scratchvit.data.parts import PARTS, WORDS, words_of
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import listed, printable
 
-PARTS = ("train", "val", "test")
-_PART_OF_WORD = {
-    "train": "train", "training": "train", "trainset": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
-    "test": "test", "testing": "test", "testset": "test",
-}
-# Words beside them that say nothing: test_set, train-images.
+_WORDS = WORDS | {"dev": "val"}
+# Words beside those of splits that have no meaning of their own: test_set, train-images.
 _EMPTY_WORDS = frozenset({
     "set", "split", "data", "dataset", "folder", "files", "images", "image", "imgs", "img", "pictures", "pics",
     "photos", "jpg", "jpeg", "png",
@@ -53,11 +48,6 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def words_of(name: str) -> list[str]:
-    """The words in a name, in lower case: "TrainSet_2017" → ["train", "set"]."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+", name)]
-
-
 def part_of(name: str) -> str | None:
     """The split that a name means, None if it means none: Training → train, valid → val, test_set → test."""
     part, rest = _part_and_rest(name)
@@ -72,8 +62,8 @@ def _says_nothing(name: str) -> bool:
 def _part_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
     """The split that is a word of the name, and the other words that say something."""
     words = words_of(name)
-    parts = {_PART_OF_WORD[word] for word in words if word in _PART_OF_WORD}
-    rest = tuple(word for word in words if word not in _PART_OF_WORD and word not in _EMPTY_WORDS)
+    parts = {_WORDS[word] for word in words if word in _WORDS}
+    rest = tuple(word for word in words if word not in _WORDS and word not in _EMPTY_WORDS)
     return (parts.pop() if len(parts) == 1 else None), rest
 
 
@@ -103,7 +93,7 @@ class Tree:
         found = [*self.direct.get(folder, ())]
         for inner in self.inner.get(folder, ()):
             found += self.below(inner)
-        return sorted(found, key=lambda path: path.relative_to(folder).parts)
+        return sorted(found, key=lambda path: path.parts)
 
     def classes(self, folder: Path) -> dict[str, list[Path]]:
         """{name of each class folder in it: the pictures below that}."""
@@ -210,12 +200,6 @@ def check_classes(layout: Layout) -> None:
         layout.parts[part] = pictures
     if len(train) == 1:
         layout.notes.append(f"warning: there is one class only, {listed(train)}, and so nothing to tell apart")
-
-
-def listed(names: Iterable[object]) -> str:
-    """Names for a sentence: the first few, and how many more."""
-    words = [printable(name) for name in names]
-    return ", ".join(words[:EXAMPLES]) + (f" and {len(words) - EXAMPLES} more" if len(words) > EXAMPLES else "")
 
 
 def _wrapped(tree: Tree) -> list[Path]:

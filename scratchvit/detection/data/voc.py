@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
-from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.images import SUFFIXES
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.files import DataFolder, in_words
 from scratchvit.detection.data.outlines import around
