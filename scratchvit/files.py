@@ -1,4 +1,4 @@
-"""Reading text in the encodings that people's tools write, writing files atomically, printing names safely."""
+"""Reading text in the encodings that common tools write, writing files atomically, printing names safely."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ TEST_FRACTION = 0.2  # fraction of train that becomes the test split if there is
 def picture_files(path: Path) -> list[Path]:
     """The picture files in a folder and in the folders in it, or the path itself if it is not a folder.
 
-    A link that leads nowhere is among them, so that reading it says so. Raises ScratchvitError for a folder without
+    A broken link is among them, so that reading it raises an error. Raises ScratchvitError for a folder without
     pictures.
     """
     if not path.is_dir():

@@ -1,8 +1,8 @@
-"""What lies in a folder of data: every file is used in a split, or left out for a reason that is printed.
+"""The inventory of a data folder: every file is used in a split, or left out for a reason that is printed.
 
-A data set that silently passes over a third of its pictures trains a worse model, and nobody learns why. A reader
-therefore makes an `Inventory` of its folder, tells it which files it uses, and why it leaves out others. What nobody
-spoke of is counted as well, by its ending, so that the sums add up.
+If a reader silently skipped a third of the pictures, the model would be worse and nobody would know why. A reader
+therefore makes an `Inventory` of its folder and tells it which files it uses, and why it leaves out others. All
+remaining files are counted by their extension, so that the numbers add up.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
 
-HIDDEN = "hidden, or made by the system"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
-DEAD_LINK = "links that lead nowhere"
-NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
+HIDDEN = "hidden files and system files"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
+DEAD_LINK = "broken links"
+NO_FILE = "not regular files"       # pipes, sockets, devices: reading one could wait for ever
 OF_A_RUN = "written by a run of scratchvit"     # beside the pictures, if that is where it was started
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 EXAMPLES = 3    # of the files left out for a reason, so many are named
@@ -38,8 +38,8 @@ class Inventory:
     folders  the folders below it
     sizes    {file: bytes} of those that can be read
 
-    Links to folders are followed, unless they lead back to a folder that they lie in; a link that leads nowhere counts
-    as a file. Raises ScratchvitError for a folder that cannot be read.
+    Links to folders are followed, unless they lead back to a folder that they lie in; a broken link counts as a
+    file. Raises ScratchvitError for a folder that cannot be read.
     """
 
     def __init__(self, root: Path):
@@ -58,7 +58,8 @@ class Inventory:
         folders: list[Path] = []
         waiting = [(self.root, False, {os.path.realpath(self.root)})]
         while waiting:
-            folder, is_hidden, above = waiting.pop()        # above: it and the folders that it lies in, without links
+            # above: the real paths of the folder and of those that contain it
+            folder, is_hidden, above = waiting.pop()
             for entry in _entries(folder):
                 path = folder / entry.name
                 hidden = is_hidden or entry.name.startswith(".") or entry.name.lower() in _SYSTEM
@@ -86,7 +87,7 @@ class Inventory:
             self._used[path] = part
 
     def leave_out(self, reason: str, paths: Iterable[Path]) -> None:
-        """These files are not used. reason: words for the table, such as "links that lead nowhere"."""
+        """These files are not used. reason: words for the table, such as "broken links"."""
         for path in paths:
             self._left_out[path] = reason
 
@@ -122,7 +123,8 @@ class Inventory:
             return HIDDEN
         if self._of_a_run(path):
             return OF_A_RUN
-        return self._unreadable.get(path) or f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
+        kind = printable(path.suffix.lower()) or "files without an extension"
+        return self._unreadable.get(path) or f"not read: {kind}"
 
     def lines(self) -> list[str]:
         """The table: files seen, used in each part, and left out, with examples. Its numbers add up."""
@@ -139,7 +141,7 @@ class Inventory:
     def endings(self, folder: Path) -> str:
         """What the files below a folder are, in words: "12 .jpg, 3 .txt"; hidden files do not count."""
         visible = (path for path in self.files if path.is_relative_to(folder) and not self.hidden(path))
-        counts = Counter(path.suffix.lower() or "without an ending" for path in visible)
+        counts = Counter(path.suffix.lower() or "without an extension" for path in visible)
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count:,} {printable(ending)}" for ending, count in ordered) or "no files"
 

@@ -59,7 +59,8 @@ def by_tables(inventory: Inventory) -> Layout | None:
     elif not whole:
         return None     # labels of test alone
     elif len(whole) > 1:
-        raise ScratchvitError(f"{listed(table.path for table in whole)}: which of these tables has the labels? Name it")
+        tables_found = listed(table.path for table in whole)
+        raise ScratchvitError(f"{tables_found}: which of these tables has the labels? Give its path")
     return _layout([*whole, *(table for table in tables if table.part is not None)], inventory)
 
 
@@ -94,7 +95,7 @@ def _layout(tables: Sequence[_Table], inventory: Inventory) -> Layout:
     }
     where = {part: next((table.path for table in tables if table.part == part), tables[0].path) for part in parts}
     notes = [f"labels: {listed(table.path for table in tables)}", *(note for table in tables for note in table.notes)]
-    return Layout(inventory.root.resolve().name, parts, where, "in no row of the table of labels", notes)
+    return Layout(inventory.root.resolve().name, parts, where, "in no row of the label table", notes)
 
 
 def _by_path(pictures: Iterable[Path]) -> list[Path]:
@@ -189,7 +190,7 @@ def _read(path: Path, names: _Names) -> _Table | None:
         else:
             table.rows.append((picture, text, part_of(row[split]) if split is not None else None))
     if missing:
-        table.notes.append(f"{printable(path)}: pictures that are not there: {len(missing):,} ({listed(missing)})")
+        table.notes.append(f"{printable(path)}: missing pictures: {len(missing):,} ({listed(missing)})")
     if unlabelled:
         table.notes.append(f"{printable(path)}: pictures without a label: {len(unlabelled):,} ({listed(unlabelled)})")
     return table
@@ -219,4 +220,4 @@ def _labels(
             "several: a classifier is trained with one class for each"
         )
     columns = listed(head[at] for at in others) if head else f"{len(others)} columns without names"
-    raise ScratchvitError(f"{printable(path)}: which column has the label ({columns})? Call it label in the first row")
+    raise ScratchvitError(f"{printable(path)}: which column has the label ({columns})? Name it label in the first row")

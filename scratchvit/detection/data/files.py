@@ -1,4 +1,4 @@
-"""The files of a data folder, and where in it the picture is that an annotation names.
+"""The files of a data folder, and how the picture that an annotation names is found among them.
 
 Annotations are written on one computer and read on another. They name pictures as images\\0001.jpg, ../upload/0001.jpg
 or C:/Users/ann/0001.jpg, so a picture that is not at its path is searched for by the end of the path, and then by its
@@ -145,6 +145,11 @@ class DataFolder:
                 return [path]
         return distinct(self._of_part([path for name in names for path in self._by_name.get(_folded(name), [])], part))
 
+    def picture_in(self, folder: Path, stem: str) -> Path | None:
+        """The picture with this name, which has no suffix, in a folder; None if there is none."""
+        found = [path for path in self._by_stem.get(_folded(stem), []) if path.parent == folder and path.stem == stem]
+        return _preferred(found) if found else None
+
     def picture_of(self, annotation: Path, part: str | None, within: Path, written: str = "") -> list[Path]:
         """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
 
@@ -156,14 +161,16 @@ class DataFolder:
         found = self._of_part([path for path in named if path.is_relative_to(within)], part)
         beside = [path for path in named if path.parent == annotation.parent]
         found = distinct(beside or self._nearest(found, annotation))
-        if len({path.with_suffix("") for path in found}) == 1:      # 1.jpg and 1.png: the first, as it always was
-            return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
+        if len({path.with_suffix("") for path in found}) == 1:
+            return [_preferred(found)]
         steps = _steps(written)
         found = [path for path in found if steps and path.name == steps[-1]] or found
         return [path for path in found if IMAGES.intersection(self.relative(path).lower().split("/"))] or found
 
     def _nearest(self, paths: list[Path], other: Path) -> list[Path]:
         """Those of the paths that have the most folder names in common with another one."""
+        if len(paths) < 2:
+            return paths
         names = {*other.relative_to(self.root).parts[:-1]}
         shared = [len(names.intersection(path.relative_to(self.root).parts[:-1])) for path in paths]
         return [path for path, count in zip(paths, shared) if count == max(shared)]
@@ -177,7 +184,7 @@ class DataFolder:
         """What lies here, in words: "12 pictures in images; 3 .txt in labels; 1 .json"."""
         kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for path in self.files:
-            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an ending"
+            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an extension"
             kinds[kind][self.relative(path.parent)] += 1
         ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
         return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
@@ -195,10 +202,17 @@ def _visible(inventory: Inventory) -> list[Path]:
 
 def distinct(paths: Sequence[Path]) -> list[Path]:
     """The paths without those that lead to the same file as one before them, by links."""
+    if len(paths) < 2:
+        return [*paths]
     first: dict[str, Path] = {}
     for path in paths:
         first.setdefault(os.path.realpath(path), path)
     return [*first.values()]
+
+
+def _preferred(paths: Iterable[Path]) -> Path:
+    """Of pictures that differ only in their suffixes: the .jpg, or else the first by suffix."""
+    return min(paths, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix.swapcase()))
 
 
 def is_picture(path: Path) -> bool:

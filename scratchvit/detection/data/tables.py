@@ -128,8 +128,8 @@ def _read(
             picture = found[0]
             if homes.setdefault(picture, table.path) != table.path:
                 raise ScratchvitError(
-                    f"{where}: {written} is also in {homes[picture]}, so its objects would count twice: leave one of "
-                    "these tables in the folder"
+                    f"{where}: {written} is also in {homes[picture]}, so its objects would count twice: keep only "
+                    "one of these tables in the folder"
                 )
             if names.setdefault(picture, written) != written:
                 faults.bad(f"{where}: {written} and {names[picture]} are both the picture {picture}")

@@ -136,7 +136,7 @@ def _of_yaml(
 
 
 def _instead(named: _Part | None) -> str:
-    return f"; {named.name} is used instead" if named else ", so it is not followed"
+    return f"; {named.name} is used instead" if named else ", so this entry is ignored"
 
 
 def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | None:
