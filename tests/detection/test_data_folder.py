@@ -353,3 +353,20 @@ def test_a_val_without_pictures_is_none(tmp_path):
     splits = load_detection(tmp_path)
     assert "val is ../valid/images, where there are no pictures, so this entry is ignored" in " ".join(splits.notes)
     assert "val: 1 pictures drawn from" in splits.notes[0]
+
+
+def test_a_large_folder_is_not_searched_anew_for_every_picture(tmp_path, monkeypatch):
+    """Trying each of Pillow's suffixes beside every annotation once took most of the time of loading."""
+    numbers = range(20)
+    pictures(tmp_path / "images", numbers)
+    xmls(tmp_path / "annotations", numbers)
+    calls = 0
+
+    def counted(*args, stat=os.stat, **options):
+        nonlocal calls
+        calls += 1
+        return stat(*args, **options)
+
+    monkeypatch.setattr(os, "stat", counted)
+    load_detection(tmp_path)
+    assert calls < 12 * len(numbers)
