@@ -38,7 +38,7 @@ class WrongState(WrongCall, RuntimeError):
 
 
 def missing(sentence: str, *packages: str) -> ScratchvitError:
-    """The error for optional packages: a sentence, and the line that installs all those of them that are not there."""
+    """The error for missing optional packages: a sentence, and the pip line that installs those that are missing."""
     absent = [name for name in packages if not is_installed(name)]
     return ScratchvitError(f"{sentence}: pip install {' '.join(absent or packages)}")
 

@@ -1,4 +1,4 @@
-"""Reading text in the encodings that people's tools write, writing files atomically, printing names safely."""
+"""Reading text in the encodings that common tools write, writing files atomically, printing names safely."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import codecs
 import contextlib
 import os
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 from scratchvit.errors import ScratchvitError
@@ -14,7 +15,6 @@ from scratchvit.errors import ScratchvitError
 # (for long). So it is tried again after these pauses, in seconds.
 _OPEN_FILES_STAY = os.name == "nt"
 _PAUSES = (0.01, 0.03, 0.1, 0.3, 1.0, 1.0)
-
 
 # A byte-order mark says which encoding a file has. UTF-32 first: its mark begins with that of UTF-16.
 _MARKS = (
@@ -78,6 +78,12 @@ def _replace(temporary: Path, path: Path) -> None:
 def printable(text: object) -> str:
     """A name from a file, or of a file, for the terminal: unprintable and control characters are escaped."""
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in str(text))
+
+
+def listed(names: Iterable[object], most: int = 3) -> str:
+    """Names for a sentence: "a, b, c and 4 more"."""
+    words = [printable(name) for name in names]
+    return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
 
 
 def check_can_be_written(path: Path | None) -> None:

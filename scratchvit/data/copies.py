@@ -38,7 +38,7 @@ def copies(parts: Mapping[str, Sequence[Path]], inventory: Inventory) -> list[st
     return [
         f"warning: {count:,} of the {len(parts[other]):,} pictures of {other} are also in {one} "
         f"({' = '.join(printable(path.relative_to(inventory.root)) for path in example[one, other])}): the accuracy on "
-        f"{other} {'is too high' if one == 'train' else 'is no second opinion'}"
+        f"{other} {'is too high' if one == 'train' else 'is not an independent check'}"
         for (one, other), count in sorted(shared.items(), key=lambda item: [*parts].index(item[0][0]))
     ]
 

@@ -137,7 +137,7 @@ class Splits:
     """The train, validation and test split.
 
     test       empty if the data have none
-    notes      how the splits were made, and what else should be known of them
+    notes      how the splits were made, and warnings about them
     skipped    names pictures left out, since they cannot be decoded
     inventory  what became of every file of a folder
     """

@@ -12,7 +12,8 @@ from scratchvit.data.copies import copies
 from scratchvit.data.datasets import Splits, stratified_split
 from scratchvit.data.images import SUFFIXES, load_image, open_image
 from scratchvit.data.inventory import Inventory, by_name
-from scratchvit.data.layout import PARTS, Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
+from scratchvit.data.layout import Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
+from scratchvit.data.parts import PARTS
 from scratchvit.data.tables import by_table, by_tables
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -26,7 +27,7 @@ TEST_FRACTION = 0.2  # fraction of train that becomes the test split if there is
 def picture_files(path: Path) -> list[Path]:
     """The picture files in a folder and in the folders in it, or the path itself if it is not a folder.
 
-    A link that leads nowhere is among them, so that reading it says so. Raises ScratchvitError for a folder without
+    A broken link is among them, so that reading it raises an error. Raises ScratchvitError for a folder without
     pictures.
     """
     if not path.is_dir():

@@ -1,4 +1,4 @@
-"""Names of classes and files on pictures: in a font that has their characters, or else with escapes.
+"""Drawing names of classes and files on pictures: in a font that has their characters, or else with escapes.
 
 A character that a font lacks is drawn as an empty box, so 猫 and 犬 would look the same. Where no font on the machine
 has a character, its escape, \\u732b, is written instead.

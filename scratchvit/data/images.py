@@ -10,10 +10,10 @@ from scratchvit.errors import ScratchvitError
 
 MODES = {1: "L", 3: "RGB"}  # channels → Pillow's name
 
-# The endings of the formats that Pillow decodes. Not among them: formats that it only recognises (BUFR, GRIB, HDF5,
-# IPTC, MPEG), those that it hands to another program (EPS) or to Windows (WMF), and FITS, whose numbers are no grey
-# values. A format that this build of Pillow lacks (AVIF, JPEG 2000) is an error that names the file. Written down,
-# because asking Pillow imports all of its readers, which takes 0.2 s; a test compares.
+# File extensions of the formats that Pillow decodes. Not among them: formats that it only recognises (BUFR, GRIB,
+# HDF5, IPTC, MPEG), those that it hands to another program (EPS) or to Windows (WMF), and FITS, whose numbers are not
+# grey values. A format that this build of Pillow lacks (AVIF, JPEG 2000) is an error that names the file. The list is
+# written out because asking Pillow imports all of its readers, which takes 0.2 s; a test compares the two.
 SUFFIXES = frozenset({
     ".apng", ".avif", ".avifs", ".blp", ".bmp", ".bw", ".cur", ".dcx", ".dds", ".dib", ".flc", ".fli", ".ftc", ".ftu",
     ".gbr", ".gif", ".icb", ".icns", ".ico", ".im", ".j2c", ".j2k", ".jfif", ".jp2", ".jpc", ".jpe", ".jpeg", ".jpf",

@@ -1,8 +1,8 @@
-"""What lies in a folder of data: every file is used in a split, or left out for a reason that is printed.
+"""The inventory of a data folder: every file is used in a split, or left out for a reason that is printed.
 
-A data set that silently passes over a third of its pictures trains a worse model, and nobody learns why. A reader
-therefore makes an `Inventory` of its folder, tells it which files it uses, and why it leaves out others. What nobody
-spoke of is counted as well, by its ending, so that the sums add up.
+If a reader silently skipped a third of the pictures, the model would be worse and nobody would know why. A reader
+therefore makes an `Inventory` of its folder and tells it which files it uses, and why it leaves out others. All
+remaining files are counted by their extension, so that the numbers add up.
 """
 
 from __future__ import annotations
@@ -12,15 +12,14 @@ import stat
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NoReturn
 
 from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
 
-HIDDEN = "hidden, or made by the system"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
-DEAD_LINK = "links that lead nowhere"
-NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
+HIDDEN = "hidden files and system files"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
+DEAD_LINK = "broken links"
+NO_FILE = "not regular files"       # pipes, sockets, devices: reading one could wait for ever
 OF_A_RUN = "written by a run of scratchvit"     # beside the pictures, if that is where it was started
 _SYSTEM = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 EXAMPLES = 3    # of the files left out for a reason, so many are named
@@ -39,30 +38,48 @@ class Inventory:
     folders  the folders below it
     sizes    {file: bytes} of those that can be read
 
-    Links to folders are followed, unless they lead back to a folder that they lie in; a link that leads nowhere counts
-    as a file. Raises ScratchvitError for a folder that cannot be read.
+    Links to folders are followed, unless they lead back to a folder that they lie in; a broken link counts as a
+    file. Raises ScratchvitError for a folder that cannot be read.
     """
 
     def __init__(self, root: Path):
         self.root = root
-        found, folders = _walk(root)
-        self.files = frozenset(found)
-        self.folders = frozenset(folders)
         self.sizes: dict[Path, int] = {}
+        self._unreadable: dict[Path, str] = {}
+        self._hidden: set[Path] = set()
         self._used: dict[Path, str] = {}
         self._left_out: dict[Path, str] = {}
-        self._unreadable: dict[Path, str] = {}
-        self._runs = {path.parent for path in found if path.name == "last.safetensors"}
-        for path in found:
-            try:
-                status = path.stat()
-            except OSError:
-                self._unreadable[path] = DEAD_LINK
-                continue
-            if stat.S_ISREG(status.st_mode):
-                self.sizes[path] = status.st_size
-            else:
-                self._unreadable[path] = NO_FILE
+        self.folders = frozenset(self._walk())
+        self.files = frozenset((*self.sizes, *self._unreadable))
+        self._runs = {path.parent for path in self.files if path.name == "last.safetensors"}
+
+    def _walk(self) -> list[Path]:
+        """Enters every file below the root; returns the folders below it. Each file is looked at once."""
+        folders: list[Path] = []
+        waiting = [(self.root, False, {os.path.realpath(self.root)})]
+        while waiting:
+            # above: the real paths of the folder and of those that contain it
+            folder, is_hidden, above = waiting.pop()
+            for entry in _entries(folder):
+                path = folder / entry.name
+                hidden = is_hidden or entry.name.startswith(".") or entry.name.lower() in _SYSTEM
+                try:
+                    status = entry.stat()
+                except OSError:
+                    status = None
+                if status and stat.S_ISDIR(status.st_mode):
+                    real = os.path.realpath(path)
+                    if real in above:       # a link back to a folder that it lies in adds nothing
+                        continue
+                    folders.append(path)
+                    waiting.append((path, hidden, above | {real}))
+                elif status and stat.S_ISREG(status.st_mode):
+                    self.sizes[path] = status.st_size
+                else:
+                    self._unreadable[path] = NO_FILE if status else DEAD_LINK
+                if hidden:
+                    self._hidden.add(path)
+        return folders
 
     def use(self, part: str, paths: Iterable[Path]) -> None:
         """These files belong to a part: "train", "val", "test", or "annotations". A file may serve two of them."""
@@ -70,7 +87,7 @@ class Inventory:
             self._used[path] = part
 
     def leave_out(self, reason: str, paths: Iterable[Path]) -> None:
-        """These files are not used. reason: words for the table, such as "links that lead nowhere"."""
+        """These files are not used. reason: words for the table, such as "broken links"."""
         for path in paths:
             self._left_out[path] = reason
 
@@ -92,11 +109,11 @@ class Inventory:
         """The picture files that can be opened, not hidden or of a run, sorted by their folders, then by name."""
         found = [path for path in self.sizes if path.suffix.lower() in SUFFIXES]
         shown = [path for path in found if not (self.hidden(path) or self._of_a_run(path))]
-        return sorted(shown, key=lambda path: path.relative_to(self.root).parts)
+        return sorted(shown, key=lambda path: path.parts)
 
     def hidden(self, path: Path) -> bool:
-        """Whether a file or folder, or a folder that it lies in, is hidden or made by the system."""
-        return any(part.startswith(".") or part.lower() in _SYSTEM for part in path.relative_to(self.root).parts)
+        """Whether one of `files` or `folders`, or a folder that it lies in, is hidden or made by the system."""
+        return path in self._hidden
 
     def _of_a_run(self, path: Path) -> bool:
         return bool(self._runs) and not self._runs.isdisjoint(path.parents)
@@ -106,7 +123,8 @@ class Inventory:
             return HIDDEN
         if self._of_a_run(path):
             return OF_A_RUN
-        return self._unreadable.get(path) or f"not read: {printable(path.suffix.lower() or 'files without an ending')}"
+        kind = printable(path.suffix.lower()) or "files without an extension"
+        return self._unreadable.get(path) or f"not read: {kind}"
 
     def lines(self) -> list[str]:
         """The table: files seen, used in each part, and left out, with examples. Its numbers add up."""
@@ -123,30 +141,15 @@ class Inventory:
     def endings(self, folder: Path) -> str:
         """What the files below a folder are, in words: "12 .jpg, 3 .txt"; hidden files do not count."""
         visible = (path for path in self.files if path.is_relative_to(folder) and not self.hidden(path))
-        counts = Counter(path.suffix.lower() or "without an ending" for path in visible)
+        counts = Counter(path.suffix.lower() or "without an extension" for path in visible)
         ordered = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
         return ", ".join(f"{count:,} {printable(ending)}" for ending, count in ordered) or "no files"
 
 
-def _walk(root: Path) -> tuple[list[Path], list[Path]]:
-    """All files and all folders below root. A link to a folder that it lies in is passed over: it adds nothing."""
-
-    def refuse(error: OSError) -> NoReturn:
-        raise ScratchvitError(f"{printable(error.filename)}: the folder cannot be read ({error.strerror})") from error
-
-    files: list[Path] = []
-    folders: list[Path] = []
-    above = {root: {os.path.realpath(root)}}       # of each folder: itself and those that it lies in, without links
-    for name, inner, names in os.walk(root, followlinks=True, onerror=refuse):
-        folder = Path(name)
-        inner.sort()
-        for entry in list(inner):
-            path = folder / entry
-            real = os.path.realpath(path)
-            if real in above[folder]:
-                inner.remove(entry)
-                continue
-            above[path] = above[folder] | {real}
-            folders.append(path)
-        files += [folder / entry for entry in names]
-    return files, folders
+def _entries(folder: Path) -> list[os.DirEntry[str]]:
+    """What lies in a folder. Raises ScratchvitError if it cannot be read."""
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise ScratchvitError(f"{printable(folder)}: the folder cannot be read ({error.strerror})") from error

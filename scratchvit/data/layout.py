@@ -1,34 +1,29 @@
-"""Where the splits and classes of a folder of pictures lie, as people and their tools arrange them.
+"""Finding the splits and classes in a folder of pictures, for the usual ways to arrange them.
 
     photos/train/cat/1.jpg, photos/val/…, photos/test/…     also Training/, valid/, validation/, Testing/, test_set/, …
     photos/cat/1.jpg                                        the classes alone; the splits are drawn
-    photos/cat/train/1.jpg                                  the splits inside of the classes
+    photos/cat/train/1.jpg                                  the splits inside the classes
     photos/labels.csv, photos/images/1.jpg                  a table of names and labels (`tables`)
 
-Each of these may lie some folders down (photos/data/train/cat), and a class may have folders of its own
-(photos/train/cat/2021/1.jpg), as torchvision and timm read it.
+Each of these may be some folders down (photos/data/train/cat), and a class may have subfolders
+(photos/train/cat/2021/1.jpg), as torchvision and timm read them.
 """
 
 from __future__ import annotations
 
-import re
 import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratchvit.data.inventory import EXAMPLES, Inventory, by_name
+from scratchvit.data.inventory import Inventory, by_name
+from scratchvit.data.parts import PARTS, WORDS, words_of
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import listed, printable
 
-PARTS = ("train", "val", "test")
-_PART_OF_WORD = {
-    "train": "train", "training": "train", "trainset": "train",
-    "val": "val", "valid": "val", "validation": "val", "dev": "val", "valset": "val",
-    "test": "test", "testing": "test", "testset": "test",
-}
-# Words beside them that say nothing: test_set, train-images.
+_WORDS = WORDS | {"dev": "val"}
+# Words beside those of splits that have no meaning of their own: test_set, train-images.
 _EMPTY_WORDS = frozenset({
     "set", "split", "data", "dataset", "folder", "files", "images", "image", "imgs", "img", "pictures", "pics",
     "photos", "jpg", "jpeg", "png",
@@ -53,11 +48,6 @@ class Layout:
     notes: list[str] = field(default_factory=list)
 
 
-def words_of(name: str) -> list[str]:
-    """The words in a name, in lower case: "TrainSet_2017" → ["train", "set"]."""
-    return [word.lower() for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+(?![a-z])|[^\W\d_A-Za-z]+", name)]
-
-
 def part_of(name: str) -> str | None:
     """The split that a name means, None if it means none: Training → train, valid → val, test_set → test."""
     part, rest = _part_and_rest(name)
@@ -65,15 +55,15 @@ def part_of(name: str) -> str | None:
 
 
 def _says_nothing(name: str) -> bool:
-    """Whether a name has nothing but words as train or images: then it is no name of a class. "7" and "犬" are."""
+    """Whether a name consists of words such as train or images only, unlike the name of a class ("7", "犬")."""
     return bool(words_of(name)) and not _part_and_rest(name)[1]
 
 
 def _part_and_rest(name: str) -> tuple[str | None, tuple[str, ...]]:
     """The split that is a word of the name, and the other words that say something."""
     words = words_of(name)
-    parts = {_PART_OF_WORD[word] for word in words if word in _PART_OF_WORD}
-    rest = tuple(word for word in words if word not in _PART_OF_WORD and word not in _EMPTY_WORDS)
+    parts = {_WORDS[word] for word in words if word in _WORDS}
+    rest = tuple(word for word in words if word not in _WORDS and word not in _EMPTY_WORDS)
     return (parts.pop() if len(parts) == 1 else None), rest
 
 
@@ -103,7 +93,7 @@ class Tree:
         found = [*self.direct.get(folder, ())]
         for inner in self.inner.get(folder, ()):
             found += self.below(inner)
-        return sorted(found, key=lambda path: path.relative_to(folder).parts)
+        return sorted(found, key=lambda path: path.parts)
 
     def classes(self, folder: Path) -> dict[str, list[Path]]:
         """{name of each class folder in it: the pictures below that}."""
@@ -121,7 +111,7 @@ def by_folders(tree: Tree) -> Layout | None:
         holders = [root]
     if len(holders) > 1:
         raise ScratchvitError(
-            f"{printable(tree.root)}: {_and(holders)} each have a folder train: name the one that you mean"
+            f"{printable(tree.root)}: {_and(holders)} each have a folder train: give the path of the one to use"
         )
     if not holders:
         return None
@@ -140,7 +130,7 @@ def check_filled(tree: Tree, folder: Path) -> None:
 
 
 def by_classes(tree: Tree) -> Layout | None:
-    """The layout of a folder that has class folders where others have train; None if there are none.
+    """The layout of a folder that has class folders instead of a folder train; None if there are none.
 
     Folders val and test may lie beside them. If each class has folders train, val and test, they are the splits.
     """
@@ -155,10 +145,10 @@ def by_classes(tree: Tree) -> Layout | None:
     classes = [folder for folder, part in zip(folders, named) if part in (None, "train") and folder not in twice]
     if not classes or (len(classes) == 1 and _says_nothing(classes[0].name)):
         return None     # all pictures in train/, or in images/
-    notes = [f"{printable(folder)} is left out: the same classes lie beside it" for folder in twice]
+    notes = [f"{printable(folder)} is left out: it repeats the class folders beside it" for folder in twice]
     empty = [folder.name for folder in by_name(tree.empty) if folder.parent == root]
     if empty:
-        notes.append(f"without pictures, and so no class: {listed(empty)}")
+        notes.append(f"folders without pictures, which are not classes: {listed(empty)}")
     parts = _splits_of_classes(tree, classes)
     if parts is None:
         parts = {"train": {folder.name: tree.below(folder) for folder in classes}}
@@ -210,13 +200,7 @@ def check_classes(layout: Layout) -> None:
             layout.notes.append(f"{part} has no pictures of {listed(missing)}")
         layout.parts[part] = pictures
     if len(train) == 1:
-        layout.notes.append(f"warning: there is one class only, {listed(train)}, and so nothing to tell apart")
-
-
-def listed(names: Iterable[object]) -> str:
-    """Names for a sentence: the first few, and how many more."""
-    words = [printable(name) for name in names]
-    return ", ".join(words[:EXAMPLES]) + (f" and {len(words) - EXAMPLES} more" if len(words) > EXAMPLES else "")
+        layout.notes.append(f"warning: there is only one class, {listed(train)}, so there is nothing to classify")
 
 
 def _wrapped(tree: Tree) -> list[Path]:
@@ -257,7 +241,7 @@ def _parts(tree: Tree, folder: Path) -> dict[str, Path]:
     named = found[()] if found[()] or not whole else whole[0]
     for part, folders in named.items():
         if len({inner.resolve() for inner in folders}) > 1:
-            raise ScratchvitError(f"{printable(folder)}: which of {_and(folders)} is for {part}? Rename the other")
+            raise ScratchvitError(f"{printable(folder)}: {_and(folders)} could both be {part}: rename one of them")
     return {part: named[part][0] for part in PARTS if part in named}
 
 

@@ -5,10 +5,11 @@ import difflib
 from collections.abc import Callable
 from pathlib import Path
 
-from scratchvit.data import cifar, idx, tables
+from scratchvit.data import cifar, idx
 from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
 from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
+from scratchvit.data.rows import TABLES
 from scratchvit.errors import ScratchvitError
 
 # Data sets that are published as files, already split into (train, test).
@@ -64,7 +65,7 @@ def load(
         return _resized(splits, img_size)
 
     path = Path(name_or_path)
-    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in tables.SUFFIXES):
+    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in TABLES):
         raise _unknown(str(name_or_path))
     if img_size is None:
         raise ScratchvitError(

@@ -10,20 +10,19 @@ for the right one. A column called split says which rows are train, val and test
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from scratchvit.data.images import SUFFIXES as PICTURES
+from scratchvit.data.images import SUFFIXES
 from scratchvit.data.inventory import Inventory
-from scratchvit.data.layout import PARTS, Layout, listed, part_of, words_of
+from scratchvit.data.layout import Layout, part_of
+from scratchvit.data.parts import PARTS, words_of
+from scratchvit.data.rows import TABLES, read_rows
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable, read_text
+from scratchvit.files import listed, printable
 
-SUFFIXES = frozenset({".csv", ".tsv"})
 LABELS = (
     "label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "classes", "y",
     "class_id", "label_id", "breed", "species", "diagnosis",
@@ -51,7 +50,7 @@ def by_tables(inventory: Inventory) -> Layout | None:
     names = _Names(inventory)
     paths = sorted(
         path for path in inventory.sizes
-        if path.suffix.lower() in SUFFIXES and not inventory.hidden(path) and "submission" not in words_of(path.stem)
+        if path.suffix.lower() in TABLES and not inventory.hidden(path) and "submission" not in words_of(path.stem)
     )
     tables = [table for path in paths if (table := _read(path, names)) is not None]
     whole = [table for table in tables if table.part is None]
@@ -60,7 +59,8 @@ def by_tables(inventory: Inventory) -> Layout | None:
     elif not whole:
         return None     # labels of test alone
     elif len(whole) > 1:
-        raise ScratchvitError(f"{listed(table.path for table in whole)}: which of these tables has the labels? Name it")
+        tables_found = listed(table.path for table in whole)
+        raise ScratchvitError(f"{tables_found}: which of these tables has the labels? Give its path")
     return _layout([*whole, *(table for table in tables if table.part is not None)], inventory)
 
 
@@ -95,7 +95,7 @@ def _layout(tables: Sequence[_Table], inventory: Inventory) -> Layout:
     }
     where = {part: next((table.path for table in tables if table.part == part), tables[0].path) for part in parts}
     notes = [f"labels: {listed(table.path for table in tables)}", *(note for table in tables for note in table.notes)]
-    return Layout(inventory.root.resolve().name, parts, where, "in no row of the table of labels", notes)
+    return Layout(inventory.root.resolve().name, parts, where, "in no row of the label table", notes)
 
 
 def _by_path(pictures: Iterable[Path]) -> list[Path]:
@@ -141,7 +141,7 @@ class _Names:
         count = 0
         for entry in entries:
             found = self.fitting(entry, table, part) if entry else []
-            count += len(found) == 1 or (len(found) > 1 and Path(entry).suffix.lower() in PICTURES)
+            count += len(found) == 1 or (len(found) > 1 and Path(entry).suffix.lower() in SUFFIXES)
         return count
 
     def find(self, entry: str, table: Path, part: str | None) -> Path | None:
@@ -156,7 +156,7 @@ class _Names:
 
 def _read(path: Path, names: _Names) -> _Table | None:
     """A table; None if no column of it names pictures, or nothing else is in it."""
-    rows = _rows(path)
+    rows = [row for _, row in read_rows(path)]
     if not rows or len(rows[0]) < 2:
         return None
     part = next((at for at in (part_of(path.stem), part_of(path.parent.name)) if at), None)
@@ -190,22 +190,10 @@ def _read(path: Path, names: _Names) -> _Table | None:
         else:
             table.rows.append((picture, text, part_of(row[split]) if split is not None else None))
     if missing:
-        table.notes.append(f"{printable(path)}: pictures that are not there: {len(missing):,} ({listed(missing)})")
+        table.notes.append(f"{printable(path)}: missing pictures: {len(missing):,} ({listed(missing)})")
     if unlabelled:
         table.notes.append(f"{printable(path)}: pictures without a label: {len(unlabelled):,} ({listed(unlabelled)})")
     return table
-
-
-def _rows(path: Path) -> list[list[str]]:
-    """The rows of a table, without empty ones; entries without the blanks around them."""
-    text = read_text(path, "table")
-    first = text.lstrip().partition("\n")[0]
-    delimiter = max(",;\t|", key=first.count)
-    try:
-        rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-    except csv.Error as error:
-        raise ScratchvitError(f"{printable(path)}: this table cannot be read ({error})") from error
-    return [[entry.strip() for entry in row] for row in rows if any(entry.strip() for entry in row)]
 
 
 def _labels(
@@ -232,4 +220,4 @@ def _labels(
             "several: a classifier is trained with one class for each"
         )
     columns = listed(head[at] for at in others) if head else f"{len(others)} columns without names"
-    raise ScratchvitError(f"{printable(path)}: which column has the label ({columns})? Call it label in the first row")
+    raise ScratchvitError(f"{printable(path)}: which column has the label ({columns})? Name it label in the first row")

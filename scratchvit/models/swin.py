@@ -85,7 +85,7 @@ class SwinConfig:
     window_rule: str = option(
         "timm", "windows at the edge of a map that they do not divide: as in timm, huggingface or torchvision"
     )
-    norm_eps: float = option(EPS, "ε of the layer norms of the blocks, and of the last; others have 1e-5")
+    norm_eps: float = option(EPS, "ε of the layer norms in the blocks and of the last one; all others have 1e-5")
     weight_init: str = option("timm", "\"timm\": standard deviation 0.02; \"xavier\": by width, for small models")
     drop_rate: float = option(0.0, "dropout rate before the head")
     proj_drop_rate: float = option(0.0, "dropout rate after the projections of attention and MLP")

@@ -23,7 +23,7 @@ this is the mask: p, all of whose neighbours in the window are of other kinds, a
 paper distinguishes nine regions; inside one window, four kinds suffice.)
 
 Where windows do not divide the map, padding fills the last ones. It has no mask of its own: it has a kind like other
-tokens and is attended to. The libraries that publish weights differ here, and weights want the rule that they were
+tokens and is attended to. The libraries that publish weights differ here, and weights need the rule that they were
 trained with (`window_rule`). With 5 rows, windows of 4 and a shift of 2, the rows of the two windows are:
 
     timm           rolled, then padded        2 3 4 0 | 1 · · ·     a window is never larger than the map

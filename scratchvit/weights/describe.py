@@ -1,6 +1,6 @@
 """Reading the model and its sizes from a config.json in timm's format (which ours is too) or Hugging Face's.
 
-What becomes of each field is in `weights/configs/`, and in docs/weights.md.
+How each field is treated is in `weights/configs/`, and in docs/weights.md.
 """
 
 from __future__ import annotations

@@ -150,7 +150,7 @@ def _beside_timms(config: Any, preset: Any) -> dict[str, Any]:
 
 
 def differs_in_timm(model: Any, name: str) -> list[str]:
-    """What timm's model computes otherwise, as sentences; the exported folder, loaded here, does not."""
+    """What timm's model computes differently, as sentences. Loaded here, the exported folder gives the same model."""
     return [
         f"timm's model has {key} {getattr(model_config(name), key)}, this one {value}: their outputs differ"
         for key, value in _beside_timms(model.config, model_config(name)).items() if key != "window_rule"
@@ -158,7 +158,7 @@ def differs_in_timm(model: Any, name: str) -> list[str]:
 
 
 def _require_timms_windows(model: Any) -> None:
-    """Raise ScratchvitError if a Swin has windows at the edge of a map that timm has not (see models/windows.py)."""
+    """Raise ScratchvitError if a Swin's windows at the edge of a map are not timm's (see models/windows.py)."""
     if not isinstance(model, SwinTransformer):
         return
     config, size = model.config, model.patch_embed.grid_size
@@ -168,8 +168,8 @@ def _require_timms_windows(model: Any) -> None:
             padded = any(n % m for n, m in zip(size, block.window))
             if (block.window, block.shift) != timms or (block.pads_first and padded and any(block.shift)):
                 raise ScratchvitError(
-                    f"timm has other windows than this model (window_rule {config.window_rule}) on a map of "
-                    f"{size[0]}×{size[1]} tokens, and would compute something else: export it with an img_size whose "
+                    f"timm would use other windows than this model (window_rule {config.window_rule}) on a map of "
+                    f"{size[0]}×{size[1]} tokens, so its outputs would differ: export it with an img_size whose "
                     f"maps windows of {block.window[0]}×{block.window[1]} divide"
                 )
         size = (size[0] + 1) // 2, (size[1] + 1) // 2

@@ -43,7 +43,7 @@ class LoadReport:
     adapted     what was adapted to the size of the model, as text
     left_out    tensors of the file that the model does not need
     as_drawn    tensors of the model that the file did not set, such as a new head
-    notes       sentences about what was not followed
+    notes       sentences about what was ignored
     """
 
     owner: str

@@ -101,8 +101,8 @@ def _folder_names(folder: Path, order: str | None) -> list[str]:
     for one, other in itertools.pairwise(orders["timm"]):
         if _timms_key(one) == _timms_key(other):
             raise ScratchvitError(
-                f"{folder}: timm orders {one!r} and {other!r} at random: --label-order torchvision is the order of "
-                "torchvision and scratchvit; for timm, give the names in a file, one per line"
+                f"{folder}: timm has no fixed order for {one!r} and {other!r}: --label-order torchvision is the order "
+                "of torchvision and scratchvit; for timm, give the names in a file, one per line"
             )
     if order == "timm":
         return orders[order]

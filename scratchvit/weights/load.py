@@ -23,11 +23,11 @@ from scratchvit.weights.misfit import FIRST_KERNELS, HEAD_WEIGHTS, classes_in, l
 from scratchvit.weights.names import Renamed, Weights, recognise
 from scratchvit.weights.wrappers import Choice
 
-# Options that change what a model computes and that the shapes of its weights do not show. They are a file's to decide.
+# Options that change what a model computes, but not the shapes of its weights. The file decides on them.
 UNSEEN = ("norm_eps", "window_rule")
 
-# Options in which a model may differ from the file's without a word: sizes to which weights are adapted, which is told
-# anyway, and what only training asks for.
+# Options in which a model may differ from the file's without a note: sizes, to which weights are adapted (this is
+# reported anyway), and those that only matter in training.
 _FREE = {
     "img_size", "patch_size", "in_chans", "num_classes", "num_queries", "weight_init", "zero_init_last", "frozen_bn",
     "aux_loss", "query_groups", "denoising", "box_noise", "label_noise", "dropout", "drop_rate", "drop_path_rate",
@@ -43,7 +43,7 @@ def load_weights(
     Position tables, patch kernels and input channels are brought to the model's sizes (`weights.fit`). new_head: the
     model's heads stay as they are, for another set of classes. entry: which weights of a file that has several, see
     `files.read_weights`. A DETR takes a ResNet's weights for its backbone, and all else in it stays as it is.
-    Returns what was done; print it: it also says in which options the model differs from the file's, such as norm_eps.
+    Returns a report to print, which also says in which options, such as norm_eps, the model differs from the file's.
     Raises ScratchvitError for a file that cannot be read, or with all that does not fit; the model is then unchanged.
     """
     path, renamed = Path(path), _read(path, entry)
@@ -140,7 +140,7 @@ def _origin(path: Path, renamed: Renamed, named: bool) -> Described:
     except ScratchvitError as error:
         if not named:
             raise
-        notes = (f"not followed, as the model was named: {error}",)
+        notes = (f"config.json is ignored, because the model was named: {error}",)
     options = renamed.options | {key: value for key, value in _args_of_run(path).items() if key in UNSEEN}
     if found is None:
         return Described("", options, notes)
@@ -148,7 +148,7 @@ def _origin(path: Path, renamed: Renamed, named: bool) -> Described:
 
 
 def _differences(model: Module, origin: Described) -> list[str]:
-    """What the model computes otherwise than the file's, though the weights fit, as sentences."""
+    """What the model computes differently from the file's, although the weights fit, as sentences."""
     config: Any = getattr(model, "config", None)
     theirs = {key: value for key, value in origin.options.items() if key in UNSEEN}
     if origin.name and type(preset := model_config(origin.name)) is type(config):

@@ -1,8 +1,8 @@
 """The preprocessing that torchvision published its weights with, by the hash in the name of each file.
 
 Weights of the same model differ: the first resnet50 was evaluated with the shorter side at 256 pixels, the second at
-232. The eight digits at the end of a file's name are the beginning of its SHA-256, so a file that was renamed is known
-by its content.
+232. The eight digits at the end of a file's name are the beginning of its SHA-256, so a renamed file is still
+recognised by its content.
 """
 
 from __future__ import annotations

@@ -134,7 +134,7 @@ class Choice:
         likely, and if the entry that is wanted is not there or has tensors of a kind that is not read.
         """
         if isinstance(saved, Inert):
-            raise ScratchvitError(f"it contains a {short(saved.what)}, an object that is never made here: {WAY_OUT}")
+            raise ScratchvitError(f"it contains a {short(saved.what)}, which is not loaded: {WAY_OUT}")
         if not isinstance(saved, dict):
             raise ScratchvitError(f"it contains a {type(saved).__name__}, not a dictionary of weights: {WAY_OUT}")
         dictionaries = dict(_dictionaries(saved))
@@ -268,7 +268,7 @@ def _prefixes(weights: Mapping[str, Any]) -> list[str]:
             if block is None or prefix + block in weights:
                 found[prefix] = None
     if len(found) > MOST_PREFIXES:
-        raise ScratchvitError(f"it has {len(found):,} models, more than anything known: do not trust this file")
+        raise ScratchvitError(f"it has {len(found):,} models, more than any known checkpoint: do not trust this file")
     prefixes = [prefix for prefix in found if not prefix.lower().startswith("optim")]
 
     def is_part(prefix: str) -> bool:
@@ -301,12 +301,12 @@ def _complain(saved: dict[Any, Any], numbered: bool, objects: Sequence[tuple[_En
     """Raise ScratchvitError: there are no weights."""
     if objects:
         entry, what = objects[0]
-        raise ScratchvitError(f"its {short(entry.name)} is a {short(what)}, which is never made here: {WAY_OUT}")
+        raise ScratchvitError(f"its {short(entry.name)} is a {short(what)}, which is not loaded: {WAY_OUT}")
     if numbered:
         raise ScratchvitError(f"its arrays have numbers instead of names, as in the state of an optimiser: {WAY_OUT}")
     names = short(", ".join(name for name in saved if isinstance(name, str)))
     kinds = dict.fromkeys(value.what for value in saved.values() if isinstance(value, Inert))
-    of_kinds = f", of which some are {_listed(list(kinds))}, which is never made here" if kinds else ""
+    of_kinds = f", of which some are {_listed(list(kinds))}, which is not loaded" if kinds else ""
     raise ScratchvitError(
         f"it contains no arrays where weights are expected; its entries are {names}{of_kinds}: {WAY_OUT}"
     )

@@ -113,7 +113,7 @@ def test_broken_pictures_are_found_before_training(tmp_path, capsys, part):
 
 def test_one_class_only_is_warned_of_and_trained(tmp_path, capsys):
     code, out, _ = train_on(capsys, write_files(tmp_path / "photos", "train/cat/{0..19}.jpg"))
-    assert code == 0 and "warning: there is one class only, cat" in out.partition("epoch 1/2")[0]
+    assert code == 0 and "warning: there is only one class, cat" in out.partition("epoch 1/2")[0]
 
 
 def test_a_table_of_labels_is_trained_on(tmp_path, capsys):

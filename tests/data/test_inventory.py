@@ -25,7 +25,7 @@ def test_what_nobody_speaks_of_is_left_out_by_its_ending(folder):
     assert inventory.used() == {"train": 1, "test": 1}
     assert inventory.left_out() == {
         HIDDEN: [folder / ".DS_Store", folder / "__MACOSX/train/cat/0.jpg"],
-        "not read: files without an ending": [folder / "train/README"],
+        "not read: files without an extension": [folder / "train/README"],
         "cannot be decoded": [folder / "train/cat/1.jpg"],
         "not read: .txt": [folder / "train/cat/notes.txt"],
     }

@@ -154,8 +154,8 @@ def test_every_file_that_is_not_used_is_in_the_table(tmp_path):
     assert rows == {
         f"files in {root}".replace("\\", "/"): 25, "used: train": 8, "used: val": 2, elsewhere: 8,
         "left out: not read: .txt (train/cat/notes.txt)": 1, "left out: not read: .heic (train/dog/a.heic)": 1,
-        "left out: not read: files without an ending (README)": 1, "left out: not read: .csv (labels.csv)": 1,
-        "left out: hidden, or made by the system (.DS_Store, train/.ipynb_checkpoints/0.jpg, train/cat/._0.jpg)": 3,
+        "left out: not read: files without an extension (README)": 1, "left out: not read: .csv (labels.csv)": 1,
+        "left out: hidden files and system files (.DS_Store, train/.ipynb_checkpoints/0.jpg, train/cat/._0.jpg)": 3,
     }
 
 
@@ -164,7 +164,7 @@ def test_runs_that_were_started_in_the_folder_are_no_class_of_it(tmp_path):
                        "runs/a/predictions/{0..2}.png", "notes/a.txt")
     splits = load(root, img_size=8)
     assert splits.train.classes == CAT_DOG
-    assert "without pictures, and so no class: notes, runs" in splits.notes
+    assert "folders without pictures, which are not classes: notes, runs" in splits.notes
     said = "runs/a/last.safetensors, runs/a/predictions/0.png, runs/a/predictions/1.png, …"
     assert file_table(splits)[f"left out: written by a run of scratchvit ({said})"] == 5
 
@@ -179,8 +179,8 @@ def test_dead_links_and_pipes_are_counted_and_circles_end(tmp_path):
     splits = load(root, img_size=8)
     assert counts(splits) == (18, 2, 1)
     rows = file_table(splits)
-    assert rows["left out: links that lead nowhere (train/cat/z0.jpg, train/cat/z1.jpg, train/cat/z2.jpg)"] == 3
-    assert rows["left out: not files (train/dog/pipe.jpg)"] == 1
+    assert rows["left out: broken links (train/cat/z0.jpg, train/cat/z1.jpg, train/cat/z2.jpg)"] == 3
+    assert rows["left out: not regular files (train/dog/pipe.jpg)"] == 1
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a privilege on Windows")
@@ -221,7 +221,7 @@ def test_names_that_macos_writes_otherwise_are_the_same_class(tmp_path):
 
 def test_one_class_only_is_warned_of(tmp_path):
     notes = load(write_files(tmp_path, "train/cat/{0..9}.jpg"), img_size=8).notes
-    assert "warning: there is one class only, cat, and so nothing to tell apart" in notes
+    assert "warning: there is only one class, cat, so there is nothing to classify" in notes
 
 
 @pytest.mark.parametrize(("files", "sentence"), {
@@ -235,8 +235,8 @@ def test_one_class_only_is_warned_of(tmp_path):
         "train: no class folders; .*there are 5 .jpg, 5 .txt; pictures with boxes are for",
     ("JPEGImages/{0..4}.jpg", "Annotations/{0..4}.xml"): "there are 5 .jpg, 5 .xml; pictures with boxes are for",
     ("test/cat/0.jpg", "val/cat/0.jpg"): "no folder train",
-    ("train/cat/0.jpg", "val/cat/0.jpg", "valid/cat/1.jpg"): "which of val and valid is for val",
-    ("a/train/cat/0.jpg", "b/train/cat/0.jpg", "b/test/cat/0.jpg"): "a and b each have a folder train: name the one",
+    ("train/cat/0.jpg", "val/cat/0.jpg", "valid/cat/1.jpg"): "val and valid could both be val",
+    ("a/train/cat/0.jpg", "b/train/cat/0.jpg", "b/test/cat/0.jpg"): "a and b each have a folder train: give the path",
 }.items())
 def test_what_cannot_be_read_says_what_was_found(tmp_path, files, sentence):
     with pytest.raises(ScratchvitError, match=sentence):
@@ -254,7 +254,7 @@ def test_a_split_that_is_a_link_to_another_is_told(tmp_path):
     assert counts(splits) == (8, 2, 2) and file_table(splits)["used: test"] == 2
     assert [note.replace("\\", "/") for note in splits.notes] == [
         "warning: 2 of the 2 pictures of test are also in val (val/cat/0.jpg = test/cat/0.jpg): the accuracy on test "
-        "is no second opinion"
+        "is not an independent check"
     ]
 
 

@@ -63,7 +63,7 @@ def test_a_table_can_be_named_itself(tmp_path):
         load(root, img_size=8)
     assert everything(root, root / "train_v2.csv") == CATS_DOGS
     rows = file_table(load(root / "labels.csv", img_size=8))
-    assert rows["left out: in no row of the table of labels (images/3.jpg)"] == 1
+    assert rows["left out: in no row of the label table (images/3.jpg)"] == 1
 
 
 def test_kaggle_has_a_table_for_each_split_and_one_of_guesses(tmp_path):
@@ -107,9 +107,9 @@ def test_rows_without_a_picture_or_a_label_are_told(tmp_path):
     write_table(root / "labels.csv", ["file,label", "0.jpg,a", "1.jpg,b", "2.jpg,a", "3.jpg,b", "4.jpg,", "9.jpg,a"])
     splits = load(root, img_size=8)
     path = root / "labels.csv"
-    assert f"{path}: pictures that are not there: 1 (9.jpg)" in splits.notes
+    assert f"{path}: missing pictures: 1 (9.jpg)" in splits.notes
     assert f"{path}: pictures without a label: 1 (4.jpg)" in splits.notes
-    assert file_table(splits)["left out: in no row of the table of labels (4.jpg, 5.jpg)"] == 2
+    assert file_table(splits)["left out: in no row of the label table (4.jpg, 5.jpg)"] == 2
 
 
 @pytest.mark.parametrize(("rows", "sentence"), {
@@ -142,7 +142,7 @@ def test_pictures_outside_of_the_folder_are_never_read(tmp_path):
     write_table(root / "labels.csv", rows)
     splits = load(root, img_size=8)
     assert sum(counts(splits)) == 3
-    assert any("pictures that are not there: 2" in note for note in splits.notes)
+    assert any("missing pictures: 2" in note for note in splits.notes)
 
 
 def test_a_table_beside_folders_of_classes(tmp_path):

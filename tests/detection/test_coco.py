@@ -282,7 +282,7 @@ def test_categories_of_the_same_name(tmp_path):
     content["categories"].append({"id": 0, "name": "ant"})      # as Roboflow's supercategory
     data = read(write_coco(tmp_path, content=content))
     assert data.classes == ("ant", "ant", "cat")
-    assert "the classes 0, 3 are all called ant; they stay classes of their own" in data.notes[0]
+    assert "the classes 0, 3 are all called ant; they stay separate classes" in data.notes[0]
     content["annotations"][0]["category_id"] = 0
-    with pytest.raises(ScratchvitError, match="the classes 0, 3 are all called ant, so nobody could tell"):
+    with pytest.raises(ScratchvitError, match="the classes 0, 3 are all called ant, so they could not be told"):
         read(write_coco(tmp_path, content=content), skip_bad=True)

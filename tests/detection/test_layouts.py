@@ -21,7 +21,7 @@ def test_what_the_system_adds_to_a_folder_changes_nothing(tmp_path, write):
     for name in (".DS_Store", "Thumbs.db", "__MACOSX/._0.jpg", "__MACOSX/._0.xml", "._0.txt", ".cache/x.json"):
         put(tmp_path / name, "\x00\x05")
     splits = assert_whole(tmp_path)
-    assert any("6  left out: hidden, or made by the system" in line for line in splits.files)
+    assert any("6  left out: hidden files and system files" in line for line in splits.files)
 
 
 @pytest.mark.parametrize("write", IN_PARTS)

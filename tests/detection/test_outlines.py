@@ -97,7 +97,7 @@ def test_coco_s_objects_with_an_outline_and_no_box(tmp_path, bbox, outline):
     assert data.annotations(0).boxes[0].tolist() == [4, 6, 14, 18]
     assert data.annotations(0).areas[0] == 60
     (note,) = data.notes
-    assert note.endswith("instances_train.json: objects with an outline and no box, which got the box around it: 1")
+    assert note.endswith("instances_train.json: objects with only an outline, whose box is computed from it: 1")
 
 
 def test_a_box_comes_before_an_outline(tmp_path):
@@ -115,7 +115,7 @@ PT = "<pt><x>4</x><y>6</y></pt><pt><x>14</x><y>6</y></pt><pt><x>9</x><y>18</y></
 def test_voc_s_objects_with_a_polygon_and_no_box(tmp_path, points, box):
     data = voc_with(tmp_path, f"<object><name>cat</name>{box}<polygon>{points}</polygon></object>", voc_object())
     assert data.annotations(0).boxes.tolist() == [[4, 6, 14, 18]] * 2
-    assert data.notes[0].endswith("train.txt: objects with an outline and no box, which got the box around it: 1")
+    assert data.notes[0].endswith("train.txt: objects with only an outline, whose box is computed from it: 1")
 
 
 @pytest.mark.parametrize("points", [POINTS.replace("18", "low"), PT.replace("9", "nan"), "<x1>4</x1><y1>6</y1>"])

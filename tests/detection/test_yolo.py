@@ -66,9 +66,9 @@ def test_boxes_of_no_size_are_reported_and_left_out(tmp_path, line):
 
 
 BAD_LINES = [
-    ("0 .5 .5 .1", r"is not the five numbers"),
-    ("0 .5 .5 .1 .1 .9", r"is not the five numbers"),
-    ("cat .5 .5 .1 .1", r"is not the five numbers"),
+    ("0 .5 .5 .1", r"is neither the five numbers"),
+    ("0 .5 .5 .1 .1 .9", r"is neither the five numbers"),
+    ("cat .5 .5 .1 .1", r"is neither the five numbers"),
     ("2 .5 .5 .1 .1", r"has the unknown class 2; known are 0, 4"),
     ("0.5 .5 .5 .1 .1", r"has the unknown class 0\.5"),
     ("0 .5 .5 -.1 .1", r"has reversed sides"),

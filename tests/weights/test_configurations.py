@@ -212,13 +212,13 @@ def test_fields_that_nobody_knows_are_named(tmp_path, capsys):
     written(tmp_path, "vit", 1e-12, 1.0)
     config = json.loads((tmp_path / "config.json").read_text()) | {"rotary": True, "scale": 3, "dtype": "float32"}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    line = "fields of config.json that are not known here, and not followed: rotary, scale"
+    line = "unknown fields of config.json, which are ignored: rotary, scale"
     assert open_model(tmp_path)[2].notes == [line]
     assert main(["export", "--weights", str(tmp_path), "--out", str(tmp_path / "out")]) == 0
     assert line in capsys.readouterr().out
     config = {"architecture": VIT, "rotary": 1, "pretrained_cfg": {}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert describe(tmp_path).notes == ("fields of config.json that are not known here, and not followed: rotary",)
+    assert describe(tmp_path).notes == ("unknown fields of config.json, which are ignored: rotary",)
     found = Fields({}, {}, ()).unknown({f"field {i}": i for i in range(1000)})
     assert len(found) == 1000
 
@@ -235,7 +235,7 @@ def test_a_configuration_of_something_else_is_told_where_the_model_is_named(tmp_
     with pytest.raises(ScratchvitError, match="its hidden_act is relu"):
         open_model(tmp_path)
     report = sv.load_weights(model, tmp_path)
-    assert len(report.notes) == 1 and report.notes[0].startswith("not followed, as the model was named: ")
+    assert len(report.notes) == 1 and report.notes[0].startswith("config.json is ignored, because the model was ")
     assert "its hidden_act is relu" in str(report)
 
 

@@ -214,7 +214,7 @@ def test_thousands_of_models_are_refused_at_once(tmp_path):
     stored = tensors({"w": one(1)})["w"]
     many = {f"net{i}.patch_embed.proj.weight": stored for i in range(20_000)}
     (tmp_path / "w.pth").write_bytes(torch_zip(many, {"0": one(1).tobytes()}))
-    with pytest.raises(ScratchvitError, match="it has 20,000 models, more than anything known"):
+    with pytest.raises(ScratchvitError, match="it has 20,000 models, more than any known checkpoint"):
         read_weights(tmp_path / "w.pth")
 
 

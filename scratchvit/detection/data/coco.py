@@ -6,7 +6,7 @@
 
 Category ids may have gaps (COCO's 80 go up to 90): labels number the categories in order of id. Pictures without
 annotations are kept, since a detector must also learn to find nothing. An object with a segmentation and no bbox gets
-the box around it. `coco_files` says which file of a folder belongs to which split.
+the box around it. `coco_files` finds the file of each split.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ def read_coco(
 
 
 def is_coco(path: Path) -> bool:
-    """Is this a COCO annotation file? False for one that is no JSON or has other things in it."""
+    """Whether this is a COCO annotation file; False for a file that is not JSON or has another structure."""
     try:
         return bool(_lists(path))
     except ScratchvitError:

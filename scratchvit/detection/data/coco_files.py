@@ -9,16 +9,15 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.coco import is_coco, read_coco
 from scratchvit.detection.data.files import DataFolder, in_words
-from scratchvit.detection.data.parts import PARTS, part_of
+from scratchvit.detection.data.parts import FOLDER_NAMES, PARTS, part_of
 from scratchvit.errors import ScratchvitError
-
-FOLDER_NAMES = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}
 
 _WITHOUT_BOXES = "image_info"       # the lists of COCO's test pictures, whose annotations nobody has
 _MANY = 20      # JSON files: so many are one a picture, of another format, and are not opened
@@ -57,12 +56,12 @@ def coco_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
     if len(listed) > _MANY:
         listed = [path for path in listed if part_of(path.stem) or path.name.startswith(("instances", "_annotations"))]
     found = [path for path in listed[:_MANY] if is_coco(path)]
-    by_part: dict[str, list[Path]] = {}
+    by_part: defaultdict[str | None, list[Path]] = defaultdict(list)
     for path in found:
-        by_part.setdefault(part_of(path.stem) or folder.part(path) or "all", []).append(path)
-    if "train" not in by_part and "all" in by_part:
-        by_part["train"] = by_part.pop("all")
-    files = {part: _only(by_part.get(part, []), folder, part) for part in PARTS}
+        by_part[folder.part_by_name(path)].append(path)
+    if "train" not in by_part:
+        by_part["train"] = by_part[None]
+    files = {part: _only(by_part[part], folder, part) for part in PARTS}
     if found and files["train"] is None:
         raise ScratchvitError(
             f"{folder.root}: there are COCO annotations ({in_words(folder, found)}), but none for train: name a file "

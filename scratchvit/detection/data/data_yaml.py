@@ -1,4 +1,4 @@
-"""data.yaml, which says of a folder in YOLO's format what its classes are called and where its parts are.
+"""data.yaml, which has the class names and the paths of the splits of a folder in YOLO's format.
 
     path: ../fruit                  the folder that the others are in; by default that of this file
     train: images/train             a folder, a list of pictures (train.txt), or several of these

@@ -1,4 +1,4 @@
-"""The files of a data folder, and where in it the picture is that an annotation names.
+"""The files of a data folder, and how the picture that an annotation names is found among them.
 
 Annotations are written on one computer and read on another. They name pictures as images\\0001.jpg, ../upload/0001.jpg
 or C:/Users/ann/0001.jpg, so a picture that is not at its path is searched for by the end of the path, and then by its
@@ -11,19 +11,18 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
+from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 from urllib.parse import unquote
 
-from scratchvit.data.folder import SUFFIXES
+from scratchvit.data.images import SUFFIXES
 from scratchvit.data.inventory import Inventory
-from scratchvit.detection.data.parts import part_of_file
-from scratchvit.files import printable
+from scratchvit.detection.data.parts import part_of, part_of_file
+from scratchvit.files import listed, printable
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})     # folders of pictures, in any case
-DEAD = "links that lead nowhere"
-NO_FILE = "not files"       # pipes, sockets, devices: reading one could wait for ever
 _PLAIN = re.compile(r"[\w-][\w .-]*")    # a name, which is neither absolute nor leads upwards
 _NAMED = 4      # folders that a summary names
 
@@ -31,20 +30,23 @@ _NAMED = 4      # folders that a summary names
 class DataFolder:
     """The files below a folder of data.
 
-    files: all that can be opened and are not hidden, sorted by their folders, then by name. pictures: the pictures of
-    them.
+    files       all that can be opened and are not hidden, sorted by their folders, then by name
+    pictures    those of them that are pictures
+    inventory   what becomes of each file
     """
 
     def __init__(self, root: Path):
         self.root = root
         self.inventory = Inventory(root)
-        visible = [path for path in self.inventory.files if not self.inventory.hidden(path)]
-        unreadable = {path for path in visible if not path.is_file()}
-        self.inventory.leave_out(NO_FILE, unreadable)
-        self.inventory.leave_out(DEAD, (path for path in unreadable if path.is_symlink() and not path.exists()))
-        self.files = _in_order(path for path in visible if path not in unreadable)
-        self.pictures = [path for path in self.files if is_picture(path)]
+        self.files = _visible(self.inventory)
+        self._by_suffix: defaultdict[str, list[Path]] = defaultdict(list)
+        self._by_folder: defaultdict[Path, dict[str, Path]] = defaultdict(dict)
+        for path in self.files:
+            self._by_suffix[path.suffix.lower()].append(path)
+            self._by_folder[path.parent][path.name] = path
+        self.pictures = self.with_suffix(*SUFFIXES)
         self.inventory.leave_out("pictures that no annotation is about", self.pictures)     # unless more is known later
+        self._part_of_folder: dict[Path, str | None] = {}
         self._by_place: dict[str, Path] = {}
         self._by_name: defaultdict[str, list[Path]] = defaultdict(list)
         self._by_stem: defaultdict[str, list[Path]] = defaultdict(list)
@@ -58,7 +60,14 @@ class DataFolder:
 
     def part(self, path: Path) -> str | None:
         """The part that the folders of a file name; see `part_of_file`."""
-        return part_of_file(path.relative_to(self.root))
+        folder = path.parent
+        if folder not in self._part_of_folder:
+            self._part_of_folder[folder] = part_of_file(path.relative_to(self.root))
+        return self._part_of_folder[folder]
+
+    def part_by_name(self, path: Path) -> str | None:
+        """The part that the name of an annotation file says, or else its folders."""
+        return part_of(path.stem) or self.part(path)
 
     def listed(self, path: Path) -> Path:
         """The path under which a file is in the inventory: one that is reached by a link to a folder has two."""
@@ -69,16 +78,29 @@ class DataFolder:
         return self._by_place.get(os.path.realpath(path), path)
 
     def with_suffix(self, *suffixes: str) -> list[Path]:
-        return [path for path in self.files if path.suffix.lower() in suffixes]
+        """The files with one of these suffixes, in the order of `files`. suffixes: in lower case, with the dot."""
+        found = [self._by_suffix[suffix] for suffix in suffixes if suffix in self._by_suffix]
+        return [*found[0]] if len(found) == 1 else in_order(path for paths in found for path in paths)
 
     def below(self, folder: Path) -> list[Path]:
         """The files of a folder of the data folder and of its subfolders, in the order of `files`."""
         steps = folder.parts
-        found = [path for path in self.files if path.parts[: len(steps)] == steps]
+
+        def start(path: Path) -> tuple[str, ...]:
+            return path.parts[: len(steps)]
+
+        found = self.files[bisect_left(self.files, steps, key=start) : bisect_right(self.files, steps, key=start)]
         if not found and folder.is_dir():       # a link to a folder that was listed under its other name
-            listed = Inventory(folder)
-            found = _in_order(path for path in listed.files if not listed.hidden(path) and path.is_file())
+            found = _visible(Inventory(folder))
         return found
+
+    def file_in(self, folder: Path, name: str) -> Path | None:
+        """The file with this name in a folder; None if there is none."""
+        known = self._by_folder.get(folder, {}).get(name)
+        if known:
+            return known
+        path = folder / name        # a system may compare names without case
+        return path if path.is_file() else None
 
     def inside(self, base: Path, written: str) -> Path | None:
         """base / written, or None if that leaves the data folder. Nothing is looked up. base: in the data folder."""
@@ -123,6 +145,11 @@ class DataFolder:
                 return [path]
         return distinct(self._of_part([path for name in names for path in self._by_name.get(_folded(name), [])], part))
 
+    def picture_in(self, folder: Path, stem: str) -> Path | None:
+        """The picture with this name, which has no suffix, in a folder; None if there is none."""
+        found = [path for path in self._by_stem.get(_folded(stem), []) if path.parent == folder and path.stem == stem]
+        return _preferred(found) if found else None
+
     def picture_of(self, annotation: Path, part: str | None, within: Path, written: str = "") -> list[Path]:
         """The picture that an annotation file belongs to, by its name: none, one, or several that it could be.
 
@@ -134,14 +161,16 @@ class DataFolder:
         found = self._of_part([path for path in named if path.is_relative_to(within)], part)
         beside = [path for path in named if path.parent == annotation.parent]
         found = distinct(beside or self._nearest(found, annotation))
-        if len({path.with_suffix("") for path in found}) == 1:      # 1.jpg and 1.png: the first, as it always was
-            return sorted(found, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix))[:1]
+        if len({path.with_suffix("") for path in found}) == 1:
+            return [_preferred(found)]
         steps = _steps(written)
         found = [path for path in found if steps and path.name == steps[-1]] or found
         return [path for path in found if IMAGES.intersection(self.relative(path).lower().split("/"))] or found
 
     def _nearest(self, paths: list[Path], other: Path) -> list[Path]:
         """Those of the paths that have the most folder names in common with another one."""
+        if len(paths) < 2:
+            return paths
         names = {*other.relative_to(self.root).parts[:-1]}
         shared = [len(names.intersection(path.relative_to(self.root).parts[:-1])) for path in paths]
         return [path for path, count in zip(paths, shared) if count == max(shared)]
@@ -155,32 +184,44 @@ class DataFolder:
         """What lies here, in words: "12 pictures in images; 3 .txt in labels; 1 .json"."""
         kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for path in self.files:
-            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an ending"
+            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an extension"
             kinds[kind][self.relative(path.parent)] += 1
         ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
         return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
 
 
-def _in_order(paths: Iterable[Path]) -> list[Path]:
+def in_order(paths: Iterable[Path]) -> list[Path]:
+    """Paths sorted by their folders, then by name."""
     return sorted(paths, key=lambda path: path.parts)       # Windows' paths themselves compare without case
+
+
+def _visible(inventory: Inventory) -> list[Path]:
+    """The files that can be opened and are not hidden."""
+    return in_order(path for path in inventory.sizes if not inventory.hidden(path))
 
 
 def distinct(paths: Sequence[Path]) -> list[Path]:
     """The paths without those that lead to the same file as one before them, by links."""
+    if len(paths) < 2:
+        return [*paths]
     first: dict[str, Path] = {}
     for path in paths:
         first.setdefault(os.path.realpath(path), path)
     return [*first.values()]
 
 
+def _preferred(paths: Iterable[Path]) -> Path:
+    """Of pictures that differ only in their suffixes: the .jpg, or else the first by suffix."""
+    return min(paths, key=lambda path: (path.suffix != ".jpg", path.suffix.lower(), path.suffix.swapcase()))
+
+
 def is_picture(path: Path) -> bool:
     return path.suffix.lower() in SUFFIXES
 
 
-def in_words(folder: DataFolder, paths: Collection[Path]) -> str:
+def in_words(folder: DataFolder, paths: Iterable[Path]) -> str:
     """The names of at most three files, from the root."""
-    names = [folder.relative(path) for path in list(paths)[:3]]
-    return ", ".join(names) + (f" and {len(paths) - 3:,} more" if len(paths) > 3 else "")
+    return listed(map(folder.relative, paths))
 
 
 def _in(places: Counter[str]) -> str:

@@ -1,4 +1,4 @@
-"""The boxes of outlines: objects that are drawn as polygons or masks, and have no box of their own.
+"""Boxes around outlines: for objects that are annotated as polygons or masks, without a box.
 
 COCO has polygons, [[x, y, x, y, …], …], and masks as run lengths (RLE): the number of pixels outside, inside, outside,
 …, going down the columns, as a list or packed into a string. Run lengths are decoded here and not by pycocotools, whose
@@ -21,7 +21,7 @@ _LARGEST = 1 << 31      # pixels of a mask
 def around(xs: list[float], ys: list[float]) -> Box:
     """The box around points. Raises ValueError unless all are finite and there are at least three."""
     if len(xs) != len(ys) or len(xs) < 3:
-        raise ValueError("an outline has three points or more")
+        raise ValueError("an outline has at least three points")
     if not all(map(math.isfinite, (*xs, *ys))):
         raise ValueError("its outline has numbers that are not finite")
     return min(xs), min(ys), max(xs), max(ys)

@@ -115,21 +115,21 @@ class Faults:
         return x0, y0, x1, y1
 
     def check_pixels(self, where: str) -> None:
-        """Raise ScratchvitError if all boxes so far are within 0 … 1: they are shares of the picture, not pixels.
+        """Raise ScratchvitError if all boxes so far are within 0 … 1: they are relative to the picture, not in pixels.
 
         where: the file, or the files, that they are from. Without this check, the model would learn specks in a corner.
         """
         if 0 < self._farthest <= 1 + _SHARES:
             raise ScratchvitError(
-                f"{where}: all boxes are within 0 … 1, as shares of the picture, but this format has pixels: multiply "
-                "them by the width and the height of their picture"
+                f"{where}: all boxes are within 0 … 1, relative to the picture, but this format has pixels: multiply "
+                "them by the width and height of the picture"
             )
 
     def note_outlines(self, where: str) -> None:
         """Count the objects whose outline gave their box, in a note."""
         if self.outlines:
             self.notes.append(
-                f"{where}: objects with an outline and no box, which got the box around it: {self.outlines:,}"
+                f"{where}: objects with only an outline, whose box is computed from it: {self.outlines:,}"
             )
 
 
@@ -144,9 +144,9 @@ def same_names(where: str, names: Mapping[int, str], used: Collection[Any]) -> l
         called = f"{where}: the classes {', '.join(map(str, numbers))} are all called {name}"
         if sum(number in used for number in numbers) > 1:
             raise ScratchvitError(
-                f"{called}, so nobody could tell them apart: give them different names, or use one of them for all"
+                f"{called}, so they could not be told apart: give them different names, or use only one of them"
             )
-        notes.append(f"{called}; they stay classes of their own, of which no more than one has objects")
+        notes.append(f"{called}; they stay separate classes; at most one of them has objects")
     return notes
 
 

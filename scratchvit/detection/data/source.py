@@ -55,7 +55,7 @@ def load_detection(
     root = Path(name_or_path)
     if not root.is_dir():
         raise ScratchvitError(
-            f"{root}: this is a file: name the folder that it lies in" if root.is_file() else
+            f"{root}: this is a file: give the folder that contains it" if root.is_file() else
             f"{root}: no such folder; give one with COCO, VOC, YOLO or CSV annotations, or 'scenes'"
         )
     folder = DataFolder(root)
@@ -105,7 +105,7 @@ def _completed(parts: Mapping[str, AnnotatedPictures], val_fraction: float, seed
 
 
 def _shared(parts: Mapping[str, AnnotatedPictures]) -> list[str]:
-    """Notes about pictures that lie in more than one part: what is measured on them is no surprise to the model."""
+    """Notes about pictures in more than one split: results on pictures that a model was trained on say little."""
     notes = []
     for first, second in (("train", "val"), ("train", "test"), ("val", "test")):
         if first in parts and second in parts:

@@ -11,20 +11,20 @@ for all pictures. A picture that no table lists is left out: the format does not
 from __future__ import annotations
 
 import csv
-import io
 import json
 import re
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from scratchvit.data.rows import TABLES, delimiter_of, read_rows
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.files import DataFolder, in_words, is_picture
 from scratchvit.detection.data.outlines import around
-from scratchvit.detection.data.parts import PARTS, part_of
+from scratchvit.detection.data.parts import PARTS
 from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size, read_lines
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import read_text
 
 _BOX = ("xmin", "ymin", "xmax", "ymax")
 # Other names of columns, without regard to case, spaces and underscores.
@@ -52,13 +52,13 @@ def read_tables(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictur
 
     Raises ScratchvitError if there are none for train, and for a bad row.
     """
-    opened = [table for path in folder.with_suffix(".csv", ".tsv") if (table := _open(path))]
+    opened = [table for path in folder.with_suffix(*TABLES) if (table := _open(path))]
     if not opened:
         return None
-    by_part: dict[str, list[_Table]] = {}
+    by_part: defaultdict[str | None, list[_Table]] = defaultdict(list)
     for table in opened:
-        by_part.setdefault(part_of(table.path.stem) or folder.part(table.path) or "all", []).append(table)
-    rest = by_part.pop("all", [])
+        by_part[folder.part_by_name(table.path)].append(table)
+    rest = by_part.pop(None, [])
     if "train" not in by_part:
         by_part["train"], rest = rest, []
     folder.inventory.leave_out("tables in addition to those of train, val and test", [table.path for table in rest])
@@ -85,16 +85,11 @@ def _open(path: Path) -> _Table | None:
     """A table with boxes; None for a file without these columns. Raises ScratchvitError if it cannot be read."""
     with path.open("rb") as file:       # another table may be in another encoding, which does not matter
         head = file.readline(_LINE).replace(b"\0", b"").decode("latin-1")
-    mark = max(",;\t", key=head.count)
-    columns = _columns(next(csv.reader(head.splitlines()[:1], delimiter=mark), []))
+    columns = _columns(next(csv.reader(head.splitlines()[:1], delimiter=delimiter_of(head)), []))
     if not columns:
         return None
-    reader = csv.reader(io.StringIO(read_text(path, "table"), newline=""), delimiter=mark)
-    try:
-        rows = [(reader.line_num, row) for row in reader if any(map(str.strip, row))]
-    except csv.Error as error:
-        raise ScratchvitError(f"{path}: line {reader.line_num} of this table cannot be read: {error}") from error
-    body = rows if columns == _BARE and is_picture(Path(rows[0][1][0].strip())) else rows[1:]
+    rows = read_rows(path)
+    body = rows if columns == _BARE and is_picture(Path(rows[0][1][0])) else rows[1:]
     return _Table(path, [(line, dict(zip(columns, row))) for line, row in body])
 
 
@@ -123,7 +118,7 @@ def _read(
         near = [table.path.parent, folder.root / "images", folder.root]
         for line, row in table.rows:
             where = f"{table.path}: line {line}"
-            written = row.get("filename", "").strip()
+            written = row.get("filename", "")
             found = folder.find(written, near, part)
             if len(found) != 1:
                 several = f"more than one picture that it could be ({in_words(folder, found)})"
@@ -133,13 +128,13 @@ def _read(
             picture = found[0]
             if homes.setdefault(picture, table.path) != table.path:
                 raise ScratchvitError(
-                    f"{where}: {written} is also in {homes[picture]}, so its objects would count twice: leave one of "
-                    "these tables in the folder"
+                    f"{where}: {written} is also in {homes[picture]}, so its objects would count twice: keep only "
+                    "one of these tables in the folder"
                 )
             if names.setdefault(picture, written) != written:
                 faults.bad(f"{where}: {written} and {names[picture]} are both the picture {picture}")
                 continue
-            size = [row.get(side, "").strip() for side in ("height", "width")]
+            size = [row.get(side, "") for side in ("height", "width")]
             if all(side.isascii() and side.isdecimal() and 0 < len(side) < 10 and int(side) for side in size):
                 sizes.setdefault(picture, (int(size[0]), int(size[1])))
             objects.setdefault(picture, [])
@@ -185,8 +180,8 @@ def _object(row: dict[str, str]) -> tuple[str, list[float], bool] | None:
     """(class, [x0, y0, x1, y1], is it of an outline?) of a row; None without an object. Raises ValueError."""
     if "regionshapeattributes" in row:
         return _region(row)
-    cells = [row.get(key, "").strip() for key in _BOX]
-    kind = row.get("class", "").strip()
+    cells = [row.get(key, "") for key in _BOX]
+    kind = row.get("class", "")
     if not any(cells):
         return None
     try:

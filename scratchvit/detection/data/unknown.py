@@ -1,4 +1,4 @@
-"""What to say of a folder that has pictures with boxes in none of the known formats."""
+"""The error message for a folder with annotations in none of the known formats."""
 
 from __future__ import annotations
 

@@ -8,7 +8,7 @@ A box is <xmin> … <ymax>, the first and the last pixel inside, counted from 1:
 Nevertheless a box with xmin = xmax is treated as having no width, since boxes of one pixel are not drawn in practice.
 Objects marked difficult are treated like crowds: VOC's own evaluation ignores them too. The format has no list of
 classes: they are those that occur in train, or the lines of classes.txt. An object with a <polygon> and no box has the
-box around it. Which files are which part's says `voc_files`.
+box around it. `voc_files` finds the files of each split.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from xml.parsers import expat
 
-from scratchvit.data.folder import SUFFIXES
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.files import DataFolder, in_words
 from scratchvit.detection.data.outlines import around
@@ -149,8 +148,7 @@ def _picture(folder: DataFolder, year: VocFiles, path: Path, tree: ET.Element, f
     <filename> only decides between several of that name: it is often wrong.
     """
     at = year.pictures / path.parent.relative_to(year.home)
-    suffixes = (".jpg", *(suffix for lower in sorted(SUFFIXES) for suffix in (lower, lower.upper())))
-    beside = next((there for suffix in suffixes if (there := at / f"{path.stem}{suffix}").is_file()), None)
+    beside = folder.picture_in(at, path.stem)
     if beside:
         return beside
     found = folder.picture_of(path, year.part, folder.root, _text(tree, "filename"))
@@ -159,7 +157,7 @@ def _picture(folder: DataFolder, year: VocFiles, path: Path, tree: ET.Element, f
     if found:
         what = f"more than one picture of that name: {in_words(folder, found)}"
     elif year.pictures == year.home:
-        what = f"no picture {path.stem}.jpg, or with another ending, in {folder.root}"
+        what = f"no picture {path.stem}.jpg, or with another extension, in {folder.root}"
     else:
         what = f"no picture {at / path.stem}.jpg"
     faults.bad(f"{path}: there is {what}", "to leave such pictures out")

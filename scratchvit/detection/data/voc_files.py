@@ -14,7 +14,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchvit.data.folder import SUFFIXES, by_name
+from scratchvit.data.images import SUFFIXES
+from scratchvit.data.inventory import by_name
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.files import DataFolder, in_words
 from scratchvit.detection.data.parts import PARTS, is_part
@@ -31,7 +32,7 @@ def voc_by_lists(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
     Raises ScratchvitError as `read_voc` does.
     """
-    lists = [path.parent for path in folder.with_suffix(".txt")]
+    lists = {path.parent for path in folder.with_suffix(".txt")}
     homes = [at.parent if at.name == "Main" else at for at in lists]
     places = sorted({at.parent for at in homes if at.name == "ImageSets"}, key=folder.relative)
     years: dict[str, list[VocFiles]] = {part: [] for part in PARTS}

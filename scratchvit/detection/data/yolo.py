@@ -5,7 +5,7 @@
 
 A line of a text file is one object: class cx cy w h, the box relative to the picture, in 0 … 1; or class x y x y x y …,
 an outline, whose box is the one around it. A picture without a text file, or with an empty one, has no objects: this is
-how the format expresses it. Which pictures are which part's says `yolo_files`.
+how the format expresses it. `yolo_files` finds the pictures of each split.
 """
 
 from __future__ import annotations
@@ -107,7 +107,7 @@ def _add(
     where += f": {line[:60]!r}"
     numbers = [*map(float, line.split()[:5])] if keypoints and len(line.split()) > 5 else numbers_of(line)
     if numbers is None:
-        faults.bad(f"{where} is not the five numbers class cx cy w h, nor a class and three points or more")
+        faults.bad(f"{where} is neither the five numbers class cx cy w h, nor a class and at least three points")
         return
     category, *shares = numbers
     if category not in labels:

@@ -9,15 +9,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from scratchvit.data.folder import by_name
+from scratchvit.data.inventory import by_name
 from scratchvit.detection.data.annotations import AnnotatedPictures
 from scratchvit.detection.data.data_yaml import DataYaml
-from scratchvit.detection.data.files import IMAGES, DataFolder, distinct, ends_of, in_words, is_picture
-from scratchvit.detection.data.parts import PARTS, is_part
+from scratchvit.detection.data.files import IMAGES, DataFolder, distinct, ends_of, in_order, in_words, is_picture
+from scratchvit.detection.data.parts import FOLDER_NAMES, PARTS, is_part
 from scratchvit.detection.data.reading import read_lines, same_names
 from scratchvit.detection.data.yolo import YoloFiles, numbers_of, read_yolo
 from scratchvit.detection.data.yolo_names import class_names, find_yaml
@@ -89,8 +89,7 @@ def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPict
 
 def _part_folder(folder: DataFolder, part: str) -> Path | None:
     """The folder of the pictures of a part: images/train, train/images, images/train2017, or Validation/images."""
-    names = {"train": ("train",), "val": ("val", "valid"), "test": ("test",)}[part]
-    exact = [folder.root / form.format(name) for name in names for form in ("images/{}", "{}/images")]
+    exact = [folder.root / form.format(name) for name in FOLDER_NAMES[part] for form in ("images/{}", "{}/images")]
     images = folder.root / "images"
     further = [(at.name, at) for at in (by_name(images.iterdir()) if images.is_dir() else [])]
     further += [(at.name, at / "images") for at in by_name(folder.root.iterdir())]
@@ -137,7 +136,7 @@ def _of_yaml(
 
 
 def _instead(named: _Part | None) -> str:
-    return f"; {named.name} is used instead" if named else ", so it is not followed"
+    return f"; {named.name} is used instead" if named else ", so this entry is ignored"
 
 
 def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | None:
@@ -170,8 +169,10 @@ def _of_pictures(paths: Sequence[Path], at: Path | None = None) -> _Part:
     """Pictures, whose names in results are those from the folder that they have in common."""
     if not paths:
         return _Part(str(at))
-    home = Path(os.path.commonpath([path.parent for path in paths]))
-    return _Part(str(home), {path: path.relative_to(home).as_posix() for path in paths})
+    folders = {path.parent for path in paths}
+    home = Path(os.path.commonpath(folders))
+    near = {at: f"{at.relative_to(home).as_posix()}/" if at != home else "" for at in folders}
+    return _Part(str(home), {path: near[path.parent] + path.name for path in paths})
 
 
 def _of_list(folder: DataFolder, listing: Path, base: Path | None = None) -> _Part:
@@ -215,21 +216,27 @@ def _texts_of(folder: DataFolder, pictures: Iterable[Path]) -> dict[Path, Path]:
         if picture.parent not in folders:
             folders[picture.parent] = _labels_of(folder, picture.parent) or [[]]
         own, *above = folders[picture.parent]
-        text = _first(at / f"{picture.stem}.txt" for at in (*own, picture.parent))
+        text = _first(folder, (*own, picture.parent), picture)
         if text:
             texts[picture] = text
         elif above:
-            without.append((picture, [at / f"{picture.stem}.txt" for level in above for at in level]))
+            without.append((picture, [at for level in above for at in level]))
     taken = {*texts.values()}
-    for picture, names in without:
-        text = _first(name for name in names if name not in taken)
+    for picture, places in without:
+        text = _first(folder, places, picture, taken)
         if text:
             texts[picture] = text
     return texts
 
 
-def _first(names: Iterable[Path]) -> Path | None:
-    return next((path for path in names if path.name != "classes.txt" and path.is_file()), None)
+def _first(
+    folder: DataFolder, places: Iterable[Path], picture: Path, taken: Collection[Path] = ()
+) -> Path | None:
+    """The first text file with the name of a picture in these folders that is not taken; None if there is none."""
+    if picture.stem == "classes":       # classes.txt has the names of the classes
+        return None
+    found = (folder.file_in(at, f"{picture.stem}.txt") for at in places)
+    return next((path for path in found if path and path not in taken), None)
 
 
 def _labels_of(folder: DataFolder, at: Path) -> list[list[Path]]:
@@ -274,8 +281,9 @@ def _read(
 def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFiles]:
     """The parts with their text files. Raises ScratchvitError for a part without any."""
     pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
-    texts = _texts_of(folder, sorted(pictures))
-    serves = Counter(text for text, _ in {(text, os.path.realpath(path.parent)) for path, text in texts.items()})
+    texts = _texts_of(folder, in_order(pictures))
+    real = {at: os.path.realpath(at) for at in {path.parent for path in texts}}
+    serves = Counter(text for text, _ in {(text, real[path.parent]) for path, text in texts.items()})
     free = [path for path in folder.with_suffix(".txt") if path not in serves and path.name != "classes.txt"]
     files = {}
     for part, one in parts.items():

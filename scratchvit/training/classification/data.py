@@ -23,8 +23,8 @@ from scratchvit.data import (
     RandomResizedCrop,
     Splits,
 )
-from scratchvit.data.layout import listed
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import listed
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
 from scratchvit.training.build import normalisation

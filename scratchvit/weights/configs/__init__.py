@@ -1,1 +1,1 @@
-"""What the configurations of other libraries say about a model, a file for each library."""
+"""Reading the model configurations of other libraries, one file per library."""

@@ -1,7 +1,7 @@
-"""What is done with each field of a library's configuration: one table per kind of model, also in docs/weights.md.
+"""How each field of a library's configuration is treated: one table per kind of model, also in docs/weights.md.
 
 A field is honoured (the model is built with it), must have one of the values that the models here compute, or has no
-effect on what a model computes. Fields that are in no table are named to the user.
+effect on what a model computes. Fields that are in no table are reported to the user.
 """
 
 from __future__ import annotations
@@ -67,4 +67,4 @@ def require(name: str, value: Any, *values: Any) -> None:
 def unknown_fields(names: Collection[str]) -> tuple[str, ...]:
     """The line about fields that are in no table, or none."""
     listed = ", ".join(map(readable, list(names)[:MOST_NAMED])) + (", …" if len(names) > MOST_NAMED else "")
-    return (f"fields of config.json that are not known here, and not followed: {listed}",) if names else ()
+    return (f"unknown fields of config.json, which are ignored: {listed}",) if names else ()

@@ -150,8 +150,8 @@ def described(config: Mapping[str, Any]) -> Described:
     notes = unknown_fields([name for name in kind.fields.unknown(config) if name not in COMMON.names])
     if (problem := config.get("problem_type")) not in (None, "single_label_classification"):
         notes += (
-            f"its problem_type is {short(str(problem))}: its logits are right, but shares by a softmax, as printed "
-            "here, are for classes that exclude each other",
+            f"its problem_type is {short(str(problem))}: its logits are right, but the softmax probabilities "
+            "printed here assume that each image belongs to exactly one class",
         )
     return Described(_nearest(pattern, options), options, notes)
 

@@ -23,8 +23,8 @@ def one_box_head(weights: Weights) -> Weights:
     heads = {match[1]: value for name, value in others.items() if (match := _OF_THE_MODEL.fullmatch(name))}
     if any(not np.array_equal(value, decoders[name]) for name, value in heads.items() if name in decoders):
         raise ScratchvitError(
-            "the box head of its decoder (decoder.bbox_embed) is not that of the model: here they are one, so use "
-            "weights that were trained so"
+            "the box head of its decoder (decoder.bbox_embed) is not that of the model: here they share their weights, "
+            "so use a checkpoint that was trained that way"
         )
     return others if heads else weights
 
