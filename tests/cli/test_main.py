@@ -105,7 +105,8 @@ def test_prose_is_filled_and_words_stay_whole(monkeypatch, width):
     path = "/a/path-of-many-words/" * 2
     lines = labelled_lines([("model", f"{'word ' * 40}from {path}"), ("", None), ("data", "digits")]).splitlines()
     assert lines[0].startswith("model     word word") and lines[-1] == "data      digits"
-    assert lines[-2].startswith(" " * 10) and lines[-2].endswith(f" {path}") and all(width - 10 < len(line) <= width for line in lines[:-3])
+    assert lines[-2].startswith(" " * 10) and lines[-2].endswith(f" {path}")
+    assert all(width - 10 < len(line) <= width for line in lines[:-3])
     assert " ".join(" ".join(lines).split()) == f"model {'word ' * 40}from {path} data digits"
     line = f"digits from {path}{path}"      # which no line can hold
     assert labelled_lines([("data", line)]) == f"data      {line}"
