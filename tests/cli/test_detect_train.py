@@ -56,9 +56,10 @@ def test_a_run_leaves_its_files_and_says_what_it_is(run):
         "best.safetensors", "last.safetensors", "metrics.csv", "config.json", "report.html", "sample.png", "predictions"
     }
     assert all(name in out for name in names)
+    out = " ".join(out.split())         # not as it is wrapped
     assert "animals: 4 train, 4 val, 4 test" in out and "8 train, 8 val, 8 test" in out and "2: ant, cat" in out
     assert "the largest is 30×40, 20 tokens in the encoder" in out         # a map of stride 8
-    assert "3 object queries" in out and "epoch 1/1  train " in out and "warning" not in out
+    assert "3 object queries" in out and "epoch 1/1 train " in out and "warning" not in out
     assert json.loads((folder / "config.json").read_text())["model_args"]["hidden_dim"] == 16
     assert "<html" in (folder / "report.html").read_text("utf-8")
 

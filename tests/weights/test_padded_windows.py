@@ -301,7 +301,7 @@ def test_what_timm_would_compute_otherwise_is_not_exported(tmp_path):
             assert json.loads((folder / "config.json").read_text())["scratchvit"] == {"window_rule": "huggingface"}
             assert open_model(folder)[0].config == model.config
         else:
-            with pytest.raises(ScratchvitError, match=r"timm has other windows .* on a map of 5×5 tokens"):
+            with pytest.raises(ScratchvitError, match=r"timm would use other windows .* on a map of 5×5 tokens"):
                 export(model, FIRST, folder, preprocessing_for(FIRST, None, size))
             assert not folder.exists()
 
