@@ -92,6 +92,7 @@ def too_long(text):
     ]
 
 
+@pytest.mark.slow
 def test_what_a_run_and_the_commands_about_it_print_fits_80_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     folder = "runs/with-a-name-as-long-as-that-of-a-model-and-its-data"

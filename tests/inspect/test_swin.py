@@ -277,7 +277,7 @@ def run(tmp_path_factory):
 @pytest.mark.slow
 def test_a_run_also_at_another_size(run, tmp_path, capsys, monkeypatch):
     code, text, error = said(capsys, run, "--out", tmp_path)
-    assert (code, error) == (0, "") and text.startswith(f"{NAMES['V1']} from {run}\n")
+    assert (code, error) == (0, "") and " ".join(text.split()).startswith(f"{NAMES['V1']} from {run} image ")
     assert "8×8      3×3" in text and "adapted" not in text
     assert_pictures(tmp_path)
     trained = (tmp_path / "bias.png").read_bytes()

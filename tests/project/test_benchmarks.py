@@ -157,6 +157,7 @@ needs_wait4 = pytest.mark.skipif(not hasattr(os, "wait4"), reason="this system h
 SMALL = ["--epochs", "1", "--embed-dim", "16", "--depth", "1", "--num-heads", "2", "--batch-size", "256"]
 
 
+@pytest.mark.slow
 @needs_wait4
 def test_bench_accuracy_trains_reads_the_folder_and_does_not_train_again(places, monkeypatch, capsys):
     bench = import_script("bench_accuracy.py")

@@ -399,6 +399,7 @@ def test_a_browser_shows_all_of_it_on_a_phone_and_on_a_desktop(trained, tmp_path
     assert (contrast([ink, "rgb(0, 0, 0)"]) > 10) == (scheme == "dark")     # light words on a dark page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("count", [12, 40])
 def test_a_page_of_long_names_and_many_classes_can_be_read(tmp_path, count, scheme):
@@ -413,6 +414,7 @@ def test_a_page_of_long_names_and_many_classes_can_be_read(tmp_path, count, sche
         assert seen["console"] == [] and all(name in seen["text"] for name in classes)
 
 
+@pytest.mark.slow
 def test_a_page_of_a_generative_model_can_be_read(generated, tmp_path):
     for scheme in ("light", "dark"):
         for seen in look_at(generated[0] / "report.html", tmp_path, (400, 1400), scheme):
