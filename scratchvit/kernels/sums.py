@@ -6,8 +6,8 @@
     idea        blocks of BLOCK rows are summed by a matrix product with ones, at the speed of memory; the few sums of
                 the blocks are added in float64. The error is at most that of BLOCK roundings, for any length.
 
-Sums over the last axes in memory are left to NumPy, which adds pairwise; sums of float64 and on a GPU, which reduces in
-a tree, to the array module.
+Sums over the last axes in memory are left to NumPy, which adds pairwise, in pieces of ROW numbers: over millions, NumPy
+2.1 is less accurate than that. Sums of float64 and on a GPU, which reduces in a tree, are left to the array module.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from scratchvit.backend import CPU, Array, backend_of
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order
 BLOCK = 64          # rows that are added by one product with ones
+ROW = 4_096         # numbers that NumPy adds at once
 SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
 
 
@@ -40,7 +41,7 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     x, reduced = x.transpose(order), [axis in axes for axis in order]
     last = _first_of_the_last_run(x, reduced)
     if last < x.ndim:
-        x = x.sum(axis=tuple(range(last, x.ndim)))
+        x = _rows(x.reshape(*x.shape[:last], math.prod(x.shape[last:])))
     # From the back: each run of neighbouring axes is the middle of (outer, N, inner).
     for is_reduced, run in reversed([(key, list(group)) for key, group in groupby(range(last), reduced.__getitem__)]):
         if is_reduced:
@@ -59,6 +60,15 @@ def _first_of_the_last_run(x: np.ndarray, reduced: list[bool]) -> int:
     ):
         first -= 1
     return first
+
+
+def _rows(x: np.ndarray) -> np.ndarray:
+    """The sum over the last axis of x."""
+    whole = x.shape[-1] // ROW * ROW
+    if whole <= ROW:
+        return x.sum(axis=-1)
+    pieces = x[..., :whole].reshape(*x.shape[:-1], whole // ROW, ROW).sum(axis=-1)
+    return (pieces.sum(axis=-1, dtype=np.float64) + x[..., whole:].sum(axis=-1)).astype(x.dtype)
 
 
 def in_pairs(parts: Sequence[Array]) -> Array:

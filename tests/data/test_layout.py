@@ -18,7 +18,7 @@ LAYOUTS = {    # files: the classes, and how many pictures are in train, val and
     "nested": (["train/cat/{0..3}.jpg", "train/cat/2021/{0..7}.jpg", "train/dog/a/b/c/{0..9}.png", "val/dog/x/1.jpg",
                 "val/cat/0.png", "test/cat/{0..1}.jpg"], CAT_DOG, (22, 2, 2)),
     "other endings": (["train/cat/{0..3}.jfif", "train/cat/4.JPE", "train/dog/0.pcx", "train/dog/1.JP2",
-                       "train/dog/2.tga", "val/cat/0.webp", "test/dog/0.ico"], CAT_DOG, (8, 1, 1)),
+                       "train/dog/2.tga", "val/cat/0.webp", "test/dog/0.pgm"], CAT_DOG, (8, 1, 1)),
     "valid": (["train/cat/{0..4}.jpg", "train/dog/{0..4}.jpg", "valid/cat/{0..2}.jpg", "valid/dog/0.jpg",
                "test/cat/0.jpg", "test/dog/0.jpg"], CAT_DOG, (10, 4, 2)),
     "Training, Testing": (["Training/cat/{0..9}.jpg", "Training/dog/{0..9}.jpg", "Testing/cat/{0..4}.jpg",

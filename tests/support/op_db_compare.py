@@ -163,6 +163,11 @@ def theirs(sample: Sample, in_float64: bool = False) -> dict[str, np.ndarray]:
     return {f"value {number}": y.detach().numpy() for number, y in enumerate(outputs)} | gradients
 
 
+def builtin_name(error: Exception) -> str:
+    """The name of Python's own class of an error: "ValueError" for a `WrongValue`."""
+    return next(kind.__name__ for kind in type(error).__mro__ if kind.__module__ == "builtins")
+
+
 def differences(sample: Sample, layout: Layout = np.array) -> dict[str, str]:
     """What differs from PyTorch beyond rounding: {"value 0": "shape (2,), PyTorch's (1, 2)", …}.
 
@@ -173,7 +178,7 @@ def differences(sample: Sample, layout: Layout = np.array) -> dict[str, str]:
         try:
             found = ours(sample, layout)
         except Exception as error:
-            return {"raises": f"{type(error).__name__}: {error}"}
+            return {"raises": f"{builtin_name(error)}: {error}"}
         exact, same = theirs(sample, in_float64=True), theirs(sample)
         dtypes = {name: array.dtype.type for name, array in same.items()}
         # What `rounding` allows at least; only where that is too little, it is asked.
