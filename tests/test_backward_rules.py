@@ -72,6 +72,7 @@ def test_the_page_says_what_gradcheck_sees() -> None:
     assert {name: v[0] for name, v in rows_of_the_page().items()} == {row.name: verdict(row)[0] for row in BROKEN}
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_the_page_says_what_pytorch_sees() -> None:
     torch = pytest.importorskip("torch")

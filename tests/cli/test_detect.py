@@ -225,6 +225,7 @@ def test_weights_without_a_run_have_labels_as_ids_and_names_from_their_config(an
     assert {entry["category_id"] for entry in written("found.json")} == {3}
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_a_folder_of_hugging_face_finds_what_transformers_finds(tmp_path):
     """Their model, their preprocessing, their post-processing, on a picture that is not square."""

@@ -471,6 +471,7 @@ def test_names_beside_the_weights(tmp_path):
 # --- the same answers as theirs ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [
     "vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "vit_tiny_r_s16_p8_224", "resnet18",

@@ -335,6 +335,7 @@ def test_a_model_without_a_configuration_needs_a_shape():
 # --- against the field's own counts ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", list_models())
 def test_parameters_and_multiply_adds_equal_timms(name):

@@ -300,6 +300,7 @@ def test_crops_of_picture_files_equal_torchvisions(tmp_path):
         assert np.array_equal(result, np.asarray(theirs))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("size", "scale", "ratio"),
@@ -363,6 +364,7 @@ def test_jitter_ranges_are_torchvisions(settings):
         assert limits == getattr(theirs, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(("size", "count"), [((64, 64), 1), ((32, 48), 1), ((32, 32), 3)])
 def test_erased_boxes_are_distributed_as_timms(size, count, monkeypatch):

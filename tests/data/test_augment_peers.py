@@ -123,6 +123,7 @@ def test_torchvision_lacks_two_operations():
     assert OPERATIONS.keys() - IN_TORCHVISION.keys() == {"Cutout", "SolarizeAdd"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(3, 224, 224, 3), (3, 32, 32, 3), (3, 21, 35, 3), (3, 28, 28, 1)])
 @pytest.mark.parametrize("name", IN_TORCHVISION)
 def test_operations_equal_torchvisions(name, shape):

@@ -232,6 +232,7 @@ def test_randaugment_equals_a_loop_over_pictures(shape, level):
 # Against timm
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("shape", [(3, 224, 224, 3), (3, 32, 32, 3), (3, 21, 35, 3), (3, 28, 28, 1)])
 @pytest.mark.parametrize("name", [name for name in OPERATIONS if name != "Cutout"])

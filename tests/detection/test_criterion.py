@@ -310,6 +310,7 @@ def losses_and_gradients(criterion, logits, boxes, targets):
     return {**by_name, "gradient": (logits.grad, boxes.grad)}
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("focal", [False, True], ids=["softmax", "focal"])
 @pytest.mark.parametrize("first_seed", range(0, 100, 20))

@@ -86,6 +86,7 @@ def test_every_loss_of_every_decoder_layer_has_its_column(finished):
     assert f"train {float(rows[0]['train_loss']):.3f}  val " in lines[0] and ", AP 0." in lines[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_tensorboard_shows_what_a_detector_learns(finished):
     pytest.importorskip("tensorboard")

@@ -274,6 +274,7 @@ def hugging_faces(**options):
     return peer
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("saved_by", ["save_pretrained", "torch.save"])
 def test_hugging_faces_files_load_by_their_configuration(saved_by, tmp_path):
@@ -336,6 +337,7 @@ def test_what_is_no_dab_detr_here_is_refused(change, text, tmp_path):
         model_from_weights(tmp_path / "weights.npz")
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_outputs_and_gradients_equal_hugging_faces(monkeypatch):
     """ResNet-50, 2 + 3 layers, padding: outputs of all layers in float32, gradients of all parameters in float64.

@@ -67,6 +67,7 @@ def test_a_head_without_its_token_is_refused(options):
         sv.create_model(NAME, **TINY, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -303,6 +303,7 @@ def test_commands_for_classifiers_refuse_a_detector(tmp_path, capsys):
 # --- against PyTorch ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options", "train"),

@@ -123,6 +123,7 @@ def timms_of(layers, in_chans=3, **sizes):
     return make
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", PRESETS)
 def test_names_and_shapes_are_timms(name):
@@ -137,6 +138,7 @@ def test_names_and_shapes_are_timms(name):
     assert model.patch_embed.grid_size == tuple(peer.patch_embed.grid_size)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "size"),
@@ -155,6 +157,7 @@ def test_logits_and_gradients_equal_timms(name, size):
     assert_same_cnn(model, peer, images(1 if H >= 224 else 2, 3, H, W), modes=(False,))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "options",
@@ -168,6 +171,7 @@ def test_sizes_of_ones_own_equal_timms(options):
     assert_same_cnn(model, peer, x, modes=(False,))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_float32_gradients_equal_timms():
     """With one ReLU, in the stem, few enough of its inputs are near 0 for float32 to be compared."""

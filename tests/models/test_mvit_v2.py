@@ -260,6 +260,7 @@ def test_logits_and_gradients_equal_timms(name, size):
     assert_same_model(model, peer, images(1, 3, size, size), idle=OF_KEYS)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("options", [
     {"expand_attn": False, "embed_dim": 48, "num_heads": 2}, {"use_cls_token": True}, {"use_cls_token": True,

@@ -234,6 +234,7 @@ def test_torchvisions_resnet50_too():
     assert_same_cnn(model, peer, images(2, 3, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options"),

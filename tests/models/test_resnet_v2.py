@@ -205,6 +205,7 @@ def test_names_and_shapes_are_timms(name):
     assert model.config.img_size == peer.default_cfg["input_size"][1]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "shape"),
@@ -225,6 +226,7 @@ def test_where_every_relu_is_open_float32_gradients_equal_timms():
     assert_same_model(model, peer, images(1, 3, 64, 64))
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_three_times_the_width_equals_timms():
     timm = import_timm()

@@ -245,6 +245,7 @@ def test_attention_entries_grow_with_the_number_of_tokens():
 # --- timm ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options"),

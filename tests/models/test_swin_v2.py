@@ -209,6 +209,7 @@ def test_attention_entries_grow_with_the_area_of_the_window():
 # --- timm ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -125,6 +125,7 @@ class Checkpointed(sv.nn.Module):
         return sv.checkpoint(self.block, x)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("name", "options"),

@@ -197,6 +197,7 @@ def test_without_statistics_there_is_only_training():
         ops.batch_norm(x, None, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("momentum", [0.1, 0.3, None])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)

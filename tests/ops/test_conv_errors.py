@@ -74,6 +74,7 @@ def big(*shape: int, seed: int = 0) -> np.ndarray:
     return seeded(seed).standard_normal(shape).astype(np.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(("x", "weight", "options"), [
     ((6, 32, 40, 40), (48, 32, 3, 3), {"padding": 1}),

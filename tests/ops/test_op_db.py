@@ -82,6 +82,7 @@ def test_every_op_has_a_peer() -> None:
     assert named <= set(vars(ops))
 
 
+@pytest.mark.slow
 @by_op
 @by_dtype
 def test_values_and_gradients(op: str, dtype: str) -> None:
@@ -124,6 +125,7 @@ LAYOUTS = {"fortran": fortran, "negative strides": reversed_in_memory, "gapped":
 WRITES = {("batch_norm", "read-only")}      # to the running statistics, as it must
 
 
+@pytest.mark.slow
 @by_op
 def test_layouts_of_the_inputs(op: str) -> None:
     """A few samples of every peer, the empty ones among them."""
@@ -141,6 +143,7 @@ def test_layouts_of_the_inputs(op: str) -> None:
     assert not unexplained, unexplained[:10]
 
 
+@pytest.mark.slow
 @by_op
 def test_wrong_calls_raise_in_a_sentence(op: str) -> None:
     """A ValueError, TypeError or IndexError that begins with the op's name."""

@@ -119,6 +119,7 @@ def test_repeated_indices_add_up_without_losing_digits(device: str) -> None:
     agree(gradient, np.bincount(index, weights=cotangent[:, 0].astype(np.float64))[:, None])
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.filterwarnings("ignore::UserWarning")      # PyTorch's advice on its own functions
 @by_case

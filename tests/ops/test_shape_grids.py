@@ -56,6 +56,7 @@ def keeps_a_size(shape: tuple[int, ...], factors: tuple[float, ...]) -> bool:
     return any(factor != 1 and int(n * factor) == n for n, factor in zip(shape[2:], factors))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(("mode", "axes"), [(mode, axes) for mode in MODES for axes in MODES[mode]])
 def test_resizing(mode, axes, dtype) -> None:
@@ -78,6 +79,7 @@ def test_resizing(mode, axes, dtype) -> None:
     assert compared > 30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["constant", "reflect", "replicate", "circular"])
 @pytest.mark.parametrize("shape", [(2, 5), (2, 3, 5, 4), (1, 2, 4, 3, 5)], ids=str)
 def test_padding(mode, shape) -> None:

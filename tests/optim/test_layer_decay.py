@@ -16,6 +16,7 @@ TINY = {"img_size": 16, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads
 DECAY, WEIGHT_DECAY = 0.75, 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     "name",

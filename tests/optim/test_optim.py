@@ -26,6 +26,7 @@ def give_gradients(params, step):
         p.grad = (rng.uniform(1, 2, p.shape) * rng.choice([-1, 1], p.shape)).astype(p.dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
 @pytest.mark.parametrize(

@@ -28,6 +28,7 @@ def to(x: Array, dtype):
     return x.astype(dtype), lambda dy: dy.astype(before)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(("start", "interval"), [(2.0**16, 1), (2.0**110, 7), (3e28, 2)])
 @np.errstate(all="ignore")

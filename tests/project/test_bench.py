@@ -20,6 +20,7 @@ def arguments(model, size, batch=1):
     return argparse.Namespace(model=model, img_size=size, batch=batch, steps=1, memory_of=None)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("model", "batch", "image"),

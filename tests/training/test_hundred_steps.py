@@ -203,6 +203,7 @@ def assert_same_steps(batches, dtype, recipe, mine=Ours, samples=2, **options):
     return np.array(told)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_in_float64(digits, recipe):
     """The same but for rounding."""
@@ -212,6 +213,7 @@ def test_in_float64(digits, recipe):
         assert 5 < (norms > recipe["max_norm"]).sum() < 95
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss_scale", [0.0, 1024.0])
 @pytest.mark.parametrize("recipe", ["all, AdamW, cosine", "all, Adam, linear", "all, SGD, cosine"])
 def test_the_steps_of_a_run(digits, recipe, loss_scale):
@@ -220,6 +222,7 @@ def test_the_steps_of_a_run(digits, recipe, loss_scale):
     assert_same_steps(digits, np.float64, recipe, FromConfig, loss_scale=loss_scale)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("recipe", ["all, AdamW, cosine", "all, SGD, cosine"])
 def test_in_float32(digits, recipe):
     """As it is trained: rounding errors grow with the steps."""

@@ -149,6 +149,7 @@ def test_a_run_of_a_classifier_begins_a_run_of_a_detector(tmp_path, monkeypatch,
     assert re.search(r"another backbone: create the model with layers=\(1, 2, 1, 1\)", capsys.readouterr().err)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("library", ["torchvision", "timm"])
 def test_published_resnets_become_backbones(tmp_path, monkeypatch, library, capsys):

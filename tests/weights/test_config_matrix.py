@@ -159,6 +159,7 @@ PAIRS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")           # transformers warns of what it deprecates
 @pytest.mark.parametrize(("family", "changes", "refused"), [*cases(HUGGING_FACE), *PAIRS])
 def test_hugging_face(family, changes, refused, tmp_path):
@@ -286,6 +287,7 @@ def timm_cases():
         yield from cases({name: varied})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize(("name", "changes", "refused"), timm_cases())
 def test_timm(name, changes, refused, tmp_path):
@@ -403,6 +405,7 @@ def torchvision_cases():
     yield pytest.param("resnet", {"bottleneck": True, "groups": 2}, "mis-shaped", id="resnet-groups")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("family", "changes", "refused"), torchvision_cases())
 def test_torchvision(family, changes, refused, tmp_path):
     peers.import_torchvision()

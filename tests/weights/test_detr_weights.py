@@ -194,6 +194,7 @@ def hugging_faces(transformers, own_resnet, **options):
     return peer
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("own_resnet", "saved_by"), [(False, "save_pretrained"), (True, "save_pretrained"), (True, "torch.save")]
@@ -220,6 +221,7 @@ def test_hugging_faces_files_load_by_their_configuration(own_resnet, saved_by, t
     agree(lambda: values(model, x), [theirs.logits, theirs.pred_boxes], samples=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_outputs_and_gradients_equal_hugging_faces():
     """ResNet-50, 6 + 6 layers, two images with padding: outputs in float32, gradients of all parameters in float64.

@@ -195,6 +195,7 @@ def test_bad_usage(argv, text, capsys):
 # --- timm ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("case", [full_size(case) if case in LARGE else case for case in MODELS])
 def test_timm_builds_it_strictly_and_answers_alike(case, tmp_path):

@@ -333,6 +333,7 @@ INERT_BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", INERT_BOMBS)
 def test_inert_objects_cost_what_they_take_in_the_file(tmp_path, kind):
     content = torch_zip(Raw(b"(" + INERT_BOMBS[kind] + b"t"))

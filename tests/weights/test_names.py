@@ -145,6 +145,7 @@ UP_TO_B = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("name", [n if "tiny" in n or n == "resnet18" else full_size(n) for n in UP_TO_B])
 def test_timms_files_load_and_logits_agree(name, tmp_path):
@@ -182,6 +183,7 @@ def test_the_same_names_in_every_kind_of_file(file, tmp_path):
 # --- torchvision ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("theirs", "ours"),
@@ -217,6 +219,7 @@ HUGGING_FACE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(
     ("kind", "config", "options", "name", "saved_by"),

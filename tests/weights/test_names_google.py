@@ -113,6 +113,7 @@ GOOGLE = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("case", GOOGLE)
 def test_googles_vits_give_the_tensors_that_timm_reads(case, tmp_path):

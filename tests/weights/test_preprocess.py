@@ -270,6 +270,7 @@ def test_other_files_of_torchvision_are_prepared_as_its_first_ones(tmp_path):
     assert (found.crop_pct, found.interpolation, found.source) == (0.875, "bilinear", "the convention of torchvision")
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_pictures_are_prepared_as_torchvision_published_each_file(pictures):
     """Every file of the families that load here; clips apart, pixel for pixel."""
@@ -425,6 +426,7 @@ TIMM = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("cfg", TIMM, ids=str)
 def test_pixels_are_timms(pictures, cfg):
@@ -504,6 +506,7 @@ HUGGINGFACE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(("family", "changes"), HUGGINGFACE, ids=str)
 def test_pixels_are_those_of_transformers(pictures, family, changes, tmp_path):

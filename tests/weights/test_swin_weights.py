@@ -276,6 +276,7 @@ HUGGING_FACE = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize(("kind", "options", "name"), HUGGING_FACE, ids=str)
 @pytest.mark.parametrize("saved_by", ["save_pretrained", "torch.save"])

@@ -287,6 +287,7 @@ def test_sizes_are_given_to_predict(tmp_path, monkeypatch, capsys):
 # --- as PyTorch writes them ---
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 def test_wrappers_of_pytorch(tmp_path):
     """AveragedModel, DataParallel, torch.compile of a part, and a module with a criterion: the model's own weights."""
@@ -323,6 +324,7 @@ def test_wrappers_of_pytorch(tmp_path):
         assert all(np.array_equal(found[key], expected[key]) for key in expected), name
 
 
+@pytest.mark.slow
 @pytest.mark.parity
 @pytest.mark.parametrize("prefix", ["", "model.", "net.backbone.", "module."])
 def test_other_libraries_names_under_a_prefix(tmp_path, prefix):
