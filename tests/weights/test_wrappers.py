@@ -229,6 +229,7 @@ def test_many_entries_and_names_make_short_lines(tmp_path):
     assert "not used: decoder.… (26 tensors), scale" in str(report) and len(report.left_out) == 27
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [["predict", "a.png", "--checkpoint", "w.pth"], ["export", "--weights", "w.pth"],
                                    ["train", "--init", "w.pth"]], ids=lambda words: words[0])
 def test_every_command_that_opens_weights_takes_an_entry(tmp_path, monkeypatch, capsys, words):
