@@ -23,8 +23,8 @@ _ON_DEMAND = ("costs", "data", "detection", "inspect", "recipes", "training")
 
 __all__ = [
     "GradcheckWarning", "GradientError", "ScratchvitError", "Tensor", "__version__", "backend", "checkpoint",
-    "create_model", "device", "gradcheck", "list_models", "load_weights", "nn", "no_grad", "ops", "optim", "random",
-    "use",
+    "create_model", "device", "enable_grad", "gradcheck", "list_models", "load_weights", "nn", "no_grad", "ops",
+    "optim", "random", "use",
 ]
 
 

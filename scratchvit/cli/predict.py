@@ -52,8 +52,8 @@ class Classifier:
     read: Callable[[Path], NDArray[np.float32]]     # a picture file → (C, H, W)
 
 
-def predict(argv: Sequence[str]) -> int:
-    """Print the most probable classes of picture files."""
+def _parse(argv: Sequence[str]) -> Namespace:
+    """The options, with the picture files as `images`."""
     parser = Parser(
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
@@ -88,13 +88,19 @@ def predict(argv: Sequence[str]) -> int:
     add_device(parser)
     add_output(parser)
     given = parser.parse_strictly(argv)
-    given.checkpoint, images = run_and_images(parser, given)
+    given.checkpoint, given.images = run_and_images(parser, given)
     if given.top_k < 1:
         parser.error(f"--top-k must be at least 1, not {given.top_k}")
     if given.out and given.out.suffix.lower() not in (".csv", ".json"):
         parser.error(f"--out must be a file that ends in .csv or .json, not {given.out}")
     check_can_be_written(given.out)
+    return given
 
+
+def predict(argv: Sequence[str]) -> int:
+    """Print the most probable classes of picture files."""
+    given = _parse(argv)
+    images = given.images
     backend.use(given.device)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights

@@ -103,11 +103,12 @@ def train(argv: Sequence[str]) -> int:
         ))
         if part == "val":
             print(filled("there is no test split; as the epoch was chosen by the val pictures, new ones may be harder"))
-        if generates(loop.model):
-            print(filled(_bits_per_pixel(loop, result)))
+        bits = _bits(loop, result) if generates(loop.model) else None
+        if bits:
+            print(filled(_bits_per_pixel(loop, *bits)))
         if result.skipped:
             print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
-        print(_end_summary(loop, _write_pictures(loop, result)))
+        print(_end_summary(loop, _write_pictures(loop, result, bits)))
     note_result(
         run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
         val_accuracy=result.val_accuracy, val_loss=result.val_loss,
@@ -154,18 +155,24 @@ def _sizes_of_the_recipe(config: TrainConfig) -> bool:
     )
 
 
-def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], result: Result) -> str:
-    """The test loss of a generative model in bits per pixel, and that of a baseline, as text."""
-    model: Any = loop.model
+def _bits(loop: TrainingLoop[ClassificationTask], result: Result) -> tuple[float, float]:
+    """The test loss of a generative model in bits per pixel, and that of a baseline, which reads all the data."""
     splits = loop.task.data.splits
-    bits, baseline = bits_and_baseline(model, splits, splits.held_out[1], result.predictions.meter.loss)
+    return bits_and_baseline(loop.model, splits, splits.held_out[1], result.predictions.meter.loss)
+
+
+def _bits_per_pixel(loop: TrainingLoop[ClassificationTask], bits: float, baseline: float) -> str:
+    """Bits per pixel of a generative model and of a baseline, as text."""
+    model: Any = loop.model
     return (
         f"{bits:.3f} bits per pixel, with {len(model.palette.data)} colours; {baseline:.3f} for a baseline that only "
         "uses the frequencies of the colours at each position"
     )
 
 
-def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> dict[str, str]:
+def _write_pictures(
+    loop: TrainingLoop[ClassificationTask], result: Result, bits: tuple[float, float] | None
+) -> dict[str, str]:
     """Write the report, a test picture to try `predict` on, and pictures of the run: {file: description}."""
     folder, (part, held_out) = loop.folder.path, loop.task.data.splits.held_out
     chosen = first_of_each_class(held_out.labels, ATTENTION_PICTURES)
@@ -174,7 +181,7 @@ def _write_pictures(loop: TrainingLoop[ClassificationTask], result: Result) -> d
     try:
         run = Run(
             folder, loop.task.config, loop.history, loop.task.data, loop.model, result.best_epoch,
-            result.predictions,
+            result.predictions, bits,
         )
         names = [printable(name) for name in run.names]
         png = io.BytesIO()

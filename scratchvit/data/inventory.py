@@ -92,6 +92,7 @@ class Inventory:
             self._left_out[path] = reason
 
     def is_used(self, path: Path) -> bool:
+        """Whether `use` was told of a file."""
         return path in self._used
 
     def used(self) -> dict[str, int]:

@@ -71,6 +71,7 @@ class Run:
     model: Module | None = None                     # with its best weights
     best_epoch: int = 0                             # from 1
     predictions: Predictions | None = None          # on the split `split`
+    bits: tuple[float, float] | None = None         # of a generative model: see `bits_and_baseline`
     versions: Mapping[str, str] = field(default_factory=current_versions)
     commands: Mapping[str, str] = field(default_factory=dict)       # {what it does: command line}
 
@@ -176,7 +177,7 @@ def _measured(run: Run, part: str) -> list[tuple[str, str]]:
     meter = run.predictions.meter
     if not generates(run.model):
         return [(f"{part} accuracy", f"{meter.accuracy:.2%}"), (f"{part} loss", f"{meter.loss:.4f}")]
-    bits, baseline = bits_and_baseline(run.model, run.data.splits, run.split, meter.loss)
+    bits, baseline = run.bits or bits_and_baseline(run.model, run.data.splits, run.split, meter.loss)
     return [
         (f"{part} bits per pixel", f"{bits:.3f}"),
         ("baseline: colour frequencies by position, bits per pixel", f"{baseline:.3f}"),

@@ -100,9 +100,9 @@ class TrainingLoop(Generic[TaskT_co]):
         self.about, self.fingerprint = data.about(), data.fingerprint()
         # Options that the initial weights decide unless the run sets them; a resumed run has them in its checkpoint.
         theirs: dict[str, Any] = {}
-        if restore:
-            args = load_checkpoint(self.folder.last).model_args
-            theirs = {name: args[name] for name in UNSEEN if name in args}
+        saved = load_checkpoint(self.folder.last) if restore else None
+        if saved:
+            theirs = {name: saved.model_args[name] for name in UNSEEN if name in saved.model_args}
         elif config.init:
             theirs = unseen_options(config.init, config.model, entry=config.entry)
         self.model_args = theirs | task.model_args(self.about)
@@ -131,8 +131,8 @@ class TrainingLoop(Generic[TaskT_co]):
         self.advised = False                            # to use workers
         self.meter = task.meter()                       # of this epoch
         self.history: list[Row] = []                    # the rows of metrics.csv
-        if restore:
-            self._restore()
+        if saved:
+            self._restore(saved)
 
     def run(self: TrainingLoop[Task[ResultT]]) -> ResultT:
         """Train to the end, then evaluate the best weights on the test split. Returns the result of `Task.test`.
@@ -358,9 +358,8 @@ class TrainingLoop(Generic[TaskT_co]):
         )
         save_checkpoint(path, checkpoint)
 
-    def _restore(self) -> None:
-        """Load the state in last.safetensors."""
-        saved = load_checkpoint(self.folder.last)
+    def _restore(self, saved: Checkpoint) -> None:
+        """Take over the state that was saved in last.safetensors."""
         same = saved.progress.get("pictures", self.fingerprint) == self.fingerprint     # older versions have none
         if saved.data != self.about or not same:
             raise ScratchvitError(

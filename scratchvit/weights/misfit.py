@@ -103,8 +103,7 @@ def grouped(names: Iterable[str]) -> list[str]:
         whole = 1 < len(numbers) == numbers[-1] - numbers[0] + 1
         which = f"{numbers[0]}…{numbers[-1]}" if whole else ",".join(map(str, numbers))
         texts.append(f"{readable(before)}{which}{readable(after)}" if before else readable(after))
-    more = len(texts) - MOST_NAMED
-    return texts if more <= 0 else [*texts[:MOST_NAMED], f"and {more:,} more"]
+    return at_most(texts, MOST_NAMED)
 
 
 def in_short(names: Sequence[str]) -> list[str]:
@@ -118,8 +117,13 @@ def in_short(names: Sequence[str]) -> list[str]:
         f"{readable(part)}.… ({len(of_part)} tensors)" if len(of_part) > 1 else readable(of_part[0])
         for part, of_part in parts.items()
     ]
-    more = len(told) - MOST_TOLD
-    return told if more <= 0 else [*told[:MOST_TOLD], f"and {more:,} more"]
+    return at_most(told, MOST_TOLD)
+
+
+def at_most(texts: list[str], most: int) -> list[str]:
+    """The first texts of a list, and how many more there are: ["a", "b", "and 7 more"]."""
+    more = len(texts) - most
+    return texts if more <= 0 else [*texts[:most], f"and {more:,} more"]
 
 
 _NUMBERED = re.compile(r"(?:(.*?\.)(\d{1,9})(?=\.))?(.*)", re.DOTALL)      # a longer number cannot be that of a block

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from scratchvit.errors import ScratchvitError
 from scratchvit.weights.arrays import readable, short
-from scratchvit.weights.misfit import FIRST_KERNELS
+from scratchvit.weights.misfit import FIRST_KERNELS, at_most
 from scratchvit.weights.names import LAYOUTS, TIMM, own
 from scratchvit.weights.unpickler import WAY_OUT, Inert
 
@@ -313,6 +313,4 @@ def _complain(saved: dict[Any, Any], numbered: bool, objects: Sequence[tuple[_En
 
 
 def _listed(names: Sequence[str]) -> str:
-    shown = [readable(name) for name in names[:MOST_NAMED]]
-    more = len(names) - len(shown)
-    return ", ".join(shown) + (f", and {more} more" if more else "")
+    return ", ".join(at_most([readable(name) for name in names], MOST_NAMED))

@@ -8,12 +8,14 @@ out, reading it must end in a result or in a ScratchvitError, which the command 
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
+
+from scratchvit.errors import ScratchvitError
 
 EXAMPLES = int(os.environ.get("SCRATCHVIT_EXAMPLES", "100"))     # nightly: 2000
 
@@ -92,6 +94,15 @@ def written(folder: Folder) -> Iterator[Path]:
         yield root
     finally:
         shutil.rmtree(root, ignore_errors=True)
+
+
+def assert_ends_well(folder: Folder, read: Callable[[Path], object]) -> None:
+    """Reading a folder gives a result, or a ScratchvitError in one line."""
+    with written(folder) as root:
+        try:
+            read(root)
+        except ScratchvitError as error:
+            assert "\n" not in str(error).strip()
 
 
 def tree(root: Path) -> Folder:

@@ -216,6 +216,7 @@ def _preferred(paths: Iterable[Path]) -> Path:
 
 
 def is_picture(path: Path) -> bool:
+    """Whether a file has the suffix of a picture, in any case."""
     return path.suffix.lower() in SUFFIXES
 
 
