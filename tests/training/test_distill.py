@@ -352,6 +352,9 @@ def test_a_teacher_of_something_else_is_refused(tmp_path):
     path = run_of(net, tmp_path / "best.safetensors", classes=CLASSES[::-1])
     with pytest.raises(ScratchvitError, match=r"was trained on the classes elk, .*ant, the student has ant"):
         Teacher.load(path, STUDENT)
+    path = run_of(net, tmp_path / "best.safetensors", classes=["red\n", *"abcdef"])
+    with pytest.raises(ScratchvitError, match=r"the classes red\\n, a, b, c, d and 2 more, the student has ant"):
+        Teacher.load(path, STUDENT)
     path = run_of(net, tmp_path / "best.safetensors")
     with pytest.raises(ScratchvitError, match="is a checkpoint and says which model it is"):
         Teacher.load(path, STUDENT, model="vit_tiny_patch16_224")

@@ -28,6 +28,7 @@ import numpy as np
 from scratchvit import ops
 from scratchvit.backend import Array, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import listed
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.ops.attention import log_probabilities
@@ -145,8 +146,8 @@ class Teacher:
             mean, std = checkpoint.data["mean"], checkpoint.data["std"]
             if (known := list(checkpoint.data["classes"])) != classes:
                 raise ScratchvitError(
-                    f"{path} was trained on the classes {_listed(known)}, the student has {_listed(classes)}: use a "
-                    "teacher with the same classes in the same order"
+                    f"{path} was trained on the classes {listed(known, 5)}, the student has {listed(classes, 5)}: use "
+                    "a teacher with the same classes in the same order"
                 )
         else:
             net, name = model_from_weights(path, model, in_chans=channels)
@@ -179,7 +180,3 @@ class Teacher:
         a resumed run must have the same bits.
         """
         return np.concatenate([asnumpy(self(images)) for images, *_ in batches])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:5])}, … ({len(names)})"
