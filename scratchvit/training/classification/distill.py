@@ -35,7 +35,7 @@ from scratchvit.ops.attention import log_probabilities
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
-from scratchvit.weights import model_from_weights
+from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
 
 Logits: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -129,11 +129,14 @@ class Teacher:
         self._shift = (np.array(student_mean) - np.array(mean)) / np.array(std)
 
     @classmethod
-    def load(cls, path: str | Path, about: Mapping[str, Any], model: str | None = None) -> Teacher:
+    def load(
+        cls, path: str | Path, about: Mapping[str, Any], model: str | None = None, entry: str | None = None
+    ) -> Teacher:
         """Load a teacher from the checkpoint of a run (its averaged weights, if any) or from third-party weights.
 
         about: description of the student's data, as in a `Checkpoint`: {"classes", "mean", "std", …}.
         model: for third-party weights, name of the model; by default it is read from the config.json in their folder.
+        entry: which weights of a file that has several; for a checkpoint, "model" or "ema".
         Raises ScratchvitError for a file that cannot be read, and for a teacher with other classes or channels.
         """
         classes, channels = list(about["classes"]), len(about["mean"])
@@ -141,7 +144,7 @@ class Teacher:
         if is_checkpoint(path):
             if model is not None:
                 raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out its name")
-            net, checkpoint = model_from_checkpoint(path)
+            net, checkpoint = model_from_checkpoint(path, entry=entry)
             check_classifies(checkpoint.model_name, net.config)
             mean, std = checkpoint.data["mean"], checkpoint.data["std"]
             if (known := list(checkpoint.data["classes"])) != classes:
@@ -150,9 +153,9 @@ class Teacher:
                     "a teacher with the same classes in the same order"
                 )
         else:
-            net, name = model_from_weights(path, model, in_chans=channels)
+            net, name, report = open_model(path, model, entry=entry, in_chans=channels)
             check_classifies(name, net.config)
-            expected = preprocessing_for(name, path, in_chans=channels).to_timm()
+            expected = preprocessing_for(name, path, in_chans=channels, owner=report.owner).to_timm()
             mean, std = expected["mean"], expected["std"]
         if net.config.num_classes != len(classes):
             raise ScratchvitError(

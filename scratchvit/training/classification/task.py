@@ -95,6 +95,10 @@ class ClassificationTask(Task[Result]):
         check_shares(config, ("label_smoothing", "regularisation", "color_jitter"))
         if config.teacher_model and not config.teacher:
             raise ScratchvitError("teacher_model is the model of a teacher's weights: name the file with teacher")
+        if config.teacher_entry and not config.teacher:
+            raise ScratchvitError(
+                "teacher_entry chooses one of the sets of weights in a teacher's file: name the file with teacher"
+            )
         if not config.distill_temperature > 0:
             raise ScratchvitError(f"distill_temperature must be positive, not {config.distill_temperature}")
         if config.distill_weight is not None and not config.teacher:
