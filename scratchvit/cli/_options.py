@@ -142,6 +142,15 @@ def number(text: str) -> float:
     return value
 
 
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Parse a list of integers such as `3,4,9`; the empty string is the empty list."""
     if not re.fullmatch(r"(\d+(,\d+)*)?", text):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from scratchvit.cli._options import Parser
+from scratchvit.cli._options import Parser, positive
 from scratchvit.data import load_image, resize_image
 from scratchvit.data.images import to_picture
 from scratchvit.data.randaugment import OPERATIONS
@@ -34,7 +34,7 @@ def show_augment(argv: Sequence[str]) -> int:
         help=f"the operations to show, separated by commas (default: all of {', '.join(every)})",
     )
     parser.add_argument(
-        "--img-size", type=int, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
+        "--img-size", type=positive, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random operations (default: 0)")
     parser.add_argument(
@@ -45,8 +45,8 @@ def show_augment(argv: Sequence[str]) -> int:
     names = [name.strip() for name in given.operations.split(",")]
     if unknown := [name for name in names if name not in every]:
         parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join(every)}")
-    if given.img_size < 1 or given.seed < 0:
-        parser.error("--img-size must be at least 1, --seed at least 0")
+    if given.seed < 0:
+        parser.error(f"--seed must be at least 0, not {given.seed}")
 
     picture = _sample(given.img_size) if given.image is None else load_image(given.image, given.img_size)
     draw_augmentations(picture, names, given.out, given.seed)

@@ -320,8 +320,8 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     ("detect runs/x", "name pictures too: scratchvit detect runs/x a.jpg"),
     ("detect x a.png --json b.jpg", "--json b.jpg would write over a picture"),
     ("detect a.png --checkpoint x --threshold 2", "--threshold must be from 0 to 1, not 2"),
-    ("detect a.png --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
-    ("detect a.png --checkpoint x --short-side 0", "--short-side must be at least 1 pixel, not 0"),
+    ("detect a.png --checkpoint x --batch-size 0", "--batch-size: must be at least 1, not 0"),
+    ("detect a.png --checkpoint x --short-side 0", "--short-side: must be at least 1, not 0"),
     ("detect a.png --checkpoint x --treshold 1", "did you mean --threshold?"),
     ("detect-eval", "name a run: scratchvit detect-eval RUN"),
     ("detect-eval x --checkpoint y", "two runs were given, x and --checkpoint y"),
@@ -329,7 +329,7 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     ("detect-eval --results-of y", "must be given together"),
     ("detect-eval --checkpoint x --annotations y", "must be given together"),
     ("detect-eval --checkpoint x --split train", "invalid choice: 'train'"),
-    ("detect-eval --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
+    ("detect-eval --checkpoint x --batch-size 0", "--batch-size: must be at least 1, not 0"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())
