@@ -17,6 +17,7 @@ from scratchvit.detection.detector import Detector, matching_categories, open_de
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, printable
+from scratchvit.training.folder import data_of_run
 
 
 def detect_eval(argv: Sequence[str]) -> int:
@@ -102,10 +103,11 @@ def _splits(detector: Detector, name: str | None, skip_bad: bool) -> DetectionSp
             )
         return load_detection(name, skip_bad=skip_bad)
     config = detector.checkpoint.config
-    return load_detection(
-        name or config["data"], val_fraction=config["val_fraction"], seed=config["seed"],
-        skip_bad=skip_bad or (name is None and config["skip_bad"]),
-    )
+    with data_of_run(name):
+        return load_detection(
+            name or config["data"], val_fraction=config["val_fraction"], seed=config["seed"],
+            skip_bad=skip_bad or (name is None and config["skip_bad"]),
+        )
 
 
 def _unmatched(detector: Detector, dataset: DetectionDataset, categories: Sequence[int | None]) -> list[str]:

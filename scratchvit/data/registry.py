@@ -10,7 +10,7 @@ from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, str
 from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
 from scratchvit.data.rows import TABLES
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import NoSuchData, ScratchvitError
 
 # Data sets that are published as files, already split into (train, test).
 _FROM_FILES: dict[str, Callable[[str, Path | None, bool], tuple[ArrayDataset, ArrayDataset]]] = {
@@ -96,9 +96,7 @@ def _resized(splits: Splits, img_size: int | None) -> Splits:
     )
 
 
-def _unknown(name: str) -> ScratchvitError:
+def _unknown(name: str) -> NoSuchData:
     near = difflib.get_close_matches(name.lower(), list_datasets(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ScratchvitError(
-        f"{name!r} is neither a folder nor a known data set ({', '.join(list_datasets())}){hint}"
-    )
+    return NoSuchData(f"{name!r} is neither a folder nor a known data set ({', '.join(list_datasets())}){hint}", name)

@@ -34,7 +34,7 @@ from scratchvit.training.checkpoint import Checkpoint, current_versions, load_ch
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
 from scratchvit.training.events import EventFile
-from scratchvit.training.folder import RunFolder, resuming
+from scratchvit.training.folder import RunFolder, data_of_run, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
@@ -83,7 +83,8 @@ class TrainingLoop(Generic[TaskT_co]):
             self.folder.claim(config, resume)
             backend.use(config.device)
             backend.keep_freed_memory()
-            self._build(restore=self.folder.last.exists())
+            with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
+                self._build(restore=self.folder.last.exists())
             self.folder.begin(config)       # only now, so that invalid settings change nothing
             if self.history:
                 self.folder.write_metrics(self.history)

@@ -19,7 +19,7 @@ from scratchvit.detection.data.tables import read_tables
 from scratchvit.detection.data.unknown import what_is_missing
 from scratchvit.detection.data.voc_files import voc_anywhere, voc_by_lists
 from scratchvit.detection.data.yolo_files import yolo_anywhere, yolo_by_name
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import NoSuchData, ScratchvitError
 
 # First what names say, then what is inside of files; the first that finds annotations has the folder.
 _FORMATS = (coco_by_name, voc_by_lists, yolo_by_name, coco_anywhere, voc_anywhere, read_tables, yolo_anywhere)
@@ -53,10 +53,11 @@ def load_detection(
     if name_or_path == "scenes":
         return load_scenes(seed=seed)
     root = Path(name_or_path)
+    if root.is_file():
+        raise ScratchvitError(f"{root}: this is a file: give the folder that contains it")
     if not root.is_dir():
-        raise ScratchvitError(
-            f"{root}: this is a file: give the folder that contains it" if root.is_file() else
-            f"{root}: no such folder; give one with COCO, VOC, YOLO or CSV annotations, or 'scenes'"
+        raise NoSuchData(
+            f"{root}: no such folder; give one with COCO, VOC, YOLO or CSV annotations, or 'scenes'", str(root)
         )
     folder = DataFolder(root)
     for read in _FORMATS:
