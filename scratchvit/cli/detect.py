@@ -18,8 +18,7 @@ from scratchvit.cli._options import Parser, add_device, add_run_and_images, numb
 from scratchvit.cli._output import note_result
 from scratchvit.cli._text import counted, filled, table
 from scratchvit.data.folder import SUFFIXES
-from scratchvit.data.images import open_image
-from scratchvit.detection.data.annotations import without_advice
+from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.coco import read_image_ids
 from scratchvit.detection.detector import (
     MANY_TOKENS,

@@ -21,7 +21,7 @@ from scratchvit.cli._options import Parser, add_device, add_run_and_images, posi
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._text import counted, labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
-from scratchvit.data.images import MODES, open_image
+from scratchvit.data.images import MODES, open_image, without_advice
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, printable, write_atomically
 from scratchvit.models.checks import check_classifies
@@ -122,7 +122,7 @@ def predict(argv: Sequence[str]) -> int:
                 if not given.skip_bad:
                     raise
                 bad += 1
-                print(f"left out: {error}", file=sys.stderr)
+                print(f"left out: {without_advice(error)}", file=sys.stderr)
         for path, probabilities in _probabilities(classifier, read):
             print(printable(path))
             best = np.argsort(-probabilities, kind="stable")[: given.top_k].tolist()

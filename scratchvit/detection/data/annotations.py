@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from scratchvit.data.images import open_image
+from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
 
@@ -199,12 +199,6 @@ class AnnotatedPictures(DetectionDataset):
             self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
             self.category_ids, self.notes, skipped, sources=self.sources, unusable=unusable,
         )
-
-
-def without_advice(error: ScratchvitError) -> str:
-    """An error message without its last clause, if that recommends --skip-bad."""
-    what, _, then = str(error).rpartition("; ")
-    return what if "--skip-bad" in then else str(error)
 
 
 @dataclass(frozen=True)
