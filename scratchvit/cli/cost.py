@@ -9,9 +9,10 @@ from collections.abc import Sequence
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, positive
-from scratchvit.cli._text import counted, table
+from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
 from scratchvit.costs.memory import PeakMemory, peak_memory
+from scratchvit.files import counted
 from scratchvit.models import create_model, list_models, model_config
 from scratchvit.nn import Module, init
 

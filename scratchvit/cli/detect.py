@@ -16,7 +16,7 @@ from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, positive, run_and_images
 from scratchvit.cli._output import note_result
-from scratchvit.cli._text import counted, filled, table
+from scratchvit.cli._text import filled, table
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.coco import read_image_ids
@@ -31,7 +31,7 @@ from scratchvit.detection.detector import (
 from scratchvit.detection.draw_boxes import draw_boxes
 from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable
+from scratchvit.files import check_can_be_written, counted, printable
 
 READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
@@ -77,7 +77,8 @@ def detect(argv: Sequence[str]) -> int:
         if not (given.json and read):
             raise
         write_results(given.json, results)
-        raise ScratchvitError(f"{error} ({given.json} has the detections in the {read} pictures before it)") from error
+        before = f"in the {counted(read, 'picture')} before it"
+        raise ScratchvitError(f"{error} ({given.json} has the detections {before})") from error
     if not read:
         raise ScratchvitError("none of the pictures can be decoded")
     print(

@@ -10,13 +10,13 @@ from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._text import counted, filled, labelled_lines
+from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable
+from scratchvit.files import check_can_be_written, counted, printable
 from scratchvit.training.folder import data_of_run
 
 

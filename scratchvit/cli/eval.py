@@ -10,10 +10,10 @@ from scratchvit import backend, data, progress
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
-from scratchvit.cli._text import counted, labelled_lines, table
+from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import counted, printable
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure

@@ -19,11 +19,11 @@ from numpy.typing import NDArray
 from scratchvit import backend, data
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._text import counted, labelled_lines, table
+from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image, without_advice
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable, write_atomically
+from scratchvit.files import check_can_be_written, counted, printable, write_atomically
 from scratchvit.models.checks import check_classifies
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint

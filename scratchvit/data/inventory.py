@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import noun, printable
 
 HIDDEN = "hidden files and system files"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
 DEAD_LINK = "broken links"
@@ -130,7 +130,7 @@ class Inventory:
     def lines(self) -> list[str]:
         """The table: files seen, used in each part, and left out, with examples. Its numbers add up."""
         used, left_out = self.used(), self.left_out()
-        rows = [(len(self.files), f"files in {printable(self.root)}")]
+        rows = [(len(self.files), f"{noun(len(self.files), 'file')} in {printable(self.root)}")]
         rows += [(count, f"used: {part}") for part, count in used.items()]
         for reason, paths in left_out.items():
             names = ", ".join(printable(path.relative_to(self.root)) for path in paths[:EXAMPLES])

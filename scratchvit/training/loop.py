@@ -27,6 +27,7 @@ from tqdm import tqdm
 from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError, WrongValue
+from scratchvit.files import counted
 from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -260,7 +261,7 @@ class TrainingLoop(Generic[TaskT_co]):
     def _remarks(self, skipped: int, waiting: float) -> Iterator[str]:
         """What is worth a line below that of an epoch; the advice about --workers once in a session."""
         if skipped:
-            yield f"{skipped} steps skipped, because the loss or the gradient was not finite"
+            yield f"{counted(skipped, 'step')} skipped, because the loss or the gradient was not finite"
         if waiting > WAITING and not self.advised:
             self.advised = True
             yield f"{waiting:.0%} of the time was spent waiting for pictures: try --workers {self.config.workers + 1}"

@@ -157,7 +157,7 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     error, code = refused(capsys, "detect", *words)
     assert "bad.png: this picture cannot be decoded" in error and code == 1
     error, code = refused(capsys, "detect", "a.png", *words, "--json", "before.json")
-    assert "before.json has the detections in the 1 pictures before it" in error and code == 1
+    assert "before.json has the detections in the 1 picture before it" in error and code == 1
     assert {entry["image_id"] for entry in written("before.json")} == {1}
     assert main(["detect", *words, "--skip-bad", "--json", "found.json"]) == 0
     told = capsys.readouterr()

@@ -20,6 +20,7 @@ from PIL import Image
 from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 
 Target = dict[str, Any]
 
@@ -151,7 +152,8 @@ class AnnotatedPictures(DetectionDataset):
         self.unusable = tuple(unusable)
         self._annotations = tuple(objects)
         if not self.paths:
-            raise ScratchvitError(f"{name}: no usable picture is left ({len(self.skipped)} bad entries left out)")
+            bad = counted(len(self.skipped), "bad entry", "bad entries")
+            raise ScratchvitError(f"{name}: no usable picture is left ({bad} left out)")
 
     def __len__(self) -> int:
         return len(self.paths)

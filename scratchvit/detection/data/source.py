@@ -20,6 +20,7 @@ from scratchvit.detection.data.unknown import what_is_missing
 from scratchvit.detection.data.voc_files import voc_anywhere, voc_by_lists
 from scratchvit.detection.data.yolo_files import yolo_anywhere, yolo_by_name
 from scratchvit.errors import NoSuchData, ScratchvitError
+from scratchvit.files import counted
 
 # First what names say, then what is inside of files; the first that finds annotations has the folder.
 _FORMATS = (coco_by_name, voc_by_lists, yolo_by_name, coco_anywhere, voc_anywhere, read_tables, yolo_anywhere)
@@ -88,10 +89,11 @@ def _completed(parts: Mapping[str, AnnotatedPictures], val_fraction: float, seed
         count = max(1, round(fraction * len(train)))
         if count >= len(train):
             raise ScratchvitError(
-                f"{train.name}: {len(train)} pictures are too few to draw a {part} split from; add a {part} split"
+                f"{train.name} has {counted(len(train), 'picture')}, too few to draw a {part} split from; add a {part} "
+                "split"
             )
         held, rest = np.sort(order[:count]), np.sort(order[count:])
-        drawn.append(f"{part}: {count} pictures drawn from {train.name} with seed {seed}")
+        drawn.append(f"{part}: {counted(count, 'picture')} drawn from {train.name} with seed {seed}")
         held_out, train = train.subset(held), train.subset(rest)
         return held_out
 
@@ -113,7 +115,7 @@ def _shared(parts: Mapping[str, AnnotatedPictures]) -> list[str]:
             paths = {*parts[first].paths}
             count = sum(path in paths for path in parts[second].paths)
             if count:
-                notes.append(f"{second}: {count:,} of its {len(parts[second]):,} pictures are also in {first}")
+                notes.append(f"{second}: {count:,} of its {counted(len(parts[second]), 'picture')} are also in {first}")
     return notes
 
 

@@ -20,7 +20,7 @@ from scratchvit.detection.data.data_yaml import Names
 from scratchvit.detection.data.outlines import around
 from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import read_text
+from scratchvit.files import counted, read_text
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,8 @@ def read_yolo(
         paths.append(path)
         objects.append(found.annotations(len(paths), file_name, size))
     if bare:
-        faults.notes.append(f"{files.name}: {bare} of {len(paths)} pictures have no text file, so no objects")
+        of_all = f"{bare} of {counted(len(paths), 'picture')}"
+        faults.notes.append(f"{files.name}: {of_all} have no text file, so no objects")
     faults.note_outlines(files.name)
     dataset = AnnotatedPictures(
         files.name, paths, objects, [*names.values()], [*names], faults.notes, faults.skipped,

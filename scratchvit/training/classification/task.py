@@ -18,6 +18,7 @@ from scratchvit import optim, progress
 from scratchvit.data import Batch
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.interface import PatchModel, PixelModel, frames_of, generates
@@ -231,6 +232,6 @@ def coarse_patches(model: Any) -> str | None:
     else:
         way_out = "larger images give more"
     return (
-        f"only {rows * columns} patch{'es' * (rows * columns > 1)} of {H // rows}×{W // columns} pixels in an image of "
+        f"only {counted(rows * columns, 'patch', 'patches')} of {H // rows}×{W // columns} pixels in an image of "
         f"{H}×{W}: a patch is one token, so it should span at most an eighth of a side; {way_out}"
     )
