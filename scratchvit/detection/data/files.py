@@ -59,14 +59,14 @@ class DataFolder:
         return path.relative_to(self.root).as_posix()
 
     def part(self, path: Path) -> str | None:
-        """The part that the folders of a file name; see `part_of_file`."""
+        """The split that the folders of a file name; see `part_of_file`."""
         folder = path.parent
         if folder not in self._part_of_folder:
             self._part_of_folder[folder] = part_of_file(path.relative_to(self.root))
         return self._part_of_folder[folder]
 
     def part_by_name(self, path: Path) -> str | None:
-        """The part that the name of an annotation file says, or else its folders."""
+        """The split that the name of an annotation file says, or else its folders."""
         return part_of(path.stem) or self.part(path)
 
     def listed(self, path: Path) -> Path:
@@ -133,7 +133,7 @@ class DataFolder:
         written     a path, perhaps that of another computer
         folders     where such pictures should be; the first of them that has it
         part        whose annotations they are: a picture that is found by the name of its file alone is not one in the
-                    folder of another part
+                    folder of another split
         """
         steps = _steps(written)
         exact = (self.at(folder, written) for folder in folders)

@@ -39,7 +39,7 @@ def load_detection(
         VOC     JPEGImages, Annotations, ImageSets/Main/train.txt, …, also for several years; or XML files beside
                 pictures, or in a folder annotations, perhaps in folders train, valid, test
         YOLO    images/train, labels/train, …, or where data.yaml says; names in data.yaml or classes.txt; or pictures
-                and text files without parts
+                and text files without splits
         CSV     filename,width,height,class,xmin,ymin,xmax,ymax, or VIA's
 
     val_fraction  fraction of the training pictures that becomes the validation split, by seed, if there is none

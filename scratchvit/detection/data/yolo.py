@@ -25,7 +25,7 @@ from scratchvit.files import counted, read_text
 
 @dataclass(frozen=True)
 class YoloFiles:
-    """The files of a part.
+    """The files of a split.
 
     name        the folder of its pictures, or the list of them
     pictures    (the picture, its name in results), in order
@@ -44,7 +44,7 @@ class YoloFiles:
 def read_yolo(
     files: YoloFiles, names: Names, *, keypoints: bool = False, skip_bad: bool = False
 ) -> AnnotatedPictures:
-    """Read the pictures of a part. Image ids are 1, 2, …; category ids are those of the text files.
+    """Read the pictures of a split. Image ids are 1, 2, …; category ids are those of the text files.
 
     names       class → name
     keypoints   lines go on with key points after the box, which are not used
