@@ -17,6 +17,7 @@ import threadpoolctl
 import scratchvit
 from scratchvit import backend, ops
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.recording import no_grad
 
 SECONDS = 0.4       # for each of the two figures of the speed line
@@ -57,9 +58,9 @@ def _blas() -> str:
         return "a BLAS library unknown to threadpoolctl"
     pool = next((pool for pool in pools if "numpy" in pool["filepath"]), pools[0])
     kernels = f" ({pool['architecture']})" if "architecture" in pool else ""
-    threads = "1 thread" if pool["num_threads"] == 1 else f"{pool['num_threads']} threads"
     return (
-        f"{pool['internal_api']} {pool['version']}{kernels} with {threads}; OMP_NUM_THREADS sets their number"
+        f"{pool['internal_api']} {pool['version']}{kernels} with {counted(pool['num_threads'], 'thread')}; "
+        "OMP_NUM_THREADS sets their number"
     )
 
 

@@ -14,6 +14,14 @@ class ScratchvitError(Exception):
     """
 
 
+class NoSuchData(ScratchvitError):
+    """There is neither a data set of this name nor anything at this path."""
+
+    def __init__(self, text: str, path: str):
+        super().__init__(text)
+        self.path = path
+
+
 class WrongCall(ScratchvitError):
     """A function was called in a way that it does not allow.
 

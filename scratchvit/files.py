@@ -1,4 +1,4 @@
-"""Reading text in the encodings that common tools write, writing files atomically, printing names safely."""
+"""Reading text in the encodings that common tools write, writing files atomically, names and counts in sentences."""
 
 from __future__ import annotations
 
@@ -84,6 +84,16 @@ def listed(names: Iterable[object], most: int = 3) -> str:
     """Names for a sentence: "a, b, c and 4 more"."""
     words = [printable(name) for name in names]
     return ", ".join(words[:most]) + (f" and {len(words) - most:,} more" if len(words) > most else "")
+
+
+def noun(number: int, singular: str, plural: str = "") -> str:
+    """A noun after a number: box for 1, boxes for any other. plural: by default with an s."""
+    return singular if number == 1 else plural or f"{singular}s"
+
+
+def counted(number: int, singular: str, plural: str = "") -> str:
+    """A number and its noun: 1 box, 2 boxes. plural: by default with an s."""
+    return f"{number:,} {noun(number, singular, plural)}"
 
 
 def check_can_be_written(path: Path | None) -> None:

@@ -6,11 +6,11 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchvit.cli._text import counted, filled, labelled_lines, table
+from scratchvit.cli._text import filled, labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order
 from scratchvit.detection.detector import Detector
 from scratchvit.detection.evaluation import CocoFigures
-from scratchvit.files import printable
+from scratchvit.files import counted, printable
 
 SENTENCES = 5       # largest number of skipped entries that are listed
 

@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -57,10 +57,14 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 
 
 class Parser(argparse.ArgumentParser):
-    """An ArgumentParser that fits its help to the terminal and reports a wrong option in one sentence."""
+    """An ArgumentParser that fits its help to the terminal and reports a wrong option in one sentence.
+
+    with_model: options that the command only has if a model is named, such as --num-heads
+    """
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
+        self.with_model: Collection[str] = ()
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
@@ -75,6 +79,11 @@ class Parser(argparse.ArgumentParser):
             known = self._option_string_actions
             typed = name.replace("_", "-")
             meant = _KNOWN_ELSEWHERE.get(typed, typed)
+            if meant in self.with_model:
+                self.error(
+                    f"{meant} is an option of the model: for third-party weights, name the model too, with --model "
+                    "NAME; a run has options of its own"
+                )
             close = [option for option in (meant, _OF_DETECTORS.get(meant)) if option in known]
             close = close or difflib.get_close_matches(typed, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""
@@ -131,6 +140,15 @@ def number(text: str) -> float:
     if not math.isfinite(value):
         raise argparse.ArgumentTypeError(f"{text!r} is not a finite number")
     return value
+
+
+def positive(text: str) -> int:
+    """Parse a whole number of at least 1."""
+    if not re.fullmatch(r"[+-]?\d+", text):
+        raise argparse.ArgumentTypeError(f"expected a whole number, not {text!r}")
+    if int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, not {text}")
+    return int(text)
 
 
 def numbers(text: str) -> tuple[int, ...]:

@@ -7,6 +7,8 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
+from scratchvit.files import counted as counted
+
 
 def columns(most: int) -> int:
     """The width of the terminal, 80 if there is none, at least 40 and at most this."""
@@ -29,11 +31,6 @@ def filled(text: str, indent: int = 0) -> str:
 def labelled_lines(rows: Sequence[tuple[str, str | None]], width: int = 8) -> str:
     """Format (label, text) pairs as aligned lines. Pairs without text are left out. width: of the labels."""
     return "\n".join(filled(f"{label:<{width}}  {text}", width + 2) for label, text in rows if text)
-
-
-def counted(number: int, singular: str, plural: str = "") -> str:
-    """A number and its noun: 1 box, 2 boxes. plural: by default with an s."""
-    return f"{number:,} {singular if number == 1 else plural or f'{singular}s'}"
 
 
 def table(rows: Sequence[Sequence[Any]]) -> str:

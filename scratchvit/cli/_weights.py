@@ -10,7 +10,7 @@ from typing import Any
 
 from scratchvit.cli._options import Parser, add_fields, size
 from scratchvit.errors import ScratchvitError
-from scratchvit.models import model_config
+from scratchvit.models import list_models, model_config
 from scratchvit.training.checkpoint import is_checkpoint
 from scratchvit.weights.describe import describe
 from scratchvit.weights.labels import ORDERS
@@ -38,24 +38,33 @@ def add_label_order(parser: Any) -> None:
     )
 
 
-def add_sizes(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+def add_sizes(parser: Parser, argv: Sequence[str]) -> None:
     """Add the options of the model that --model or the config.json beside RUN names, for `sizes`."""
     name, described = _named_in(argv)
     group = parser.add_argument_group(f"sizes of {name or 'the model'}", "for third-party weights; a run has its own")
     if name is None:
+        parser.with_model = {_flag(option) for known in list_models() for option in _options_of(model_config(known))}
         for option in USUAL:
             group.add_argument(
-                f"--{option.replace('_', '-')}", type=size, dest=PREFIX + option, metavar="SIZE",
+                _flag(option), type=size, dest=PREFIX + option, metavar="SIZE",
                 default=argparse.SUPPRESS, help="default: that of the weights; --model NAME --help lists all options",
             )
         return
     config = model_config(name)
     defaults = vars(config) | described | dict.fromkeys(("img_size", "patch_size"), "that of the weights")
-    names = [
+    add_fields(group, type(config), _options_of(config), defaults, prefix=PREFIX)
+
+
+def _options_of(config: Any) -> list[str]:
+    """The fields of a model's configuration that are options of `add_sizes`."""
+    return [
         option for option in vars(config)
         if option not in FROM_THE_FILE and "drop" not in option and option != "weight_init"
     ]
-    add_fields(group, type(config), names, defaults, prefix=PREFIX)
+
+
+def _flag(option: str) -> str:
+    return f"--{option.replace('_', '-')}"
 
 
 def sizes(given: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_device, number
+from scratchvit.cli._options import Parser, add_device, number, positive
 from scratchvit.cli._splits import splits_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect import first_of_each_class
@@ -33,14 +33,15 @@ def complete(argv: Sequence[str]) -> int:
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
     parser.add_argument(
-        "--images", type=int, default=10, metavar="N", help="number of pictures, one of each class first (default: 10)"
+        "--images", type=positive, default=10, metavar="N",
+        help="number of pictures, one of each class first (default: 10)",
     )
-    parser.add_argument("--samples", type=int, default=4, metavar="K", help="completions per picture (default: 4)")
+    parser.add_argument("--samples", type=positive, default=4, metavar="K", help="completions per picture (default: 4)")
     parser.add_argument(
         "--temperature", type=number, default=1.0, metavar="T",
         help="sampling temperature; below 1 prefers likely colours, 0 always takes the likeliest (default: 1)",
     )
-    parser.add_argument("--top-k", type=int, metavar="K", help="sample only from the K likeliest colours")
+    parser.add_argument("--top-k", type=positive, metavar="K", help="sample only from the K likeliest colours")
     parser.add_argument("--seed", type=int, default=0, help="seed of the sampling (default: 0)")
     parser.add_argument(
         "--out", type=Path, default=Path("complete.png"), metavar="FILE",
@@ -48,8 +49,8 @@ def complete(argv: Sequence[str]) -> int:
     )
     add_device(parser)
     given = parser.parse_strictly(argv)
-    if given.images < 1 or given.samples < 1 or given.seed < 0:
-        parser.error("--images and --samples must be at least 1, --seed at least 0")
+    if given.seed < 0:
+        parser.error(f"--seed must be at least 0, not {given.seed}")
 
     backend.use(given.device)
     model: Any

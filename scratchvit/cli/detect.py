@@ -14,12 +14,11 @@ from PIL import Image
 
 from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, run_and_images
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, positive, run_and_images
 from scratchvit.cli._output import note_result
-from scratchvit.cli._text import counted, filled, table
+from scratchvit.cli._text import filled, table
 from scratchvit.data.folder import SUFFIXES
-from scratchvit.data.images import open_image
-from scratchvit.detection.data.annotations import without_advice
+from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.coco import read_image_ids
 from scratchvit.detection.detector import (
     MANY_TOKENS,
@@ -32,7 +31,7 @@ from scratchvit.detection.detector import (
 from scratchvit.detection.draw_boxes import draw_boxes
 from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable
+from scratchvit.files import check_can_be_written, counted, printable
 
 READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
@@ -78,7 +77,8 @@ def detect(argv: Sequence[str]) -> int:
         if not (given.json and read):
             raise
         write_results(given.json, results)
-        raise ScratchvitError(f"{error} ({given.json} has the detections in the {read} pictures before it)") from error
+        before = f"in the {counted(read, 'picture')} before it"
+        raise ScratchvitError(f"{error} ({given.json} has the detections {before})") from error
     if not read:
         raise ScratchvitError("none of the pictures can be decoded")
     print(
@@ -127,12 +127,12 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="a COCO annotation file that lists these pictures: take image and category ids from it",
     )
     parser.add_argument(
-        "--short-side", type=int, metavar="PIXELS",
+        "--short-side", type=positive, metavar="PIXELS",
         help="resize the shorter side of pictures to this; objects should be about as large as in training "
         "(default: as in training, or from the preprocessor_config.json of the weights)",
     )
     parser.add_argument(
-        "--batch-size", type=int, default=1, metavar="SIZE",
+        "--batch-size", type=positive, default=1, metavar="SIZE",
         help="pictures per batch, padded to the largest of them; more than 1 helps on a GPU (default: 1)",
     )
     parser.add_argument(
@@ -142,10 +142,6 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_strictly(argv)
     if not 0 <= given.threshold <= 1:
         parser.error(f"--threshold must be from 0 to 1, not {given.threshold:g}")
-    if given.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, not {given.batch_size}")
-    if given.short_side is not None and given.short_side < 1:
-        parser.error(f"--short-side must be at least 1 pixel, not {given.short_side}")
     given.checkpoint, given.images = run_and_images(parser, given)
     if given.json is True:          # heed() has seen it
         given.json = None

@@ -8,15 +8,16 @@ from pathlib import Path
 
 from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
-from scratchvit.cli._options import Parser, add_device, add_run, run_of
+from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._text import counted, filled, labelled_lines
+from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.detector import Detector, matching_categories, open_detector, results_in
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable
+from scratchvit.files import check_can_be_written, counted, printable
+from scratchvit.training.folder import data_of_run
 
 
 def detect_eval(argv: Sequence[str]) -> int:
@@ -40,7 +41,7 @@ def detect_eval(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip bad annotations and pictures, and list them")
     parser.add_argument(
-        "--batch-size", type=int, metavar="SIZE", help="pictures per batch (default: that of the run, or 8)"
+        "--batch-size", type=positive, metavar="SIZE", help="pictures per batch (default: that of the run, or 8)"
     )
     parser.add_argument("--results", type=Path, metavar="FILE", help="write the detections in COCO's results format")
     parser.add_argument(
@@ -57,8 +58,6 @@ def detect_eval(argv: Sequence[str]) -> int:
         parser.error("name either a detector, RUN, or a results file, --results-of FILE")
     if (given.results_of is None) != (given.annotations is None):
         parser.error("--results-of FILE and --annotations FILE must be given together")
-    if given.batch_size is not None and given.batch_size < 1:
-        parser.error(f"--batch-size must be at least 1, not {given.batch_size}")
 
     if given.results_of:
         print(f"{printable(given.results_of)} on {printable(given.annotations)}")
@@ -104,10 +103,11 @@ def _splits(detector: Detector, name: str | None, skip_bad: bool) -> DetectionSp
             )
         return load_detection(name, skip_bad=skip_bad)
     config = detector.checkpoint.config
-    return load_detection(
-        name or config["data"], val_fraction=config["val_fraction"], seed=config["seed"],
-        skip_bad=skip_bad or (name is None and config["skip_bad"]),
-    )
+    with data_of_run(name):
+        return load_detection(
+            name or config["data"], val_fraction=config["val_fraction"], seed=config["seed"],
+            skip_bad=skip_bad or (name is None and config["skip_bad"]),
+        )
 
 
 def _unmatched(detector: Detector, dataset: DetectionDataset, categories: Sequence[int | None]) -> list[str]:

@@ -32,7 +32,7 @@ from scratchvit.detection.detector import MANY_TOKENS, encoder_tokens, open_dete
 from scratchvit.detection.evaluation import can_evaluate
 from scratchvit.detection.task import DetectionResult, DetectionTask, prepare_detector
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable, write_atomically
+from scratchvit.files import counted, printable, write_atomically
 from scratchvit.models.checks import check_detects
 from scratchvit.reports.detection import DetectionRun, write_detection_report
 from scratchvit.training import TrainingLoop
@@ -115,7 +115,7 @@ def detect_train(argv: Sequence[str]) -> int:
         if can_evaluate():
             print_figures(result.test)
         if result.skipped:
-            print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
+            print(f"{counted(result.skipped, 'step')} skipped, because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result)))
     note_result(
         run=folder, checkpoint=loop.folder.best, **dataclasses.asdict(result.test), best_epoch=result.best_epoch,
@@ -211,8 +211,8 @@ def _warnings(loop: TrainingLoop[DetectionTask]) -> list[str]:
             sentences.append("no training picture has an object, so the model can only learn to find none")
         if most > model.config.num_queries:
             sentences.append(
-                f"a picture has {most} objects, but the model has only {model.config.num_queries} queries: use "
-                f"--num-queries {2 * most}"
+                f"a picture has {counted(most, 'object')}, but the model has only "
+                f"{counted(model.config.num_queries, 'query', 'queries')}: use --num-queries {2 * most}"
             )
     if not can_evaluate():
         sentences.append(

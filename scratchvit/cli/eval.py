@@ -7,13 +7,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from scratchvit import backend, data, progress
-from scratchvit.cli._options import Parser, add_device, add_run, run_of
+from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._splits import splits_of
-from scratchvit.cli._text import counted, labelled_lines, table
+from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import counted, printable
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure
@@ -35,7 +35,9 @@ def evaluate(argv: Sequence[str]) -> int:
         help="the split to evaluate on (default: test, or val if there is no test split)",
     )
     parser.add_argument("--skip-bad", action="store_true", help="skip pictures that cannot be decoded")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="SIZE", help="pictures per batch (default: 256)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=256, metavar="SIZE", help="pictures per batch (default: 256)"
+    )
     add_entry(parser)
     add_device(parser)
     add_output(parser)

@@ -14,9 +14,9 @@ from PIL import Image, ImageOps
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, size
+from scratchvit.cli._pictures import open_the_picture
 from scratchvit.cli._text import filled, table
 from scratchvit.cli._weights import add_entry
-from scratchvit.data.images import open_image
 from scratchvit.detection.detector import open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
@@ -151,7 +151,7 @@ def _windows(model: SwinTransformer, name: str, given: Namespace) -> list[Path]:
         )
     picture = None
     if given.image is not None:
-        picture = np.asarray(ImageOps.fit(open_image(given.image), (W, H), Image.Resampling.BICUBIC))
+        picture = np.asarray(ImageOps.fit(open_the_picture(given.image), (W, H), Image.Resampling.BICUBIC))
     reached, tables = reach_after_every_block(blocks, token), [bias_table(block) for block in blocks]
     scene = Scene(name, blocks, token, reached, model.patch_embed.patch_size, tables, picture)
 
@@ -186,7 +186,7 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     if given.image is None:
         raise ScratchvitError(f"{name} needs a picture: name one with --image")
     detector = open_detector(source, given.model if given.weights else None, entry=given.entry)
-    picture, image = as_seen(detector, open_image(given.image))
+    picture, image = as_seen(detector, open_the_picture(given.image))
     (found,) = detector.in_pictures([Image.fromarray(picture)])
 
     height, width = picture.shape[:2]

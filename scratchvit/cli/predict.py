@@ -17,13 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, run_and_images
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._text import counted, labelled_lines, table
+from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
-from scratchvit.data.images import MODES, open_image
+from scratchvit.data.images import MODES, open_image, without_advice
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import check_can_be_written, printable, write_atomically
+from scratchvit.files import check_can_be_written, counted, printable, write_atomically
 from scratchvit.models.checks import check_classifies
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
@@ -74,7 +74,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     )
     add_label_order(parser)
     parser.add_argument(
-        "--top-k", type=int, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
+        "--top-k", type=positive, default=5, metavar="K", help="number of classes printed per picture (default: 5)"
     )
     parser.add_argument(
         "--out", type=Path, metavar="FILE",
@@ -89,8 +89,6 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add_output(parser)
     given = parser.parse_strictly(argv)
     given.checkpoint, given.images = run_and_images(parser, given)
-    if given.top_k < 1:
-        parser.error(f"--top-k must be at least 1, not {given.top_k}")
     if given.out and given.out.suffix.lower() not in (".csv", ".json"):
         parser.error(f"--out must be a file that ends in .csv or .json, not {given.out}")
     check_can_be_written(given.out)
@@ -124,7 +122,7 @@ def predict(argv: Sequence[str]) -> int:
                 if not given.skip_bad:
                     raise
                 bad += 1
-                print(f"left out: {error}", file=sys.stderr)
+                print(f"left out: {without_advice(error)}", file=sys.stderr)
         for path, probabilities in _probabilities(classifier, read):
             print(printable(path))
             best = np.argsort(-probabilities, kind="stable")[: given.top_k].tolist()

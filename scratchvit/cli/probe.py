@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit import backend, progress
-from scratchvit.cli._options import Parser, add_device
+from scratchvit.cli._options import Parser, add_device, positive
 from scratchvit.cli._splits import splits_of
 from scratchvit.cli._text import filled, labelled_lines, table
 from scratchvit.cli._weights import add_entry
@@ -31,7 +31,9 @@ def probe(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--data", help="data set (default: the one that the model was trained on)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="SIZE", help="pictures per batch (default: 64)")
+    parser.add_argument(
+        "--batch-size", type=positive, default=64, metavar="SIZE", help="pictures per batch (default: 64)"
+    )
     add_entry(parser)
     add_device(parser)
     given = parser.parse_strictly(argv)

@@ -14,7 +14,7 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.errors import ScratchvitError
 from scratchvit.reports.classification import open_run, write_report
 from scratchvit.reports.detection import open_detection_run, write_detection_report
-from scratchvit.training.folder import command_of
+from scratchvit.training.folder import command_of, data_of_run
 
 
 def report(argv: Sequence[str]) -> int:
@@ -38,7 +38,8 @@ def report(argv: Sequence[str]) -> int:
     backend.use(given.device)
     out = given.out or given.run / "report.html"
     write = _of_detector if command_of(given.run) == DetectConfig.command else _of_classifier
-    write(given, out)
+    with data_of_run(given.data):
+        write(given, out)
     print(out)
     return 0
 

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
-from scratchvit.cli._options import Parser
-from scratchvit.data import load_image, resize_image
-from scratchvit.data.images import to_picture
+from scratchvit.cli._options import Parser, positive
+from scratchvit.cli._pictures import open_the_picture
+from scratchvit.data.images import resize_image, to_picture
 from scratchvit.data.randaugment import OPERATIONS
-from scratchvit.data.transforms import Images
 from scratchvit.errors import ScratchvitError
 from scratchvit.inspect.augmentations import MAGNITUDES, RANDOM, draw_augmentations
 
@@ -34,7 +34,7 @@ def show_augment(argv: Sequence[str]) -> int:
         help=f"the operations to show, separated by commas (default: all of {', '.join(every)})",
     )
     parser.add_argument(
-        "--img-size", type=int, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
+        "--img-size", type=positive, default=224, metavar="SIZE", help="side of the images in pixels (default: 224)"
     )
     parser.add_argument("--seed", type=int, default=0, help="seed of the random operations (default: 0)")
     parser.add_argument(
@@ -45,21 +45,21 @@ def show_augment(argv: Sequence[str]) -> int:
     names = [name.strip() for name in given.operations.split(",")]
     if unknown := [name for name in names if name not in every]:
         parser.error(f"there is no operation {unknown[0]!r}; there are {', '.join(every)}")
-    if given.img_size < 1 or given.seed < 0:
-        parser.error("--img-size must be at least 1, --seed at least 0")
+    if given.seed < 0:
+        parser.error(f"--seed must be at least 0, not {given.seed}")
 
-    picture = _sample(given.img_size) if given.image is None else load_image(given.image, given.img_size)
-    draw_augmentations(picture, names, given.out, given.seed)
+    picture = _sample() if given.image is None else open_the_picture(given.image)
+    draw_augmentations(np.asarray(resize_image(picture, given.img_size)), names, given.out, given.seed)
     print(given.out)
     return 0
 
 
-def _sample(img_size: int) -> Images:
-    """scikit-learn's photo of a dahlia, uint8 (img_size, img_size, 3)."""
+def _sample() -> Image.Image:
+    """scikit-learn's photo of a dahlia."""
     try:
         from sklearn.datasets import load_sample_image
     except ImportError as error:
         raise ScratchvitError(
             "name a picture, or install scikit-learn for its sample picture: pip install scikit-learn"
         ) from error
-    return np.asarray(resize_image(to_picture(load_sample_image("flower.jpg")), img_size))
+    return to_picture(load_sample_image("flower.jpg"))

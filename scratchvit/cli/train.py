@@ -69,7 +69,7 @@ GROUPS = {
         "crop_padding", "crop_scale", "flip", "augment", "color_jitter", "random_erasing",
         "mixup", "cutmix", "mix_prob", "mix_switch_prob", "mix_mode",
     ),
-    "distillation": ("teacher", "teacher_model", "distill", "distill_weight", "distill_temperature"),
+    "distillation": ("teacher", "teacher_model", "teacher_entry", "distill", "distill_weight", "distill_temperature"),
 }
 SIZES_OF_THE_DATA = {"img_size", "patch_size"}  # a recipe's values apply to other models of its family too
 FROM_THE_DATA = {"in_chans", "num_classes"}     # determined by the data, so not options

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from scratchvit.data.inventory import Inventory
-from scratchvit.files import printable
+from scratchvit.files import counted, printable
 
 _HEAD = 4096    # bytes that are compared first
 
@@ -36,7 +36,7 @@ def copies(parts: Mapping[str, Sequence[Path]], inventory: Inventory) -> list[st
                 shared[one, other] += sum(part == other for part, _ in group)
                 example.setdefault((one, other), (first[one], first[other]))
     return [
-        f"warning: {count:,} of the {len(parts[other]):,} pictures of {other} are also in {one} "
+        f"warning: {count:,} of the {counted(len(parts[other]), 'picture')} of {other} are also in {one} "
         f"({' = '.join(printable(path.relative_to(inventory.root)) for path in example[one, other])}): the accuracy on "
         f"{other} {'is too high' if one == 'train' else 'is not an independent check'}"
         for (one, other), count in sorted(shared.items(), key=lambda item: [*parts].index(item[0][0]))

@@ -48,6 +48,12 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     return upright
 
 
+def without_advice(error: ScratchvitError) -> str:
+    """An error message without its last clause, if that recommends --skip-bad."""
+    what, _, then = str(error).rpartition("; ")
+    return what if "--skip-bad" in then else str(error)
+
+
 def load_image(path: str | Path, img_size: int, channels: int = 3) -> NDArray[np.uint8]:
     """Read a picture as uint8 (img_size, img_size, channels): `open_image`, then `resize_image`.
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from scratchvit.data.images import SUFFIXES
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import noun, printable
 
 HIDDEN = "hidden files and system files"    # .DS_Store, Thumbs.db, __MACOSX/…, .ipynb_checkpoints/…
 DEAD_LINK = "broken links"
@@ -82,7 +82,7 @@ class Inventory:
         return folders
 
     def use(self, part: str, paths: Iterable[Path]) -> None:
-        """These files belong to a part: "train", "val", "test", or "annotations". A file may serve two of them."""
+        """These files are of a split, "train", "val" or "test", or "annotations". A file may serve two of them."""
         for path in paths:
             self._used[path] = part
 
@@ -96,7 +96,7 @@ class Inventory:
         return path in self._used
 
     def used(self) -> dict[str, int]:
-        """{part: number of its files}."""
+        """{split: number of its files}."""
         return dict(Counter(part for path, part in self._used.items() if path in self.files))
 
     def left_out(self) -> dict[str, list[Path]]:
@@ -128,9 +128,9 @@ class Inventory:
         return self._unreadable.get(path) or f"not read: {kind}"
 
     def lines(self) -> list[str]:
-        """The table: files seen, used in each part, and left out, with examples. Its numbers add up."""
+        """The table: files seen, used in each split, and left out, with examples. Its numbers add up."""
         used, left_out = self.used(), self.left_out()
-        rows = [(len(self.files), f"files in {printable(self.root)}")]
+        rows = [(len(self.files), f"{noun(len(self.files), 'file')} in {printable(self.root)}")]
         rows += [(count, f"used: {part}") for part, count in used.items()]
         for reason, paths in left_out.items():
             names = ", ".join(printable(path.relative_to(self.root)) for path in paths[:EXAMPLES])

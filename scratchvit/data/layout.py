@@ -36,7 +36,7 @@ class Layout:
 
     name         of the data set
     parts        {"train": {class: its pictures}, …}: classes sorted by name, pictures by their path in it
-    where        {part: the folder, or the table, that it comes from}
+    where        {split: the folder, or the table, that it comes from}
     passed_over  why the other pictures are not among them, in words
     notes        sentences on how the folder was read, for the user
     """

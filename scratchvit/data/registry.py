@@ -10,7 +10,8 @@ from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, str
 from scratchvit.data.digits import load_digits
 from scratchvit.data.folder import load_folder
 from scratchvit.data.rows import TABLES
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import NoSuchData, ScratchvitError
+from scratchvit.files import counted
 
 # Data sets that are published as files, already split into (train, test).
 _FROM_FILES: dict[str, Callable[[str, Path | None, bool], tuple[ArrayDataset, ArrayDataset]]] = {
@@ -82,7 +83,7 @@ def _load_named(
         raise ScratchvitError(f"{folder}: no such folder (given as --data-dir or data_dir for {name})")
     train, test = _FROM_FILES[name](name, folder, download)
     rest, held = stratified_split(train.labels, val_fraction, seed)
-    note = f"val: {len(held)} pictures drawn from train with seed {seed}"
+    note = f"val: {counted(len(held), 'picture')} drawn from train with seed {seed}"
     return Splits(train.subset(rest), train.subset(held), test, notes=(note,))
 
 
@@ -96,9 +97,7 @@ def _resized(splits: Splits, img_size: int | None) -> Splits:
     )
 
 
-def _unknown(name: str) -> ScratchvitError:
+def _unknown(name: str) -> NoSuchData:
     near = difflib.get_close_matches(name.lower(), list_datasets(), n=1)
     hint = f"; did you mean {near[0]!r}?" if near else ""
-    return ScratchvitError(
-        f"{name!r} is neither a folder nor a known data set ({', '.join(list_datasets())}){hint}"
-    )
+    return NoSuchData(f"{name!r} is neither a folder nor a known data set ({', '.join(list_datasets())}){hint}", name)

@@ -21,7 +21,7 @@ from scratchvit.data.layout import Layout, part_of
 from scratchvit.data.parts import PARTS, words_of
 from scratchvit.data.rows import TABLES, read_rows
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import listed, printable
+from scratchvit.files import counted, listed, printable
 
 LABELS = (
     "label", "labels", "class", "class_name", "classname", "category", "category_name", "target", "classes", "y",
@@ -171,7 +171,7 @@ def _read(path: Path, names: _Names) -> _Table | None:
         return None
     if ragged is not None:
         wrong = len(rows[ragged - 1])
-        raise ScratchvitError(f"{printable(path)}: row {ragged} has {wrong} columns, the first has {width}")
+        raise ScratchvitError(f"{printable(path)}: row {ragged} has {counted(wrong, 'column')}, the first has {width}")
 
     label = _labels(path, head, body, column)
     if label is None:
@@ -216,8 +216,8 @@ def _labels(
         return lambda row: next(head[at] for at in marks if float(row[at]) == 1)
     if head and len(marks) > 1 and len(marks) == len(others):
         raise ScratchvitError(
-            f"{printable(path)}: {len(body) - sums[1.0]:,} of its {len(body):,} pictures belong to no class or to "
-            "several: a classifier is trained with one class for each"
+            f"{printable(path)}: {len(body) - sums[1.0]:,} of its {counted(len(body), 'picture')} belong to no class "
+            "or to several: a classifier is trained with one class for each"
         )
-    columns = listed(head[at] for at in others) if head else f"{len(others)} columns without names"
+    columns = listed(head[at] for at in others) if head else f"{counted(len(others), 'column')} without a name"
     raise ScratchvitError(f"{printable(path)}: which column has the label ({columns})? Name it label in the first row")

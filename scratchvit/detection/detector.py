@@ -20,6 +20,7 @@ from scratchvit.detection.data.transforms import RandomResize, Step, View
 from scratchvit.detection.evaluation import Entry, results_of
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import listed
 from scratchvit.models.checks import check_detects
 from scratchvit.models.vit import pair
 from scratchvit.recording import no_grad
@@ -291,8 +292,8 @@ def matching_categories(
     matched = [by_name.get(name) for name in detector.classes]
     if all(category is None for category in matched):
         raise ScratchvitError(
-            f"{where} has none of the classes of {detector.name}: it has {_some(classes)}, the model "
-            f"{_some(detector.classes)}; classes are matched by name, and --labels FILE names those of the model"
+            f"{where} has none of the classes of {detector.name}: it has {listed(classes, 5)}, the model "
+            f"{listed(detector.classes, 5)}; classes are matched by name, and --labels FILE names those of the model"
         )
     return matched
 
@@ -304,7 +305,3 @@ def results_in(
     known = np.array([category is not None for category in categories])
     kept = [{key: values[known[one["labels"]]] for key, values in one.items()} for one in found]
     return results_of(kept, image_ids, [-1 if category is None else category for category in categories])
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -142,7 +142,8 @@ def one_batch(splits: DetectionSplits, batch_size: int) -> DetectionSplits:
     train = splits.train
     count = min(batch_size, len(train))
     batch = FirstPictures(train, count)
-    note = f"train, val and test are the first {count} pictures of {train.name}; an epoch has {OVERFIT_STEPS} steps."
+    first = "the first picture" if count == 1 else f"the first {count} pictures"
+    note = f"train, val and test are {first} of {train.name}; an epoch has {OVERFIT_STEPS} steps."
     long = FirstPictures(train, count, OVERFIT_STEPS)
     return DetectionSplits(long, batch, batch, (*splits.drawn, note), splits.files)
 

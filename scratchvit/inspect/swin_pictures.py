@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from scratchvit.files import counted
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, make_folder, sheet
 from scratchvit.inspect.swin import PADDING, BlockWindows, extent, mask_kinds, merged_into, pixels
 
@@ -124,7 +125,7 @@ def draw_masks(scene: Scene, path: Path) -> None:
                 colours = np.where(kind.mask[..., None], attends, _rgb(MASKED))
                 ax.imshow(colours, interpolation="nearest", extent=(0.5, N + 0.5, N + 0.5, 0.5))
                 _ticks(ax, (1, N), (1, N))
-                _title(ax, f"{letter}: mask of {count} window{'s' * (count > 1)}")
+                _title(ax, f"{letter}: mask of {counted(count, 'window')}")
             row[1].set_ylabel("query token", color=INK, fontsize=8)
             row[1].set_xlabel("key token", color=INK, fontsize=8)
         entries, note = _regions(scene.blocks)
@@ -158,7 +159,7 @@ def draw_bias(scene: Scene, path: Path) -> None:
                 )
             ax.set(xlim=(0, columns), ylim=(tall / 2, -tall / 2), xticks=[], yticks=[])
             ax.spines[:].set_visible(False)
-            heads = f"{len(table)} head{'s' * (len(table) > 1)}"
+            heads = counted(len(table), "head")
             words = f"stage {block.stage}, block {block.number}\n{by((H, W))} offsets, {heads}"
             _write(ax, -0.1, 0, words, ha="right")
             _write(ax, min(columns, len(table)) + 0.08, 0, f"±{largest:.2g}", ha="left")

@@ -20,6 +20,7 @@ from PIL import Image
 
 from scratchvit.data import Dataset, Normalize
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.inspect.augmentations import draw_batches
 from scratchvit.inspect.figures import (
     CURVES,
@@ -153,7 +154,7 @@ def _header(run: Run) -> Element:
             lead += " There is no test split; as the epoch was chosen by these images, new ones may be harder."
     else:
         lead = (
-            f"The run has finished {made} of {config.epochs} epochs. Until it ends, it is evaluated on the "
+            f"The run has finished {made} of {counted(config.epochs, 'epoch')}. Until it ends, it is evaluated on the "
             f"{_count(run)}; the test images are used only once, at the end."
         )
     facts = []
@@ -186,7 +187,7 @@ def _measured(run: Run, part: str) -> list[tuple[str, str]]:
 
 
 def _count(run: Run) -> str:
-    return f"{len(run.split):,} {'test' if run.on_test else 'validation'} images"
+    return counted(len(run.split), f"{'test' if run.on_test else 'validation'} image")
 
 
 def _curves(run: Run) -> list[Element]:

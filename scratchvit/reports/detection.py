@@ -30,6 +30,7 @@ from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_
 from scratchvit.detection.run_data import load_data
 from scratchvit.detection.task import make_criterion
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention, matching, query_boxes
 from scratchvit.inspect.detection_pictures import (
     POINTS,
@@ -184,8 +185,8 @@ def _header(run: DetectionRun) -> Element:
         lead = f"The weights of epoch {run.best_epoch}, the best on the validation pictures, on the {_count(run)}."
     else:
         lead = (
-            f"The run has finished {made} of {epochs} epochs. Until it ends, it is evaluated on the {_count(run)}; the "
-            "test pictures are used only once, at the end."
+            f"The run has finished {made} of {counted(epochs, 'epoch')}. Until it ends, it is evaluated on the "
+            f"{_count(run)}; the test pictures are used only once, at the end."
         )
     facts = []
     if run.figures is not None:
@@ -204,7 +205,7 @@ def _header(run: DetectionRun) -> Element:
 
 
 def _count(run: DetectionRun) -> str:
-    return f"{len(run.split):,} {run.part} pictures"
+    return counted(len(run.split), f"{run.part} picture")
 
 
 def _shown(figure: float | None) -> str:
@@ -232,7 +233,8 @@ def _data(run: DetectionRun) -> list[Element]:
     parts = [element("p", note) for note in run.splits.notes]
     if skipped:
         entries = element("ul", *(element("li", sentence) for sentence in skipped))
-        parts.append(element("details", element("summary", f"{len(skipped)} bad entries were left out"), entries))
+        summary = f"{counted(len(skipped), 'bad entry', 'bad entries')} left out or clipped"
+        parts.append(element("details", element("summary", summary), entries))
     return parts
 
 
@@ -308,9 +310,9 @@ def _query_boxes(run: DetectionRun, detector: Detector, examples: Sequence[_Exam
         )
     words = (
         f"A square for each query, most used first, with a dot at the centre of each of its boxes in "
-        f"{len(predictions.boxes):,} {run.part} pictures, pale if its score is below {THRESHOLD} (Fig. 7). {expected} "
-        f"{unused} of the {count} queries have no detection here. That is normal, because DETR needs many more queries "
-        "than objects (§3.1); in a picture with more objects than queries, some objects are missed."
+        f"{counted(len(predictions.boxes), f'{run.part} picture')}, pale if its score is below {THRESHOLD} (Fig. 7). "
+        f"{expected} {unused} of the {count} queries have no detection here. That is normal, because DETR needs many "
+        "more queries than objects (§3.1); in a picture with more objects than queries, some objects are missed."
     )
     return [element("p", words), *squares(*query_box_panels(predictions))]
 

@@ -22,7 +22,7 @@ from PIL import Image
 
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import write_atomically
+from scratchvit.files import counted, write_atomically
 from scratchvit.inspect.figures import GRID, INK, TRAIN, VALIDATION, Lines, curve_svg
 from scratchvit.models import model_config
 
@@ -196,7 +196,7 @@ def _own_key(lines: Lines, entries: Sequence[tuple[str, str]]) -> Element | None
 def _last(rows: Sequence[Mapping[str, float]], what: str, lines: Lines) -> str:
     """An alternative text for a plot, for screen readers."""
     ends = ", ".join(f"{name} {rows[-1][column]:.4g}" for column, _, name in lines)
-    return f"{what} over {len(rows)} epochs, at the end: {ends}"
+    return f"{what} over {counted(len(rows), 'epoch')}, at the end: {ends}"
 
 
 def numbers(rows: Sequence[Mapping[str, float]], columns: Sequence[str]) -> Element:

@@ -115,6 +115,9 @@ class TrainConfig(RunConfig):
     teacher_model: str | None = option(
         None, "name of the teacher's model, if its weights have no config.json that says it"
     )
+    teacher_entry: str | None = option(
+        None, "which weights of the teacher's file, if it has several, such as teacher or state_dict.model"
+    )
     distill: str = option("hard", "distil the teacher's decision, or its softened probabilities", ("hard", "soft"))
     distill_weight: float | None = option(
         None, "weight of the teacher in the loss, from 0 to 1; none: 0.5 if hard, 0.1 if soft"

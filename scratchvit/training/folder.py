@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import dataclasses
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import NoSuchData, ScratchvitError
 from scratchvit.files import write_atomically
 from scratchvit.training.config import RunConfig, TrainConfig
 from scratchvit.training.lock import FolderLock
@@ -134,6 +135,21 @@ def command_of(run_dir: str | Path) -> str:
     Raises as `read_config` does.
     """
     return _read(Path(run_dir) / "config.json")[0]
+
+
+@contextlib.contextmanager
+def data_of_run(named: str | None = None, way_out: str = "name the data with --data FOLDER") -> Iterator[None]:
+    """While the data of a run are loaded: if they are not there, the error says whose path that is.
+
+    named: other data that are loaded instead of the run's, whose path needs no explanation. Raises ScratchvitError.
+    """
+    try:
+        yield
+    except NoSuchData as error:
+        if named is not None:
+            raise
+        seen_from = "" if Path(error.path).is_absolute() else ", relative to the folder in which the run was started"
+        raise ScratchvitError(f"{error}. That is the path of the run's data{seen_from}: {way_out}") from error
 
 
 def _read(path: Path) -> tuple[str, dict[str, Any]]:

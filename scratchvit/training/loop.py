@@ -27,6 +27,7 @@ from tqdm import tqdm
 from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import ScratchvitError, WrongValue
+from scratchvit.files import counted
 from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -34,7 +35,7 @@ from scratchvit.training.checkpoint import Checkpoint, current_versions, load_ch
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
 from scratchvit.training.events import EventFile
-from scratchvit.training.folder import RunFolder, resuming
+from scratchvit.training.folder import RunFolder, data_of_run, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
@@ -83,7 +84,8 @@ class TrainingLoop(Generic[TaskT_co]):
             self.folder.claim(config, resume)
             backend.use(config.device)
             backend.keep_freed_memory()
-            self._build(restore=self.folder.last.exists())
+            with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
+                self._build(restore=self.folder.last.exists())
             self.folder.begin(config)       # only now, so that invalid settings change nothing
             if self.history:
                 self.folder.write_metrics(self.history)
@@ -259,7 +261,7 @@ class TrainingLoop(Generic[TaskT_co]):
     def _remarks(self, skipped: int, waiting: float) -> Iterator[str]:
         """What is worth a line below that of an epoch; the advice about --workers once in a session."""
         if skipped:
-            yield f"{skipped} steps skipped, because the loss or the gradient was not finite"
+            yield f"{counted(skipped, 'step')} skipped, because the loss or the gradient was not finite"
         if waiting > WAITING and not self.advised:
             self.advised = True
             yield f"{waiting:.0%} of the time was spent waiting for pictures: try --workers {self.config.workers + 1}"

@@ -195,7 +195,11 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("eval --checkpoint x --splt val", "did you mean --split?"),
     ("predict --checkpoint x", "name a run and pictures: scratchvit predict x a.jpg b.jpg"),
     ("predict x a.png --out found.txt", "--out must be a file that ends in .csv or .json, not found.txt"),
-    ("predict a.png --checkpoint x --top-k 0", "--top-k must be at least 1, not 0"),
+    ("predict a.png --checkpoint x --top-k 0", "argument --top-k: must be at least 1, not 0"),
+    ("eval x --batch-size 0", "argument --batch-size: must be at least 1, not 0"),
+    ("eval x --batch-size 1.5", "argument --batch-size: expected a whole number, not '1.5'"),
+    ("probe x --batch-size -3", "argument --batch-size: must be at least 1, not -3"),
+    ("show-augment --img-size 0", "argument --img-size: must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):

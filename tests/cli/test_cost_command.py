@@ -128,7 +128,7 @@ def test_memory_on_any_device(device):
         (["vit_tny"], "there is no model 'vit_tny'"),
         ([], "required: MODEL"),
         (["vit_tiny_patch16_224", "--img-size", "225"], "cannot be cut into patches"),
-        (["vit_tiny_patch16_224", "--batch-size", "0"], "--batch-size must be at least 1"),
+        (["vit_tiny_patch16_224", "--batch-size", "0"], "--batch-size: must be at least 1, not 0"),
         (["resnet18", "--patch-size", "4"], "there is no option --patch-size"),
     ],
 )

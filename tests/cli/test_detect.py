@@ -157,7 +157,7 @@ def test_a_bad_picture_is_named_and_can_be_left_out(trained, tmp_path, capsys):
     error, code = refused(capsys, "detect", *words)
     assert "bad.png: this picture cannot be decoded" in error and code == 1
     error, code = refused(capsys, "detect", "a.png", *words, "--json", "before.json")
-    assert "before.json has the detections in the 1 pictures before it" in error and code == 1
+    assert "before.json has the detections in the 1 picture before it" in error and code == 1
     assert {entry["image_id"] for entry in written("before.json")} == {1}
     assert main(["detect", *words, "--skip-bad", "--json", "found.json"]) == 0
     told = capsys.readouterr()
@@ -320,8 +320,8 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     ("detect runs/x", "name pictures too: scratchvit detect runs/x a.jpg"),
     ("detect x a.png --json b.jpg", "--json b.jpg would write over a picture"),
     ("detect a.png --checkpoint x --threshold 2", "--threshold must be from 0 to 1, not 2"),
-    ("detect a.png --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
-    ("detect a.png --checkpoint x --short-side 0", "--short-side must be at least 1 pixel, not 0"),
+    ("detect a.png --checkpoint x --batch-size 0", "--batch-size: must be at least 1, not 0"),
+    ("detect a.png --checkpoint x --short-side 0", "--short-side: must be at least 1, not 0"),
     ("detect a.png --checkpoint x --treshold 1", "did you mean --threshold?"),
     ("detect-eval", "name a run: scratchvit detect-eval RUN"),
     ("detect-eval x --checkpoint y", "two runs were given, x and --checkpoint y"),
@@ -329,7 +329,7 @@ def test_a_checkpoint_that_lacks_what_a_detector_needs_is_refused(trained, tmp_p
     ("detect-eval --results-of y", "must be given together"),
     ("detect-eval --checkpoint x --annotations y", "must be given together"),
     ("detect-eval --checkpoint x --split train", "invalid choice: 'train'"),
-    ("detect-eval --checkpoint x --batch-size 0", "--batch-size must be at least 1, not 0"),
+    ("detect-eval --checkpoint x --batch-size 0", "--batch-size: must be at least 1, not 0"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())

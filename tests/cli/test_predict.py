@@ -287,6 +287,7 @@ def test_pictures_that_do_not_decode(run, capsys, tmp_path):
     assert "bad.png" in error and "cannot be decoded" in error and code == 1
     assert main([*words, "--skip-bad"]) == 0
     captured = capsys.readouterr()
+    assert "--skip-bad" not in captured.err     # which was just done
     assert "left out: bad.png" in captured.err and "\ngood.png\n" in captured.out
     assert captured.out.endswith("1 of 2 pictures left out\n")
     assert main(["predict", "bad.png", "--checkpoint", str(run), "--skip-bad"]) == 1

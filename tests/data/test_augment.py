@@ -261,7 +261,12 @@ def test_show_augment_refuses_what_it_does_not_know(tmp_path, capsys):
     assert "no operation 'Swirl'; there are AutoContrast" in capsys.readouterr().err
     assert main(["show-augment", "--img-size", "0"]) == 2
     assert main(["show-augment", str(tmp_path / "none.png")]) == 1
-    assert "no such picture" in capsys.readouterr().err
+    assert "no such picture; name another one" in capsys.readouterr().err
+    (tmp_path / "bad.png").write_bytes(b"no picture")
+    assert main(["show-augment", str(tmp_path / "bad.png")]) == 1
+    error = capsys.readouterr().err
+    assert "bad.png: this picture cannot be decoded" in error and error.endswith("; name another one\n")
+    assert "--skip-bad" not in error        # there is no such option
 
 
 # Against timm and torchvision

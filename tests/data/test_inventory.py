@@ -34,6 +34,13 @@ def test_what_nobody_speaks_of_is_left_out_by_its_ending(folder):
     assert "1  left out: cannot be decoded (train/cat/1.jpg)" in [line.replace("\\", "/") for line in inventory.lines()]
 
 
+def test_one_file_is_no_files(tmp_path):
+    (tmp_path / "0.tmp").touch()
+    assert Inventory(tmp_path).lines()[0] == f"1  file in {tmp_path}"
+    (tmp_path / "1.tmp").touch()
+    assert Inventory(tmp_path).lines()[0] == f"2  files in {tmp_path}"
+
+
 def test_a_file_that_is_used_is_not_left_out_and_counts_once(folder):
     inventory = Inventory(folder)
     picture = folder / "train/cat/0.jpg"

@@ -118,7 +118,7 @@ def test_rows_without_a_picture_or_a_label_are_told(tmp_path):
                      r"which column has the label \(colour, size\)"),
     "several classes": (["file,cat,dog", "0.jpg,1,1", "1.jpg,0,1"],
                         "1 of its 2 pictures belong to no class or to several"),
-    "ragged": (["file,label", "0.jpg,a", "1.jpg", "2.jpg,b"], "row 3 has 1 columns, the first has 2"),
+    "ragged": (["file,label", "0.jpg,a", "1.jpg", "2.jpg,b"], "row 3 has 1 column, the first has 2"),
     "a quote without an end": (["file,label", '0.jpg,"a', "1.jpg,b"], "this table cannot be read"),
 }.values(), ids=lambda value: value if isinstance(value, str) else "")
 def test_tables_that_do_not_say_enough(tmp_path, rows, sentence):

@@ -211,6 +211,7 @@ def test_what_is_in_no_part_s_folder(tmp_path):
 NOTHING_FITS = [
     ({}, "this folder is empty; expected annotations/instances_train"),
     ({"a/0.jpg": None, "a/1.jpg": None, "b.png": None}, "3 pictures in a; but there is no annotation file; expected"),
+    ({"b.png": None, "README": ""}, "1 picture; 1 file without an extension; but there is no annotation file"),
     ({"0.xml": "<project/>"}, r"1 \.xml; but there are no pictures; no XML file begins with <annotation>"),
     ({"0.jpg": None, "x.json": "{}"}, "no JSON file has COCO's lists images, annotations and categories"),
     ({"0.jpg": None, "x.json": '{"images": ['}, r"x\.json: this file is not valid JSON, maybe truncated"),
@@ -352,7 +353,7 @@ def test_a_val_without_pictures_is_none(tmp_path):
         path.unlink()
     splits = load_detection(tmp_path)
     assert "val is ../valid/images, where there are no pictures, so this entry is ignored" in " ".join(splits.notes)
-    assert "val: 1 pictures drawn from" in splits.notes[0]
+    assert "val: 1 picture drawn from" in splits.notes[0]
 
 
 def test_a_large_folder_is_not_searched_anew_for_every_picture(tmp_path, monkeypatch):

@@ -101,7 +101,7 @@ def test_coco_as_it_is_published(tmp_path):
     assert splits.train.paths[0] == tmp_path / "train2017" / "0.png"
     assert splits.val.paths[0] == tmp_path / "val2017" / "0.png"
     write_coco(tmp_path / "other", "trainval35k", coco(10))
-    assert load_detection(tmp_path / "other").notes[1].startswith("val: 1 pictures drawn")
+    assert load_detection(tmp_path / "other").notes[1].startswith("val: 1 picture drawn")
     write_coco(tmp_path, "train2014")
     with pytest.raises(ScratchvitError, match=r"instances_train2014\.json, instances_train2017\.json could all"):
         load_detection(tmp_path)
@@ -127,7 +127,7 @@ def test_what_is_none_of_these(tmp_path):
         load_detection(tmp_path)
     with pytest.raises(ScratchvitError, match="val_fraction=1"):
         load_detection(tmp_path, val_fraction=1)
-    with pytest.raises(ScratchvitError, match="1 pictures are too few to draw a test split from; add a test split"):
+    with pytest.raises(ScratchvitError, match="has 1 picture, too few to draw a test split from; add a test split"):
         load_detection(write_three("voc", tmp_path, (1, 0, 0)))
 
 

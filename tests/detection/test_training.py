@@ -311,7 +311,7 @@ def test_predictions_that_are_not_finite_are_left_out(tmp_path, monkeypatch):
     lines = []
     result = train_detector(CONFIG.replace(non_finite="skip"), tmp_path / "run", log=lines.append)
     assert states == [False, True, False, False, False, False]
-    assert result.skipped == 1 and "1 steps skipped" in lines[1] and "skipped" not in lines[2]
+    assert result.skipped == 1 and "1 step skipped" in lines[1] and "skipped" not in lines[2]
     assert all(np.isfinite(array).all() for array in load_checkpoint(tmp_path / "run").model.values())
     assert np.isfinite(float(rows_of(tmp_path / "run")[0]["train_loss"]))
 

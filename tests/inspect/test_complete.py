@@ -76,8 +76,9 @@ def test_a_sheet_of_completions(run, tmp_path, capsys):
     [
         (["--top-k", 18], 1, "top_k must be from 1 to 17, the number of colours, not 18"),
         (["--temperature", -1], 1, "temperature must be finite and at least 0, not -1"),
-        (["--images", 0], 2, "--images and --samples must be at least 1"),
-        (["--seed", -1], 2, "--seed at least 0"),
+        (["--images", 0], 2, "argument --images: must be at least 1, not 0"),
+        (["--samples", -1], 2, "argument --samples: must be at least 1, not -1"),
+        (["--seed", -1], 2, "--seed must be at least 0, not -1"),
         (["--data", "digit"], 1, "neither a folder nor a known data set"),
     ],
 )

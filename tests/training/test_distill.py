@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import safetensors.numpy
 
 import scratchvit as sv
 from scratchvit import Tensor, ops
@@ -296,6 +297,28 @@ def test_anybodys_weights_answer_by_the_preprocessing_beside_them(device, tmp_pa
     agree(lambda: net(as_the_teacher_sees(images)), answer)
 
 
+def test_the_teacher_in_a_file_of_several_is_chosen(tmp_path):
+    nets = {"student": model(), "teacher": model(seed=2)}
+    weights = {f"{entry}.{name}": value for entry, net in nets.items() for name, value in net.state_dict().items()}
+    safetensors.numpy.save_file(weights, tmp_path / "both.safetensors")
+    export(model(), "vit_tiny_patch16_224", tmp_path, Preprocessing((16, 16), 1.0, **OWN), CLASSES)   # config.json
+    images = pictures()
+    for entry, net in nets.items():
+        net.eval()
+        teacher = Teacher.load(tmp_path / "both.safetensors", STUDENT, entry=entry)
+        agree(lambda net=net: net(as_the_teacher_sees(images)), teacher(as_the_student_sees(images)))
+    with pytest.raises(ScratchvitError, match="it has no entry 'ema'; it has student, teacher"):
+        Teacher.load(tmp_path / "both.safetensors", STUDENT, entry="ema")
+
+
+def test_the_weights_of_a_run_without_averaging_can_teach(tmp_path):
+    net, images = model(), pictures()
+    path = run_of(net, tmp_path / "last.safetensors", ema=model(seed=2))
+    teacher = Teacher.load(path, STUDENT, entry="model")
+    net.eval()
+    agree(lambda: net(as_the_teacher_sees(images)), teacher(as_the_student_sees(images)))
+
+
 @pytest.mark.parametrize("size", [8, 32])
 def test_pictures_of_another_size_are_resized_for_it(device, size):
     net, images = model().eval(), pictures(size=size)
@@ -351,6 +374,9 @@ def test_a_teacher_of_something_else_is_refused(tmp_path):
     net = model()
     path = run_of(net, tmp_path / "best.safetensors", classes=CLASSES[::-1])
     with pytest.raises(ScratchvitError, match=r"was trained on the classes elk, .*ant, the student has ant"):
+        Teacher.load(path, STUDENT)
+    path = run_of(net, tmp_path / "best.safetensors", classes=["red\n", *"abcdef"])
+    with pytest.raises(ScratchvitError, match=r"the classes red\\n, a, b, c, d and 2 more, the student has ant"):
         Teacher.load(path, STUDENT)
     path = run_of(net, tmp_path / "best.safetensors")
     with pytest.raises(ScratchvitError, match="is a checkpoint and says which model it is"):

@@ -120,7 +120,8 @@ def test_regularisation_is_dropout_and_stochastic_depth(model, rates, tmp_path):
 
 @pytest.mark.parametrize(
     ("settings", "text"),
-    [({"teacher_model": "resnet18"}, "name the file with teacher"), ({"distill_weight": 1.5}, "distill_weight"),
+    [({"teacher_model": "resnet18"}, "name the file with teacher"),
+     ({"teacher_entry": "ema"}, "teacher_entry chooses"), ({"distill_weight": 1.5}, "distill_weight"),
      ({"regularisation": 1.0}, "regularisation"), ({"mixup": -1.0}, "mixup"), ({"cutmix": float("nan")}, "cutmix"),
      ({"layer_decay": 0.0}, "layer_decay"), ({"mix_mode": "all"}, "mix_mode"), ({"augment": "medium"}, "augment"),
      ({"crop_scale": 2.0}, "RandomResizedCrop"), ({"random_erasing": 2.0}, "RandomErasing")],
@@ -130,6 +131,12 @@ def test_settings_out_of_range_are_refused(settings, text, tmp_path):
     with pytest.raises(sv.ScratchvitError, match=text):
         prepare(CONFIG.replace(**settings), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_the_entry_of_the_teacher_is_a_setting(teacher, tmp_path):
+    prepare(CONFIG.replace(teacher=str(teacher), teacher_entry="model"), tmp_path / "run")
+    with pytest.raises(sv.ScratchvitError, match="has no entry 'ema'; it has model"):
+        prepare(CONFIG.replace(teacher=str(teacher), teacher_entry="ema"), tmp_path / "other")
 
 
 def test_a_teacher_that_is_not_there_is_one_sentence(tmp_path):

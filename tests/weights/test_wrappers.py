@@ -272,6 +272,12 @@ def test_sizes_are_given_to_predict(tmp_path, monkeypatch, capsys):
     assert main([*words, "--num-heads=3"]) == 1 and "3 heads: choose a multiple" in capsys.readouterr().err
     assert main(["predict", "a.png", "--checkpoint", "w.pth", "--img-size", "32"]) == 1
     assert "name the model" in capsys.readouterr().err
+    for option in ("--num-heads=3", "--norm_eps=1e-6"):     # these there are for some models
+        assert main(["predict", "a.png", "--checkpoint", "w.pth", option]) == 2
+        name = option.split("=")[0].replace("_", "-")
+        assert f"{name} is an option of the model: for third-party weights, name the model too, with --model NAME" in (
+            capsys.readouterr().err
+        )
     # With a config.json, the model is known before the options are read; the file comes first.
     (tmp_path / "config.json").write_text(json.dumps({"architecture": NAME, "model_args": TINY}))
     said = []

@@ -17,9 +17,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image
 
-from scratchvit.data.images import open_image
+from scratchvit.data.images import open_image, without_advice
 from scratchvit.detection.data.transforms import View
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 
 Target = dict[str, Any]
 
@@ -151,7 +152,8 @@ class AnnotatedPictures(DetectionDataset):
         self.unusable = tuple(unusable)
         self._annotations = tuple(objects)
         if not self.paths:
-            raise ScratchvitError(f"{name}: no usable picture is left ({len(self.skipped)} bad entries left out)")
+            bad = counted(len(self.skipped), "bad entry", "bad entries")
+            raise ScratchvitError(f"{name}: no usable picture is left ({bad} left out)")
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -199,12 +201,6 @@ class AnnotatedPictures(DetectionDataset):
             self.name, [self.paths[i] for i in chosen], [self._annotations[i] for i in chosen], self.classes,
             self.category_ids, self.notes, skipped, sources=self.sources, unusable=unusable,
         )
-
-
-def without_advice(error: ScratchvitError) -> str:
-    """An error message without its last clause, if that recommends --skip-bad."""
-    what, _, then = str(error).rpartition("; ")
-    return what if "--skip-bad" in then else str(error)
 
 
 @dataclass(frozen=True)

@@ -46,7 +46,7 @@ def read_coco(
 
     folder        the data folder that has the pictures
     near          folders in it that should have them; the first that contains any of them is where they belong
-    part          "train", "val" or "test": a picture that has to be searched for is not taken from another part
+    part          "train", "val" or "test": a picture that has to be searched for is not taken from another split
     categories    for val and test: the categories of train, which must be the same
     skip_bad      leave out bad entries, and pictures that cannot be decoded
 

@@ -24,7 +24,7 @@ _MANY = 20      # JSON files: so many are one a picture, of another format, and 
 
 
 def coco_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are files whose names say that they are COCO's; None without one for train.
+    """The splits, if there are files whose names say that they are COCO's; None without one for train.
 
     Raises ScratchvitError if more than one could be meant, and as `read_coco` does.
     """
@@ -48,7 +48,7 @@ def coco_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
 
 def coco_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are COCO files anywhere in the folder; one that names no part is for all pictures.
+    """The splits, if there are COCO files anywhere in the folder; one that names no split is for all pictures.
 
     Raises ScratchvitError if more than one could be meant, and as `read_coco` does.
     """

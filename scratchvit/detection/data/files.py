@@ -20,7 +20,7 @@ from urllib.parse import unquote
 from scratchvit.data.images import SUFFIXES
 from scratchvit.data.inventory import Inventory
 from scratchvit.detection.data.parts import part_of, part_of_file
-from scratchvit.files import listed, printable
+from scratchvit.files import counted, listed, printable
 
 IMAGES = frozenset({"images", "image", "imgs", "img", "jpegimages"})     # folders of pictures, in any case
 _PLAIN = re.compile(r"[\w-][\w .-]*")    # a name, which is neither absolute nor leads upwards
@@ -59,14 +59,14 @@ class DataFolder:
         return path.relative_to(self.root).as_posix()
 
     def part(self, path: Path) -> str | None:
-        """The part that the folders of a file name; see `part_of_file`."""
+        """The split that the folders of a file name; see `part_of_file`."""
         folder = path.parent
         if folder not in self._part_of_folder:
             self._part_of_folder[folder] = part_of_file(path.relative_to(self.root))
         return self._part_of_folder[folder]
 
     def part_by_name(self, path: Path) -> str | None:
-        """The part that the name of an annotation file says, or else its folders."""
+        """The split that the name of an annotation file says, or else its folders."""
         return part_of(path.stem) or self.part(path)
 
     def listed(self, path: Path) -> Path:
@@ -133,7 +133,7 @@ class DataFolder:
         written     a path, perhaps that of another computer
         folders     where such pictures should be; the first of them that has it
         part        whose annotations they are: a picture that is found by the name of its file alone is not one in the
-                    folder of another part
+                    folder of another split
         """
         steps = _steps(written)
         exact = (self.at(folder, written) for folder in folders)
@@ -184,10 +184,10 @@ class DataFolder:
         """What lies here, in words: "12 pictures in images; 3 .txt in labels; 1 .json"."""
         kinds: defaultdict[str, Counter[str]] = defaultdict(Counter)
         for path in self.files:
-            kind = "pictures" if is_picture(path) else path.suffix.lower() or "files without an extension"
+            kind = "picture" if is_picture(path) else path.suffix.lower()
             kinds[kind][self.relative(path.parent)] += 1
-        ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "pictures", -kind[1].total(), kind[0]))
-        return "; ".join(f"{places.total():,} {printable(kind)}{_in(places)}" for kind, places in ordered)
+        ordered = sorted(kinds.items(), key=lambda kind: (kind[0] != "picture", -kind[1].total(), kind[0]))
+        return "; ".join(f"{_number(places.total(), kind)}{_in(places)}" for kind, places in ordered)
 
 
 def in_order(paths: Iterable[Path]) -> list[Path]:
@@ -225,11 +225,18 @@ def in_words(folder: DataFolder, paths: Iterable[Path]) -> str:
     return listed(map(folder.relative, paths))
 
 
+def _number(count: int, kind: str) -> str:
+    """A number of files of a kind: "picture", a suffix, or "" for those without one."""
+    if kind.startswith("."):
+        return f"{count:,} {printable(kind)}"
+    return counted(count, "picture") if kind else f"{counted(count, 'file')} without an extension"
+
+
 def _in(places: Counter[str]) -> str:
     names = sorted(place for place in places if place != ".")
     if not names:
         return ""
-    more = f" and {len(names) - _NAMED} more folders" if len(names) > _NAMED else ""
+    more = f" and {counted(len(names) - _NAMED, 'more folder')}" if len(names) > _NAMED else ""
     return f" in {', '.join(map(printable, names[:_NAMED]))}{more}"
 
 

@@ -26,8 +26,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from scratchvit.data.images import open_image
-from scratchvit.detection.data.annotations import Annotations, without_advice
+from scratchvit.data.images import open_image, without_advice
+from scratchvit.detection.data.annotations import Annotations
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import read_text
 

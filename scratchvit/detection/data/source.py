@@ -19,7 +19,8 @@ from scratchvit.detection.data.tables import read_tables
 from scratchvit.detection.data.unknown import what_is_missing
 from scratchvit.detection.data.voc_files import voc_anywhere, voc_by_lists
 from scratchvit.detection.data.yolo_files import yolo_anywhere, yolo_by_name
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import NoSuchData, ScratchvitError
+from scratchvit.files import counted
 
 # First what names say, then what is inside of files; the first that finds annotations has the folder.
 _FORMATS = (coco_by_name, voc_by_lists, yolo_by_name, coco_anywhere, voc_anywhere, read_tables, yolo_anywhere)
@@ -38,7 +39,7 @@ def load_detection(
         VOC     JPEGImages, Annotations, ImageSets/Main/train.txt, …, also for several years; or XML files beside
                 pictures, or in a folder annotations, perhaps in folders train, valid, test
         YOLO    images/train, labels/train, …, or where data.yaml says; names in data.yaml or classes.txt; or pictures
-                and text files without parts
+                and text files without splits
         CSV     filename,width,height,class,xmin,ymin,xmax,ymax, or VIA's
 
     val_fraction  fraction of the training pictures that becomes the validation split, by seed, if there is none
@@ -53,10 +54,11 @@ def load_detection(
     if name_or_path == "scenes":
         return load_scenes(seed=seed)
     root = Path(name_or_path)
+    if root.is_file():
+        raise ScratchvitError(f"{root}: this is a file: give the folder that contains it")
     if not root.is_dir():
-        raise ScratchvitError(
-            f"{root}: this is a file: give the folder that contains it" if root.is_file() else
-            f"{root}: no such folder; give one with COCO, VOC, YOLO or CSV annotations, or 'scenes'"
+        raise NoSuchData(
+            f"{root}: no such folder; give one with COCO, VOC, YOLO or CSV annotations, or 'scenes'", str(root)
         )
     folder = DataFolder(root)
     for read in _FORMATS:
@@ -87,10 +89,11 @@ def _completed(parts: Mapping[str, AnnotatedPictures], val_fraction: float, seed
         count = max(1, round(fraction * len(train)))
         if count >= len(train):
             raise ScratchvitError(
-                f"{train.name}: {len(train)} pictures are too few to draw a {part} split from; add a {part} split"
+                f"{train.name} has {counted(len(train), 'picture')}, too few to draw a {part} split from; add a {part} "
+                "split"
             )
         held, rest = np.sort(order[:count]), np.sort(order[count:])
-        drawn.append(f"{part}: {count} pictures drawn from {train.name} with seed {seed}")
+        drawn.append(f"{part}: {counted(count, 'picture')} drawn from {train.name} with seed {seed}")
         held_out, train = train.subset(held), train.subset(rest)
         return held_out
 
@@ -112,7 +115,7 @@ def _shared(parts: Mapping[str, AnnotatedPictures]) -> list[str]:
             paths = {*parts[first].paths}
             count = sum(path in paths for path in parts[second].paths)
             if count:
-                notes.append(f"{second}: {count:,} of its {len(parts[second]):,} pictures are also in {first}")
+                notes.append(f"{second}: {count:,} of its {counted(len(parts[second]), 'picture')} are also in {first}")
     return notes
 
 

@@ -48,7 +48,7 @@ class _Table:
 
 
 def read_tables(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are such tables in the folder; None without any.
+    """The splits, if there are such tables in the folder; None without any.
 
     Raises ScratchvitError if there are none for train, and for a bad row.
     """

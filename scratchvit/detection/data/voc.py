@@ -28,13 +28,13 @@ from scratchvit.errors import ScratchvitError
 
 @dataclass(frozen=True)
 class VocFiles:
-    """The annotation files of a part, or of a part in one of several years.
+    """The annotation files of a split, or of a split in one of several years.
 
     name        what lists them, or the folder that they are in
     entries     (where it is listed, or "", the file), in order; a file that is listed may not be there
     home        the folder that they are in, or its subfolders
     pictures    the folder that has the pictures, in subfolders of the same names
-    part        "train", "val" or "test" if the names of folders tell parts apart
+    part        "train", "val" or "test" if the names of folders tell splits apart
     sources     further files that were read, such as the list
     """
 
@@ -54,7 +54,7 @@ def read_voc(
     classes     class names; by default all that occur here, sorted
     skip_bad    leave out bad entries, and pictures that cannot be decoded
 
-    Raises ScratchvitError for a bad entry, and always for a part without files.
+    Raises ScratchvitError for a bad entry, and always for a split without files.
     """
     faults = Faults(skip_bad)
     name = " and ".join(year.name for year in years)

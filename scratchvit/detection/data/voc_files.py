@@ -2,7 +2,7 @@
 
     ImageSets/Main/train.txt, val.txt, test.txt, which list files of Annotations     VOC itself; several years are one
     ImageSets/Main/default.txt                                                       CVAT: all pictures
-    annotations/*.xml or annots/*.xml, and images/*.jpg                              no parts
+    annotations/*.xml or annots/*.xml, and images/*.jpg                              no splits
     0001.jpg and 0001.xml together, perhaps in folders train, valid, test            LabelImg, Roboflow
 """
 
@@ -28,7 +28,7 @@ _OPENING = re.compile(rb"<annotation[\s/>]")
 
 
 def voc_by_lists(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are lists in ImageSets/Main or ImageSets, here or further down; None without one for train.
+    """The splits, if there are lists in ImageSets/Main or ImageSets, here or further down; None without one for train.
 
     Raises ScratchvitError as `read_voc` does.
     """
@@ -45,10 +45,10 @@ def voc_by_lists(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
 
 def voc_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are VOC's XML files anywhere in the folder; None without one.
+    """The splits, if there are VOC's XML files anywhere in the folder; None without one.
 
-    Parts are told apart by the folders of the XML files, or of their pictures. Raises ScratchvitError if there are none
-    for train, and as `read_voc` does.
+    Splits are told apart by the folders of the XML files, or of their pictures. Raises ScratchvitError if there are
+    none for train, and as `read_voc` does.
     """
     stems = {path.stem for path in folder.pictures}
     opened = {path: _is_voc(path) for path in folder.with_suffix(".xml")}
@@ -93,7 +93,7 @@ def _read(
 
 
 def _lists(at: Path) -> dict[str, Path]:
-    """{part: the list of its pictures}. Those of single classes, cat_train.txt, are none; an only list is for all."""
+    """{split: the list of its pictures}. Those of single classes, cat_train.txt, are none; an only list is for all."""
     home = at / "ImageSets" / "Main"
     listings = by_name((home if home.is_dir() else home.parent).glob("[!.]*.txt"))
     found = {path.stem: path for path in listings if path.stem in PARTS}

@@ -20,12 +20,12 @@ from scratchvit.detection.data.data_yaml import Names
 from scratchvit.detection.data.outlines import around
 from scratchvit.detection.data.reading import AnnotationList, Faults, picture_size
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import read_text
+from scratchvit.files import counted, read_text
 
 
 @dataclass(frozen=True)
 class YoloFiles:
-    """The files of a part.
+    """The files of a split.
 
     name        the folder of its pictures, or the list of them
     pictures    (the picture, its name in results), in order
@@ -44,7 +44,7 @@ class YoloFiles:
 def read_yolo(
     files: YoloFiles, names: Names, *, keypoints: bool = False, skip_bad: bool = False
 ) -> AnnotatedPictures:
-    """Read the pictures of a part. Image ids are 1, 2, …; category ids are those of the text files.
+    """Read the pictures of a split. Image ids are 1, 2, …; category ids are those of the text files.
 
     names       class → name
     keypoints   lines go on with key points after the box, which are not used
@@ -81,7 +81,8 @@ def read_yolo(
         paths.append(path)
         objects.append(found.annotations(len(paths), file_name, size))
     if bare:
-        faults.notes.append(f"{files.name}: {bare} of {len(paths)} pictures have no text file, so no objects")
+        of_all = f"{bare} of {counted(len(paths), 'picture')}"
+        faults.notes.append(f"{files.name}: {of_all} have no text file, so no objects")
     faults.note_outlines(files.name)
     dataset = AnnotatedPictures(
         files.name, paths, objects, [*names.values()], [*names], faults.notes, faults.skipped,

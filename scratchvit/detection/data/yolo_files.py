@@ -29,7 +29,7 @@ _TRIED = 50         # text files that are opened to see whether they are labels
 
 @dataclass
 class _Part:
-    """Pictures of a part before their text files are looked for."""
+    """Pictures of a split before their text files are looked for."""
 
     name: str
     pictures: dict[Path, str] = field(default_factory=dict)     # picture → its name in results
@@ -38,7 +38,7 @@ class _Part:
 
 
 def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if data.yaml or the names of folders say where they are; None if train is not among them.
+    """The splits, if data.yaml or the names of folders say where they are; None if train is not among them.
 
     Raises ScratchvitError as `read_yolo` does.
     """
@@ -56,9 +56,9 @@ def yolo_by_name(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictu
 
 
 def yolo_anywhere(folder: DataFolder, skip_bad: bool) -> dict[str, AnnotatedPictures] | None:
-    """The parts, if there are pictures with text files of labels anywhere; None without any.
+    """The splits, if there are pictures with text files of labels anywhere; None without any.
 
-    Parts are told apart by lists of pictures (train.txt), or by the folders of the pictures. Raises ScratchvitError if
+    Splits are told apart by lists of pictures (train.txt), or by the folders of the pictures. Raises ScratchvitError if
     there are none for train, and as `read_yolo` does.
     """
     texts = _texts_of(folder, folder.pictures)
@@ -103,9 +103,9 @@ def _part_folder(folder: DataFolder, part: str) -> Path | None:
 def _of_yaml(
     folder: DataFolder, yaml: DataYaml, named: Mapping[str, _Part]
 ) -> tuple[dict[str, _Part], list[str]]:
-    """The parts that are where data.yaml says, and notes about those that are not.
+    """The splits that are where data.yaml says, and notes about those that are not.
 
-    named: {part: that of the folder that is called like it}, which is used where data.yaml cannot be followed.
+    named: {split: that of the folder that is called like it}, which is used where data.yaml cannot be followed.
     """
     home = yaml.path.parent
     bases = (folder.at(at, end) for end in (yaml.base, *ends_of(yaml.base)) for at in (home, folder.root))
@@ -143,7 +143,7 @@ def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | No
     """A folder or a list that data.yaml names. Of a path that is not there, the end is tried: ../train/images."""
     tried = [(base, written) for base in bases]
     for end in ends_of(written):
-        if "/" in end or is_part(Path(end).stem):       # images alone could be those of all parts
+        if "/" in end or is_part(Path(end).stem):       # images alone could be those of all splits
             tried += [(base, end) for base in bases]
     for base, text in tried:
         path = folder.at(base, text)
@@ -153,7 +153,7 @@ def _place(folder: DataFolder, bases: Iterable[Path], written: str) -> Path | No
 
 
 def _together(folder: DataFolder, parts: Sequence[_Part]) -> _Part:
-    """Several folders or lists as one part."""
+    """Several folders or lists as one split."""
     return _Part(
         " and ".join(one.name for one in parts),
         {path: folder.relative(path) for one in parts for path in one.pictures},
@@ -279,7 +279,7 @@ def _read(
 
 
 def _with_texts(folder: DataFolder, parts: dict[str, _Part]) -> dict[str, YoloFiles]:
-    """The parts with their text files. Raises ScratchvitError for a part without any."""
+    """The splits with their text files. Raises ScratchvitError for a split without any."""
     pictures = {*folder.pictures, *(path for part in parts.values() for path in part.pictures)}
     texts = _texts_of(folder, in_order(pictures))
     real = {at: os.path.realpath(at) for at in {path.parent for path in texts}}

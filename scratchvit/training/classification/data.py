@@ -24,7 +24,7 @@ from scratchvit.data import (
     Splits,
 )
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import listed
+from scratchvit.files import counted, listed
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
 from scratchvit.training.build import normalisation
@@ -128,7 +128,7 @@ def load_splits(config: TrainConfig, began: Checkpoint | None = None) -> Splits:
         )
     train = data.stratified_share(splits.train, config.train_fraction, config.seed)
     if len(train) < len(splits.train):
-        share = f"{len(train):,} of its {len(splits.train):,} pictures"
+        share = f"{len(train):,} of its {counted(len(splits.train), 'picture')}"
         note = f"train: {share}, by train_fraction {config.train_fraction:g}"
         splits = dataclasses.replace(splits, train=train, notes=(*splits.notes, note))
     return splits

@@ -28,13 +28,14 @@ import numpy as np
 from scratchvit import ops
 from scratchvit.backend import Array, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import listed
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.vit import pair
 from scratchvit.ops.attention import log_probabilities
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
-from scratchvit.weights import model_from_weights
+from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
 
 Logits: TypeAlias = Tensor | tuple[Tensor, Tensor]
@@ -128,11 +129,14 @@ class Teacher:
         self._shift = (np.array(student_mean) - np.array(mean)) / np.array(std)
 
     @classmethod
-    def load(cls, path: str | Path, about: Mapping[str, Any], model: str | None = None) -> Teacher:
+    def load(
+        cls, path: str | Path, about: Mapping[str, Any], model: str | None = None, entry: str | None = None
+    ) -> Teacher:
         """Load a teacher from the checkpoint of a run (its averaged weights, if any) or from third-party weights.
 
         about: description of the student's data, as in a `Checkpoint`: {"classes", "mean", "std", …}.
         model: for third-party weights, name of the model; by default it is read from the config.json in their folder.
+        entry: which weights of a file that has several; for a checkpoint, "model" or "ema".
         Raises ScratchvitError for a file that cannot be read, and for a teacher with other classes or channels.
         """
         classes, channels = list(about["classes"]), len(about["mean"])
@@ -140,18 +144,18 @@ class Teacher:
         if is_checkpoint(path):
             if model is not None:
                 raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out its name")
-            net, checkpoint = model_from_checkpoint(path)
+            net, checkpoint = model_from_checkpoint(path, entry=entry)
             check_classifies(checkpoint.model_name, net.config)
             mean, std = checkpoint.data["mean"], checkpoint.data["std"]
             if (known := list(checkpoint.data["classes"])) != classes:
                 raise ScratchvitError(
-                    f"{path} was trained on the classes {_listed(known)}, the student has {_listed(classes)}: use a "
-                    "teacher with the same classes in the same order"
+                    f"{path} was trained on the classes {listed(known, 5)}, the student has {listed(classes, 5)}: use "
+                    "a teacher with the same classes in the same order"
                 )
         else:
-            net, name = model_from_weights(path, model, in_chans=channels)
+            net, name, report = open_model(path, model, entry=entry, in_chans=channels)
             check_classifies(name, net.config)
-            expected = preprocessing_for(name, path, in_chans=channels).to_timm()
+            expected = preprocessing_for(name, path, in_chans=channels, owner=report.owner).to_timm()
             mean, std = expected["mean"], expected["std"]
         if net.config.num_classes != len(classes):
             raise ScratchvitError(
@@ -179,7 +183,3 @@ class Teacher:
         a resumed run must have the same bits.
         """
         return np.concatenate([asnumpy(self(images)) for images, *_ in batches])
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names) if len(names) <= 5 else f"{', '.join(names[:5])}, … ({len(names)})"

@@ -51,7 +51,9 @@ class Objective:
                 "the teacher"
             )
         self.mix = make_mix(config, model.config.num_classes)
-        self.teacher = Teacher.load(config.teacher, about, config.teacher_model) if config.teacher else None
+        self.teacher = (
+            Teacher.load(config.teacher, about, config.teacher_model, config.teacher_entry) if config.teacher else None
+        )
         if self.teacher and isinstance(model, DistillableModel):
             model.distilled_training = True     # returns the logits of the class head and of the distillation head
         self._teacher_logits: np.ndarray | None = None      # for all images of the training split

@@ -18,6 +18,7 @@ from scratchvit import optim, progress
 from scratchvit.data import Batch
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.interface import PatchModel, PixelModel, frames_of, generates
@@ -95,6 +96,10 @@ class ClassificationTask(Task[Result]):
         check_shares(config, ("label_smoothing", "regularisation", "color_jitter"))
         if config.teacher_model and not config.teacher:
             raise ScratchvitError("teacher_model is the model of a teacher's weights: name the file with teacher")
+        if config.teacher_entry and not config.teacher:
+            raise ScratchvitError(
+                "teacher_entry chooses one of the sets of weights in a teacher's file: name the file with teacher"
+            )
         if not config.distill_temperature > 0:
             raise ScratchvitError(f"distill_temperature must be positive, not {config.distill_temperature}")
         if config.distill_weight is not None and not config.teacher:
@@ -227,6 +232,6 @@ def coarse_patches(model: Any) -> str | None:
     else:
         way_out = "larger images give more"
     return (
-        f"only {rows * columns} patch{'es' * (rows * columns > 1)} of {H // rows}×{W // columns} pixels in an image of "
+        f"only {counted(rows * columns, 'patch', 'patches')} of {H // rows}×{W // columns} pixels in an image of "
         f"{H}×{W}: a patch is one token, so it should span at most an eighth of a side; {way_out}"
     )
