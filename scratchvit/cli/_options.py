@@ -60,11 +60,13 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser that fits its help to the terminal and reports a wrong option in one sentence.
 
     with_model: options that the command only has if a model is named, such as --num-heads
+    elsewhere: {option that the command lacks: the rest of a sentence that begins with it}
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
         self.with_model: Collection[str] = ()
+        self.elsewhere: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: {message} (see `{self.prog} --help`)\n")
@@ -84,6 +86,8 @@ class Parser(argparse.ArgumentParser):
                     f"{meant} is an option of the model: for third-party weights, name the model too, with --model "
                     "NAME; a run has options of its own"
                 )
+            if meant in self.elsewhere:
+                self.error(f"{meant} {self.elsewhere[meant]}")
             close = [option for option in (meant, _OF_DETECTORS.get(meant)) if option in known]
             close = close or difflib.get_close_matches(typed, known, n=1, cutoff=0.5)
             hint = f"; did you mean {close[0]}?" if close else ""

@@ -14,9 +14,10 @@ from typing import Any, Generic, TypeVar
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, command_line, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
-from scratchvit.cli._text import counted, filled
+from scratchvit.cli._text import filled
 from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import read_config
@@ -58,6 +59,15 @@ class TrainingCommand(Generic[ConfigT]):
     refuses: Callable[[ConfigT], str | None] = lambda config: None
     from_init: Callable[[str, str | None], dict[str, Any]] = lambda path, entry: {}
 
+    def _elsewhere(self, model: str, fields: Collection[str]) -> dict[str, str]:
+        """Errors for options of the command's usual model that this one lacks: {option: the rest of the sentence}."""
+        usual = self.kind.model
+        names = vars(model_config(usual)).keys() - set(fields) - set(self.from_the_data) if usual else ()
+        return {
+            f"--{name.replace('_', '-')}": f"is no option of {model}; name a model that has it, such as --model {usual}"
+            for name in names
+        }
+
     @property
     def prog(self) -> str:
         return f"scratchvit {self.kind.command}"
@@ -89,6 +99,7 @@ class TrainingCommand(Generic[ConfigT]):
         add_fields(run, self.kind, [name for name in vars(base) if name not in grouped], vars(base))
         run.add_argument("--out", metavar="DIR", help="folder of the run (default: runs/DATA-MODEL-N, a new one)")
         add_output(run)
+        parser.elsewhere = self._elsewhere(base.model, model_fields)
 
         given = {name: value for name, value in vars(parser.parse_strictly(argv)).items() if name not in OUTPUT}
         out, resume, recipe = given.pop("out"), given.pop("resume"), given.pop("recipe", None)
@@ -114,7 +125,10 @@ class TrainingCommand(Generic[ConfigT]):
         chosen = first.parse_known_args(argv)[0]
         if chosen.resume:
             return read_config(Path(chosen.resume), self.kind)
-        recipe = load_recipe(chosen.recipe, self.kind) if chosen.recipe else recipe_for(chosen.data, self.kind)
+        if chosen.recipe:
+            recipe = load_recipe(chosen.recipe, self.kind)
+        else:
+            recipe = recipe_for(chosen.data, self.kind, chosen.model)
         if chosen.model is None:
             decided = self.from_init(chosen.init, chosen.entry) if chosen.init else {}
             args = {**recipe.model_args, **decided}

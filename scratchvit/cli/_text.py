@@ -7,8 +7,6 @@ import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-from scratchvit.files import counted as counted
-
 
 def columns(most: int) -> int:
     """The width of the terminal, 80 if there is none, at least 40 and at most this."""

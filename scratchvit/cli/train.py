@@ -11,6 +11,7 @@ import numpy as np
 
 from scratchvit import progress
 from scratchvit.cli._bugs import bugs_reported
+from scratchvit.cli._options import command_line
 from scratchvit.cli._output import note_result
 from scratchvit.cli._run_command import (
     TrainingCommand,
@@ -22,7 +23,7 @@ from scratchvit.cli._run_command import (
     files_and_commands,
 )
 from scratchvit.cli._text import filled, labelled_lines
-from scratchvit.data import Normalize
+from scratchvit.data import Normalize, list_datasets
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable, write_atomically
@@ -31,12 +32,14 @@ from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
 from scratchvit.models.interface import TokenModel, config_of, generates
-from scratchvit.recipes import recipe_for
+from scratchvit.recipes import Choice, choose, recipe_for
 from scratchvit.reports.classification import Run, write_report
 from scratchvit.reports.generative import bits_and_baseline
 from scratchvit.training import ClassificationTask, Result, TrainConfig, TrainingLoop, prepare
 from scratchvit.training.classification.task import coarse_patches
+from scratchvit.training.estimate import seconds_of_training
 from scratchvit.weights.export import can_export
+from scratchvit.weights.published import downloaded_by_torchvision
 
 ATTENTION_PICTURES = 10     # one of each of the first classes
 
@@ -44,16 +47,17 @@ DESCRIPTION = """\
 Train a model on pictures. By default: a small ViT on scikit-learn's handwritten digits, which takes about a minute.
 
   scratchvit train
-  scratchvit train --data photos --img-size 96 --patch-size 8
+  scratchvit train --data photos
   scratchvit train --resume runs/NAME
 
 photos has a folder for each class: photos/train/<class>/*.jpg, or photos/<class>/*.jpg. A resumed run continues bit
 for bit.
 
-The defaults below are those of a recipe (scratchvit/recipes/, one file each); data sets known by name have their own
-recipe. The options of the model depend on the model: `scratchvit train --model NAME --help` lists those of NAME.
-Without --model, sizes are those of the recipe. With --model, they are those of the model's paper, except img_size (and
-a ViT's patch_size), which stay those of the recipe.
+The defaults below are those of a recipe (scratchvit/recipes/, one file each). Data sets known by name have their own
+recipe. For your own pictures, the model and the number of epochs depend on how many pictures there are, and how large.
+The options of the model depend on the model: `scratchvit train --model NAME --help` lists those of NAME. Without
+--model, sizes are those of the recipe. With --model, they are those of the model's paper, except img_size (and a ViT's
+patch_size), which stay those of the recipe.
 """
 
 # The options in the order of the help. Fields of TrainConfig that are not listed are in the group "run".
@@ -91,7 +95,8 @@ def train(argv: Sequence[str]) -> int:
     config, folder, resume = COMMAND.parse(argv)
     loop = prepare(config, folder, resume)
     with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
-        print(_start_summary(loop), flush=True)
+        choice = _choice(loop)
+        print(_start_summary(loop, choice), flush=True)
         result = loop.run()
         part, _ = loop.task.data.splits.held_out
         measured = result.predictions.meter
@@ -108,7 +113,7 @@ def train(argv: Sequence[str]) -> int:
             print(filled(_bits_per_pixel(loop, *bits)))
         if result.skipped:
             print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
-        print(_end_summary(loop, _write_pictures(loop, result, bits)))
+        print(_end_summary(loop, _write_pictures(loop, result, bits), choice))
     note_result(
         run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
         val_accuracy=result.val_accuracy, val_loss=result.val_loss,
@@ -117,7 +122,7 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
+def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None) -> str:
     """The data, model, settings, device and folder of a run, as text."""
     config, splits = loop.task.config, loop.task.data.splits
     model: Any = loop.model
@@ -135,6 +140,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
         ("warning", coarse_patches(loop.model) if not _sizes_of_the_recipe(config) else ""),
         ("weights", f"initialised from {config.init}" if loop.loaded else ""),
         *(("", line) for line in str(loop.loaded or "").splitlines()),
+        *(_reasons(loop, choice) if choice and not loop.step else ()),
         ("sizes", describe_settings(config.model_args)),
         ("resumed", describe_resuming(loop)),
         ("steps", describe_steps(config, len(loop.loader))),
@@ -147,9 +153,42 @@ def _start_summary(loop: TrainingLoop[ClassificationTask]) -> str:
     return labelled_lines(rows)
 
 
+def _choice(loop: TrainingLoop[ClassificationTask]) -> Choice | None:
+    """The settings that suit the folder's pictures, if this run has their model and sizes; None for other runs."""
+    config = loop.task.config
+    if config.data in list_datasets() or config.init:
+        return None
+    choice = choose(config.data)
+    is_chosen = (config.model, config.model_args) == (choice.config.model, choice.config.model_args)
+    return choice if is_chosen else None
+
+
+def _reasons(loop: TrainingLoop[ClassificationTask], choice: Choice) -> list[tuple[str, str]]:
+    """Why this model, how long it will take, and what to try next."""
+    config, splits = loop.task.config, loop.task.data.splits
+    seconds = seconds_of_training(
+        config.model, loop.model_args, config.batch_size, config.epochs, splits.train, splits.val
+    )
+    side = loop.about["image_shape"][0]
+    return [
+        ("chosen", choice.about_model),
+        ("", choice.about_epochs if config.epochs == choice.config.epochs else ""),
+        ("time", f"about {progress.duration(seconds)} on this machine"),
+        ("or try", f"longer training, --epochs {3 * config.epochs}; more detail, --img-size {2 * side}; or pretrained "
+                   "weights, which help most if there are few pictures (a command is printed at the end)"),
+    ]
+
+
+def _fine_tuning(data: str) -> str:
+    """The command that fine-tunes pretrained weights: those of torchvision on this machine, if there are any."""
+    weights, model = downloaded_by_torchvision() or ("FILE", "NAME")
+    words = ["--recipe", "finetune_pictures", "--data", data, "--init", str(weights), "--model", model]
+    return command_line(["scratchvit", "train", *words])
+
+
 def _sizes_of_the_recipe(config: TrainConfig) -> bool:
     """Whether the image and patch size are those of the recipe for these data, whose accuracy is known."""
-    recipe_args = recipe_for(config.data, TrainConfig).model_args
+    recipe_args = recipe_for(config.data, TrainConfig, config.model).model_args
     return "patch_size" in recipe_args and all(
         config.model_args.get(name) == recipe_args.get(name) for name in SIZES_OF_THE_DATA
     )
@@ -223,7 +262,9 @@ def next_commands(run: Run) -> dict[str, str]:
     return COMMAND.lines(run.config, run.path, run.finished, uses)
 
 
-def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str]) -> str:
+def _end_summary(
+    loop: TrainingLoop[ClassificationTask], pictures: dict[str, str], choice: Choice | None
+) -> str:
     """The files of the run, and commands to try next, as text."""
     folder = loop.folder
     sample = folder.path / "sample.png"
@@ -233,6 +274,7 @@ def _end_summary(loop: TrainingLoop[ClassificationTask], pictures: dict[str, str
         *([f"scratchvit {what} {folder.path}" for what in ("complete", "probe")] if generative else []),
         f"scratchvit eval {folder.path}",
         f"scratchvit train --resume {folder.path} --epochs {2 * loop.config.epochs}",
+        _fine_tuning(loop.config.data) if choice else "",
         "scratchvit train --help",
     ]
     return files_and_commands(folder, "loss and accuracy", pictures, commands)

@@ -157,9 +157,7 @@ def load_folder(
     With skip_bad, every picture is decoded first; those that fail are left out and named in `skipped`.
     Raises ScratchvitError for a folder in which no classes are found, or whose splits have classes that train lacks.
     """
-    inventory = Inventory(path if path.is_dir() else path.parent)
-    layout = _layout_of(inventory) if path.is_dir() else by_table(inventory, path)
-    check_classes(layout)
+    layout, inventory = read_layout(path)
     parts = {part: ImageFolder.of(classes, img_size, layout.name) for part, classes in layout.parts.items()}
     bad: dict[Path, str] = {}
     if skip_bad:
@@ -189,6 +187,17 @@ def load_folder(
     inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if not inventory.is_used(path)])
     inventory.leave_out("cannot be decoded", bad)
     return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(bad.values()), inventory)
+
+
+def read_layout(path: Path) -> tuple[Layout, Inventory]:
+    """The splits and classes of a folder, or of a table of names and labels, and the inventory of its files.
+
+    Raises ScratchvitError if no classes are found, or if a split has classes that train lacks.
+    """
+    inventory = Inventory(path if path.is_dir() else path.parent)
+    layout = _layout_of(inventory) if path.is_dir() else by_table(inventory, path)
+    check_classes(layout)
+    return layout, inventory
 
 
 def _layout_of(inventory: Inventory) -> Layout:

@@ -2,6 +2,7 @@
 
     scratchvit train --recipe vit_cifar10                       # the settings of the file
     scratchvit train --recipe vit_cifar10 --data photos         # the same settings on your own images
+    scratchvit train --data photos                              # settings that suit the number and size of your images
     config = load_recipe("vit_cifar10").replace(epochs=5)       # from Python: train(config, folder)
 
 A file contains one `RECIPE`, a TrainConfig or, if its name begins with detect_, a DetectConfig. Recipes are starting
@@ -14,11 +15,15 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+from pathlib import Path
 from typing import TypeVar
 
 from scratchvit.errors import ScratchvitError
+from scratchvit.recipes._own_pictures import Choice, choose
 from scratchvit.training import TrainConfig
 from scratchvit.training.config import RunConfig
+
+__all__ = ["Choice", "choose", "list_recipes", "load_recipe", "recipe_for"]
 
 ConfigT = TypeVar("ConfigT", bound=RunConfig)
 
@@ -35,7 +40,7 @@ DETECTION_FOLDER = "detect_folder"      # for your own pictures with boxes
 
 def list_recipes(kind: type[RunConfig] = TrainConfig) -> list[str]:
     """The names of the recipes for a kind of run, TrainConfig or DetectConfig."""
-    names = sorted(module.name for module in pkgutil.iter_modules(__path__))
+    names = sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.name.startswith("_"))
     return [name for name in names if name.startswith("detect_") == _detects(kind)]
 
 
@@ -49,11 +54,21 @@ def load_recipe(name: str, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # typ
     return importlib.import_module(f"{__name__}.{name}").RECIPE
 
 
-def recipe_for(data: str, kind: type[ConfigT] = TrainConfig) -> ConfigT:  # type: ignore[assignment]
-    """The default settings for a data set: its default recipe, or general settings for a folder of images."""
+def recipe_for(
+    data: str, kind: type[ConfigT] = TrainConfig, model: str | None = None,  # type: ignore[assignment]
+) -> ConfigT:
+    """The default settings for a data set: its recipe or, for a folder of your own pictures, settings that suit them.
+
+    model: if a model is named, a folder's settings are general ones, which do not depend on its pictures.
+    Raises ScratchvitError for a folder in which no classes are found.
+    """
     if _detects(kind):
         return load_recipe(DETECTION_DEFAULTS.get(data, DETECTION_FOLDER), kind).replace(data=data)
-    return load_recipe(DEFAULTS[data], kind) if data in DEFAULTS else kind(data=data, flip=True)  # type: ignore[call-arg]
+    if data in DEFAULTS:
+        return load_recipe(DEFAULTS[data], kind)
+    if model is None and Path(data).exists():
+        return choose(data).config        # type: ignore[return-value]
+    return kind(data=data, flip=True)           # type: ignore[call-arg]
 
 
 def _detects(kind: type[RunConfig]) -> bool:

@@ -8,6 +8,7 @@ recognised by its content.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -89,3 +90,14 @@ def published_for(model: str, size: tuple[int, int]) -> list[Published]:
     """The rows of a model: those for images of this size (height, width) if there are any, the earliest first."""
     rows = [row for row in PUBLISHED if row.model == model]
     return [row for row in rows if (row.crop, row.crop) == size] or rows
+
+
+def downloaded_by_torchvision() -> tuple[Path, str] | None:
+    """A file of weights for classification that torchvision has downloaded to this machine, and the name of its model.
+
+    The first of the table if there are several; None if there is none.
+    """
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+    files = ((folder / f"{row.file}.pth", row.model) for row in PUBLISHED if row.colours is IMAGENET)
+    return next(((file, model) for file, model in files if file.is_file()), None)

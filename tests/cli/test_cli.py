@@ -23,6 +23,7 @@ from scratchvit.training import TrainConfig
 from tests.support.data_samples import write_image_folder, write_picture
 from tests.support.seeds import seeded
 
+VIT = ["--model", "vit_tiny_patch16_224"]     # for a folder, whose default is a ResNet
 TINY = [
     "--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4",
     "--epochs=1", "--warmup-epochs=0", "--batch-size=128", "--lr=1e-2",
@@ -75,7 +76,7 @@ def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, caps
     write_image_folder(tmp_path / "photos", parts=("train",), per_class=20)
     (tmp_path / "photos" / "train" / "ant" / "000.png").write_bytes(b"no picture")
     folder = tmp_path / "run"
-    words = [*TINY, "--data", "photos", "--img-size", "8", "--skip-bad", "--out", str(folder)]
+    words = [*VIT, *TINY, "--data", "photos", "--img-size", "8", "--skip-bad", "--out", str(folder)]
     assert main(["train", *words]) == 0
     trained = capsys.readouterr().out.split("test accuracy ")[1].split(",")[0]
     assert main(["eval", "--checkpoint", str(folder)]) == 0
@@ -84,7 +85,7 @@ def test_a_run_that_left_pictures_out_is_judged_on_the_same_split(tmp_path, caps
 
 def test_a_run_does_not_go_on_with_other_pictures(tmp_path, capsys, no_pictures):
     write_image_folder(tmp_path / "photos", per_class=20)
-    words = [*TINY, "--data", "photos", "--img-size", "8", "--out", str(tmp_path / "run")]
+    words = [*VIT, *TINY, "--data", "photos", "--img-size", "8", "--out", str(tmp_path / "run")]
     assert main(["train", *words]) == 0
     capsys.readouterr()
     write_picture(tmp_path / "photos" / "train" / "ant" / "one-more.png")
@@ -267,7 +268,7 @@ def photos(tmp_path):
 def test_an_image_folder_trains_and_predicts(photos, capsys, no_pictures):
     bad = photos / "train" / "cat" / "0.png"
     bad.write_bytes(bad.read_bytes()[:40])
-    words = ["train", "--data", str(photos), "--img-size", "16", *TINY, "--val-fraction", "0.2"]
+    words = ["train", "--data", str(photos), "--img-size", "16", *VIT, *TINY, "--val-fraction", "0.2"]
     error, code = refused(capsys, *words)
     assert str(bad) in error and "cannot be decoded" in error and code == 1
 
