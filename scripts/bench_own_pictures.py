@@ -6,8 +6,8 @@ For every folder, `scratchvit train --data FOLDER` runs to its end. Then a ResNe
 time on the same training pictures, once for each size of its images, and is evaluated on the same test pictures (on the
 validation pictures if the folder has no test split). Both use all cores. Needs torch and torchvision.
 
-The ResNet-18 is trained as is common: random resized crops and flips, AdamW with a learning rate of 0.001 that is warmed
-up and then follows a cosine over the time, batches of 32, label smoothing 0.1. Its pictures are decoded once and kept.
+The ResNet-18 is trained as is common: random resized crops and flips, AdamW with a learning rate of 0.001 that is
+warmed up and then follows a cosine over the time, batches of 32, label smoothing 0.1. Its pictures are decoded once and kept.
 """
 
 from __future__ import annotations
@@ -44,7 +44,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="file for the table (default: only printed)")
     args = parser.parse_args()
 
-    rows = [["folder", "train", "judged on", "ours", "time", *(f"ResNet-18, {size}²" for size in args.sizes)]]
+    head = ["folder", "train", "judged on", "ours", "time", *(f"ResNet-18, {size}²" for size in args.sizes)]
+    rows = []
     for folder in args.folders:
         splits = load_folder(folder, 8, 0.1, 0, skip_bad=True)
         part, held_out = splits.held_out
@@ -55,9 +56,7 @@ def main() -> None:
             *(f"{found:.1%} ({epochs:.1f} epochs)" for found, epochs in peers),
         ])
         print(*rows[-1], sep="  ", flush=True)
-    rows.insert(1, ["---"] * len(rows[0]))
-    table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    text = f"{table}\n\n{date.today()}, commit {records.commit()}, {records.machine()}\n"
+    text = f"{records.markdown(head, rows)}\n\n{date.today()}, {records.commit()}, {records.processor()}\n"
     print(text)
     if args.out:
         args.out.write_text(text, encoding="utf-8")
