@@ -7,7 +7,8 @@ time on the same training pictures, once for each size of its images, and is eva
 validation pictures if the folder has no test split). Both use all cores. Needs torch and torchvision.
 
 The ResNet-18 is trained as is common: random resized crops and flips, AdamW with a learning rate of 0.001 that is
-warmed up and then follows a cosine over the time, batches of 32, label smoothing 0.1. Its pictures are decoded once and kept.
+warmed up and then follows a cosine over the time, batches of 32, label smoothing 0.1. Its pictures are decoded once and
+kept.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def test_few_pictures_are_for_a_resnet_and_many_for_a_vit(pictures, model):
     assert choice.config.data == "photos" and f"{choice.config.epochs} epochs" in choice.about_epochs
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(1, 100), (182, 100), (480, 50), (2_400, 10), (15_000, 5)])
+@pytest.mark.parametrize(("pictures", "epochs"), [(1, 60), (182, 60), (400, 45), (1_800, 10), (15_000, 5)])
 def test_the_fewer_pictures_the_more_epochs(pictures, epochs):
     assert chosen(pictures).config.epochs == epochs
 
@@ -31,7 +31,7 @@ def test_the_fewer_pictures_the_more_epochs(pictures, epochs):
 @pytest.mark.parametrize(("side", "img_size", "small"), [(0, 32, True), (28, 32, True), (48, 48, True), (63, 56, False),
                                                          (64, 64, False), (4_000, 96, False)])
 def test_pictures_are_reduced_but_hardly_enlarged(side, img_size, small):
-    sizes = chosen(2_400, side).config.model_args
+    sizes = chosen(1_800, side).config.model_args
     assert sizes["img_size"] == img_size and sizes.get("small_stem", False) == small
     vit = chosen(30_000, side).config.model_args
     assert vit["img_size"] == img_size and (img_size // vit["patch_size"]) ** 2 == 64
@@ -48,7 +48,7 @@ def test_smaller_pictures_get_more_epochs_for_the_same_time(side):
         model = create_model(choice.config.model, **ClassificationTask(choice.config).model_args(about))
         return cost(model).macs * choice.config.epochs
 
-    assert work(chosen(2_400, side)) == pytest.approx(work(chosen(2_400)), rel=0.25)
+    assert work(chosen(1_800, side)) == pytest.approx(work(chosen(1_800)), rel=0.25)
 
 
 def test_a_folder_is_surveyed_and_a_named_model_has_general_settings(tmp_path):
@@ -72,7 +72,7 @@ def test_a_run_says_why_and_how_long_and_what_to_try(tmp_path, capsys, monkeypat
     out = " ".join(capsys.readouterr().out.split())
     start, _, end = out.partition("epoch 1/2")
     assert "chosen a ResNet of half the usual width, because 17 pictures are few" in start
-    assert "100 epochs" not in start and "time about " in start and "--epochs 6; more detail, --img-size 64" in start
+    assert "60 epochs" not in start and "time about " in start and "--epochs 6; more detail, --img-size 64" in start
     command = f"scratchvit train --recipe finetune_pictures --data photos --init {weights} --model resnet50"
     assert command in end
     config = COMMAND.parse(command.split()[2:])[0]
