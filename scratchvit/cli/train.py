@@ -26,7 +26,7 @@ from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.data import Normalize, list_datasets
 from scratchvit.data.images import to_picture
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable, write_atomically
+from scratchvit.files import counted, printable, write_atomically
 from scratchvit.inspect import draw_attention, draw_curves, first_of_each_class, shows_attention
 from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
@@ -112,7 +112,7 @@ def train(argv: Sequence[str]) -> int:
         if bits:
             print(filled(_bits_per_pixel(loop, *bits)))
         if result.skipped:
-            print(f"{result.skipped} steps skipped, because the loss or gradient was not finite")
+            print(f"{counted(result.skipped, 'step')} skipped, because the loss or gradient was not finite")
         print(_end_summary(loop, _write_pictures(loop, result, bits), choice))
     note_result(
         run=folder, checkpoint=loop.folder.best, test_accuracy=result.test_accuracy, test_loss=result.test_loss,
@@ -130,7 +130,8 @@ def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None
     files = splits.inventory.lines() if splits.inventory else []
     tokens = f", {model.num_tokens} tokens" if isinstance(model, TokenModel) else ""
     height, width, channels = loop.about["image_shape"]
-    shape = f"{height}×{width}×{channels}, {len(loop.about['classes'])} classes"
+    teacher = loop.task.objective.teacher
+    shape = f"{height}×{width}×{channels}, {counted(len(loop.about['classes']), 'class', 'classes')}"
     rows = [
         ("data", f"{printable(config.data)}: {sizes}; {shape}"),
         *(("files" if number == 0 else "", line) for number, line in enumerate(files)),
@@ -146,6 +147,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["regularisation"], *GROUPS["augmentation"]])),
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
+        *(("", line) for line in str((teacher and teacher.report) or "").splitlines()),
         ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
         ("epochs", f"{loop.task.legend}; time, time left"),

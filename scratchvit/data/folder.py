@@ -16,7 +16,7 @@ from scratchvit.data.layout import Layout, Tree, by_classes, by_folders, check_c
 from scratchvit.data.parts import PARTS
 from scratchvit.data.tables import by_table, by_tables
 from scratchvit.errors import ScratchvitError
-from scratchvit.files import printable
+from scratchvit.files import counted, printable
 
 __all__ = ["SUFFIXES", "TEST_FRACTION", "ImageFolder", "OriginalPictures", "by_name", "load_folder", "picture_files"]
 
@@ -179,7 +179,7 @@ def load_folder(
             rest, held = stratified_split(labels, held_out, seed)
             parts["train"], parts[part] = parts["train"].subset(rest), parts["train"].subset(held)
             where = printable(layout.where["train"])
-            notes.append(f"{part}: {len(held)} pictures drawn from {where} with seed {seed}")
+            notes.append(f"{part}: {counted(len(held), 'picture')} drawn from {where} with seed {seed}")
     parts = {part: parts[part] for part in PARTS}
     notes += copies({part: dataset.paths for part, dataset in parts.items()}, inventory)
     for part, dataset in parts.items():

@@ -17,8 +17,8 @@ from scratchvit.training import TrainConfig, train
 from tests.support.data_samples import write_files, write_picture
 from tests.support.pages import Page
 
-TINY = ["--model=vit_tiny_patch16_224", "--img-size=16", "--patch-size=8", "--embed-dim=16", "--depth=1", "--num-heads=2", "--epochs=2",
-        "--batch-size=8"]
+TINY = ["--model=vit_tiny_patch16_224", "--img-size=16", "--patch-size=8", "--embed-dim=16", "--depth=1",
+        "--num-heads=2", "--epochs=2", "--batch-size=8"]
 
 
 def run(capsys, *words):

@@ -132,7 +132,7 @@ def test_splits_are_drawn_as_ever(tmp_path, parts, train, val, test):
 def test_of_few_pictures_one_is_for_validation(tmp_path):
     root = write_files(tmp_path, "train/cat/{0..1}.jpg", "train/dog/{0..1}.jpg", "test/cat/8.jpg", "test/dog/8.jpg")
     splits = load(root, img_size=8)
-    assert counts(splits) == (3, 1, 2) and f"val: 1 pictures drawn from {root / 'train'} with seed 0" in splits.notes
+    assert counts(splits) == (3, 1, 2) and f"val: 1 picture drawn from {root / 'train'} with seed 0" in splits.notes
     assert counts(load(root, img_size=8, val_fraction=0)) == (4, 0, 2)
 
 

@@ -8,6 +8,7 @@ from scratchvit.data.survey import SAMPLE, Survey, survey
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import write_files
 
+
 @pytest.mark.parametrize(
     "patterns",
     [
@@ -47,7 +48,8 @@ def test_a_large_folder_is_sampled_and_an_unreadable_one_has_no_side(tmp_path, m
 
 def test_a_table_is_surveyed_too(tmp_path):
     write_files(tmp_path, "{0..9}.png")
-    (tmp_path / "labels.csv").write_text("file,label\n" + "".join(f"{n}.png,{'ab'[n % 2]}\n" for n in range(10)), "utf-8")
+    rows = [f"{number}.png,{'ab'[number % 2]}" for number in range(10)]
+    (tmp_path / "labels.csv").write_text("\n".join(["file,label", *rows]), "utf-8")
     assert survey(tmp_path / "labels.csv") == survey(tmp_path) == Survey(7, 2, survey(tmp_path).side)
 
 

@@ -306,6 +306,7 @@ def test_the_teacher_in_a_file_of_several_is_chosen(tmp_path):
     for entry, net in nets.items():
         net.eval()
         teacher = Teacher.load(tmp_path / "both.safetensors", STUDENT, entry=entry)
+        assert teacher.report.entry.startswith(f"entry: {entry}")
         agree(lambda net=net: net(as_the_teacher_sees(images)), teacher(as_the_student_sees(images)))
     with pytest.raises(ScratchvitError, match="it has no entry 'ema'; it has student, teacher"):
         Teacher.load(tmp_path / "both.safetensors", STUDENT, entry="ema")

@@ -35,6 +35,7 @@ from scratchvit.ops.attention import log_probabilities
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+from scratchvit.weights.fit import LoadReport
 from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
 
@@ -108,6 +109,7 @@ class Teacher:
 
     model: is set to evaluation mode; its forward is not recorded, so its logits have no gradients.
     mean, std (C,): normalisation of the teacher's images; student_mean, student_std (C,): that of the student's.
+    report: how its weights were loaded, if they are not those of a run.
 
     An image of the student, x = (pixel - μ_s) / σ_s, is converted to x σ_s/σ_t + (μ_s - μ_t)/σ_t for the teacher, and
     resized (bicubic, antialiased) if the teacher has another img_size.
@@ -115,7 +117,7 @@ class Teacher:
 
     def __init__(
         self, model: Any, *, mean: Sequence[float], std: Sequence[float],
-        student_mean: Sequence[float], student_std: Sequence[float],
+        student_mean: Sequence[float], student_std: Sequence[float], report: LoadReport | None = None,
     ):
         channels = {len(values) for values in (mean, std, student_mean, student_std)}
         if channels != {model.config.in_chans}:
@@ -124,6 +126,7 @@ class Teacher:
                 f"student's have {len(student_mean)}: use a teacher for the same channels"
             )
         self.model = model.eval()
+        self.report = report
         self.img_size = pair(model.config.img_size)
         self._scale = np.array(student_std) / np.array(std)
         self._shift = (np.array(student_mean) - np.array(mean)) / np.array(std)
@@ -141,6 +144,7 @@ class Teacher:
         """
         classes, channels = list(about["classes"]), len(about["mean"])
         net: Any
+        report = None
         if is_checkpoint(path):
             if model is not None:
                 raise ScratchvitError(f"{path} is a checkpoint and says which model it is: leave out its name")
@@ -162,7 +166,7 @@ class Teacher:
                 f"{path} has {net.config.num_classes} classes, the student's data have {len(classes)}: use a teacher "
                 "that was trained on the same classes"
             )
-        return cls(net, mean=mean, std=std, student_mean=about["mean"], student_std=about["std"])
+        return cls(net, mean=mean, std=std, student_mean=about["mean"], student_std=about["std"], report=report)
 
     def __call__(self, images: Any) -> Array:
         """The logits (B, classes), a plain array, for images (B, C, H, W) of the student, an array or a Tensor."""
