@@ -88,7 +88,7 @@ MUTANTS = [
     ),
     Mutant(
         "gelu: √(2/π) of the tanh form times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/gelu.py",
-        "    u += _SQRT_2_PI\n", "    u += _SQRT_2_PI * (1 + 1e-4)\n", OPS,
+        "    s += -2 * _SQRT_2_PI\n", "    s += -2 * _SQRT_2_PI * (1 + 1e-4)\n", OPS,
     ),
     # --- attention
     Mutant(

@@ -1,9 +1,11 @@
-"""GELU and its derivative, computed in one pass.
+"""GELU and, for the backward pass, its derivative, computed in one pass.
 
     plain       y = x Φ(x),  dy/dx = Φ(x) + x φ(x),  with Φ(x) = ½ (1 + erf(x / √2)) and φ(x) = e^(-x²/2) / √(2π)
-    problem     SciPy's erf computes 0.07 billion elements per second, 60 times fewer than NumPy's tanh
-    idea        Φ(x) = ½ (1 + tanh u(x)) with an odd, smooth function u. The well-known tanh approximation of GELU is
-                a polynomial u with two terms. With seven terms, Φ is accurate to float32 precision.
+    problem     SciPy's erf computes 0.07 billion elements per second, 100 times fewer than NumPy's exp
+    idea        Φ(x) = 1 / (1 + e^-2u(x)) with an odd, smooth function u. The well-known tanh approximation of GELU,
+                since ½ (1 + tanh u) is the same, has a polynomial u with two terms. With seven terms, Φ is accurate to
+                float32 precision. NumPy's exp takes half the time of its tanh, and the derivative, a second exp, is
+                left out if nothing is recorded.
 
 Φ is the cumulative distribution function and φ the probability density of the standard normal distribution.
 """
@@ -11,6 +13,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
 
@@ -26,44 +29,49 @@ _EXACT = (
 _SQRT_2_PI = math.sqrt(2 / math.pi)
 
 
-def gelu_exact(x: Array) -> tuple[Array, Array]:
-    """x Φ(x) and its derivative Φ(x) + x φ(x), for x of any shape; the fast form for float32 on the CPU."""
+def gelu_exact(x: Array, derivative: bool) -> tuple[Array, Array | None]:
+    """x Φ(x) and its derivative Φ(x) + x φ(x), None unless asked for; the fast form for float32 on the CPU.
+
+    x: any shape.
+    """
     if x.dtype == np.float32 and backend_of(x) is CPU:
-        return _in_blocks(_gelu_exact_rows, x)
+        return _in_blocks(_gelu_exact_rows, x, derivative)
     normal_cdf = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
     normal_pdf = array_module(x).exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
     return x * normal_cdf, normal_cdf + x * normal_pdf
 
 
-def gelu_tanh(x: Array) -> tuple[Array, Array]:
-    """The tanh approximation ½x (1 + tanh u), u = √(2/π) (x + 0.044715 x³), and its derivative, for x of any shape.
+def gelu_tanh(x: Array, derivative: bool) -> tuple[Array, Array | None]:
+    """The tanh approximation ½x (1 + tanh u), u = √(2/π) (x + 0.044715 x³), and its derivative, None unless asked for.
 
-    The derivative is ½(1 + tanh u) + ½x (1 - tanh² u) u′.
+    x: any shape. With s = ½ (1 + tanh u) = 1 / (1 + e^-2u), y = x s and dy/dx = s + 2 x s (1 - s) u′.
     """
-    return _in_blocks(_gelu_tanh_rows, x)
+    return _in_blocks(_gelu_tanh_rows, x, derivative)
 
 
-def _in_blocks(rows, x: Array) -> tuple[Array, Array]:
-    xp = array_module(x)
+def _in_blocks(rows: Callable[..., None], x: Array, derivative: bool) -> tuple[Array, Array | None]:
     flat = x.reshape(-1)
-    y, dydx = xp.empty_like(flat), xp.empty_like(flat)
-    parallel_rows(rows, flat, y, dydx)
-    return y.reshape(x.shape), dydx.reshape(x.shape)
+    y, *others = (array_module(x).empty_like(flat) for _ in range(1 + derivative))
+    with np.errstate(over="ignore"):        # e^-2u is infinite for very negative x, where y is 0
+        parallel_rows(rows, flat, y, *others)
+    return y.reshape(x.shape), others[0].reshape(x.shape) if derivative else None
 
 
-def _gelu_exact_rows(x: Array, y: Array, dydx: Array) -> None:
+def _gelu_exact_rows(x: Array, y: Array, dydx: Array | None = None) -> None:
     xp = array_module(x)
     square = x * x
-    cdf = square * _EXACT[-1]
-    for coefficient in _EXACT[-2:0:-1]:     # Horner's method
-        cdf += coefficient
+    cdf = square * (-2 * _EXACT[-1])
+    for coefficient in _EXACT[-2:0:-1]:     # Horner's method for -2u
+        cdf += -2 * coefficient
         cdf *= square
-    cdf += _EXACT[0]
+    cdf += -2 * _EXACT[0]
     cdf *= x
-    xp.tanh(cdf, out=cdf)
+    xp.exp(cdf, out=cdf)
     cdf += 1
-    cdf *= 0.5                              # Φ(x)
-    xp.multiply(x, cdf, out=y)
+    xp.divide(1, cdf, out=cdf)              # Φ(x)
+    xp.multiply(x, cdf, out=y) 
+    if dydx is None:
+        return
 
     square *= -0.5
     xp.exp(square, out=square)
@@ -72,22 +80,22 @@ def _gelu_exact_rows(x: Array, y: Array, dydx: Array) -> None:
     dydx += cdf
 
 
-def _gelu_tanh_rows(x: Array, y: Array, dydx: Array) -> None:
+def _gelu_tanh_rows(x: Array, y: Array, dydx: Array | None = None) -> None:
     xp = array_module(x)
     square = x * x
-    u = square * (0.044715 * _SQRT_2_PI)
-    u += _SQRT_2_PI
-    u *= x
-    xp.tanh(u, out=u)
+    s = square * (-2 * 0.044715 * _SQRT_2_PI)
+    s += -2 * _SQRT_2_PI
+    s *= x                                  # -2u
+    xp.exp(s, out=s)
+    s += 1
+    xp.divide(1, s, out=s)
+    xp.multiply(x, s, out=y)
+    if dydx is None:
+        return
 
-    square *= 3 * 0.044715 * _SQRT_2_PI
-    square += _SQRT_2_PI                    # u′
-    xp.multiply(u, u, out=dydx)
-    xp.subtract(1, dydx, out=dydx)
+    square *= 6 * 0.044715 * _SQRT_2_PI
+    square += 2 * _SQRT_2_PI                # 2u′
+    xp.subtract(1, s, out=dydx)
     dydx *= square
-    dydx *= x
-    u += 1
-    dydx += u
-    dydx *= 0.5
-    u *= 0.5
-    xp.multiply(x, u, out=y)
+    dydx *= y
+    dydx += s

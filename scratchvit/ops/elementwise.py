@@ -19,6 +19,7 @@ from scratchvit.facts import Bytes, Workspace, inputs, like, nothing, one_like_x
 from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
+from scratchvit.recording import is_recording
 from scratchvit.tensor import op
 
 
@@ -364,17 +365,17 @@ def gelu(x: Array, approximate: str = "none"):
 
     x: any shape, floating-point; float16 is computed in float32.
     approximate: "none" for the exact form, dx = dy (Φ(x) + x φ(x)); "tanh" for ½x (1 + tanh √(2/π) (x + 0.044715 x³)).
-    The derivative is computed together with the value, in one pass (kernels/gelu.py), and saved instead of x.
+    If ops are recorded, the derivative is computed together with the value (kernels/gelu.py) and saved instead of x.
     Raises ValueError for another approximation, TypeError for integers.
 
     Source: arXiv 1606.08415.
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
-    y, dydx = gelu_exact(x) if approximate == "none" else gelu_tanh(x)
+    y, dydx = (gelu_exact if approximate == "none" else gelu_tanh)(x, derivative=is_recording())
     return y, lambda dy: dy * dydx
 
 
 def _gelu_workspace(x: Array) -> Workspace:
-    """The derivative, computed even under `no_grad`, and two blocks per thread, which matter in small models."""
-    return Workspace(forward=x.nbytes + min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))
+    """Two blocks per thread, which matter in small models."""
+    return Workspace(forward=min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))
