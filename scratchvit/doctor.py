@@ -6,16 +6,15 @@ import contextlib
 import importlib.metadata
 import os
 import platform
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import threadpoolctl
 
 import scratchvit
 from scratchvit import backend, ops
+from scratchvit.costs.machine import product_speed, shortest
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
 from scratchvit.recording import no_grad
@@ -92,27 +91,13 @@ def _allocator() -> str:
 
 def _speed(device: str) -> str:
     """Two figures that predict the time of a training step: the speed of matrix products and of element-wise ops."""
-    xp = backend.use(device).xp
+    selected = backend.use(device)
     try:
-        matrix = xp.ones((1024, 1024), dtype=xp.float32)
-        tokens = xp.ones((16, 197, 768), dtype=xp.float32)
-        product = xp.empty_like(matrix)
+        tokens = selected.xp.ones((16, 197, 768), dtype=selected.xp.float32)
+        flops = product_speed(selected, SECONDS)
         with no_grad():
-            flops = 2 * 1024**3 * _calls_per_second(lambda: xp.matmul(matrix, matrix, out=product))
-            elements = tokens.size * _calls_per_second(lambda: ops.gelu(tokens))
+            elements = tokens.size / shortest(lambda: ops.gelu(tokens), selected, SECONDS)
     finally:
         backend.use("cpu")
     return f"{flops / 1e9:,.0f} GFLOP/s in float32 products, {elements / 1e9:.2f} Gelem/s in gelu"
 
-
-def _calls_per_second(function: Callable[[], Any]) -> float:
-    synchronize = backend.current().synchronize
-    for _ in range(3):      # warm up: compile kernels, allocate memory
-        function()
-    synchronize()
-    calls, start = 0, time.perf_counter()
-    while (elapsed := time.perf_counter() - start) < SECONDS:
-        function()
-        synchronize()
-        calls += 1
-    return calls / elapsed

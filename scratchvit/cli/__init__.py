@@ -33,6 +33,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
 
   scratchvit models "vit_*"        list models with their size and cost
   scratchvit cost MODEL            parameters, multiply-adds and memory by layer
+  scratchvit profile MODEL         time of each op, and at best on this machine
   scratchvit show-augment a.jpg    a picture under every kind of augmentation
   scratchvit complete RUN          complete the upper halves of pictures (iGPT)
   scratchvit probe RUN             a linear classifier on each layer (iGPT)
@@ -51,6 +52,7 @@ COMMANDS = {
     "predict": ("predict", "predict"),
     "models": ("models", "models"),
     "cost": ("cost", "cost_table"),
+    "profile": ("profile", "profile_table"),
     "inspect": ("inspect", "inspect"),
     "export": ("export", "export"),
     "show-augment": ("show_augment", "show_augment"),

@@ -22,7 +22,7 @@ from scratchvit.cli._output import heed
 from scratchvit.cli._text import columns
 from scratchvit.cli._words import COMPLETING, complete_with, completed_by
 from scratchvit.data.folder import SUFFIXES, picture_files
-from scratchvit.models import list_models
+from scratchvit.models import list_models, model_config
 
 # What users of other programs type first → the option here.
 _KNOWN_ELSEWHERE = {
@@ -119,6 +119,20 @@ def add_fields(
         action = group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
         if name == "model":
             completed_by(action, list_models)
+
+
+def add_model(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
+    """Add MODEL, and an option for each size of the model that argv names. If it names none, those of a ViT.
+
+    Raises ScratchvitError if argv begins with a name that is no model's.
+    """
+    known = list_models()
+    first = [word for word in argv[:1] if not word.startswith("-")]
+    name, *_ = [word for word in argv if word in known] or first or known
+    defaults = model_config(name)
+    action = parser.add_argument("model", metavar="MODEL", help="name of the model (see `scratchvit models`)")
+    completed_by(action, list_models)
+    add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
 
 
 def shown(default: Any) -> Any:

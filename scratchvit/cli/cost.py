@@ -8,12 +8,12 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, positive
+from scratchvit.cli._options import Parser, add_model, positive
 from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
 from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.files import counted
-from scratchvit.models import create_model, list_models, model_config
+from scratchvit.models import create_model
 from scratchvit.nn import Module, init
 
 Row = tuple[str, ...]
@@ -33,14 +33,10 @@ computed block by block and its matrix is never stored as a whole; then less is 
 
 def cost_table(argv: Sequence[str]) -> int:
     """Print the cost of each layer, and the memory that a batch needs."""
-    known, words = list_models(), [word for word in argv if not word.startswith("-")]
-    # The options depend on the model. If none is named, --help shows those of a ViT.
-    defaults = model_config(next((word for word in words if word in known), words[0] if words else known[0]))
     parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
-    parser.add_argument("model", metavar="MODEL", help="name of the model (see `scratchvit models`)")
     parser.add_argument("--batch-size", type=positive, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
-    add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
+    add_model(parser, argv)
     given = vars(parser.parse_strictly(argv))
     name, batch_size, every_op = given.pop("model"), given.pop("batch_size"), given.pop("ops")
 

@@ -144,15 +144,18 @@ def tracing(model: Module) -> Iterator[list[OpCost]]:
 def standing_in(model: Module, call: Callable[..., Any], training: bool, device: backend.Backend) -> Iterator[None]:
     """Context manager in which `call(function, args, kwargs, path)` replaces each op of the model.
 
-    call returns (value, backward); path is that of the innermost module that called the op. Afterwards the model is
-    restored, except `.grad`.
+    call returns (value, backward); path is that of the innermost module that called the op. In training, the model
+    begins without gradients. Afterwards it is restored, and so are its gradients.
     """
     running = [""]                          # paths of the modules whose forward is running, the innermost last
     before = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.data) for _, buffer in model.named_buffers()] if training else []
+    gradients = [(parameter, parameter.grad) for parameter in model.parameters()] if training else []
     in_use = backend.current()
     try:
         model.train(training)
+        for parameter, _ in gradients:
+            parameter.grad = None
         for buffer, data in buffers:        # batch norm updates its counter in place
             buffer.data = data.copy()
         for path, module in model.named_modules():      # an instance attribute overrides the class's forward
@@ -162,6 +165,8 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
             yield
     finally:
         backend.use(in_use)
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
         for buffer, data in buffers:
             buffer.data = data
         for module, attributes in before:   # including mode and forward

@@ -23,11 +23,10 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit import ops
 from scratchvit.costs.blanks import BLANKS, Blank, Ledger, as_blanks, broadcast_zero, layout, layouts
 from scratchvit.costs.counting import bind, configured_shape, follow, standing_in
+from scratchvit.costs.step import training_loss
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
-from scratchvit.models.interface import config_of, detects, generates
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.signature import differentiable_parameters, inputs_of
@@ -69,15 +68,8 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
     inference, training = Account(images.nbytes), Account(images.nbytes)
     with no_grad(), standing_in(model, inference.call, training=False, device=BLANKS):
         model(Tensor(images))
-    gradients = [parameter.grad for parameter in parameters]
-    try:
-        for parameter in parameters:
-            parameter.grad = None
-        with standing_in(model, training.call, training=True, device=BLANKS):
-            kept = _step(model, images, training)
-    finally:
-        for parameter, gradient in zip(parameters, gradients):
-            parameter.grad = gradient
+    with standing_in(model, training.call, training=True, device=BLANKS):
+        kept = _step(model, images, training)
     return PeakMemory(
         weights, learned, MOMENTS * learned, weights + MOMENTS * learned + training.peak, weights + inference.peak,
         batch_size, training.worst, kept,
@@ -86,26 +78,10 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
 
 def _step(model: Any, images: np.ndarray, account: Account) -> dict[str, int]:
     """Run forward and backward on blanks (the optimiser allocates nothing new). Returns PeakMemory.kept."""
-    if detects(config_of(model)):
-        loss = _of_all_boxes(model(Tensor(images)))
-    else:
-        labels = np.zeros(len(images), np.int64)
-        if generates(model):     # iGPT: the targets are the images themselves
-            labels = model.tokens(images)
-        loss = ops.cross_entropy(model(Tensor(images)), labels)
+    loss = training_loss(model, images)
     kept = dict(+account.by_path)
     loss.backward(account.new(loss.shape, loss.dtype))
     return kept
-
-
-def _of_all_boxes(outputs: dict[str, Any]) -> Tensor:
-    """A loss of all classes and boxes of a detector, without matching, which depends on values."""
-    losses = []
-    for layer in (outputs, *outputs["aux_outputs"]):
-        logits, boxes = layer["pred_logits"], layer["pred_boxes"]
-        losses.append(ops.cross_entropy(logits.transpose(1, 2), np.zeros(boxes.shape[:2], np.int64)))
-        losses.append(ops.l1_loss(boxes, np.zeros(boxes.shape, boxes.dtype)))
-    return sum(losses[1:], losses[0])
 
 
 # --- running without computing ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import fnmatch
+import typing
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -56,7 +57,9 @@ def model_config(name: str, **overrides: Any) -> Any:
                 f"{name} has no option {key!r}{_nearest(key, fields)}; its options: {', '.join(sorted(fields))}"
             )
         if isinstance(default := getattr(config, key), tuple) and not isinstance(value, tuple):
-            raise ScratchvitError(f"{key} of {name} must be several numbers, such as {default}, not {value!r}")
+            hint = typing.get_type_hints(type(config))[key]
+            if typing.get_origin(hint) is tuple or type(value) not in typing.get_args(hint):    # not int | tuple
+                raise ScratchvitError(f"{key} of {name} must be several numbers, such as {default}, not {value!r}")
     return dataclasses.replace(config, **overrides)
 
 

@@ -77,6 +77,15 @@ def test_swin_takes_windows_where_vit_takes_all():
     assert first.attention_entries == 3 * 7**2 * 56 * 56        # 3 heads
 
 
+def test_a_detector_takes_square_images_too(capsys):
+    """Its own are not square: 800×1066. An option of 64x64 is read as the side of a square."""
+    words = ["--enc-layers", "1", "--dec-layers", "1"]
+    assert main(["cost", "detr_resnet50", "--img-size", "64x64", *words]) == 0
+    assert capsys.readouterr().out.startswith("detr_resnet50, an image of 3×64×64\n")
+    with pytest.raises(sv.ScratchvitError, match="img_size of detr_resnet50 must be several numbers"):
+        create_model("detr_resnet50", img_size="64")
+
+
 def test_every_op_in_a_row(capsys):
     assert main(["cost", "vit_tiny_patch16_224", *TINY, "--ops"]) == 0
     text = capsys.readouterr().out

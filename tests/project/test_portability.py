@@ -89,7 +89,7 @@ Image.open(path)
 
 COMMANDS = [
     "train", "eval", "predict", "models", "cost", "inspect", "export", "show-augment", "detect-train", "detect-eval",
-    "detect", "report", "complete", "probe", "doctor",
+    "detect", "report", "complete", "probe", "doctor", "profile",
 ]
 
 
