@@ -69,7 +69,7 @@ def _gelu_exact_rows(x: Array, y: Array, dydx: Array | None = None) -> None:
     xp.exp(cdf, out=cdf)
     cdf += 1
     xp.divide(1, cdf, out=cdf)              # Φ(x)
-    xp.multiply(x, cdf, out=y) 
+    xp.multiply(x, cdf, out=y)
     if dydx is None:
         return
 
