@@ -12,7 +12,6 @@ floating-point operations that moves Q bytes between memory and processor has th
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from scratchvit.backend import Array, Backend, current, parallel_rows
 SECONDS = 0.25              # for each of the two measurements, without the time to make their arrays
 COPY_BYTES = 256 << 20      # of the array that is copied: larger than the caches
 SIDES = (1024, 8192)        # of the matrices that are multiplied: the smallest and the largest
+FEWEST = 3                  # calls that are timed, however long they take
 LONG_ENOUGH = 0.01          # seconds: a shorter product is doubled in size, since the call itself takes some time
 
 
@@ -70,13 +70,14 @@ def copy_speed(device: Backend, seconds: float) -> float:
 
 
 def shortest(function: Callable[[], Any], device: Backend, seconds: float) -> float:
-    """The shortest time of a call, in seconds, of those made in this many seconds, at least one, after a warm-up."""
+    """The shortest time of a call, in seconds, of those made in this many seconds, at least FEWEST, after a warm-up."""
     function()              # compiles kernels and allocates memory
     device.synchronize()
-    best, begun = math.inf, time.perf_counter()
-    while best == math.inf or time.perf_counter() - begun < seconds:
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < FEWEST or time.perf_counter() - begun < seconds:
         start = time.perf_counter()
         function()
         device.synchronize()
-        best = min(best, time.perf_counter() - start)
-    return best
+        times.append(time.perf_counter() - start)
+    return min(times)
