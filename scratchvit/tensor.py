@@ -392,7 +392,7 @@ def _refuse_lost_gradients(
     """Raise TypeError if a Tensor that requires a gradient is passed as a constant: it would silently get none."""
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
-        if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
+        if _requires_grad(given):
             raise WrongType(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
                 f"pass {parameter}.detach(), or a plain number or array"
