@@ -47,7 +47,7 @@ itself. With z = (x + y) + x, a sum in place would give a wrong gradient:
 >>> to_inner_add                        # the inner add also sends it to y, which gets 2 instead of 1
 array([2.])
 
-`_apply_backward` finds out which gradients are fresh, and `_Sum` adds them. The engine cannot see which arrays a
+`_is_fresh` finds out which gradients are fresh, and `_send_back` adds them. The engine cannot see which arrays a
 closure has saved, so the backward of an op must never return a saved array (see `op` in tensor.py). A leaf owns its
 `grad`, which is a copy if the gradient was not fresh, so accumulating into it is safe too.
 """
@@ -137,34 +137,53 @@ def _take_back(reached: Reached) -> None:
 
 
 def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
-    """Send gradients from the roots to the leaves. waiting: for each node, the number of its consumers."""
-    arrived: dict[Node, list[_Sum]] = {}
+    """Send gradients from the roots to the leaves. waiting: how many gradients will be sent to each node."""
+    sums: dict[Node, list[Array | None]] = {}       # of the gradients that have arrived, for each output of a node
+    fresh: set[tuple[Node, int]] = set()            # edges whose sum is fresh
     ready: list[Node] = []
 
-    def send(edge: Any, gradient: Array, fresh: bool) -> None:
+    def visit(node: Node) -> None:      # a function, so that its gradients are freed before the next node makes some
+        incoming = sums.pop(node, None)
+        gradients = _apply_backward(node, incoming)
+        arrays = (*gradients, *(incoming or ()))
+        for edge, gradient in zip(node.edges, gradients):
+            if edge is not None:
+                send(edge, gradient, arrays)
+        node.edges = ()
+
+    def send(edge: Any, gradient: Array | None, arrays: Sequence[Array | None]) -> None:
         node, index = edge
         if not isinstance(node, Node):
-            reached.setdefault(weakref.ref(node), node.grad is not None)
-            _accumulate_leaf(node, gradient, fresh)
+            if gradient is not None:
+                reached.setdefault(weakref.ref(node), node.grad is not None)
+                _accumulate_leaf(node, gradient, arrays)
             return
-        if node not in arrived:
-            arrived[node] = [_Sum() for _ in range(node.outputs)]
-        arrived[node][index].add(gradient, fresh)
+        waiting[node] -= 1
+        if waiting[node] == 0:
+            ready.append(node)
+        if gradient is None:
+            return
+        if node not in sums:
+            sums[node] = [None] * node.outputs
+        total = sums[node]
+        if total[index] is None:
+            total[index] = gradient
+            if waiting[node] and _is_fresh(gradient, arrays):       # of interest only if more will be added
+                fresh.add(edge)
+        elif edge in fresh:
+            total[index] += gradient
+        else:
+            if _is_fresh(gradient, arrays):
+                gradient += total[index]
+                total[index] = gradient
+            else:
+                total[index] = total[index] + gradient
+            fresh.add(edge)
 
     for edge, gradient in roots:
-        send(edge, gradient, fresh=False)
-    ready.extend(node for node, count in waiting.items() if count == 0)
+        send(edge, gradient, (gradient, gradient))      # twice: it belongs to the caller, so it is never fresh
     while ready:
-        node = ready.pop()              # any ready node: see the top of this file
-        incoming = [total.value for total in arrived.pop(node, ())]
-        for edge, gradient, fresh in _apply_backward(node, incoming):
-            if gradient is not None:
-                send(edge, gradient, fresh)
-            if isinstance(edge[0], Node):
-                waiting[edge[0]] -= 1
-                if waiting[edge[0]] == 0:
-                    ready.append(edge[0])
-        node.edges = ()
+        visit(ready.pop())              # any ready node: see the top of this file
 
 
 def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
@@ -174,34 +193,25 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     changed in place after an op had used its old values.
     """
     waiting: dict[Node, int] = {}
-    stack: list[Node] = []
-
-    def visit(edge: Any, count: int) -> None:
-        target, version = edge
+    stack = list(roots)
+    while stack:
+        target, version = stack.pop()
         if not isinstance(target, Node):
             if target.version.count != version:
                 raise _changed(target.shape)
-        elif target not in waiting:
-            waiting[target] = count
-            stack.append(target)
+        elif target in waiting:
+            waiting[target] += 1
         else:
-            waiting[target] += count
-
-    for edge in roots:
-        visit(edge, 0)
-    while stack:
-        node = stack.pop()
-        if node.backward is None:
-            raise WrongState(
-                f"backward() reached the op {node.name!r}, whose graph was already used and freed: "
-                "compute the loss again, or add the losses and call backward() once"
-            )
-        for edge in node.edges:
-            if edge is not None:
-                visit(edge, 1)
-        for version, count, shape in node.watched:
-            if version.count != count:
-                raise _changed(shape)
+            if target.backward is None:
+                raise WrongState(
+                    f"backward() reached the op {target.name!r}, whose graph was already used and freed: "
+                    "compute the loss again, or add the losses and call backward() once"
+                )
+            waiting[target] = 1
+            for counter, count, shape in target.watched:
+                if counter.count != count:
+                    raise _changed(shape)
+            stack.extend(filter(None, target.edges))
     return waiting
 
 
@@ -230,17 +240,15 @@ def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
     return list(nodes), leaves
 
 
-def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any, Array | None, bool]]:
-    """Call a node's backward, free it, and return (edge, gradient, whether it is fresh) for each needed gradient.
+def _apply_backward(node: Node, incoming: list[Array | None] | None) -> Sequence[Array | None]:
+    """Call a node's backward and free it. Returns a gradient for every edge, None where none is needed.
 
-    A gradient is fresh, so that it can be added to in place, if it covers the whole of its memory and shares it with no
-    other gradient, incoming or outgoing.
+    incoming: the gradient of every output; None if no gradient arrived at any.
     """
     backward, node.backward = node.backward, None
     assert backward is not None
-    wanted = [edge for edge in node.edges if edge is not None]
-    if all(dy is None for dy in incoming):
-        return [(edge, None, False) for edge in wanted]
+    if incoming is None:
+        return [None] * len(node.edges)
     dy = tuple(incoming) if node.gives_tuple else incoming[0]
     if takes_need(backward):
         gradients = backward(dy, need=[edge is not None for edge in node.edges])
@@ -252,17 +260,18 @@ def _apply_backward(node: Node, incoming: list[Array | None]) -> list[tuple[Any,
         raise WrongState(
             f"op {node.name!r}: its backward returned {len(gradients)} gradients for {len(node.edges)} inputs"
         )
-    owners = [id(_owner(g)) for g in (*gradients, *incoming) if g is not None]
-    return [
-        (edge, g, g is not None and owners.count(id(_owner(g))) == 1 and _is_whole(g))
-        for edge, g in zip(node.edges, gradients)
-        if edge is not None
-    ]
+    return gradients
 
 
-def _is_whole(array: Array) -> bool:
-    """Whether the array covers all of its memory and is writeable (views by NumPy's broadcast_to are not)."""
-    return _owner(array).size == array.size and getattr(array.flags, "writeable", True)
+def _is_fresh(gradient: Array, arrays: Sequence[Array | None]) -> bool:
+    """Whether a gradient can be added to in place: it covers the whole of its memory, and nothing else is in there.
+
+    arrays: all gradients that a call of a backward was given and has returned, of which this is one.
+    """
+    owner = _owner(gradient)
+    if owner.size != gradient.size or not getattr(gradient.flags, "writeable", True):   # NumPy's broadcast_to
+        return False
+    return sum(_owner(other) is owner for other in arrays if other is not None) == 1
 
 
 def _owner(array: Array) -> Array:
@@ -270,34 +279,14 @@ def _owner(array: Array) -> Array:
     return array if array.base is None else array.base
 
 
-class _Sum:
-    """The sum of the gradients of one output. It adds in place only into a fresh array."""
-
-    __slots__ = ("fresh", "value")
-
-    def __init__(self) -> None:
-        self.value: Array | None = None
-        self.fresh = False
-
-    def add(self, gradient: Array, fresh: bool) -> None:
-        if self.value is None:
-            self.value, self.fresh = gradient, fresh
-        elif self.fresh:
-            self.value += gradient
-        elif fresh:
-            gradient += self.value
-            self.value, self.fresh = gradient, True
-        else:
-            self.value, self.fresh = self.value + gradient, True
-
-
-def _accumulate_leaf(leaf: Any, gradient: Array, fresh: bool) -> None:
-    if gradient.shape != leaf.shape or gradient.dtype != leaf.dtype:
+def _accumulate_leaf(leaf: Any, gradient: Array, arrays: Sequence[Array | None]) -> None:
+    data = leaf.data
+    if gradient.shape != data.shape or gradient.dtype != data.dtype:
         raise WrongState(
-            f"a backward returned a gradient {gradient.shape} {gradient.dtype} for a tensor {leaf.shape} {leaf.dtype}; "
+            f"a backward returned a gradient {gradient.shape} {gradient.dtype} for a tensor {data.shape} {data.dtype}; "
             "if the dtypes differ, a float64 or integer array was combined with float32: convert it with astype()"
         )
     if leaf.grad is None:
-        leaf.grad = asarray(gradient if fresh else gradient.copy())
+        leaf.grad = asarray(gradient if _is_fresh(gradient, arrays) else gradient.copy())
     else:
         leaf.grad += gradient

@@ -75,4 +75,5 @@ def takes_need(backward: Callable[..., Any]) -> bool:
     code = getattr(backward, "__code__", None)
     if code is None:        # functools.partial, or an object with __call__
         return "need" in inspect.signature(backward).parameters
-    return "need" in code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    count = code.co_argcount + code.co_kwonlyargcount
+    return count > 1 and "need" in code.co_varnames[:count]

@@ -186,16 +186,17 @@ class Tensor:
         run_backward([(edge_to(self), gradient)])
 
     # Operators look up their op by name when they are called, since ops/ imports this file and not vice versa.
-    def _op(name: str, swapped: bool = False) -> Callable[..., Tensor]:  # type: ignore[misc]
-        if swapped:
-            return lambda self, other: OPS[name](other, self)
+    def _op(name: str) -> Callable[..., Tensor]:  # type: ignore[misc]
         return lambda self, *args, **kwargs: OPS[name](self, *args, **kwargs)
 
-    __add__, __radd__ = _op("add"), _op("add", swapped=True)
-    __sub__, __rsub__ = _op("sub"), _op("sub", swapped=True)
-    __mul__, __rmul__ = _op("mul"), _op("mul", swapped=True)
-    __truediv__, __rtruediv__ = _op("div"), _op("div", swapped=True)
-    __matmul__, __rmatmul__ = _op("matmul"), _op("matmul", swapped=True)
+    def _operator(name: str) -> tuple[Callable[..., Tensor], Callable[..., Tensor]]:  # type: ignore[misc]
+        return lambda self, other: OPS[name](self, other), lambda self, other: OPS[name](other, self)
+
+    __add__, __radd__ = _operator("add")
+    __sub__, __rsub__ = _operator("sub")
+    __mul__, __rmul__ = _operator("mul")
+    __truediv__, __rtruediv__ = _operator("div")
+    __matmul__, __rmatmul__ = _operator("matmul")
     __pow__, __neg__, __abs__, __getitem__ = _op("pow"), _op("neg"), _op("abs"), _op("getitem")
     exp, log, sqrt, tanh, sigmoid, clip = _op("exp"), _op("log"), _op("sqrt"), _op("tanh"), _op("sigmoid"), _op("clip")
     sum, mean, var, max, min = _op("sum"), _op("mean"), _op("var"), _op("max"), _op("min")
@@ -324,17 +325,17 @@ def op(
     elif str(function.__module__).startswith("scratchvit.ops"):
         raise WrongType(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
     constants = constant_parameters(function)
-    one_each = not any(slot.is_sequence or slot.takes_rest for slot in slots)
+    takes_inputs_only = not constants and not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
         no_grads, stand_in = mode.get()
-        direct = one_each and not constants and len(args) == len(slots)     # as in x + y, by far the most common call
+        direct = takes_inputs_only and len(args) == len(slots)      # as in x + y, by far the most common call
         inputs = args if direct else inputs_of(slots, args, kwargs)
-        edges = [None] * len(inputs) if no_grads else [edge_to(x) for x in inputs]
+        edges = (None,) * len(inputs) if no_grads else tuple(map(edge_to, inputs))
         if constants and not no_grads:
             _refuse_lost_gradients(function.__name__, constants, args, kwargs)
-        plain = [_unwrap(arg) for arg in args]
+        plain = [*map(_unwrap, args)]
         named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
         if not _have_one_regular_dtype(plain if direct else inputs):
@@ -351,10 +352,10 @@ def op(
                 raise in_the_family(error).with_traceback(error.__traceback__) from None
             raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = [wrap(v, gives) for v in value] if is_tuple else [wrap(value, gives)]
+        outputs = tuple(wrap(v, gives) for v in value) if is_tuple else (wrap(value, gives),)
         without_gradient = edges.count(None)
         if without_gradient < len(edges):
-            node = Node(function.__name__, backward, tuple(edges), len(outputs), is_tuple)
+            node = Node(function.__name__, backward, edges, len(outputs), is_tuple)
             if without_gradient:
                 watch_constants(node, inputs)
             for index, output in enumerate(outputs):
@@ -364,7 +365,7 @@ def op(
             for output in outputs:
                 if output.data.base is not None:
                     _share_version(output, inputs)
-        return tuple(outputs) if is_tuple else outputs[0]
+        return outputs if is_tuple else outputs[0]
 
     apply.takes = takes     # type: ignore[attr-defined]
     return apply
@@ -374,13 +375,14 @@ def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
     """Whether all arrays are float32 or all are float64, so that none is converted. Python numbers are ignored."""
     dtype = None
     for x in inputs:
-        array = x.data if isinstance(x, Tensor) else x
-        if array is None or isinstance(array, _NUMBER):
-            continue
-        found = getattr(array, "dtype", None)
-        if found is None or (found is not dtype and (dtype is not None or found not in dtypes.REGULAR)):
-            return False        # a list; a dtype that differs from the others; integers or float16
-        dtype = found
+        found = getattr(x, "dtype", None)
+        if found is None:
+            if x is not None and not isinstance(x, _NUMBER):
+                return False    # a list
+        elif found is not dtype:
+            if dtype is not None or found not in dtypes.REGULAR:
+                return False    # a dtype that differs from the others; integers or float16
+            dtype = found
     return True
 
 
@@ -390,7 +392,7 @@ def _refuse_lost_gradients(
     """Raise TypeError if a Tensor that requires a gradient is passed as a constant: it would silently get none."""
     for position, parameter in constants:
         given = args[position] if position < len(args) else kwargs.get(parameter)
-        if isinstance(given, (Tensor, *_SEQUENCE)) and _requires_grad(given):
+        if _requires_grad(given):
             raise WrongType(
                 f"{name}: {parameter} requires a gradient, but {name} is not differentiable with respect to it: "
                 f"pass {parameter}.detach(), or a plain number or array"
@@ -412,7 +414,8 @@ def watch_constants(node: Node, inputs: Sequence[Any]) -> None:
     """Let backward() notice if an input that needs no gradient is changed in place: the op may have saved it."""
     for x, edge in zip(inputs, node.edges):
         if edge is None and isinstance(x, Tensor):
-            node.watched += ((x.version, x.version.count, x.shape),)
+            version = x.version
+            node.watched += ((version, version.count, x.data.shape),)
 
 
 def version_of_alias(x: Tensor) -> Version:

@@ -234,6 +234,23 @@ def test_gradients_share_no_memory(fn) -> None:
     assert not np.may_share_memory(grad(x), x.data)
 
 
+@pytest.mark.parametrize("twice", [
+    lambda dy: np.broadcast_to(np.full(1, 2, np.float32), dy.shape), lambda dy: np.broadcast_to(2 * dy, dy.shape),
+    lambda dy: np.concatenate([2 * dy, dy])[:3],
+], ids=["one number for all", "read-only", "a part of an array"])
+def test_a_gradient_that_does_not_own_all_of_its_memory_is_not_added_to_in_place(twice) -> None:
+    @op
+    def double(x: Array):
+        return 2 * x, twice
+
+    x = leaf(3)
+    double(x).sum().backward()
+    assert grad(x).tolist() == [2, 2, 2] and x.grad.base is None and x.grad.flags.writeable
+    y = x * 1
+    (double(y) + double(y) + double(y)).sum().backward()
+    assert grad(x).tolist() == [8, 8, 8]
+
+
 def test_a_leaf_that_is_the_result_gets_a_copy_of_the_cotangent() -> None:
     x, cotangent = leaf(3), np.ones(3, np.float32)
     x.backward(cotangent)

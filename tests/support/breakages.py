@@ -34,17 +34,16 @@ def break_backward(name: str, breakage: str, monkeypatch: pytest.MonkeyPatch) ->
     sound, broken = graph._apply_backward, BREAKAGES[breakage]
 
     def apply_backward(node, incoming):
-        edges, result = node.edges, sound(node, incoming)
+        gradients = list(sound(node, incoming))
+        wanted = [i for i, edge in enumerate(node.edges) if edge is not None]
         # A row may apply its op twice in a row; two flipped signs would be none.
-        if node.name != name or any(name == getattr(edge[0], "name", "") for edge in edges if edge is not None):
-            return result
-        chosen = {"first zeroed": [0], "last zeroed": [len(result) - 1]}.get(breakage, range(len(result)))
-        for i in chosen:
-            edge, gradient, _ = result[i]
-            if gradient is not None:
-                result[i] = edge, broken(gradient), False
-                changed.append(not np.array_equal(gradient, result[i][1]))
-        return result
+        if node.name != name or any(name == getattr(node.edges[i][0], "name", "") for i in wanted):
+            return gradients
+        for i in {"first zeroed": wanted[:1], "last zeroed": wanted[-1:]}.get(breakage, wanted):
+            if gradients[i] is not None:
+                sound_gradient, gradients[i] = gradients[i], broken(gradients[i])
+                changed.append(not np.array_equal(sound_gradient, gradients[i]))
+        return gradients
 
     monkeypatch.setattr(graph, "_apply_backward", apply_backward)
     return changed
