@@ -14,7 +14,8 @@ from safetensors.numpy import save_file
 import scratchvit as sv
 from scratchvit.cli import COMMANDS, HELP, main, models
 from scratchvit.cli._bugs import DEBUG
-from scratchvit.cli._text import counted, labelled_lines
+from scratchvit.cli._text import labelled_lines
+from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
 
 ONE_OF_EACH = {type(model_config(name)): name for name in list_models()}.values()      # a model of each family

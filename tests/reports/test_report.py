@@ -71,7 +71,8 @@ def trained(tmp_path_factory):
             for number in range(per_class):
                 path = root / "photos" / part / name / f"{number:02}{PICTURE}"
                 write_picture(path, (12, 12), tuple(rng.integers(60 * label, 60 * label + 90, 3)))
-    words = [*TINY, "--data", str(root / "photos"), "--img-size", "16", "--augment", "light1", "--cutmix", "1"]
+    words = ["--model", "vit_tiny_patch16_224", "--data", str(root / "photos"), "--img-size", "16", *TINY]
+    words += ["--augment", "light1", "--cutmix", "1"]
     with contextlib.redirect_stdout(io.StringIO()) as out:
         assert main(["train", *words, "--out", str(root / "run")]) == 0
     return root / "run", out.getvalue()
