@@ -2,7 +2,7 @@
 
 paper     a small learning rate and few epochs, as in ViT, arXiv 2010.11929, §B.1.1, and BiT, 1912.11370
 command   scratchvit train --recipe finetune_pictures --data FOLDER
-result    TO MEASURE
+result    not measured here: no published weights were available
 
 Add the weights, and their model if it is not a ResNet-18: --init FILE --model NAME.
 """
