@@ -14,6 +14,7 @@ from scratchvit.data.images import SUFFIXES, load_image, open_image
 from scratchvit.data.inventory import Inventory, by_name
 from scratchvit.data.layout import Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
 from scratchvit.data.parts import PARTS
+from scratchvit.data.rows import TABLES
 from scratchvit.data.tables import by_table, by_tables
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted, printable
@@ -187,6 +188,11 @@ def load_folder(
     inventory.leave_out(layout.passed_over, [path for path in inventory.pictures() if not inventory.is_used(path)])
     inventory.leave_out("cannot be decoded", bad)
     return Splits(parts["train"], parts["val"], parts["test"], tuple(notes), tuple(bad.values()), inventory)
+
+
+def is_folder_or_table(path: Path) -> bool:
+    """Whether a path can be read as your own pictures: a folder, or a file that by its name is a table."""
+    return path.is_dir() or (path.is_file() and path.suffix.lower() in TABLES)
 
 
 def read_layout(path: Path) -> tuple[Layout, Inventory]:

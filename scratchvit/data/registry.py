@@ -8,8 +8,7 @@ from pathlib import Path
 from scratchvit.data import cifar, idx
 from scratchvit.data.datasets import ArrayDataset, Dataset, Resized, Splits, stratified_split
 from scratchvit.data.digits import load_digits
-from scratchvit.data.folder import load_folder
-from scratchvit.data.rows import TABLES
+from scratchvit.data.folder import is_folder_or_table, load_folder
 from scratchvit.errors import NoSuchData, ScratchvitError
 from scratchvit.files import counted
 
@@ -66,7 +65,7 @@ def load(
         return _resized(splits, img_size)
 
     path = Path(name_or_path)
-    if not path.is_dir() and not (path.is_file() and path.suffix.lower() in TABLES):
+    if not is_folder_or_table(path):
         raise _unknown(str(name_or_path))
     if img_size is None:
         raise ScratchvitError(

@@ -18,6 +18,7 @@ import pkgutil
 from pathlib import Path
 from typing import TypeVar
 
+from scratchvit.data.folder import is_folder_or_table
 from scratchvit.errors import ScratchvitError
 from scratchvit.recipes._own_pictures import Choice, choose
 from scratchvit.training import TrainConfig
@@ -66,8 +67,8 @@ def recipe_for(
         return load_recipe(DETECTION_DEFAULTS.get(data, DETECTION_FOLDER), kind).replace(data=data)
     if data in DEFAULTS:
         return load_recipe(DEFAULTS[data], kind)
-    if model is None and Path(data).exists():
-        return choose(data).config        # type: ignore[return-value]
+    if model is None and is_folder_or_table(Path(data)):
+        return choose(data).config              # type: ignore[return-value]
     return kind(data=data, flip=True)           # type: ignore[call-arg]
 
 

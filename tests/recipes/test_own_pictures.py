@@ -7,7 +7,7 @@ from scratchvit.cli.train import COMMAND
 from scratchvit.data.survey import Survey
 from scratchvit.recipes import choose, load_recipe, recipe_for
 from scratchvit.recipes._own_pictures import ENOUGH_FOR_A_VIT, settings_for
-from scratchvit.training import ClassificationTask
+from scratchvit.training import ClassificationTask, TrainConfig
 from tests.support.data_samples import write_files, write_image_folder
 
 
@@ -91,3 +91,10 @@ def test_an_option_of_another_model_is_explained(tmp_path, capsys):
     assert ended.value.code == 2
     sentence = "--patch-size is no option of resnet18; name a model that has it, such as --model vit_tiny_patch16_224"
     assert sentence in capsys.readouterr().err
+
+
+def test_a_file_that_is_no_table_is_not_read(tmp_path, capsys):
+    (tmp_path / "photos.zip").write_bytes(b"PK")
+    assert recipe_for(str(tmp_path / "photos.zip")) == TrainConfig(data=str(tmp_path / "photos.zip"), flip=True)
+    assert main(["train", "--data", str(tmp_path / "photos.zip")]) == 1
+    assert "neither a folder nor a known data set" in capsys.readouterr().err
