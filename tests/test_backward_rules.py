@@ -55,11 +55,11 @@ def test_a_sound_backward_passes(row: Backward, device: str) -> None:
     ("seen with tolerance=1e-8", {"tolerance": 1e-8}),
 ])
 def test_options_see_what_the_table_says_that_they_see(part_of_name: str, options: dict) -> None:
-    """Of ten random directions: along one of them, small errors of many entries may cancel."""
+    """Along some of the random directions, small errors of many entries cancel."""
     (row,) = [row for row in BROKEN if part_of_name in row.name]
-    verdicts = [verdict(row, seed, **options) for seed in range(10)]
+    verdicts = [verdict(row, seed, **options) for seed in range(40)]
     caught = [words for found, words in verdicts if found == CAUGHT]
-    assert len(caught) >= 7 and all("wrong gradient" in words for words in caught)
+    assert len(caught) >= 20 and all("wrong gradient" in words for words in caught)
 
 
 def rows_of_the_page() -> dict[str, list[str]]:

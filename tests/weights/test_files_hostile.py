@@ -182,6 +182,7 @@ def test_names_that_are_not_on_the_list_do_nothing(tmp_path, gadget, nesting):
     canary = tmp_path / "canary"
     value, name = INERT[gadget]
     saved = NESTINGS[nesting](with_canary(value, canary))
+    read_weights(write(tmp_path, torch_zip(tensors({"w": WEIGHT}), CONTENT)))      # which imports what reading needs
     loaded = set(sys.modules)
     for content in (torch_zip(saved, CONTENT), torch_legacy(saved, {"0": WEIGHT} if nesting in BESIDE else {})):
         if nesting in BESIDE:
