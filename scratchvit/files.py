@@ -96,6 +96,11 @@ def counted(number: int, singular: str, plural: str = "") -> str:
     return f"{number:,} {noun(number, singular, plural)}"
 
 
+def user_cache() -> Path:
+    """The folder in which programs keep what they have downloaded: $XDG_CACHE_HOME, or ~/.cache."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+
+
 def check_can_be_written(path: Path | None) -> None:
     """Raise ScratchvitError, before any work is done, for an output file whose folder does not exist."""
     if path is not None and (path.is_dir() or not path.parent.is_dir()):

@@ -31,6 +31,7 @@ sys.path.insert(0, str(ROOT))
 
 from scratchvit.data import ImageFolder  # noqa: E402
 from scratchvit.data.folder import load_folder  # noqa: E402
+from scratchvit.data.images import open_image  # noqa: E402
 from scripts import records  # noqa: E402
 from tests.support.peers import import_torchvision  # noqa: E402
 
@@ -57,7 +58,7 @@ def main() -> None:
             *(f"{found:.1%} ({epochs:.1f} epochs)" for found, epochs in peers),
         ])
         print(*rows[-1], sep="  ", flush=True)
-    text = f"{records.markdown(head, rows)}\n\n{date.today()}, {records.commit()}, {records.processor()}\n"
+    text = f"{records.markdown(head, rows)}\n{date.today()}, {records.commit()}, {records.processor()}\n"
     print(text)
     if args.out:
         args.out.write_text(text, encoding="utf-8")
@@ -67,7 +68,7 @@ def ours(folder: Path) -> tuple[float, float]:
     """Train with the default settings: the accuracy on the held-out pictures, and the seconds of the process."""
     with tempfile.TemporaryDirectory() as run:
         begun = time.perf_counter()
-        words = [*PROGRAM, "--data", str(folder), "--out", f"{run}/run"]
+        words = [*PROGRAM, "--data", str(folder.resolve()), "--out", f"{run}/run"]
         done = subprocess.run(words, check=True, capture_output=True, text=True, cwd=ROOT)
         result = json.loads(done.stdout.splitlines()[-1])
         seconds = time.perf_counter() - begun
@@ -128,8 +129,7 @@ class _Pictures:
 
     def __getitem__(self, index: int) -> tuple[Any, int]:
         if index not in self.decoded:
-            with Image.open(self.dataset.paths[index]) as file:
-                picture = file.convert("RGB")
+            picture = open_image(self.dataset.paths[index])
             ratio = max(1.0, min(picture.size) / self.side)
             smaller = [round(side / ratio) for side in picture.size]
             self.decoded[index] = picture.resize(smaller, Image.Resampling.BICUBIC)

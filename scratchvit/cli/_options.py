@@ -13,7 +13,7 @@ import shlex
 import subprocess
 import textwrap
 import typing
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -59,13 +59,11 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """An ArgumentParser that fits its help to the terminal and reports a wrong option in one sentence.
 
-    with_model: options that the command only has if a model is named, such as --num-heads
     elsewhere: {option that the command lacks: the rest of a sentence that begins with it}
     """
 
     def __init__(self, **kwargs: Any):
         super().__init__(formatter_class=_Formatter, allow_abbrev=False, **kwargs)
-        self.with_model: Collection[str] = ()
         self.elsewhere: Mapping[str, str] = {}
 
     def error(self, message: str) -> NoReturn:
@@ -81,11 +79,6 @@ class Parser(argparse.ArgumentParser):
             known = self._option_string_actions
             typed = name.replace("_", "-")
             meant = _KNOWN_ELSEWHERE.get(typed, typed)
-            if meant in self.with_model:
-                self.error(
-                    f"{meant} is an option of the model: for third-party weights, name the model too, with --model "
-                    "NAME; a run has options of its own"
-                )
             if meant in self.elsewhere:
                 self.error(f"{meant} {self.elsewhere[meant]}")
             close = [option for option in (meant, _OF_DETECTORS.get(meant)) if option in known]
@@ -115,7 +108,7 @@ def add_fields(
             "choices": metadata.get("choices") or None,
             "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
         }
-        flag = f"--{name.replace('_', '-')}"
+        flag = option_of(name)
         action = group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
         if name == "model":
             completed_by(action, list_models)
@@ -133,6 +126,11 @@ def add_model(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
     action = parser.add_argument("model", metavar="MODEL", help="name of the model (see `scratchvit models`)")
     completed_by(action, list_models)
     add_fields(parser.add_argument_group("model"), type(defaults), list(vars(defaults)), vars(defaults))
+
+
+def option_of(name: str) -> str:
+    """The option for a field of a configuration: batch_size → --batch-size."""
+    return f"--{name.replace('_', '-')}"
 
 
 def shown(default: Any) -> Any:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_fields, command_line, run_folders, shown
+from scratchvit.cli._options import Parser, add_fields, command_line, option_of, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
 from scratchvit.cli._text import filled
 from scratchvit.cli._words import completed_by
@@ -64,7 +64,7 @@ class TrainingCommand(Generic[ConfigT]):
         usual = self.kind.model
         names = vars(model_config(usual)).keys() - set(fields) - set(self.from_the_data) if usual else ()
         return {
-            f"--{name.replace('_', '-')}": f"is no option of {model}; name a model that has it, such as --model {usual}"
+            option_of(name): f"is no option of {model}; name a model that has it, such as --model {usual}"
             for name in names
         }
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchvit.cli._options import Parser, add_fields, size
+from scratchvit.cli._options import Parser, add_fields, option_of, size
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 from scratchvit.training.checkpoint import is_checkpoint
@@ -43,10 +43,14 @@ def add_sizes(parser: Parser, argv: Sequence[str]) -> None:
     name, described = _named_in(argv)
     group = parser.add_argument_group(f"sizes of {name or 'the model'}", "for third-party weights; a run has its own")
     if name is None:
-        parser.with_model = {_flag(option) for known in list_models() for option in _options_of(model_config(known))}
+        lacking = (option_of(option) for known in list_models() for option in _options_of(model_config(known)))
+        parser.elsewhere = dict.fromkeys(
+            lacking, "is an option of the model: for third-party weights, name the model too, with --model NAME; a run "
+            "has options of its own",
+        )
         for option in USUAL:
             group.add_argument(
-                _flag(option), type=size, dest=PREFIX + option, metavar="SIZE",
+                option_of(option), type=size, dest=PREFIX + option, metavar="SIZE",
                 default=argparse.SUPPRESS, help="default: that of the weights; --model NAME --help lists all options",
             )
         return
@@ -61,10 +65,6 @@ def _options_of(config: Any) -> list[str]:
         option for option in vars(config)
         if option not in FROM_THE_FILE and "drop" not in option and option != "weight_init"
     ]
-
-
-def _flag(option: str) -> str:
-    return f"--{option.replace('_', '-')}"
 
 
 def sizes(given: argparse.Namespace) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import backend, data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, positive, run_and_images
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, option_of, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
@@ -171,7 +171,7 @@ def _from_run(given: Namespace) -> Classifier:
     for name in ("model", *sizes(given)):
         if name != "model" or given.model is not None:
             raise ScratchvitError(
-                f"{path} is a checkpoint and says which model it is: leave out --{name.replace('_', '-')}"
+                f"{path} is a checkpoint and says which model it is: leave out {option_of(name)}"
             )
     model: Any
     model, checkpoint = model_from_checkpoint(path, entry=given.entry)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -104,19 +104,26 @@ def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None)
     return as_strided(np.zeros((), dtype), shape, strides)
 
 
+def mapped(x: Any, function: Callable[[Any], Any]) -> Any:
+    """x with function(element) for each of its elements, also of those in nested lists, tuples and dicts."""
+    if isinstance(x, list | tuple):
+        return type(x)(mapped(element, function) for element in x)
+    if isinstance(x, dict):
+        return {key: mapped(value, function) for key, value in x.items()}
+    return function(x)
+
+
 def as_blanks(x: Any) -> Any:
     """Replace real floating-point arrays in x (images, weights) by blanks that are not counted."""
-    if isinstance(x, list | tuple):
-        return type(x)(as_blanks(element) for element in x)
-    if isinstance(x, dict):
-        return {key: as_blanks(value) for key, value in x.items()}
-    if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
-        return x
-    return Blank(layout(x.shape, x.dtype), None, None)
+
+    def as_blank(x: Any) -> Any:
+        if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
+            return x
+        return Blank(layout(x.shape, x.dtype), None, None)
+
+    return mapped(x, as_blank)
 
 
 def layouts(x: Any) -> Any:
     """Replace the blanks in x by their layouts, for the rules of an op's facts."""
-    if isinstance(x, list | tuple):
-        return type(x)(layouts(element) for element in x)
-    return x.layout if isinstance(x, Blank) else x
+    return mapped(x, lambda x: x.layout if isinstance(x, Blank) else x)

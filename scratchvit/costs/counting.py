@@ -33,7 +33,7 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import asnumpy, is_array
-from scratchvit.costs.blanks import broadcast_zero
+from scratchvit.costs.blanks import broadcast_zero, mapped
 from scratchvit.errors import ScratchvitError
 from scratchvit.facts import Shape, ask, facts_of
 from scratchvit.models.interface import config_of, frames_of
@@ -195,15 +195,22 @@ def bind(function: Callable[..., Any], args: Sequence[Any], kwargs: dict[str, An
     return call
 
 
+def without_floats(x: Any, stand_in: Callable[[Any], Any]) -> Any:
+    """x with arrays on the host, those of floats replaced by stand_in(array), which takes no memory.
+
+    Integers and masks stay: shapes may depend on them.
+    """
+
+    def on_host(x: Any) -> Any:
+        if not is_array(x):
+            return x
+        return stand_in(x) if x.dtype.kind == "f" else asnumpy(x)
+
+    return mapped(x, on_host)
+
+
 def _blanks(x: Any) -> Any:
-    """x with floating-point arrays replaced by `broadcast_zero`. Integers and masks stay: shapes may depend on them."""
-    if isinstance(x, list | tuple):
-        return type(x)(_blanks(element) for element in x)
-    if isinstance(x, dict):
-        return {key: _blanks(value) for key, value in x.items()}
-    if not is_array(x):
-        return x
-    return broadcast_zero(x.shape, x.dtype) if x.dtype.kind == "f" else asnumpy(x)
+    return without_floats(x, lambda x: broadcast_zero(x.shape, x.dtype))
 
 
 def _arrays(arguments: Any) -> list[np.ndarray]:

@@ -24,8 +24,8 @@ from typing import Any
 import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
-from scratchvit.backend import Array, asnumpy, is_array
-from scratchvit.costs.counting import bind
+from scratchvit.backend import Array, is_array
+from scratchvit.costs.counting import bind, without_floats
 from scratchvit.facts import Bytes, ask, facts_of, saved
 
 
@@ -119,10 +119,4 @@ def _described(x: Any) -> Any:
 
 def _layouts(x: Any) -> Any:
     """x with arrays on the host, for the rules of facts: floats have shape and strides but no memory."""
-    if isinstance(x, list | tuple):
-        return type(x)(_layouts(element) for element in x)
-    if isinstance(x, dict):
-        return {name: _layouts(value) for name, value in x.items()}
-    if not is_array(x):
-        return x
-    return as_strided(np.zeros((), x.dtype), x.shape, x.strides) if x.dtype.kind == "f" else asnumpy(x)
+    return without_floats(x, lambda x: as_strided(np.zeros((), x.dtype), x.shape, x.strides))

@@ -1,11 +1,11 @@
 """Finding and downloading the files of a published data set."""
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from scratchvit.errors import ScratchvitError, missing
+from scratchvit.files import user_cache
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Remote:
 
 def cache_dir() -> Path:
     """The cache folder of scratchvit: $XDG_CACHE_HOME/scratchvit, or ~/.cache/scratchvit."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scratchvit"
+    return user_cache() / "scratchvit"
 
 
 def find(names: Sequence[str], folders: Sequence[Path]) -> Path | None:

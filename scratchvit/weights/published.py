@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from scratchvit.files import user_cache
+
 IMAGENET: dict[str, Any] = {"mean": (0.485, 0.456, 0.406), "std": (0.229, 0.224, 0.225)}    # statistics of ImageNet
 KINETICS: dict[str, Any] = {"mean": (0.45, 0.45, 0.45), "std": (0.225, 0.225, 0.225)}       # used by the video models
 
@@ -97,7 +99,6 @@ def downloaded_by_torchvision() -> tuple[Path, str] | None:
 
     The first of the table if there are several; None if there is none.
     """
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    folder = Path(os.environ.get("TORCH_HOME") or cache / "torch") / "hub" / "checkpoints"
+    folder = Path(os.environ.get("TORCH_HOME") or user_cache() / "torch") / "hub" / "checkpoints"
     files = ((folder / f"{row.file}.pth", row.model) for row in PUBLISHED if row.colours is IMAGENET)
     return next(((file, model) for file, model in files if file.is_file()), None)
