@@ -99,6 +99,11 @@ class RandomResizedCrop:
             result[...] = np.asarray(crop.resize((width, height), self.interpolation)).reshape(result.shape)
         return out
 
+    def needs(self) -> int:
+        """The shorter side of a picture in which no box is smaller than `size`. More pixels than that show no more."""
+        height_to_width = min(1 / self.ratio[1], self.ratio[0])
+        return math.ceil(max(self.size) / math.sqrt(self.scale[0] * height_to_width))
+
     def boxes(self, sizes: ArrayLike, rng: np.random.Generator) -> Boxes:
         """Random boxes (B, 4) for pictures of given sizes (B, 2): heights and widths."""
         sizes = np.reshape(sizes, (-1, 2))      # for an empty list, too

@@ -38,8 +38,11 @@ class Dataset(Pictures, Protocol):
         """The pictures of indices (B,), as a new array uint8 (B, H, W, C)."""
         ...
 
-    def originals(self) -> Pictures:
-        """These pictures at their original sizes, before resizing, as input of `RandomResizedCrop`."""
+    def originals(self, shorter_side: int | None = None) -> Pictures:
+        """These pictures before they were resized and cropped to squares, as input of `RandomResizedCrop`.
+
+        shorter_side: a data set of large pictures may reduce them to this (see `RandomResizedCrop.needs`).
+        """
         ...
 
     def subset(self, indices: ArrayLike) -> Self:
@@ -96,7 +99,7 @@ class ArrayDataset:
         indices = np.asarray(indices, np.intp)
         return type(self)(self._images[indices], self.labels[indices], self.classes, self.name)
 
-    def originals(self) -> Pictures:
+    def originals(self, shorter_side: int | None = None) -> Pictures:
         return self
 
 
@@ -128,8 +131,8 @@ class Resized:
     def subset(self, indices: ArrayLike) -> Self:
         return type(self)(self._dataset.subset(indices), self.image_shape[0])
 
-    def originals(self) -> Pictures:
-        return self._dataset.originals()
+    def originals(self, shorter_side: int | None = None) -> Pictures:
+        return self._dataset.originals(shorter_side)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from scratchvit.data.copies import copies
 from scratchvit.data.datasets import Splits, stratified_split
-from scratchvit.data.images import SUFFIXES, load_image, open_image
+from scratchvit.data.images import SUFFIXES, load_image, open_image, reduce_image
 from scratchvit.data.inventory import Inventory, by_name
 from scratchvit.data.layout import Layout, Tree, by_classes, by_folders, check_classes, check_filled, part_of
 from scratchvit.data.parts import PARTS
@@ -21,7 +21,7 @@ from scratchvit.files import counted, printable
 
 __all__ = ["SUFFIXES", "TEST_FRACTION", "ImageFolder", "OriginalPictures", "by_name", "load_folder", "picture_files"]
 
-CACHE_BYTES = 512 << 20  # decoded pictures are kept in memory if all of them fit into this
+CACHE_BYTES = 512 << 20  # of decoded pictures that are kept in memory
 TEST_FRACTION = 0.2  # fraction of train that becomes the test split if there is no test folder
 
 
@@ -96,8 +96,8 @@ class ImageFolder:
         part._decoded = self._decoded  # share the cache of decoded pictures
         return part
 
-    def originals(self) -> "OriginalPictures":
-        return OriginalPictures(self)
+    def originals(self, shorter_side: int | None = None) -> "OriginalPictures":
+        return OriginalPictures(self, shorter_side)
 
     def bad_pictures(self, each: Callable[[], object] = lambda: None) -> dict[int, str]:
         """{index: error message} for every picture that cannot be decoded. Decodes all pictures, in threads.
@@ -130,19 +130,38 @@ class ImageFolder:
 
 
 class OriginalPictures:
-    """The pictures of an ImageFolder at their original sizes, decoded on every access: they may not fit into memory."""
+    """The pictures of an ImageFolder at their original sizes and shapes, as RGB.
 
-    def __init__(self, folder: ImageFolder):
+    shorter_side: pictures with a longer one are reduced to it (`reduce_image`).
+
+    Decoded pictures are kept as long as they need less than CACHE_BYTES together; the others are decoded on every
+    access.
+    """
+
+    def __init__(self, folder: ImageFolder, shorter_side: int | None = None):
         self.name = folder.name
         self.labels = folder.labels
         self._paths = folder.paths
+        self._shorter_side = shorter_side
+        self._decoded: dict[Path, NDArray[np.uint8]] = {}
+        self._room = CACHE_BYTES
 
     def __len__(self) -> int:
         return len(self._paths)
 
     def images(self, indices: ArrayLike) -> list[NDArray[np.uint8]]:
         """The pictures of indices (B,), as B arrays (h, w, 3). Raises ScratchvitError as `ImageFolder.images` does."""
-        return [np.asarray(open_image(self._paths[index])) for index in np.asarray(indices, np.intp)]
+        return [self._picture(self._paths[index]) for index in np.asarray(indices, np.intp)]
+
+    def _picture(self, path: Path) -> NDArray[np.uint8]:
+        if path in self._decoded:
+            return self._decoded[path]
+        image = open_image(path)
+        picture = np.asarray(image if self._shorter_side is None else reduce_image(image, self._shorter_side))
+        if picture.nbytes <= self._room:
+            self._room -= picture.nbytes
+            self._decoded[path] = picture
+        return picture
 
 
 def load_folder(

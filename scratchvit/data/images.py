@@ -71,6 +71,15 @@ def resize_image(picture: Image.Image, img_size: int) -> Image.Image:
     return ImageOps.fit(picture, (img_size, img_size), Image.Resampling.BICUBIC)
 
 
+def reduce_image(picture: Image.Image, shorter_side: int) -> Image.Image:
+    """Resize a picture with a longer shorter side to this one (bicubic, antialiased); its proportions are kept."""
+    ratio = shorter_side / min(picture.size)
+    if ratio >= 1:
+        return picture
+    width, height = (max(1, round(side * ratio)) for side in picture.size)
+    return picture.resize((width, height), Image.Resampling.BICUBIC, reducing_gap=3)
+
+
 def to_picture(pixels: NDArray[np.uint8]) -> Image.Image:
     """Convert uint8 (H, W, C) to a Pillow image, in grey for C = 1. Raises ScratchvitError unless C is 1 or 3."""
     if pixels.shape[-1] not in MODES:

@@ -122,6 +122,39 @@ def test_originals_are_the_pictures_before_they_were_brought_to_a_size(tmp_path)
     assert np.array_equal(folder.originals().labels, folder.labels) and len(folder.originals()) == 2
 
 
+def test_originals_lose_no_detail_that_a_crop_shows(tmp_path):
+    """The smallest crop has as many pixels as the result; a small picture, or a narrow one, is left as it is."""
+    crop = RandomResizedCrop(24, scale=(0.3, 1.0))
+    path = write_picture(tmp_path / "any" / "0.png", (300, 500))
+    small = write_picture(tmp_path / "any" / "1.png", (500, 20))
+    large, narrow = ImageFolder.scan(tmp_path, 8).originals(crop.needs()).images([0, 1])
+    assert large.shape == (round(500 * crop.needs() / 300), crop.needs(), 3)
+    assert np.array_equal(narrow, np.asarray(Image.open(small)))
+    boxes = crop.boxes([large.shape[:2]] * 2_000, generator())
+    assert 24 <= boxes[:, 2:].min() <= 34       # the longer side makes boxes larger than they need be
+    with Image.open(path) as original:
+        expected = original.resize((large.shape[1], large.shape[0]), Image.Resampling.BICUBIC)
+    assert np.abs(large.astype(int) - np.asarray(expected)).mean() < 1     # of 255; reducing in two steps is as good
+
+
+def test_originals_are_decoded_once_as_long_as_they_fit(tmp_path, monkeypatch):
+    """Which pictures are kept makes no difference to what they are."""
+    for i in range(4):
+        write_picture(tmp_path / "any" / f"{i}.png", (50, 60))
+    folder = ImageFolder.scan(tmp_path, 8)
+    everything = folder.originals(20)
+    first = everything.images(range(4))
+    monkeypatch.setattr("scratchvit.data.folder.CACHE_BYTES", 2 * first[0].nbytes)
+    some = folder.originals(20)
+    assert all(map(np.array_equal, some.images(range(4)), first))
+    for path in folder.paths:
+        path.unlink()
+    assert all(map(np.array_equal, everything.images(range(4)), first))
+    assert all(map(np.array_equal, some.images([0, 1]), first))
+    with pytest.raises(ScratchvitError, match=r"2\.png: no such picture"):
+        some.images([2])
+
+
 def test_a_picture_of_one_pixel_is_cropped_whatever_the_ratio():
     for ratio in ((3 / 4, 4 / 3), (2, 3), (0.2, 0.3)):
         assert RandomResizedCrop(4, ratio=ratio)(random_images(3, 1, 1), generator()).shape == (3, 4, 4, 3)

@@ -64,8 +64,9 @@ class TrainingData:
         level = LEVELS[config.augment]
         jitter = config.color_jitter
         size = self.splits.train.image_shape[0]
+        crop = RandomResizedCrop(size, (config.crop_scale, 1.0)) if config.crop_scale else None
         steps: list[Any] = [
-            RandomResizedCrop(size, (config.crop_scale, 1.0)) if config.crop_scale else None,
+            crop,
             RandomCrop(config.crop_padding) if config.crop_padding else None,
             RandomHorizontalFlip() if config.flip else None,
             RandAugment(level.num_layers, level.magnitude) if level.num_layers else None,
@@ -79,7 +80,7 @@ class TrainingData:
         if images % config.batch_size == 1 < images:
             images -= 1     # batch norm needs more than one image: this one comes first in the next epoch
         return Loader(
-            train.originals() if config.crop_scale else train, config.batch_size, transform,
+            train.originals(crop.needs()) if crop else train, config.batch_size, transform,
             shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
         )
 
