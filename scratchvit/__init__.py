@@ -6,7 +6,6 @@
 import importlib
 from types import ModuleType
 
-from scratchvit import _openblas  # isort: skip  (before anything that imports NumPy)
 from scratchvit import backend, nn, ops, optim, random
 from scratchvit.backend import device, use
 from scratchvit.checkpoint import checkpoint

@@ -7,20 +7,15 @@ file copy data between devices: `asarray` to the current device, `asnumpy` to th
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import ctypes
 import functools
 import importlib
-import math
 import os
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
 
 import numpy as np
-import threadpoolctl
 
 from scratchvit.errors import ScratchvitError, WrongType
 
@@ -174,93 +169,7 @@ def erf(x: Array) -> Array:
     return backend_of(x).special.erf(x)
 
 
-# --- the CPU's cores and memory -------------------------------------------------------------------------------------
-
-BLOCK_BYTES = 1 << 20       # 1 MiB: small enough for the cache, large enough that Python's share is small
-PARALLEL_BYTES = 1 << 20    # for smaller arrays, distributing rows to threads costs more than it saves
-
-
-def cpu_cores() -> int:
-    """The number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@functools.cache
-def cpu_threads() -> int:
-    """The number of threads for work on the CPU: that of BLAS (OMP_NUM_THREADS), but at most the number of cores."""
-    numbers = [pool["num_threads"] for pool in _blas().info()]
-    if not numbers and (number := os.environ.get("OMP_NUM_THREADS", "")).isdecimal():
-        numbers = [int(number)]     # threadpoolctl does not support Accelerate, which NumPy uses on macOS
-    return max(1, min(max(numbers, default=cpu_cores()), cpu_cores()))
-
-
-@functools.cache
-def _blas() -> threadpoolctl.ThreadpoolController:
-    return threadpoolctl.ThreadpoolController().select(user_api="blas")
-
-
-@functools.cache
-def _pool() -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(cpu_threads(), thread_name_prefix="scratchvit")
-
-
-_dealing = threading.Lock()     # the limit on BLAS applies to the whole process, so only one `deal` runs at a time
-
-
-def _forget_threads() -> None:
-    """Reset thread pools in a child process of `os.fork`, which does not inherit the parent's threads."""
-    global _dealing
-    _pool.cache_clear()
-    _dealing = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_threads)
-
-
-def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], threads: int) -> list[Any]:
-    """Call `fn(*block)` for every block in a pool of threads; returns the results in the order of the blocks.
-
-    NumPy releases the GIL inside each call, so Python threads run in parallel. Their matrix products are
-    single-threaded.
-    """
-    threads = min(threads, len(blocks))
-    results: list[Any] = [None] * len(blocks)
-    remaining = iter(enumerate(blocks))
-
-    def work() -> None:
-        for number, block in remaining:     # the iterator is shared: each block goes to one thread
-            results[number] = fn(*block)
-
-    if threads <= 1:
-        work()
-        return results
-    with _dealing, _blas().limit(limits=1):
-        # Each thread runs in a copy of this thread's context, which includes NumPy's error state.
-        others = [_pool().submit(contextvars.copy_context().run, work) for _ in range(threads - 1)]
-        work()
-        for other in others:
-            other.result()
-    return results
-
-
-def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLOCK_BYTES) -> list[Any]:
-    """Call `fn(*blocks)` for blocks of rows (axis 0) of the arrays, which all have the same number of rows.
-
-    On the CPU, the blocks of the largest array have about block_bytes, which fits in the cache, and are distributed to
-    threads: a chain of NumPy calls on one block then runs at the speed of the cache on every core. On a GPU, fn is
-    called once with the whole arrays. Returns a list of the results of fn in the order of the rows, so that their sum
-    is reproducible.
-    """
-    rows = len(arrays[0])
-    if backend_of(arrays[0]) is not CPU or rows == 0:
-        return [fn(*arrays)]
-    largest = max(a.nbytes for a in arrays)
-    step = max(1, rows * block_bytes // max(1, largest))
-    threads = cpu_threads() if largest >= PARALLEL_BYTES else 1
-    if threads > 1:     # enough blocks for all threads to finish at about the same time
-        step = min(step, math.ceil(rows / (2 * threads)))
-    return deal(fn, [tuple(a[i : i + step] for a in arrays) for i in range(0, rows, step)], threads)
+# --- memory ---------------------------------------------------------------------------------------------------------
 
 
 def keep_freed_memory() -> bool:

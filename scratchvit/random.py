@@ -17,9 +17,10 @@ from typing import TypeAlias
 
 import numpy as np
 
-from scratchvit.backend import Array, current, parallel_rows
+from scratchvit.backend import Array, current
 from scratchvit.errors import ScratchvitError, WrongState
 from scratchvit.recording import setting
+from scratchvit.threads import parallel_rows
 
 
 class Generator:

@@ -34,7 +34,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 import scratchvit as sv  # noqa: E402
-from scratchvit import backend  # noqa: E402
+from scratchvit import backend, threads  # noqa: E402
 from scratchvit.costs.counting import OpCost, cost  # noqa: E402
 from scratchvit.errors import ScratchvitError  # noqa: E402
 from scratchvit.models import model_config  # noqa: E402
@@ -116,7 +116,7 @@ def torch_step(peer: Any, x: np.ndarray, y: np.ndarray) -> Step:
     """The same step of a model in PyTorch."""
     import torch
 
-    torch.set_num_threads(backend.cpu_threads())
+    torch.set_num_threads(threads.cpu_threads())
     optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
     images, labels = torch.from_numpy(x), torch.from_numpy(y)
 
@@ -176,7 +176,7 @@ def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int
                 if not is_first:
                     weight.T @ dy
 
-            backend.deal(some_images, [(weight, columns, dy, is_first)] * (batch // together), backend.cpu_threads())
+            threads.deal(some_images, [(weight, columns, dy, is_first)] * (batch // together))
         elif layer.op == "attention":
             q, k, v = (np.ones((batch * shape[0], *shape[1:]), np.float32) for shape in layer.inputs[:3])
 
@@ -185,7 +185,7 @@ def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int
                 dy = p @ v
                 p @ k, p.swapaxes(-1, -2) @ q, p.swapaxes(-1, -2) @ dy, dy @ v.swapaxes(-1, -2)
 
-            backend.parallel_rows(attend, q, k, v, block_bytes=q[:2].nbytes)
+            threads.parallel_rows(attend, q, k, v, block_bytes=q[:2].nbytes)
 
 
 def peak_bytes(anew: bool = False) -> int:
@@ -209,8 +209,8 @@ def report(
         for who in ("ours", "torch")
     }
     ratios = [a / b for a, b in zip(ours, theirs)]
-    threads = f"{backend.cpu_threads()} threads of {os.cpu_count()} cores"
-    print(f"{args.model}, {'×'.join(map(str, image[1:]))}, batch {args.batch}, {threads}")
+    cores = f"{threads.cpu_threads()} threads of {os.cpu_count()} cores"
+    print(f"{args.model}, {'×'.join(map(str, image[1:]))}, batch {args.batch}, {cores}")
     print(f"{'':24}{'min':>9}{'median':>9}{'max':>9}")
     for name, values, unit in (("scratchvit, step", ours, "s"), ("PyTorch eager, step", theirs, "s"),
                                ("ratio, pair by pair", ratios, "")):

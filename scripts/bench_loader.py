@@ -26,7 +26,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import scratchvit as sv
-from scratchvit import backend
+from scratchvit import backend, threads
 from scratchvit.data import Loader
 from scratchvit.training import TrainConfig
 from scratchvit.training.classification.data import load_data
@@ -62,8 +62,8 @@ def main() -> None:
     data = load_data(config)
     height, width, channels = data.splits.train.image_shape
     print(
-        f"{config.data}: {height}×{width}×{channels}, batches of {args.batch}, a model of {backend.cpu_threads()} "
-        f"thread(s), {backend.cpu_cores()} core(s); median (least … most) of {args.repeats} repeats"
+        f"{config.data}: {height}×{width}×{channels}, batches of {args.batch}, a model of {threads.cpu_threads()} "
+        f"thread(s), {threads.cpu_cores()} core(s); median (least … most) of {args.repeats} repeats"
     )
     heads = ("workers", "loader alone, pictures/s", *(f"{name}: pictures/s, waiting" for name in MODELS))
     print("  ".join(heads), flush=True)

@@ -80,7 +80,15 @@ MUTANTS = [
     ),
     Mutant(
         "linear: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/linear.py",
-        "xp.matmul(dy, weight).reshape(x.shape)", "xp.matmul(dy, weight * (1 + 1e-4)).reshape(x.shape)", OPS,
+        "product(dy, weight).reshape(x.shape)", "product(dy, weight * (1 + 1e-4)).reshape(x.shape)", OPS,
+    ),
+    Mutant(
+        "products: the last part of a long inner axis left out", "a term dropped", "kernels/products.py",
+        "for part in _parts(k)]))", "for part in list(_parts(k))[:-1]]))", ("kernels/test_products.py",),
+    ),
+    Mutant(
+        "products: a bias of columns from the first block", "a wrong axis", "kernels/products.py",
+        "else bias[part]) for", "else bias[: part.stop - part.start]) for", ("kernels/test_products.py",),
     ),
     Mutant(
         "gelu: leading coefficient times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/gelu.py",

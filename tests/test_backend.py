@@ -62,36 +62,6 @@ def test_asarray_makes_python_floats_single_and_keeps_arrays(device):
     assert isinstance(sv.backend.asnumpy(sv.backend.asarray([1.0])), np.ndarray)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 7, 5000])
-def test_parallel_rows_sees_every_row_once_and_keeps_their_order(monkeypatch, rows):
-    monkeypatch.setattr(backend, "cpu_threads", lambda: 2)
-    x = np.arange(rows * 100, dtype=np.float32).reshape(rows, 100)
-    y = np.zeros_like(x)
-
-    def double(x, y):
-        y += 2 * x
-        return x[0, 0] if len(x) else None
-
-    starts = backend.parallel_rows(double, x, y, block_bytes=1 << 14)
-    assert np.array_equal(y, 2 * x)
-    assert starts == sorted(starts, key=lambda s: (s is None, s))
-    if rows == 5000:
-        assert len(starts) > 8
-
-
-def test_an_error_in_a_thread_arrives(monkeypatch):
-    monkeypatch.setattr(backend, "cpu_threads", lambda: 2)
-    x = np.zeros((4000, 500), np.float32)
-    x[3999, 0] = 1
-
-    def fail_at_the_mark(x):
-        if x.any():
-            raise ArithmeticError("found")
-
-    with pytest.raises(ArithmeticError, match="found"):
-        backend.parallel_rows(fail_at_the_mark, x)
-
-
 def keep_freed_memory():
     return backend.keep_freed_memory()
 

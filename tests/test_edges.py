@@ -1,18 +1,13 @@
 """Numbers without axes, arrays of one entry, empty batches, wrong dtypes, and contexts inside contexts."""
 
-import threading
-import warnings
 
 import numpy as np
 import pytest
-import threadpoolctl
 
 import scratchvit as sv
 from scratchvit import nn, ops
-from scratchvit.backend import asarray, cpu_threads, parallel_rows
 from scratchvit.random import Generator
 from tests.support.margins import assert_close, ulps
-from tests.support.processes import alone
 from tests.support.seeds import moved, seeded
 
 
@@ -145,32 +140,3 @@ def test_recording_inside_recording():
             ops.attention(q, q, q)
         ops.attention(q, q, q)
     assert (len(outside), len(inside)) == (2, 1)
-
-
-def blas_threads():
-    return [pool["num_threads"] for pool in threadpoolctl.threadpool_info() if pool["user_api"] == "blas"]
-
-
-def blas_threads_before_and_after_two_users():
-    before = blas_threads()
-    x = np.ones((4000, 400), np.float32)
-    users = [threading.Thread(target=lambda: [parallel_rows(np.negative, x) for _ in range(20)]) for _ in range(2)]
-    for user in users:
-        user.start()
-    for user in users:
-        user.join()
-    return cpu_threads(), before, blas_threads()
-
-
-def test_two_threads_leave_blas_as_it_was():
-    threads, before, after = alone(blas_threads_before_and_after_two_users, OMP_NUM_THREADS="2")
-    if threads == 1:
-        pytest.skip("BLAS has one thread on this machine anyway")
-    assert after == before
-
-
-def test_the_error_state_reaches_the_threads():
-    x = asarray(np.full((4000, 400), 1e38, np.float32))
-    with warnings.catch_warnings(), np.errstate(over="ignore"):
-        warnings.simplefilter("error")
-        parallel_rows(lambda x: x * x, x)

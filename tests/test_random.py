@@ -69,7 +69,7 @@ def test_every_device_draws_the_same_bits(device: str) -> None:
 
 def test_large_draws_do_not_depend_on_how_rows_are_dealt_to_threads(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = bits(Generator(moved(2)), count=10 * N)
-    monkeypatch.setattr("scratchvit.backend.PARALLEL_BYTES", 1 << 40)
+    monkeypatch.setattr("scratchvit.threads.PARALLEL_BYTES", 1 << 40)
     assert np.array_equal(whole, bits(Generator(moved(2)), count=10 * N))
 
 

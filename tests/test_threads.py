@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,7 +13,6 @@ import scratchvit as sv
 from scratchvit import ops
 from scratchvit.recording import is_recording, no_grad, replace_ops
 from scratchvit.tensor import Tensor
-from tests.support.processes import alone
 from tests.support.seeds import seeded
 
 
@@ -196,22 +194,3 @@ def test_two_models_trained_and_evaluated_at_once_are_bit_for_bit_those_trained_
         thread.join()
     for seed, expected in enumerate(by_themselves):
         assert all(map(np.array_equal, together[seed], expected))
-
-
-def after_a_fork() -> int:
-    """The exit status of a child that was forked after an op on threads, and that runs one itself."""
-    from scratchvit import backend
-
-    backend.cpu_threads = lambda: 2
-    x = np.ones((4096, 512), np.float32)
-    ops.gelu(x)                         # makes the pool of threads
-    child = os.fork()
-    if child == 0:
-        ops.gelu(x)
-        os._exit(7)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="no os.fork here")
-def test_a_forked_child_has_threads_of_its_own() -> None:
-    assert alone(after_a_fork) == 7

@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, command_line, option_of, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
 from scratchvit.cli._text import filled
@@ -20,6 +19,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
+from scratchvit.threads import cpu_threads
 from scratchvit.training import read_config
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
@@ -222,7 +222,7 @@ def describe_device(config: RunConfig) -> str:
     """The device of a run, as text."""
     if config.device != "cpu":
         return config.device
-    return f"cpu, {counted(backend.cpu_threads(), 'thread')}"
+    return f"cpu, {counted(cpu_threads(), 'thread')}"
 
 
 def changed_settings(config: RunConfig, names: Sequence[str]) -> str:

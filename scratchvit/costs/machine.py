@@ -17,7 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from scratchvit.backend import Array, Backend, current, parallel_rows
+from scratchvit.backend import Array, Backend, current
+from scratchvit.threads import parallel_rows
 
 SECONDS = 0.25              # for each of the two measurements, without the time to make their arrays
 COPY_BYTES = 256 << 20      # of the array that is copied: larger than the caches

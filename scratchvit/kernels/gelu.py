@@ -18,7 +18,8 @@ from collections.abc import Callable
 import numpy as np
 
 from scratchvit import backend
-from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
+from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.threads import parallel_rows
 
 # cₖ of u(x) = x Σ cₖ x²ᵏ, from scripts/fit_gelu.py. They minimise the maximum over 0 ≤ x ≤ 7 of the weighted error
 # max(1, |x|) · |Φ(x) - ½(1 + tanh u)|, which is 7e-8. For larger x the leading term dominates, and tanh u is 1.

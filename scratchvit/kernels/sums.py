@@ -19,6 +19,7 @@ from itertools import groupby
 import numpy as np
 
 from scratchvit.backend import CPU, Array, backend_of
+from scratchvit.threads import parallel_rows
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order
 BLOCK = 64          # rows that are added by one product with ones
@@ -88,8 +89,11 @@ def _middle(x: np.ndarray) -> np.ndarray:
     blocks, rest = divmod(N, BLOCK)
     if blocks == 0:
         return np.matmul(ones, x)[:, 0]
-    sums = np.matmul(ones, x[:, : blocks * BLOCK].reshape(outer, blocks, BLOCK, inner))[:, :, 0]
-    y = sums.sum(axis=1, dtype=np.float64)
+    whole = x[:, : blocks * BLOCK].reshape(outer, blocks, BLOCK, inner)
+    sums = np.empty((outer, blocks, 1, inner), x.dtype)
+    longest = int(blocks > outer)
+    parallel_rows(lambda x, y: np.matmul(ones, x, out=y), whole.swapaxes(0, longest), sums.swapaxes(0, longest))
+    y = sums[:, :, 0].sum(axis=1, dtype=np.float64)
     if rest:
         y += np.matmul(ones[:, :rest], x[:, N - rest :])[:, 0]
     return y.astype(x.dtype)

@@ -40,7 +40,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from scratchvit import nn, ops
-from scratchvit.backend import BLOCK_BYTES, Array, array_module, asarray, current, parallel_rows
+from scratchvit.backend import Array, array_module, asarray, current
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
@@ -49,6 +49,7 @@ from scratchvit.nn import init
 from scratchvit.options import option
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
+from scratchvit.threads import BLOCK_BYTES, parallel_rows
 
 
 @dataclass(frozen=True)

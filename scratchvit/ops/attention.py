@@ -9,7 +9,7 @@ from contextvars import ContextVar
 from typing import Any
 
 from scratchvit import random
-from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to, cpu_threads, parallel_rows
+from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
 from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.ops.attention_blocks import attention_in_blocks
@@ -18,6 +18,7 @@ from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.random import Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
+from scratchvit.threads import cpu_threads, parallel_rows
 
 LARGE_MATRIX = 1 << 20      # `attention` does not store matrices of more scores than this
 

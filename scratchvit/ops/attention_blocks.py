@@ -20,8 +20,9 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
+from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.ops.elementwise import unbroadcast
+from scratchvit.threads import deal
 
 # Scores per block: on the CPU what fits in a core's cache, on a GPU enough to keep it busy.
 SCORES = {"cpu": 1 << 18, "gpu": 1 << 26}
@@ -80,7 +81,7 @@ def attention_in_blocks(
                 y[at][..., i, :] = out / l
                 highest[at][..., i, :], total[at][..., i, :] = m, l
 
-    deal(forward, [(places,) for places in units], cpu_threads())
+    deal(forward, [(places,) for places in units])
 
     def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
         dq, dk, dv = xp.zeros_like(q), xp.zeros_like(k), xp.zeros_like(v)
@@ -109,7 +110,7 @@ def attention_in_blocks(
                         dq[at][..., i, :] += xp.matmul(ds, k_j)
                         dk[at][..., j, :] += xp.matmul(ds.swapaxes(-1, -2), q_i)
 
-        deal(backward_rows, [(places,) for places in units], cpu_threads())
+        deal(backward_rows, [(places,) for places in units])
         return dq, dk, dv, dbias
 
     return y, backward

@@ -30,12 +30,14 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.facts import Bytes, Facts, Shape, Workspace
+from scratchvit.kernels.products import matmul, product
 from scratchvit.kernels.sums import total
 from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
 from scratchvit.ops.sliding import Windows, convolution_windows
 from scratchvit.tensor import op
+from scratchvit.threads import PARALLEL_BYTES, deal, parallel_rows
 
 COLUMN_BYTES = 512 << 10        # columns that one thread makes at a time: they fit in its cache
 COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
@@ -171,9 +173,7 @@ def _patches(x: Array, weight: Array, bias: Array | None, windows: Windows, grou
     y = array_module(x).empty((len(x), *windows.output, len(weight)), dtype=x.dtype)    # (B, *S', O)
 
     def images(x: Array, y: Array) -> None:
-        block = _cut(x, windows) @ rows                                                 # (n·S', O)
-        if bias is not None:
-            block += bias
+        block = product(_cut(x, windows), rows, bias)                                   # (n·S', O)
         y[...] = block.reshape(y.shape)
 
     _by_image(images, x, y)
@@ -184,7 +184,7 @@ def _patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
     channels = weight.shape[1]
     dx = array_module(dy).zeros((len(dy), channels, *windows.size), dtype=dy.dtype)
     axes = len(windows.size)
-    columns = _channels_last(dy) @ weight.reshape(len(weight), -1)                      # (B·S', C·taps)
+    columns = product(_channels_last(dy), weight.reshape(len(weight), -1))                      # (B·S', C·taps)
     columns = columns.reshape(len(dy), *windows.output, channels, *windows.kernel)      # (B, H', W', C, k, k)
     pairs = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
     columns = columns.transpose(0, 1 + axes, *pairs)                                    # (B, C, H', k, W', k)
@@ -194,7 +194,7 @@ def _patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
 
 
 def _patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    return _channels_last(dy).T @ _cut(x, windows)                                      # (O, C·taps)
+    return product(_channels_last(dy).T, _cut(x, windows))                              # (O, C·taps)
 
 
 def _channels_last(y: Array) -> Array:
@@ -222,13 +222,13 @@ def _columns(x: Array, weight: Array, bias: Array | None, windows: Windows, grou
                 shape, total = (groups, outputs, *target.shape[1:]), None
                 for columns, kernel_rows in _gather(x[some], windows, groups, first, last):
                     for kernel_row, places, lines in kernel_rows:
-                        product = filters[:, :, kernel_row] @ _flat(columns[:, :, lines])
-                        product = product.reshape(groups, outputs, -1, *shape[3:])
-                        if total is None and product.shape == shape:                    # no need to start from zeros
-                            total = product
+                        part = matmul(filters[:, :, kernel_row], _flat(columns[:, :, lines]))
+                        part = part.reshape(groups, outputs, -1, *shape[3:])
+                        if total is None and part.shape == shape:                       # no need to start from zeros
+                            total = part
                         else:
                             total = xp.zeros(shape, dtype=x.dtype) if total is None else total
-                            total[:, :, places] += product
+                            total[:, :, places] += part
                 target[...] = 0 if total is None else total.reshape(target.shape)
                 if bias is not None:
                     target += bias.reshape(-1, *(1 for _ in target.shape[1:]))
@@ -245,7 +245,7 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Arra
 
     def images(x: Array, y: Array) -> None:
         columns = x.reshape(len(x), *filters.shape[::2], places)                        # (n, G, C/G, places)
-        array_module(x).matmul(filters, columns, out=y.reshape(len(y), *filters.shape[:2], places))
+        matmul(filters, columns, out=y.reshape(len(y), *filters.shape[:2], places))
         if bias is not None:
             y += bias.reshape(-1, *(1 for _ in y.shape[2:]))
 
@@ -274,7 +274,7 @@ def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arra
             padded = xp.zeros((channels, len(dx[some]), *windows.padded), dtype=dx.dtype)
             for first, last in ranges:
                 block = dy[some, :, first:last].swapaxes(0, 1)                          # (O, n, rows, …)
-                sent = filters @ block.reshape(groups, len(weight) // groups, -1)       # (G, C/G·taps, n·places)
+                sent = matmul(filters, block.reshape(groups, len(weight) // groups, -1))    # (G, C/G·taps, n·places)
                 sent = sent.reshape(channels, -1, *block.shape[1:])                     # (C, taps, n, rows, …)
                 for tap, window in enumerate(windows.taps(first, last)):
                     padded[window] += sent[:, tap]
@@ -308,7 +308,7 @@ def _columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
                         sums[:, :, kernel_row] += _product(_flat(block[:, :, places]), _flat(columns[:, :, lines]))
 
     starts = [len(x) * part // parts for part in range(parts + 1)]
-    deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)], cpu_threads())
+    deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)])
     total = sums[0] if parts == 1 else sums.sum(axis=0)
     return total.reshape(groups * outputs, -1, channels).swapaxes(1, 2)                 # (O, C/G, taps)
 
@@ -408,8 +408,8 @@ def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterato
 
 
 def _by_image(fn, *arrays: Array) -> None:
-    """parallel_rows; but a few images are processed without it, so that BLAS uses all cores for each product."""
-    if 2 * len(arrays[0]) <= cpu_threads():
+    """parallel_rows; but for a single image, the products within fn are distributed to threads instead."""
+    if len(arrays[0]) == 1:
         fn(*arrays)
     else:
         parallel_rows(fn, *arrays)

@@ -16,9 +16,10 @@ import math
 from collections.abc import Callable
 from typing import Any
 
-from scratchvit.backend import CPU, Array, array_module, backend_of, parallel_rows
+from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.sums import total
 from scratchvit.ops.sliding import Windows
+from scratchvit.threads import parallel_rows
 
 BLOCK_BYTES = 1 << 20           # size of a block of images: it stays in the cache while its windows are read
 BLOCK_BYTES_GPU = 256 << 20     # on a GPU, size of the windows of a block, of which CuPy's einsum makes a copy

@@ -21,6 +21,7 @@ from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sums import total
 from scratchvit.recording import is_recording
 from scratchvit.tensor import op
+from scratchvit.threads import BLOCK_BYTES, cpu_threads
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
@@ -380,4 +381,4 @@ def gelu(x: Array, approximate: str = "none"):
 
 def _gelu_workspace(x: Array) -> Workspace:
     """Two blocks per thread, which matter in small models."""
-    return Workspace(forward=min(x.nbytes, 2 * backend.BLOCK_BYTES * backend.cpu_threads()))
+    return Workspace(forward=min(x.nbytes, 2 * BLOCK_BYTES * cpu_threads()))

@@ -11,6 +11,8 @@ import numpy as np
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Facts, Shape, inputs, reshaped
+from scratchvit.kernels import products
+from scratchvit.kernels.products import product
 from scratchvit.kernels.sums import total
 from scratchvit.ops.checks import shapes_of
 from scratchvit.ops.elementwise import unbroadcast
@@ -30,9 +32,8 @@ def matmul(x: Array, y: Array):
     With C = A B:  dA = dC Bᵀ,  dB = Aᵀ dC.
     Raises ValueError if the shapes do not fit together.
     """
-    xp = array_module(x)
     try:
-        value = xp.matmul(x, y)
+        value = products.matmul(x, y)
     except ValueError:
         raise ValueError(
             f"matmul: x of shape {x.shape} and y of shape {y.shape} do not fit together: expected (..., n, k) @ "
@@ -46,8 +47,11 @@ def matmul(x: Array, y: Array):
             dy = dy[..., None]
         if x.ndim == 1:
             dy = dy[..., None, :]
-        dx = unbroadcast(xp.matmul(dy, columns.swapaxes(-1, -2)), rows.shape).reshape(x.shape) if need[0] else None
-        d_y = unbroadcast(xp.matmul(rows.swapaxes(-1, -2), dy), columns.shape).reshape(y.shape) if need[1] else None
+        dx = d_y = None
+        if need[0]:
+            dx = unbroadcast(products.matmul(dy, columns.swapaxes(-1, -2)), rows.shape).reshape(x.shape)
+        if need[1]:
+            d_y = unbroadcast(products.matmul(rows.swapaxes(-1, -2), dy), columns.shape).reshape(y.shape)
         return dx, d_y
 
     return value, backward
@@ -78,16 +82,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
         raise ValueError(f"linear: x must be (..., in) and weight (out, in), not {x.shape} and {weight.shape}")
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"linear: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
-    xp = array_module(x)
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])               # (N, in)
-    y = xp.matmul(rows, weight.T)                                       # (N, out)
-    if bias is not None:
-        y += bias
+    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])              # (N, in)
+    y = product(rows, weight.T, bias)                                   # (N, out)
 
     def backward(dy, need):
         dy = dy.reshape(len(rows), len(weight))                         # (N, out)
-        dx = xp.matmul(dy, weight).reshape(x.shape) if need[0] else None
-        dweight = xp.matmul(dy.T, rows) if need[1] else None
+        dx = product(dy, weight).reshape(x.shape) if need[0] else None
+        dweight = product(dy.T, rows) if need[1] else None
         dbias = total(dy, (0,)) if need[2] else None
         return dx, dweight, dbias
 
@@ -138,14 +139,14 @@ def einsum(equation: str, *operands: Array):
 
 
 def _contract(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:
-    """NumPy's einsum of spelled-out terms; but an index that one operand alone has is summed first, accurately."""
+    """einsum of spelled-out terms; but an index that one operand alone has is summed first, accurately."""
     terms, operands = list(terms), list(operands)
     for i, (term, x) in enumerate(zip(terms, operands)):
         elsewhere = "".join([output, *terms[:i], *terms[i + 1 :]])
         alone = tuple(axis for axis, c in enumerate(term) if c.isalpha() and c not in elsewhere)
         if alone:
             terms[i], operands[i] = "".join(c for c in term if c in elsewhere), total(x, alone)
-    return array_module(operands[0]).einsum(f"{','.join(terms)}->{output}", *operands, optimize=True)
+    return products.einsum(terms, output, operands)
 
 
 def spell_out(equation: str, ndims: list[int]) -> tuple[list[str], str]:

@@ -12,10 +12,11 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scratchvit.backend import CPU, PARALLEL_BYTES, Array, array_module, backend_of, cpu_threads, deal, parallel_rows
+from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.facts import Bytes, Facts, like, reshaped
 from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.tensor import op
+from scratchvit.threads import PARALLEL_BYTES, deal, parallel_rows
 
 ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries it stays in the cache
 CHANNEL_BYTES = 512 << 10       # the same for a block of channels of batch norm
@@ -402,4 +403,4 @@ def _by_block(fn: Callable[..., Any], arrays: list[Array], *columns: Array) -> N
         for j in range(0, C, c)
         for i in range(0, B, b)
     ]
-    deal(fn, blocks, cpu_threads() if arrays[0].nbytes >= PARALLEL_BYTES else 1)
+    deal(fn, blocks, arrays[0].nbytes >= PARALLEL_BYTES)

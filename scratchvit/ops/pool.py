@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.backend import Array, array_module, parallel_rows
+from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.kernels.masks import masked
 from scratchvit.ops.sliding import Windows, per_axis, same_padding
 from scratchvit.tensor import op
+from scratchvit.threads import parallel_rows
 
 PLANE_BYTES = 256 << 10         # size of a block of planes: with its temporaries it stays in the cache
 

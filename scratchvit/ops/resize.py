@@ -17,10 +17,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from scratchvit.backend import AnyArray, Array, array_module, parallel_rows
+from scratchvit.backend import AnyArray, Array, array_module
 from scratchvit.dtypes import need_floats
 from scratchvit.facts import Facts, nothing, of_an_empty_batch
 from scratchvit.tensor import op
+from scratchvit.threads import parallel_rows
 
 AXES = {"linear": 1, "bilinear": 2, "bicubic": 2, "trilinear": 3}       # number of axes; the nearest modes take any
 PLANE_BYTES = 512 << 10         # size of a block of planes: with its temporaries it stays in the cache

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from scratchvit.backend import CPU, Array, array_module, backend_of, cpu_threads, deal
+from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.threads import deal
 
 BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
 SMALL = 4_096       # arrays with fewer entries are concatenated
@@ -38,4 +39,4 @@ def apply(update: Update, rows: Sequence[tuple[Array, ...]]) -> None:
         for block in [BLOCK if on_cpu else size]
         for start in range(0, size, block)
     ]
-    deal(update, blocks, cpu_threads() if on_cpu else 1)
+    deal(update, blocks, on_cpu)

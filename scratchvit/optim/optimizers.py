@@ -9,11 +9,12 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.backend import CPU, Array, array_module, asarray, asnumpy, backend_of
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn.module import Parameter
 from scratchvit.optim.blocks import Update, apply
 from scratchvit.tensor import Tensor
+from scratchvit.threads import deal
 
 
 @dataclass
@@ -268,7 +269,7 @@ def grad_norm(params: Iterable[Parameter]) -> Array:
         return asarray(0.0)
     xp = array_module(gradients[0])
     half = [xp.asarray(g, dtype=np.float32) if g.dtype.itemsize < 4 else g for g in gradients]  # 256² overflows float16
-    return xp.sqrt(sum(xp.dot(g, g) for g in half))
+    return xp.sqrt(sum(deal(xp.dot, [(g, g) for g in half], backend_of(half[0]) is CPU)))
 
 
 def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:

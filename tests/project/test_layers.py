@@ -8,8 +8,9 @@ import scratchvit
 
 ROOT = Path(scratchvit.__file__).parent
 FLOORS = [
-    ["_openblas", "errors", "learn"],
+    ["errors", "learn"],
     ["files", "options", "progress", "backend"],
+    ["threads"],
     # The engine: a Tensor, what its ops are, and what checks them.
     ["signature", "recording", "facts", "dtypes", "random", "graph", "tensor", "checkpoint", "backward_rules",
      "gradcheck"],

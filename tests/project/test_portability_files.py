@@ -288,7 +288,7 @@ for module, names in ((os, {os_names!r}), (signal, {signals!r})):
 import scratchvit
 for module in pkgutil.walk_packages(scratchvit.__path__, "scratchvit."):
     __import__(module.name)
-print(scratchvit.backend.cpu_threads() >= 1)
+print(scratchvit.threads.cpu_threads() >= 1)
 """
 
 
@@ -305,8 +305,8 @@ def test_every_module_can_be_imported_without_what_only_linux_has():
 @pytest.mark.parametrize(("told", "expected"), [("1", 1), ("3", 3), ("99", 4), ("", 4), ("many", 4)])
 def test_a_blas_that_threadpoolctl_does_not_know_is_no_reason_for_one_thread(told, expected, monkeypatch):
     """NumPy's wheels for macOS compute with Accelerate."""
-    monkeypatch.setattr(sv.backend, "_blas", lambda: types.SimpleNamespace(info=list))
+    monkeypatch.setattr(sv.threads, "_blas", types.SimpleNamespace(threads=lambda: 0))
     monkeypatch.delattr(os, "sched_getaffinity", raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 4)
     monkeypatch.setenv("OMP_NUM_THREADS", told)
-    assert sv.backend.cpu_threads.__wrapped__() == expected
+    assert sv.threads.cpu_threads() == expected

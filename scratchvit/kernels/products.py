@@ -1,0 +1,133 @@
+"""Matrix products on all cores: cut into blocks, with bias and a sum of rows while a block is in the cache.
+
+    plain       x @ y + bias
+    problem     BLAS's own threads get in the way of ours (see `threads`), and its results depend on their number
+    idea        blocks of rows or columns of the result, whichever are more, each a product of a single-threaded BLAS. A
+                product with few rows and columns but a long inner axis, such as the gradient of a weight, is a sum
+                of products of parts of that axis
+
+A block needs enough rows: BLAS first rearranges the other factor, once for each block, which must not take long
+compared with the product. Longer rows of blocks would not fit in the cache when the bias is added.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.sums import in_pairs
+from scratchvit.threads import BLOCKS, deal, inside_block, single_threaded
+
+SMALL = 1 << 18         # multiply-adds of a product for which BLAS takes one thread anyway
+PARALLEL = 1 << 22      # multiply-adds for which distributing blocks to threads is worth its cost
+LINES = 192             # rows that a block should have at least
+MOST_LINES = 1024       # and at most
+LONG = 4                # an inner axis is long if it has LONG times the rows and columns of the result
+
+
+def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
+    """x @ y as `numpy.matmul`: x (..., n, k), y (..., k, m), with leading axes that broadcast, or vectors (k,).
+
+    Raises ValueError as `numpy.matmul` does.
+    """
+    if backend_of(x) is not CPU or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2] or inside_block():
+        with single_threaded:
+            return array_module(x).matmul(x, y, out=out)
+    leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    out = np.empty((*leading, x.shape[-2], y.shape[-1]), np.result_type(x, y)) if out is None else out
+    if y.ndim == 2 and x.flags.c_contiguous and out.flags.c_contiguous:
+        rows = math.prod(leading) * x.shape[-2]
+        product(x.reshape(rows, x.shape[-1]), y, out=out.reshape(rows, y.shape[1]))
+    elif math.prod(leading) == 1:
+        product(x.reshape(x.shape[-2:]), y.reshape(y.shape[-2:]), out=out.reshape(out.shape[-2:]))
+    else:
+        _stacks(x, y, out)
+    return out
+
+
+def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = None) -> Array:
+    """x @ y + bias for matrices x (n, k) and y (k, m); bias (m,) or None."""
+    (n, k), m = x.shape, y.shape[1]
+    xp = array_module(x)
+    out = xp.empty((n, m), dtype=xp.result_type(x, y)) if out is None else out
+    work = n * k * m
+    if backend_of(x) is not CPU or work <= SMALL or inside_block():
+        _block(x, y, out, bias)
+    elif k >= LONG * max(n, m) and work > PARALLEL:
+        out[...] = in_pairs(deal(np.matmul, [(x[:, part], y[part]) for part in _parts(k)]))
+        if bias is not None:
+            out += bias
+    elif n >= m:
+        deal(_block, [(x[part], y, out[part], bias) for part in _parts(n)], work > PARALLEL)
+    else:
+        columns = [(x, y[:, part], out[:, part], None if bias is None else bias[part]) for part in _parts(m)]
+        deal(_block, columns, work > PARALLEL)
+    return out
+
+
+def _block(x: Array, y: Array, out: Array, bias: Array | None) -> None:
+    array_module(x).matmul(x, y, out=out)
+    if bias is not None:
+        out += bias
+
+
+def _parts(length: int) -> Iterator[slice]:
+    """Divide an axis: into a power of two up to BLOCKS, or a multiple of BLOCKS, for any such number of threads."""
+    count = min(BLOCKS, 1 << max(0, (length // LINES).bit_length() - 1))
+    if length > BLOCKS * MOST_LINES:
+        count = BLOCKS * math.ceil(length / (BLOCKS * MOST_LINES))
+    return _slices(length, count)
+
+
+def _slices(length: int, count: int) -> Iterator[slice]:
+    for part in range(count):
+        yield slice(length * part // count, length * (part + 1) // count)
+
+
+def _stacks(x: Array, y: Array, out: Array) -> None:
+    """x @ y for stacks of matrices, some matrices at a time: parts of the longest leading axis."""
+    leading = out.shape[:-2]
+    axis = max(range(len(leading)), key=leading.__getitem__)
+
+    def part(array: Array, of: slice) -> Array:
+        place = axis + array.ndim - out.ndim            # leading axes are aligned at their ends
+        if place < 0 or array.shape[place] == 1:
+            return array
+        return array[(*(slice(None) for _ in range(place)), of)]
+
+    def some(of: slice) -> None:
+        np.matmul(part(x, of), part(y, of), out=part(out, of))
+
+    slices = _slices(leading[axis], min(BLOCKS, leading[axis]))
+    deal(some, [(of,) for of in slices], out.size * x.shape[-1] > PARALLEL)
+
+
+def einsum(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:
+    """The sums of products that the letters of the operands and of the output describe, as `numpy.einsum`.
+
+    Blocks are parts of the longest axis of the output.
+    """
+    equation = f"{','.join(terms)}->{output}"
+    if backend_of(operands[0]) is not CPU:
+        return array_module(operands[0]).einsum(equation, *operands, optimize=True)
+    sizes: dict[str, int] = {}
+    for letter, n in ((letter, n) for term, x in zip(terms, operands) for letter, n in zip(term, x.shape)):
+        if sizes.setdefault(letter, n) == 1:
+            sizes[letter] = n
+    if not sizes.keys() >= set(output):
+        raise ValueError(f"{output} has letters that no operand has")
+    out = np.empty([sizes[letter] for letter in output], np.result_type(*operands))
+    cut = max(output, key=sizes.__getitem__, default="")
+
+    def part(term: str, x: Array, of: slice) -> Array:
+        return x[(*(of if letter == cut and n > 1 else slice(None) for letter, n in zip(term, x.shape)), ...)]
+
+    def some(of: slice) -> None:
+        parts = (part(term, x, of) for term, x in zip(terms, operands))
+        np.einsum(equation, *parts, out=part(output, out, of), optimize=True)
+
+    deal(some, [(of,) for of in _parts(sizes[cut])] if cut else [(slice(None),)], math.prod(sizes.values()) > PARALLEL)
+    return out

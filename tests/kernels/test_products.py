@@ -1,0 +1,123 @@
+"""Products in blocks equal NumPy's, for shapes on both sides of every limit."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scratchvit.kernels import products
+from scratchvit.kernels.products import BLOCKS, LINES, MOST_LINES, matmul, product
+from scratchvit.threads import deal
+from tests.support.margins import assert_close
+from tests.support.seeds import seeded
+
+L = LINES
+SHAPES = {                                      # n, k, m
+    "small": (5, 7, 3),
+    "one block": (L, 96, L),
+    "rows": (2 * L, 200, 33),
+    "rows, odd": (4 * L + 1, 130, 77),
+    "more rows": (BLOCKS * MOST_LINES + 7, 40, 24),
+    "columns": (31, 130, 5 * L + 3),
+    "a long inner axis": (40, BLOCKS * L + 5, 24),
+    "a long inner axis, work for one thread": (3, 4 * L, 120),
+    "no rows": (0, 4, 3),
+    "no columns": (4, 3, 0),
+    "nothing to add up": (4, 0, 3),
+}
+
+
+def random(*shape: int, dtype: type = np.float32) -> np.ndarray:
+    return seeded(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+def exact(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64, and a bound for its error in float32: eps Σ |x| |y| times the square root of k."""
+    x, y = x.astype(np.float64), y.astype(np.float64)
+    return x @ y, np.finfo(np.float32).eps * (np.abs(x) @ np.abs(y)) * max(1, x.shape[-1]) ** 0.5 + 1e-30
+
+
+def within(found: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
+    """Assert that every entry is as near as its own bound says."""
+    assert_close((found - expected) / bound, np.zeros(expected.shape), 1)
+
+
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("name", list(SHAPES))
+def test_a_product_is_the_definition(name: str, has_bias: bool, transposed: bool) -> None:
+    n, k, m = SHAPES[name]
+    x, y = (random(k, n).T, random(m, k).T) if transposed else (random(n, k), random(k, m))
+    bias = random(m) if has_bias else None
+    expected, bound = exact(x, y)
+    found = product(x, y, bias)
+    assert found.shape == (n, m) and found.dtype == np.float32 and found.flags.c_contiguous
+    if has_bias:
+        expected = expected + bias
+        bound = bound + np.finfo(np.float32).eps * np.abs(expected)
+    within(found, expected, 8 * bound)
+
+
+@pytest.mark.parametrize("shapes", [((5, 7), (7, 3)), ((3 * L, 80), (80, 90))])
+def test_float32_times_float64_is_float64(shapes: tuple[tuple[int, int], tuple[int, int]]) -> None:
+    x, y = random(*shapes[0]), random(*shapes[1], dtype=np.float64)
+    for a, b in ((x, y), (y.T, x.T)):
+        assert product(a, b).dtype == matmul(a, b).dtype == np.float64
+        np.testing.assert_allclose(product(a, b), a @ b, rtol=1e-12)
+
+
+def test_parts_cover_an_axis_and_do_not_depend_on_threads() -> None:
+    most = BLOCKS * MOST_LINES
+    for length in (0, 1, L - 1, L, 2 * L - 1, 2 * L, 4 * L, BLOCKS * L, most, 10 * most + 3):
+        parts = list(products._parts(length))
+        assert [part.start for part in parts] == [0, *(part.stop for part in parts[:-1])] and parts[-1].stop == length
+        longest = max(part.stop - part.start for part in parts)
+        assert longest <= MOST_LINES and (len(parts) == 1 or longest >= L)
+
+
+@pytest.mark.parametrize(("x", "y"), [
+    ((7,), (7,)), ((7,), (7, 3)), ((4, 7), (7,)), ((2, 4, 7), (7,)), ((6, 5, 4, 7), (7, 3)),
+    ((6, 1, 4, 7), (1, 5, 7, 3)), ((300, 40, 30), (300, 30, 50)), ((1, 1, 400, 90), (1, 1, 90, 200)),
+    ((3, 1, 2, 4, 5), (6, 1, 5, 4)), ((0, 4, 5), (0, 5, 4)), ((2, 3, 200, 64), (64, 200)), ((4, 5), (3, 5, 2)),
+])
+def test_matmul_has_numpys_shapes_and_values(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    x, y = random(*x), random(*y)
+    for a in (x, np.asfortranarray(x)):
+        found = matmul(a, y)
+        expected = np.matmul(x.astype(np.float64), y.astype(np.float64))
+        assert found.shape == expected.shape
+        bound = np.finfo(np.float32).eps * np.matmul(np.abs(x), np.abs(y)) * x.shape[-1]
+        within(found, expected, 2 * bound + 1e-30)
+        out = np.full(expected.shape, np.nan, np.float32)
+        if out.ndim >= 2:
+            assert matmul(a, y, out=out) is out and np.array_equal(out, found)
+
+
+@pytest.mark.parametrize(("x", "y"), [((2, 3), (4, 5)), ((2, 4, 3), (3, 3, 5)), ((3,), (4,)), ((), (3,))])
+def test_shapes_that_do_not_fit_are_numpys_error(x: tuple[int, ...], y: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError):
+        matmul(random(*x), random(*y))
+
+
+@pytest.mark.parametrize(("terms", "output", "shapes"), [
+    (["bqd", "bkd"], "bqk", [(6, 70, 40), (6, 60, 40)]),
+    (["ij", "jk", "kl"], "li", [(90, 50), (50, 70), (70, 80)]),
+    (["ij", "ij"], "", [(60, 70), (60, 70)]),
+    (["ij", "jk"], "ik", [(0, 3), (3, 4)]),
+    (["aij", "bjk"], "abik", [(1, 40, 50), (9, 50, 60)]),
+    (["ij", "ij"], "ij", [(1, 900), (500, 900)]),           # an axis of length 1 is broadcast
+])
+def test_einsum_is_numpys(terms: list[str], output: str, shapes: list[tuple[int, ...]]) -> None:
+    operands = [random(*shape, dtype=np.float64) for shape in shapes]
+    expected = np.einsum(f"{','.join(terms)}->{output}", *operands, optimize=True)
+    found = products.einsum(terms, output, operands)
+    assert found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+
+
+def test_inside_a_block_a_product_is_not_cut_again() -> None:
+    x, y = random(4 * L, 300), random(300, 64)
+    found: list[np.ndarray] = []
+    deal(lambda: found.append(product(x, y)), [()])
+    expected, bound = exact(x, y)
+    within(found[0], expected, 8 * bound)
