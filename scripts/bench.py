@@ -1,16 +1,18 @@
-"""How fast is a training step here, against PyTorch eager on the same machine, in the same run?
+"""How fast are training and inference here, against PyTorch eager on the same machine, in the same run?
 
     python scripts/bench.py                                      # ViT-Ti/16 at 224², batch 32
     python scripts/bench.py --model vit_small_patch16_224 --batch 16 --steps 5
     python scripts/bench.py --model resnet18 --img-size 32 --batch 64
     python scripts/bench.py --model mvit_v1_b --batch 1 --steps 3       # clips of 16 frames: torchvision's model
     python scripts/bench.py --model igpt_tiny --batch 4                 # pixels after pixels: Hugging Face's ImageGPT
+    python scripts/bench.py --model detr_resnet18 --img-size 256 --batch 4
     python scripts/bench.py --record                                    # also writes the row of docs/benchmarks.md
+    python scripts/bench.py --against torch                             # models and other work: bench_table.py
 
 Both take the same weights, images, labels and AdamW, the same number of threads, and live in one process whose glibc
 was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
-step times stands what the step's matrix products take alone: the floor under any implementation on this BLAS. Peak
-memory is what two steps need beyond the weights, in a process of its own for each.
+step times stands what the step's matrix products take alone, made by NumPy: the floor under any implementation on this
+BLAS. Peak memory is what two steps need beyond the weights, in a process of its own for each.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import importlib.metadata
+import json
 import math
 import os
 import statistics
@@ -26,9 +29,9 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
+import numpy as np  # first, as in most programs: the order of imports must make no difference
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -36,16 +39,46 @@ sys.path.insert(0, str(ROOT))
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend, threads  # noqa: E402
 from scratchvit.costs.counting import OpCost, cost  # noqa: E402
+from scratchvit.detection.config import DetectConfig  # noqa: E402
+from scratchvit.detection.task import make_criterion  # noqa: E402
 from scratchvit.errors import ScratchvitError  # noqa: E402
 from scratchvit.models import model_config  # noqa: E402
 from scratchvit.models.vit import pair  # noqa: E402
 from scratchvit.training.classification.evaluate import truth  # noqa: E402
 from scratchvit.weights.names import recognise  # noqa: E402
-from scripts import records  # noqa: E402
+from scripts import bench_table, records  # noqa: E402
 from scripts.bench_peers import peer_of  # noqa: E402
 
 Step = Callable[[], float]
 LARGE_PRODUCT = 1 << 22         # entries of a factor, beyond which a product does not gain from being larger
+OBJECTS = 5                     # in every image of a detector
+
+
+class Work(NamedTuple):
+    """What is timed: a training step and an inference. Both return a number that must be the same on both sides."""
+
+    training: Step
+    inference: Step
+
+
+class Times(NamedTuple):
+    """Seconds here and in PyTorch, taken in turn."""
+
+    ours: list[float]
+    theirs: list[float]
+
+    def ratios(self) -> list[float]:
+        """Ours ÷ theirs, pair by pair."""
+        return [a / b for a, b in zip(self.ours, self.theirs)]
+
+
+class Measured(NamedTuple):
+    """What `measure` finds; products are the seconds of a training step's matrix products in NumPy."""
+
+    image: tuple[int, ...]
+    training: Times
+    inference: Times
+    products: float
 
 
 def main() -> None:
@@ -54,80 +87,129 @@ def main() -> None:
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--img-size", type=int, help="side of the images or frames (default: the model's own)")
+    parser.add_argument("--patch-size", type=int, help="side of a ViT's patches")
+    parser.add_argument("--depth", type=int, help="a ViT's number of blocks")
     parser.add_argument("--steps", type=int, default=8, help="measured steps of each, after two that are not")
     parser.add_argument("--record", action="store_true", help="write the result into docs/benchmarks.md")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the record of the result into this file")
+    parser.add_argument("--against", choices=("torch",), help="measure all rows of the table; see bench_table.py")
+    parser.add_argument("--only", metavar="REGEX", help="with --against: only the rows whose names match")
     parser.add_argument("--memory-of", choices=("ours", "torch"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     if min(args.batch, args.steps) < 1:
         parser.error("--batch and --steps are at least 1")
+    if args.against:
+        bench_table.main(args.only, args.record)
+        return
     backend.keep_freed_memory()
     try:
-        measure(args)
+        found = measure(args)
+        if found:
+            report(args, found, memory_of_both())
     except ScratchvitError as error:
         raise SystemExit(str(error)) from None
 
 
-def measure(args: argparse.Namespace) -> None:
-    """Print the table, or with --memory-of the bytes. Raises ScratchvitError for a model or size that there is not."""
+def measure(args: argparse.Namespace) -> Measured | None:
+    """Measure; with --memory-of, print the bytes. Raises ScratchvitError for a model or size that there is not."""
     config = model_config(args.model)
-    options: dict[str, Any] = {field.name: 0.0 for field in dataclasses.fields(config) if field.name.endswith("_rate")}
+    names = [field.name for field in dataclasses.fields(config)]
+    options: dict[str, Any] = {name: 0.0 for name in names if name.endswith("_rate") or name == "dropout"}
     if args.img_size is not None:
         options["img_size"] = args.img_size
+    changed = {name: value for name in ("patch_size", "depth") if (value := getattr(args, name)) is not None}
+    options |= changed
     config = dataclasses.replace(config, **options)
-    peer = peer_of(args.model, config)
+    peer = peer_of(args.model, config, changed)
     frames = getattr(config, "num_frames", 1)
     image = (config.in_chans, *((frames,) if frames > 1 else ()), *pair(config.img_size))
     rng = np.random.default_rng(0)
     x = rng.standard_normal((args.batch, *image), dtype=np.float32)
     model: Any = sv.create_model(args.model, **options)
-    y = truth(model, x, rng.integers(0, config.num_classes or 1, args.batch))
+    if is_detector(model):
+        y: Any = random_objects(rng, args.batch, config.num_classes)
+    else:
+        y = truth(model, x, rng.integers(0, config.num_classes or 1, args.batch))
     if args.memory_of:
-        step = our_step(model, x, y) if args.memory_of == "ours" else torch_step(peer(), x, y)
+        step = (our_work(model, x, y) if args.memory_of == "ours" else torch_work(peer(), x, y)).training
         before = peak_bytes(anew=True)
         step(), step()
         print(peak_bytes() - before)
-        return
+        return None
 
     theirs = peer()
     state = {name: value.numpy() for name, value in theirs.state_dict().items()}
     renamed = recognise(state).rename(state).weights
     model.load_state_dict(model.state_dict() | renamed)         # but for iGPT's palette, which theirs has no place for
-    times = alternate(our_step(model, x, y), torch_step(theirs, x, y), args.steps)
+    ours, peers = our_work(model, x, y), torch_work(theirs, x, y)
+    inference = alternate(ours.inference, peers.inference, args.steps)
+    training = alternate(ours.training, peers.training, args.steps)
     layers = cost(model, image).layers
     products = statistics.median(timed(lambda: matrix_products(layers, image, args.batch)) for _ in range(5))
-    report(args, image, *times, products)
+    return Measured(image, training, inference, products)
 
 
-def our_step(model: sv.nn.Module, x: np.ndarray, y: np.ndarray) -> Step:
-    """A training step of this project."""
+def is_detector(model: Any) -> bool:
+    """Whether a model gives boxes."""
+    return hasattr(model.config, "num_queries")
+
+
+def random_objects(rng: np.random.Generator, images: int, num_classes: int) -> list[dict[str, np.ndarray]]:
+    """Objects as a batch of a detector has them."""
+    return [
+        {"labels": rng.integers(0, num_classes, OBJECTS),
+         "boxes": rng.uniform(0.2, 0.6, (OBJECTS, 4)).astype(np.float32)}
+        for _ in range(images)
+    ]
+
+
+def our_work(model: Any, x: np.ndarray, y: Any) -> Work:
+    """A training step and an inference of this project."""
     optimizer = sv.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
+    criterion = make_criterion(DetectConfig(), model) if is_detector(model) else None
 
-    def step() -> float:
-        loss = sv.ops.cross_entropy(model(x), y)
+    def training() -> float:
+        model.train()
+        loss = criterion.total(criterion(model(x), y)) if criterion else sv.ops.cross_entropy(model(x), y)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    return step
+    def inference() -> float:
+        model.eval()
+        with sv.no_grad():
+            out = model(x)
+        return float(np.abs((out["pred_logits"] if criterion else out).numpy()).mean())
+
+    return Work(training, inference)
 
 
-def torch_step(peer: Any, x: np.ndarray, y: np.ndarray) -> Step:
-    """The same step of a model in PyTorch."""
+def torch_work(peer: Any, x: np.ndarray, y: Any) -> Work:
+    """The same work of a model in PyTorch."""
     import torch
 
     torch.set_num_threads(threads.cpu_threads())
-    optimizer = torch.optim.AdamW(peer.parameters(), lr=1e-4, weight_decay=0.05)
-    images, labels = torch.from_numpy(x), torch.from_numpy(y)
+    trained = [parameter for parameter in peer.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=1e-4, weight_decay=0.05)
+    images = torch.from_numpy(x)
+    labels = None if isinstance(y, list) else torch.from_numpy(y)
 
-    def step() -> float:
-        loss = torch.nn.functional.cross_entropy(peer(images), labels)
+    def training() -> float:
+        peer.train()
+        loss = peer.loss_of(images, y) if labels is None else torch.nn.functional.cross_entropy(peer(images), labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         return loss.item()
 
-    return step
+    def inference() -> float:
+        peer.eval()
+        with torch.inference_mode():
+            out = peer(images)
+        return (out.logits if labels is None else out).abs().mean().item()
+
+    return Work(training, inference)
 
 
 def timed(function: Callable[[], object]) -> float:
@@ -137,13 +219,13 @@ def timed(function: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def alternate(ours: Step, theirs: Step, steps: int) -> tuple[list[float], list[float]]:
-    """Step times of both, taken in turn. Checks on the way that both compute the same losses."""
+def alternate(ours: Step, theirs: Step, steps: int) -> Times:
+    """Step times of both, taken in turn. Checks on the way that both compute the same number."""
     for _ in range(2):
         a, b = ours(), theirs()
-        assert abs(a - b) <= 1e-4 * abs(b), f"the losses differ: {a} here, {b} in PyTorch"
+        assert abs(a - b) <= 1e-4 * abs(b), f"the results differ: {a} here, {b} in PyTorch"
     pairs = [(timed(ours), timed(theirs)) for _ in range(steps)]
-    return [a for a, _ in pairs], [b for _, b in pairs]
+    return Times([a for a, _ in pairs], [b for _, b in pairs])
 
 
 def matrix_products(layers: Sequence[OpCost], image: tuple[int, ...], batch: int) -> None:
@@ -199,35 +281,46 @@ def peak_bytes(anew: bool = False) -> int:
     return 1024 * int(status.split("VmHWM:")[1].split()[0])
 
 
-def report(
-    args: argparse.Namespace, image: Sequence[int], ours: list[float], theirs: list[float], products: float
-) -> None:
-    """Print the table, and with --record write it into docs/benchmarks.md."""
-    memory = {
+def memory_of_both() -> dict[str, int]:
+    """Bytes that two training steps need beyond the weights, each side in a process of its own."""
+    return {
         who: int(subprocess.run([sys.executable, __file__, *sys.argv[1:], "--memory-of", who], check=True,
                                 capture_output=True, text=True).stdout)
         for who in ("ours", "torch")
     }
-    ratios = [a / b for a, b in zip(ours, theirs)]
+
+
+def report(args: argparse.Namespace, found: Measured, memory: dict[str, int]) -> None:
+    """Print the table, and write the record where the options say."""
     cores = f"{threads.cpu_threads()} threads of {os.cpu_count()} cores"
-    print(f"{args.model}, {'×'.join(map(str, image[1:]))}, batch {args.batch}, {cores}")
-    print(f"{'':24}{'min':>9}{'median':>9}{'max':>9}")
-    for name, values, unit in (("scratchvit, step", ours, "s"), ("PyTorch eager, step", theirs, "s"),
-                               ("ratio, pair by pair", ratios, "")):
-        print(f"{name:24}{min(values):9.3f}{statistics.median(values):9.3f}{max(values):9.3f} {unit}")
-    share = products / statistics.median(ours)
-    print(f"matrix products alone   {products:18.3f} s   ({share:.0%} of our step)")
+    print(f"{args.model}, {'×'.join(map(str, found.image[1:]))}, batch {args.batch}, {cores}")
+    for work, times in (("training step", found.training), ("inference", found.inference)):
+        print(f"{work:24}{'min':>9}{'median':>9}{'max':>9}")
+        for name, values, unit in (("  scratchvit", times.ours, "s"), ("  PyTorch eager", times.theirs, "s"),
+                                   ("  ratio, pair by pair", times.ratios(), "")):
+            print(f"{name:24}{min(values):9.3f}{statistics.median(values):9.3f}{max(values):9.3f} {unit}")
+    seconds, torch_seconds = (statistics.median(values) for values in found.training)
+    print(f"a training step's matrix products alone {found.products:.3f} s: "
+          f"our step takes {seconds / found.products:.2f} times as long")
     ours_mib, theirs_mib = (memory[who] / 2**20 for who in ("ours", "torch"))
-    print(f"peak memory of a step   {ours_mib:18.0f} MiB here, {theirs_mib:.0f} MiB in PyTorch")
+    print(f"peak memory of a step {ours_mib:.0f} MiB here, {theirs_mib:.0f} MiB in PyTorch")
+    if not (args.record or args.json):
+        return
+    record = {
+        "model": args.model, "image": list(found.image), "batch": args.batch, "pairs": args.steps,
+        "ratio": records.spread(found.training.ratios(), 3), "seconds": round(seconds, 4),
+        "torch_seconds": round(torch_seconds, 4), "products_seconds": round(found.products, 4),
+        "inference_ratio": records.spread(found.inference.ratios(), 3),
+        "inference_seconds": round(statistics.median(found.inference.ours), 4),
+        "torch_inference_seconds": round(statistics.median(found.inference.theirs), 4),
+        "gib": round(ours_mib / 1024, 3), "torch_gib": round(theirs_mib / 1024, 3),
+        "torch_version": importlib.metadata.version("torch").partition("+")[0],
+        **records.origin(records.command_line()),
+    }
     if args.record:
-        records.add("steps", {
-            "model": args.model, "image": list(image), "batch": args.batch, "pairs": args.steps,
-            "ratio": records.spread(ratios, 3), "seconds": round(statistics.median(ours), 4),
-            "torch_seconds": round(statistics.median(theirs), 4), "products_seconds": round(products, 4),
-            "gib": round(ours_mib / 1024, 3), "torch_gib": round(theirs_mib / 1024, 3),
-            "torch_version": importlib.metadata.version("torch").partition("+")[0],
-            **records.origin(records.command_line()),
-        })
+        records.add("steps", record)
+    if args.json:
+        args.json.write_text(json.dumps(record), encoding="utf-8")
 
 
 if __name__ == "__main__":

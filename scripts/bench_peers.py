@@ -11,9 +11,10 @@ from scratchvit.models.igpt import even_palette
 from scratchvit.models.vit import pair
 
 
-def peer_of(name: str, config: Any) -> Callable[[], Any]:
+def peer_of(name: str, config: Any, changed: dict[str, int]) -> Callable[[], Any]:
     """A function that makes the PyTorch model of that name, from images or clips to logits, that drops nothing.
 
+    changed: fields of the configuration that timm has under the same name.
     Raises ScratchvitError if nobody has it, or not of that size.
     """
     from tests.support.peers import import_timm, import_torchvision
@@ -22,7 +23,7 @@ def peer_of(name: str, config: Any) -> Callable[[], Any]:
     if timm.is_model(name):
         takes_a_size = hasattr(config, "patch_size") or hasattr(config, "patch_kernel")    # a ConvNet takes any
         size = {"img_size": config.img_size} if takes_a_size else {}
-        return functools.partial(timm.create_model, name, drop_path_rate=0.0, **size)
+        return functools.partial(timm.create_model, name, drop_path_rate=0.0, **size, **changed)
     if name.startswith("pixel_transformer"):
         return functools.partial(
             timm.models.vision_transformer.VisionTransformer, config.img_size, patch_size=1,
@@ -30,6 +31,8 @@ def peer_of(name: str, config: Any) -> Callable[[], Any]:
         )
     if name.startswith("igpt"):
         return functools.partial(_image_gpt, config)
+    if name.startswith("detr"):
+        return functools.partial(_detr, config)
     if hasattr(video, name):
         return _torchvisions(name, config)
     raise ScratchvitError(f"neither timm, torchvision nor transformers has a model {name!r} to compare with")
@@ -70,3 +73,29 @@ def _image_gpt(config: Any) -> Any:
         vocab_size=K + 1, n_positions=H * W, n_embd=config.embed_dim, n_layer=config.depth, n_head=config.num_heads,
         resid_pdrop=0, embd_pdrop=0, attn_pdrop=0, use_cache=False,
     ))
+
+
+def _detr(config: Any) -> Any:
+    """Hugging Face's, with timm's ResNet, and with its loss, in which the matcher is SciPy's too."""
+    import torch
+
+    from tests.support.peers import import_transformers
+
+    transformers = import_transformers()
+
+    kind = f"resnet{2 + (3 if config.bottleneck else 2) * sum(config.layers)}"
+    sizes = {"d_model": config.hidden_dim, "num_queries": config.num_queries, "dropout": 0.0, "auxiliary_loss": True}
+    for part, layers in (("encoder", config.enc_layers), ("decoder", config.dec_layers)):
+        sizes |= {f"{part}_layers": layers, f"{part}_attention_heads": config.nheads,
+                  f"{part}_ffn_dim": config.dim_feedforward}
+    peer = transformers.DetrForObjectDetection(transformers.DetrConfig(
+        use_timm_backbone=True, backbone=kind, use_pretrained_backbone=False, num_labels=config.num_classes, **sizes,
+    )).requires_grad_()
+
+    def loss_of(images: Any, targets: list[dict[str, Any]]) -> Any:
+        labels = [{"class_labels": torch.from_numpy(one["labels"]), "boxes": torch.from_numpy(one["boxes"])}
+                  for one in targets]
+        return peer(images, labels=labels).loss
+
+    peer.loss_of = loss_of
+    return peer

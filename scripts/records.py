@@ -3,7 +3,8 @@
     python scripts/records.py       # write the tables again, after a record or a recipe's first line was edited
 
 A record is what one command measured: {"command", "date", "commit", "machine", and its figures}. The commands that
-measure add theirs: bench_accuracy.py to "runs", `bench.py --record` to "steps", `bench_loader.py --record` to "loader".
+measure add theirs: bench_accuracy.py to "runs", `bench.py --record` to "steps", `bench.py --against torch --record` to
+"against", `bench_loader.py --record` to "loader".
 "noted" has what other commands print, copied by hand. Measuring again replaces the record of the same command and seed.
 The text of the page around the tables is written by hand.
 """
@@ -254,6 +255,32 @@ def steps_table(records: dict[str, list[Record]]) -> str:
     )
 
 
+def against_table(records: dict[str, list[Record]]) -> str:
+    """The rows of bench_table.py, with their targets."""
+
+    def ratio(one: Record, key: str) -> str:
+        if key not in one:
+            return ""
+        found, target = one[key], one["targets"].get(key)
+        between = f" ({found['least']:.2f} to {found['most']:.2f})" if found["least"] < found["most"] else ""
+        return f"**{found['median']:.2f}**{between}{f', wanted {target:.2f}' if target else ''}"
+
+    def quotient(one: Record, above: str, below: str) -> str:
+        return f"{one[above] / one[below]:.2f}" if below in one else ""
+
+    rows = [
+        (one["row"], ratio(one, "ratio") or f"{one['seconds']:.2f} s, wanted {one['targets']['seconds']:.2f} s",
+         ratio(one, "inference_ratio"), quotient(one, "seconds", "products_seconds"), quotient(one, "gib", "torch_gib"),
+         f"{measured_on([one])}{f'; PyTorch {version}' if (version := one.get('torch_version')) else ''}",
+         f"`{one['command']}`")
+        for one in records["against"]
+    ]
+    return markdown(
+        ("work", "training ÷ PyTorch", "inference ÷ PyTorch", "step ÷ its products in NumPy", "memory ÷ PyTorch",
+         "measured on", "command"), rows,
+    )
+
+
 def loader_table(records: dict[str, list[Record]]) -> str:
     """The loader alone, and in front of the models that bench_loader.py trains."""
 
@@ -306,6 +333,7 @@ TABLES = {
     "classification": runs_table("accuracy"),
     "generation": runs_table("bits_per_pixel"),
     "detection": runs_table("AP"),
+    "against": against_table,
     "steps": steps_table,
     "memory": noted_table("memory"),
     "loader": loader_table,
