@@ -26,6 +26,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PICTURE = ROOT / "docs" / "speed.png"
 CHAIN = 10_000          # additions
 REPEATS = 12            # of short measurements, of which the minimum counts
+RUNS = 2                # of the digits
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def rows() -> dict[str, Callable[[], dict[str, Any]]]:
     models = {model.name: lambda model=model: of_model(model) for model in MODELS}
     return {
         **models,
+        "digits, the whole process of `scratchvit train`": of_digits,
         f"chain of {CHAIN:,} additions": of_chain,
         "import scratchvit": of_import,
     }
@@ -95,6 +97,32 @@ def of_model(model: Model) -> dict[str, Any]:
     }
 
 
+def of_digits() -> dict[str, Any]:
+    """The digits from the start of the process to its end, beside the same run in PyTorch, in turn."""
+    from scripts import records
+
+    def seconds(*command: str) -> float:
+        with tempfile.TemporaryDirectory() as folder:
+            begun = time.perf_counter()
+            subprocess.run([sys.executable, *command, f"{folder}/run"], check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+            return time.perf_counter() - begun
+
+    ours, theirs = zip(*(
+        (seconds("-m", "scratchvit", "train", "--quiet", "--out"), seconds("scripts/digits_in_torch.py"))
+        for _ in range(RUNS)
+    ))
+    return {
+        "ratio": records.spread([a / b for a, b in zip(ours, theirs)], 3), "seconds": min(ours),
+        "torch_seconds": min(theirs), "targets": {"ratio": 0.5}, **torch_version(),
+        **records.origin("python scripts/bench.py --against torch --only digits"),
+    }
+
+
+def torch_version() -> dict[str, str]:
+    """PyTorch's version, as records have it."""
+    return {"torch_version": importlib.metadata.version("torch").partition("+")[0]}
+
+
 def of_chain() -> dict[str, Any]:
     """An op's overhead: y = y + x repeated, for arrays of three numbers, and its backward."""
     from scripts import records
@@ -103,7 +131,7 @@ def of_chain() -> dict[str, Any]:
     ratio = seconds["our"] / seconds["torch"]
     return {
         "ratio": records.spread([ratio], 3), "seconds": seconds["our"], "torch_seconds": seconds["torch"],
-        "targets": {"ratio": 1.0}, "torch_version": importlib.metadata.version("torch").partition("+")[0],
+        "targets": {"ratio": 1.0}, **torch_version(),
         **records.origin("python scripts/bench.py --against torch --only chain"),
     }
 
