@@ -22,6 +22,7 @@ from typing import Any
 import threadpoolctl
 
 from scratchvit.backend import CPU, Array, backend_of
+from scratchvit.plain import is_plain
 
 BLOCK_BYTES = 1 << 20       # 1 MiB: small enough for the cache, large enough that Python's share is small
 PARALLEL_BYTES = 1 << 20    # for smaller arrays, distributing rows to threads costs more than it saves
@@ -155,11 +156,11 @@ def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLO
 
     On the CPU, the blocks of the largest array have about block_bytes, which fits in the cache, and are distributed to
     threads: a chain of NumPy calls on one block then runs at the speed of the cache on every core. On a GPU, fn is
-    called once with the whole arrays. Returns a list of the results of fn in the order of the rows, so that their sum
-    is reproducible.
+    called once with the whole arrays, as it is for plain forms. Returns a list of the results of fn in the order of the
+    rows, so that their sum is reproducible.
     """
     rows = len(arrays[0])
-    if backend_of(arrays[0]) is not CPU or rows == 0:
+    if backend_of(arrays[0]) is not CPU or rows == 0 or is_plain():
         return [fn(*arrays)]
     largest = max(a.nbytes for a in arrays)
     step = max(1, rows * block_bytes // max(1, largest))

@@ -28,20 +28,20 @@ BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",
 MUTANTS = [
     # --- norms
     Mutant(
-        "layer_norm: dx without x̂ mean(g x̂)", "a term dropped", "ops/norm.py",
+        "layer_norm: dx without x̂ mean(g x̂)", "a term dropped", "kernels/layer_norm.py",
         "            dx -= centred\n            dx *= r\n", "            dx *= r\n", NORMS,
     ),
     Mutant(
-        "layer_norm and group_norm: eps outside the root", "eps misplaced", "ops/norm.py",
+        "layer_norm and group_norm: eps outside the root", "eps misplaced", "kernels/layer_norm.py",
         "out += eps\n    xp.sqrt(out, out=out)\n", "xp.sqrt(out, out=out)\n    out += eps\n", NORMS,
     ),
     Mutant(
-        "layer_norm: dx times 1 + 1e-4", "a factor 1 + 1e-4", "ops/norm.py",
+        "layer_norm: dx times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/layer_norm.py",
         "dx -= mean_g\n            dx -= centred\n            dx *= r\n",
         "dx -= mean_g\n            dx -= centred\n            dx *= r * (1 + 1e-4)\n", NORMS,
     ),
     Mutant(
-        "group_norm: dx with r² for r³", "a power", "ops/norm.py",
+        "group_norm: dx with r² for r³", "a power", "kernels/group_norm.py",
         "* r * r * r / (c * S)", "* r * r / (c * S)", NORMS,
     ),
     Mutant(
@@ -49,7 +49,7 @@ MUTANTS = [
         "(running_var, var * (n / (n - 1)))", "(running_var, var)", BATCH_NORM,
     ),
     Mutant(
-        "batch_norm: dx without mean(g)", "a term dropped", "ops/norm.py",
+        "batch_norm: dx without mean(g)", "a term dropped", "kernels/batch_norm.py",
         "            dx -= average\n", "", BATCH_NORM,
     ),
     Mutant(
@@ -116,19 +116,20 @@ MUTANTS = [
         "scale = 1 / math.sqrt(q.shape[-1] or 1) if", "scale = (1 + 1e-4) / math.sqrt(q.shape[-1]) if", OPS,
     ),
     Mutant(
-        "attention: dk without the scale", "a factor dropped", "ops/attention.py",
+        "attention: dk without the scale", "a factor dropped", "kernels/attention.py",
         "            dk *= scale\n", "", OPS,
     ),
     Mutant(
-        "attention in blocks: the previous result is not rescaled", "a term dropped", "ops/attention_blocks.py",
-        "                    out *= rescale\n", "", ("ops/test_attention_blocks.py",),
+        "attention in blocks: the previous result is not rescaled", "a term dropped", "kernels/attention_blocks.py",
+        "                    out *= rescale\n", "", ("kernels/test_attention_blocks.py",),
     ),
     Mutant(
-        "attention in blocks: probabilities not divided by their sum", "a factor dropped", "ops/attention_blocks.py",
-        "                        p /= total[at][..., i, :]\n", "", ("ops/test_attention_blocks.py",),
+        "attention in blocks: probabilities not divided by their sum", "a factor dropped",
+        "kernels/attention_blocks.py",
+        "                        p /= total[at][..., i, :]\n", "", ("kernels/test_attention_blocks.py",),
     ),
     Mutant(
-        "dropout: what is kept is not scaled", "a factor dropped", "ops/attention.py",
+        "dropout: what is kept is not scaled", "a factor dropped", "kernels/attention.py",
         "    values *= 1 / (1 - rate)\n", "", OPS,
     ),
     Mutant(
@@ -158,7 +159,7 @@ MUTANTS = [
         "return total(dy, (0, *range(2, dy.ndim)))", "return total(dy, tuple(range(2, dy.ndim)))[0]", OPS,
     ),
     Mutant(
-        "sliding windows: strides of the axes swapped", "a wrong axis", "ops/sliding.py",
+        "sliding windows: strides of the axes swapped", "a wrong axis", "kernels/sliding.py",
         "zip(starts, position, self.dilation, places, self.stride)",
         "zip(starts, position, self.dilation, places, self.stride[::-1])", OPS,
     ),
@@ -168,7 +169,7 @@ MUTANTS = [
         "before.append(total - total // 2)\n        after.append(total // 2)", OPS,
     ),
     Mutant(
-        "depthwise: dx with the kernel not flipped", "a direction", "ops/depthwise.py",
+        "depthwise: dx with the kernel not flipped", "a direction", "kernels/depthwise.py",
         "return depthwise(dy, flipped, None, back, groups)", "return depthwise(dy, weight, None, back, groups)", OPS,
     ),
     Mutant(

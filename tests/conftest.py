@@ -27,6 +27,7 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import backend
+from scratchvit.plain import plain_forms
 from tests.support import leftovers, margins, seeds
 from tests.support.strict_array import STRICT
 
@@ -87,6 +88,13 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     sv.use(STRICT if request.param == "strict" else request.param)
     yield request.param
     sv.use("cpu")
+
+
+@pytest.fixture
+def kernels() -> Iterator[None]:
+    """The test is about kernels, also if the suite runs with SCRATCHVIT_PLAIN=1."""
+    with plain_forms(False):
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -19,6 +19,8 @@ from scratchvit.backend import asarray
 from tests.support.processes import alone
 from tests.support.seeds import seeded
 
+pytestmark = pytest.mark.usefixtures("kernels")
+
 
 @pytest.mark.parametrize("rows", [0, 1, 7, 5000])
 def test_parallel_rows_sees_every_row_once_and_keeps_their_order(monkeypatch, rows):
@@ -108,7 +110,7 @@ def test_a_forked_child_has_threads_of_its_own() -> None:
 def blas_is_limited(number: int) -> list[int]:
     """What BLAS has inside a block and outside, and how many threads compute, while a user limits BLAS."""
     seen: list[int] = []
-    with threadpoolctl.threadpool_limits(number, user_api="blas"):
+    with sv.plain_forms(False), threadpoolctl.threadpool_limits(number, user_api="blas"):
         threads.parallel_rows(lambda x: seen.append(max(blas_threads())), np.ones((4000, 400), np.float32))
         return [max(seen), max(blas_threads()), threads.cpu_threads()]
 

@@ -1,4 +1,5 @@
-"""Fast implementations of a few expressions that are too slow on the CPU in plain NumPy.
+"""Fast implementations of what the ops define: how fast, where ops/ says what.
 
-Each file shows the plain expression first. A test checks that the fast form gives the same result.
+Each file begins with the plain expression, what is slow about it, and the idea of the fast form. SCRATCHVIT_PLAIN=1 uses
+the plain forms instead (see `plain`); tests/kernels/test_plain.py holds both equal.
 """

@@ -17,7 +17,6 @@ from collections.abc import Callable
 
 import numpy as np
 
-from scratchvit import backend
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.threads import parallel_rows
 
@@ -30,16 +29,19 @@ _EXACT = (
 _SQRT_2_PI = math.sqrt(2 / math.pi)
 
 
-def gelu_exact(x: Array, derivative: bool) -> tuple[Array, Array | None]:
-    """x Φ(x) and its derivative Φ(x) + x φ(x), None unless asked for; the fast form for float32 on the CPU.
+def gelu_kernel(x: Array, approximate: str) -> Callable[..., tuple[Array, Array | None]] | None:
+    """The function below for an approximation of GELU; None if the plain form is as good.
 
-    x: any shape.
+    `gelu_exact` has the precision of float32, and a GPU has a fast erf.
     """
-    if x.dtype == np.float32 and backend_of(x) is CPU:
-        return _in_blocks(_gelu_exact_rows, x, derivative)
-    normal_cdf = 0.5 * (1 + backend.erf(x / math.sqrt(2)))
-    normal_pdf = array_module(x).exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
-    return x * normal_cdf, normal_cdf + x * normal_pdf
+    if approximate == "tanh":
+        return gelu_tanh
+    return gelu_exact if x.dtype == np.float32 and backend_of(x) is CPU else None
+
+
+def gelu_exact(x: Array, derivative: bool) -> tuple[Array, Array | None]:
+    """x Φ(x) and its derivative Φ(x) + x φ(x), None unless asked for. x: any shape, float32 on the CPU."""
+    return _in_blocks(_gelu_exact_rows, x, derivative)
 
 
 def gelu_tanh(x: Array, derivative: bool) -> tuple[Array, Array | None]:

@@ -19,6 +19,7 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.sums import in_pairs
+from scratchvit.plain import is_plain
 from scratchvit.threads import BLOCKS, deal, inside_block, single_threaded
 
 SMALL = 1 << 18         # multiply-adds of a product for which BLAS takes one thread anyway
@@ -33,7 +34,8 @@ def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
 
     Raises ValueError as `numpy.matmul` does.
     """
-    if backend_of(x) is not CPU or min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2] or inside_block():
+    are_matrices = min(x.ndim, y.ndim) >= 2 and x.shape[-1] == y.shape[-2]
+    if not are_matrices or backend_of(x) is not CPU or inside_block() or is_plain():
         with single_threaded:
             return array_module(x).matmul(x, y, out=out)
     leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
@@ -54,7 +56,7 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
     xp = array_module(x)
     out = xp.empty((n, m), dtype=xp.result_type(x, y)) if out is None else out
     work = n * k * m
-    if backend_of(x) is not CPU or work <= SMALL or inside_block():
+    if backend_of(x) is not CPU or work <= SMALL or inside_block() or is_plain():
         _block(x, y, out, bias)
     elif k >= LONG * max(n, m) and work > PARALLEL:
         out[...] = in_pairs(deal(np.matmul, [(x[:, part], y[part]) for part in _parts(k)]))
@@ -111,7 +113,7 @@ def einsum(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Arra
     Blocks are parts of the longest axis of the output.
     """
     equation = f"{','.join(terms)}->{output}"
-    if backend_of(operands[0]) is not CPU:
+    if backend_of(operands[0]) is not CPU or is_plain():
         return array_module(operands[0]).einsum(equation, *operands, optimize=True)
     sizes: dict[str, int] = {}
     for letter, n in ((letter, n) for term, x in zip(terms, operands) for letter, n in zip(term, x.shape)):

@@ -19,6 +19,7 @@ from itertools import groupby
 import numpy as np
 
 from scratchvit.backend import CPU, Array, backend_of
+from scratchvit.plain import is_plain
 from scratchvit.threads import parallel_rows
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order
@@ -33,6 +34,8 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
         return x.sum(axis=axes, keepdims=keepdims)
     if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
         return x.sum(axis=axes, keepdims=keepdims)
+    if is_plain():
+        return x.sum(axis=axes, keepdims=keepdims, dtype=np.float64).astype(x.dtype)
     kept_shape = tuple(1 if axis in axes else n for axis, n in enumerate(x.shape))
     shape = kept_shape if keepdims else tuple(n for axis, n in enumerate(x.shape) if axis not in axes)
     if x.dtype == np.float16:
@@ -50,6 +53,15 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
             N = math.prod(x.shape[run[0] : run[-1] + 1])
             x = _middle(x.reshape(math.prod(before), N, math.prod(after))).reshape((*before, *after))
     return np.asarray(x).transpose(np.argsort(kept)).reshape(shape)
+
+
+def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
+    """Sum the gradient of a broadcast array over the broadcast axes, to the shape of the array."""
+    if gradient.shape == shape:
+        return gradient
+    extra = gradient.ndim - len(shape)
+    repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
+    return total(gradient, repeated).reshape(shape)
 
 
 def _first_of_the_last_run(x: np.ndarray, reduced: list[bool]) -> int:

@@ -11,14 +11,15 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
-from scratchvit.kernels.sums import in_pairs, total
-from scratchvit.ops.attention_blocks import attention_in_blocks
+from scratchvit.kernels.attention import attention_with_matrices, drop
+from scratchvit.kernels.attention_blocks import attention_in_blocks
+from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import axis_of
-from scratchvit.ops.elementwise import unbroadcast
+from scratchvit.plain import is_plain
 from scratchvit.random import Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
-from scratchvit.threads import cpu_threads, parallel_rows
+from scratchvit.threads import cpu_threads
 
 LARGE_MATRIX = 1 << 20      # `attention` does not store matrices of more scores than this
 
@@ -96,8 +97,8 @@ def attention(
     dropout: the probability of setting an attention probability to zero.
     scale: 1/√d if not given.
     blocks: if True, process the keys in blocks and store no probabilities, so that memory grows with N + M instead of
-        N·M (see attention_blocks.py); backward recomputes the scores. If None, blocks are used when N·M is more than
-        2²⁰.
+        N·M (see kernels/attention_blocks.py); backward recomputes the scores. If None, blocks are used when N·M is more
+        than 2²⁰.
 
     With P the probabilities and dP = dy vᵀ:  dv = Pᵀ dy,  dS = P (dP - Σ P dP),  dq = dS k scale,  dk = dSᵀ q scale,
     dbias = dS. The row sums Σ P dP equal those of y dy, which have fewer terms (e instead of M).
@@ -105,7 +106,6 @@ def attention(
     Raises ValueError if the shapes do not fit together or dropout is not in [0, 1); TypeError for a mask that is not
     bool and for a bias that is not floating-point, so that neither is mistaken for the other.
     """
-    xp = array_module(q)
     mask = None if mask is None else asarray(mask)
     _check_attention(q, k, v, bias, mask, dropout)
     scale = 1 / math.sqrt(q.shape[-1] or 1) if scale is None else scale
@@ -114,70 +114,43 @@ def attention(
         return _of_nothing(q, k, v, bias)
     if blocks is None:
         blocks = _without_matrices(q, k, None) and not _recordings.get()
-    if blocks:
+    if blocks and _recordings.get():
+        raise ValueError("attention with blocks=True stores no probabilities to record: leave out blocks=True")
+    if blocks and not is_plain():
         return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
-    p = xp.empty(scores_shape, dtype=q.dtype)
-    y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
-    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # the matrix product with ones sums rows at the speed of BLAS
-    lowest = float(xp.finfo(q.dtype).min)
-
-    # The optional arrays, broadcast over the batch so that parallel_rows can slice them along it.
-    optional: dict[str, Array] = {}
-    if bias is not None:
-        bias_shape = bias.shape
-        bias_axes = bias.reshape((1,) * (p.ndim - bias.ndim) + bias.shape)
-        optional["bias"] = xp.broadcast_to(bias_axes, (len(q), *bias_axes.shape[1:]))
-    if mask is not None:
-        blocked = ~mask
-        optional["blocked"] = xp.broadcast_to(blocked, (len(q), *scores_shape[1:]))
-    if dropout:
-        optional["kept"] = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape)
-    names, extras = list(optional), list(optional.values())
-
-    def forward(q, k, v, p, y, *extras):
-        given = dict(zip(names, extras))
-        xp.matmul(q * scale, k.swapaxes(-1, -2), out=p)
-        if "bias" in given:
-            p += given["bias"]
-        if "blocked" in given:
-            xp.copyto(p, -math.inf, where=given["blocked"])
-        p -= xp.maximum(p.max(axis=-1, keepdims=True), lowest)
-        xp.exp(p, out=p)
-        row_sums = xp.matmul(p, ones)
-        row_sums += row_sums == 0
-        p /= row_sums
-        xp.matmul(_drop(p, given.get("kept"), dropout), v, out=y)
-
-    parallel_rows(forward, q, k, v, p, y, *extras)
+    kept = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape) if dropout else None
+    attend = _plain_attention if is_plain() else attention_with_matrices
+    y, p, backward = attend(q, k, v, bias, mask, kept, dropout, scale)
     for maps in _recordings.get():
         maps.append(p)
+    return y, backward
+
+
+def _plain_attention(
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Array | None, dropout: float,
+    scale: float,
+):
+    """The value of `attention`, P and the backward. kept (B, ..., N, M): where dropout keeps a probability, or None."""
+    xp = array_module(q)
+    s = xp.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    if bias is not None:
+        s = s + bias
+    if mask is not None:
+        s = xp.where(mask, s, -math.inf).astype(q.dtype)
+    lowest = float(xp.finfo(q.dtype).min)                       # of a row of -∞: it has no maximum to subtract
+    p = xp.exp(s - xp.maximum(s.max(axis=-1, keepdims=True), lowest))
+    row_sums = total(p, (p.ndim - 1,), keepdims=True)
+    p = p / (row_sums + (row_sums == 0))
+    y = xp.matmul(drop(p, kept, dropout), v)
 
     def backward(dy, need):
-        dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
+        dp = drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
+        ds = p * (dp - (y * dy).sum(axis=-1, keepdims=True))
+        dq, dk = (q.dtype.type(scale) * xp.matmul(*factors) for factors in ((ds, k), (ds.swapaxes(-1, -2), q)))
+        dv = xp.matmul(drop(p, kept, dropout).swapaxes(-1, -2), dy)
+        return dq, dk, dv, None if bias is None else unbroadcast(ds, bias.shape)
 
-        def backward_rows(q, k, v, p, y, dy, dq, dk, dv, *extras):
-            given = dict(zip(names, extras))
-            kept = given.get("kept")
-            xp.matmul(_drop(p, kept, dropout).swapaxes(-1, -2), dy, out=dv)
-            ds = _drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
-            ds -= (y * dy).sum(axis=-1, keepdims=True)
-            ds *= p
-            dbias = None
-            if need[3]:
-                dbias = unbroadcast(ds, (len(ds) if bias_axes.shape[0] != 1 else 1, *bias_axes.shape[1:]))
-            xp.matmul(ds, k, out=dq)
-            dq *= scale
-            xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
-            dk *= scale
-            return dbias
-
-        parts = parallel_rows(backward_rows, q, k, v, p, y, dy, dq, dk, dv, *extras)
-        dbias = None
-        if need[3]:
-            dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else in_pairs(parts)).reshape(bias_shape)
-        return dq, dk, dv, dbias
-
-    return y, backward
+    return y, p, backward
 
 
 def _scores(q: Array, k: Array) -> tuple[int, int]:
@@ -234,9 +207,6 @@ def _of_nothing(q: Array, k: Array, v: Array, bias: Array | None):
 
 def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
     """`attention` by `attention_in_blocks`, which takes a bias and a mask with as many axes as the scores."""
-    if _recordings.get():
-        raise ValueError("attention with blocks=True stores no probabilities to record: leave out blocks=True")
-
     scores_shape = (*q.shape[:-1], k.shape[-2])
 
     def with_all_axes(x):
@@ -255,15 +225,6 @@ def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
         return dq, dk, dv, None if dbias is None else dbias.reshape(bias.shape)
 
     return y, backward_as_given
-
-
-def _drop(values: Array, kept: Array | None, rate: float) -> Array:
-    """The values, zero where not kept, the others divided by 1 - rate: a new array, or `values` if kept is None."""
-    if kept is None:
-        return values
-    values = values * kept
-    values *= 1 / (1 - rate)
-    return values
 
 
 _recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", default=())
@@ -320,4 +281,4 @@ def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, gene
     if p == 0 or not training:
         return x, lambda dy: dy
     kept = (generator or random.DEFAULT).bernoulli(1 - p, shape)
-    return _drop(x, kept, p), lambda dy: _drop(dy, kept, p)
+    return drop(x, kept, p), lambda dy: drop(dy, kept, p)

@@ -5,21 +5,8 @@ Each output is the dot product of a filter with the C·k·k input values under i
 
     y (O, places) = weight (O, C·taps) × columns (C·taps, places)
 
-A *tap* is one position in the kernel, a *place* one position in the output.
-
-For patches (kernel = stride) the columns are a reshaped image, and for a 1×1 kernel the image itself. Otherwise each
-tap reads a strided slice of the image (sliding.py), which is copied into the columns. This is done in blocks that fit
-in the cache, so memory does not grow by the number of taps. Most of these copies are unnecessary, because each row of
-the kernel reads the same values as the row above it, one line further down. For a 3×3 kernel, only the three taps of
-one row are copied:
-
-    columns (C·3, lines of the image · W')      output rows 0…3 of an image without padding, H' = 4
-    line  0 1 2 3 4 5
-          └─────┘          read by kernel row 0   y = weight[row 0] × columns[lines 0…3]
-            └─────┘                       row 1     + weight[row 1] × columns[lines 1…4]
-              └─────┘                     row 2     + weight[row 2] × columns[lines 2…5]
-
-Both gradients are matrix products with such columns or their transpose, so no scatter is needed.
+A *tap* is one position in the kernel, a *place* one position in the output. Tap by tap, the columns are strided slices
+of the image (kernels/sliding.py), and adding to the same slices is the way back.
 
 The same code serves 2-D and 3-D: `*S` stands for the spatial axes, (H, W) or (T, H, W), and `*S'` for the output's.
 """
@@ -27,23 +14,17 @@ The same code serves 2-D and 3-D: `*S` stands for the spatial axes, (H, W) or (T
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, Shape, Workspace
-from scratchvit.kernels.products import matmul, product
+from scratchvit.kernels.conv import algorithm, is_channels_last
+from scratchvit.kernels.patches import channels_last
+from scratchvit.kernels.sliding import Windows
 from scratchvit.kernels.sums import total
-from scratchvit.ops.depthwise import depthwise, depthwise_dw, depthwise_dx
-from scratchvit.ops.sliding import Windows, convolution_windows
+from scratchvit.ops.sliding import convolution_windows
+from scratchvit.plain import is_plain
 from scratchvit.tensor import op
-from scratchvit.threads import PARALLEL_BYTES, deal, parallel_rows
-
-COLUMN_BYTES = 512 << 10        # columns that one thread makes at a time: they fit in its cache
-COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
-PLACES = 256                    # minimum number of places in a product: below it, packing the weight dominates
-DEPTH = 128                     # minimum length of the dot products: below it, adding up the kernel rows dominates
-SUMS = 8                        # maximum number of partial sums of a weight's gradient, one per thread
 
 _CONVOLUTION = Facts(
     shape=lambda **arguments: _output_shape(**arguments),
@@ -90,9 +71,12 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         dweight = Σ_b dy Xᵀ,    dX = weightᵀ dy, added up tap by tap into dx,    dbias = Σ_{b,S'} dy
     """
     xp = array_module(x)
-    windows, kept = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups).cropped()
+    all_windows = convolution_windows(name, axes, x, weight, bias, stride, padding, dilation, groups)
+    if is_plain():
+        return _plain_conv(x, weight, bias, all_windows, groups)
+    windows, kept = all_windows.cropped()
     useful = xp.ascontiguousarray(weight[(..., *kept)])     # all of it, except for very small feature maps
-    forward, input_gradient, weight_gradient = _algorithm(weight, windows, groups)
+    forward, input_gradient, weight_gradient = algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
         dw = xp.zeros(weight.shape, dtype=weight.dtype)
@@ -109,21 +93,35 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     return forward(x, useful, bias, windows, groups), backward
 
 
-def _algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[..., Array], ...]:
-    """The functions that compute the value, dx and dweight."""
-    plain = windows.padded == windows.size and max(windows.dilation) == 1
-    if groups > 1 and weight.shape[1] == 1:
-        return depthwise, depthwise_dx, depthwise_dw
-    if groups == 1 and plain and windows.kernel == windows.stride and max(windows.kernel) > 1:
-        return _patches, _patches_dx, _patches_dw
-    return _columns, _columns_dx, _columns_dw
+def _plain_conv(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int):
+    """Value and backward by the columns X of all windows."""
+    xp = array_module(x)
+    B, G, O, places = len(x), groups, len(weight), math.prod(windows.output)
+    padded, taps = windows.pad(x), windows.taps()
+    columns = xp.stack([padded[tap] for tap in taps], axis=2)               # (B, C, taps, *S')
+    split = columns.shape
+    columns = columns.reshape(B, G, math.prod(weight.shape[1:]), places)    # (B, G, C/G·taps, places)
+    filters = weight.reshape(G, O // G, math.prod(weight.shape[1:]))        # (G, O/G, C/G·taps)
+    y = xp.matmul(filters, columns).reshape(B, O, *windows.output)
+    if bias is not None:
+        y += bias.reshape(O, *(1 for _ in windows.output))
+
+    def backward(dy, need):
+        dy_rows = dy.reshape(B, G, O // G, places)
+        dcolumns = xp.matmul(filters.swapaxes(1, 2), dy_rows).reshape(split)
+        dpadded = xp.zeros_like(padded)
+        for i, tap in enumerate(taps):
+            dpadded[tap] += dcolumns[:, :, i]
+        dweight = total(xp.matmul(dy_rows, columns.swapaxes(2, 3)), (0,)).reshape(weight.shape)
+        return dpadded[(..., *windows.inside)], dweight, _sum_of_channels(dy) if need[2] else None
+
+    return y, backward
 
 
 def _order(function: Any, x: Array, weight: Array, **options: Any) -> list[int] | None:
     """Channels last, except for the algorithm with columns."""
     windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
-    columns = _algorithm(weight, windows, options["groups"])[0] is _columns
-    return None if columns else [0, *range(2, x.ndim), 1]
+    return [0, *range(2, x.ndim), 1] if is_channels_last(weight, windows, options["groups"]) else None
 
 
 def _output_shape(function: Any, x: Array, weight: Array, **options: Any) -> Shape:
@@ -149,267 +147,5 @@ def _laid_out(weight: Array) -> Workspace:
 def _sum_of_channels(dy: Array) -> Array:
     """Σ_{b,S'} of dy (B, O, *S'): (O,). Sums along the axis that is contiguous in memory, places or channels."""
     if dy.strides[1] == dy.itemsize:
-        return total(_channels_last(dy), (0,))
+        return total(channels_last(dy), (0,))
     return total(dy, (0, *range(2, dy.ndim)))
-
-
-# --- patches: the windows tile the image, so the columns are the image reshaped -------------------------------------
-
-
-def _cut(x: Array, windows: Windows) -> Array:
-    """(B, C, *S) → (B·S', C·taps): one row per patch."""
-    axes, numbers = len(windows.size), x.shape[1] * math.prod(windows.kernel)
-    x = x[(..., *(slice(n * k) for n, k in zip(windows.output, windows.kernel)))]       # drop incomplete patches
-    split = [length for pair in zip(windows.output, windows.kernel) for length in pair]
-    x = x.reshape(*x.shape[:2], *split)                                                 # (B, C, H', k, W', k)
-    places, taps = range(2, 2 + 2 * axes, 2), range(3, 2 + 2 * axes, 2)
-    x = x.transpose(0, *places, 1, *taps)                                               # (B, H', W', C, k, k)
-    return x.reshape(len(x) * math.prod(windows.output), numbers)
-
-
-def _patches(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
-    """The value is channels-last in memory, so flattening it to tokens (B, H'·W', O) needs no copy."""
-    rows = weight.reshape(len(weight), -1).T                                            # (C·taps, O)
-    y = array_module(x).empty((len(x), *windows.output, len(weight)), dtype=x.dtype)    # (B, *S', O)
-
-    def images(x: Array, y: Array) -> None:
-        block = product(_cut(x, windows), rows, bias)                                   # (n·S', O)
-        y[...] = block.reshape(y.shape)
-
-    _by_image(images, x, y)
-    return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))                            # (B, O, *S')
-
-
-def _patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
-    channels = weight.shape[1]
-    dx = array_module(dy).zeros((len(dy), channels, *windows.size), dtype=dy.dtype)
-    axes = len(windows.size)
-    columns = product(_channels_last(dy), weight.reshape(len(weight), -1))                      # (B·S', C·taps)
-    columns = columns.reshape(len(dy), *windows.output, channels, *windows.kernel)      # (B, H', W', C, k, k)
-    pairs = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
-    columns = columns.transpose(0, 1 + axes, *pairs)                                    # (B, C, H', k, W', k)
-    covered = tuple(n * k for n, k in zip(windows.output, windows.kernel))
-    dx[(..., *(slice(n) for n in covered))] = columns.reshape(len(dy), channels, *covered)
-    return dx
-
-
-def _patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    return product(_channels_last(dy).T, _cut(x, windows))                              # (O, C·taps)
-
-
-def _channels_last(y: Array) -> Array:
-    return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])     # (B·S', O)
-
-
-# --- columns: the general case --------------------------------------------------------------------------------------
-
-
-def _columns(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
-    pointwise = max(windows.kernel + windows.stride) == 1 and windows.padded == windows.size
-    if pointwise and math.prod(windows.size) >= PLACES:
-        return _pointwise(x, weight, bias, groups)
-    xp = array_module(x)
-    outputs = len(weight) // groups
-    rows, depth = _filter_shape(weight.shape[1], windows)
-    filters = weight.reshape(len(weight), weight.shape[1], -1).swapaxes(1, 2)           # (O, taps, C/G)
-    filters = filters.reshape(groups, outputs, rows, depth)
-    y = xp.empty((len(x), len(weight), *windows.output), dtype=x.dtype)
-
-    def images(x: Array, y: Array) -> None:
-        for some, ranges in _blocks(x, groups * depth, windows):
-            for first, last in ranges:
-                target = y[some, :, first:last].swapaxes(0, 1).swapaxes(1, 2)           # (O, rows, n, …)
-                shape, total = (groups, outputs, *target.shape[1:]), None
-                for columns, kernel_rows in _gather(x[some], windows, groups, first, last):
-                    for kernel_row, places, lines in kernel_rows:
-                        part = matmul(filters[:, :, kernel_row], _flat(columns[:, :, lines]))
-                        part = part.reshape(groups, outputs, -1, *shape[3:])
-                        if total is None and part.shape == shape:                       # no need to start from zeros
-                            total = part
-                        else:
-                            total = xp.zeros(shape, dtype=x.dtype) if total is None else total
-                            total[:, :, places] += part
-                target[...] = 0 if total is None else total.reshape(target.shape)
-                if bias is not None:
-                    target += bias.reshape(-1, *(1 for _ in target.shape[1:]))
-
-    _by_image(images, x, y)
-    return y
-
-
-def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Array:
-    """1×1 kernel: the columns are the image itself."""
-    filters = weight.reshape(groups, len(weight) // groups, -1)                         # (G, O/G, C/G)
-    y = array_module(x).empty((len(x), len(weight), *x.shape[2:]), dtype=x.dtype)
-    places = math.prod(x.shape[2:])
-
-    def images(x: Array, y: Array) -> None:
-        columns = x.reshape(len(x), *filters.shape[::2], places)                        # (n, G, C/G, places)
-        matmul(filters, columns, out=y.reshape(len(y), *filters.shape[:2], places))
-        if bias is not None:
-            y += bias.reshape(-1, *(1 for _ in y.shape[2:]))
-
-    _by_image(images, x, y)
-    return y
-
-
-def _columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
-    """dX = weightᵀ dy; each tap's row of dX is added to the slice of dx that the tap read.
-
-    With stride 1 this is a convolution of dy with the flipped kernel, input and output channels exchanged.
-    """
-    if max(windows.stride) == 1:
-        flipped = weight[(..., *(slice(None, None, -1) for _ in windows.kernel))]
-        flipped = flipped.reshape(groups, -1, *flipped.shape[1:]).swapaxes(1, 2)        # (G, C/G, O/G, *kernel)
-        flipped = flipped.reshape(-1, *flipped.shape[2:])                               # (C, O/G, *kernel)
-        return _columns(dy, flipped, None, windows.backwards(), groups)
-
-    xp = array_module(dy)
-    channels = groups * weight.shape[1]
-    filters = weight.reshape(groups, len(weight) // groups, -1).swapaxes(1, 2)          # (G, C/G·taps, O/G)
-    dx = xp.empty((len(dy), channels, *windows.size), dtype=dy.dtype)
-
-    def images(dy: Array, dx: Array) -> None:
-        for some, ranges in _blocks(dx, channels * math.prod(windows.kernel), windows):
-            padded = xp.zeros((channels, len(dx[some]), *windows.padded), dtype=dx.dtype)
-            for first, last in ranges:
-                block = dy[some, :, first:last].swapaxes(0, 1)                          # (O, n, rows, …)
-                sent = matmul(filters, block.reshape(groups, len(weight) // groups, -1))    # (G, C/G·taps, n·places)
-                sent = sent.reshape(channels, -1, *block.shape[1:])                     # (C, taps, n, rows, …)
-                for tap, window in enumerate(windows.taps(first, last)):
-                    padded[window] += sent[:, tap]
-            dx[some] = padded[(..., *windows.inside)].swapaxes(0, 1)
-
-    _by_image(images, dy, dx)
-    return dx
-
-
-def _columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """Σ_b dy Xᵀ.
-
-    The batch is divided into parts, which threads sum separately. The parts depend on the shapes and not on the number
-    of threads, so the result is reproducible. Together the partial sums are smaller than x.
-    """
-    xp = array_module(x)
-    outputs, channels = dy.shape[1] // groups, x.shape[1] // groups
-    rows, depth = _filter_shape(channels, windows)
-    parts = 1
-    if backend_of(x) is CPU and x.nbytes >= PARALLEL_BYTES:
-        parts = max(1, min(SUMS, len(x), x.size // (3 * groups * outputs * rows * depth)))
-    sums = xp.zeros((parts, groups, outputs, rows, depth), dtype=x.dtype)
-
-    def images(dy: Array, x: Array, sums: Array) -> None:
-        for some, ranges in _blocks(x, groups * depth, windows, larger=4):
-            for first, last in ranges:
-                block = dy[some, :, first:last].swapaxes(0, 1).swapaxes(1, 2)           # (O, rows, n, …)
-                block = block.reshape(groups, outputs, *block.shape[1:])
-                for columns, kernel_rows in _gather(x[some], windows, groups, first, last):
-                    for kernel_row, places, lines in kernel_rows:
-                        sums[:, :, kernel_row] += _product(_flat(block[:, :, places]), _flat(columns[:, :, lines]))
-
-    starts = [len(x) * part // parts for part in range(parts + 1)]
-    deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)])
-    total = sums[0] if parts == 1 else sums.sum(axis=0)
-    return total.reshape(groups * outputs, -1, channels).swapaxes(1, 2)                 # (O, C/G, taps)
-
-
-def _product(dy: Array, columns: Array) -> Array:
-    """dy Xᵀ (G, O/G, depth). BLAS packs its right operand, which should be the smaller one: dy if it has few rows."""
-    if dy.shape[1] <= 128:
-        return (columns @ dy.swapaxes(1, 2)).swapaxes(1, 2)
-    return dy @ columns.swapaxes(1, 2)
-
-
-def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:
-    """How a filter is split: (number of kernel rows, or 1 if they are used together; number of weights in each)."""
-    rows, depth = windows.kernel[0], channels * math.prod(windows.kernel[1:])
-    return (rows, depth) if depth >= DEPTH else (1, rows * depth)
-
-
-def _gather(
-    x: Array, windows: Windows, groups: int, first: int, last: int
-) -> Iterator[tuple[Array, list[tuple[int, slice, slice]]]]:
-    """The columns (G, depth, lines, n, *S'[1:]) for output rows first…last of some images x (n, C, *S).
-
-    Yields them with a list that has an entry for each kernel row that reads more than padding: its number, the output
-    rows (from `first`) where it does, and the lines of the columns that it reads there. With a stride, kernel rows
-    share lines only if they have the same phase, so there are separate columns for each phase. If filters are not split
-    into rows, the columns of all kernel rows are stacked.
-    """
-    xp = array_module(x)
-    rows, depth = _filter_shape(x.shape[1] // groups, windows)
-    shared = _gather_shared(x, windows, groups, first, last)
-    if rows == windows.kernel[0]:
-        yield from shared
-        return
-    rows, places = windows.kernel[0], (last - first, len(x), *windows.output[1:])
-    inside = all(windows.reads(0, row, first, last)[0] == slice(first, last) for row in range(rows))
-    stack = (xp.empty if inside else xp.zeros)((groups, rows, depth // rows, *places), dtype=x.dtype)
-    for columns, kernel_rows in shared:
-        for kernel_row, output_rows, lines in kernel_rows:
-            stack[:, kernel_row, :, output_rows] = columns[:, :, lines]
-    yield stack.reshape(groups, depth, *places), [(0, slice(None), slice(None))]
-
-
-def _gather_shared(x: Array, windows: Windows, groups: int, first: int, last: int):
-    stride = windows.stride[0]
-    phases: dict[int, list[tuple[int, slice, slice]]] = {}
-    for kernel_row in range(windows.kernel[0]):
-        places, read = windows.reads(0, kernel_row, first, last)
-        if places.start < places.stop:
-            phases.setdefault(read.start % stride, []).append((kernel_row, places, read))
-    for kernel_rows in phases.values():
-        top, bottom = min(read.start for *_, read in kernel_rows), max(read.stop for *_, read in kernel_rows)
-        columns, runs = _tap_by_tap(x[:, :, top:bottom:stride], windows, groups), []
-        for kernel_row, places, read in kernel_rows:
-            line = (read.start - top) // stride
-            lines = slice(line, line + places.stop - places.start)
-            runs.append((kernel_row, slice(places.start - first, places.stop - first), lines))
-        yield columns, runs
-
-
-def _tap_by_tap(x: Array, windows: Windows, groups: int) -> Array:
-    """The columns of one kernel row for lines of x (n, C, lines, *S[1:]): (G, taps·C/G, lines, n, *S'[1:])."""
-    taps = windows.taps_of_a_row
-    channels = x.shape[1] // groups
-    x = x.swapaxes(0, 1).swapaxes(1, 2)                                                 # (C, lines, n, *S[1:])
-    x = x.reshape(groups, channels, *x.shape[1:])
-    if x.shape[3:] == (len(taps), *windows.output[1:]) == (1, *windows.padded[1:]):     # 1×1: the image is its columns
-        return x
-    columns = array_module(x).empty((groups, len(taps), *x.shape[1:4], *windows.output[1:]), dtype=x.dtype)
-    for tap, (places, read, beside) in enumerate(taps):
-        target = columns[:, tap]
-        for padding in beside:
-            target[padding] = 0
-        target[places] = x[read]
-    return columns.reshape(groups, len(taps) * channels, *columns.shape[3:])
-
-
-def _flat(columns: Array) -> Array:
-    """(G, depth, lines, n, …) → (G, depth, places)."""
-    return columns.reshape(*columns.shape[:2], math.prod(columns.shape[2:]))
-
-
-def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Divide the work so that the columns, `height` values per place, fit in the cache.
-
-    Yields pairs (slice of the images of x, ranges of output rows).
-    """
-    limit = COLUMN_BYTES if backend_of(x) is CPU else COLUMN_BYTES_GPU
-    limit = max(larger * limit, height * PLACES * x.dtype.itemsize)
-    rows = windows.output[0]
-    row = height * math.prod(windows.output[1:]) * x.dtype.itemsize
-    images = max(1, limit // max(1, row * rows))
-    step = max(1, limit // max(1, row * min(images, len(x))))
-    step = math.ceil(rows / math.ceil(rows / step))                                     # of equal size
-    ranges = [(first, min(first + step, rows)) for first in range(0, rows, step)]
-    for start in range(0, len(x), images):
-        yield slice(start, start + images), ranges
-
-
-def _by_image(fn, *arrays: Array) -> None:
-    """parallel_rows; but for a single image, the products within fn are distributed to threads instead."""
-    if len(arrays[0]) == 1:
-        fn(*arrays)
-    else:
-        parallel_rows(fn, *arrays)

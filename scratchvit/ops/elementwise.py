@@ -16,21 +16,13 @@ from typing import Any
 from scratchvit import backend
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Workspace, inputs, like, nothing, one_like_x, output, per_entry, unless_broadcast
-from scratchvit.kernels.gelu import gelu_exact, gelu_tanh
+from scratchvit.kernels.gelu import gelu_kernel
 from scratchvit.kernels.masks import masked
-from scratchvit.kernels.sums import total
+from scratchvit.kernels.sums import unbroadcast
+from scratchvit.plain import is_plain
 from scratchvit.recording import is_recording
 from scratchvit.tensor import op
 from scratchvit.threads import BLOCK_BYTES, cpu_threads
-
-
-def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum the gradient of a broadcast array over the broadcast axes, to the shape of the array."""
-    if gradient.shape == shape:
-        return gradient
-    extra = gradient.ndim - len(shape)
-    repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
-    return total(gradient, repeated).reshape(shape)
 
 
 def _shape(x: Any) -> tuple[int, ...]:
@@ -375,8 +367,21 @@ def gelu(x: Array, approximate: str = "none"):
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
-    y, dydx = (gelu_exact if approximate == "none" else gelu_tanh)(x, derivative=is_recording())
+    kernel = None if is_plain() else gelu_kernel(x, approximate)
+    y, dydx = kernel(x, derivative=is_recording()) if kernel else _plain_gelu(x, approximate)
     return y, lambda dy: dy * dydx
+
+
+def _plain_gelu(x: Array, approximate: str) -> tuple[Array, Array]:
+    """GELU and its derivative."""
+    xp = array_module(x)
+    if approximate == "tanh":
+        slope = math.sqrt(2 / math.pi) * (1 + 3 * 0.044715 * x * x)             # of what tanh is taken of
+        t = xp.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+        return 0.5 * x * (1 + t), 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * slope
+    cdf = 0.5 * (1 + backend.erf(x / math.sqrt(2)))                             # Φ, of the normal distribution
+    pdf = xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)                         # φ
+    return x * cdf, cdf + x * pdf
 
 
 def _gelu_workspace(x: Array) -> Workspace:

@@ -13,9 +13,8 @@ from scratchvit.backend import Array, array_module
 from scratchvit.facts import Facts, Shape, inputs, reshaped
 from scratchvit.kernels import products
 from scratchvit.kernels.products import product
-from scratchvit.kernels.sums import total
+from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import shapes_of
-from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 

@@ -12,14 +12,48 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, like, reshaped
-from scratchvit.kernels.sums import in_pairs, total
+from scratchvit.kernels.batch_norm import affine, normalise_channels, times
+from scratchvit.kernels.group_norm import normalise_groups
+from scratchvit.kernels.layer_norm import normalise_rows
+from scratchvit.kernels.sums import total
+from scratchvit.plain import is_plain
 from scratchvit.tensor import op
-from scratchvit.threads import PARALLEL_BYTES, deal, parallel_rows
 
-ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries it stays in the cache
-CHANNEL_BYTES = 512 << 10       # the same for a block of channels of batch norm
+
+def _standardised(
+    x: Array, axes: tuple[int, ...], eps: float, statistics: tuple[Array, Array] | None = None
+) -> tuple[Array, Callable[[Array], Array], Array, Array]:
+    """x̂ over the axes; the function g → dx of the head of this file; μ and σ².
+
+    statistics: μ and σ² that are constants, so that dx = g r.
+    """
+    xp = array_module(x)
+    n = math.prod(x.shape[axis] for axis in axes)
+
+    def average(x: Array) -> Array:
+        return total(x, axes, keepdims=True) / n
+
+    if statistics is None:
+        mean = average(x)
+        variance = average((x - mean) ** 2)
+        variance = xp.where(variance == math.inf, math.nan, variance)   # of numbers around 1e20: 1/√∞ would give 0
+    else:
+        mean, variance = statistics
+    r = 1 / xp.sqrt(variance + eps)
+    x_hat = (x - mean) * r
+
+    def dx(g: Array) -> Array:
+        return r * g if statistics else r * (g - average(g) - x_hat * average(g * x_hat))
+
+    return x_hat, dx, mean, variance
+
+
+def _affine(x_hat: Array, weight: Array | None, bias: Array | None) -> Array:
+    """x̂ weight + bias, for what is not None."""
+    y = x_hat if weight is None else x_hat * weight
+    return y if bias is None else y + bias
 
 
 def _norm(saves: Any, name: str = "x") -> Facts:
@@ -52,7 +86,8 @@ def layer_norm(
     bias = None if bias is None else bias.reshape(D)
     if D == 0:
         return x.copy(), lambda dy: (dy, dy.sum(axis=0).reshape(shape), dy.sum(axis=0).reshape(shape))
-    y, backward_rows = _normalise_rows(x.reshape(rows, D), weight, bias, eps)
+    normalise = _plain_rows if is_plain() else normalise_rows
+    y, backward_rows = normalise(x.reshape(rows, D), weight, bias, eps)
 
     def backward(dy, need):
         dx, *affine = backward_rows(dy.reshape(rows, D), need)
@@ -68,7 +103,7 @@ def weight_standardization(weight: Array, eps: float = 1e-6):
     weight (out, in, *kernel), floating-point; the result has the same shape.  Raises TypeError for integers.
     """
     flat = (len(weight), math.prod(weight.shape[1:]))
-    w_hat, backward_rows = _normalise_rows(weight.reshape(flat), None, None, eps)
+    w_hat, backward_rows = (_plain_rows if is_plain() else normalise_rows)(weight.reshape(flat), None, None, eps)
 
     def backward(dy):
         return backward_rows(dy.reshape(flat), (True, False, False))[0].reshape(weight.shape)
@@ -76,56 +111,15 @@ def weight_standardization(weight: Array, eps: float = 1e-6):
     return w_hat.reshape(weight.shape), backward
 
 
-def _normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
-    """Value and backward of layer norm of x (N, D). Saves x instead of x̂, and two numbers per row.
-
-    Results are computed in place in a copy of the input, since NumPy takes twice as long to write a result to memory
-    outside of the cache as to copy an array there. Sums are matrix products with ones, at the speed of BLAS.
-    """
-    xp = array_module(x)
-    N, D = x.shape
-    ones = xp.ones((D, 1), dtype=x.dtype)
-    y = xp.empty((N, D), dtype=x.dtype)
-    mean, r = (xp.empty((N, 1), dtype=x.dtype) for _ in range(2))
-
-    def forward(x, y, mean, r):
-        xp.copyto(y, x)
-        xp.matmul(y, ones, out=mean)
-        mean /= D
-        y -= mean
-        _reciprocal_deviation(y, eps, out=r)
-        y *= r                                          # x̂
-        if weight is not None:
-            y *= weight
-        if bias is not None:
-            y += bias
-
-    parallel_rows(forward, x, y, mean, r, block_bytes=ROW_BYTES)
+def _plain_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
+    """Value and backward of layer norm of x (N, D)."""
+    x_hat, dx, *_ = _standardised(x, (1,), eps)
 
     def backward(dy, need):
-        dx = xp.empty((N, D), dtype=x.dtype)
-        g_ones = ones if weight is None else weight[:, None]        # dy @ g_ones = Σ g
+        g = dy if weight is None else dy * weight
+        return dx(g), total(dy * x_hat, (0,)) if need[1] else None, total(dy, (0,)) if need[2] else None
 
-        def backward_rows(x, dy, mean, r, dx):
-            centred = x - mean                          # x̂ / r
-            xp.copyto(dx, dy)
-            dy_centred = dx * centred
-            dweight = r[:, 0] @ dy_centred if need[1] else None
-            dbias = xp.ones(len(dx), dtype=dx.dtype) @ dx if need[2] else None
-            mean_g = dx @ g_ones / D
-            centred *= dy_centred @ g_ones * r * r / D  # x̂ mean(g x̂)
-            if weight is not None:
-                dx *= weight                            # g
-            dx -= mean_g
-            dx -= centred
-            dx *= r
-            return dweight, dbias
-
-        parts = parallel_rows(backward_rows, x, dy, mean, r, dx, block_bytes=ROW_BYTES)
-        dweight, dbias = (in_pairs(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
-        return dx, dweight, dbias
-
-    return y, backward
+    return _affine(x_hat, weight, bias), backward
 
 
 def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
@@ -133,17 +127,6 @@ def _saved_rows(x: Array, shape: int | Sequence[int]) -> list[Any]:
     D = shape if isinstance(shape, int) else math.prod(shape)
     N = x.size // max(1, D)
     return [*reshaped(x, (N, D)), Bytes((D + 2 * N) * x.itemsize)]
-
-
-def _reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
-    """Write r of each row of x - μ (N, D) into out (N, 1)."""
-    xp = array_module(centred)
-    xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # the dot product of each row with itself
-    out /= centred.shape[1]                             # σ²
-    xp.copyto(out, math.nan, where=out == math.inf)     # of numbers around 1e20: 1/√∞ would make a row of zeros
-    out += eps
-    xp.sqrt(out, out=out)
-    xp.reciprocal(out, out=out)
 
 
 @op(takes="sums", facts=_norm(lambda x, num_groups, weight: [_saved_groups(x, num_groups), weight]))
@@ -154,57 +137,28 @@ def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Arr
     num_groups: must divide C.  weight, bias: (C,) or None.
     Raises ValueError if the shapes do not match or num_groups does not divide C, TypeError for integers.
 
-    The backward sums dy and dy (x - μ) over each channel of each image. Weighted sums of these over the channels of a
-    group give mean(g) and mean(g x̂), and sums over the images give dbias and dweight.
+    With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy    (sums over images and positions)
     """
-    xp = array_module(x)
-    _planes("group_norm", x, weight, bias)
+    planes = _planes("group_norm", x, weight, bias)                                 # (B, C, S)
     B, C = x.shape[:2]
     if num_groups < 1 or C % num_groups:
         raise ValueError(f"group_norm: {C} channels cannot be divided into {num_groups} groups")
-    N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])
-    weight = xp.ones(C, dtype=x.dtype) if weight is None else weight
-    bias = xp.zeros(C, dtype=x.dtype) if bias is None else bias
-    rows = x.reshape(N, c, S)
-    weight, bias = (xp.broadcast_to(column, (B, C)).reshape(N, c, 1) for column in (weight, bias))
-    ones = xp.ones((S, 1), dtype=x.dtype)
-    y = xp.empty((N, c, S), dtype=x.dtype)
-    mean, r = (xp.empty((N, 1, 1), dtype=x.dtype) for _ in range(2))
-
-    def forward(x, y, mean, r, weight, bias):
-        xp.copyto(y, x)
-        y.mean(axis=(1, 2), keepdims=True, out=mean)    # for many numbers more accurate than a product with ones
-        y -= mean
-        _reciprocal_deviation(y.reshape(len(y), c * S), eps, out=r[:, 0])
-        y *= r * weight
-        y += bias
-
-    parallel_rows(forward, rows, y, mean, r, weight, bias, block_bytes=ROW_BYTES)
+    if not is_plain():
+        return normalise_groups(x, num_groups, weight, bias, eps)
+    groups = (B, num_groups, C // num_groups * planes.shape[2])
+    x_hat, dx, *_ = _standardised(planes.reshape(groups), (2,), eps)
+    x_hat = x_hat.reshape(planes.shape)
+    weight, bias = _columns(weight), _columns(bias)
 
     def backward(dy, need):
-        dx = xp.empty((N, c, S), dtype=x.dtype)
-        sum_dy, sum_dy_centred = (xp.empty((N, c, 1), dtype=x.dtype) for _ in range(2))
-
-        def backward_rows(x, dy, dx, mean, r, weight, sum_dy, sum_dy_centred):
-            centred = x - mean                          # x̂ / r
-            xp.copyto(dx, dy)
-            xp.matmul(dx, ones, out=sum_dy)
-            xp.matmul(dx[:, :, None], centred[..., None], out=sum_dy_centred[..., None])
-            mean_g = (weight * sum_dy).sum(axis=1, keepdims=True) / (c * S)
-            centred *= (weight * sum_dy_centred).sum(axis=1, keepdims=True) * r * r * r / (c * S)   # r x̂ mean(g x̂)
-            dx *= r * weight                            # r g
-            dx -= r * mean_g
-            dx -= centred
-
-        parallel_rows(
-            backward_rows, rows, dy.reshape(N, c, S), dx, mean, r, weight, sum_dy, sum_dy_centred,
-            block_bytes=ROW_BYTES,
+        dy = dy.reshape(planes.shape)
+        g = dy if weight is None else dy * weight
+        return (
+            dx(g.reshape(groups)).reshape(x.shape),
+            total(dy * x_hat, (0, 2)) if need[1] else None, total(dy, (0, 2)) if need[2] else None,
         )
-        dweight = total((sum_dy_centred * r).reshape(B, C), (0,)) if need[1] else None
-        dbias = total(sum_dy.reshape(B, C), (0,)) if need[2] else None
-        return dx.reshape(x.shape), dweight, dbias
 
-    return y.reshape(x.shape), backward
+    return _affine(x_hat, weight, bias).reshape(x.shape), backward
 
 
 def _saved_groups(x: Array, num_groups: int) -> list[Any]:
@@ -251,12 +205,10 @@ def batch_norm(
     >>> running_var                                         # (1 + 1) / (2 - 1)
     array([2.], dtype=float32)
 
-    The graph saves x instead of x̂, which takes one product to recompute.
+    With g = dy · weight:    dx as above,   dweight = Σ dy x̂,   dbias = Σ dy
     """
-    xp = array_module(x)
     planes = _planes("batch_norm", x, running_mean, running_var, weight, bias)      # (B, C, S)
-    B, C, S = planes.shape
-    n = B * S
+    n = len(planes) * planes.shape[2]
     if training and n < 2:
         raise ValueError(
             f"batch_norm: training needs more than one value per channel, but x has shape {x.shape}: "
@@ -264,68 +216,39 @@ def batch_norm(
         )
     if not training and running_mean is None:
         raise ValueError("batch_norm: evaluation needs running statistics; pass them, or training=True")
-    y = xp.empty((B, C, S), dtype=x.dtype)
-    ones = xp.ones((S, 1), dtype=x.dtype)               # the matrix product with ones sums a plane at the speed of BLAS
-    sums = xp.empty((B, C, 1), dtype=x.dtype)
-
-    def sum_planes(x, sums):
-        xp.matmul(x, ones, out=sums)
-
-    def centre(x, y, sums, mean):
-        xp.copyto(y, x)
-        y -= mean
-        xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # the dot product of each plane with itself
-
-    if training:
-        _by_block(sum_planes, [planes, sums])
-        mean = total(sums, (0, 2)) / n
-        _by_block(centre, [planes, y, sums], mean)
-        var = total(sums, (0, 2)) / n
-        if running_mean is not None:
-            for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-                running *= 1 - momentum
-                running += momentum * batch
-    else:
-        mean, var = running_mean.copy(), running_var    # a copy, since later training steps update it in place
-    r = 1 / xp.sqrt(var + eps)
-    scale = r if weight is None else r * weight
-    shift = xp.zeros_like(mean) if bias is None else bias
-    if training:
-        _by_block(_affine, [y, y], scale, shift)
-    else:
-        _by_block(_affine, [planes, y], scale, shift - mean * scale)
+    statistics = None if training else (running_mean.copy(), running_var)   # a copy: training steps update it in place
+    normalise = _plain_channels if is_plain() else normalise_channels
+    y, backward_planes, mean, var = normalise(planes, statistics, weight, bias, eps)
+    if training and running_mean is not None:
+        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+            running *= 1 - momentum
+            running += momentum * batch
 
     def backward(dy, need):
-        dy = dy.reshape(B, C, S)
-        dweight = dbias = dx = None
-        sum_dy, sum_dy_x = (xp.empty((B, C, 1), dtype=x.dtype) for _ in range(2))
-
-        def totals(x, dy, sum_dy, sum_dy_x, mean):
-            xp.matmul(dy, ones, out=sum_dy)
-            xp.matmul((x - mean)[:, :, None], dy[..., None], out=sum_dy_x[..., None])
-
-        def through_statistics(x, dy, dx, mean, along_x_hat, average, scale):
-            xp.copyto(dx, x)
-            dx -= mean
-            dx *= along_x_hat
-            dx += dy
-            dx -= average
-            dx *= scale
-
-        if training or need[1] or need[2]:
-            _by_block(totals, [planes, dy, sum_dy, sum_dy_x], mean)
-            dbias = total(sum_dy, (0, 2))             # Σ dy
-            dweight = total(sum_dy_x, (0, 2)) * r     # Σ dy x̂
-        if need[0]:
-            dx = xp.empty((B, C, S), dtype=x.dtype)
-            if training:
-                _by_block(through_statistics, [planes, dy, dx], mean, r * dweight / -n, dbias / n, scale)
-            else:
-                _by_block(_times, [dy, dx], scale)
-            dx = dx.reshape(x.shape)
-        return dx, dweight if need[1] else None, dbias if need[2] else None
+        dx, *affine = backward_planes(dy.reshape(planes.shape), need)
+        return None if dx is None else dx.reshape(x.shape), *affine
 
     return y.reshape(x.shape), backward
+
+
+def _plain_channels(
+    planes: Array, statistics: tuple[Array, Array] | None, weight: Array | None, bias: Array | None, eps: float
+):
+    """Value and backward of batch norm of planes (B, C, S), and the mean and variance (C,) that it used."""
+    constants = None if statistics is None else tuple(_columns(x) for x in statistics)
+    x_hat, dx, mean, var = _standardised(planes, (0, 2), eps, constants)
+    weight, bias = _columns(weight), _columns(bias)
+
+    def backward(dy, need):
+        g = dy if weight is None else dy * weight
+        return dx(g), total(dy * x_hat, (0, 2)) if need[1] else None, total(dy, (0, 2)) if need[2] else None
+
+    return _affine(x_hat, weight, bias), backward, mean.reshape(-1), var.reshape(-1)
+
+
+def _columns(x: Any) -> Any:
+    """A number for each channel as (C, 1), which broadcasts to planes."""
+    return None if x is None else x[:, None]
 
 
 @op(takes="sums", facts=_norm(lambda x: Bytes(x.shape[1] * x.itemsize)))
@@ -342,16 +265,16 @@ def frozen_batch_norm(
     xp = array_module(x)
     planes = _planes("frozen_batch_norm", x, running_mean, running_var, weight, bias)
     scale = weight / xp.sqrt(running_var + eps)
-    y = xp.empty(planes.shape, dtype=x.dtype)
-    _by_block(_affine, [planes, y], scale, bias - running_mean * scale)
+    shift = bias - running_mean * scale
+    y = _affine(planes, _columns(scale), _columns(shift)) if is_plain() else affine(planes, scale, shift)
     shape = planes.shape
 
     def backward(dy):
-        dx = xp.empty(shape, dtype=dy.dtype)
-        _by_block(_times, [dy.reshape(shape), dx], scale)
-        return dx.reshape(dy.shape)
+        dy = dy.reshape(shape)
+        return (dy * scale[:, None] if is_plain() else times(dy, scale)).reshape(x_shape)
 
-    return y.reshape(x.shape), backward
+    x_shape = x.shape
+    return y.reshape(x_shape), backward
 
 
 def _planes(name: str, x: Array, *per_channel: Any) -> Array:
@@ -371,36 +294,3 @@ def _saved_planes(x: Array) -> list[Any]:
     """x, the ones, and three numbers per channel."""
     S = math.prod(x.shape[2:])
     return [*reshaped(x, (*x.shape[:2], S)), Bytes((S + 3 * x.shape[1]) * x.itemsize)]
-
-
-def _affine(x: Array, y: Array, scale: Array, shift: Array) -> None:
-    array_module(x).multiply(x, scale, out=y)
-    y += shift
-
-
-def _times(x: Array, y: Array, scale: Array) -> None:
-    array_module(x).multiply(x, scale, out=y)
-
-
-def _by_block(fn: Callable[..., Any], arrays: list[Array], *columns: Array) -> None:
-    """Call `fn(*arrays, *columns)` for blocks of some channels of some images that stay in the cache.
-
-    arrays (B, C, ·), columns (C,). fn gets columns as (c, 1), or for small planes repeated to (c, S). NumPy then needs
-    one inner loop for all channels instead of one per plane, and starting a loop takes as long as 1,000 numbers.
-    """
-    B, C, S = arrays[0].shape
-    columns = tuple(column[:, None] for column in columns)
-    if backend_of(arrays[0]) is not CPU:
-        fn(*arrays, *columns)
-        return
-    if S <= 1024 and B > 1:
-        columns = tuple(column.repeat(S, axis=1) for column in columns)
-    plane = max(1, S * arrays[0].itemsize)
-    c = max(1, min(C, CHANNEL_BYTES // plane))
-    b = max(1, CHANNEL_BYTES // (c * plane))
-    blocks = [
-        (*(array[i : i + b, j : j + c] for array in arrays), *(column[j : j + c] for column in columns))
-        for j in range(0, C, c)
-        for i in range(0, B, b)
-    ]
-    deal(fn, blocks, arrays[0].nbytes >= PARALLEL_BYTES)

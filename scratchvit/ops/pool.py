@@ -10,7 +10,8 @@ import numpy as np
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.kernels.masks import masked
-from scratchvit.ops.sliding import Windows, per_axis, same_padding
+from scratchvit.kernels.sliding import Windows
+from scratchvit.ops.sliding import per_axis, same_padding
 from scratchvit.tensor import op
 from scratchvit.threads import parallel_rows
 

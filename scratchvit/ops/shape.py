@@ -10,8 +10,8 @@ from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, order_of, unless_broadcast
+from scratchvit.kernels.sums import unbroadcast
 from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
-from scratchvit.ops.elementwise import unbroadcast
 from scratchvit.tensor import op
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.plain import is_plain
 from scratchvit.threads import deal
 
 BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
@@ -21,6 +22,10 @@ Update = Callable[..., None]
 
 def apply(update: Update, rows: Sequence[tuple[Array, ...]]) -> None:
     """Call `update(*row)` for all rows, each of flat arrays of equal length: in blocks if large, together if small."""
+    if is_plain():
+        for row in rows:
+            update(*row)
+        return
     small = [row for row in rows if row[0].size < SMALL]
     if small:
         joined = [array_module(column[0]).concatenate(column) for column in zip(*small)]

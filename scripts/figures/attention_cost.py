@@ -9,7 +9,7 @@ the keys, s³ in all, and make attention's multiply-adds s⁵ in the end.
 One image goes through each model and back, with the weights' gradients. Exponents are slopes of straight lines through
 the three largest sides on logarithmic scales; "counts" are the same slopes of what `inspect.cost` counts there: a model
 in which s⁴ is still the smaller part has one between 2 and 4. Dashed is attention without its matrix
-(`ops/attention_blocks.py`): as many multiply-adds, but memory of s². Windows are too small for it to matter.
+(`kernels/attention_blocks.py`): as many multiply-adds, but memory of s². Windows are too small for it to matter.
 
     python scripts/figures/attention_cost.py            # docs/figures/attention_cost.csv, …_exponents.csv and .png
     python scripts/figures/attention_cost.py --quick    # tiny models, a few seconds

@@ -7,7 +7,7 @@ import pytest
 
 from scratchvit import ops
 from scratchvit.backend import asnumpy
-from scratchvit.ops import depthwise
+from scratchvit.kernels import depthwise
 from scratchvit.tensor import Tensor
 from tests.cases import pool
 from tests.support.margins import agree, assert_all_close, rounding

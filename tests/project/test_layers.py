@@ -10,10 +10,9 @@ ROOT = Path(scratchvit.__file__).parent
 FLOORS = [
     ["errors", "learn"],
     ["files", "options", "progress", "backend"],
-    ["threads"],
     # The engine: a Tensor, what its ops are, and what checks them.
-    ["signature", "recording", "facts", "dtypes", "random", "graph", "tensor", "checkpoint", "backward_rules",
-     "gradcheck"],
+    ["signature", "recording", "plain", "threads", "facts", "dtypes", "random", "graph", "tensor", "checkpoint",
+     "backward_rules", "gradcheck"],
     ["kernels"],
     ["ops"],
     ["nn"],

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
-from scratchvit.ops.elementwise import unbroadcast
+from scratchvit.kernels.sums import unbroadcast
 from scratchvit.threads import deal
 
 # Scores per block: on the CPU what fits in a core's cache, on a GPU enough to keep it busy.

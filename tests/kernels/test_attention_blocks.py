@@ -8,7 +8,7 @@ import pytest
 import scratchvit as sv
 from scratchvit import ops
 from scratchvit.backend import asarray
-from scratchvit.ops import attention_blocks
+from scratchvit.kernels import attention_blocks
 from scratchvit.random import Generator
 from tests.support.margins import agree, assert_close, ulps
 from tests.support.processes import alone, peak_bytes
@@ -97,6 +97,7 @@ def test_a_mask_or_bias_of_another_shape_is_refused(shape):
             ops.attention(q, k, v, blocks=True, **kwargs)
 
 
+@pytest.mark.usefixtures("kernels")
 def test_it_is_chosen_by_size_and_not_while_probabilities_are_recorded(monkeypatch):
     chosen = []
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from typing import Any
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.sliding import Windows
 from scratchvit.kernels.sums import total
-from scratchvit.ops.sliding import Windows
 from scratchvit.threads import parallel_rows
 
 BLOCK_BYTES = 1 << 20           # size of a block of images: it stays in the cache while its windows are read

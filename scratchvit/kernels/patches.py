@@ -1,0 +1,70 @@
+"""Convolution with patches: kernel = stride, so the windows tile the image and the columns are a reshaped image.
+
+    plain       columns of all windows, y = weight × columns (ops/conv.py)
+    problem     copying the windows tap by tap writes as many short runs as there are taps and patches
+    idea        one transposition cuts the image into rows, one for each patch; the value is channels-last in memory, as
+                the tokens of a Transformer are
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+from scratchvit.backend import Array, array_module
+from scratchvit.kernels.products import product
+from scratchvit.kernels.sliding import Windows
+from scratchvit.threads import parallel_rows
+
+
+def patches(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
+    """The value is channels-last in memory, so flattening it to tokens (B, H'·W', O) needs no copy."""
+    rows = weight.reshape(len(weight), -1).T                                            # (C·taps, O)
+    y = array_module(x).empty((len(x), *windows.output, len(weight)), dtype=x.dtype)    # (B, *S', O)
+
+    def images(x: Array, y: Array) -> None:
+        block = product(_cut(x, windows), rows, bias)                                   # (n·S', O)
+        y[...] = block.reshape(y.shape)
+
+    by_image(images, x, y)
+    return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))                            # (B, O, *S')
+
+
+def patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
+    channels = weight.shape[1]
+    dx = array_module(dy).zeros((len(dy), channels, *windows.size), dtype=dy.dtype)
+    axes = len(windows.size)
+    columns = product(channels_last(dy), weight.reshape(len(weight), -1))                      # (B·S', C·taps)
+    columns = columns.reshape(len(dy), *windows.output, channels, *windows.kernel)      # (B, H', W', C, k, k)
+    pairs = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
+    columns = columns.transpose(0, 1 + axes, *pairs)                                    # (B, C, H', k, W', k)
+    covered = tuple(n * k for n, k in zip(windows.output, windows.kernel))
+    dx[(..., *(slice(n) for n in covered))] = columns.reshape(len(dy), channels, *covered)
+    return dx
+
+
+def patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
+    return product(channels_last(dy).T, _cut(x, windows))                              # (O, C·taps)
+
+
+def _cut(x: Array, windows: Windows) -> Array:
+    """(B, C, *S) → (B·S', C·taps): one row per patch."""
+    axes, numbers = len(windows.size), x.shape[1] * math.prod(windows.kernel)
+    x = x[(..., *(slice(n * k) for n, k in zip(windows.output, windows.kernel)))]       # drop incomplete patches
+    split = [length for pair in zip(windows.output, windows.kernel) for length in pair]
+    x = x.reshape(*x.shape[:2], *split)                                                 # (B, C, H', k, W', k)
+    places, taps = range(2, 2 + 2 * axes, 2), range(3, 2 + 2 * axes, 2)
+    x = x.transpose(0, *places, 1, *taps)                                               # (B, H', W', C, k, k)
+    return x.reshape(len(x) * math.prod(windows.output), numbers)
+
+
+def channels_last(y: Array) -> Array:
+    return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])     # (B·S', O)
+
+
+def by_image(fn: Callable[..., None], *arrays: Array) -> None:
+    """parallel_rows; but for a single image, the products within fn are distributed to threads instead."""
+    if len(arrays[0]) == 1:
+        fn(*arrays)
+    else:
+        parallel_rows(fn, *arrays)
