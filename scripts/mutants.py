@@ -24,6 +24,7 @@ OPS = ("ops/test_op_values.py", "ops/test_ops.py")
 NORMS, BATCH_NORM = ("ops/test_row_norms.py", "ops/test_ops.py"), ("ops/test_batch_norm.py", "ops/test_ops.py")
 OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)
 BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",)
+PLAIN, PRODUCTS = ("kernels/test_plain.py",), ("kernels/test_products.py",)
 
 MUTANTS = [
     # --- norms
@@ -56,6 +57,10 @@ MUTANTS = [
         "frozen_batch_norm: eps outside the root", "eps misplaced", "ops/norm.py",
         "weight / xp.sqrt(running_var + eps)", "weight / (xp.sqrt(running_var) + eps)", BATCH_NORM,
     ),
+    Mutant(
+        "plain norms: dx without mean(g)", "a term dropped", "ops/norm.py",
+        "r * (g - average(g) - x_hat * average(g * x_hat))", "r * (g - x_hat * average(g * x_hat))", PLAIN,
+    ),
     # --- reductions, products, activations
     Mutant(
         "var: a degree of freedom too many", "a factor dropped", "ops/reduce.py",
@@ -84,11 +89,11 @@ MUTANTS = [
     ),
     Mutant(
         "products: the last part of a long inner axis left out", "a term dropped", "kernels/products.py",
-        "for part in _parts(k)]))", "for part in list(_parts(k))[:-1]]))", ("kernels/test_products.py",),
+        "for part in _parts(k)]))", "for part in list(_parts(k))[:-1]]))", PRODUCTS,
     ),
     Mutant(
         "products: a bias of columns from the first block", "a wrong axis", "kernels/products.py",
-        "else bias[part]) for", "else bias[: part.stop - part.start]) for", ("kernels/test_products.py",),
+        "else bias[part]) for", "else bias[: part.stop - part.start]) for", PRODUCTS,
     ),
     Mutant(
         "gelu: leading coefficient times 1 + 1e-4", "a factor 1 + 1e-4", "kernels/gelu.py",
@@ -135,6 +140,10 @@ MUTANTS = [
     Mutant(
         "drop_path: entries dropped instead of samples", "a wrong axis", "ops/attention.py",
         "(len(x), *(1,) * (x.ndim - 1))", "x.shape", OPS,
+    ),
+    Mutant(
+        "plain attention: the row sums of P dP of one query", "a wrong axis", "ops/attention.py",
+        "(y * dy).sum(axis=-1, keepdims=True)", "(y * dy).sum(axis=-2, keepdims=True)[..., :1]", PLAIN,
     ),
     # --- losses
     Mutant(

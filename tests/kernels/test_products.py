@@ -19,8 +19,8 @@ SHAPES = {                                      # n, k, m
     "rows, odd": (4 * L + 1, 130, 77),
     "more rows": (BLOCKS * MOST_LINES + 7, 40, 24),
     "columns": (31, 130, 5 * L + 3),
-    "a long inner axis": (40, BLOCKS * L + 5, 24),
-    "a long inner axis, work for one thread": (3, 4 * L, 120),
+    "a long inner axis": (70, BLOCKS * L + 5, 64),
+    "a long inner axis, little work": (3, 4 * L, 120),
     "no rows": (0, 4, 3),
     "no columns": (4, 3, 0),
     "nothing to add up": (4, 0, 3),
@@ -29,6 +29,12 @@ SHAPES = {                                      # n, k, m
 
 def random(*shape: int, dtype: type = np.float32) -> np.ndarray:
     return seeded(sum(shape)).standard_normal(shape).astype(dtype)
+
+
+def test_the_shapes_are_on_both_sides_of_the_limits() -> None:
+    work = {name: n * k * m for name, (n, k, m) in SHAPES.items()}
+    assert work["small"] <= products.SMALL < work["columns"] < products.PARALLEL < work["rows, odd"]
+    assert work["a long inner axis, little work"] < products.PARALLEL < work["a long inner axis"]
 
 
 def exact(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
