@@ -23,6 +23,8 @@ from tests.cases import CASES
 from tests.support.processes import SECONDS, alone
 from tests.support.seeds import seeded
 
+pytestmark = pytest.mark.usefixtures("kernels")     # the facts are those of the kernels
+
 # One small model of every family: enough tokens that arrays outweigh what is not counted.
 FAMILIES = {
     "vit_tiny_patch16_224": {"depth": 4},
