@@ -22,14 +22,13 @@ import math
 from collections.abc import Iterator
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
-from scratchvit.kernels.patches import by_image
+from scratchvit.kernels.patches import PLACES, by_image
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sliding import Windows
 from scratchvit.threads import PARALLEL_BYTES, deal
 
 COLUMN_BYTES = 512 << 10        # columns that one thread makes at a time: they fit in its cache
 COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
-PLACES = 256                    # minimum number of places in a product: below it, packing the weight dominates
 DEPTH = 128                     # minimum length of the dot products: below it, adding up the kernel rows dominates
 SUMS = 8                        # maximum number of partial sums of a weight's gradient, one per thread
 
@@ -63,7 +62,7 @@ def columns(x: Array, weight: Array, bias: Array | None, windows: Windows, group
                 if bias is not None:
                     target += bias.reshape(-1, *(1 for _ in target.shape[1:]))
 
-    by_image(images, x, y)
+    by_image(images, math.prod(windows.output), weight, x, y)
     return y
 
 
@@ -79,7 +78,7 @@ def _pointwise(x: Array, weight: Array, bias: Array | None, groups: int) -> Arra
         if bias is not None:
             y += bias.reshape(-1, *(1 for _ in y.shape[2:]))
 
-    by_image(images, x, y)
+    by_image(images, places, weight, x, y)
     return y
 
 
@@ -110,7 +109,7 @@ def columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array
                     padded[window] += sent[:, tap]
             dx[some] = padded[(..., *windows.inside)].swapaxes(0, 1)
 
-    by_image(images, dy, dx)
+    by_image(images, math.prod(windows.output), weight, dy, dx)
     return dx
 
 
@@ -138,7 +137,10 @@ def columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
                         sums[:, :, kernel_row] += _product(_flat(block[:, :, places]), _flat(columns[:, :, lines]))
 
     starts = [len(x) * part // parts for part in range(parts + 1)]
-    deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)])
+    if parts == 1:      # large weights, small images: the products are distributed to threads instead
+        images(dy, x, sums[0])
+    else:
+        deal(images, [(dy[i:j], x[i:j], own) for i, j, own in zip(starts, starts[1:], sums)])
     total = sums[0] if parts == 1 else sums.sum(axis=0)
     return total.reshape(groups * outputs, -1, channels).swapaxes(1, 2)                 # (O, C/G, taps)
 
@@ -146,8 +148,8 @@ def columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
 def _product(dy: Array, columns: Array) -> Array:
     """dy Xᵀ (G, O/G, depth). BLAS packs its right operand, which should be the smaller one: dy if it has few rows."""
     if dy.shape[1] <= 128:
-        return (columns @ dy.swapaxes(1, 2)).swapaxes(1, 2)
-    return dy @ columns.swapaxes(1, 2)
+        return matmul(columns, dy.swapaxes(1, 2)).swapaxes(1, 2)
+    return matmul(dy, columns.swapaxes(1, 2))
 
 
 def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:

@@ -11,10 +11,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
-from scratchvit.backend import Array, array_module
-from scratchvit.kernels.products import product
+from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.products import PARALLEL, product
 from scratchvit.kernels.sliding import Windows
-from scratchvit.threads import parallel_rows
+from scratchvit.plain import is_plain
+from scratchvit.threads import BLOCK_BYTES, BLOCKS, deal
+
+PLACES = 256        # minimum number of places in a product: below it, packing the weight dominates
 
 
 def patches(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
@@ -26,7 +29,7 @@ def patches(x: Array, weight: Array, bias: Array | None, windows: Windows, group
         block = product(_cut(x, windows), rows, bias)                                   # (n·S', O)
         y[...] = block.reshape(y.shape)
 
-    by_image(images, x, y)
+    by_image(images, math.prod(windows.output), weight, x, y)
     return y.transpose(0, y.ndim - 1, *range(1, y.ndim - 1))                            # (B, O, *S')
 
 
@@ -62,9 +65,20 @@ def channels_last(y: Array) -> Array:
     return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])     # (B·S', O)
 
 
-def by_image(fn: Callable[..., None], *arrays: Array) -> None:
-    """parallel_rows; but for a single image, the products within fn are distributed to threads instead."""
-    if len(arrays[0]) == 1:
+def by_image(fn: Callable[..., None], places: int, weight: Array, *arrays: Array) -> None:
+    """Call `fn(*blocks)` for blocks of images: axis 0 of the arrays, the output of which has so many places an image.
+
+    A block has at least PLACES places. If that is all of them, the products within fn are distributed to threads
+    instead.
+    """
+    images = len(arrays[0])
+    if backend_of(arrays[0]) is not CPU or is_plain():
+        fn(*arrays)
+        return
+    step = min(images * BLOCK_BYTES // max(1, *(a.nbytes for a in arrays)), math.ceil(images / BLOCKS))
+    step = max(1, step, math.ceil(PLACES / max(1, places)))
+    if step >= images:
         fn(*arrays)
     else:
-        parallel_rows(fn, *arrays)
+        blocks = [tuple(a[i : i + step] for a in arrays) for i in range(0, images, step)]
+        deal(fn, blocks, images * places * weight.size > PARALLEL)

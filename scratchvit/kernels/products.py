@@ -23,8 +23,8 @@ from scratchvit.plain import is_plain
 from scratchvit.threads import BLOCKS, deal, inside_block, single_threaded
 
 SMALL = 1 << 18         # multiply-adds of a product for which BLAS takes one thread anyway
-PARALLEL = 1 << 22      # multiply-adds for which distributing blocks to threads is worth its cost
-LINES = 192             # rows that a block should have at least
+PARALLEL = 1 << 23      # multiply-adds beyond which distributing blocks to threads is worth its 60 µs
+LINES = 128             # rows that a block should have at least
 MOST_LINES = 1024       # and at most
 LONG = 4                # an inner axis is long if it has LONG times the rows and columns of the result
 
@@ -58,15 +58,17 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
     work = n * k * m
     if backend_of(x) is not CPU or work <= SMALL or inside_block() or is_plain():
         _block(x, y, out, bias)
-    elif k >= LONG * max(n, m) and work > PARALLEL:
+    elif work <= PARALLEL:
+        with single_threaded:
+            _block(x, y, out, bias)
+    elif k >= LONG * max(n, m):
         out[...] = in_pairs(deal(np.matmul, [(x[:, part], y[part]) for part in _parts(k)]))
         if bias is not None:
             out += bias
     elif n >= m:
-        deal(_block, [(x[part], y, out[part], bias) for part in _parts(n)], work > PARALLEL)
+        deal(_block, [(x[part], y, out[part], bias) for part in _parts(n)])
     else:
-        columns = [(x, y[:, part], out[:, part], None if bias is None else bias[part]) for part in _parts(m)]
-        deal(_block, columns, work > PARALLEL)
+        deal(_block, [(x, y[:, part], out[:, part], None if bias is None else bias[part]) for part in _parts(m)])
     return out
 
 

@@ -14,13 +14,14 @@ from tests.support.seeds import seeded
 L = LINES
 SHAPES = {                                      # n, k, m
     "small": (5, 7, 3),
-    "one block": (L, 96, L),
-    "rows": (2 * L, 200, 33),
-    "rows, odd": (4 * L + 1, 130, 77),
-    "more rows": (BLOCKS * MOST_LINES + 7, 40, 24),
-    "columns": (31, 130, 5 * L + 3),
-    "a long inner axis": (70, BLOCKS * L + 5, 64),
-    "a long inner axis, little work": (3, 4 * L, 120),
+    "one thread": (2 * L, 96, L),
+    "one block": (2 * L - 1, 600, L),
+    "rows": (2 * L, 700, 65),
+    "rows, odd": (6 * L + 1, 130, 93),
+    "more rows": (BLOCKS * MOST_LINES + 7, 40, 32),
+    "columns": (80, 300, 5 * L + 3),
+    "a long inner axis": (90, BLOCKS * L + 5, 94),
+    "a long inner axis, little work": (30, 4 * L, 120),
     "no rows": (0, 4, 3),
     "no columns": (4, 3, 0),
     "nothing to add up": (4, 0, 3),
@@ -33,8 +34,10 @@ def random(*shape: int, dtype: type = np.float32) -> np.ndarray:
 
 def test_the_shapes_are_on_both_sides_of_the_limits() -> None:
     work = {name: n * k * m for name, (n, k, m) in SHAPES.items()}
-    assert work["small"] <= products.SMALL < work["columns"] < products.PARALLEL < work["rows, odd"]
-    assert work["a long inner axis, little work"] < products.PARALLEL < work["a long inner axis"]
+    assert work["small"] <= products.SMALL < work["one thread"] < products.PARALLEL
+    assert products.SMALL < work["a long inner axis, little work"] < products.PARALLEL
+    cut = ("one block", "rows", "rows, odd", "more rows", "columns", "a long inner axis")
+    assert min(work[name] for name in cut) > products.PARALLEL
 
 
 def exact(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
