@@ -2,9 +2,9 @@
 
     plain       columns of all windows, y = weight × columns (ops/conv.py)
     problem     the columns take as many times the memory of the image as the kernel has taps
-    idea        columns are made in blocks that fit in the cache, so memory does not grow by the number of taps. Most of
-                the copies are unnecessary, because each row of the kernel reads the same values as the row above it,
-                one line further down. For a 3×3 kernel, only the three taps of one row are copied:
+    idea        columns are made in blocks, so memory does not grow by the number of taps. Most of the copies are
+                unnecessary, because each row of the kernel reads the same values as the row above it, one line further
+                down. For a 3×3 kernel, only the three taps of one row are copied:
 
         columns (C·3, lines of the image · W')      output rows 0…3 of an image without padding, H' = 4
         line  0 1 2 3 4 5
@@ -27,9 +27,10 @@ from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sliding import Windows
 from scratchvit.threads import PARALLEL_BYTES, deal
 
-COLUMN_BYTES = 512 << 10        # columns that one thread makes at a time: they fit in its cache
+COLUMN_BYTES = 4 << 20          # columns that one thread makes at a time. Smaller ones would be nearer to the core, but
+                                # NumPy calls of less than 50 µs make threads wait for Python's lock
 COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
-DEPTH = 128                     # minimum length of the dot products: below it, adding up the kernel rows dominates
+DEPTH = 64                      # minimum length of the dot products: below it, adding up the kernel rows dominates
 SUMS = 8                        # maximum number of partial sums of a weight's gradient, one per thread
 
 
@@ -223,7 +224,7 @@ def _flat(columns: Array) -> Array:
 
 
 def _blocks(x: Array, height: int, windows: Windows, larger: int = 1) -> Iterator[tuple[slice, list[tuple[int, int]]]]:
-    """Divide the work so that the columns, `height` values per place, fit in the cache.
+    """Divide the work so that the columns, `height` values per place, have COLUMN_BYTES.
 
     Yields pairs (slice of the images of x, ranges of output rows).
     """

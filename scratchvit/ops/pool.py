@@ -15,7 +15,7 @@ from scratchvit.ops.sliding import per_axis, same_padding
 from scratchvit.tensor import op
 from scratchvit.threads import parallel_rows
 
-PLANE_BYTES = 256 << 10         # size of a block of planes: with its temporaries it stays in the cache
+PLANE_BYTES = 1 << 20           # size of a block of planes: it stays in the cache of a core or is near it
 
 
 def _pooling(saves: Any) -> Facts:

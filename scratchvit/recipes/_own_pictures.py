@@ -23,8 +23,8 @@ from scratchvit.training import TrainConfig
 ENOUGH_FOR_A_VIT = 20_000
 SIDES = range(32, 97, 8)    # sides that pictures are reduced to: a step costs the square of the side
 SMALL = 48                  # up to this side, the ResNet's stem must not reduce the picture to a quarter
-SEEN = 18_000               # pictures of the largest side that a ResNet sees in five minutes
-EPOCHS = range(5, 61)
+SEEN = 22_000               # pictures of the largest side that a ResNet sees in five minutes
+EPOCHS = range(5, 81)
 
 
 class Choice(NamedTuple):
