@@ -4,6 +4,9 @@ NumPy's BLAS has threads for its matrix products, but everything between two pro
 threads wait for the next product in a busy loop that takes a core from everything else. So here products too are cut
 into blocks (`kernels.products`), and BLAS is limited to one thread for as long as blocks are computed.
 
+Blocks fit in a core's cache where that is possible, but a NumPy call on a block should take 50 µs or more: threads that
+make shorter calls wait for Python's global lock, and two of them may take longer than one.
+
 How work is cut into blocks depends on the sizes of the arrays and never on the number of threads. The results are
 therefore the same, bit for bit, for any number of threads.
 """

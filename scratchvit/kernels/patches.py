@@ -21,7 +21,7 @@ PLACES = 256        # minimum number of places in a product: below it, packing t
 
 
 def patches(x: Array, weight: Array, bias: Array | None, windows: Windows, groups: int) -> Array:
-    """The value is channels-last in memory, so flattening it to tokens (B, H'·W', O) needs no copy."""
+    """The value: weight X + bias. It is channels-last in memory, so flattening it to tokens needs no copy."""
     rows = weight.reshape(len(weight), -1).T                                            # (C·taps, O)
     y = array_module(x).empty((len(x), *windows.output, len(weight)), dtype=x.dtype)    # (B, *S', O)
 
@@ -34,10 +34,11 @@ def patches(x: Array, weight: Array, bias: Array | None, windows: Windows, group
 
 
 def patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array:
+    """weightᵀ dy, put where the patches were; 0 where there was none."""
     channels = weight.shape[1]
     dx = array_module(dy).zeros((len(dy), channels, *windows.size), dtype=dy.dtype)
     axes = len(windows.size)
-    columns = product(channels_last(dy), weight.reshape(len(weight), -1))                      # (B·S', C·taps)
+    columns = product(channels_last(dy), weight.reshape(len(weight), -1))               # (B·S', C·taps)
     columns = columns.reshape(len(dy), *windows.output, channels, *windows.kernel)      # (B, H', W', C, k, k)
     pairs = [axis for i in range(axes) for axis in (1 + i, 2 + axes + i)]
     columns = columns.transpose(0, 1 + axes, *pairs)                                    # (B, C, H', k, W', k)
@@ -47,7 +48,8 @@ def patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array
 
 
 def patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    return product(channels_last(dy).T, _cut(x, windows))                              # (O, C·taps)
+    """dy Xᵀ, over all patches of all images."""
+    return product(channels_last(dy).T, _cut(x, windows))                               # (O, C·taps)
 
 
 def _cut(x: Array, windows: Windows) -> Array:
@@ -62,7 +64,8 @@ def _cut(x: Array, windows: Windows) -> Array:
 
 
 def channels_last(y: Array) -> Array:
-    return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])     # (B·S', O)
+    """y (B, O, *S') as rows (B·S', O)."""
+    return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])
 
 
 def by_image(fn: Callable[..., None], places: int, weight: Array, *arrays: Array) -> None:

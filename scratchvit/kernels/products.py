@@ -1,4 +1,4 @@
-"""Matrix products on all cores: cut into blocks, with bias and a sum of rows while a block is in the cache.
+"""Matrix products on all cores, in blocks. A bias is added to a block while it is in the cache.
 
     plain       x @ y + bias
     problem     BLAS's own threads get in the way of ours (see `threads`), and its results depend on their number
@@ -7,7 +7,7 @@
                 of products of parts of that axis
 
 A block needs enough rows: BLAS first rearranges the other factor, once for each block, which must not take long
-compared with the product. Longer rows of blocks would not fit in the cache when the bias is added.
+compared with the product. With too many, it would not be in the cache any more when the bias is added.
 """
 
 from __future__ import annotations
@@ -34,10 +34,11 @@ def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
 
     Raises ValueError as `numpy.matmul` does.
     """
-    are_matrices = min(x.ndim, y.ndim) >= 2 and x.shape[-1] == y.shape[-2]
-    if not are_matrices or backend_of(x) is not CPU or inside_block() or is_plain():
+    if backend_of(x) is not CPU or inside_block() or is_plain():
+        return array_module(x).matmul(x, y, out=out)
+    if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
         with single_threaded:
-            return array_module(x).matmul(x, y, out=out)
+            return np.matmul(x, y, out=out)
     leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
     out = np.empty((*leading, x.shape[-2], y.shape[-1]), np.result_type(x, y)) if out is None else out
     if y.ndim == 2 and x.flags.c_contiguous and out.flags.c_contiguous:

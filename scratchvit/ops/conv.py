@@ -108,12 +108,16 @@ def _plain_conv(x: Array, weight: Array, bias: Array | None, windows: Windows, g
 
     def backward(dy, need):
         dy_rows = dy.reshape(B, G, O // G, places)
-        dcolumns = xp.matmul(filters.swapaxes(1, 2), dy_rows).reshape(split)
-        dpadded = xp.zeros_like(padded)
-        for i, tap in enumerate(taps):
-            dpadded[tap] += dcolumns[:, :, i]
-        dweight = total(xp.matmul(dy_rows, columns.swapaxes(2, 3)), (0,)).reshape(weight.shape)
-        return dpadded[(..., *windows.inside)], dweight, _sum_of_channels(dy) if need[2] else None
+        dx = dweight = None
+        if need[0]:
+            dcolumns = xp.matmul(filters.swapaxes(1, 2), dy_rows).reshape(split)
+            dpadded = xp.zeros_like(padded)
+            for i, tap in enumerate(taps):
+                dpadded[tap] += dcolumns[:, :, i]
+            dx = dpadded[(..., *windows.inside)]
+        if need[1]:
+            dweight = total(xp.matmul(dy_rows, columns.swapaxes(2, 3)), (0,)).reshape(weight.shape)
+        return dx, dweight, _sum_of_channels(dy) if need[2] else None
 
     return y, backward
 
