@@ -23,7 +23,7 @@ def test_few_pictures_are_for_a_resnet_and_many_for_a_vit(pictures, model):
     assert choice.config.data == "photos" and f"{choice.config.epochs} epochs" in choice.about_epochs
 
 
-@pytest.mark.parametrize(("pictures", "epochs"), [(1, 60), (182, 60), (400, 45), (1_800, 10), (15_000, 5)])
+@pytest.mark.parametrize(("pictures", "epochs"), [(1, 80), (182, 80), (400, 55), (1_800, 12), (15_000, 5)])
 def test_the_fewer_pictures_the_more_epochs(pictures, epochs):
     assert chosen(pictures).config.epochs == epochs
 
