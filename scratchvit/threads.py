@@ -154,20 +154,27 @@ def deal(fn: Callable[..., Any], blocks: Sequence[tuple[Array, ...]], parallel: 
     return results
 
 
-def parallel_rows(fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLOCK_BYTES) -> list[Any]:
+def parallel_rows(
+    fn: Callable[..., Any], *arrays: Array, block_bytes: int = BLOCK_BYTES, largest: int = 0
+) -> list[Any]:
     """Call `fn(*blocks)` for blocks of rows (axis 0) of the arrays, which all have the same number of rows.
 
     On the CPU, the blocks of the largest array have about block_bytes, which fits in the cache, and are distributed to
-    threads: a chain of NumPy calls on one block then runs at the speed of the cache on every core. On a GPU, fn is
-    called once with the whole arrays, as it is for plain forms. Returns a list of the results of fn in the order of the
-    rows, so that their sum is reproducible.
+    threads: a chain of NumPy calls on one block then runs at the speed of the cache on every core. If fn itself makes
+    larger arrays, `largest` is their size in bytes for all rows. On a GPU, fn is called once with the whole arrays, as
+    it is for plain forms. Returns a list of the results of fn in the order of the rows, so that their sum is
+    reproducible.
     """
     rows = len(arrays[0])
     if backend_of(arrays[0]) is not CPU or rows == 0 or is_plain():
         return [fn(*arrays)]
-    largest = max(a.nbytes for a in arrays)
+    largest = max(largest, *(a.nbytes for a in arrays))
+    step = rows_of_a_block(rows, largest, block_bytes)
+    blocks = [tuple(a[i : i + step] for a in arrays) for i in range(0, rows, step)]
+    return deal(fn, blocks, largest >= PARALLEL_BYTES)
+
+
+def rows_of_a_block(rows: int, largest: int, block_bytes: int = BLOCK_BYTES) -> int:
+    """How many of an array's rows `parallel_rows` puts into a block; largest: the size of all of them in bytes."""
     step = max(1, rows * block_bytes // max(1, largest))
-    parallel = largest >= PARALLEL_BYTES
-    if parallel:
-        step = min(step, math.ceil(rows / BLOCKS))
-    return deal(fn, [tuple(a[i : i + step] for a in arrays) for i in range(0, rows, step)], parallel)
+    return min(step, math.ceil(rows / BLOCKS)) if largest >= PARALLEL_BYTES else step

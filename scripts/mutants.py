@@ -122,7 +122,7 @@ MUTANTS = [
     ),
     Mutant(
         "attention: dk without the scale", "a factor dropped", "kernels/attention.py",
-        "            dk *= scale\n", "", OPS,
+        "ds.swapaxes(-1, -2), scaled_q, out=dk", "ds.swapaxes(-1, -2), q, out=dk", OPS,
     ),
     Mutant(
         "attention in blocks: the previous result is not rescaled", "a term dropped", "kernels/attention_blocks.py",

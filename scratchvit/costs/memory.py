@@ -107,7 +107,7 @@ class Account(Ledger):
             self.new(y.shape, y.dtype, order) if y.dtype.kind == "f" else y for y in results
         )
         out = layouts(outputs if isinstance(value, tuple) else outputs[0])
-        workspace = ask(facts.workspace, arguments, out=out)
+        workspace = ask(facts.workspace, arguments, function=function, out=out)
         self.need(workspace.forward)
         known = {id(layouts(x)): x for x in (*_blanks_in(blanks.values()), *outputs)}
         kept = [

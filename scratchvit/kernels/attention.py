@@ -1,9 +1,15 @@
-"""Attention that stores the probabilities P (B, ..., N, M), a few matrices at a time.
+"""Attention over whole rows of scores (B, ..., N, M), a few images at a time; none of the scores are stored.
 
     plain       P = softmax(q kᵀ scale + bias), y = P v
-    problem     ten passes over all scores, which for 32 images of 197 tokens and 3 heads take 15 MB
+    problem     ten passes over all scores, which for 32 images of 197 tokens and 3 heads take 15 MB in every layer
     idea        the scores of a few images stay in the cache from the product with k to the product with v. They are
-                computed in place. Row sums are products with ones, at the speed of BLAS
+                computed in place. Row sums are products with ones, at the speed of BLAS. As in FlashAttention
+                (arXiv 2205.14135), only the maximum m and the sum l of e^(S - m) of each row are stored, and the
+                backward computes the scores again: a fifth product, where storing and loading P takes as long
+
+Nothing of the size of the scores is divided by l: y and, in the backward, dy are. With E = e^(S - m) = P l:
+
+    y = E v / l,   dv = Eᵀ (dy / l),   dS = E ((dy / l) vᵀ - Σ y (dy / l))
 """
 
 from __future__ import annotations
@@ -11,76 +17,88 @@ from __future__ import annotations
 import math
 
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels.parts import empty_parts
 from scratchvit.kernels.sums import in_pairs, unbroadcast
 from scratchvit.threads import parallel_rows
 
 
-def attention_with_matrices(
+def attention_over_rows(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Array | None, dropout: float,
     scale: float,
 ):
-    """The value of `attention`, P and the backward; the arguments are those of the plain form in ops/attention.py."""
+    """The value of `attention` and its backward; the arguments are those of the plain form in ops/attention.py."""
     xp = array_module(q)
-    p = xp.empty((*q.shape[:-1], k.shape[-2]), dtype=q.dtype)
+    scores_shape = (*q.shape[:-1], k.shape[-2])
+    scores_bytes = math.prod(scores_shape) * q.itemsize
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
-    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)     # the matrix product with ones sums rows at the speed of BLAS
+    highest, total = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))        # m and l
+    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)
     lowest = float(xp.finfo(q.dtype).min)
 
     # The optional arrays, broadcast over the batch so that parallel_rows can slice them along it.
     optional: dict[str, Array] = {}
     if bias is not None:
         bias_shape = bias.shape
-        bias_axes = bias.reshape((1,) * (p.ndim - bias.ndim) + bias.shape)
+        bias_axes = bias.reshape((1,) * (q.ndim - bias.ndim) + bias.shape)
         optional["bias"] = xp.broadcast_to(bias_axes, (len(q), *bias_axes.shape[1:]))
     if mask is not None:
-        blocked = ~mask
-        optional["blocked"] = xp.broadcast_to(blocked, (len(q), *p.shape[1:]))
+        optional["blocked"] = xp.broadcast_to(~mask, scores_shape)
     if kept is not None:
         optional["kept"] = kept
     names, extras = list(optional), list(optional.values())
 
-    def forward(q, k, v, p, y, *extras):
-        given = dict(zip(names, extras))
-        xp.matmul(q * scale, k.swapaxes(-1, -2), out=p)
+    def scores(scaled_q, k, given):
+        s = xp.matmul(scaled_q, k.swapaxes(-1, -2))
         if "bias" in given:
-            p += given["bias"]
+            s += given["bias"]
         if "blocked" in given:
-            xp.copyto(p, -math.inf, where=given["blocked"])
-        p -= xp.maximum(p.max(axis=-1, keepdims=True), lowest)
-        xp.exp(p, out=p)
-        row_sums = xp.matmul(p, ones)
-        row_sums += row_sums == 0
-        p /= row_sums
-        xp.matmul(drop(p, given.get("kept"), dropout), v, out=y)
+            xp.copyto(s, -math.inf, where=given["blocked"])
+        return s
 
-    parallel_rows(forward, q, k, v, p, y, *extras)
+    def forward(q, k, v, y, m, l, *extras):
+        given = dict(zip(names, extras))
+        e = scores(q * scale, k, given)
+        xp.maximum(e.max(axis=-1, keepdims=True), lowest, out=m)     # a row of -∞ has no maximum to subtract
+        e -= m
+        xp.exp(e, out=e)
+        xp.matmul(e, ones, out=l)
+        l += l == 0
+        xp.matmul(drop(e, given.get("kept"), dropout), v, out=y)
+        y /= l
+
+    parallel_rows(forward, q, k, v, y, highest, total, *extras, largest=scores_bytes)
 
     def backward(dy, need):
-        dq, dk, dv = xp.empty_like(q), xp.empty_like(k), xp.empty_like(v)
+        dq, dk, dv = empty_parts(q, k, v)
 
-        def backward_rows(q, k, v, p, y, dy, dq, dk, dv, *extras):
+        def backward_rows(q, k, v, y, m, l, dy, dq, dk, dv, *extras):
             given = dict(zip(names, extras))
             kept = given.get("kept")
-            xp.matmul(drop(p, kept, dropout).swapaxes(-1, -2), dy, out=dv)
+            scaled_q, dy = q * scale, dy / l
+            e = scores(scaled_q, k, given)
+            e -= m
+            xp.exp(e, out=e)
+            xp.matmul(drop(e, kept, dropout).swapaxes(-1, -2), dy, out=dv)
             ds = drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
             ds -= (y * dy).sum(axis=-1, keepdims=True)
-            ds *= p
+            ds *= e
             dbias = None
             if need[3]:
                 dbias = unbroadcast(ds, (len(ds) if bias_axes.shape[0] != 1 else 1, *bias_axes.shape[1:]))
             xp.matmul(ds, k, out=dq)
             dq *= scale
-            xp.matmul(ds.swapaxes(-1, -2), q, out=dk)
-            dk *= scale
+            xp.matmul(ds.swapaxes(-1, -2), scaled_q, out=dk)
             return dbias
 
-        parts = parallel_rows(backward_rows, q, k, v, p, y, dy, dq, dk, dv, *extras)
+        parts = parallel_rows(
+            backward_rows, q, k, v, y, highest, total, dy, dq, dk, dv, *extras, largest=scores_bytes
+        )
         dbias = None
         if need[3]:
             dbias = (xp.concatenate(parts) if bias_axes.shape[0] != 1 else in_pairs(parts)).reshape(bias_shape)
         return dq, dk, dv, dbias
 
-    return y, p, backward
+    return y, backward
 
 
 def drop(values: Array, kept: Array | None, rate: float) -> Array:

@@ -159,6 +159,14 @@ def _filter_shape(channels: int, windows: Windows) -> tuple[int, int]:
     return (rows, depth) if depth >= DEPTH else (1, rows * depth)
 
 
+def bytes_of_columns(channels: int, output: tuple[int, ...], itemsize: int, windows: Windows) -> int:
+    """What one thread needs at a time for an image of so many channels: its columns, and their product with the
+    filters; output: the shape (B, O, *S') of the value."""
+    _, depth = _filter_shape(channels, windows)
+    places = math.prod(output[2:])
+    return min(COLUMN_BYTES, depth * places * itemsize) + output[1] * places * itemsize
+
+
 def _gather(
     x: Array, windows: Windows, groups: int, first: int, last: int
 ) -> Iterator[tuple[Array, list[tuple[int, slice, slice]]]]:

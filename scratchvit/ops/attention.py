@@ -11,7 +11,7 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
-from scratchvit.kernels.attention import attention_with_matrices, drop
+from scratchvit.kernels.attention import attention_over_rows, drop
 from scratchvit.kernels.attention_blocks import attention_in_blocks
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import axis_of
@@ -19,9 +19,9 @@ from scratchvit.plain import is_plain
 from scratchvit.random import Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
-from scratchvit.threads import cpu_threads
+from scratchvit.threads import cpu_threads, rows_of_a_block
 
-LARGE_MATRIX = 1 << 20      # `attention` does not store matrices of more scores than this
+LARGE_MATRIX = 1 << 20      # scores of a matrix beyond which `attention` divides its rows too
 
 
 @op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
@@ -72,7 +72,7 @@ def _sum_along(x: Array, dim: int) -> Array:
     shape=lambda function, q, k, v: (len(q), *function(q[:0], k[:0], v[:0])[0].shape[1:]),
     saves=lambda out, **arguments: _saved_attention(out, **arguments),
     macs=lambda q, k, v: _scores(q, k)[0] * (q.shape[-1] + v.shape[-1]),
-    workspace=lambda q, k, blocks: _score_gradients(q, k, blocks),
+    workspace=lambda q, k, blocks: _scores_at_a_time(q, k, blocks),
     order=lambda q: order_of(q),
     attends=lambda q, k: _scores(q, k),
 ))
@@ -96,9 +96,9 @@ def attention(
         gets zeros.
     dropout: the probability of setting an attention probability to zero.
     scale: 1/√d if not given.
-    blocks: if True, process the keys in blocks and store no probabilities, so that memory grows with N + M instead of
-        N·M (see kernels/attention_blocks.py); backward recomputes the scores. If None, blocks are used when N·M is more
-        than 2²⁰.
+    blocks: if True, a matrix of scores is processed in blocks of rows and columns (see kernels/attention_blocks.py),
+        otherwise whole. If None, blocks are used when N·M is more than 2²⁰. Neither stores the scores, which backward
+        computes again, so that memory grows with N + M instead of N·M; `record_attention` does.
 
     With P the probabilities and dP = dy vᵀ:  dv = Pᵀ dy,  dS = P (dP - Σ P dP),  dq = dS k scale,  dk = dSᵀ q scale,
     dbias = dS. The row sums Σ P dP equal those of y dy, which have fewer terms (e instead of M).
@@ -113,14 +113,15 @@ def attention(
     if 0 in scores_shape:
         return _of_nothing(q, k, v, bias)
     if blocks is None:
-        blocks = _without_matrices(q, k, None) and not _recordings.get()
+        blocks = _divided(q, k, None) and not _recordings.get()
     if blocks and _recordings.get():
-        raise ValueError("attention with blocks=True stores no probabilities to record: leave out blocks=True")
+        raise ValueError("attention with blocks=True has no probabilities to record: leave out blocks=True")
     if blocks and not is_plain():
         return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
     kept = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape) if dropout else None
-    attend = _plain_attention if is_plain() else attention_with_matrices
-    y, p, backward = attend(q, k, v, bias, mask, kept, dropout, scale)
+    if not is_plain() and not _recordings.get():
+        return attention_over_rows(q, k, v, bias, mask, kept, dropout, scale)
+    y, p, backward = _plain_attention(q, k, v, bias, mask, kept, dropout, scale)
     for maps in _recordings.get():
         maps.append(p)
     return y, backward
@@ -158,7 +159,7 @@ def _scores(q: Array, k: Array) -> tuple[int, int]:
     return math.prod(q.shape[:-1]) * k.shape[-2], math.prod(q.shape[:-3]) * q.shape[-2]
 
 
-def _without_matrices(q: Array, k: Array, blocks: bool | None) -> bool:
+def _divided(q: Array, k: Array, blocks: bool | None) -> bool:
     return q.shape[-2] * k.shape[-2] > LARGE_MATRIX if blocks is None else blocks
 
 
@@ -166,18 +167,22 @@ def _saved_attention(
     out: Array, q: Array, k: Array, v: Array, bias: Array | None, mask: Any, dropout: float, blocks: bool | None,
     **_: Any,
 ) -> list[Any]:
-    """The inputs, the output, and the probabilities; for attention in blocks, two numbers per query instead of them."""
-    if _without_matrices(q, k, blocks):
-        return [q, k, v, bias, mask, out, Bytes(2 * math.prod(q.shape[:-1]) * q.itemsize)]
-    entries = math.prod(q.shape[:-1]) * k.shape[-2]
-    bools = (0 if mask is None else asarray(mask).size) + (entries if dropout else 0)
-    return [q, k, v, bias, out, Bytes(entries * q.itemsize + bools)]
+    """The inputs, the output, and two numbers per query; without blocks, a bool for each score if there is dropout."""
+    numbers = Bytes(2 * math.prod(q.shape[:-1]) * q.itemsize)
+    if _divided(q, k, blocks):
+        return [q, k, v, bias, mask, out, numbers]
+    inverted_mask = 0 if mask is None else asarray(mask).size
+    return [q, k, v, bias, out, numbers, Bytes(inverted_mask + (_scores(q, k)[0] if dropout else 0))]
 
 
-def _score_gradients(q: Array, k: Array, blocks: bool | None) -> Workspace:
-    """Every thread holds the gradients of the scores of one image: not negligible with many tokens or windows."""
-    image = math.prod(q.shape[1:-1]) * k.shape[-2] * q.itemsize
-    return Workspace(backward=0 if _without_matrices(q, k, blocks) else image * min(len(q), cpu_threads()))
+def _scores_at_a_time(q: Array, k: Array, blocks: bool | None) -> Workspace:
+    """The scores of the images that are computed at a time, and for backward their gradients."""
+    scores = _scores(q, k)[0] * q.itemsize
+    if _divided(q, k, blocks) or not scores:
+        return Workspace()
+    images = rows_of_a_block(len(q), scores)
+    held = scores * min(len(q), images * cpu_threads()) // len(q)
+    return Workspace(forward=held, backward=2 * held)
 
 
 def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, dropout: float) -> None:
@@ -234,8 +239,8 @@ _recordings: ContextVar[tuple[list[Array], ...]] = ContextVar("recordings", defa
 def record_attention() -> Iterator[list[Array]]:
     """Context manager that collects the probabilities of every `attention` call, in order: arrays (B, ..., N, M).
 
-    Only calls of the current thread are recorded. Inside, attention with blocks=True raises ValueError, since it stores
-    no probabilities.
+    Only calls of the current thread are recorded, and by the plain form of attention. Inside, attention with
+    blocks=True raises ValueError, since it never has a whole row of probabilities.
     """
     maps: list[Array] = []
     with setting(_recordings, (*_recordings.get(), maps)):

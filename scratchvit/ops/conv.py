@@ -18,6 +18,7 @@ from typing import Any
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, Shape, Workspace
+from scratchvit.kernels.columns import bytes_of_columns
 from scratchvit.kernels.conv import algorithm, is_channels_last
 from scratchvit.kernels.patches import channels_last
 from scratchvit.kernels.sliding import Windows
@@ -25,12 +26,13 @@ from scratchvit.kernels.sums import total
 from scratchvit.ops.sliding import convolution_windows
 from scratchvit.plain import is_plain
 from scratchvit.tensor import op
+from scratchvit.threads import cpu_threads
 
 _CONVOLUTION = Facts(
     shape=lambda **arguments: _output_shape(**arguments),
     saves=lambda **arguments: _saved(**arguments),
     macs=lambda weight, out: out.size * math.prod(weight.shape[1:]),    # places · out · in / groups · taps
-    workspace=lambda weight: _laid_out(weight),
+    workspace=lambda **arguments: _at_a_time(**arguments),
     order=lambda **arguments: _order(**arguments),
 )
 
@@ -142,10 +144,18 @@ def _saved(function: Any, x: Array, weight: Array, out: Array, **options: Any) -
     return [x, weight, Bytes(useful * weight.itemsize if copied else 0)]
 
 
-def _laid_out(weight: Array) -> Workspace:
-    """Copies of the filters in the layout of the columns, in backward also flipped; 1×1 filters need no copy."""
-    nbytes = weight.nbytes if max(weight.shape[2:]) > 1 else 0
-    return Workspace(nbytes, 2 * nbytes)
+def _at_a_time(function: Any, x: Array, weight: Array, out: Array, **options: Any) -> Workspace:
+    """Filters in the layout of the columns, in backward also flipped, and every thread's columns with their product.
+
+    1×1 filters need no copy, and the image is their columns.
+    """
+    windows, _ = convolution_windows(function.__name__, x.ndim - 2, x, weight, **options).cropped()
+    if max(weight.shape[2:]) == 1:
+        return Workspace()
+    columns = 0
+    if not is_channels_last(weight, windows, options["groups"]):
+        columns = min(len(x), cpu_threads()) * bytes_of_columns(x.shape[1], out.shape, x.itemsize, windows)
+    return Workspace(weight.nbytes + columns, 2 * weight.nbytes + columns)
 
 
 def _sum_of_channels(dy: Array) -> Array:

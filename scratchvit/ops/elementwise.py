@@ -292,10 +292,18 @@ def logistic(x: Array) -> Array:
     """1 / (1 + e⁻ˣ) of a plain array, computed from e^{-|x|}, which never overflows and keeps small values accurate."""
     xp = array_module(x)
     small = xp.exp(-xp.abs(x))
-    return xp.where(x >= 0, 1, small) / (1 + small)
+    y = xp.where(x >= 0, x.dtype.type(1), small)
+    small += 1
+    y /= small
+    return y
 
 
-@op(takes="numbers", facts=per_entry(saves=output))
+def _logistic_workspace(x: Array) -> Workspace:
+    """e^{-|x|}, and where x ≥ 0."""
+    return Workspace(forward=x.nbytes + x.size)
+
+
+@op(takes="numbers", facts=per_entry(saves=output, workspace=lambda x: _logistic_workspace(x)))
 def sigmoid(x: Array):
     """The logistic function σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ). It never overflows.
 
@@ -305,7 +313,9 @@ def sigmoid(x: Array):
     return y, lambda dy: dy * y * (1 - y)
 
 
-@op(takes="sums", facts=per_entry(saves=lambda x: [x, Bytes(x.nbytes)]))
+@op(takes="sums", facts=per_entry(
+    saves=lambda x: [x, Bytes(x.nbytes)], workspace=lambda x: _logistic_workspace(x),
+))
 def silu(x: Array):
     """x σ(x), also called swish (Elfwing et al., arXiv 1702.03118):  dx = dy (σ + x σ (1 - σ)).
 

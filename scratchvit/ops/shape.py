@@ -10,6 +10,7 @@ from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, order_of, unless_broadcast
+from scratchvit.kernels.parts import whole_of
 from scratchvit.kernels.sums import unbroadcast
 from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.tensor import op
@@ -181,6 +182,9 @@ def unbind(x: Array, dim: int = 0):
 
 
 def _join(x: Array, dys: Sequence[Array | None], indices: Sequence[tuple]) -> Array:
+    dx = whole_of(dys, x, indices)
+    if dx is not None:
+        return dx
     # In x's memory order, so that the gradients of attention's transposed q, k, v reach the projection without a copy.
     dx = array_module(x).empty_like(x)
     for index, dy in zip(indices, dys):

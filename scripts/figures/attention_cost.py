@@ -40,6 +40,7 @@ import scratchvit as sv
 from scratchvit import backend
 from scratchvit.costs.counting import Cost, cost
 from scratchvit.inspect.figures import GRID, INK, sheet
+from scratchvit.plain import plain_forms
 from scratchvit.recording import replace_ops
 
 
@@ -102,7 +103,8 @@ class AttentionMeter:
         if function.__name__ != "attention":
             return function(*args, **kwargs)
         allocated = tracemalloc.get_traced_memory()[0]
-        (y, backward), seconds = timed(lambda: function(*args, **{**kwargs, "blocks": self.blocks}))
+        with plain_forms(not self.blocks):      # of the forms of attention, only the plain one stores the matrix
+            (y, backward), seconds = timed(lambda: function(*args, **{**kwargs, "blocks": self.blocks}))
         self.seconds += seconds
         self.kept += tracemalloc.get_traced_memory()[0] - allocated
 
