@@ -7,6 +7,10 @@
                 (arXiv 2205.14135), only the maximum m and the sum l of e^(S - m) of each row are stored, and the
                 backward computes the scores again: a fifth product, where storing and loading P takes as long
 
+NumPy takes 50 ns for the maximum of even a short row, longer than for all else that is done with it. So m is 0 where no
+score exceeds LIMIT in magnitude, which two passes over all scores show; e^S is then safe without it. Not so if there is
+a mask: what it hides would decide about the last bits of what it does not hide.
+
 Nothing of the size of the scores is divided by l: y and, in the backward, dy are. With E = e^(S - m) = P l:
 
     y = E v / l,   dv = Eᵀ (dy / l),   dS = E ((dy / l) vᵀ - Σ y (dy / l))
@@ -16,10 +20,14 @@ from __future__ import annotations
 
 import math
 
-from scratchvit.backend import Array, array_module
+import numpy as np
+
+from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.parts import empty_parts
 from scratchvit.kernels.sums import in_pairs, unbroadcast
 from scratchvit.threads import parallel_rows
+
+LIMIT = 20.0        # e²⁰ is 5e8: sums and products of such numbers are far from the largest float32
 
 
 def attention_over_rows(
@@ -32,8 +40,9 @@ def attention_over_rows(
     scores_bytes = math.prod(scores_shape) * q.itemsize
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
     highest, total = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))        # m and l
-    ones = xp.ones((k.shape[-2], 1), dtype=q.dtype)
+    ones, ones_of_v = (xp.ones((n, 1), dtype=q.dtype) for n in v.shape[-2:])
     lowest = float(xp.finfo(q.dtype).min)
+    shifted = np.ones(len(q), bool)                     # of an image: whether m was subtracted from its scores
 
     # The optional arrays, broadcast over the batch so that parallel_rows can slice them along it.
     optional: dict[str, Array] = {}
@@ -55,32 +64,35 @@ def attention_over_rows(
             xp.copyto(s, -math.inf, where=given["blocked"])
         return s
 
-    def forward(q, k, v, y, m, l, *extras):
+    def forward(q, k, v, y, m, l, shifted, *extras):
         given = dict(zip(names, extras))
         e = scores(q * scale, k, given)
-        xp.maximum(e.max(axis=-1, keepdims=True), lowest, out=m)     # a row of -∞ has no maximum to subtract
-        e -= m
+        shifted[:] = "blocked" in given or not _is_moderate(e)
+        if shifted[0]:
+            xp.maximum(e.max(axis=-1, keepdims=True), lowest, out=m)    # a row of -∞ has no maximum to subtract
+            e -= m
         xp.exp(e, out=e)
         xp.matmul(e, ones, out=l)
         l += l == 0
         xp.matmul(drop(e, given.get("kept"), dropout), v, out=y)
         y /= l
 
-    parallel_rows(forward, q, k, v, y, highest, total, *extras, largest=scores_bytes)
+    parallel_rows(forward, q, k, v, y, highest, total, shifted, *extras, largest=scores_bytes)
 
     def backward(dy, need):
         dq, dk, dv = empty_parts(q, k, v)
 
-        def backward_rows(q, k, v, y, m, l, dy, dq, dk, dv, *extras):
+        def backward_rows(q, k, v, y, m, l, shifted, dy, dq, dk, dv, *extras):
             given = dict(zip(names, extras))
             kept = given.get("kept")
             scaled_q, dy = q * scale, dy / l
             e = scores(scaled_q, k, given)
-            e -= m
+            if shifted[0]:
+                e -= m
             xp.exp(e, out=e)
             xp.matmul(drop(e, kept, dropout).swapaxes(-1, -2), dy, out=dv)
             ds = drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
-            ds -= (y * dy).sum(axis=-1, keepdims=True)
+            ds -= xp.matmul(y * dy, ones_of_v)
             ds *= e
             dbias = None
             if need[3]:
@@ -91,7 +103,7 @@ def attention_over_rows(
             return dbias
 
         parts = parallel_rows(
-            backward_rows, q, k, v, y, highest, total, dy, dq, dk, dv, *extras, largest=scores_bytes
+            backward_rows, q, k, v, y, highest, total, shifted, dy, dq, dk, dv, *extras, largest=scores_bytes
         )
         dbias = None
         if need[3]:
@@ -99,6 +111,11 @@ def attention_over_rows(
         return dq, dk, dv, dbias
 
     return y, backward
+
+
+def _is_moderate(scores: Array) -> bool:
+    """Whether e to the power of every score is neither huge nor tiny. On a GPU nobody asks, since it would wait."""
+    return backend_of(scores) is CPU and scores.min() >= -LIMIT and scores.max() <= LIMIT
 
 
 def drop(values: Array, kept: Array | None, rate: float) -> Array:
