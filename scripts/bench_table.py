@@ -228,7 +228,7 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    found = [one for one in found if "products_seconds" in one]
+    found = list({one["row"]: one for one in found if "products_seconds" in one}.values())      # the last of each row
     figure, axes = plt.subplots(figsize=(8, 0.7 * len(found) + 1.2), layout="constrained")
     kinds = ((-0.2, "ratio", "training", "#2b6cb0"), (0.2, "inference_ratio", "inference", "#a0c4e8"))
     for offset, key, name, colour in kinds:

@@ -66,7 +66,8 @@ def processor() -> str:
 def machine() -> Record:
     """Processor, cores, versions, and the GFLOP/s that a core makes of a float32 product.
 
-    They are counted by CPU time, because other work may share the cores.
+    They are counted by CPU time, because other work may share the cores. "blas" is the processor for which NumPy's
+    OpenBLAS has chosen its kernels, or that OPENBLAS_CORETYPE has chosen: it may be an older one than this machine's.
     """
     import numpy as np
     import threadpoolctl
@@ -78,7 +79,9 @@ def machine() -> Record:
             start = time.process_time()
             a @ a
             seconds.append(time.process_time() - start)
+    blas = [found.get("architecture") for found in threadpoolctl.threadpool_info() if found["user_api"] == "blas"]
     return {
+        "blas": blas[0] if blas else None,
         "processor": processor(), "cores": os.cpu_count(), "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"), "gflops": round(2 * SIDE**3 / min(seconds) / 1e9),
     }
@@ -321,6 +324,7 @@ def machines_table(records: dict[str, list[Record]]) -> str:
     for one in (record for kind in records.values() for record in kind):
         about = one["machine"]
         versions = f"Python {about['python']}, NumPy {about['numpy']}"
+        versions += f", BLAS for {about['blas']}" if about["blas"] else ""
         gflops[about["processor"], str(about["cores"]), versions].update({about["gflops"]} - {None})
     return markdown(("processor", "cores", "versions", "GFLOP/s of a core"), [
         (*name, " to ".join(map(str, sorted({min(found), max(found)}))) if found else "not measured")
