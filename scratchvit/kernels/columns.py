@@ -117,15 +117,17 @@ def columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array
 def columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
     """Σ_b dy Xᵀ.
 
-    The batch is divided into parts, which threads sum separately. The parts depend on the shapes and not on the number
-    of threads, so the result is reproducible. Together the partial sums are smaller than x.
+    The batch is divided into parts, which threads sum separately: a power of two, for as many threads. The parts depend
+    on the shapes and not on the number of threads, so the result is reproducible. Together the partial sums are smaller
+    than x.
     """
     xp = array_module(x)
     outputs, channels = dy.shape[1] // groups, x.shape[1] // groups
     rows, depth = _filter_shape(channels, windows)
     parts = 1
     if backend_of(x) is CPU and x.nbytes >= PARALLEL_BYTES:
-        parts = max(1, min(SUMS, len(x), x.size // (3 * groups * outputs * rows * depth)))
+        most = max(1, min(SUMS, len(x), x.size // (2 * groups * outputs * rows * depth)))
+        parts = 1 << most.bit_length() - 1
     sums = xp.zeros((parts, groups, outputs, rows, depth), dtype=x.dtype)
 
     def images(dy: Array, x: Array, sums: Array) -> None:

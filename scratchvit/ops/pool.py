@@ -12,6 +12,7 @@ from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.kernels.masks import masked
 from scratchvit.kernels.sliding import Windows
 from scratchvit.ops.sliding import per_axis, same_padding
+from scratchvit.recording import is_recording
 from scratchvit.tensor import op
 from scratchvit.threads import parallel_rows
 
@@ -82,15 +83,21 @@ def _max_pool(x: Array, windows: Windows):
     shape = x.shape
     planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
     y = xp.empty((len(planes), *windows.output), dtype=x.dtype)
-    winner = xp.zeros(y.shape, dtype=_winner_dtype(windows.kernel))
+    recording = is_recording()          # otherwise nobody asks which tap it was
+    winner = xp.zeros(y.shape if recording else (len(y), 0), dtype=_winner_dtype(windows.kernel))
 
     def rows(planes: Array, y: Array, winner: Array) -> None:
         padded = windows.pad(planes, -math.inf)
         first, *others = windows.taps()
         y[...] = padded[first]
+        if not recording:
+            for window in others:
+                xp.maximum(y, padded[window], out=y)
+            return
         for tap, window in enumerate(others, start=1):
             candidate = padded[window].copy()                           # read twice, and contiguous is faster
-            better = (candidate > y).astype(winner.dtype)
+            better = candidate > y
+            better = better.view(np.uint8) if winner.dtype == np.uint8 else better.astype(winner.dtype)
             better *= tap
             xp.maximum(winner, better, out=winner)                      # keeps the last tap that was better
             xp.maximum(y, candidate, out=y)
