@@ -13,6 +13,9 @@ Both take the same weights, images, labels and AdamW, the same number of threads
 was told to keep freed memory. Steps alternate, so that a machine that slows down slows both. Beside the ratio of the
 step times stands what the step's matrix products take alone, made by NumPy: the floor under any implementation on this
 BLAS. Peak memory is what two steps need beyond the weights, in a process of its own for each.
+
+NumPy's OpenBLAS chooses its kernels by the processor, unless OPENBLAS_CORETYPE is set, as in some containers; products
+may then take twice as long. The first line says for which processor they are.
 """
 
 from __future__ import annotations
@@ -292,7 +295,7 @@ def memory_of_both() -> dict[str, int]:
 
 def report(args: argparse.Namespace, found: Measured, memory: dict[str, int]) -> None:
     """Print the table, and write the record where the options say."""
-    cores = f"{threads.cpu_threads()} threads of {os.cpu_count()} cores"
+    cores = f"{threads.cpu_threads()} threads of {os.cpu_count()} cores, BLAS for {records.machine()['blas']}"
     print(f"{args.model}, {'×'.join(map(str, found.image[1:]))}, batch {args.batch}, {cores}")
     for work, times in (("training step", found.training), ("inference", found.inference)):
         print(f"{work:24}{'min':>9}{'median':>9}{'max':>9}")
