@@ -3,9 +3,10 @@
     plain       P = softmax(q kᵀ scale + bias), y = P v
     problem     ten passes over all scores, which for 32 images of 197 tokens and 3 heads take 15 MB in every layer
     idea        the scores of a few images stay in the cache from the product with k to the product with v. They are
-                computed in place. Row sums are products with ones, at the speed of BLAS. As in FlashAttention
-                (arXiv 2205.14135), only the maximum m and the sum l of e^(S - m) of each row are stored, and the
-                backward computes the scores again: a fifth product, where storing and loading P takes as long
+                computed in place. Row sums are products with ones, at the speed of BLAS (see row_sums.py). As in
+                FlashAttention (arXiv 2205.14135), only the maximum m and the sum l of e^(S - m) of each row are
+                stored, and the backward computes the scores again: a fifth product, where storing and loading P takes
+                as long
 
 NumPy takes 50 ns for the maximum of even a short row, longer than for all else that is done with it. So m is 0 where no
 score exceeds LIMIT in magnitude, which two passes over all scores show; e^S is then safe without it. Not so if there is
@@ -24,6 +25,8 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.parts import empty_parts
+from scratchvit.kernels.products import matmul
+from scratchvit.kernels.row_sums import column_of_ones, sum_rows
 from scratchvit.kernels.sums import in_pairs, unbroadcast
 from scratchvit.threads import parallel_rows
 
@@ -40,7 +43,7 @@ def attention_over_rows(
     scores_bytes = math.prod(scores_shape) * q.itemsize
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
     highest, total = (xp.empty((*q.shape[:-1], 1), dtype=q.dtype) for _ in range(2))        # m and l
-    ones, ones_of_v = (xp.ones((n, 1), dtype=q.dtype) for n in v.shape[-2:])
+    ones, ones_of_v = (column_of_ones(q, n) for n in v.shape[-2:])
     lowest = float(xp.finfo(q.dtype).min)
     shifted = np.ones(len(q), bool)                     # of an image: whether m was subtracted from its scores
 
@@ -57,7 +60,7 @@ def attention_over_rows(
     names, extras = list(optional), list(optional.values())
 
     def scores(scaled_q, k, given):
-        s = xp.matmul(scaled_q, k.swapaxes(-1, -2))
+        s = matmul(scaled_q, k.swapaxes(-1, -2))
         if "bias" in given:
             s += given["bias"]
         if "blocked" in given:
@@ -72,9 +75,9 @@ def attention_over_rows(
             xp.maximum(e.max(axis=-1, keepdims=True), lowest, out=m)    # a row of -∞ has no maximum to subtract
             e -= m
         xp.exp(e, out=e)
-        xp.matmul(e, ones, out=l)
+        sum_rows(e, ones, out=l)
         l += l == 0
-        xp.matmul(drop(e, given.get("kept"), dropout), v, out=y)
+        matmul(drop(e, given.get("kept"), dropout), v, out=y)
         y /= l
 
     parallel_rows(forward, q, k, v, y, highest, total, shifted, *extras, largest=scores_bytes)
@@ -90,16 +93,16 @@ def attention_over_rows(
             if shifted[0]:
                 e -= m
             xp.exp(e, out=e)
-            xp.matmul(drop(e, kept, dropout).swapaxes(-1, -2), dy, out=dv)
-            ds = drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
-            ds -= xp.matmul(y * dy, ones_of_v)
+            matmul(drop(e, kept, dropout).swapaxes(-1, -2), dy, out=dv)
+            ds = drop(matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
+            ds -= sum_rows(y * dy, ones_of_v)
             ds *= e
             dbias = None
             if need[3]:
                 dbias = unbroadcast(ds, (len(ds) if bias_axes.shape[0] != 1 else 1, *bias_axes.shape[1:]))
-            xp.matmul(ds, k, out=dq)
+            matmul(ds, k, out=dq)
             dq *= scale
-            xp.matmul(ds.swapaxes(-1, -2), scaled_q, out=dk)
+            matmul(ds.swapaxes(-1, -2), scaled_q, out=dk)
             return dbias
 
         parts = parallel_rows(

@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import unbroadcast
 from scratchvit.threads import deal
 
@@ -48,7 +49,7 @@ def attention_in_blocks(
 
     def scores(at: tuple[int, ...], i: slice, j: slice) -> Array:
         """The scores S of queries i and keys j in the matrices at index `at`: (…, rows, columns)."""
-        s = xp.matmul(q[at][..., i, :] * scale, k[at][..., j, :].swapaxes(-1, -2))
+        s = matmul(q[at][..., i, :] * scale, k[at][..., j, :].swapaxes(-1, -2))
         if bias is not None:
             s += _block(bias, at, i, j)
         if mask is not None:
@@ -75,7 +76,7 @@ def attention_in_blocks(
                     rescale = xp.exp(m - m_new)
                     l = l * rescale + p.sum(axis=-1, keepdims=True)
                     out *= rescale
-                    out += xp.matmul(_times(p, factors(at, i, j)), v[at][..., j, :])
+                    out += matmul(_times(p, factors(at, i, j)), v[at][..., j, :])
                     m = m_new
                 l += l == 0                 # a query that may attend to no key gets zeros
                 y[at][..., i, :] = out / l
@@ -99,16 +100,16 @@ def attention_in_blocks(
                         xp.exp(p, out=p)
                         p /= total[at][..., i, :]
                         drops = factors(at, i, j)
-                        ds = _times(xp.matmul(dy_i, v_j.swapaxes(-1, -2)), drops)
+                        ds = _times(matmul(dy_i, v_j.swapaxes(-1, -2)), drops)
                         ds -= sums[at][..., i, :]
                         ds *= p
-                        dv[at][..., j, :] += xp.matmul(_times(p, drops).swapaxes(-1, -2), dy_i)
+                        dv[at][..., j, :] += matmul(_times(p, drops).swapaxes(-1, -2), dy_i)
                         if dbias is not None:
                             block = _block(dbias, at, i, j)
                             block += unbroadcast(ds, block.shape)
                         ds *= scale
-                        dq[at][..., i, :] += xp.matmul(ds, k_j)
-                        dk[at][..., j, :] += xp.matmul(ds.swapaxes(-1, -2), q_i)
+                        dq[at][..., i, :] += matmul(ds, k_j)
+                        dk[at][..., j, :] += matmul(ds.swapaxes(-1, -2), q_i)
 
         deal(backward_rows, [(places,) for places in units])
         return dq, dk, dv, dbias

@@ -4,8 +4,8 @@
     problem     the statistics of a channel need the whole batch, so three passes over memory cannot be avoided; NumPy
                 makes a dozen, and starts an inner loop for every plane, which takes as long as 1,000 numbers
     idea        in each pass, a block goes through all operations while it is in the cache. Statistics are sums of
-                sums of planes, which are products with ones. Small planes are treated as one long row. The graph saves
-                x instead of x̂, which takes one product to recompute
+                sums of planes, which are products with ones (see row_sums.py). Small planes are treated as one long
+                row. The graph saves x instead of x̂, which takes one product to recompute
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
 from scratchvit.threads import PARALLEL_BYTES, deal
 
@@ -32,16 +33,16 @@ def normalise_channels(
     B, C, S = planes.shape
     n = B * S
     y = xp.empty((B, C, S), dtype=planes.dtype)
-    ones = xp.ones((S, 1), dtype=planes.dtype)          # a product with ones sums a plane at the speed of BLAS
+    ones = column_of_ones(planes, S)
     sums = xp.empty((B, C, 1), dtype=planes.dtype)
 
     def sum_planes(x, sums):
-        xp.matmul(x, ones, out=sums)
+        sum_rows(x, ones, out=sums)
 
     def centre(x, y, sums, mean):
         xp.copyto(y, x)
         y -= mean
-        xp.matmul(y[:, :, None], y[..., None], out=sums[..., None])     # the dot product of each plane with itself
+        dot_rows(y, y, out=sums)
 
     if statistics is None:
         _by_block(sum_planes, [planes, sums])
@@ -63,8 +64,8 @@ def normalise_channels(
         sum_dy, sum_dy_x = (xp.empty((B, C, 1), dtype=planes.dtype) for _ in range(2))
 
         def totals(x, dy, sum_dy, sum_dy_x, mean):
-            xp.matmul(dy, ones, out=sum_dy)
-            xp.matmul((x - mean)[:, :, None], dy[..., None], out=sum_dy_x[..., None])
+            sum_rows(dy, ones, out=sum_dy)
+            dot_rows(x - mean, dy, out=sum_dy_x)
 
         def through_statistics(x, dy, dx, mean, along_x_hat, average, scale):
             xp.copyto(dx, x)

@@ -13,6 +13,7 @@ import math
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.layer_norm import ROW_BYTES, reciprocal_deviation
+from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
 from scratchvit.threads import parallel_rows
 
@@ -26,7 +27,7 @@ def normalise_groups(x: Array, num_groups: int, weight: Array | None, bias: Arra
     bias = xp.zeros(C, dtype=x.dtype) if bias is None else bias
     rows = x.reshape(N, c, S)
     weight, bias = (xp.broadcast_to(column, (B, C)).reshape(N, c, 1) for column in (weight, bias))
-    ones = xp.ones((S, 1), dtype=x.dtype)
+    ones = column_of_ones(x, S)
     y = xp.empty((N, c, S), dtype=x.dtype)
     mean, r = (xp.empty((N, 1, 1), dtype=x.dtype) for _ in range(2))
 
@@ -47,8 +48,8 @@ def normalise_groups(x: Array, num_groups: int, weight: Array | None, bias: Arra
         def backward_rows(x, dy, dx, mean, r, weight, sum_dy, sum_dy_centred):
             centred = x - mean                          # x̂ / r
             xp.copyto(dx, dy)
-            xp.matmul(dx, ones, out=sum_dy)
-            xp.matmul(dx[:, :, None], centred[..., None], out=sum_dy_centred[..., None])
+            sum_rows(dx, ones, out=sum_dy)
+            dot_rows(dx, centred, out=sum_dy_centred)
             mean_g = (weight * sum_dy).sum(axis=1, keepdims=True) / (c * S)
             centred *= (weight * sum_dy_centred).sum(axis=1, keepdims=True) * r * r * r / (c * S)   # r x̂ mean(g x̂)
             dx *= r * weight                            # r g

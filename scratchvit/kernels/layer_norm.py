@@ -4,8 +4,8 @@
     problem     a dozen passes over memory, and as many new arrays
     idea        a block of rows goes through all passes while it is in the cache. Results are computed in place in a
                 copy of the input, since NumPy takes twice as long to write a result to memory outside of the cache as
-                to copy an array there. Sums are matrix products with ones, at the speed of BLAS. The graph saves x
-                instead of x̂, and two numbers per row
+                to copy an array there. Sums are matrix products with ones, at the speed of BLAS (see row_sums.py). The
+                graph saves x instead of x̂, and two numbers per row
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_columns, sum_rows
 from scratchvit.kernels.sums import in_pairs
 from scratchvit.threads import parallel_rows
 
@@ -23,13 +24,13 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
     """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py."""
     xp = array_module(x)
     N, D = x.shape
-    ones = xp.ones((D, 1), dtype=x.dtype)
+    ones = column_of_ones(x, D)
     y = xp.empty((N, D), dtype=x.dtype)
     mean, r = (xp.empty((N, 1), dtype=x.dtype) for _ in range(2))
 
     def forward(x, y, mean, r):
         xp.copyto(y, x)
-        xp.matmul(y, ones, out=mean)
+        sum_rows(y, ones, out=mean)
         mean /= D
         y -= mean
         reciprocal_deviation(y, eps, out=r)
@@ -43,16 +44,16 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
 
     def backward(dy, need):
         dx = xp.empty((N, D), dtype=x.dtype)
-        g_ones = ones if weight is None else weight[:, None]        # dy @ g_ones = Σ g
+        g_ones = ones if weight is None else weight[:, None]        # Σ dy g_ones = Σ g
 
         def backward_rows(x, dy, mean, r, dx):
             centred = x - mean                          # x̂ / r
             xp.copyto(dx, dy)
             dy_centred = dx * centred
-            dweight = r[:, 0] @ dy_centred if need[1] else None
-            dbias = xp.ones(len(dx), dtype=dx.dtype) @ dx if need[2] else None
-            mean_g = dx @ g_ones / D
-            centred *= dy_centred @ g_ones * r * r / D  # x̂ mean(g x̂)
+            dweight = sum_columns(dy_centred, r) if need[1] else None
+            dbias = sum_columns(dx) if need[2] else None
+            mean_g = sum_rows(dx, g_ones) / D
+            centred *= sum_rows(dy_centred, g_ones) * r * r / D     # x̂ mean(g x̂)
             if weight is not None:
                 dx *= weight                            # g
             dx -= mean_g
@@ -70,7 +71,7 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
 def reciprocal_deviation(centred: Array, eps: float, out: Array) -> None:
     """Write r of each row of x - μ (N, D) into out (N, 1)."""
     xp = array_module(centred)
-    xp.matmul(centred[:, None], centred[:, :, None], out=out[:, None])      # the dot product of each row with itself
+    dot_rows(centred, centred, out=out)
     out /= centred.shape[1]                             # σ²
     xp.copyto(out, math.nan, where=out == math.inf)     # of numbers around 1e20: 1/√∞ would make a row of zeros
     out += eps

@@ -8,6 +8,9 @@
 
 A block needs enough rows: BLAS first rearranges the other factor, once for each block, which must not take long
 compared with the product. With too many, it would not be in the cache any more when the bias is added.
+
+On a GPU, cuBLAS does all that. A stack of more than STACK products is divided, since some of its kernels put the number
+of a product into a coordinate of the grid, which ends there.
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ PARALLEL = 1 << 23      # multiply-adds beyond which distributing blocks to thre
 LINES = 128             # rows that a block should have at least
 MOST_LINES = 1024       # and at most
 LONG = 4                # an inner axis is long if it has LONG times the rows and columns of the result
+STACK = 65_535          # products of a stack that every GPU takes at once: CUDA's largest gridDim.y and gridDim.z
 
 
 def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
@@ -34,8 +38,10 @@ def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
 
     Raises ValueError as `numpy.matmul` does.
     """
-    if backend_of(x) is not CPU or inside_block() or is_plain():
-        return array_module(x).matmul(x, y, out=out)
+    if backend_of(x) is not CPU:
+        return _on_gpu(x, y, out)
+    if inside_block() or is_plain():
+        return np.matmul(x, y, out=out)
     if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
         with single_threaded:
             return np.matmul(x, y, out=out)
@@ -94,20 +100,43 @@ def _slices(length: int, count: int) -> Iterator[slice]:
 
 def _stacks(x: Array, y: Array, out: Array) -> None:
     """x @ y for stacks of matrices, some matrices at a time: parts of the longest leading axis."""
+    axis, length = _longest_leading(out)
+    parts = [_parts_of_stacks((x, y, out), axis, of) for of in _slices(length, min(BLOCKS, length))]
+    deal(lambda x, y, out: np.matmul(x, y, out=out), parts, out.size * x.shape[-1] > PARALLEL)
+
+
+def _on_gpu(x: Array, y: Array, out: Array | None) -> Array:
+    """x @ y, at most STACK products at a time."""
+    xp = array_module(x)
+    if max(x.ndim, y.ndim) <= 2 or min(x.ndim, y.ndim) < 2:
+        return xp.matmul(x, y, out=out)
+    leading = np.broadcast_shapes(x.shape[:-2], y.shape[:-2])
+    if math.prod(leading) <= STACK:
+        return xp.matmul(x, y, out=out)
+    if out is None:
+        out = xp.empty((*leading, x.shape[-2], y.shape[-1]), dtype=xp.result_type(x, y))
+    axis, length = _longest_leading(out)
+    for of in _slices(length, min(length, math.ceil(math.prod(leading) / STACK))):
+        _on_gpu(*_parts_of_stacks((x, y, out), axis, of))
+    return out
+
+
+def _longest_leading(out: Array) -> tuple[int, int]:
+    """The longest axis of a stack of matrices, and its length."""
     leading = out.shape[:-2]
     axis = max(range(len(leading)), key=leading.__getitem__)
+    return axis, leading[axis]
 
-    def part(array: Array, of: slice) -> Array:
-        place = axis + array.ndim - out.ndim            # leading axes are aligned at their ends
+
+def _parts_of_stacks(stacks: Sequence[Array], axis: int, of: slice) -> tuple[Array, ...]:
+    """The part `of` of a leading axis of the last stack, and the parts that belong to it of the others."""
+    def part(array: Array) -> Array:
+        place = axis + array.ndim - stacks[-1].ndim     # leading axes are aligned at their ends
         if place < 0 or array.shape[place] == 1:
             return array
         return array[(*(slice(None) for _ in range(place)), of)]
 
-    def some(of: slice) -> None:
-        np.matmul(part(x, of), part(y, of), out=part(out, of))
-
-    slices = _slices(leading[axis], min(BLOCKS, leading[axis]))
-    deal(some, [(of,) for of in slices], out.size * x.shape[-1] > PARALLEL)
+    return tuple(map(part, stacks))
 
 
 def einsum(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import pytest
 
+import scratchvit as sv
+from scratchvit import ops
+from scratchvit.backend import asarray, asnumpy
 from scratchvit.kernels import products
 from scratchvit.kernels.products import BLOCKS, LINES, MOST_LINES, matmul, product
+from scratchvit.plain import plain_forms
 from scratchvit.threads import deal
+from tests.support import strict_array
 from tests.support.margins import assert_close
+from tests.support.one_op import run
 from tests.support.seeds import seeded
 
 L = LINES
@@ -130,3 +139,57 @@ def test_inside_a_block_a_product_is_not_cut_again() -> None:
     deal(lambda: found.append(product(x, y)), [()])
     expected, bound = exact(x, y)
     within(found[0], expected, 8 * bound)
+
+
+# --- on a GPU -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def stacks(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """Products on the stand-in, where 6 are the most at once; the list has the number of products of each call."""
+    counts = []
+    multiply = strict_array.xp.matmul
+
+    def counted(x: Any, y: Any, out: Any = None) -> Any:
+        counts.append(int(np.prod(np.broadcast_shapes(x.shape[:-2], y.shape[:-2]))))
+        return multiply(x, y, out=out)
+
+    monkeypatch.setattr(products, "STACK", 6)
+    monkeypatch.setattr(strict_array.xp, "matmul", counted)
+    sv.use(strict_array.STRICT)
+    with plain_forms(False):
+        yield counts
+    sv.use("cpu")
+
+
+@pytest.mark.parametrize(("x", "y"), [
+    ((6, 2, 3), (6, 3, 4)), ((7, 2, 3), (7, 3, 4)), ((5, 7, 2, 3), (5, 7, 3, 4)), ((7, 1, 2, 3), (5, 3, 4)),
+    ((13, 2, 3), (3, 4)), ((2, 3), (13, 3, 4)), ((3, 2, 3, 2, 3), (3, 1, 3, 3, 4)), ((0, 9, 2, 3), (0, 9, 3, 4)),
+], ids=str)
+def test_a_gpu_gets_no_larger_stacks_than_it_takes(stacks: list[int], x: Any, y: Any) -> None:
+    a, b = random(*x), random(*y)
+    found = matmul(asarray(a), asarray(b))
+    expected, bound = exact(a, b)
+    within(asnumpy(found), expected, bound)
+    out = asarray(np.empty(expected.shape, np.float32))
+    assert matmul(asarray(a), asarray(b), out=out) is out
+    within(asnumpy(out), expected, bound)
+    assert max(stacks) <= 6 and sum(stacks) == 2 * np.prod(expected.shape[:-2])
+
+
+@pytest.mark.parametrize("blocks", [False, True])
+def test_attention_of_many_windows_on_a_gpu(
+    stacks: list[int], monkeypatch: pytest.MonkeyPatch, blocks: bool
+) -> None:
+    """More windows times heads than one stack may have, as in a Swin with large batches."""
+    arrays = [random(8, 2, 5, 4), random(8, 2, 5, 4)[::-1].copy(), random(8, 2, 5, 6), random(2, 5, 5)]
+
+    def attend() -> list[Any]:
+        found = run(lambda q, k, v, bias: ops.attention(q, k, v, bias, blocks=blocks), arrays)
+        return [*found["value"], *found["gradient"]]
+
+    divided = attend()
+    assert max(stacks) <= 6 and sum(stacks) == 16 * 7           # 2 products forward, 5 backward
+    monkeypatch.setattr(products, "STACK", 16)
+    assert all(map(np.array_equal, divided, attend()))
+    assert stacks[-7:] == [16] * 7

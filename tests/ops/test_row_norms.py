@@ -5,7 +5,10 @@ import pytest
 
 import scratchvit as sv
 from scratchvit import backend, ops, threads
+from scratchvit.plain import plain_forms
+from tests.support import strict_array
 from tests.support.margins import agree
+from tests.support.processes import alone
 from tests.support.seeds import seeded
 
 # Each in several blocks on the CPU; of the group norms one has long planes, one short, one none.
@@ -85,3 +88,51 @@ def test_any_number_of_threads_gives_the_same_bits(name, shape, monkeypatch):
 def test_a_group_norm_of_other_channels_is_refused():
     with pytest.raises(ValueError, match=r"group_norm: x \(2, 64, 2, 2\) has 64 channels, .* shape \(32,\)"):
         ops.group_norm(np.ones((2, 64, 2, 2), np.float32), GROUPS, np.ones(32, np.float32))
+
+
+@pytest.mark.parametrize("name", ["layer_norm", "group_norm", "batch_norm"])
+def test_on_a_gpu_statistics_are_no_products(name, monkeypatch):
+    """Which TF32 would round, and which would be a batch of one for every token."""
+    def refuse(*_, **__):
+        raise AssertionError("a product")
+
+    sv.use(strict_array.STRICT)
+    try:
+        monkeypatch.setattr(strict_array.xp, "matmul", refuse)
+        monkeypatch.setattr(strict_array.StrictArray, "__matmul__", refuse)
+        rng = seeded(0)
+        x = sv.Tensor(rng.standard_normal((3, 4, 5), dtype=np.float32), requires_grad=True)
+        width = 5 if name == "layer_norm" else 4
+        weight, bias = (sv.Tensor(rng.standard_normal(width, dtype=np.float32), requires_grad=True) for _ in range(2))
+        with plain_forms(False):
+            y = {
+                "layer_norm": lambda: ops.layer_norm(x, 5, weight, bias),
+                "group_norm": lambda: ops.group_norm(x, 2, weight, bias),
+                "batch_norm": lambda: ops.batch_norm(x, None, None, weight, bias, training=True),
+            }[name]()
+            (y * y).sum().backward()
+        assert all(np.isfinite(backend.asnumpy(t.grad)).all() for t in (x, weight, bias))
+    finally:
+        sv.use("cpu")
+
+
+def errors_around_ten():
+    """The largest errors of layer norm, group norm and batch norm of numbers around 10, on the GPU."""
+    sv.use("gpu")
+    values = np.float32(10) + seeded(0).standard_normal((2, 4, 2000), np.float32)
+    x, wide = sv.Tensor(values), values.astype(np.float64)
+    found = {
+        (2,): ops.layer_norm(x, 2000, eps=0.0), (1, 2): ops.group_norm(x, 1, eps=0.0),
+        (0, 2): ops.batch_norm(x, None, None, training=True, eps=0.0),
+    }
+    return [
+        float(np.abs(y.numpy() - (wide - wide.mean(axes, keepdims=True)) / wide.std(axes, keepdims=True)).max())
+        for axes, y in found.items()
+    ]
+
+
+def test_tf32_does_not_round_statistics(request):
+    """It has 10 bits: numbers around 10 would be off by up to 4e-3, and their mean by 5e-5 or more."""
+    if request.config.getoption("--device") != "gpu":
+        pytest.skip("needs a GPU, or CuPy's stand-in: --device gpu")
+    assert max(alone(errors_around_ten, CUPY_TF32="1")) < 1e-5

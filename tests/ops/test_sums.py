@@ -11,10 +11,12 @@ from itertools import accumulate
 import numpy as np
 import pytest
 
+import scratchvit as sv
 from scratchvit import ops
-from scratchvit.backend import Array, asnumpy
-from scratchvit.kernels.sums import in_pairs
+from scratchvit.backend import Array, asarray, asnumpy
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.tensor import Tensor
+from tests.support import strict_array
 from tests.support.seeds import seeded
 
 N = 300_000
@@ -59,6 +61,41 @@ def test_in_every_memory_order(shape, layout) -> None:
             assert found.shape == exact.shape
             assert_within(found, exact, pairwise)
     assert_within(ops.mean(x.T, -1).numpy(), np.full(x.shape[1:][::-1], TENTH), pairwise)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("shape", "axes"), [
+    ((1024, 7), (0,)), ((1025, 7), (0,)), ((16, 67, 3, 5), (0, 1)), ((3, 1000, 2), (1, 0)), ((2047, 1), (0,)),
+    ((1500, 5000), (0,)), ((4, 1100, 3), (1,)), ((1023, 3), (0,)), ((2000, 0), (0,)),
+], ids=str)
+def test_columns_of_many_rows(shape, axes, dtype, device) -> None:
+    """On a GPU, in two steps: with rows that are left over, over several axes, and where it is left to CuPy."""
+    x = seeded(0).standard_normal(shape).astype(dtype)
+    on_device = asarray(x)
+    for keepdims in (False, True):
+        found, exact = total(on_device, axes, keepdims), x.sum(axis=axes, keepdims=keepdims, dtype=np.float64)
+        assert found.shape == exact.shape and found.dtype == dtype
+        np.testing.assert_allclose(asnumpy(found), exact, rtol=0, atol=2e-6 * np.abs(x).sum(axis=axes).max(initial=0))
+
+
+def test_a_gpu_adds_columns_in_enough_blocks(monkeypatch) -> None:
+    """A bias of ViT-Ti: 192 sums of 64 · 197 rows, for which CuPy would start 6 blocks of threads."""
+    shapes = []
+    add = strict_array.StrictArray.__getattr__
+
+    def noted(self, name):
+        if name == "sum":
+            shapes.append(self.shape)
+        return add(self, name)
+
+    sv.use(strict_array.STRICT)
+    try:
+        x = asarray(np.ones((64 * 197 + 1, 192), np.float32))
+        monkeypatch.setattr(strict_array.StrictArray, "__getattr__", noted)
+        total(x, (0,))
+    finally:
+        sv.use("cpu")
+    assert shapes == [(64, 197, 192), (1, 192), (65, 192)]
 
 
 def test_a_variance_of_a_transposed_array() -> None:
