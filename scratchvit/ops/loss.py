@@ -42,14 +42,16 @@ def cross_entropy(
     ignore_index: rows with this label do not contribute to the loss.
     reduction: "mean" divides by the sum of the rows' weights for class indices, and by the number of rows for
         probabilities. If there are no rows, or all are ignored, it is NaN, with gradient 0. "none" gives (B, d1, …).
-    Raises ValueError for shapes that do not match, labels out of range (on the CPU), and options out of range;
-    TypeError for integers in x and, in backward, for a weight that requires a gradient together with class indices.
+    Raises ValueError for shapes that do not match, labels out of range, and options out of range; TypeError for
+    integers in x and, in backward, for a weight that requires a gradient together with class indices. Labels are
+    checked where that needs no wait: those in a NumPy array on every device, others on the CPU. On a GPU, a label out
+    of range makes the loss of its row NaN, and with "mean" and "sum" the whole loss, and so gradients.
 
     Since log p_c = x_c - log Σ eˣ, whose derivative is δ - p (and for class probabilities t):
         dx = dy (p Σ_c w_c q_c - w q),    dt = -dy (1 - ε) w log p,    dw = -Σ dy q log p
     """
     xp = array_module(x)
-    target = backend.asarray(target)
+    given, target = target, backend.asarray(target)
     _check_options("cross_entropy", reduction, ("mean", "sum", "none"))
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], not {label_smoothing}")
@@ -58,7 +60,7 @@ def cross_entropy(
     classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
     if not soft:
-        _check_labels(target, classes, ignore_index)
+        _check_labels(given if isinstance(given, np.ndarray) else target, classes, ignore_index)
     compute = _probabilities if soft else _labels
     rows, mass, q, count = compute(x, log_p, target, weight, label_smoothing, ignore_index)
 
@@ -118,8 +120,11 @@ def _labels(x, log_p, target, weight, smoothing, ignore_index):
             f"{(x.shape[0], *x.shape[2:])}, not {target.shape}"
         )
     counts = target != ignore_index
-    label = xp.expand_dims(xp.where(counts, target, 0), 1)                          # (B, 1, …)
-    row_weight = xp.expand_dims(counts.astype(x.dtype), 1)
+    inside = (target >= 0) & (target < x.shape[1])
+    label = xp.expand_dims(xp.where(inside, target, 0), 1)                          # (B, 1, …)
+    row_weight = counts.astype(x.dtype)
+    xp.copyto(row_weight, math.nan, where=counts > inside)                          # on a GPU: nobody has checked
+    row_weight = xp.expand_dims(row_weight, 1)
     b = row_weight * (smoothing / x.shape[1])                                       # (B, 1, …)
     if weight is not None:
         row_weight = row_weight * xp.take(weight, label)
@@ -154,8 +159,7 @@ def _class_weights(x: Array, weight: Any) -> Array | None:
 
 
 def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
-    """Raise ValueError if a label is out of range. The values are checked only on the CPU: on a GPU this would wait for
-    the device in every step, and an invalid label gives a wrong loss. Data is checked when it is loaded."""
+    """Raise ValueError if a label is out of range. Those on a GPU are not looked at: every step would wait for it."""
     if target.dtype.kind not in "iu":
         raise ValueError(
             f"cross_entropy: target must hold integers (class indices) or floats (class probabilities), not "
@@ -163,13 +167,19 @@ def _check_labels(target: Array, classes: int, ignore_index: int) -> None:
         )
     if backend_of(target) is not CPU or target.size == 0:
         return
-    used = target[target != ignore_index]
-    if used.size and (used.min() < 0 or used.max() >= classes):
-        worst = int(used.min()) if used.min() < 0 else int(used.max())
+    wrong = label_out_of_range(target[target != ignore_index], classes)
+    if wrong is not None:
         raise ValueError(
-            f"cross_entropy: label {worst} is not one of the {classes} classes 0…{classes - 1} that x has scores for; "
+            f"cross_entropy: label {wrong} is not one of the {classes} classes 0…{classes - 1} that x has scores for; "
             "correct the labels, or give the model num_classes to match"
         )
+
+
+def label_out_of_range(labels: np.ndarray, classes: int) -> int | None:
+    """The smallest label, if it is negative, or the largest, if it is not one of 0 … classes - 1; None: all are."""
+    if labels.size and labels.min() < 0:
+        return int(labels.min())
+    return int(labels.max()) if labels.size and labels.max() >= classes else None
 
 
 @op(takes="sums", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))

@@ -31,7 +31,9 @@ def first_non_finite(model: Module, images: Array, inputs: Mapping[str, Any] = M
             return f"the parameter {name} is already not finite"
     with no_grad(), _watched(model) as places:
         model(Tensor(images), **inputs)
-    return places[0] if places else "the outputs of all layers are finite, only the loss is not"
+    return places[0] if places else (
+        "the outputs of all layers are finite, only the loss is not, as with a label out of range on a GPU"
+    )
 
 
 def first_non_finite_gradient(model: Module) -> str:

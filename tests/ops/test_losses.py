@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 
 from scratchvit import ops
-from scratchvit.backend import asnumpy
+from scratchvit.backend import asarray, asnumpy
 from scratchvit.tensor import Tensor
 from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
+from tests.support.strict_array import no_transfers
 
 x = Tensor(seeded(0).standard_normal((3, 4)).astype(np.float32), requires_grad=True)
 other = Tensor(np.zeros((4, 3), np.float32))
@@ -34,6 +35,41 @@ other = Tensor(np.zeros((4, 3), np.float32))
 def test_errors_name_what_was_given(call, says) -> None:
     with pytest.raises(ValueError, match=says):
         call()
+
+
+@pytest.mark.parametrize("wrong", [4, -1, -101, 2**40])
+def test_a_label_out_of_range_is_never_silent(wrong: int, device: str) -> None:
+    """In a NumPy array it is refused on every device. Elsewhere, a GPU would have to wait: there the loss is NaN."""
+    labels, weight = np.array([0, wrong, 3, -100]), np.array([1, 2, 3, 4], np.float32)
+    scores = Tensor(seeded(0).standard_normal((4, 4)).astype(np.float32), requires_grad=True)
+    with pytest.raises(ValueError, match=f"label {wrong} is not one of the 4 classes 0…3"):
+        ops.cross_entropy(scores, labels)
+    on_device = asarray(labels)
+    for options in ({}, {"weight": weight}, {"label_smoothing": 0.1}, {"weight": weight, "label_smoothing": 0.1}):
+        if device == "cpu":
+            with pytest.raises(ValueError, match=f"label {wrong} is not one of the 4 classes 0…3"):
+                ops.cross_entropy(scores, on_device, **options)
+            continue
+        for reduction in ("mean", "sum"):
+            scores.grad = None
+            with no_transfers():
+                loss = ops.cross_entropy(scores, on_device, reduction=reduction, **options)
+                loss.backward()
+            gradient = asnumpy(scores.grad)
+            assert np.isnan(loss.item()) and np.isnan(gradient[1]).all()
+        rows = ops.cross_entropy(scores, on_device, reduction="none", **options).numpy()
+        expected = ops.cross_entropy(scores, np.array([0, 1, 3, -100]), reduction="none", **options).numpy()
+        assert np.isnan(rows[1]) and np.array_equal(rows[[0, 2, 3]], expected[[0, 2, 3]])
+
+
+def test_labels_of_every_integer_type_on_every_device(device: str) -> None:
+    scores = Tensor(seeded(0).standard_normal((3, 4)).astype(np.float32))
+    expected = ops.cross_entropy(scores, np.array([0, 3, 1])).item()
+    for dtype in (np.int8, np.uint8, np.int32, np.uint64):
+        labels = np.array([0, 3, 1], dtype)
+        assert ops.cross_entropy(scores, labels).item() == ops.cross_entropy(scores, asarray(labels)).item() == expected
+    with pytest.raises(ValueError, match="label 200 is not one"):
+        ops.cross_entropy(scores, np.array([0, 200, 1], np.uint8))
 
 
 def test_when_every_label_is_ignored_the_sum_is_zero_and_the_mean_undefined() -> None:

@@ -33,6 +33,16 @@ def test_predictions_are_the_answers_in_order_and_measured_as_by_evaluate(device
     assert said.meter.accuracy == np.mean(said.predicted == said.labels)
 
 
+@pytest.mark.parametrize("wrong", [5, -1])
+def test_labels_of_other_classes_are_refused(wrong, device):
+    """On the GPU as well, where the loss alone would be NaN: the labels are on the host."""
+    model = create_model("vit_tiny_patch16_224", img_size=8, patch_size=4, embed_dim=16, depth=1, num_heads=2,
+                         num_classes=5)
+    batch = random_images(2).transpose(0, 3, 1, 2).astype(np.float32), np.array([0, wrong])
+    with pytest.raises(sv.ScratchvitError, match=f"label {wrong} of the data is not one of the model's 5 classes"):
+        evaluate(model, [batch])
+
+
 def test_confusion_scores_and_mistakes_by_hand():
     said = Predictions(
         Meter(), np.array([0, 0, 0, 1, 1, 2]), np.array([0, 1, 1, 1, 0, 1]), np.float32([0.9, 0.4, 0.8, 0.5, 0.8, 0.3])

@@ -11,17 +11,29 @@ from numpy.typing import NDArray
 
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import generates
 from scratchvit.nn import Module, evaluating
+from scratchvit.ops.loss import label_out_of_range
 from scratchvit.tensor import Tensor
 
 
 def truth(model: Any, images: Any, labels: Any) -> Array:
-    """The targets of a model for images (B, C, H, W): the labels (B,).
+    """The targets of a model for images (B, C, H, W): the labels (B,), which are on the host.
 
-    For a generative model of images (iGPT), their tokens (B, N).
+    For a generative model of images (iGPT), their tokens (B, N). Raises ScratchvitError for a label that is none of the
+    model's classes: on a GPU, the loss itself could only become NaN.
     """
-    return model.tokens(images) if generates(model) else asarray(labels)
+    if generates(model):
+        return model.tokens(images)
+    classes = model.config.num_classes
+    wrong = label_out_of_range(labels, classes)
+    if wrong is not None:
+        raise ScratchvitError(
+            f"label {wrong} of the data is not one of the model's {classes} classes, 0…{classes - 1}: correct the "
+            "labels, or give the model num_classes to match"
+        )
+    return asarray(labels)
 
 
 @dataclass
