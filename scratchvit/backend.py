@@ -1,16 +1,16 @@
 """Devices: NumPy on the CPU and CuPy on the GPU behind one interface.
 
 Ops get the array module from their data (`xp = array_module(x)`), so the same code runs on both. Only functions of this
-file copy data between devices: `asarray` to the current device, `asnumpy` to the host.
+file copy data between devices: `asarray` to the current device, `asnumpy` to the host. gpu.py finds CuPy and the GPU.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import functools
 import importlib
 import os
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, TypeAlias
@@ -18,6 +18,9 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 
 from scratchvit.errors import ScratchvitError, WrongType
+from scratchvit.gpu import cuda_driver_version as cuda_driver_version
+from scratchvit.gpu import explain as explain
+from scratchvit.gpu import open_gpu
 
 Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
@@ -30,12 +33,14 @@ AnyArray: TypeAlias = Annotated[Any, "array of any dtype"]
 class Backend:
     """A device and the array module that computes on it."""
 
-    name: str                               # "cpu" or "gpu"
+    name: str                               # "cpu", "gpu", "gpu:1"
     xp: Any                                 # numpy, cupy
     special: Any                            # scipy.special, cupyx.scipy.special
     array_type: Any
     to_host: Callable[[Any], np.ndarray]
     synchronize: Callable[[], None] = lambda: None
+    select: Callable[[], None] = lambda: None       # makes it the current device of the calling thread
+    here: Callable[[Any], Any] = lambda x: x        # a copy of an array of array_type that lies on another device
 
 
 class _ImportedWhenUsed:
@@ -56,18 +61,33 @@ _current: Backend | None = None             # None until first use, then set by 
 
 
 def use(device: str | Backend) -> Backend:
-    """Make `"cpu"` or `"gpu"` the device on which new data is placed.
+    """Make `"cpu"`, `"gpu"` or `"gpu:1"` (the second GPU) the device on which new data is placed.
 
-    Raises ScratchvitError, with a `pip install` command, if CuPy or a device is missing.
+    Arrays that exist stay where they are. All threads use the device; CuPy's own current device belongs to a thread,
+    and is set here for the calling one, and for others when they place data. The first use of a GPU in a process runs
+    three small kernels on it.
+
+    Raises ScratchvitError, with a `pip install` command where that helps, if CuPy, a library or the device is missing
+    or does not compute.
     """
     global _current
     if isinstance(device, str):
-        if device not in ("cpu", "gpu"):
-            raise ScratchvitError(f'unknown device {device!r}: choose "cpu" or "gpu"')
-        device = CPU if device == "cpu" else _gpu()
+        number = gpu_number(device)
+        device = CPU if number is None else _gpu(number)
     _by_array_type[device.array_type] = device
+    device.select()
     _current = device
     return device
+
+
+def gpu_number(device: str) -> int | None:
+    """The number of a GPU: 0 for "gpu", 1 for "gpu:1"; None for "cpu". Raises ScratchvitError for another name."""
+    if device == "cpu":
+        return None
+    match = re.fullmatch(r"gpu(?::(\d+))?", str(device), re.ASCII)
+    if not match:
+        raise ScratchvitError(f'unknown device {device!r}: choose "cpu", "gpu", or "gpu:1" for the second GPU')
+    return int(match[1] or 0)
 
 
 def default_device() -> str:
@@ -76,50 +96,31 @@ def default_device() -> str:
 
 
 def current() -> Backend:
-    """The backend in use."""
-    return _current or use(default_device())
+    """The backend in use, which is also made the current device of the calling thread."""
+    if _current is None:
+        return use(default_device())
+    _current.select()
+    return _current
 
 
 def device() -> str:
-    """The name of the device in use: `"cpu"` or `"gpu"`."""
+    """The name of the device in use: `"cpu"`, `"gpu"` or, for the second GPU, `"gpu:1"`."""
     return current().name
 
 
 @functools.cache
-def _gpu() -> Backend:
-    cuda = cuda_driver_version()
-    package = "cupy-cuda13x" if cuda is None or cuda[0] >= 13 else "cupy-cuda12x"
-    try:
-        import cupy
-        import cupyx.scipy.special
-    except ImportError:
-        found = "no CUDA driver was found either" if cuda is None else f"the driver supports CUDA {cuda[0]}.{cuda[1]}"
-        raise ScratchvitError(
-            f'the GPU needs CuPy, which is not installed ({found}): pip install {package}'
-        ) from None
-    if not cupy.cuda.is_available():
-        reason = (
-            "no CUDA driver was found" if cuda is None
-            else f"the driver (CUDA {cuda[0]}.{cuda[1]}) reports no device; if CuPy was built for another CUDA "
-                 f'version: pip install {package}'
-        )
-        raise ScratchvitError(
-            f'CuPy {cupy.__version__} is installed but finds no GPU: {reason}; or continue with use("cpu")'
-        )
+def _gpu(number: int) -> Backend:
+    cupy, special = open_gpu(number)
+    device = cupy.cuda.Device(number)
+    is_only_one = cupy.cuda.runtime.getDeviceCount() == 1
+
+    def here(x: Any) -> Any:
+        return x if is_only_one or x.data.device_id == number else x.copy()     # a copy is made on the current device
+
     return Backend(
-        "gpu", cupy, cupyx.scipy.special, cupy.ndarray, cupy.asnumpy,
-        lambda: cupy.cuda.get_current_stream().synchronize(),
+        f"gpu:{number}" if number else "gpu", cupy, special, cupy.ndarray, cupy.asnumpy,
+        synchronize=lambda: cupy.cuda.get_current_stream().synchronize(), select=device.use, here=here,
     )
-
-
-def cuda_driver_version() -> tuple[int, int] | None:
-    """The CUDA version that the installed driver supports, as (major, minor); None without a driver."""
-    for name in ("libcuda.so.1", "nvcuda.dll"):
-        with contextlib.suppress(OSError):
-            version = ctypes.c_int()
-            if ctypes.CDLL(name).cuDriverGetVersion(ctypes.byref(version)) == 0 and version.value:
-                return version.value // 1000, version.value % 1000 // 10
-    return None
 
 
 # --- arrays ---------------------------------------------------------------------------------------------------------
@@ -147,6 +148,7 @@ def asarray(x: Any, dtype: Any = None) -> Array:
     """x as an array on the device in use. Python floats become float32; arrays keep their dtype unless one is given."""
     target = current()
     if type(x) is target.array_type:
+        x = target.here(x)
         return x if dtype is None else x.astype(dtype, copy=False)
     host: np.ndarray = asnumpy(x) if is_array(x) else np.asarray(x)
     if dtype is None and not is_array(x) and host.dtype == np.float64:

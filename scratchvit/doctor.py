@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import os
 import platform
@@ -13,7 +12,7 @@ import numpy as np
 import threadpoolctl
 
 import scratchvit
-from scratchvit import backend, ops
+from scratchvit import backend, gpu, ops
 from scratchvit.costs.machine import product_speed, shortest
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
@@ -47,8 +46,12 @@ def report() -> Iterator[tuple[str, str]]:
             yield package, f"missing: pip install {package}  ({purpose})"
     yield "allocator", _allocator()
     yield "speed, CPU", _speed("cpu")
-    with contextlib.suppress(ScratchvitError):      # already reported by _gpu
+    try:
         yield "speed, GPU", _speed("gpu")
+    except ScratchvitError:         # already reported by _gpu
+        pass
+    except Exception as error:
+        yield "speed, GPU", gpu.told(error)
 
 
 def _blas() -> str:
@@ -66,21 +69,15 @@ def _blas() -> str:
 def _gpu() -> Iterator[tuple[str, str]]:
     driver = backend.cuda_driver_version()
     yield "CUDA driver", "none found" if driver is None else f"CUDA {driver[0]}.{driver[1]}"
+    packages = gpu.installed()
+    if packages:
+        yield "CuPy", ", ".join(f"{name} {version}" for name, version in packages.items())
     try:
-        cupy = backend.use("gpu").xp
-    except ScratchvitError as error:
-        yield "GPU", str(error)
-        return
-    yield "CuPy", cupy.__version__
-    for number in range(cupy.cuda.runtime.getDeviceCount()):
-        properties = cupy.cuda.runtime.getDeviceProperties(number)
-        with cupy.cuda.Device(number):
-            free, total = cupy.cuda.runtime.memGetInfo()
-        yield (
-            f"GPU {number}",
-            f"{properties['name'].decode()}, compute capability {properties['major']}.{properties['minor']}, "
-            f"{free / 2**30:.1f} of {total / 2**30:.1f} GiB free",
-        )
+        backend.use("gpu")
+    except Exception as error:      # whatever CuPy raises: this is where to look for the reason
+        yield "GPU", gpu.told(error)
+    for number, line in enumerate(gpu.descriptions()):
+        yield f"GPU {number}", f"{line}; --device gpu:{number}" if number else line
 
 
 def _allocator() -> str:

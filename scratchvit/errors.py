@@ -22,6 +22,13 @@ class NoSuchData(ScratchvitError):
         self.path = path
 
 
+class DeviceFailed(ScratchvitError):
+    """The GPU or a library of CUDA failed in the midst of a computation; the cause is CuPy's exception.
+
+    The command line keeps the traceback, which tells in which op.
+    """
+
+
 class WrongCall(ScratchvitError):
     """A function was called in a way that it does not allow.
 

@@ -1,7 +1,6 @@
-"""Choosing a device, moving data, and the row-parallel helper."""
+"""The device in use, and moving data to it. (test_gpu.py: what is said when there is no GPU that computes.)"""
 
 import ctypes
-import sys
 
 import numpy as np
 import pytest
@@ -9,39 +8,6 @@ import pytest
 import scratchvit as sv
 from scratchvit import backend
 from tests.support.processes import alone
-
-
-def test_unknown_device():
-    with pytest.raises(sv.ScratchvitError, match="unknown device 'tpu'"):
-        sv.use("tpu")
-
-
-@pytest.fixture
-def fresh_gpu_lookup():
-    backend._gpu.cache_clear()
-    yield
-    backend._gpu.cache_clear()
-
-
-@pytest.mark.parametrize(
-    ("version", "package"), [(None, "cuda13"), ((12, 4), "cuda12"), ((13, 0), "cuda13")], ids=str
-)
-def test_gpu_without_cupy_names_the_package_for_the_driver(monkeypatch, fresh_gpu_lookup, version, package):
-    monkeypatch.setitem(sys.modules, "cupy", None)
-    monkeypatch.setattr(backend, "cuda_driver_version", lambda: version)
-    with pytest.raises(sv.ScratchvitError, match=rf"CuPy, which is not installed .*pip install cupy-{package}x$"):
-        sv.use("gpu")
-
-
-@pytest.mark.parity
-def test_gpu_without_a_device(monkeypatch, fresh_gpu_lookup):
-    cupy = pytest.importorskip("cupy")
-    if cupy.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    monkeypatch.setattr(backend, "cuda_driver_version", lambda: None)
-    with pytest.raises(sv.ScratchvitError, match=r"is installed but finds no GPU: no CUDA driver was found"):
-        sv.use("gpu")
-    assert sv.device() == "cpu"
 
 
 def test_the_environment_sets_the_default(monkeypatch):

@@ -2,16 +2,16 @@
 
 import importlib.metadata
 import re
-from contextlib import nullcontext
-from types import SimpleNamespace
+import sys
 
 import numpy as np
 import pytest
 import scipy.special
 
 import scratchvit as sv
-from scratchvit import backend, doctor
+from scratchvit import backend, doctor, gpu
 from scratchvit.cli import main
+from tests.support.fake_cupy import NO_NVRTC, FakeCuPy, cupy_error
 
 
 @pytest.fixture(autouse=True)
@@ -20,10 +20,24 @@ def _quick(monkeypatch):
 
 
 def without_gpu(monkeypatch, sentence="the GPU needs CuPy, which is not installed"):
-    def refuse():
+    def refuse(number):
         raise sv.ScratchvitError(sentence)
 
     monkeypatch.setattr(backend, "_gpu", refuse)
+    monkeypatch.setattr(gpu, "installed", dict)
+    monkeypatch.setitem(sys.modules, "cupy", None)
+
+
+def with_gpus(monkeypatch, cupy):
+    """A driver, CuPy's package, and this module in its place."""
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setitem(sys.modules, "cupyx.scipy.special", scipy.special)
+    monkeypatch.setattr(gpu, "installed", lambda: {"cupy-cuda12x": "14.2.0"})
+    monkeypatch.setattr(gpu, "cuda_driver_version", lambda: (13, 0))
+    monkeypatch.setattr(backend, "cuda_driver_version", lambda: (13, 0))
+    monkeypatch.setattr(backend, "_by_array_type", dict(backend._by_array_type))
+    monkeypatch.setattr(backend, "_gpu", backend._gpu.__wrapped__)      # not kept for the tests that follow
+    return cupy
 
 
 def test_a_machine_without_gpu(monkeypatch, capsys):
@@ -59,19 +73,39 @@ def test_missing_packages_come_with_the_line_that_installs_them(monkeypatch):
 
 
 def test_a_machine_with_gpu(monkeypatch):
-    runtime = SimpleNamespace(
-        getDeviceCount=lambda: 1,
-        getDeviceProperties=lambda number: {"name": b"NVIDIA H200", "major": 9, "minor": 0},
-        memGetInfo=lambda: (100 * 2**30, 139 * 2**30),
-    )
-    cuda = SimpleNamespace(runtime=runtime, Device=lambda number: nullcontext())
-    cupy = SimpleNamespace(**{**vars(np), "__version__": "14.2.0", "cuda": cuda})
-    gpu = backend.Backend("gpu", cupy, scipy.special, np.ndarray, np.asarray)
-    monkeypatch.setattr(backend, "_gpu", lambda: gpu)
-    monkeypatch.setattr(backend, "cuda_driver_version", lambda: (13, 0))
-    monkeypatch.setattr(backend, "_by_array_type", dict(backend._by_array_type))
+    with_gpus(monkeypatch, FakeCuPy(devices=2))
+    computes = backend.Backend("gpu", np, scipy.special, np.ndarray, np.asarray)
+    monkeypatch.setattr(backend, "_gpu", lambda number: computes)
     found = dict(doctor.report())
     assert found["CUDA driver"] == "CUDA 13.0"
-    assert found["CuPy"] == "14.2.0"
-    assert found["GPU 0"] == "NVIDIA H200, compute capability 9.0, 100.0 of 139.0 GiB free"
+    assert found["CuPy"] == "cupy-cuda12x 14.2.0"
+    assert found["GPU 0"] == "NVIDIA T0, compute capability 9.0, 1.0 of 16.0 GiB free"
+    assert found["GPU 1"] == "NVIDIA T1, compute capability 9.1, 2.0 of 16.0 GiB free; --device gpu:1"
     assert "GFLOP/s" in found["speed, GPU"]
+
+
+@pytest.mark.parametrize(("part", "error", "says"), [
+    ("kernel", NO_NVRTC, 'does not find libnvrtc.so.13 or libnvrtc.so.12, with which it computes: pip install "cupy-'),
+    ("kernel", KeyError("nothing"), "GPU 0 cannot compute (KeyError: 'nothing'): pip uninstall cupy-cuda12x"),
+    ("getDeviceCount", OSError("all is lost"),
+     "CuPy 14.2.0 is installed but finds no GPU: the driver supports CUDA 13.0, but all is lost"),
+])
+def test_whatever_cupy_raises_is_reported_and_the_report_goes_on(monkeypatch, capsys, part, error, says):
+    with_gpus(monkeypatch, FakeCuPy()).fails = {part: error}
+    found = dict(doctor.report())
+    assert says in found["GPU"] and found["CuPy"] == "cupy-cuda12x 14.2.0"
+    assert ("GPU 0" in found) == (part == "kernel")         # what it is like is known even if it does not compute
+    assert "GFLOP/s" in found["speed, CPU"] and "speed, GPU" not in found
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "Traceback" not in printed and "speed, CPU" in printed
+
+
+def test_a_gpu_that_fails_later(monkeypatch):
+    """In the query of its memory, and in the measurement of its speed: FakeCuPy has no ones."""
+    unknown = cupy_error("CUDARuntimeError", "cudaErrorUnknown: unknown")
+    with_gpus(monkeypatch, FakeCuPy()).fails = {"memGetInfo": unknown}
+    found = dict(doctor.report())
+    assert found["GPU 0"].startswith("the GPU reports an error (cudaErrorUnknown: unknown)") and "GPU" not in found
+    assert found["speed, GPU"] == "AttributeError: 'FakeCuPy' object has no attribute 'ones'"
+    assert sv.device() == "cpu"

@@ -16,7 +16,8 @@ from pathlib import Path
 import numpy as np
 
 import scratchvit
-from scratchvit.errors import ScratchvitError, WrongCall
+from scratchvit.errors import DeviceFailed, ScratchvitError, WrongCall
+from scratchvit.gpu import explain, is_out_of_memory
 
 DEBUG = "SCRATCHVIT_DEBUG"      # set: tracebacks are printed as Python does it
 
@@ -33,8 +34,8 @@ def bugs_reported(folder: Path | None = None, argv: Sequence[str] = ()) -> Itera
 
     folder: of the run, where the file traceback.txt is written; by default into the system's temporary folder.
 
-    An OSError that names a file, and a lack of memory, have a sentence of their own: the user can do something about
-    them. With the environment variable SCRATCHVIT_DEBUG nothing is changed.
+    An OSError that names a file, a lack of memory, and errors of the GPU have a sentence of their own: the user can do
+    something about them. With the environment variable SCRATCHVIT_DEBUG nothing is changed.
     """
     try:
         yield
@@ -42,6 +43,8 @@ def bugs_reported(folder: Path | None = None, argv: Sequence[str] = ()) -> Itera
         if os.environ.get(DEBUG):
             raise
         raise ScratchvitError(f"{error}{_kept(error, folder, argv)}") from error
+    except DeviceFailed as error:
+        raise ScratchvitError(_with_traceback(str(error), error, folder, argv)) from error
     except (ScratchvitError, KeyboardInterrupt, SystemExit, BrokenPipeError):
         raise
     except Exception as error:
@@ -52,7 +55,11 @@ def bugs_reported(folder: Path | None = None, argv: Sequence[str] = ()) -> Itera
 
 
 def _sentence(error: Exception, folder: Path | None, argv: Sequence[str]) -> ScratchvitError:
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":     # NumPy's; CuPy's
+    if of_the_gpu := explain(error):
+        return ScratchvitError(
+            of_the_gpu if is_out_of_memory(error) else _with_traceback(of_the_gpu, error, folder, argv)
+        )
+    if isinstance(error, MemoryError):
         return ScratchvitError(
             f"there is not enough memory ({error}): use a smaller batch (--batch-size), smaller images (--img-size), "
             "or a smaller model"
@@ -65,6 +72,12 @@ def _sentence(error: Exception, folder: Path | None, argv: Sequence[str]) -> Scr
     except OSError:     # nothing can be written anywhere
         kept = f"please run it again with {DEBUG}=1 and send the traceback"
     return Bug(f"this is a bug in scratchvit ({what}): {kept} to those who gave you scratchvit")
+
+
+def _with_traceback(sentence: str, error: Exception, folder: Path | None, argv: Sequence[str]) -> str:
+    with contextlib.suppress(OSError):
+        return f"{sentence} (traceback: {_write(error, folder, argv)})"
+    return sentence
 
 
 def _kept(error: Exception, folder: Path | None, argv: Sequence[str]) -> str:

@@ -13,15 +13,16 @@ import shlex
 import subprocess
 import textwrap
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from scratchvit.backend import default_device
+from scratchvit.backend import default_device, gpu_number
 from scratchvit.cli._output import heed
 from scratchvit.cli._text import columns
 from scratchvit.cli._words import COMPLETING, complete_with, completed_by
 from scratchvit.data.folder import SUFFIXES, picture_files
+from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
 
 # What users of other programs type first → the option here.
@@ -38,6 +39,9 @@ _KNOWN_ELSEWHERE = {
     "--sched": "--schedule", "--scheduler": "--schedule", "--size": "--img-size", "--smoothing": "--label-smoothing",
     "--source": "--data", "--topk": "--top-k", "--val-split": "--val-fraction", "--wd": "--weight-decay",
     "--weights": "--init", "--conf": "--threshold",
+}
+_COMPLETED: dict[str, Callable[[], Collection[str]]] = {       # of fields whose values are not listed
+    "model": list_models, "device": lambda: ("cpu", "gpu"),
 }
 _OF_DETECTORS = {"--img-size": "--short-side"}      # pictures of any shape have no one size
 
@@ -104,14 +108,14 @@ def add_fields(
         default = shown(defaults[name])
         help_text = f"{metadata.get('help', '')} (default: {default})".strip().replace("%", "%%")
         how: dict[str, Any] = {"action": argparse.BooleanOptionalAction} if types[name] is bool else {
-            "type": _reader(types[name]),
+            "type": _checked(metadata["check"]) if metadata.get("check") else _reader(types[name]),
             "choices": metadata.get("choices") or None,
             "metavar": None if metadata.get("choices") else name.rsplit("_", 1)[-1].upper(),
         }
         flag = option_of(name)
         action = group.add_argument(flag, dest=prefix + name, default=argparse.SUPPRESS, help=help_text, **how)
-        if name == "model":
-            completed_by(action, list_models)
+        if name in _COMPLETED:
+            completed_by(action, _COMPLETED[name])
 
 
 def add_model(parser: argparse.ArgumentParser, argv: Sequence[str]) -> None:
@@ -148,6 +152,18 @@ def _reader(hint: Any) -> Any:
     if int in kinds and len(kinds) > 1:
         return size
     return next(reader for kind, reader in ((int, int), (float, number), (str, str)) if kind in kinds)
+
+
+def _checked(check: Callable[[str], object]) -> Callable[[str], str]:
+    """A function that returns an option's text, unless `check` raises ScratchvitError for it."""
+    def read(text: str) -> str:
+        try:
+            check(text)
+        except ScratchvitError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+        return text
+
+    return read
 
 
 def number(text: str) -> float:
@@ -231,10 +247,11 @@ def run_folders() -> list[str]:
 
 def add_device(parser: argparse.ArgumentParser) -> None:
     """Add the option --device."""
-    parser.add_argument(
-        "--device", choices=("cpu", "gpu"), default=default_device(),
-        help=f"device to compute on (default: {default_device()})",
+    action = parser.add_argument(
+        "--device", type=_checked(gpu_number), metavar="DEVICE", default=default_device(),
+        help=f"device to compute on: cpu, gpu, or gpu:1, the second GPU (default: {default_device()})",
     )
+    completed_by(action, _COMPLETED["device"])
 
 
 def command_line(words: Sequence[str], windows: bool = os.name == "nt") -> str:

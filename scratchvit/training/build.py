@@ -21,6 +21,8 @@ def check_run(config: RunConfig) -> None:
         choices = field.metadata.get("choices")
         if choices and value not in choices:
             raise ScratchvitError(f"{field.name} is one of {', '.join(choices)}, not {value!r}")
+        if check := field.metadata.get("check"):
+            check(value)
         if type(field.default) in (int, float) and (isinstance(value, bool) or not isinstance(value, int | float)):
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)

@@ -11,7 +11,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Self
 
-from scratchvit.backend import default_device
+from scratchvit.backend import default_device, gpu_number
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.options import option
 
@@ -65,7 +65,7 @@ class RunConfig:
     )
     workers: int = option(0, "processes that read and augment pictures; 0: one thread in the training process")
     seed: int = option(0, "seed of weights, validation split, order, augmentation and dropout")
-    device: str = option(default_device(), "device to train on", ("cpu", "gpu"))
+    device: str = option(default_device(), "device to train on: cpu, gpu, or gpu:1, the second GPU", check=gpu_number)
     save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:

@@ -86,6 +86,8 @@ class RunFolder:
         """Raise ScratchvitError if the folder contains no run, or one with other settings."""
         before = read_config(self.path, type(config))
         config = config.as_read_back()
+        if before.device.startswith("gpu") and config.device.startswith("gpu"):     # on whichever GPU
+            before = before.replace(device=config.device)
         changed = [
             f"{field.name} ({getattr(before, field.name)!r} → {getattr(config, field.name)!r})"
             for field in dataclasses.fields(config)

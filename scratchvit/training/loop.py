@@ -26,8 +26,9 @@ from tqdm import tqdm
 
 from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
-from scratchvit.errors import ScratchvitError, WrongValue
+from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
 from scratchvit.files import counted
+from scratchvit.gpu import is_out_of_memory
 from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -139,11 +140,12 @@ class TrainingLoop(Generic[TaskT_co]):
     def run(self: TrainingLoop[Task[ResultT]]) -> ResultT:
         """Train to the end, then evaluate the best weights on the test split. Returns the result of `Task.test`.
 
-        Raises ScratchvitError if the loss, a gradient or a weight is not finite, a picture cannot be read, or the disk
-        is full. Raises Interrupted after Ctrl-C or SIGTERM, once the run has been saved.
+        Raises ScratchvitError if the loss, a gradient or a weight is not finite, a picture cannot be read, the disk or
+        the memory of the GPU is full; DeviceFailed, which is one too, for other errors of the GPU. Raises Interrupted
+        after Ctrl-C or SIGTERM, once the run has been saved.
         """
         # A loss that is not finite raises an error with an explanation, so NumPy's warnings are not needed.
-        with np.errstate(all="ignore"), self.watch:
+        with np.errstate(all="ignore"), self.watch, self._gpu_errors_explained():
             try:
                 if len(self.history) < self.config.epochs:
                     self.task.before_training(self.batches)
@@ -172,7 +174,7 @@ class TrainingLoop(Generic[TaskT_co]):
             begun, before = time.perf_counter(), self.epoch_seconds
             for batch in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
-                look = is_last or (self.step + 1) % READ_EVERY[self.config.device] == 0
+                look = is_last or (self.step + 1) % self._read_every == 0
                 self._step(batch, look)
                 if look:
                     bar.set_postfix(self.meter.shown(), refresh=False)
@@ -194,6 +196,10 @@ class TrainingLoop(Generic[TaskT_co]):
         """`batches`, with a progress bar."""
         return lambda loader: progress.over(self.batches(loader), loader.epoch_size, description)
 
+    @property
+    def _read_every(self) -> int:
+        return READ_EVERY[self.config.device.partition(":")[0]]
+
     def _step(self, batch: Any, look: bool) -> None:
         images = batch.images
         if self.config.non_finite == "stop" and not math.isfinite(images.sum()):
@@ -210,7 +216,7 @@ class TrainingLoop(Generic[TaskT_co]):
                 if self.learn(loss, images, self.schedule.at(self.step), look, inputs):
                     self.meter.add(*noted)
         except NotFinite as error:
-            every = 1 if self.learn.may_skip else READ_EVERY[self.config.device]
+            every = 1 if self.learn.may_skip else self._read_every
             when = "" if every == 1 else f" (in one of the last {every} steps)"
             raise self._diverged(f"{error}{when}") from None
         self.step += 1
@@ -316,13 +322,38 @@ class TrainingLoop(Generic[TaskT_co]):
         if len(self.history) < self.config.epochs:      # otherwise only the test remains, and everything is saved
             self.save()
 
+    @contextlib.contextmanager
+    def _gpu_errors_explained(self) -> Iterator[None]:
+        """Turn CuPy's errors into a sentence, which names the last checkpoint.
+
+        Nothing is saved: within a step, the weights may be half updated, and of a GPU on which a kernel failed, they
+        cannot be read any more. (If that shows only while the run is saved, no file is begun: see `_save`.)
+        """
+        try:
+            yield
+        except Exception as error:
+            sentence = backend.explain(error, self.config.batch_size)
+            if sentence is None:
+                raise
+            if is_out_of_memory(error):
+                raise ScratchvitError(f"{self._place}: {sentence}; {self._kept}") from error
+            resume = f"; resume with: {self._resume_command}" if self.folder.last.exists() else ""
+            raise DeviceFailed(f"{self._place}: {sentence}; {self._kept}{resume}") from error
+
+    @property
+    def _place(self) -> str:
+        return f"step {self.step + 1} (epoch {len(self.history) + 1})"
+
+    @property
+    def _kept(self) -> str:
+        last = self.folder.last
+        return f"the last good checkpoint is {last}" if last.exists() else "nothing has been saved yet"
+
     def _diverged(self, what: str) -> ScratchvitError:
         """The exception to raise if a number is not finite. what: which one, as a sentence."""
-        last = self.folder.last
-        kept = f"the last good checkpoint is {last}" if last.exists() else "nothing has been saved yet"
         skip = ', or skip such steps with non_finite "skip"' if self.config.non_finite == "stop" else ""
         return ScratchvitError(
-            f"step {self.step + 1} (epoch {len(self.history) + 1}): {what}; {kept}. "
+            f"{self._place}: {what}; {self._kept}. "
             f"If the data is not the cause, use a lower lr, a longer warm-up or a smaller clip_grad{skip}"
         )
 

@@ -201,6 +201,8 @@ def test_without_matplotlib_the_run_is_not_lost(tmp_path, monkeypatch, capsys):
     ("probe x --batch-size -3", "argument --batch-size: must be at least 1, not -3"),
     ("show-augment --img-size 0", "argument --img-size: must be at least 1, not 0"),
     ("models --pattern x", "there is no option --pattern"),
+    ("train --device tpu", "argument --device: unknown device 'tpu': choose \"cpu\", \"gpu\", or \"gpu:1\""),
+    ("eval x --device gpu:one", "argument --device: unknown device 'gpu:one'"),
 ])
 def test_bad_usage_is_one_sentence_and_exit_2(capsys, words, sentence):
     error, code = refused(capsys, *words.split())
@@ -228,7 +230,7 @@ def test_bad_input_is_one_sentence_and_exit_1(capsys, words, sentence):
 
 
 def test_the_gpu_without_a_gpu(capsys, monkeypatch):
-    def refuse():
+    def refuse(number):
         raise sv.ScratchvitError("the GPU needs CuPy, which is not installed")
 
     monkeypatch.setattr(sv.backend, "_gpu", refuse)

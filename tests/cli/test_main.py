@@ -17,6 +17,7 @@ from scratchvit.cli._bugs import DEBUG
 from scratchvit.cli._text import labelled_lines
 from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
+from tests.support.fake_cupy import cupy_error
 
 ONE_OF_EACH = {type(model_config(name)): name for name in list_models()}.values()      # a model of each family
 TINY = ["--embed-dim=16", "--depth=1", "--num-heads=2", "--patch-size=4", "--epochs=1", "--batch-size=256"]
@@ -199,6 +200,32 @@ def test_what_a_machine_refuses_is_no_bug(capsys, monkeypatch, error, sentence):
     assert main(["models"]) == 1
     printed = capsys.readouterr().err
     assert sentence in printed and "bug" not in printed
+
+
+@pytest.mark.parametrize(("name", "text", "says", "keeps_the_traceback"), [
+    ("OutOfMemoryError", "Out of memory allocating 8,388,608 bytes (allocated so far: 0 bytes).",
+     "the memory of the GPU is full, 8.0 MiB more are needed", False),
+    ("CUDARuntimeError", "cudaErrorIllegalAddress: an illegal memory access was encountered",
+     "run it again with CUDA_LAUNCH_BLOCKING=1", True),
+    ("CompileException", "error: identifier is undefined", "a kernel could not be compiled for the GPU", True),
+    ("DynamicLibNotFoundError", 'Failure finding "libnvrtc.so.12": No such file', "not find libnvrtc.so.12", True),
+])
+def test_an_error_of_the_gpu_is_no_bug(capsys, monkeypatch, tmp_path, name, text, says, keeps_the_traceback):
+    def refuses(*_):
+        raise cupy_error(name, text)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(models, "list_models", refuses)
+    assert main(["models"]) == 1
+    printed = capsys.readouterr().err
+    assert printed.startswith("scratchvit: ") and printed.count("\n") == 1
+    assert says in printed and "bug" not in printed
+    found = list(tmp_path.glob("*/traceback.txt"))
+    assert len(found) == keeps_the_traceback and all(str(path) in printed for path in found)
+    assert all("in refuses" in path.read_text("utf-8") for path in found)
+    monkeypatch.setenv(DEBUG, "1")
+    with pytest.raises(Exception, match=text[:12]):
+        main(["models"])
 
 
 def test_a_wrong_call_of_an_op_is_its_sentence_and_keeps_the_traceback(capsys, monkeypatch, tmp_path):

@@ -99,9 +99,12 @@ def test_a_trace_is_written_for_perfetto(tmp_path, capsys):
 
 
 def test_on_a_gpu(capsys, monkeypatch):
-    monkeypatch.setattr(backend, "_gpu", lambda: STRICT)
-    assert main(["profile", *TINY, "--device", "gpu"]) == 0
-    assert "vit_tiny_patch16_224 on the GPU" in capsys.readouterr().out
+    chosen = []
+    monkeypatch.setattr(backend, "_gpu", lambda number: chosen.append(number) or STRICT)
+    for device in ("gpu", "gpu:1"):
+        assert main(["profile", *TINY, "--device", device]) == 0
+        assert f"vit_tiny_patch16_224 on the {device.upper()}" in capsys.readouterr().out
+    assert chosen == [0, 1]
     sv.use("cpu")
 
 

@@ -21,7 +21,7 @@ def gpu_check():
 
 
 def test_without_a_gpu_it_is_one_sentence(gpu_check, monkeypatch, capsys, tmp_path):
-    def refuse():
+    def refuse(number):
         raise sv.ScratchvitError("the GPU needs CuPy")
 
     monkeypatch.setattr(backend, "_gpu", refuse)

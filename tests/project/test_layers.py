@@ -9,7 +9,7 @@ import scratchvit
 ROOT = Path(scratchvit.__file__).parent
 FLOORS = [
     ["errors", "learn"],
-    ["files", "options", "progress", "backend"],
+    ["files", "options", "progress", "gpu", "backend"],
     # The engine: a Tensor, what its ops are, and what checks them.
     ["signature", "recording", "plain", "threads", "facts", "dtypes", "random", "graph", "tensor", "checkpoint",
      "backward_rules", "gradcheck"],
