@@ -183,7 +183,7 @@ MUTANTS = [
     ),
     Mutant(
         "max_pool2d: of equal entries the last wins", "a comparison", "ops/pool.py",
-        "better = (candidate > y)", "better = (candidate >= y)", OPS,
+        "better = candidate > y", "better = candidate >= y", OPS,
     ),
     Mutant(
         "avg_pool2d: padding after the image not counted", "off by one", "ops/pool.py",
