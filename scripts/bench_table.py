@@ -242,6 +242,6 @@ def draw(found: list[dict[str, Any]], path: Path) -> None:
     axes.set_xlabel("time ÷ PyTorch eager (less is faster)")
     last = found[-1]
     axes.set_title(f"{last['machine']['processor']}, {last['machine']['cores']} cores, {last['date']}", fontsize=9)
-    axes.legend(loc="lower right")
+    axes.legend(loc="upper right")
     figure.savefig(path, dpi=100)
     plt.close(figure)
