@@ -3,7 +3,7 @@
     python scripts/gpu_check.py                 # under 9 minutes, no network; writes gpu_check.json
     python scripts/gpu_check.py --device cpu    # a dry run of the same code on a machine without a GPU
 
-Three parts: the test suite on the GPU; 50 training steps on the CPU and on the GPU with the same batches; training
+Three parts: the tests that use the GPU; 50 training steps on the CPU and on the GPU with the same batches; training
 steps of ViT-Ti/16 and ResNet-18 against PyTorch eager on the same device, where PyTorch and timm are installed. A table
 comes last; the exit code is 1 if a part failed.
 """
@@ -85,7 +85,10 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run_tests(device: str) -> Row:
-    """The suite as a subprocess, so that its memory and its settings are its own."""
+    """The tests that use the device, as a subprocess, so that its memory and its settings are its own.
+
+    On the CPU all tests run.
+    """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
     # One process for the one GPU, and without pytest-xdist, which such a machine may lack.
     command = [sys.executable, "-m", "pytest", "-o", "addopts=-q", "--device", device, "-m", "not slow and not parity"]

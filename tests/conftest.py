@@ -5,7 +5,8 @@
     pytest -m parity            the comparison with PyTorch, torchvision, timm, transformers and CuPy
     pytest --margins            which comparisons came closest to their error bounds (support/margins.py)
     pytest --seed 3             every generator of the suite moved (support/seeds.py)
-    pytest --device strict      the device tests on the strict stand-in for a GPU only; or cpu, or gpu
+    pytest --device strict      the device tests on the strict stand-in for a GPU only; or cpu
+    pytest --device gpu         the device tests only, on a GPU; without one: tests/fakegpu/run pytest --device gpu
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import gc
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -34,13 +36,14 @@ from tests.support.strict_array import STRICT
 LEFT_OUT = {
     "slow": "slow tests (training, figures, kills, memory: pytest -m slow)",
     "parity": "comparisons with PyTorch, timm and CuPy (pytest -m parity)",
+    "no device": "tests that are the same without a GPU (pytest without --device gpu)",
 }
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--device", choices=("cpu", "strict", "gpu"),
-        help="run the device tests there only (default: on cpu and on strict, the stand-in for a GPU)",
+        help="run the device tests there only (default: on cpu and on strict, NumPy as strict as CuPy); gpu: no others",
     )
     parser.addoption("--seed", type=int, default=0, metavar="N", help="move every random generator of the suite")
     parser.addoption("--margins", action="store_true", help="print which comparisons came closest to their bounds")
@@ -64,15 +67,29 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int | None:
-    """No worker processes for a few chosen tests, which start faster without, nor for the one GPU."""
+    """No worker processes for a few chosen tests, which start faster without, nor for the one GPU.
+
+    With tests/fakegpu every process has a GPU of its own.
+    """
     chosen = config.args != config.getini("testpaths") or config.option.keyword
-    return 0 if chosen or config.getoption("--device") == "gpu" else None
+    one_gpu = config.getoption("--device") == "gpu" and "fakegpu" not in sys.modules
+    return 0 if chosen or one_gpu else None
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "device" in metafunc.fixturenames:
         chosen = metafunc.config.getoption("--device")
         metafunc.parametrize("device", [chosen] if chosen else ["cpu", "strict"], indirect=True)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--device") == "gpu":
+        config.hook.pytest_deselected(items=[item for item in items if not _uses_device(item)])
+        items[:] = filter(_uses_device, items)
+
+
+def _uses_device(item: pytest.Item) -> bool:
+    return "device" in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(trylast=True)
@@ -138,8 +155,11 @@ _margins: list[tuple[float, str, int, str]] = []       # of a test: the largest 
 
 
 def pytest_deselected(items: list[pytest.Item]) -> None:
-    for item in items:      # a comparison of a large model is slow too, and counted once
-        _deselected.update([name for name in LEFT_OUT if item.get_closest_marker(name)][-1:])
+    for item in items:
+        if item.config.getoption("--device") == "gpu" and not _uses_device(item):
+            _deselected["no device"] += 1
+        else:               # a comparison of a large model is slow too, and counted once
+            _deselected.update([name for name in LEFT_OUT if item.get_closest_marker(name)][-1:])
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:
