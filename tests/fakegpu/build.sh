@@ -16,7 +16,8 @@ say() { printf 'fakegpu: %3d s  %s\n' "$SECONDS" "$*"; }
 
 [ "$(uname -sm)" = "Linux x86_64" ] || fail "the stand-in for a GPU runs on x86-64 Linux only, not on $(uname -sm)"
 for tool in g++ nm; do
-    command -v "$tool" >/dev/null || fail "the stand-in for a GPU needs $tool, which is not installed: apt-get install g++"
+    command -v "$tool" >/dev/null ||
+        fail "the stand-in for a GPU needs $tool, which is not installed: apt-get install g++"
 done
 
 mkdir -p "$build" "$cache/lib" "$cache/modules"
@@ -95,7 +96,8 @@ compile_runtime() {
 compile_runtime &
 compiled=$!
 for source in "$here"/src/*.cpp; do
-    g++ "${flags[@]}" -Wall -Wextra -Wno-missing-field-initializers "${headers[@]}" -c "$source" -o "$build/$(basename "$source" .cpp).o"
+    object="$build/$(basename "$source" .cpp).o"
+    g++ "${flags[@]}" -Wall -Wextra -Wno-missing-field-initializers "${headers[@]}" -c "$source" -o "$object"
 done
 wait "$compiled"
 device=("$build"/{fibers,graphs,memory,modules,runtime,streams}.o)
