@@ -18,8 +18,6 @@ from typing import Annotated, Any, TypeAlias
 import numpy as np
 
 from scratchvit.errors import ScratchvitError, WrongType
-from scratchvit.gpu import cuda_driver_version as cuda_driver_version
-from scratchvit.gpu import explain as explain
 from scratchvit.gpu import open_gpu
 
 Array: TypeAlias = Annotated[Any, "array"]

@@ -67,7 +67,7 @@ def _blas() -> str:
 
 
 def _gpu() -> Iterator[tuple[str, str]]:
-    driver = backend.cuda_driver_version()
+    driver = gpu.cuda_driver_version()
     yield "CUDA driver", "none found" if driver is None else f"CUDA {driver[0]}.{driver[1]}"
     packages = gpu.installed()
     if packages:

@@ -33,6 +33,7 @@ sys.path.insert(0, str(ROOT))       # run from the checkout, installed or not
 import scratchvit as sv  # noqa: E402
 from scratchvit import backend, optim  # noqa: E402
 from scratchvit.files import write_atomically  # noqa: E402
+from scratchvit.gpu import cuda_driver_version  # noqa: E402
 
 TESTS_SECONDS = 300         # each part has a bound; together they stay under 9 minutes
 STEPS_SECONDS = 90
@@ -225,7 +226,7 @@ def versions(device: backend.Backend) -> dict[str, Any]:
     return {
         "commit": commit or "unknown",
         "gpu": gpu,
-        "cuda_driver": backend.cuda_driver_version(),
+        "cuda_driver": cuda_driver_version(),
         "python": platform.python_version(),
         "versions": dict(sorted(found.items())),
     }

@@ -34,7 +34,6 @@ def with_gpus(monkeypatch, cupy):
     monkeypatch.setitem(sys.modules, "cupyx.scipy.special", scipy.special)
     monkeypatch.setattr(gpu, "installed", lambda: {"cupy-cuda12x": "14.2.0"})
     monkeypatch.setattr(gpu, "cuda_driver_version", lambda: (13, 0))
-    monkeypatch.setattr(backend, "cuda_driver_version", lambda: (13, 0))
     monkeypatch.setattr(backend, "_by_array_type", dict(backend._by_array_type))
     monkeypatch.setattr(backend, "_gpu", backend._gpu.__wrapped__)      # not kept for the tests that follow
     return cupy

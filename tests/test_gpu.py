@@ -313,7 +313,7 @@ def test_other_errors_are_not_explained(error: Exception) -> None:
 def test_explaining_does_not_import_cupy() -> None:
     program = (
         "import sys; from tests.support.fake_cupy import ILLEGAL_ACCESS, NO_NVRTC, OUT_OF_MEMORY; "
-        "from scratchvit.backend import explain; "
+        "from scratchvit.gpu import explain; "
         "assert all(map(explain, (ILLEGAL_ACCESS, NO_NVRTC, OUT_OF_MEMORY))); assert 'cupy' not in sys.modules"
     )
     done = subprocess.run(

@@ -28,7 +28,7 @@ from scratchvit import backend, optim, progress
 from scratchvit.data import Loader
 from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
 from scratchvit.files import counted
-from scratchvit.gpu import is_out_of_memory
+from scratchvit.gpu import explain, is_out_of_memory
 from scratchvit.models import create_model
 from scratchvit.random import Generator
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -332,7 +332,7 @@ class TrainingLoop(Generic[TaskT_co]):
         try:
             yield
         except Exception as error:
-            sentence = backend.explain(error, self.config.batch_size)
+            sentence = explain(error, self.config.batch_size)
             if sentence is None:
                 raise
             if is_out_of_memory(error):
