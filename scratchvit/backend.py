@@ -39,6 +39,7 @@ class Backend:
     synchronize: Callable[[], None] = lambda: None
     select: Callable[[], None] = lambda: None       # makes it the current device of the calling thread
     here: Callable[[Any], Any] = lambda x: x        # a copy of an array of array_type that lies on another device
+    has_cuda: bool = False                          # whether kernels/cuda run on its arrays
 
 
 class _ImportedWhenUsed:
@@ -118,6 +119,7 @@ def _gpu(number: int) -> Backend:
     return Backend(
         f"gpu:{number}" if number else "gpu", cupy, special, cupy.ndarray, cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(), select=device.use, here=here,
+        has_cuda=True,
     )
 
 

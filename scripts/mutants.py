@@ -10,6 +10,7 @@ class Mutant:
     """An error: in `file` of the package, `instead` in place of `text`, which stands there exactly once.
 
     tests: the modules in tests/ that are most likely to catch it.
+    on_gpu: whether they run with --device gpu on tests/fakegpu; the quick part, which runs no CUDA, is then left out.
     """
 
     name: str
@@ -18,6 +19,7 @@ class Mutant:
     text: str
     instead: str
     tests: tuple[str, ...]
+    on_gpu: bool = False
 
 
 OPS = ("ops/test_op_values.py", "ops/test_ops.py")

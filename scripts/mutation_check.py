@@ -5,12 +5,13 @@
     python scripts/mutation_check.py --list
     python scripts/mutation_check.py --out docs/testing/mutants.md      # and write the table
 
-A mutant is a piece of the package's text and what stands there instead (mutants.py). Each is put into a copy of the
-checkout in a temporary folder, where first the test modules run that are most likely to catch it and then, if they all
-pass, the whole quick part. A mutant is
+A mutant is a piece of the package's text and what stands there instead (mutants.py, kernel_mutants.py). Each is put
+into a copy of the checkout in a temporary folder, where first the test modules run that are most likely to catch it
+and then, if they all pass, the whole quick part. Errors in CUDA text are for the modules alone, which run on
+tests/fakegpu. A mutant is
 
     caught      when a test fails, and fails again
-    survived    when the whole quick part passes: a test is missing
+    survived    when the modules and the whole quick part pass: a test is missing
     broken      when the tests do not get that far (the package cannot be imported, a fixture fails): a bad mutant
 
 The exit status is 1 unless all are caught.
@@ -25,6 +26,7 @@ import datetime
 import functools
 import os
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -37,11 +39,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from mutants import MUTANTS, Mutant
+from kernel_mutants import KERNEL_MUTANTS
+from mutants import MUTANTS as OTHER_MUTANTS
+from mutants import Mutant
 
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs")
 OWN_TEST = "test_mutation_check.py"     # compares the table with the code, so it would catch every mutant
+MUTANTS = [*OTHER_MUTANTS, *KERNEL_MUTANTS]
 TIMEOUT = 3600                          # seconds for one run of the tests
 
 
@@ -100,8 +105,8 @@ def run_mutant(mutant: Mutant, root: Path = ROOT) -> Result:
     """Put the mutant into a copy, run its modules and, if they pass, the whole quick part."""
     start = time.perf_counter()
     with copy_of(root, mutant) as copy:
-        result = steady_failure(copy, [f"tests/{module}" for module in mutant.tests])
-        if result.outcome == "survived":
+        result = steady_failure(copy, [f"tests/{module}" for module in mutant.tests], mutant.on_gpu)
+        if result.outcome == "survived" and not mutant.on_gpu:
             unchanged = quick_part(root)
             if unchanged.outcome == "survived":
                 result = steady_failure(copy)
@@ -117,21 +122,24 @@ def quick_part(root: Path) -> Result:
         return steady_failure(copy)
 
 
-def steady_failure(copy: Path, tests: Sequence[str] = ()) -> Result:
+def steady_failure(copy: Path, tests: Sequence[str] = (), on_gpu: bool = False) -> Result:
     """The first test that fails twice: one that passes the second time fails by chance, and catches nothing."""
     by_chance: list[str] = []
     while True:
-        result = run_tests(copy, tests, leave_out=by_chance)
-        if result.outcome != "caught" or run_tests(copy, [result.test]).outcome != "survived":
+        result = run_tests(copy, tests, by_chance, on_gpu)
+        if result.outcome != "caught" or run_tests(copy, [result.test], on_gpu=on_gpu).outcome != "survived":
             return result
         by_chance.append(result.test)
 
 
-def run_tests(copy: Path, tests: Sequence[str] = (), leave_out: Sequence[str] = ()) -> Result:
+def run_tests(
+    copy: Path, tests: Sequence[str] = (), leave_out: Sequence[str] = (), on_gpu: bool = False
+) -> Result:
     """These tests of a copy, in one process; if none are named the quick part, as `pytest` runs it."""
     report = copy.parent / "report.xml"
     report.unlink(missing_ok=True)
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider"]
+    python = [str(copy / "tests/fakegpu/run"), "python"] if on_gpu else [sys.executable]
+    command = [*python, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *["--device=gpu"] * on_gpu]
     command += [f"--junitxml={report}", "-o", "junit_family=xunit1"]            # this one names files
     command += [f"--deselect={test}" for test in leave_out]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("PYTEST_")}
@@ -139,6 +147,8 @@ def run_tests(copy: Path, tests: Sequence[str] = (), leave_out: Sequence[str] = 
     if tests:
         command += ["-n", "0", *tests]
         environment["OMP_NUM_THREADS"] = "1"
+    if on_gpu:
+        environment["FAKEGPU_GUARD"] = "2"      # an access beyond an array stops the process
     try:
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", errors="replace",
@@ -152,6 +162,8 @@ def run_tests(copy: Path, tests: Sequence[str] = (), leave_out: Sequence[str] = 
         for case in ElementTree.parse(report).getroot().iter("testcase"):
             if (failure := case.find("failure")) is not None:
                 return Result("caught", f"{case.get('file')}::{case.get('name')}", failure.get("message", ""))
+    if stopped := re.search("^fakegpu: .*", done.stderr, re.MULTILINE):
+        return Result("caught", " ".join(tests), stopped.group())
     return Result("broken", why="\n".join((done.stdout + done.stderr).strip().splitlines()[-15:]))
 
 
@@ -207,10 +219,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{mutant.name}  ({mutant.kind}, {mutant.file})")
         return 0
 
-    with copy_of(ROOT) as copy:
-        unchanged = steady_failure(copy, sorted({f"tests/{module}" for mutant in mutants for module in mutant.tests}))
-    if unchanged.outcome != "survived":
-        sys.exit(f"the tests fail without any mutant: {unchanged.test}\n{unchanged.why}")
+    for on_gpu in sorted({mutant.on_gpu for mutant in mutants}):
+        modules = {f"tests/{module}" for mutant in mutants if mutant.on_gpu == on_gpu for module in mutant.tests}
+        with copy_of(ROOT) as copy:
+            unchanged = steady_failure(copy, sorted(modules), on_gpu)
+        if unchanged.outcome != "survived":
+            sys.exit(f"the tests fail without any mutant: {unchanged.test}\n{unchanged.why}")
     results = []
     for mutant in mutants:
         result = run_mutant(mutant)

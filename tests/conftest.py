@@ -37,6 +37,7 @@ LEFT_OUT = {
     "slow": "slow tests (training, figures, kills, memory: pytest -m slow)",
     "parity": "comparisons with PyTorch, timm and CuPy (pytest -m parity)",
     "no device": "tests that are the same without a GPU (pytest without --device gpu)",
+    "cuda": "tests of CUDA kernels (tests/fakegpu/run pytest --device gpu)",
 }
 
 
@@ -83,13 +84,17 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--device") == "gpu":
-        config.hook.pytest_deselected(items=[item for item in items if not _uses_device(item)])
-        items[:] = filter(_uses_device, items)
+    belongs = _uses_device if config.getoption("--device") == "gpu" else _runs_without_gpu
+    config.hook.pytest_deselected(items=[item for item in items if not belongs(item)])
+    items[:] = filter(belongs, items)
 
 
 def _uses_device(item: pytest.Item) -> bool:
     return "device" in getattr(item, "fixturenames", ())
+
+
+def _runs_without_gpu(item: pytest.Item) -> bool:
+    return "cuda" not in getattr(item, "fixturenames", ())
 
 
 @pytest.hookimpl(trylast=True)
@@ -105,6 +110,12 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     sv.use(STRICT if request.param == "strict" else request.param)
     yield request.param
     sv.use("cpu")
+
+
+@pytest.fixture
+def cuda(device: str, kernels: None) -> str:
+    """The test is about CUDA kernels: it runs with --device gpu only, on a GPU or on tests/fakegpu."""
+    return device
 
 
 @pytest.fixture
@@ -158,6 +169,8 @@ def pytest_deselected(items: list[pytest.Item]) -> None:
     for item in items:
         if item.config.getoption("--device") == "gpu" and not _uses_device(item):
             _deselected["no device"] += 1
+        elif not _runs_without_gpu(item):
+            _deselected["cuda"] += 1
         else:               # a comparison of a large model is slow too, and counted once
             _deselected.update([name for name in LEFT_OUT if item.get_closest_marker(name)][-1:])
 

@@ -6,6 +6,8 @@
                 copy of the input, since NumPy takes twice as long to write a result to memory outside of the cache as
                 to copy an array there. Sums are matrix products with ones, at the speed of BLAS (see row_sums.py). The
                 graph saves x instead of x̂, and two numbers per row
+
+cuda/layer_norm.py has the kernels for a GPU.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from __future__ import annotations
 import math
 
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels import cuda
+from scratchvit.kernels.cuda import layer_norm as on_gpu
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_columns, sum_rows
 from scratchvit.kernels.sums import in_pairs
 from scratchvit.threads import parallel_rows
@@ -22,6 +26,8 @@ ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries 
 
 def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
     """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py."""
+    if cuda.takes(x) and on_gpu.fits(x):
+        return on_gpu.normalise_rows(x, weight, bias, eps)
     xp = array_module(x)
     N, D = x.shape
     ones = column_of_ones(x, D)

@@ -8,7 +8,7 @@
 
 Sums over the last axes in memory are left to NumPy, which adds pairwise, in pieces of ROW numbers: over millions, NumPy
 2.1 is less accurate than that. Sums of float64 are left to the array module, and so are those on a GPU, which adds in a
-tree; but columns of many rows are added in two steps there, see `_columns_on_gpu`.
+tree; but columns of contiguous arrays have a kernel there, cuda/column_sums.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from itertools import groupby
 
 import numpy as np
 
-from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.backend import CPU, Array, backend_of
+from scratchvit.kernels import cuda
+from scratchvit.kernels.cuda.column_sums import sum_columns
 from scratchvit.plain import is_plain
 from scratchvit.threads import parallel_rows
 
@@ -27,9 +29,6 @@ SHORT = 32          # sums of at most this many numbers are accurate enough in a
 BLOCK = 64          # rows that are added by one product with ones
 ROW = 4_096         # numbers that NumPy adds at once
 SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
-PARTS = 64          # of the rows, on a GPU
-MANY = 1_024        # rows from which on a GPU adds them in two steps, if they have
-FEW = 4_096         # columns at most
 
 
 def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
@@ -64,26 +63,10 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
 def _on_gpu(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
     are_first = sorted(axes) == list(range(len(axes)))
     rows, columns = math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :])
-    if not are_first or rows < MANY or not 1 < columns <= FEW or not x.flags.c_contiguous or x.dtype == np.float16:
+    if not are_first or columns <= 1 or not x.flags.c_contiguous or not cuda.takes(x):
         return x.sum(axis=axes, keepdims=keepdims)
-    return _columns_on_gpu(x.reshape(rows, columns)).reshape((*(1,) * len(axes) * keepdims, *x.shape[len(axes) :]))
-
-
-def _columns_on_gpu(x: Array) -> Array:
-    """The sum of the rows of x (N, D): (D,). PARTS equal parts of the rows, and what is left, are added one by one.
-
-    CuPy starts a block of threads for 32 sums, so 6 for the gradient of a bias (192,), whatever N is: a GPU has twenty
-    times as many processors. A product with ones would be one launch, but rounds to 10 bits with TF32 (CUPY_TF32=1).
-    """
-    xp = array_module(x)
-    N, D = x.shape
-    n = N // PARTS
-    whole = n * PARTS
-    sums = xp.empty((PARTS + (whole < N), D), dtype=x.dtype)
-    x[:whole].reshape(PARTS, n, D).sum(axis=1, out=sums[:PARTS])
-    if whole < N:
-        x[whole:].sum(axis=0, out=sums[PARTS])
-    return sums.sum(axis=0)
+    sums = sum_columns(x.reshape(rows, columns))
+    return sums.reshape((*(1,) * len(axes) * keepdims, *x.shape[len(axes) :]))
 
 
 def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:

@@ -90,8 +90,8 @@ def layer_norm(
     y, backward_rows = normalise(x.reshape(rows, D), weight, bias, eps)
 
     def backward(dy, need):
-        dx, *affine = backward_rows(dy.reshape(rows, D), need)
-        return dx.reshape(x.shape), *(None if g is None else g.reshape(shape) for g in affine)
+        gradients = backward_rows(dy.reshape(rows, D), need)
+        return tuple(None if g is None else g.reshape(to) for g, to in zip(gradients, (x.shape, shape, shape)))
 
     return y.reshape(x.shape), backward
 

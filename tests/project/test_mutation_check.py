@@ -8,10 +8,11 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "scripts"))
 import mutation_check
-from mutants import MUTANTS, Mutant
+from mutants import Mutant
 
 sys.path.pop(0)
 
+MUTANTS = mutation_check.MUTANTS
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = Mutant("double: three", "a factor", "arithmetic.py", "2 * x", "3 * x", ("test_double.py",))
 
@@ -107,7 +108,7 @@ def scripted(monkeypatch, *results):
     """Let run_tests give these results, one after another; the list of its calls."""
     left, calls = list(results), []
 
-    def run_tests(copy, tests=(), leave_out=()):
+    def run_tests(copy, tests=(), leave_out=(), on_gpu=False):
         calls.append((list(tests), list(leave_out)))
         return left.pop(0)
 

@@ -1,6 +1,6 @@
 """What NVIDIA's own compiler says of CUDA text; it needs neither a GPU nor a driver.
 
-    tests/fakegpu/run python -m fakegpu.nvrtc [--arch sm_70,sm_80,sm_90,sm_100] [-DNAME=VALUE …] FILE.cu…
+    tests/fakegpu/run python -m fakegpu.nvrtc [--arch sm_70,sm_80,sm_90,sm_100,sm_120] [-DNAME=VALUE …] FILE.cu…
 
 For each file and architecture it prints the size, and the registers and static shared bytes of each kernel. The exit
 code is 1 if a text is refused.
@@ -18,7 +18,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-ARCHITECTURES = "sm_70,sm_80,sm_90,sm_100"
+ARCHITECTURES = "sm_70,sm_80,sm_90,sm_100,sm_120"
 
 
 @functools.cache

@@ -1,0 +1,141 @@
+"""Layer norm of rows: one launch forward, two backward.
+
+    plain       y = x̂ weight + bias,  x̂ = (x - μ) r,  r = 1/√(σ² + ε); with g = dy weight
+                dx = r (g - mean(g) - x̂ mean(g x̂)),  dweight = Σ dy x̂,  dbias = Σ dy
+    problem     13 operations forward and 19 backward, each of which reads and writes whole arrays
+    idea        a row is short, 192 numbers, and 32 threads that run in step can add theirs without a barrier. So a warp
+                computes whole rows, and reads them again from the cache instead of storing x̂. In backward, it also
+                collects what its rows add to dweight and dbias
+    who
+
+        x (N, D)                                      in backward, warp w of block p has the rows pW + w,
+        row 0   warp 0 of block 0                     pW + w + PW, … of P blocks, and a row of its own in
+        row 1   warp 1            lane l: columns     shared memory for the sums of dy x̂ and of dy:
+        row 2   warp 2            l, l + 32, …
+        row 3   warp 3                                sums (W, 2, D) → parts (2, P, D) → dweight, dbias
+        row 4   warp 0 of block 1
+
+The variance is the mean of (x - μ)², not of x² less μ², which would lose all digits of rows far from 0.
+"""
+
+from __future__ import annotations
+
+from scratchvit.backend import Array, array_module
+from scratchvit.kernels.cuda.column_sums import LONGEST, sum_parts
+from scratchvit.kernels.cuda.modules import divide, launch
+
+WARPS = 4                       # of a block
+SHARED_BYTES = 48 << 10         # what a block has on every GPU
+SHORTEST = 4                    # rows of a warp in backward, so that there are fewer parts than rows
+
+TEXT = r"""
+// --- layer_norm.py ---
+
+// y, mean and r of the rows of x (N, D). weight and bias (D,) or null.
+extern "C" __global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, A* mean, A* r, size N, size D,
+                                      double eps) {
+    size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
+    int lane = threadIdx.x % 32;
+    if (row >= N) return;
+    x += row * D;
+    y += row * D;
+
+    A sum = 0, squares = 0;
+    for (size i = lane; i < D; i += 32) sum += x[i];
+    A mu = warp_sum(sum) / D;
+    for (size i = lane; i < D; i += 32) {
+        A centred = (A)x[i] - mu;
+        squares += centred * centred;
+    }
+    A variance = warp_sum(squares) / D;
+    A scale = 1 / sqrt(variance + (A)eps);
+    if (isinf(variance)) scale = variance - variance; // of numbers around 1e20: NaN, where 1/sqrt(inf) would give 0
+
+    for (size i = lane; i < D; i += 32) {
+        A value = ((A)x[i] - mu) * scale;
+        if (weight) value *= (A)weight[i];
+        if (bias) value += (A)bias[i];
+        y[i] = value;
+    }
+    if (lane == 0) {
+        mean[row] = mu;
+        r[row] = scale;
+    }
+}
+
+// dx, or null; and unless parts is null, the sums of dy x_hat and of dy over the rows of each block: parts (2, P, D).
+extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const T* weight, const A* mean, const A* r,
+                                               T* dx, A* parts, size N, size D) {
+    extern __shared__ A sums[]; // (warps, 2, D)
+    int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    A *own_weight = sums + (size)warp * 2 * D, *own_bias = own_weight + D;
+    if (parts)
+        for (size i = lane; i < D; i += 32) own_weight[i] = own_bias[i] = 0; // what this lane adds to, so no barrier
+
+    for (size row = blockIdx.x * (size)warps + warp; row < N; row += (size)gridDim.x * warps) {
+        const T *x_row = x + row * D, *dy_row = dy + row * D;
+        A mu = mean[row], scale = r[row], sum_g = 0, sum_g_x_hat = 0;
+        for (size i = lane; i < D; i += 32) {
+            A given = dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
+            A g = weight ? given * (A)weight[i] : given;
+            sum_g += g;
+            sum_g_x_hat += g * x_hat;
+            if (parts) {
+                own_weight[i] += given * x_hat;
+                own_bias[i] += given;
+            }
+        }
+        if (!dx) continue;
+        A mean_g = warp_sum(sum_g) / D, mean_g_x_hat = warp_sum(sum_g_x_hat) / D;
+        for (size i = lane; i < D; i += 32) {
+            A given = dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
+            A g = weight ? given * (A)weight[i] : given;
+            dx[row * D + i] = scale * (g - mean_g - x_hat * mean_g_x_hat);
+        }
+    }
+    if (!parts) return;
+    __syncthreads();
+    for (size i = threadIdx.x; i < 2 * D; i += blockDim.x) {
+        A sum = 0;
+        for (int w = 0; w < warps; w++) sum += sums[(size)w * 2 * D + i];
+        size of_bias = i >= D;
+        parts[(of_bias * gridDim.x + blockIdx.x) * D + i - of_bias * D] = sum;
+    }
+}
+"""
+
+
+def fits(x: Array) -> bool:
+    """Whether the sums of one row of x (N, D) fit into shared memory: up to D = 6,144 in float32."""
+    return 2 * x.shape[1] * x.itemsize <= SHARED_BYTES
+
+
+def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
+    """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py."""
+    xp = array_module(x)
+    x, weight, bias = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
+    N, D = x.shape
+    y = xp.empty_like(x)
+    mean, r = (xp.empty(N, dtype=x.dtype) for _ in range(2))
+    launch(
+        "rows", "layer_norm", x, (divide(N, WARPS),), (32 * WARPS,), x, weight, bias, y, mean, r, N, D, float(eps)
+    )
+
+    def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
+        dy = xp.ascontiguousarray(dy)
+        dx = xp.empty_like(x) if need[0] else None
+        dweight, dbias = (xp.empty(D, dtype=x.dtype) if wanted else None for wanted in need[1:3])
+        sums_bytes = 2 * D * x.itemsize                                     # of a warp
+        warps = min(WARPS, SHARED_BYTES // sums_bytes)
+        rows = min(LONGEST, max(SHORTEST, divide(N, 256 * warps)))          # of a warp
+        P = max(1, divide(N, rows * warps))
+        parts = xp.empty((2, P, D), dtype=x.dtype) if need[1] or need[2] else None
+        launch(
+            "rows", "layer_norm_backward", x, (P,), (32 * warps,), x, dy, weight, mean, r, dx, parts, N, D,
+            shared=0 if parts is None else warps * sums_bytes,
+        )
+        if parts is not None:
+            sum_parts(parts, dweight, dbias)
+        return dx, dweight, dbias
+
+    return y, backward

@@ -1,0 +1,14 @@
+"""NVIDIA's own compiler takes every CUDA text of the package, for GPUs from Volta to Blackwell."""
+
+import pytest
+from fakegpu import nvrtc
+
+from scratchvit.kernels.cuda import modules
+
+
+@pytest.mark.parametrize("char", modules.TYPES)
+@pytest.mark.parametrize("module", modules.MODULES)
+@pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES.split(","))
+def test_compiles(module, char, arch):
+    used = nvrtc.resources(nvrtc.compile(modules.text_of(module, char), arch))
+    assert used and all(registers <= 128 for registers, _ in used.values())

@@ -1,0 +1,61 @@
+"""Layer norm by its CUDA kernels: odd shapes, missing arrays, and rows that one computation would spoil."""
+
+import numpy as np
+import pytest
+
+from scratchvit import Tensor, ops
+from scratchvit.backend import asarray
+from tests.support import cuda_kernels
+from tests.support.margins import agree
+from tests.support.seeds import seeded
+
+pytestmark = pytest.mark.usefixtures("cuda")
+
+
+# The last has rows whose sums do not fit into shared memory.
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("N", "D"), [(1, 1), (5, 31), (130, 33), (1200, 65), (9, 1537), (3, 6144), (0, 7), (3, 6145)])
+def test_shapes(N, D, dtype):
+    cuda_kernels.check_shapes(lambda x, w, b: ops.layer_norm(x, D, w, b), [(N, D), (D,), (D,)], dtype)
+
+
+@pytest.mark.parametrize("function", [
+    lambda x, w: ops.layer_norm(x, 35), lambda x, w: ops.layer_norm(x, 35, w),
+    lambda x, w: ops.layer_norm(x, 35, None, w),
+], ids=["neither", "weight", "bias"])
+def test_without_weight_or_bias(function):
+    cuda_kernels.check_shapes(function, [(67, 35), (35,)], np.float32)
+
+
+def test_an_array_that_is_not_contiguous():
+    cuda_kernels.check_shapes(lambda x: ops.layer_norm(x.permute((1, 0)), 129), [(129, 35)], np.float32)
+
+
+def test_constant_weights_and_a_constant_input():
+    """Only what is wanted is computed: dx alone, and dweight and dbias alone."""
+    rng = seeded(0)
+    x, w, b, dy = (rng.standard_normal(shape).astype(np.float32) for shape in ((67, 35), (35,), (35,), (67, 35)))
+
+    def gradients(wanted):
+        inputs = [Tensor(asarray(a), requires_grad=want) for a, want in zip((x, w, b), wanted)]
+        ops.layer_norm(inputs[0], 35, *inputs[1:]).backward(asarray(dy))
+        return [None if t.grad is None else t.grad for t in inputs]
+
+    every = [g.tobytes() for g in gradients([True] * 3)]
+    for wanted in ([True, False, False], [False, True, True], [False, True, False], [False, False, True]):
+        found = [None if g is None else g.tobytes() for g in gradients(wanted)]
+        assert found == [g if want else None for g, want in zip(every, wanted)]
+
+
+def test_rows_far_from_zero():
+    """E x² - (E x)² would have no digit left here."""
+    x = 1e4 + seeded(0).standard_normal((5, 64))
+    expected = (x - x.mean(1, keepdims=True)) / np.sqrt(x.var(1, keepdims=True) + 1e-5)
+    agree(lambda: ops.layer_norm(Tensor(asarray(x.astype(np.float32))), 64), expected)
+
+
+def test_a_row_whose_variance_overflows_is_not_a_row_of_zeros():
+    x = np.ones((2, 40), np.float32)
+    x[1, ::2] = 1e20
+    y = ops.layer_norm(Tensor(asarray(x)), 40).numpy()
+    assert np.isfinite(y[0]).all() and np.isnan(y[1]).all()
