@@ -148,7 +148,8 @@ def run_tests(
         command += ["-n", "0", *tests]
         environment["OMP_NUM_THREADS"] = "1"
     if on_gpu:
-        environment["FAKEGPU_GUARD"] = "2"      # an access beyond an array stops the process
+        environment["FAKEGPU_GUARD"] = "2"      # an access beyond an array stops the process, and
+        command.append("--capture=sys")         # leaves a line that pytest would have captured
     try:
         done = subprocess.run(
             command, cwd=copy, env=environment, capture_output=True, encoding="utf-8", errors="replace",
