@@ -10,5 +10,6 @@ from scratchvit.kernels.cuda import modules
 @pytest.mark.parametrize("module", modules.MODULES)
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES.split(","))
 def test_compiles(module, char, arch):
-    used = nvrtc.resources(nvrtc.compile(modules.text_of(module, char), arch))
-    assert used and all(registers <= 128 for registers, _ in used.values())
+    """Without spilling registers to memory, which would make a kernel slow without a word."""
+    used = nvrtc.compile(modules.text_of(module, char), arch)
+    assert used and {name for name, kernel in used.items() if kernel.spilled} == set()

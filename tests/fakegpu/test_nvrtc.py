@@ -7,11 +7,21 @@ from tests.fakegpu import kernel_checks
 
 
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES.split(","))
-def test_it_takes_our_kernels_and_says_how_many_registers_they_need(arch):
-    used = nvrtc.resources(nvrtc.compile(kernel_checks.TEXT, arch))
+def test_it_takes_our_kernels_and_says_what_they_use(arch):
+    used = nvrtc.compile(kernel_checks.TEXT, arch)
     assert set(used) == {"softmax_rows", "layer_norm_rows", "flash_forward"}
-    assert all(registers > 8 for registers, _ in used.values())
-    assert used["softmax_rows"][1] >= 32 * 4        # `scratch`
+    assert all(kernel.registers > 8 and kernel.spilled == 0 for kernel in used.values())
+    assert used["softmax_rows"].shared >= 32 * 4        # `scratch`
+
+
+def test_it_says_what_is_spilled():
+    text = """extern "C" __global__ void k(float* x) {
+        float all[64];
+        for (int i = 0; i < 64; i++) all[i] = x[i * 7];
+        __syncthreads();
+        for (int i = 0; i < 64; i++) x[i] = all[63 - i];
+    }"""
+    assert nvrtc.compile(text, options=["-maxrregcount=24"])["k"].spilled > 0
 
 
 def test_it_refuses_what_is_no_cuda():

@@ -2,8 +2,8 @@
 
     tests/fakegpu/run python -m fakegpu.nvrtc [--arch sm_70,sm_80,sm_90,sm_100,sm_120] [-DNAME=VALUE …] FILE.cu…
 
-For each file and architecture it prints the size, and the registers and static shared bytes of each kernel. The exit
-code is 1 if a text is refused.
+For each file and architecture it prints the registers of each kernel's threads, its static shared bytes, and the bytes
+of registers that did not fit and were spilled to memory. The exit code is 1 if a text is refused.
 """
 
 from __future__ import annotations
@@ -12,13 +12,27 @@ import argparse
 import ctypes
 import functools
 import importlib.util
-import struct
+import re
 import sys
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 ARCHITECTURES = "sm_70,sm_80,sm_90,sm_100,sm_120"
+REPORT = re.compile(        # of ptxas, on one kernel
+    r"entry function '(?P<name>\w+)'.*?(?P<stores>\d+) bytes spill stores, (?P<loads>\d+) bytes spill loads"
+    r".*?Used (?P<registers>\d+) registers(?P<rest>[^\n]*)", re.DOTALL,
+)
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a kernel uses: registers of a thread, bytes of static shared memory, bytes that a thread spills."""
+
+    registers: int
+    shared: int
+    spilled: int
 
 
 @functools.cache
@@ -31,60 +45,36 @@ def library() -> Any:
     return ctypes.CDLL(str(next(folder.glob("libnvrtc.so*"))))
 
 
-def compile(source: str, arch: str = "sm_90", options: Iterable[str] = (), name: str = "kernel.cu") -> bytes:
-    """The text's machine code, a cubin. Raises RuntimeError with the compiler's log."""
+def version() -> tuple[int, int]:
+    """The compiler's version, such as (12, 9)."""
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    library().nvrtcVersion(ctypes.byref(major), ctypes.byref(minor))
+    return major.value, minor.value
+
+
+def compile(
+    source: str, arch: str = "sm_90", options: Iterable[str] = (), name: str = "kernel.cu"
+) -> dict[str, Resources]:
+    """Compile a text to machine code: {kernel: what it uses}. Raises RuntimeError with the compiler's log."""
     nvrtc, program, size = library(), ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
-    words = [word.encode() for word in (f"-arch={arch}", "-default-device", "-std=c++17", *options)]
+    flags = (f"-arch={arch}", "-default-device", "-std=c++17", "--ptxas-options=-v", *options)
     try:
-        status = nvrtc.nvrtcCompileProgram(program, len(words), (ctypes.c_char_p * len(words))(*words))
+        status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
         log = ctypes.create_string_buffer(size.value)
         nvrtc.nvrtcGetProgramLog(program, log)
-        if status:
-            raise RuntimeError(log.value.decode())
-        nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
-        cubin = ctypes.create_string_buffer(size.value)
-        nvrtc.nvrtcGetCUBIN(program, cubin)
-        return cubin.raw
     finally:
         nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    if status:
+        raise RuntimeError(log.value.decode())
+    return {report["name"]: _resources(report) for report in REPORT.finditer(log.value.decode())}
 
 
-def resources(cubin: bytes) -> dict[str, tuple[int, int]]:
-    """{kernel: (registers of a thread, bytes of static shared memory)}, from the sections of a cubin, an ELF file."""
-    table, entry_size, count, names = struct.unpack_from("<Q", cubin, 40) + struct.unpack_from("<HHH", cubin, 58)
-    # Of a section: name, type, flags, address, offset, size, link, info, alignment, size of an entry
-    sections = [struct.unpack_from("<IIQQQQIIQQ", cubin, table + i * entry_size) for i in range(count)]
-
-    def text(section: int, at: int) -> str:
-        begin = sections[section][4] + at
-        return cubin[begin:cubin.index(b"\0", begin)].decode()
-
-    registers, shared = {}, {}
-    for name, _, _, _, offset, size, _, info, _, _ in sections:
-        title = text(names, name)
-        if title.startswith(".text."):
-            registers.setdefault(title.removeprefix(".text."), info >> 24)      # up to sm_89
-        elif title.startswith(".nv.shared."):
-            shared[title.removeprefix(".nv.shared.")] = size
-        elif title == ".nv.info":
-            symbols = next(section for section in sections if section[1] == 2)
-            for symbol, number in _register_counts(cubin[offset:offset + size]):
-                registers[text(symbols[6], struct.unpack_from("<I", cubin, symbols[4] + 24 * symbol)[0])] = number
-    return {kernel: (number, shared.get(kernel, 0)) for kernel, number in registers.items()}
-
-
-def _register_counts(info: bytes) -> Iterable[tuple[int, int]]:
-    """(index of a symbol, registers) of the section .nv.info; from sm_90 on."""
-    at = 0
-    while at + 4 <= len(info):
-        form, attribute, size = struct.unpack_from("<BBH", info, at)
-        at += 4
-        if form == 4:                       # the attribute has a value of `size` bytes
-            if attribute == 0x2F:           # the number of registers
-                yield struct.unpack_from("<II", info, at)       # type: ignore[misc]
-            at += size
+def _resources(report: re.Match[str]) -> Resources:
+    shared = re.search(r"(\d+) bytes smem", report["rest"])
+    spilled = max(int(report["stores"]), int(report["loads"]))
+    return Resources(int(report["registers"]), int(shared[1]) if shared else 0, spilled)
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -97,13 +87,14 @@ def main(argv: list[str] | None = None) -> int:
     for file in options.files:
         for arch in options.arch.split(","):
             try:
-                cubin = compile(file.read_text(), arch, [f"-D{define}" for define in options.defines], file.name)
+                kernels = compile(file.read_text(), arch, [f"-D{define}" for define in options.defines], file.name)
             except RuntimeError as error:
                 refused += 1
                 print(f"{file}: {arch}: refused\n{error}")
                 continue
-            used = [f"{kernel} {n} registers, {shared} B shared" for kernel, (n, shared) in resources(cubin).items()]
-            print(f"{file}: {arch}: {len(cubin)} bytes; {'; '.join(used)}")
+            for kernel, used in kernels.items():
+                print(f"{file}: {arch}: {kernel} {used.registers} registers, {used.shared} B shared, "
+                      f"{used.spilled} B spilled")
     return int(refused > 0)
 
 
