@@ -13,6 +13,7 @@ import contextlib
 import ctypes
 import importlib
 import importlib.metadata
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -62,6 +63,8 @@ def open_gpu(number: int) -> tuple[Any, Any]:
 
     Raises ScratchvitError: one sentence, with the pip line where a package is the reason. Nothing else.
     """
+    from scratchvit import compiling  # loads tqdm
+
     cupy, special = _import()
     count = _count(cupy)
     if number >= count:
@@ -69,6 +72,7 @@ def open_gpu(number: int) -> tuple[Any, Any]:
         raise ScratchvitError(f"there is no GPU {number}: CuPy finds {known}")
     try:
         with cupy.cuda.Device(number):
+            compiling.watch(cupy)
             prove(cupy, number)
     except ScratchvitError:
         raise
@@ -95,6 +99,8 @@ def prove(cupy: Any, number: int) -> None:
 
 def _import() -> tuple[Any, Any]:
     found = installed()
+    # Precompiled headers take a third off the time of compiling kernels. CuPy uses them from CUDA 12.8 on.
+    os.environ.setdefault("CUPY_NVRTC_USE_PCH", "1")
     try:
         cupy = importlib.import_module("cupy")
         special = importlib.import_module("cupyx.scipy.special")

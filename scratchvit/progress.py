@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections.abc import Iterable, Iterator
 from contextvars import ContextVar
 from typing import Any, TypeVar
@@ -20,6 +21,20 @@ def bar(total: int, description: str, done: int = 0, unit: str = "img") -> tqdm[
     return tqdm(
         total=total, initial=done, desc=description, unit=unit, leave=False, disable=disable, dynamic_ncols=True
     )
+
+
+def line(text: str) -> None:
+    """Write a line to stderr, above the bars, also where none are drawn; nothing if they are hidden."""
+    if not _hidden.get():
+        tqdm.write(text, sys.stderr)
+
+
+@contextlib.contextmanager
+def note(text: str) -> Iterator[None]:
+    """A line of text below the bars while a block runs. It disappears with its end."""
+    disable = True if _hidden.get() else None
+    with tqdm(desc=text, bar_format="{desc}", leave=False, disable=disable, dynamic_ncols=True):
+        yield
 
 
 def over(batches: Iterable[Batch], total: int, description: str) -> Iterator[Batch]:

@@ -71,6 +71,10 @@ class FakeDevice:
         self.cupy, self.number = cupy, cupy.current if number is None else number
         self.before: list[int] = []
 
+    @property
+    def compute_capability(self) -> str:
+        return f"9{self.number}"
+
     def use(self) -> None:
         self.cupy.thread.device = self.number
 
@@ -107,6 +111,8 @@ class FakeCuPy:
         self.cuda = SimpleNamespace(
             runtime=SimpleNamespace(**{name: self._failing(name, call) for name, call in runtime.items()}),
             Device=lambda number=None: FakeDevice(self, number),
+            compiler=SimpleNamespace(compile_using_nvrtc=lambda source: f"compiled {source}"),
+            nvrtc=SimpleNamespace(getVersion=lambda: (cuda, 9)),
         )
 
     def _failing(self, name: str, call: Any) -> Any:
