@@ -1,7 +1,8 @@
 """Devices: NumPy on the CPU and CuPy on the GPU behind one interface.
 
 Ops get the array module from their data (`xp = array_module(x)`), so the same code runs on both. Only functions of this
-file copy data between devices: `asarray` to the current device, `asnumpy` to the host. gpu.py finds CuPy and the GPU.
+file copy data between devices: `asarray`, and `upload` for the images of batches, to the current device, `asnumpy` to
+the host. gpu.py finds CuPy and the GPU.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from scratchvit.errors import ScratchvitError, WrongType
 from scratchvit.gpu import open_gpu
+from scratchvit.upload import Upload
 
 Array: TypeAlias = Annotated[Any, "array"]
 """A `numpy.ndarray` or a `cupy.ndarray`. Parameters of an op that carry this annotation are differentiable."""
@@ -40,6 +42,7 @@ class Backend:
     select: Callable[[], None] = lambda: None       # makes it the current device of the calling thread
     here: Callable[[Any], Any] = lambda x: x        # a copy of an array of array_type that lies on another device
     has_cuda: bool = False                          # whether kernels/cuda run on its arrays
+    upload: Callable[..., Any] | None = None        # takes the images of a batch to a GPU: see `upload`
 
 
 class _ImportedWhenUsed:
@@ -120,6 +123,7 @@ def _gpu(number: int) -> Backend:
         f"gpu:{number}" if number else "gpu", cupy, special, cupy.ndarray, cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(), select=device.use, here=here,
         has_cuda=True,
+        upload=Upload(cupy),
     )
 
 
@@ -154,6 +158,17 @@ def asarray(x: Any, dtype: Any = None) -> Array:
     if dtype is None and not is_array(x) and host.dtype == np.float64:
         dtype = np.float32
     return target.xp.asarray(host if dtype is None else host.astype(dtype, copy=False))
+
+
+def upload(images: np.ndarray, convert: Callable[[Array], Array]) -> Array:
+    """convert(images) on the device in use. On a GPU, the copy is made beside its work: see upload.py.
+
+    convert must return a new array there. On the CPU it is called with the images themselves.
+    """
+    target = current()
+    if target.upload is None:
+        return convert(asarray(images))
+    return target.upload(images, convert)
 
 
 def asnumpy(x: Array) -> np.ndarray:

@@ -1,11 +1,11 @@
-"""Data sets, transforms and the loader: from picture files to batches of NumPy arrays on the host.
+"""Data sets, transforms and the loader: from picture files to batches on the device in use.
 
 Example:
 
     splits = load("fashion-mnist", download=True)
     augment = Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(splits.train)))
     for batch in Loader(splits.train, 128, augment, shuffle=True, workers=2):
-        batch.images, batch.labels, batch.indices   # float32 (B, C, H, W), int64 (B,) and (B,)
+        batch.images, batch.labels, batch.indices   # float32 (B, C, H, W); NumPy: int64 (B,) and (B,)
 """
 
 from scratchvit.data.augment import ColorJitter, RandomErasing, RandomResizedCrop

@@ -1,5 +1,8 @@
 """Batches for training and evaluation: shuffled, transformed, prefetched, and resumable bit for bit.
 
+Pictures are read and transformed on the host. If the last transform is `Normalize`, a GPU does that: the batch is taken
+there as uint8, a quarter of the bytes, beside the step that it computes (`upload`).
+
 Random numbers depend only on the position: the order of pass p is drawn from (seed, p), the augmentation of batch b in
 epoch e from (seed, e, b). So prefetching, the number of workers and resuming a run do not change the batches.
 """
@@ -14,8 +17,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from scratchvit import backend
+from scratchvit.backend import CPU, Array
 from scratchvit.data.datasets import Pictures
-from scratchvit.data.transforms import Transform
+from scratchvit.data.transforms import Transform, split_normalize
 from scratchvit.data.workers import Workers
 from scratchvit.errors import ScratchvitError
 
@@ -23,7 +28,7 @@ from scratchvit.errors import ScratchvitError
 class Batch(NamedTuple):
     """What a `Loader` gives; a transform may make images of another type."""
 
-    images: NDArray[np.float32]     # (B, C, H, W)
+    images: Array                   # (B, C, H, W), float32, on the device in use
     labels: NDArray[np.int64]       # (B,)
     indices: NDArray[np.intp]       # (B,) places of the samples in the data set
 
@@ -32,7 +37,9 @@ _ORDER, _AUGMENTATION = 0, 1  # separate the two uses of a seed
 
 
 class Loader:
-    """Iterates over one epoch of `Batch`es: images float32 (B, C, H, W), labels int64 (B,), indices (B,); NumPy.
+    """Iterates over one epoch of `Batch`es: images float32 (B, C, H, W), labels int64 (B,), indices (B,).
+
+    Images are on the device in use, labels and indices are NumPy arrays.
 
     transform   called with the pictures, uint8 (B, H, W, C), and the generator of the batch; see `transforms`
     shuffle     use a new random order in each pass over the data
@@ -76,6 +83,7 @@ class Loader:
         self.dataset = dataset
         self.batch_size = batch_size
         self.transform = transform
+        self._on_host, self._normalize = split_normalize(transform)
         self.shuffle = shuffle
         self.epoch_size = epoch_size or len(dataset)
         self.drop_last = drop_last
@@ -97,13 +105,15 @@ class Loader:
         self._batch, self._first, self.waited = first, 0, 0.0
         order = self._order(epoch)
         if self.workers and self._processes is None:
-            self._processes = Workers(self.workers, self.dataset, self.transform)
+            self._processes = Workers(self.workers, self.dataset, self._on_host)
         make_images = self._processes.make if self._processes else self._make_images
+        on_cpu = backend.current() is CPU
 
         def make(batch: int) -> Batch:
             indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
             images = make_images(indices, self._generator(_AUGMENTATION, epoch, batch))
-            return Batch(images, self.dataset.labels[indices], indices)
+            made = Batch(images, self.dataset.labels[indices], indices)
+            return self._finish(made) if on_cpu else made       # a GPU is given work by one thread only
 
         threads = max(self.workers, 1)
         with closing(_map_ahead(make, range(first, len(self)), self.prefetch + self.workers, threads)) as batches:
@@ -115,7 +125,7 @@ class Loader:
                         self.waited += time.perf_counter() - asked
                     at_end = batch + 1 == len(self)
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
-                    yield made
+                    yield made if on_cpu else self._finish(made)
             except BaseException:
                 self.close()
                 raise
@@ -126,8 +136,14 @@ class Loader:
             self._processes.close()
             self._processes = None
 
-    def _make_images(self, indices: NDArray[np.intp], rng: np.random.Generator) -> NDArray[np.float32]:
-        return self.transform(self.dataset.images(indices), rng)
+    def _make_images(self, indices: NDArray[np.intp], rng: np.random.Generator) -> Any:
+        return self._on_host(self.dataset.images(indices), rng)
+
+    def _finish(self, made: Batch) -> Batch:
+        """The batch with its images on the device in use, and normalised."""
+        if not isinstance(made.images, np.ndarray):
+            return made         # a transform made something else of them
+        return made._replace(images=backend.upload(made.images, self._normalize or _copied_to_gpu))
 
     def state_dict(self) -> dict[str, int]:
         """The position of the next batch to be returned: {"epoch", "batch", "seed"}."""
@@ -167,6 +183,10 @@ class Loader:
     def _generator(self, *place: int) -> np.random.Generator:
         # spawn_key distinguishes (e, 0) from (e); a plain list of numbers would not.
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=place))
+
+
+def _copied_to_gpu(images: Array) -> Array:
+    return images if isinstance(images, np.ndarray) else images.copy()
 
 
 def _map_ahead(

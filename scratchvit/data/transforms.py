@@ -4,6 +4,9 @@ Random transforms come first and stay in uint8, a quarter of the memory of float
 
     Compose(RandomCrop(4), RandomHorizontalFlip(), Normalize(*channel_stats(train)))
 
+They work on NumPy arrays, `Normalize` on those of a GPU too: if it is the last one, a loader takes the uint8 to the GPU
+and calls it there.
+
 A transform is called with the batch and the `np.random.Generator` of the batch, its only source of randomness.
 """
 
@@ -14,6 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
+from scratchvit.backend import Array, array_module
 from scratchvit.data.datasets import Dataset
 from scratchvit.errors import ScratchvitError
 
@@ -36,7 +40,7 @@ class Compose:
 
 
 class Normalize:
-    """uint8 (B, H, W, C) → float32 (B, C, H, W): (pixel/255 - mean) / std, channel by channel.
+    """uint8 (B, H, W, C) → a new array float32 (B, C, H, W): (pixel/255 - mean) / std, channel by channel.
 
     mean and std (C,) refer to pixels from 0 to 1. Raises ScratchvitError for a std that is not positive, and when
     called with pictures of another number of channels.
@@ -53,15 +57,24 @@ class Normalize:
         self._scale = (1 / (255 * sigma)).astype(np.float32)  # (C, 1, 1)
         self._shift = (-np.array(self.mean)[:, None, None] / sigma).astype(np.float32)
 
-    def __call__(self, images: Images, rng: np.random.Generator | None = None) -> NDArray[np.float32]:
+    def __call__(self, images: Array, rng: np.random.Generator | None = None) -> Array:
         if images.shape[-1] != len(self.mean):
             raise ScratchvitError(
                 f"Normalize is for {len(self.mean)} channels, the pictures have {images.shape[-1]}"
             )
-        x = np.ascontiguousarray(images.transpose(0, 3, 1, 2), np.float32)  # (B, C, H, W)
-        x *= self._scale
-        x += self._shift
+        xp = array_module(images)
+        x = images.transpose(0, 3, 1, 2).astype(np.float32, order="C")  # (B, C, H, W)
+        x *= xp.asarray(self._scale)
+        x += xp.asarray(self._shift)
         return x
+
+
+def split_normalize(transform: Transform) -> tuple[Transform, Normalize | None]:
+    """A transform without the `Normalize` at its end, and that; None if there is none at its end."""
+    steps = transform.transforms if isinstance(transform, Compose) else (transform,)
+    if steps and isinstance(steps[-1], Normalize):
+        return Compose(*steps[:-1]), steps[-1]
+    return transform, None
 
 
 class RandomCrop:

@@ -9,8 +9,8 @@ Design, and what follows for the user:
 - A worker whose parent has ended, or was killed, reads the end of its stdin and ends too.
 - Pictures in memory are stored once, shared by all workers (`memfd_create`, Linux; elsewhere each gets a copy).
 
-Batches are returned through pipes. Sending and receiving together take 6 µs for a picture of 32 × 32 and 0.2 ms for one
-of 224 × 224, about a tenth of the time of decoding and RandAugment. Pickles are exchanged only between a program and
+Batches are returned through pipes, as uint8 if they are normalised at the end. Sending and receiving together then take
+2 µs for a picture of 32 × 32 and 50 µs for one of 224 × 224. Pickles are exchanged only between a program and
 its own child processes.
 """
 

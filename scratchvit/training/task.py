@@ -46,7 +46,7 @@ class Data(Protocol):
         """Checksums that change if pictures are added, removed or reordered. A resumed run must have the same."""
 
     def train_loader(self, config: Any) -> Loader:
-        """The loader of the training batches: named tuples with a field `images`, float32 (B, C, H, W), NumPy."""
+        """The loader of the training batches: named tuples with a field `images`, float32 (B, C, H, W)."""
 
 
 class Sums(Protocol):
@@ -132,10 +132,10 @@ class Task(Protocol[ResultT_co]):
     def loss(self, model: Any, batch: Any, inputs: Mapping[str, Any], step: int) -> tuple[Tensor, tuple[Any, ...]]:
         """The loss, a Tensor (), and the arguments of the meter's `add`, which is called unless the step is skipped.
 
-        batch: a batch of the loader, arrays on the host. inputs: the result of `inputs` for it. step: number of the
-        step, from 0; random numbers should depend on (seed, step) only, so that a resumed run draws the same ones. Do
-        not read from the device here. Raises `step.NoLoss` if the loss cannot be computed from outputs that are not
-        finite.
+        batch: a batch of the loader, its images on the device in use, everything else on the host. inputs: the result
+        of `inputs` for it. step: number of the step, from 0; random numbers should depend on (seed, step) only, so that
+        a resumed run draws the same ones. Do not read from the device here. Raises `step.NoLoss` if the loss cannot be
+        computed from outputs that are not finite.
         """
 
     # --- every epoch ---

@@ -1,5 +1,6 @@
 """The loader: every picture once, the same pictures however they are fetched, and a resume bit for bit."""
 
+import contextlib
 import gc
 import json
 import threading
@@ -7,7 +8,9 @@ import threading
 import numpy as np
 import pytest
 
-from scratchvit.data import ArrayDataset, Compose, Loader, Normalize, RandomCrop, RandomHorizontalFlip
+import scratchvit as sv
+from scratchvit.backend import asnumpy
+from scratchvit.data import ArrayDataset, Compose, Loader, Normalize, RandomCrop, RandomErasing, RandomHorizontalFlip
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset
 
@@ -198,3 +201,33 @@ def test_a_data_set_too_small_for_a_batch_is_refused():
         Loader(random_dataset(5), 8, PLAIN, drop_last=True)
     with pytest.raises(ScratchvitError, match="random: 0 pictures"):
         Loader(random_dataset(5).subset([]), 8, PLAIN)
+
+
+@pytest.mark.parametrize("transform", [AUGMENTED, Compose(PLAIN, RandomErasing(1, mode="pixel")), RandomCrop(2)],
+                         ids=["uint8, normalised on the device", "float32 from the host", "uint8, not normalised"])
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_are_on_the_device_and_the_same_as_on_the_cpu(device, transform, workers):
+    options = {"shuffle": True, "seed": 3}
+    with contextlib.closing(Loader(random_dataset(50), 8, transform, workers=workers, **options)) as loader:
+        found = [batch for _ in range(2) for batch in loader]
+    selected = sv.backend.current()
+    sv.use("cpu")
+    reference = Loader(random_dataset(50), 8, transform, **options)
+    expected = [batch for _ in range(2) for batch in reference]
+    assert len(found) == len(expected) == 14
+    for ours, theirs in zip(found, expected):
+        assert type(ours.images) is selected.array_type and ours.images.flags.c_contiguous
+        x = asnumpy(ours.images)
+        assert x.dtype == theirs.images.dtype and np.array_equal(x, theirs.images)
+        assert np.array_equal(ours.labels, theirs.labels) and np.array_equal(ours.indices, theirs.indices)
+
+
+def test_a_loader_goes_on_bit_for_bit_on_a_device(device):
+    loader, resumed = make(), make()
+    batches = iter(loader)
+    for _ in range(3):
+        next(batches)
+    resumed.load_state_dict(loader.state_dict())
+    rest = list(resumed)
+    assert [asnumpy(batch.images).tobytes() for batch in batches] == [asnumpy(batch.images).tobytes() for batch in rest]
+    assert len(rest) == 4

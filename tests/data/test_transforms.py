@@ -3,7 +3,9 @@
 import numpy as np
 import pytest
 
+from scratchvit.backend import asarray, asnumpy
 from scratchvit.data import ArrayDataset, Compose, Normalize, RandomCrop, RandomHorizontalFlip, channel_stats
+from scratchvit.data.transforms import split_normalize
 from scratchvit.errors import ScratchvitError
 from tests.support.data_samples import random_dataset, random_images
 from tests.support.margins import assert_close, ulps
@@ -17,14 +19,28 @@ def generator():
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_normalize_equals_the_formula(shape):
+def test_normalize_equals_the_formula(device, shape):
     images = random_images(*shape)
     mean, std = np.linspace(0.2, 0.5, shape[3]), np.linspace(0.1, 0.3, shape[3])
-    x = Normalize(mean, std)(images)
+    given = asarray(images)
+    x = asnumpy(Normalize(mean, std)(given))
+    assert np.array_equal(asnumpy(given), images)
+    assert np.array_equal(x, Normalize(mean, std)(images))      # bit for bit as on the host
     assert x.dtype == np.float32
     assert x.flags.c_contiguous
     expected = ((images / 255 - mean) / std).transpose(0, 3, 1, 2)  # float64
     assert_close(x, expected, ulps(1 / std, 3))         # scale and shift are rounded, their product and sum
+
+
+def test_a_normalize_at_the_end_is_split_off():
+    crop, flip, last = RandomCrop(2), RandomHorizontalFlip(), Normalize((0.5,) * 3, (0.2,) * 3)
+    images = random_images(4)
+    assert split_normalize(last)[1] is split_normalize(Compose(crop, flip, last))[1] is last
+    assert split_normalize(last)[0](images, generator()) is images
+    before, _ = split_normalize(Compose(crop, flip, last))
+    assert np.array_equal(before(images, generator()), Compose(crop, flip)(images, generator()))
+    for other in (crop, Compose(last, crop), Compose()):
+        assert split_normalize(other) == (other, None)
 
 
 def test_normalize_refuses_what_does_not_fit():

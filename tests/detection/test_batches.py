@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import scratchvit as sv
+from scratchvit.backend import asnumpy
 from scratchvit.data import ColorJitter, Normalize
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionLoader, by_shape, pad
@@ -76,6 +78,18 @@ def test_images_are_padded_and_the_mask_says_where():
         assert np.all(x[row][:, mask[row]] == 0)
         assert targets[row]["size"] == targets[row]["orig_size"] == (height, width)
         np.testing.assert_array_equal(targets[row]["boxes"], data.target(row)["boxes"])
+
+
+def test_batches_on_a_device_are_the_same_as_on_the_cpu(device):
+    options = {"colours": ColorJitter(0.3, 0.3, 0.3), "shuffle": True, "stretch": 4}
+    data = Plain([(24, 30 + number % 7 // 6) for number in range(50)])      # a seventh is wider
+    found = list(DetectionLoader(data, 4, NORMALIZE, **options))
+    selected = sv.backend.current()
+    assert all(type(x) is selected.array_type and type(mask) is np.ndarray for x, mask, _ in found)
+    sv.use("cpu")
+    expected = list(DetectionLoader(data, 4, NORMALIZE, **options))
+    assert 0 < sum(mask.any() for _, mask, _ in expected) < len(expected)
+    assert_same([batch._replace(images=asnumpy(batch.images)) for batch in found], expected)
 
 
 def test_sizes_are_those_after_the_steps():

@@ -15,19 +15,21 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from scratchvit.data import Compose, Loader, Normalize
+from scratchvit import backend
+from scratchvit.backend import Array, array_module
+from scratchvit.data import Batch, Loader, Normalize
 from scratchvit.data.transforms import Transform
 from scratchvit.detection.data.annotations import DetectionDataset, Target
 from scratchvit.detection.data.transforms import Step, View
 from scratchvit.errors import ScratchvitError
 
-Images = NDArray[np.float32]
+Images = NDArray[Any]       # float32 or uint8
 
 
 class DetectionBatch(NamedTuple):
     """What a `DetectionLoader` gives."""
 
-    images: Images              # (B, 3, H, W), 0 on padding: the mean colour
+    images: Array               # (B, 3, H, W), float32, 0 on padding: the mean colour; on the device in use
     mask: NDArray[np.bool_]     # (B, H, W), True = padding
     targets: list[Target]       # one an image, of `Annotations.target`; boxes relative to the image without padding
 
@@ -38,8 +40,9 @@ _VIEW, _BATCHES = 2, 3      # further uses of a seed, after the two of Loader
 class DetectionLoader(Loader):
     """Iterates over one epoch of `DetectionBatch`es: images float32 (B, 3, H, W), mask bool (B, H, W), targets.
 
-    The padding mask is True on padding, where images are 0, the mean colour. Each image has a target, as returned by
-    `Annotations.target`, with boxes relative to the image without padding.
+    Images are on the device in use, masks and targets on the host. The padding mask is True on padding, where images
+    are 0, the mean colour. Each image has a target, as returned by `Annotations.target`, with boxes relative to the
+    image without padding.
 
     normalize   converts uint8 to normalised float32
     steps       geometric augmentation (`transforms.detr_steps`); by default the whole picture at its own size
@@ -61,18 +64,29 @@ class DetectionLoader(Loader):
                 f"DetectionLoader: stretch={stretch} must be at least 1: it is the number of batches sorted together"
             )
         views = _Views(dataset, steps or _as_it_is, seed)
-        collate = _Collate(Compose(colours or _unchanged, normalize))
         super().__init__(
-            views, batch_size, collate, shuffle=shuffle, drop_last=drop_last, seed=seed, prefetch=prefetch,
-            workers=workers,
+            views, batch_size, _Collate(colours or _unchanged), shuffle=shuffle, drop_last=drop_last, seed=seed,
+            prefetch=prefetch, workers=workers,
         )
+        self.normalize = normalize
         self.views = views
         self.stretch = stretch
 
     def __iter__(self) -> Iterator[DetectionBatch]:  # type: ignore[override]
         with closing(super().__iter__()) as batches:  # type: ignore[type-var]
-            for batch in batches:       # of a Loader, whose images are what _Collate made
-                yield DetectionBatch(*batch.images)
+            for batch in batches:       # of a Loader, whose images are a DetectionBatch
+                yield batch.images
+
+    def _finish(self, made: Batch) -> Batch:
+        """The images that _Collate has padded, normalised on the device in use; padding is 0 again."""
+        pixels, mask, targets = made.images
+
+        def normalized(pixels: Array) -> Array:
+            xp = array_module(pixels)
+            x = self.normalize(pixels.transpose(0, 2, 3, 1))
+            return xp.where(xp.asarray(mask)[:, None], np.float32(0), x) if mask.any() else x
+
+        return made._replace(images=DetectionBatch(backend.upload(pixels, normalized), mask, targets))
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
         """The samples of an epoch, epoch · N + picture, batch after batch."""
@@ -111,9 +125,9 @@ def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list
 
 
 def pad(images: Sequence[Images]) -> tuple[Images, NDArray[np.bool_]]:
-    """Pad B images (3, h, w) at the right and bottom with 0: returns (B, 3, H, W) and the padding mask (B, H, W)."""
+    """Pad B images (3, h, w) at the right and bottom with 0: (B, 3, H, W), of their dtype, and the mask (B, H, W)."""
     height, width = np.max([image.shape[1:] for image in images], axis=0)
-    padded = np.zeros((len(images), 3, height, width), np.float32)
+    padded = np.zeros((len(images), 3, height, width), images[0].dtype)
     mask = np.ones((len(images), height, width), bool)
     for row, image in enumerate(images):
         _, h, w = image.shape
@@ -157,13 +171,13 @@ class _Themselves:
 
 
 class _Collate:
-    """The transform of a `Loader`: changes colours, normalises and pads the samples of a batch."""
+    """The transform of a `Loader`: changes the colours of the samples of a batch and pads them, in uint8."""
 
-    def __init__(self, pixels: Transform):
-        self.pixels = pixels
+    def __init__(self, colours: Transform):
+        self.colours = colours
 
     def __call__(self, samples: Sequence[tuple[NDArray[np.uint8], Target]], rng: np.random.Generator) -> DetectionBatch:
-        images, mask = pad([self.pixels(image[None], rng)[0] for image, _ in samples])
+        images, mask = pad([self.colours(image[None], rng)[0].transpose(2, 0, 1) for image, _ in samples])
         return DetectionBatch(images, mask, [target for _, target in samples])
 
 

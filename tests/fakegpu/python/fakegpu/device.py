@@ -114,7 +114,9 @@ def poison_pool(cupy: ModuleType) -> None:
         def free_preprocess(self, **about: Any) -> None:
             library.fakegpu_poison(about["mem_ptr"], about["mem_size"], current().ptr)
 
-    Poison().__enter__()
+    poison = Poison()
+    poison.__enter__()
+    atexit.register(poison.__exit__, None, None, None)
     atexit.register(execute, False)         # at exit arrays are freed when CuPy's streams are gone
 
 

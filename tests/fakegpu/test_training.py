@@ -1,0 +1,50 @@
+"""Training on a GPU: what a step asks of it, and that a resumed run goes on bit for bit."""
+
+import contextlib
+
+import pytest
+from fakegpu import device
+
+import scratchvit as sv
+from scratchvit.training import ClassificationTask, Interrupted, TrainingLoop, train
+from tests.support.runs import EVERYTHING, assert_same_run, stop_at
+
+ON_GPU = EVERYTHING.replace(device="gpu", batch_size=64, train_fraction=0.4)
+
+
+@pytest.fixture
+def gpu():
+    yield sv.use("gpu")
+    sv.use("cpu")
+
+
+@pytest.mark.parametrize(("options", "bytes_of_a_pixel"), [
+    ({}, 1), ({"mixup": 0.2, "cutmix": 1.0}, 1), ({"random_erasing": 0.5}, 4),
+], ids=["plain", "mixed", "erased with noise"])
+def test_a_step_reads_nothing_from_the_device(gpu, tmp_path, options, bytes_of_a_pixel):
+    """Nor does anything wait for it, and images go there as uint8 unless something follows after normalising."""
+    config = ON_GPU.replace(**options)
+    loop = TrainingLoop(ClassificationTask(config), config, tmp_path / "run")
+    copies = []
+    with loop.folder, contextlib.closing(iter(loop.loader)) as batches:
+        loop._step(next(batches), look=False)
+        device.reset()
+        device.trace(lambda what, name, size, _: copies.append(size) if name == "h2d" else None)
+        try:
+            for _ in range(4):
+                loop._step(next(batches), look=False)
+        finally:
+            device.trace(None)
+        counts = device.counts()
+    assert counts["d2h"] == counts["syncs"] == 0
+    images = 64 * 8 * 8 * bytes_of_a_pixel
+    assert sorted(copies)[-5:] == [512, *[images] * 4]      # after them come the labels
+
+
+def test_a_run_on_a_gpu_goes_on_bit_for_bit(gpu, tmp_path, monkeypatch):
+    train(ON_GPU, tmp_path / "whole", log=lambda line: None)
+    with monkeypatch.context() as patch, pytest.raises(Interrupted):
+        stop_at(patch, 12)
+        train(ON_GPU, tmp_path / "resumed", log=lambda line: None)
+    train(ON_GPU, tmp_path / "resumed", resume=True, log=lambda line: None)
+    assert_same_run(tmp_path / "resumed", tmp_path / "whole")
