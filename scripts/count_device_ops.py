@@ -148,16 +148,20 @@ def training_step(options: argparse.Namespace) -> Step:
     parameters = list(model.parameters())
     optimizer = optim.AdamW(optim.param_groups(model, 0.05), lr=1e-4)
     losses: list[sv.Tensor] = []
+    factors: list[Any] = []
 
     def forward() -> None:
         optimizer.zero_grad()
         losses[:] = [loss_of()]
 
+    def clip() -> None:
+        factors[:] = [optim.clip_factor(optim.grad_norm(parameters), 1.0)]
+
     return {
         "forward": forward,
         "backward": lambda: losses[0].backward(),
-        "clip": lambda: optim.clip_grad_norm(parameters, 1.0),
-        "update": optimizer.step,
+        "clip": clip,
+        "update": lambda: optimizer.step(factors[0]),
     }
 
 

@@ -209,17 +209,17 @@ MUTANTS = [
         "math.sqrt(1 - beta2**steps)", "math.sqrt(1 - beta2 ** (steps + 1))", OPTIM,
     ),
     Mutant(
-        "Adam: eps inside the root", "eps misplaced", "optim/optimizers.py",
-        "            xp.sqrt(v, out=scratch)\n            scratch += eps\n",
-        "            xp.sqrt(v + eps, out=scratch)\n", OPTIM,
+        "Adam: eps inside the root", "eps misplaced", "kernels/updates.py",
+        "        xp.sqrt(v, out=scratch)\n        scratch += n.eps\n",
+        "        xp.sqrt(v + n.eps, out=scratch)\n", OPTIM,
     ),
     Mutant(
         "AdamW: decay through the gradient", "a wrong branch", "optim/optimizers.py",
         "    decoupled = True\n", "    decoupled = False\n", OPTIM,
     ),
     Mutant(
-        "SGD: Nesterov without the momentum", "a factor dropped", "optim/optimizers.py",
-        "direction += b * momentum", "direction += b", OPTIM,
+        "SGD: Nesterov without the momentum", "a factor dropped", "kernels/updates.py",
+        "direction += b * n.momentum", "direction += b", OPTIM,
     ),
     Mutant(
         "cosine schedule: ends a step early", "off by one", "optim/schedule.py",
@@ -227,7 +227,7 @@ MUTANTS = [
     ),
     Mutant(
         "EMA: share and decay exchanged", "a complement", "optim/ema.py",
-        "share = 1 - self.decay", "share = self.decay", OPTIM,
+        "share=1 - self.decay", "share=self.decay", OPTIM,
     ),
     # --- windows and boxes
     Mutant(

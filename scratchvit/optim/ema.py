@@ -6,10 +6,9 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
+from scratchvit.kernels import updates
 from scratchvit.nn.module import Module
-from scratchvit.optim.blocks import apply
 
 
 class EMA:
@@ -36,17 +35,9 @@ class EMA:
 
     def update(self) -> None:
         """Update the average with the current weights."""
-        share = 1 - self.decay
-
-        def move(average: Array, value: Array) -> None:
-            difference = value - average
-            difference *= share
-            average += difference
-
-        parameters = dict(self.model.named_parameters())
-        apply(move, [(self.averages[name].reshape(-1), p.data.reshape(-1)) for name, p in parameters.items()])
-        for name, tensor in self.model.named_buffers():
-            self.averages[name][...] = tensor.data
+        averages = self.averages
+        updates.average([(averages[name], p.data) for name, p in self.model.named_parameters()], share=1 - self.decay)
+        updates.copy([(averages[name], buffer.data) for name, buffer in self.model.named_buffers()])
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

@@ -1,20 +1,20 @@
-"""The optimisers SGD, Adam and AdamW, and gradient clipping, by PyTorch's formulas."""
+"""The optimisers SGD, Adam and AdamW, by PyTorch's formulas."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import numpy as np
 
-from scratchvit.backend import CPU, Array, array_module, asarray, asnumpy, backend_of
+from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
-from scratchvit.nn.module import Parameter
-from scratchvit.optim.blocks import Update, apply
+from scratchvit.kernels import updates
+from scratchvit.optim.gradients import contiguous
+from scratchvit.replay import every_time
 from scratchvit.tensor import Tensor
-from scratchvit.threads import deal
 
 
 @dataclass
@@ -27,6 +27,15 @@ class _Slot:
     steps: int = 0
     moments: list[Array] = field(default_factory=list)      # flat, created with the first gradient
 
+    def row(self, moments: int) -> updates.Row:
+        """Parameter, gradient and moments, as many as are asked for."""
+        p = self.parameter
+        assert p.grad is not None
+        p.data, p.grad = contiguous(p.data), contiguous(p.grad)
+        if not self.moments:
+            self.moments = [array_module(p.data).zeros(p.size, dtype=p.dtype) for _ in range(moments)]
+        return p.data, p.grad, *self.moments
+
 
 _NEEDED = "an optimiser needs parameters: model.parameters() or param_groups(model, …)"
 
@@ -36,7 +45,8 @@ def _listed(params: Any) -> list[Any]:
 
 
 class Optimizer:
-    """Base class of optimisers. A subclass names its moments and implements `_update`, the step for a block.
+    """Base class of optimisers. A subclass names its moments and its `_update`, the formula of a step in
+    kernels/updates.py, and implements `_settings`, the formula's numbers.
 
     params: Parameters, or groups `{"params": Parameters, "weight_decay": number, "lr_scale": number}` as made by
     `param_groups`; the learning rate of a group is lr · lr_scale (default 1). `lr` can be changed between steps.
@@ -45,6 +55,7 @@ class Optimizer:
     """
 
     moment_names: ClassVar[tuple[str, ...]] = ()
+    _update: ClassVar[Callable[..., None]]
 
     def __init__(self, params: Iterable[Any], lr: float, weight_decay: float):
         self.lr = lr
@@ -66,8 +77,6 @@ class Optimizer:
             for parameter in _listed(group["params"]):
                 if not isinstance(parameter, Tensor):
                     raise ScratchvitError(f"{_NEEDED}, not {type(parameter).__name__}")
-                # Steps write through a flat view, which requires a contiguous array.
-                parameter.data = array_module(parameter.data).asarray(parameter.data, order="C")
                 self._slots.append(_Slot(parameter, decay, lr_scale))
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
             raise ScratchvitError("a parameter occurs twice in the optimiser's groups: put it in one group only")
@@ -80,35 +89,41 @@ class Optimizer:
         text = ", ".join(f"{name}={value}" for name, value in settings.items())
         return f"{type(self).__name__}({text})  {len(self._slots)} parameters, {numbers:,} numbers"
 
-    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
-        """The update for parameters whose number of steps, including this one, is `steps`."""
+    def _settings(self, steps: int, lr: float, weight_decay: float) -> tuple[float, ...]:
+        """The numbers of `_update` for parameters whose number of steps, including this one, is `steps`."""
         raise NotImplementedError
 
-    def step(self) -> None:
-        """Update every parameter that has a gradient, in place."""
-        alike: dict[tuple[Any, ...], list[_Slot]] = {}
-        for slot in self._slots:
-            if slot.parameter.grad is not None:
-                slot.steps += 1
-                settings = slot.steps, self.lr * slot.lr_scale, slot.weight_decay
-                alike.setdefault((settings, slot.parameter.dtype), []).append(slot)
-        for (settings, _), slots in alike.items():
-            apply(self._update(*settings), [self._arrays(slot) for slot in slots])
+    def step(self, factor: Array | None = None) -> None:
+        """Update every parameter that has a gradient, in place.
+
+        factor: what all gradients are multiplied by, as by `clip_factor`: a 0-d array on their device. The gradients
+        themselves do not change.
+        """
+        slots = [slot for slot in self._slots if slot.parameter.grad is not None]
+        if not slots:
+            return
+        alike: dict[Any, int] = {}          # {what the numbers of a slot depend on: their index}
+        groups = [
+            alike.setdefault((slot.steps, slot.lr_scale, slot.weight_decay, slot.parameter.dtype), len(alike))
+            for slot in slots
+        ]
+        first = [slots[groups.index(group)] for group in range(len(alike))]
+
+        def count() -> None:
             for slot in slots:
+                slot.steps += 1
                 slot.parameter.mark_changed()
+
+        def numbers() -> list[Any]:
+            return [self._settings(slot.steps, self.lr * slot.lr_scale, slot.weight_decay) for slot in first]
+
+        every_time(count)
+        self._update([slot.row(len(self.moment_names)) for slot in slots], groups, numbers, factor)
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
         for slot in self._slots:
             slot.parameter.grad = None
-
-    def _arrays(self, slot: _Slot) -> tuple[Array, ...]:
-        """Parameter, gradient and moments as flat arrays."""
-        data = slot.parameter.data.reshape(-1)
-        if not slot.moments:
-            slot.moments = [array_module(data).zeros_like(data) for _ in self.moment_names]
-        assert slot.parameter.grad is not None
-        return data, slot.parameter.grad.reshape(-1), *slot.moments
 
     def state_dict(self) -> dict[str, Any]:
         """The state {"step.<i>": int, "<moment>.<i>": NumPy array like the parameter} of parameters with steps."""
@@ -154,6 +169,8 @@ class SGD(Optimizer):
     momentum.
     """
 
+    _update = staticmethod(updates.sgd)
+
     def __init__(
         self,
         params: Iterable[Any],
@@ -168,23 +185,8 @@ class SGD(Optimizer):
         self.momentum, self.nesterov = momentum, nesterov
         self.moment_names = ("momentum_buffer",) if momentum else ()  # type: ignore[misc]
 
-    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
-        momentum, nesterov = self.momentum, self.nesterov
-
-        def update(p: Array, g: Array, b: Array | None = None) -> None:
-            direction = p * weight_decay
-            direction += g
-            if b is not None:
-                b *= momentum
-                b += direction
-                if nesterov:
-                    direction += b * momentum
-                else:
-                    direction[...] = b
-            direction *= lr
-            p -= direction
-
-        return update
+    def _settings(self, steps: int, lr: float, weight_decay: float) -> updates.SGDNumbers:
+        return updates.SGDNumbers(lr, weight_decay, self.momentum, self.nesterov)
 
 
 class Adam(Optimizer):
@@ -195,6 +197,7 @@ class Adam(Optimizer):
     """
 
     moment_names = ("exp_avg", "exp_avg_sq")
+    _update = staticmethod(updates.adam)
     decoupled: ClassVar[bool] = False
 
     def __init__(
@@ -210,33 +213,18 @@ class Adam(Optimizer):
         super().__init__(params, lr, weight_decay)
         self.betas, self.eps = betas, eps
 
-    def _update(self, steps: int, lr: float, weight_decay: float) -> Update:
+    def _settings(self, steps: int, lr: float, weight_decay: float) -> updates.AdamNumbers:
         beta1, beta2 = self.betas
         # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: this saves two passes over memory.
         root = math.sqrt(1 - beta2**steps)
-        step_size, eps = lr * root / (1 - beta1**steps), self.eps * root
-        shrink = 1 - lr * weight_decay if self.decoupled else 1.0
-        coupled_decay = 0.0 if self.decoupled else weight_decay
-
-        def update(p: Array, g: Array, m: Array, v: Array) -> None:
-            xp = array_module(p)
-            if coupled_decay:
-                g = g + p * coupled_decay
-            scratch = g - m
-            scratch *= 1 - beta1
-            m += scratch
-            xp.multiply(g, g, out=scratch)
-            scratch *= 1 - beta2
-            v *= beta2
-            v += scratch
-            xp.sqrt(v, out=scratch)
-            scratch += eps
-            xp.divide(m, scratch, out=scratch)
-            scratch *= step_size
-            p *= shrink
-            p -= scratch
-
-        return update
+        return updates.AdamNumbers(
+            step_size=lr * root / (1 - beta1**steps),
+            eps=self.eps * root,
+            shrink=1 - lr * weight_decay if self.decoupled else 1.0,
+            decay=0.0 if self.decoupled else weight_decay,
+            beta1=beta1,
+            beta2=beta2,
+        )
 
 
 class AdamW(Adam):
@@ -256,49 +244,3 @@ class AdamW(Adam):
         weight_decay: float = 0.05,
     ):
         super().__init__(params, lr, betas, eps, weight_decay)
-
-
-def grad_norm(params: Iterable[Parameter]) -> Array:
-    """The total norm √Σ g² of all gradients: a 0-d array on the device; nothing is copied to the host.
-
-    It is finite only if all entries are, so it is enough to check this number before a step. (In float32, a norm above
-    1.8e19 is infinite too, as the squares in Adam's second moment would be.)
-    """
-    gradients = flat_gradients(params)
-    if not gradients:
-        return asarray(0.0)
-    xp = array_module(gradients[0])
-    half = [xp.asarray(g, dtype=np.float32) if g.dtype.itemsize < 4 else g for g in gradients]  # 256² overflows float16
-    return xp.sqrt(sum(deal(xp.dot, [(g, g) for g in half], backend_of(half[0]) is CPU)))
-
-
-def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:
-    """Clip the total norm of the gradients, in place: scale all by min(1, max_norm / (norm + 1e-6)).
-
-    As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1).
-    norm: the result of `grad_norm`, if it is already known.
-    Returns the total norm before clipping, a 0-d array on the device; nothing is copied to the host. If it is infinite
-    or NaN, the clipped gradients are invalid: check it before a step.
-    Raises ScratchvitError for a max_norm that is not positive.
-    """
-    if not max_norm > 0:
-        raise ScratchvitError(f"max_norm must be positive, not {max_norm}")
-    gradients = flat_gradients(params := list(params))
-    if norm is None:
-        norm = grad_norm(params)
-    if gradients:
-        xp = array_module(gradients[0])
-        factor = xp.minimum(max_norm / (norm + 1e-6), 1)
-        apply(lambda g: xp.multiply(g, factor, out=g), [(g,) for g in gradients])
-    return norm
-
-
-def flat_gradients(params: Iterable[Parameter]) -> list[Array]:
-    """Flat views (size,) of the gradients that are not None; writing to them changes the gradients."""
-    gradients = []
-    for parameter in params:
-        if parameter.grad is not None:
-            # A flat view requires a contiguous array.
-            parameter.grad = array_module(parameter.grad).asarray(parameter.grad, order="C")
-            gradients.append(parameter.grad.reshape(-1))
-    return gradients

@@ -7,11 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.backend import array_module
 from scratchvit.errors import ScratchvitError
+from scratchvit.kernels import updates
 from scratchvit.nn.module import Parameter
-from scratchvit.optim.blocks import apply
-from scratchvit.optim.optimizers import flat_gradients
+from scratchvit.optim.gradients import contiguous_gradients
 from scratchvit.tensor import Tensor
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -52,13 +51,12 @@ class LossScaler:
 
     def unscale(self, params: Iterable[Parameter]) -> None:
         """Divide all gradients by the factor, in place. Raises ScratchvitError for parameters in float16."""
-        gradients = flat_gradients(params)
+        gradients = contiguous_gradients(params)
         if any(g.dtype.itemsize < 4 for g in gradients):
             raise ScratchvitError(
                 "loss scaling needs parameters in float32: divided in float16, the gradients would underflow again"
             )
-        inverse = 1 / self.factor
-        apply(lambda g: array_module(g).multiply(g, inverse, out=g), [(g,) for g in gradients])
+        updates.scale(gradients, 1 / self.factor)
 
     def update(self, finite: bool) -> None:
         """Adapt the factor. finite: whether all gradients of this step were finite."""

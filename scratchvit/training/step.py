@@ -78,10 +78,9 @@ class LearningStep:
                 self.scaler.update(finite)
             if not finite:
                 return False
-        if self.config.clip_grad:
-            optim.clip_grad_norm(parameters, self.config.clip_grad, norm)
+        clip = self.config.clip_grad
         self.optimizer.lr = lr
-        self.optimizer.step()
+        self.optimizer.step(optim.clip_factor(norm, clip) if clip else None)
         if self.ema:
             self.ema.update()
         self._in_a_row = 0

@@ -17,6 +17,8 @@ from scratchvit.backend import Array
 # {module: the files whose texts it consists of}
 MODULES = {
     "rows": ("column_sums", "layer_norm"),
+    "updates": ("array_lists", "updates"),
+    "norms": ("array_lists", "total_norm"),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
 
@@ -59,7 +61,8 @@ def launch(
     """Start a kernel on the current stream, compiled for the dtype of `like`. Does nothing if there are no blocks.
 
     arguments: contiguous arrays, and None for a null pointer; integers, which are `long long` in the text, and floats,
-    which are `double`. shared: bytes of dynamic shared memory for each block.
+    which are `double`; a structured NumPy array (1,), which is passed by value as a struct. shared: bytes of dynamic
+    shared memory for each block.
     """
     if 0 not in blocks:
         given = tuple(NULL if argument is None else argument for argument in arguments)

@@ -1,0 +1,117 @@
+"""Lists of arrays in one launch: where they are in memory is an argument of the kernel.
+
+    plain       for row in rows: update(*row), where a row is, for example, a parameter, its gradient and its moments
+    problem     a model has hundreds of parameters, most of them small. A launch for each costs the host more time than
+                the GPU, of which it uses a small part
+    idea        a launch takes up to 64 rows. Their pointers and lengths travel with the launch, by value like a number,
+                in 3 KB of the 4 KB that arguments may have. Nothing is copied to the device before
+    who
+
+        row 0: 9,000 entries            row 1: 7     row 2: 5,000
+        ┌─────────┬─────────┬──────┐    ┌─┐          ┌─────────┬──┐         a block has 4,096 entries of a row; a
+        │ block 0 │ block 1 │ 2    │    │3│          │ block 4 │ 5│         thread has every 256th of them, at most 16
+        └─────────┴─────────┴──────┘    └─┘          └─────────┴──┘
+
+        first_block     0   3   4                   block 4 is of row 2: the last whose first block is ≤ 4
+
+A row may be empty: it has no block.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from scratchvit.backend import Array
+from scratchvit.kernels import cuda
+from scratchvit.kernels.cuda.modules import launch
+
+ROWS, COLUMNS = 64, 4           # of a table
+CHUNK, THREADS = 4096, 256      # entries and threads of a block
+
+TEXT = r"""
+// --- array_lists.py ---
+
+struct Rows {
+    T* at[4][64]; // at[column][row]
+    size length[64];
+    int first_block[64];
+    int group[64]; // which of the numbers of an update are this row's
+    int count;
+};
+
+// Which entries are those of this block: entries first, …, last - 1 of a row.
+struct Piece {
+    int row;
+    size first, last;
+};
+
+__device__ inline Piece own_piece(const Rows& rows) {
+    int row = 0, end = rows.count; // the row is in [row, end)
+    while (end - row > 1) {
+        int middle = (row + end) / 2;
+        if (rows.first_block[middle] <= (int)blockIdx.x) row = middle;
+        else end = middle;
+    }
+    size first = (size)((int)blockIdx.x - rows.first_block[row]) * 4096;
+    return {row, first, min(first + 4096, rows.length[row])};
+}
+"""
+
+# The struct Rows, as NumPy sees it.
+TABLE = np.dtype(
+    [
+        ("at", np.uint64, (COLUMNS, ROWS)), ("length", np.int64, ROWS), ("first_block", np.int32, ROWS),
+        ("group", np.int32, ROWS), ("count", np.int32),
+    ],
+    align=True,
+)
+BYTES = np.dtype((np.void, TABLE.itemsize))     # the same without fields, which CuPy is quicker to pass on
+
+
+class Table(NamedTuple):
+    """Up to 64 rows, as the argument of a kernel."""
+
+    rows: np.ndarray        # (1,), the struct Rows
+    blocks: int
+
+
+def takes(rows: Sequence[Sequence[Array]]) -> bool:
+    """Whether the kernels compute on these rows: contiguous arrays, all of float32 or all of float64, of equal size."""
+    return (
+        bool(rows)
+        and cuda.takes(rows[0][0])
+        and len({array.dtype.char for row in rows for array in row}) == 1
+        and all(array.flags.c_contiguous and array.size == row[0].size for row in rows for array in row)
+    )
+
+
+def tables(rows: Sequence[Sequence[Array]], groups: Sequence[int] | None = None) -> Iterator[Table]:
+    """The tables of rows of 1 to 4 arrays of equal size. groups: the group of each row, 0 by default.
+
+    They are made anew for every launch, since gradients are new arrays in every step: 0.1 ms for 150 rows of 4.
+    """
+    pointers = np.array([[array.data.ptr for array in row] for row in rows], np.uint64).T
+    lengths = np.array([row[0].size for row in rows], np.int64)
+    for start in range(0, len(rows), ROWS):
+        part = slice(start, start + ROWS)
+        table = np.zeros(1, TABLE)
+        fields: Any = table[0]
+        blocks = -(-lengths[part] // CHUNK)
+        n = fields["count"] = len(blocks)
+        fields["at"][: len(pointers), :n] = pointers[:, part]
+        fields["length"][:n] = lengths[part]
+        fields["first_block"][1:n] = np.cumsum(blocks[:-1])
+        if groups is not None:
+            fields["group"][:n] = groups[part]
+        yield Table(table.view(BYTES), int(blocks.sum()))
+
+
+def launch_rows(
+    name: str, rows: Sequence[Sequence[Array]], *arguments: Any, groups: Sequence[int] | None = None
+) -> None:
+    """Launch a kernel of the module "updates" on all rows. arguments: what it takes after the rows."""
+    for table in tables(rows, groups):
+        launch("updates", name, rows[0][0], (table.blocks,), (THREADS,), table.rows, *arguments)

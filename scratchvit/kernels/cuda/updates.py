@@ -1,0 +1,129 @@
+"""Steps of optimisers, scaled gradients, averages and copies of weights: one launch for 64 arrays.
+
+    plain       the formulas of kernels/updates.py, with a dozen array operations for each parameter: a thousand
+                launches for a step of a ViT-Ti
+    problem     each operation reads and writes whole arrays, and each launch costs the host 5 µs or more
+    idea        a thread computes the whole formula for an entry, whose intermediate results stay in registers. Array
+                lists (array_lists.py) make it three launches
+    who         a thread has entries of one row, 256 apart: threads next to each other have entries next to each other
+
+Learning rates and the like are read from device memory, a line of `numbers` for each group of rows, and so is `factor`,
+by which gradients are multiplied: the arguments of a launch stay the same when a step is replayed (replay.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from scratchvit import replay
+from scratchvit.backend import Array, array_module
+from scratchvit.kernels.cuda.array_lists import launch_rows
+
+TEXT = r"""
+// --- updates.py ---
+
+// A step of Adam for rows (p, g, m, v). numbers (groups, 6). factor: of gradients, or null.
+extern "C" __global__ void adam(Rows rows, const double* numbers, const T* factor) {
+    Piece piece = own_piece(rows);
+    T *p = rows.at[0][piece.row], *m = rows.at[2][piece.row], *v = rows.at[3][piece.row];
+    const T* gradient = rows.at[1][piece.row];
+    numbers += 6 * rows.group[piece.row];
+    T step_size = numbers[0], eps = numbers[1], shrink = numbers[2], decay = numbers[3];
+    T first_share = 1 - numbers[4], beta2 = numbers[5], second_share = 1 - numbers[5];
+    T scale = factor ? *factor : (T)1;
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) {
+        T g = gradient[i] * scale;
+        if (decay != 0) g += decay * p[i];
+        T first = m[i] + first_share * (g - m[i]);
+        T second = beta2 * v[i] + second_share * (g * g);
+        m[i] = first;
+        v[i] = second;
+        p[i] = shrink * p[i] - step_size * (first / (sqrt(second) + eps));
+    }
+}
+
+// A step of SGD for rows (p, g), or with momentum (p, g, b). numbers (groups, 4). factor: of gradients, or null.
+extern "C" __global__ void sgd(Rows rows, const double* numbers, const T* factor) {
+    Piece piece = own_piece(rows);
+    T *p = rows.at[0][piece.row], *b = rows.at[2][piece.row];
+    const T* gradient = rows.at[1][piece.row];
+    numbers += 4 * rows.group[piece.row];
+    T lr = numbers[0], decay = numbers[1], momentum = numbers[2];
+    bool nesterov = numbers[3] != 0;
+    T scale = factor ? *factor : (T)1;
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) {
+        T direction = gradient[i] * scale + decay * p[i];
+        if (b) {
+            T velocity = momentum * b[i] + direction;
+            b[i] = velocity;
+            direction = nesterov ? direction + momentum * velocity : velocity;
+        }
+        p[i] -= lr * direction;
+    }
+}
+
+// x <- factor x for rows (x).
+extern "C" __global__ void scale(Rows rows, const T* factor) {
+    Piece piece = own_piece(rows);
+    T* x = rows.at[0][piece.row];
+    T scale = *factor;
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) x[i] *= scale;
+}
+
+// a <- a + share (x - a) for rows (a, x).
+extern "C" __global__ void average(Rows rows, double share) {
+    Piece piece = own_piece(rows);
+    T *a = rows.at[0][piece.row], part = share;
+    const T* x = rows.at[1][piece.row];
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += part * (x[i] - a[i]);
+}
+
+// y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as T.
+extern "C" __global__ void copy(Rows rows) {
+    Piece piece = own_piece(rows);
+    T* y = rows.at[0][piece.row];
+    const T* x = rows.at[1][piece.row];
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) y[i] = x[i];
+}
+"""
+
+MakeNumbers: TypeAlias = Callable[[], Sequence[tuple[float, ...]]]
+
+
+def adam(rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None) -> None:
+    """The step of `kernels.updates.adam`."""
+    launch_rows("adam", rows, _on_device(numbers, groups, 6), _like(rows, factor), groups=groups)
+
+
+def sgd(rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None) -> None:
+    """The step of `kernels.updates.sgd`."""
+    launch_rows("sgd", rows, _on_device(numbers, groups, 4), _like(rows, factor), groups=groups)
+
+
+def scale(rows: Sequence[Any], factor: Any) -> None:
+    """x ← factor x for rows (x,). factor: a number, or a 0-d array."""
+    launch_rows("scale", rows, _like(rows, factor))
+
+
+def average(rows: Sequence[Any], share: float) -> None:
+    """a ← a + share (x - a) for rows (a, x)."""
+    launch_rows("average", rows, float(share))
+
+
+def copy(rows: Sequence[Any]) -> None:
+    """y ← x for rows (y, x)."""
+    launch_rows("copy", rows)
+
+
+def _on_device(numbers: MakeNumbers, groups: Sequence[int], count: int) -> Array:
+    """The `count` numbers of every group, float64 (groups, count), new in every replay."""
+    return replay.numbers(lambda: np.array(numbers(), np.float64), (max(groups) + 1, count), np.float64)
+
+
+def _like(rows: Sequence[Any], factor: Any) -> Array | None:
+    """A factor on the device, in the dtype of the rows."""
+    first = rows[0][0]
+    return None if factor is None else array_module(first).asarray(factor, dtype=first.dtype)

@@ -1,0 +1,200 @@
+"""Updates of many arrays: the steps of optimisers, scaled gradients, averages and copies of weights.
+
+    plain       a formula for a row of arrays of equal shape, such as a parameter, its gradient and its moments, some of
+                which it changes in place
+    problem     a formula is a dozen array operations. Each of them on a whole matrix would read it from main memory
+                again; on a small array, it costs more to call than to compute
+    idea        large arrays are divided into blocks that stay in the cache for all operations, and the blocks are
+                distributed to the cores. Small arrays are concatenated and updated together
+
+cuda/updates.py has the same formulas as kernels for a GPU, which take 64 arrays at once. Rows are contiguous arrays.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+
+from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.cuda import updates as on_gpu
+from scratchvit.kernels.cuda.array_lists import takes
+from scratchvit.plain import is_plain
+from scratchvit.threads import deal
+
+BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
+SMALL = 4_096       # arrays with fewer entries are concatenated
+WORDS = {4: "f", 8: "d"}    # as what a GPU copies numbers of so many bytes
+
+Row: TypeAlias = tuple[Array, ...]
+
+
+# --- steps of optimisers ----------------------------------------------------------------------------------------------
+
+
+class AdamNumbers(NamedTuple):
+    """The numbers of a step of Adam or AdamW, as `Adam` in optim/optimizers.py computes them."""
+
+    step_size: float
+    eps: float
+    shrink: float       # of the parameter, before the step
+    decay: float        # the share of the parameter that is added to the gradient
+    beta1: float
+    beta2: float
+
+
+def adam(
+    rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[AdamNumbers]],
+    factor: Array | None = None,
+) -> None:
+    """A step of Adam or AdamW:
+
+        g ← factor g + decay p;  m ← m + (1 - β₁)(g - m);  v ← β₂ v + (1 - β₂) g²
+        p ← shrink p - step_size m / (√v + eps)
+
+    rows: (p, g, m, v), of which g is not changed. groups: for each row, which of the numbers() are its; they are asked
+    for again in every replay (see replay.py). factor: a 0-d array, or None for 1.
+    """
+    if takes(rows):
+        return on_gpu.adam(rows, groups, numbers, factor)
+
+    def update(n: AdamNumbers, p: Array, g: Array, m: Array, v: Array) -> None:
+        xp = array_module(p)
+        if n.decay:
+            g = g + p * n.decay
+        scratch = g - m
+        scratch *= 1 - n.beta1
+        m += scratch
+        xp.multiply(g, g, out=scratch)
+        scratch *= 1 - n.beta2
+        v *= n.beta2
+        v += scratch
+        xp.sqrt(v, out=scratch)
+        scratch += n.eps
+        xp.divide(m, scratch, out=scratch)
+        scratch *= n.step_size
+        p *= n.shrink
+        p -= scratch
+
+    _update_groups(update, rows, groups, numbers, factor)
+
+
+class SGDNumbers(NamedTuple):
+    """The numbers of a step of SGD."""
+
+    lr: float
+    decay: float
+    momentum: float
+    nesterov: bool
+
+
+def sgd(
+    rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[SGDNumbers]],
+    factor: Array | None = None,
+) -> None:
+    """A step of stochastic gradient descent:
+
+        g ← factor g + decay p;  b ← momentum b + g;  p ← p - lr b, or with Nesterov momentum p - lr (g + momentum b)
+
+    rows: (p, g, b), or (p, g) without momentum, where b is g. The rest as for `adam`.
+    """
+    if takes(rows):
+        return on_gpu.sgd(rows, groups, numbers, factor)
+
+    def update(n: SGDNumbers, p: Array, g: Array, b: Array | None = None) -> None:
+        direction = p * n.decay
+        direction += g
+        if b is not None:
+            b *= n.momentum
+            b += direction
+            if n.nesterov:
+                direction += b * n.momentum
+            else:
+                direction[...] = b
+        direction *= n.lr
+        p -= direction
+
+    _update_groups(update, rows, groups, numbers, factor)
+
+
+def _update_groups(
+    update: Callable[..., None], rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[Any]],
+    factor: Array | None,
+) -> None:
+    """Call update(numbers of the group, p, factor g, …) for all rows (p, g, …)."""
+
+    def scaled(own: Any, p: Array, g: Array, *moments: Array) -> None:
+        update(own, p, g if factor is None else array_module(g).multiply(g, factor, dtype=g.dtype), *moments)
+
+    for group, own in enumerate(numbers()):
+        _apply(functools.partial(scaled, own), [row for row, index in zip(rows, groups) if index == group])
+
+
+# --- gradients and averages -------------------------------------------------------------------------------------------
+
+
+def scale(arrays: Sequence[Array], factor: Any) -> None:
+    """x ← factor x for all arrays. factor: a number, or a 0-d array on their device."""
+    rows = [(x,) for x in arrays]
+    if takes(rows):
+        on_gpu.scale(rows, factor)
+    else:
+        _apply(lambda x: array_module(x).multiply(x, factor, out=x), rows)
+
+
+def average(rows: Sequence[Row], share: float) -> None:
+    """a ← a + share (x - a) for rows (a, x)."""
+    if takes(rows):
+        return on_gpu.average(rows, share)
+
+    def move(a: Array, x: Array) -> None:
+        difference = x - a
+        difference *= share
+        a += difference
+
+    _apply(move, rows)
+
+
+def copy(rows: Sequence[Row]) -> None:
+    """y ← x for rows (y, x) of equal dtype, which may be integers."""
+    alike: dict[int, list[Row]] = {}
+    for row in rows:
+        alike.setdefault(row[0].itemsize, []).append(row)
+    for itemsize, some in alike.items():
+        words = [tuple(array.view(WORDS[itemsize]) for array in row) for row in some] if itemsize in WORDS else some
+        if takes(words):
+            on_gpu.copy(words)
+        else:
+            for y, x in some:
+                y[...] = x
+
+
+# --- one formula for many arrays --------------------------------------------------------------------------------------
+
+
+def _apply(update: Callable[..., Any], rows: Sequence[Row]) -> None:
+    """Call `update` with all rows, as flat arrays: in blocks if large, together if small."""
+    rows = [tuple(array.reshape(-1) for array in row) for row in rows]
+    if is_plain():
+        for row in rows:
+            update(*row)
+        return
+    small = [row for row in rows if row[0].size < SMALL]
+    if small:
+        joined = [array_module(column[0]).concatenate(column) for column in zip(*small)]
+        update(*joined)
+        start = 0
+        for row in small:
+            stop = start + row[0].size
+            for array, values in zip(row, joined):
+                array[...] = values[start:stop]
+            start = stop
+    on_cpu = bool(rows) and backend_of(rows[0][0]) is CPU
+    blocks = [
+        tuple(array[start : start + block] for array in row)
+        for row in rows
+        if (size := row[0].size) >= SMALL
+        for block in [BLOCK if on_cpu else size]
+        for start in range(0, size, block)
+    ]
+    deal(update, blocks, on_cpu)
