@@ -23,7 +23,7 @@ from typing import Any, Generic, TypeVar
 
 import numpy as np
 
-from scratchvit.backend import Array, asarray, backend_of, current
+from scratchvit.backend import Array, asarray, current
 from scratchvit.errors import WrongState
 from scratchvit.recording import setting
 
@@ -107,22 +107,28 @@ class Replay(Generic[ResultT]):
                replay: use or copy them before the next call. Arrays that it keeps from one call to the next must be
                changed in place.
     failed     is called with the error if the function cannot be captured; it is then always called, never replayed
+    beside     a Replay that is never called at the same time: both use the same memory
 
-    All operations run in a stream of their own, before and after which the current one waits, and in a memory pool of
-    their own, which keeps the memory of a step.
+    The function is captured in a stream of its own and in a memory pool of its own, which keeps the memory of a step.
+    was_replayed: whether the last call was a replay.
     """
 
-    def __init__(self, function: Callable[..., ResultT], failed: Callable[[Exception], None]):
+    def __init__(
+        self, function: Callable[..., ResultT], failed: Callable[[Exception], None],
+        beside: Replay[Any] | None = None,
+    ):
         self.function, self.failed = function, failed
-        self.can_capture = True
+        self.can_capture, self.was_replayed = True, False
         self._calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured[ResultT]] = {}
         cuda = current().xp.cuda
-        self._stream, self._pool = cuda.Stream(non_blocking=True), cuda.MemoryPool()
+        self._stream: Any = beside._stream if beside else cuda.Stream(non_blocking=True)
+        self._pool: Any = beside._pool if beside else cuda.MemoryPool()
         self._event = cuda.Event(disable_timing=True)
 
     def __call__(self, *arguments: Array, key: Hashable = None) -> ResultT:
         """function(*arguments). key: whatever else, besides shapes and dtypes, decides what it does."""
+        self.was_replayed = False
         if not self.can_capture:
             return self.function(*arguments)
         key = (key, *((x.shape, x.dtype.char) for x in arguments))
@@ -141,7 +147,7 @@ class Replay(Generic[ResultT]):
                 self.can_capture = False
                 self.failed(error)
                 return self.function(*arguments)
-        xp = backend_of(captured.arguments[0]).xp
+        xp, self.was_replayed = current().xp, True
         for place, argument in zip(captured.arguments, arguments):
             xp.copyto(place, argument)
         captured.capture.prepare()

@@ -66,6 +66,9 @@ class RunConfig:
     workers: int = option(0, "processes that read and augment pictures; 0: one thread in the training process")
     seed: int = option(0, "seed of weights, validation split, order, augmentation and dropout")
     device: str = option(default_device(), "device to train on: cpu, gpu, or gpu:1, the second GPU", check=gpu_number)
+    replay: bool = option(
+        True, "on a GPU, capture a training step as a CUDA graph and repeat it by one launch, where its shapes allow it"
+    )
     save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:

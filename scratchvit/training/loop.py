@@ -3,7 +3,7 @@
     for epoch in …:
         for batch in loader:
             loss = task.loss(model, batch, …)                           # depends on the task, see task.py
-            loss.backward(); clip; optimizer.step(); ema.update()       # see step.py
+            loss.backward(); clip; optimizer.step(); ema.update()       # see step.py, where a GPU replays a step
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
 
@@ -25,13 +25,14 @@ import numpy as np
 from tqdm import tqdm
 
 from scratchvit import backend, optim, progress
-from scratchvit.backend import CPU, backend_of
+from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.data import Loader
 from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
 from scratchvit.files import counted
 from scratchvit.gpu import explain, is_out_of_memory
 from scratchvit.models import create_model
 from scratchvit.random import Generator
+from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
 from scratchvit.training.checkpoint import Checkpoint, current_versions, load_checkpoint, load_into, save_checkpoint
 from scratchvit.training.config import RunConfig
@@ -126,7 +127,7 @@ class TrainingLoop(Generic[TaskT_co]):
         self.optimizer = make_optimizer(config, task.param_groups(self.model))
         self.schedule = make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
-        self.learn = LearningStep(config, self.model, self.optimizer, self.ema)
+        self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log)
         self.watch = SignalWatch()
         self.events = EventFile(self.folder.path / "tensorboard")
 
@@ -209,14 +210,20 @@ class TrainingLoop(Generic[TaskT_co]):
             wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
             raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
         inputs = self.task.inputs(batch)
-        self.learn.begin()
+        arrays = self.task.arrays(self.model, batch, self.step)
+
+        def compute(*arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:
+            if arrays:
+                return self.task.loss_of(self.model, *arrays)
+            return self.task.loss(self.model, batch, inputs, self.step)
+
         try:
             try:
-                loss, noted = self.task.loss(self.model, batch, inputs, self.step)
+                noted = self.learn(compute, arrays, images, self.schedule.at(self.step), look, inputs)
             except NoLoss as error:
                 self.learn.skip(error, images, inputs)
             else:
-                if self.learn(loss, images, self.schedule.at(self.step), look, inputs):
+                if noted is not None:
                     self.meter.add(*noted)
         except NotFinite as error:
             every = 1 if self.learn.may_skip else self._read_every

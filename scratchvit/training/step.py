@@ -12,13 +12,14 @@ non_finite  if the loss or a gradient is infinite or NaN: "stop" ends the run, "
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
+from typing import Any, TypeAlias
 
 from scratchvit import optim
-from scratchvit.backend import Array, array_module
+from scratchvit.backend import Array, array_module, current
 from scratchvit.nn import Module
+from scratchvit.replay import Replay
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient, is_finite
@@ -35,56 +36,91 @@ class NoLoss(Exception):
     """The loss cannot be computed because outputs of the model are not finite. The message says which."""
 
 
-class LearningStep:
-    """Performs the training steps of a run, and counts the skipped ones."""
+Compute: TypeAlias = Callable[..., tuple[Tensor, Any]]
 
-    def __init__(self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None):
+
+class LearningStep:
+    """Performs the training steps of a run, and counts the skipped ones.
+
+    On a GPU, a step that depends on arrays alone is captured and replayed (replay.py): by one launch or, if the host
+    reads whether it is finite before weights change, by two. log: is told if that is not possible.
+    """
+
+    def __init__(
+        self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None,
+        log: Callable[[str], None] = print,
+    ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
+        self.log = log
         self.scaler = optim.LossScaler(config.loss_scale) if config.loss_scale else None
         self.may_skip = config.non_finite == "skip" or self.scaler is not None
         self.skipped = 0            # skipped steps in this epoch
         self._in_a_row = 0          # consecutive skipped steps, not counting overflows from loss scaling
-        self._finite: Any = True    # whether losses and gradients were finite since this was last read
+        self._finite = current().xp.ones((), dtype=bool)    # whether losses and gradients were, since it was last read
         self._buffers: dict[str, Array] = {}
-
-    def begin(self) -> None:
-        """Call before the forward: frees the old gradients, and copies the buffers if the step may be skipped."""
-        self.optimizer.zero_grad()
-        if self.may_skip:
-            self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
+        self._replays = _Replays(self) if config.replay and current().has_cuda else None
 
     def __call__(
-        self, loss: Tensor, images: Array, lr: float, look: bool, inputs: Mapping[str, Any] = MappingProxyType({})
-    ) -> bool:
-        """Backward and update. Returns False if the step was skipped.
+        self, compute: Compute, arrays: Sequence[Array], images: Array, lr: float, look: bool,
+        inputs: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Any:
+        """Compute the loss, differentiate it and update the weights. Returns None if the step was skipped.
 
-        look: read whether loss and gradients are finite, which waits for a GPU. If steps may be skipped, every step
-        reads it. images, inputs: arguments of the model, to find the first layer that is not finite. Raises NotFinite
-        if the run must end; this step has then changed nothing.
+        compute: compute(*arrays) returns the loss, a Tensor (), and what this returns. arrays: none for a step that
+        cannot be replayed. look: read whether loss and gradients are finite, which waits for a GPU. If steps may be
+        skipped, every step reads it. images, inputs: arguments of the model, to find the first layer that is not
+        finite. Raises NotFinite if the run must end; this step has then changed nothing.
         """
+        self.compute, self.optimizer.lr = compute, lr
+        if self.may_skip:
+            self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
+        parts = self._replays if self._replays and arrays else self
+        if not (look or self.may_skip):
+            return parts.learn(*arrays)
+
+        loss, noted, norm = parts.differentiate(*arrays)
+        finite = bool(self._finite)
+        self._finite.fill(True)
+        if not finite:
+            overflow = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
+            self._skip(overflow, lambda: self._where(loss, images, inputs))
+        if self.scaler:
+            self.scaler.update(finite)
+        if not finite:
+            return None
+        parts.update(norm)
+        self._in_a_row = 0
+        return noted
+
+    # --- the parts of a step: they read nothing from the device, so they can be captured ---
+
+    def learn(self, *arrays: Array) -> Any:
+        """A whole step. Returns what `compute` gave to be returned."""
+        _, noted, norm = self.differentiate(*arrays)
+        self.update(norm)
+        return noted
+
+    def differentiate(self, *arrays: Array) -> tuple[Tensor, Any, Array]:
+        """The loss, what to return, and the norm of the gradients, which are those of the parameters from now on."""
+        self.optimizer.zero_grad()
+        loss, noted = self.compute(*arrays)
         parameters = list(self.model.parameters())
         (self.scaler.scale(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale(parameters)
         norm = optim.grad_norm(parameters)
-        isfinite = array_module(norm).isfinite
-        self._finite = isfinite(norm) & isfinite(loss.data) & self._finite
-        if look or self.may_skip:
-            finite, self._finite = bool(self._finite), True
-            if not finite:
-                overflow = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
-                self._skip(overflow, lambda: self._where(loss, images, inputs))
-            if self.scaler:
-                self.scaler.update(finite)
-            if not finite:
-                return False
+        xp = array_module(norm)
+        xp.logical_and(self._finite, xp.isfinite(norm + loss.data), out=self._finite)
+        return loss, noted, norm
+
+    def update(self, norm: Array) -> None:
+        """Clip the gradients, whose norm this is, and update weights and averages."""
         clip = self.config.clip_grad
-        self.optimizer.lr = lr
         self.optimizer.step(optim.clip_factor(norm, clip) if clip else None)
         if self.ema:
             self.ema.update()
-        self._in_a_row = 0
-        return True
+
+    # --- steps that are skipped ---
 
     def skip(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
         """Skip a step whose loss cannot be computed. Raises NotFinite if the run must end."""
@@ -117,3 +153,34 @@ class LearningStep:
         self.skipped, self._in_a_row = state["skipped"], state["skipped_in_a_row"]
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+
+
+class _Replays:
+    """The parts of a step, captured and replayed."""
+
+    def __init__(self, step: LearningStep):
+        def failed(error: Exception) -> None:
+            step.log(f"       steps cannot be replayed, so each operation is started by itself: {error}")
+
+        self.step = step
+        self.learn = Replay(step.learn, failed)
+        self._differentiate = Replay(self._with_gradients, failed, beside=self.learn)
+        self._update = Replay(step.update, failed, beside=self.learn)
+
+    def differentiate(self, *arrays: Array) -> tuple[Tensor, Any, Array]:
+        *result, gradients = self._differentiate(*arrays)
+        # Whatever was captured last has left its own arrays as gradients.
+        for parameter, gradient in zip(self.step.model.parameters(), gradients):
+            parameter.grad = gradient
+        self._key = tuple((x.shape, x.dtype.char) for x in arrays)
+        return tuple(result)
+
+    def _with_gradients(self, *arrays: Array) -> tuple[Any, ...]:
+        return *self.step.differentiate(*arrays), [parameter.grad for parameter in self.step.model.parameters()]
+
+    def update(self, norm: Array) -> None:
+        # The gradients lie where the captured update reads them only if they were computed by a replay.
+        if self._differentiate.was_replayed:
+            self._update(norm, key=self._key)
+        else:
+            self.step.update(norm)

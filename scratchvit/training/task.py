@@ -19,7 +19,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, TypeAlias, TypeVar
 
+from scratchvit.backend import Array
 from scratchvit.data import Loader
+from scratchvit.errors import WrongState
 from scratchvit.tensor import Tensor
 from scratchvit.training.meter import Means
 
@@ -137,6 +139,16 @@ class Task(Protocol[ResultT_co]):
         a resumed run draws the same ones. Do not read from the device here. Raises `step.NoLoss` if the loss cannot be
         computed from outputs that are not finite.
         """
+
+    def arrays(self, model: Any, batch: Any, step: int) -> tuple[Array, ...]:
+        """What the loss depends on, as arrays on the device, if a step can be replayed on a GPU: `loss` is then
+        loss_of(model, *arrays). By default (): it cannot."""
+        return ()
+
+    def loss_of(self, model: Any, *arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:
+        """What `loss` returns, from `arrays`. The shapes of the arrays decide which operations it consists of, and it
+        reads nothing from the device: it is captured and replayed (see replay.py)."""
+        raise WrongState(f"{type(self).__name__} gives arrays, so it must have loss_of")
 
     # --- every epoch ---
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.backend import asarray
+from scratchvit.backend import Array, asarray
 from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.errors import ScratchvitError
@@ -71,16 +71,25 @@ class Objective:
         images (B, C, H, W); labels (B,); indices (B,): of the images in the data set; step: its number, from 0.
         For a generative model, labels are its tokens (B, N), and the logits have shape (B, K, N).
         """
-        x, target, smoothing = asarray(images), asarray(labels), self.config.label_smoothing
+        return self.loss(model, *self.given(images, labels, indices, step))
+
+    def given(self, images: Any, labels: Any, indices: np.ndarray, step: int) -> tuple[Array, ...]:
+        """The arrays that `loss` depends on, on the device: images and targets, mixed, and logits of the teacher that
+        were computed before. Arguments as above."""
+        x, target = asarray(images), asarray(labels)
         if self.mix:
             rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(_MIXING, step)))
             x, target = self.mix(x, target, rng)
-            smoothing = 0.0     # already in the soft targets
+        return (x, target) if self._teacher_logits is None else (x, target, asarray(self._teacher_logits[indices]))
+
+    def loss(self, model: Any, x: Array, target: Array, teacher_logits: Array | None = None) -> tuple[Tensor, Tensor]:
+        """The mean loss, and the logits, from what `given` returns. Reads nothing from the device."""
+        smoothing = 0.0 if self.mix else self.config.label_smoothing        # mixed targets have it already
         logits = model(Tensor(x))
         if self.teacher is None:
             loss = ops.cross_entropy(logits, target, label_smoothing=smoothing)
         else:
-            teacher_logits = self.teacher(x) if self._teacher_logits is None else self._teacher_logits[indices]
+            teacher_logits = self.teacher(x) if teacher_logits is None else teacher_logits
             loss = self._distill(logits, target, teacher_logits, smoothing)
         return loss, (logits[0] + logits[1]) / 2 if isinstance(logits, tuple) else logits
 

@@ -15,6 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from scratchvit import optim, progress
+from scratchvit.backend import Array
 from scratchvit.data import Batch
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
@@ -175,8 +176,15 @@ class ClassificationTask(Task[Result]):
     def loss(
         self, model: Any, batch: Batch, inputs: Mapping[str, Any], step: int
     ) -> tuple[Tensor, tuple[Any, ...]]:
+        return self.loss_of(model, *self.arrays(model, batch, step))
+
+    def arrays(self, model: Any, batch: Batch, step: int) -> tuple[Array, ...]:
         target = truth(model, batch.images, batch.labels)
-        loss, logits = self.objective(model, batch.images, target, batch.indices, step)
+        return target, *self.objective.given(batch.images, target, batch.indices, step)
+
+    def loss_of(self, model: Any, *arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:
+        target, *given = arrays
+        loss, logits = self.objective.loss(model, *given)
         return loss, (loss, logits, target)
 
     def validate(self, model: Any, batches: Batches) -> Row:
