@@ -76,7 +76,7 @@ LOOP, FILES = "scratchvit.training.loop", "scratchvit.files"
     ("module", "name", "call"),
     [
         ("scratchvit.training.classification.objective", "ops.cross_entropy", 2),      # before anything was saved
-        (LOOP, "optim.clip_grad_norm", 9),              # between two saves
+        (LOOP, "optim.clip_factor", 9),              # between two saves
         (LOOP, "save_checkpoint", 4),                   # between best and last
         (FILES, "os.fsync", 6),                    # while a file is being written
     ],

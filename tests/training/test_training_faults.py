@@ -136,14 +136,14 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     prelude = """
 import signal
 from scratchvit.training import loop
-clip = loop.optim.clip_grad_norm
+clip = loop.optim.clip_factor
 calls = []
 def interrupted(*args):
     calls.append(1)
     if len(calls) == 3:
         signal.raise_signal(signal.SIGINT)
     return clip(*args)
-loop.optim.clip_grad_norm = interrupted
+loop.optim.clip_factor = interrupted
 """
     done = run_in_a_process(tmp_path / "run", SHORT, prelude=prelude)
     assert done.returncode == 128 + signal.SIGINT
