@@ -109,4 +109,44 @@ KERNEL_MUTANTS = [
             "sqrt((A)sum)", "sqrt(sum)"),
     _mutant("clipping: a factor of 1 for a norm of NaN", "a wrong bound", "total_norm",
             "quotient > 1 ? (A)1 : quotient", "quotient < 1 ? quotient : (A)1"),
+    # --- maps.py
+    _mutant("gelu: the derivative is that of Φ", "a lost term", "maps", "dydx[i] = cdf + value", "dydx[i] = value"),
+    _mutant(
+        "gelu: the entry after the last", "a wrong bound", "maps",
+        "if (i >= N) return;\n    const T root_half =", "if (i > N) return;\n    const T root_half =",
+    ),
+    _mutant("gelu, tanh: c x², not 3 c x²", "a lost term", "maps", "(1 + 3 * c * square)", "(1 + c * square)"),
+    _mutant("logistic: e^-x overflows", "a lost term", "maps", "exp(-fabs(x[i]))", "exp(-x[i])"),
+    _mutant("relu: a gradient at 0", "a wrong bound", "maps", "y[i] > 0 ?", "y[i] >= 0 ?"),
+    # --- cross_entropy.py
+    _mutant(
+        "cross_entropy: the row after the last", "a wrong bound", "cross_entropy",
+        "if (row >= N) return;\n    x += row / S * at.image + row % S * at.place;\n    A largest",
+        "if (row > N) return;\n    x += row / S * at.image + row % S * at.place;\n    A largest",
+    ),
+    _mutant(
+        "cross_entropy: largest logits not subtracted", "a lost term", "cross_entropy",
+        "largest = warp_max(largest);", "largest = 0;",
+    ),
+    _mutant(
+        "cross_entropy: a label that is one too large", "a wrong bound", "cross_entropy",
+        "label >= C", "label > C",
+    ),
+    _mutant(
+        "cross_entropy: the weight of the class not in the divisor", "a lost term", "cross_entropy",
+        "if (weight) count *= weight[label];\n        a = count * (A)(1 - smoothing);",
+        "a = count * (weight ? (A)weight[label] : 1) * (A)(1 - smoothing);",
+    ),
+    _mutant(
+        "cross_entropy: images and places exchanged", "an exchanged index", "cross_entropy",
+        "this->q += row / S * C * S + row % S;", "this->q += row % S * C * S + row / S;",
+    ),
+    _mutant(
+        "cross_entropy: dx without w q", "a lost term", "cross_entropy",
+        "(p * of_targets - target.weighted_q(c))", "(p * of_targets)",
+    ),
+    _mutant(
+        "cross_entropy: losses added before all are there", "a missing barrier", "cross_entropy",
+        "        __syncthreads();\n        if (i < half)", "        if (i < half)",
+    ),
 ]

@@ -10,8 +10,8 @@ import numpy as np
 from scratchvit.backend import asnumpy
 from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.errors import ScratchvitError
+from scratchvit.kernels.logistic import logistic
 from scratchvit.ops.attention import log_probabilities
-from scratchvit.ops.elementwise import logistic
 
 
 def postprocess(

@@ -12,12 +12,15 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels import cuda
+from scratchvit.kernels.cuda import maps
 from scratchvit.threads import parallel_rows
 
 # cₖ of u(x) = x Σ cₖ x²ᵏ, from scripts/fit_gelu.py. They minimise the maximum over 0 ≤ x ≤ 7 of the weighted error
@@ -32,8 +35,10 @@ _SQRT_2_PI = math.sqrt(2 / math.pi)
 def gelu_kernel(x: Array, approximate: str) -> Callable[..., tuple[Array, Array | None]] | None:
     """The function below for an approximation of GELU; None if the plain form is as good.
 
-    `gelu_exact` has the precision of float32, and a GPU has a fast erf.
+    `gelu_exact` has the precision of float32. A GPU has a fast erfc, and its kernel is in cuda/maps.py.
     """
+    if cuda.takes(x):
+        return functools.partial(maps.gelu, approximate=approximate)
     if approximate == "tanh":
         return gelu_tanh
     return gelu_exact if x.dtype == np.float32 and backend_of(x) is CPU else None

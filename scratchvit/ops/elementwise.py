@@ -17,7 +17,8 @@ from scratchvit import backend
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Workspace, inputs, like, nothing, one_like_x, output, per_entry, unless_broadcast
 from scratchvit.kernels.gelu import gelu_kernel
-from scratchvit.kernels.masks import masked
+from scratchvit.kernels.logistic import logistic, logistic_dx
+from scratchvit.kernels.masks import masked, where_positive
 from scratchvit.kernels.sums import unbroadcast
 from scratchvit.plain import is_plain
 from scratchvit.recording import is_recording
@@ -288,16 +289,6 @@ def tanh(x: Array):
     return y, lambda dy: dy * (1 - y * y)
 
 
-def logistic(x: Array) -> Array:
-    """1 / (1 + e⁻ˣ) of a plain array, computed from e^{-|x|}, which never overflows and keeps small values accurate."""
-    xp = array_module(x)
-    small = xp.exp(-xp.abs(x))
-    y = xp.where(x >= 0, x.dtype.type(1), small)
-    small += 1
-    y /= small
-    return y
-
-
 def _logistic_workspace(x: Array) -> Workspace:
     """e^{-|x|}, and where x ≥ 0."""
     return Workspace(forward=x.nbytes + x.size)
@@ -310,7 +301,7 @@ def sigmoid(x: Array):
     x: any shape; integers become float32.
     """
     y = logistic(x)
-    return y, lambda dy: dy * y * (1 - y)
+    return y, lambda dy: logistic_dx(dy, y)
 
 
 @op(takes="sums", facts=per_entry(
@@ -342,7 +333,7 @@ def relu(x: Array):
     x: any shape and dtype.
     """
     y = array_module(x).maximum(x, 0)
-    return y, lambda dy: masked(dy, y > 0)
+    return y, lambda dy: where_positive(dy, y)
 
 
 @op(facts=per_entry(saves=inputs("x", "weight"), shape=like("x")))

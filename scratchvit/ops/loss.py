@@ -13,9 +13,10 @@ import numpy as np
 from scratchvit import backend
 from scratchvit.backend import CPU, AnyArray, Array, array_module, backend_of
 from scratchvit.facts import Bytes, Facts, Workspace, one_like_x, unless_reduced
+from scratchvit.kernels.cross_entropy import cross_entropy_kernel
+from scratchvit.kernels.logistic import logistic
 from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import log_probabilities
-from scratchvit.ops.elementwise import logistic
 from scratchvit.tensor import op
 
 
@@ -56,37 +57,52 @@ def cross_entropy(
     if not 0 <= label_smoothing <= 1:
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
-    log_p = log_probabilities(x, 1)
     classes, positions = x.shape[1], tuple(range(2, x.ndim))
     soft = target.dtype.kind == "f"
+    _check_target(x, target)
     if not soft:
         _check_labels(given if isinstance(given, np.ndarray) else target, classes, ignore_index)
-    compute = _probabilities if soft else _labels
-    rows, mass, q, count = compute(x, log_p, target, weight, label_smoothing, ignore_index)
+    compute = cross_entropy_kernel(x) or _plain_cross_entropy
+    value, input_gradient, log_p = compute(x, target, weight, label_smoothing, reduction, ignore_index)
 
     def backward(dy, need):
         if need[2] and not soft:
             raise TypeError("cross_entropy: with class indices, weight gets no gradient (as in PyTorch): detach it")
-        if reduction == "none":
-            dy = xp.where(mass == 0, 0, xp.expand_dims(dy, 1)) if not soft else xp.expand_dims(dy, 1)
-        elif reduction == "mean":
-            dy = dy / (count + (count == 0))            # the gradient is 0 if there are no rows
-        dx = dtarget = dweight = None
-        if need[0]:
-            dx = xp.exp(log_p)
-            dx *= mass
-            dx -= q()
-            dx *= dy
+        dx, dtarget, dweight = input_gradient(dy) if need[0] else None, None, None
+        if need[1] or need[2]:                          # of class probabilities
+            divisor = max(1, target.size // classes) if reduction == "mean" else 1
+            dy = (xp.expand_dims(dy, 1) if reduction == "none" else dy) / divisor
         if need[1]:
-            dtarget = log_p * (dy * (label_smoothing - 1))
+            dtarget = log_p() * (dy * (label_smoothing - 1))
             if weight is not None:
                 dtarget *= weight
         if need[2]:
             smoothed = target * (1 - label_smoothing) + label_smoothing / classes
-            dweight = total(-dy * smoothed * log_p, (0, *positions))
+            dweight = total(-dy * smoothed * log_p(), (0, *positions))
         return dx, dtarget, dweight
 
-    return _reduce(rows, reduction, count), backward
+    return value, backward
+
+
+def _plain_cross_entropy(x, target, weight, smoothing, reduction, ignore_index):
+    """The value, a function dy → dx, and one that returns log p."""
+    xp = array_module(x)
+    log_p = log_probabilities(x, 1)
+    soft = target.dtype.kind == "f"
+    rows, mass, q, count = (_probabilities if soft else _labels)(x, log_p, target, weight, smoothing, ignore_index)
+
+    def input_gradient(dy):
+        if reduction == "none":
+            dy = xp.where(mass == 0, 0, xp.expand_dims(dy, 1)) if not soft else xp.expand_dims(dy, 1)
+        elif reduction == "mean":
+            dy = dy / (count + (count == 0))            # the gradient is 0 if there are no rows
+        dx = xp.exp(log_p)
+        dx *= mass
+        dx -= q()
+        dx *= dy
+        return dx
+
+    return _reduce(rows, reduction, count), input_gradient, lambda: log_p
 
 
 def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
@@ -101,8 +117,6 @@ def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothin
 
 def _probabilities(x, log_p, target, weight, smoothing, ignore_index):
     """For class probabilities: each row's loss, Σ_c w_c q_c (B, 1, …), a function for w q, and the mean's divisor."""
-    if target.shape != x.shape:
-        raise ValueError(f"cross_entropy: class probabilities must have x's shape {x.shape}, not {target.shape}")
     q = target.astype(x.dtype, copy=False)
     if smoothing:
         q = q * (1 - smoothing) + smoothing / x.shape[1]
@@ -114,11 +128,6 @@ def _probabilities(x, log_p, target, weight, smoothing, ignore_index):
 def _labels(x, log_p, target, weight, smoothing, ignore_index):
     """The same for class indices: w q is a at the class, plus b everywhere."""
     xp = array_module(x)
-    if target.shape != (x.shape[0], *x.shape[2:]):
-        raise ValueError(
-            f"cross_entropy: for x of shape {x.shape}, class indices must have shape "
-            f"{(x.shape[0], *x.shape[2:])}, not {target.shape}"
-        )
     counts = target != ignore_index
     inside = (target >= 0) & (target < x.shape[1])
     label = xp.expand_dims(xp.where(inside, target, 0), 1)                          # (B, 1, …)
@@ -156,6 +165,18 @@ def _class_weights(x: Array, weight: Any) -> Array | None:
             f"cross_entropy: weight has shape {weight.shape}, but x of shape {x.shape} has {x.shape[1]} classes"
         )
     return weight.reshape(-1, *(1 for _ in x.shape[2:]))
+
+
+def _check_target(x: Array, target: Array) -> None:
+    """Raise ValueError if the target has another shape than x needs."""
+    if target.dtype.kind == "f":
+        if target.shape != x.shape:
+            raise ValueError(f"cross_entropy: class probabilities must have x's shape {x.shape}, not {target.shape}")
+    elif target.shape != (x.shape[0], *x.shape[2:]):
+        raise ValueError(
+            f"cross_entropy: for x of shape {x.shape}, class indices must have shape "
+            f"{(x.shape[0], *x.shape[2:])}, not {target.shape}"
+        )
 
 
 def _check_labels(target: Array, classes: int, ignore_index: int) -> None:

@@ -16,21 +16,19 @@ from scratchvit.backend import Array
 
 # {module: the files whose texts it consists of}
 MODULES = {
-    "rows": ("column_sums", "layer_norm"),
     "updates": ("array_lists", "updates"),
     "norms": ("array_lists", "total_norm"),
+    "rows": ("warps", "column_sums", "layer_norm", "cross_entropy"),
+    "maps": ("maps",),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
 
 HEAD = r"""
-#define ALL_LANES 0xffffffffu
 typedef long long size;
-
-// The sum over the 32 lanes of a warp, which every lane gets.
-__device__ inline A warp_sum(A value) {
-    for (int apart = 16; apart > 0; apart /= 2) value += __shfl_xor_sync(ALL_LANES, value, apart);
-    return value;
-}
+#ifndef NAN // which NVRTC does not define
+#define NAN __int_as_float(0x7fffffff)
+#define INFINITY __int_as_float(0x7f800000)
+#endif
 """
 
 
