@@ -149,4 +149,31 @@ KERNEL_MUTANTS = [
         "cross_entropy: losses added before all are there", "a missing barrier", "cross_entropy",
         "        __syncthreads();\n        if (i < half)", "        if (i < half)",
     ),
+    # --- windows.py and columns.py
+    _mutant(
+        "windows: an entry before the first is inside", "a wrong bound", "windows", "i >= 0 && i <", "i >= -1 && i <",
+        "columns",
+    ),
+    _mutant(
+        "windows: dilation left out on the way back", "a lost term", "windows", "- tap * dilation[axis];", "- tap;",
+        "columns",
+    ),
+    _mutant(
+        "windows: a place after the last", "a wrong bound", "windows", "< output[axis] ?", "<= output[axis] ?", "columns",
+    ),
+    _mutant("im2col: a column after the last", "a wrong bound", "columns", "if (column >= N) return;", ""),
+    _mutant(
+        "im2col: height and width exchanged", "an exchanged index", "columns",
+        "plane[flat(i, j, k, windows.input)]", "plane[flat(i, k, j, windows.input)]",
+    ),
+    _mutant(
+        "im2col: only the first channels", "a wrong bound", "columns",
+        "c < C; c += gridDim.y) {\n        const T* plane", "c < gridDim.y; c += gridDim.y) {\n        const T* plane",
+    ),
+    _mutant(
+        "col2im: the second part of an image replaces the first", "a lost term", "columns",
+        "A sum = add ? *to : 0;", "A sum = 0;",
+    ),
+    _mutant("col2im: a column of another image", "an exchanged index", "columns", "* N + image * P;", "* N;"),
+    _mutant("col2im: a place of the next part", "a wrong bound", "columns", "place < last)", "place <= last)"),
 ]

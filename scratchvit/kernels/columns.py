@@ -14,6 +14,8 @@
 
 Both gradients are matrix products with such columns or their transpose, so no scatter is needed. For a 1×1 kernel the
 image itself is the columns.
+
+cuda/columns.py has the kernels for a GPU; this code runs there for float16.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import math
 from collections.abc import Iterator
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.cuda.columns import COLUMN_BYTES_GPU
 from scratchvit.kernels.patches import PLACES, by_image
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sliding import Windows
@@ -29,7 +32,6 @@ from scratchvit.threads import PARALLEL_BYTES, deal
 
 COLUMN_BYTES = 4 << 20          # columns that one thread makes at a time. Smaller ones would be nearer to the core, but
                                 # NumPy calls of less than 50 µs make threads wait for Python's lock
-COLUMN_BYTES_GPU = 256 << 20    # on a GPU: large products and few launches, within this much memory
 DEPTH = 64                      # minimum length of the dot products: below it, adding up the kernel rows dominates
 SUMS = 8                        # maximum number of partial sums of a weight's gradient, one per thread
 

@@ -81,9 +81,12 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     forward, input_gradient, weight_gradient = algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
-        dw = xp.zeros(weight.shape, dtype=weight.dtype)
-        dw[(..., *kept)] = weight_gradient(dy, x, windows, groups).reshape(useful.shape)
-        return dw
+        dw = weight_gradient(dy, x, windows, groups).reshape(useful.shape)
+        if useful.shape == weight.shape:
+            return dw
+        all_taps = xp.zeros(weight.shape, dtype=weight.dtype)
+        all_taps[(..., *kept)] = dw
+        return all_taps
 
     def backward(dy, need):
         return (
