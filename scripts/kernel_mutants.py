@@ -159,7 +159,8 @@ KERNEL_MUTANTS = [
         "columns",
     ),
     _mutant(
-        "windows: a place after the last", "a wrong bound", "windows", "< output[axis] ?", "<= output[axis] ?", "columns",
+        "windows: a place after the last", "a wrong bound", "windows", "< output[axis] ?", "<= output[axis] ?",
+        "columns",
     ),
     _mutant("im2col: a column after the last", "a wrong bound", "columns", "if (column >= N) return;", ""),
     _mutant(
@@ -176,4 +177,36 @@ KERNEL_MUTANTS = [
     ),
     _mutant("col2im: a column of another image", "an exchanged index", "columns", "* N + image * P;", "* N;"),
     _mutant("col2im: a place of the next part", "a wrong bound", "columns", "place < last)", "place <= last)"),
+    # --- warps.py and batch_norm.py
+    _mutant(
+        "block_sum: sums read before all warps have written", "a missing barrier", "warps",
+        "    __syncthreads();\n    double sum = 0;", "    double sum = 0;", "batch_norm",
+    ),
+    _mutant(
+        "block_sum: the next sum written before all have read", "a missing barrier", "warps",
+        "    __syncthreads(); // until all have read, before the next sum is written\n", "", "batch_norm",
+    ),
+    _mutant("block_sum: seven of eight warps", "a wrong bound", "warps", "warp < 8;", "warp < 7;", "batch_norm"),
+    _mutant(
+        "batch_norm: a number too many in each part", "a wrong bound", "batch_norm",
+        "i < part.last; i += blockDim.x) sum += x", "i <= part.last; i += blockDim.x) sum += x",
+    ),
+    _mutant(
+        "batch_norm: how far the parts' means are apart", "a lost term", "batch_norm",
+        "parts[(P + p) * C + c] + (Part::begin(p + 1, n) - Part::begin(p, n)) * apart * apart;",
+        "parts[(P + p) * C + c];",
+    ),
+    _mutant(
+        "batch_norm: image and channel exchanged", "an exchanged index", "batch_norm",
+        "return (i / S * C + c) * S + i % S;", "return (c * C + i / S) * S + i % S;",
+    ),
+    _mutant("batch_norm: a biased running variance", "a lost term", "batch_norm", "variance * n / (n - 1)", "variance"),
+    _mutant(
+        "batch_norm: the sums of the first part only", "a lost term", "batch_norm",
+        "p < P; p += 32) {\n            sum +=", "p < 1; p += 32) {\n            sum +=",
+    ),
+    _mutant(
+        "batch_norm: dx without x̂ mean(g x̂)", "a lost term", "batch_norm",
+        "average + ((A)x[part.at(i)] - mu) * slope", "average",
+    ),
 ]

@@ -6,6 +6,8 @@
     idea        in each pass, a block goes through all operations while it is in the cache. Statistics are sums of
                 sums of planes, which are products with ones (see row_sums.py). Small planes are treated as one long
                 row. The graph saves x instead of x̂, which takes one product to recompute
+
+cuda/batch_norm.py has the kernels for a GPU.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.cuda import batch_norm as on_gpu
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
 from scratchvit.threads import PARALLEL_BYTES, deal
@@ -22,13 +25,17 @@ CHANNEL_BYTES = 512 << 10       # size of a block of channels
 
 
 def normalise_channels(
-    planes: Array, statistics: tuple[Array, Array] | None, weight: Array | None, bias: Array | None, eps: float,
+    planes: Array, running: tuple[Any, Any, Any], training: bool, weight: Array | None, bias: Array | None, eps: float,
 ):
-    """Value and backward of batch norm of planes (B, C, S), and the mean and biased variance (C,) that it used.
+    """Value and backward of batch norm of planes (B, C, S): see ops/norm.py.
 
-    statistics: mean and variance that are constants; None for those of the batch.
+    running: running mean and variance (C,), which may be None in training, and momentum.
+    training: whether statistics are those of the batch, which then update the running ones.
     weight, bias: (C,) or None.
     """
+    if on_gpu.takes(planes, *running, weight, bias):
+        return on_gpu.normalise_channels(planes, running, training, weight, bias, eps)
+    statistics = None if training else (running[0].copy(), running[1])      # a copy: training steps update it in place
     xp = array_module(planes)
     B, C, S = planes.shape
     n = B * S
@@ -49,6 +56,7 @@ def normalise_channels(
         mean = total(sums, (0, 2)) / n
         _by_block(centre, [planes, y, sums], mean)
         var = total(sums, (0, 2)) / n
+        update_running(running, mean, var, n)
     else:
         mean, var = statistics
     r = 1 / xp.sqrt(var + eps)
@@ -84,24 +92,38 @@ def normalise_channels(
                 dx = xp.empty((B, C, S), dtype=planes.dtype)
                 _by_block(through_statistics, [planes, dy, dx], mean, r * dweight / -n, dbias / n, scale)
             else:
-                dx = times(dy, scale)
+                dx = xp.empty((B, C, S), dtype=planes.dtype)
+                _by_block(_times, [dy, dx], scale)
         return dx, dweight if need[1] else None, dbias if need[2] else None
 
-    return y, backward, mean, var
+    return y, backward
 
 
-def affine(planes: Array, scale: Array, shift: Array) -> Array:
-    """planes (B, C, S) · scale + shift, (C,) each."""
+def update_running(running: tuple[Any, Any, Any], mean: Array, var: Array, n: int) -> None:
+    """Update running mean and variance, unless they are None, by mean and biased variance of a batch of n numbers."""
+    running_mean, running_var, momentum = running
+    if running_mean is not None:
+        for old, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
+            old *= 1 - momentum
+            old += momentum * batch
+
+
+def normalise_frozen(
+    planes: Array, running_mean: Array, running_var: Array, weight: Array, bias: Array, eps: float
+) -> tuple[Array, Callable[[Array], Array]]:
+    """Value of frozen batch norm of planes (B, C, S), and a function dy → dx: see ops/norm.py."""
+    if on_gpu.takes(planes, running_mean, running_var, weight, bias):
+        return on_gpu.normalise_frozen(planes, running_mean, running_var, weight, bias, eps)
+    scale = weight / array_module(planes).sqrt(running_var + eps)
+
+    def times_scale(dy: Array) -> Array:
+        dx = array_module(dy).empty(dy.shape, dtype=dy.dtype)
+        _by_block(_times, [dy, dx], scale)
+        return dx
+
     y = array_module(planes).empty(planes.shape, dtype=planes.dtype)
-    _by_block(_affine, [planes, y], scale, shift)
-    return y
-
-
-def times(planes: Array, scale: Array) -> Array:
-    """planes (B, C, S) · scale (C,)."""
-    y = array_module(planes).empty(planes.shape, dtype=planes.dtype)
-    _by_block(_times, [planes, y], scale)
-    return y
+    _by_block(_affine, [planes, y], scale, bias - running_mean * scale)
+    return y, times_scale
 
 
 def _affine(x: Array, y: Array, scale: Array, shift: Array) -> None:

@@ -14,7 +14,7 @@ from typing import Any
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, like, reshaped
-from scratchvit.kernels.batch_norm import affine, normalise_channels, times
+from scratchvit.kernels.batch_norm import normalise_channels, normalise_frozen, update_running
 from scratchvit.kernels.group_norm import normalise_groups
 from scratchvit.kernels.layer_norm import normalise_rows
 from scratchvit.kernels.sums import total
@@ -216,13 +216,8 @@ def batch_norm(
         )
     if not training and running_mean is None:
         raise ValueError("batch_norm: evaluation needs running statistics; pass them, or training=True")
-    statistics = None if training else (running_mean.copy(), running_var)   # a copy: training steps update it in place
     normalise = _plain_channels if is_plain() else normalise_channels
-    y, backward_planes, mean, var = normalise(planes, statistics, weight, bias, eps)
-    if training and running_mean is not None:
-        for running, batch in ((running_mean, mean), (running_var, var * (n / (n - 1)))):
-            running *= 1 - momentum
-            running += momentum * batch
+    y, backward_planes = normalise(planes, (running_mean, running_var, momentum), training, weight, bias, eps)
 
     def backward(dy, need):
         dx, *affine = backward_planes(dy.reshape(planes.shape), need)
@@ -232,18 +227,20 @@ def batch_norm(
 
 
 def _plain_channels(
-    planes: Array, statistics: tuple[Array, Array] | None, weight: Array | None, bias: Array | None, eps: float
+    planes: Array, running: tuple[Any, Any, Any], training: bool, weight: Array | None, bias: Array | None, eps: float
 ):
-    """Value and backward of batch norm of planes (B, C, S), and the mean and variance (C,) that it used."""
-    constants = None if statistics is None else tuple(_columns(x) for x in statistics)
+    """Value and backward of batch norm of planes (B, C, S), as `normalise_channels`."""
+    constants = None if training else (_columns(running[0].copy()), _columns(running[1]))
     x_hat, dx, mean, var = _standardised(planes, (0, 2), eps, constants)
+    if training:
+        update_running(running, mean.reshape(-1), var.reshape(-1), len(planes) * planes.shape[2])
     weight, bias = _columns(weight), _columns(bias)
 
     def backward(dy, need):
         g = dy if weight is None else dy * weight
         return dx(g), total(dy * x_hat, (0, 2)) if need[1] else None, total(dy, (0, 2)) if need[2] else None
 
-    return _affine(x_hat, weight, bias), backward, mean.reshape(-1), var.reshape(-1)
+    return _affine(x_hat, weight, bias), backward
 
 
 def _columns(x: Any) -> Any:
@@ -262,19 +259,17 @@ def frozen_batch_norm(
     not save x, which halves the memory that a frozen backbone needs for activations.
     Raises ValueError if the shapes do not match, TypeError for integers.
     """
-    xp = array_module(x)
     planes = _planes("frozen_batch_norm", x, running_mean, running_var, weight, bias)
-    scale = weight / xp.sqrt(running_var + eps)
-    shift = bias - running_mean * scale
-    y = _affine(planes, _columns(scale), _columns(shift)) if is_plain() else affine(planes, scale, shift)
-    shape = planes.shape
+    normalise = _plain_frozen if is_plain() else normalise_frozen
+    y, backward_planes = normalise(planes, running_mean, running_var, weight, bias, eps)
+    shape, planes_shape = x.shape, planes.shape
+    return y.reshape(shape), lambda dy: backward_planes(dy.reshape(planes_shape)).reshape(shape)
 
-    def backward(dy):
-        dy = dy.reshape(shape)
-        return (dy * scale[:, None] if is_plain() else times(dy, scale)).reshape(x_shape)
 
-    x_shape = x.shape
-    return y.reshape(x_shape), backward
+def _plain_frozen(planes: Array, running_mean: Array, running_var: Array, weight: Array, bias: Array, eps: float):
+    """Value of frozen batch norm of planes (B, C, S), and a function dy → dx."""
+    scale = _columns(weight / array_module(planes).sqrt(running_var + eps))
+    return planes * scale + _columns(bias - running_mean * scale[:, 0]), lambda dy: dy * scale
 
 
 def _planes(name: str, x: Array, *per_channel: Any) -> Array:

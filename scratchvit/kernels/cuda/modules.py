@@ -20,6 +20,7 @@ MODULES = {
     "norms": ("array_lists", "total_norm"),
     "rows": ("warps", "column_sums", "layer_norm", "cross_entropy"),
     "maps": ("maps",),
+    "channels": ("warps", "batch_norm"),
     "windows": ("windows", "columns"),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
