@@ -209,4 +209,30 @@ KERNEL_MUTANTS = [
         "batch_norm: dx without x̂ mean(g x̂)", "a lost term", "batch_norm",
         "average + ((A)x[part.at(i)] - mu) * slope", "average",
     ),
+    # --- pooling.py
+    _mutant(
+        "max_pool: the last of equal entries wins", "a wrong bound", "pooling",
+        "(value > largest) last", "(value >= largest) last",
+    ),
+    _mutant(
+        "max_pool: NaN is passed over", "a lost term", "pooling",
+        "value > largest || isnan(value)", "value > largest",
+    ),
+    _mutant(
+        "max_pool: an entry after the last", "a wrong bound", "pooling",
+        "if (i >= planes * S) return;\n    Index entry(i % S, windows.input);\n    size first",
+        "if (i > planes * S) return;\n    Index entry(i % S, windows.input);\n    size first",
+    ),
+    _mutant(
+        "max_pool: windows of the first plane", "an exchanged index", "pooling",
+        "size first = i / S * windows.places();", "size first = 0;",
+    ),
+    _mutant(
+        "avg_pool: padding counted beyond the end", "a wrong bound", "pooling",
+        "min(begin + windows.kernel[axis], windows.input[axis] + padding)", "(begin + windows.kernel[axis])",
+    ),
+    _mutant(
+        "avg_pool: height and width exchanged", "an exchanged index", "pooling",
+        "counted(windows, p, q, r,", "counted(windows, p, r, q,",
+    ),
 ]

@@ -10,6 +10,7 @@ import numpy as np
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, nothing, of_an_empty_batch
 from scratchvit.kernels.masks import masked
+from scratchvit.kernels.pooling import pooling_kernels
 from scratchvit.kernels.sliding import Windows
 from scratchvit.ops.sliding import per_axis, same_padding
 from scratchvit.recording import is_recording
@@ -79,6 +80,8 @@ def avg_pool3d(
 
 def _max_pool(x: Array, windows: Windows):
     """Saves the tap of each maximum, one byte per output. The maximum of a window with a NaN is NaN, as in PyTorch."""
+    if kernels := pooling_kernels(x, windows):
+        return kernels.max_pool(x, windows, is_recording())
     xp = array_module(x)
     shape = x.shape
     planes = x.reshape(-1, *windows.size)                               # (B·C, *S)
@@ -131,6 +134,8 @@ def _winners(kernel_size: Any, out: Array) -> Bytes:
 
 def _avg_pool(x: Array, windows: Windows, count_include_pad: bool):
     """y = Σ_taps slice / count. It is linear: the backward adds dy / count to every slice."""
+    if kernels := pooling_kernels(x, windows):
+        return kernels.avg_pool(x, windows, count_include_pad)
     xp = array_module(x)
     shape = x.shape
     count = _count(windows, count_include_pad)

@@ -21,7 +21,7 @@ MODULES = {
     "rows": ("warps", "column_sums", "layer_norm", "cross_entropy"),
     "maps": ("maps",),
     "channels": ("warps", "batch_norm"),
-    "windows": ("windows", "columns"),
+    "windows": ("windows", "columns", "pooling"),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
 

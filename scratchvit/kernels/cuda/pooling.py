@@ -1,0 +1,162 @@
+"""Max pooling and average pooling: one launch forward, one backward.
+
+    plain       tap by tap over strided slices (ops/pool.py)
+    problem     an operation or more for each tap, and a padded copy
+    idea        a thread goes through the taps of a window; on the way back, through the windows that have its entry, in
+                the same order
+    who
+
+        x (planes, *S), planes = B·C        forward: thread i has place i of (planes, *S')
+                                            backward: thread i has entry i of (planes, *S)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from scratchvit.backend import Array, array_module
+from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.windows import struct
+from scratchvit.kernels.sliding import Windows
+
+THREADS = 256                   # of a block
+MOST_TAPS = 256                 # so that the number of a tap is a byte
+
+TEXT = r"""
+// --- pooling.py ---
+
+// The maximum of each window, NaN if there is one; and unless winner is null, the last tap that exceeded all before it.
+extern "C" __global__ void max_pool(const T* x, T* y, unsigned char* winner, Windows windows, size planes) {
+    size i = blockIdx.x * (size)blockDim.x + threadIdx.x, P = windows.places();
+    if (i >= planes * P) return;
+    Index place(i % P, windows.output);
+    x += i / P * windows.entries();
+    T largest = -INFINITY;
+    int tap = 0, last = 0;
+    for (int u = 0; u < windows.kernel[0]; u++)
+        for (int v = 0; v < windows.kernel[1]; v++)
+            for (int w = 0; w < windows.kernel[2]; w++, tap++) {
+                int at[3] = {windows.read(0, place.at[0], u), windows.read(1, place.at[1], v),
+                             windows.read(2, place.at[2], w)};
+                if (!windows.inside(0, at[0]) || !windows.inside(1, at[1]) || !windows.inside(2, at[2])) continue;
+                T value = x[flat(at[0], at[1], at[2], windows.input)];
+                if (value > largest) last = tap;
+                if (value > largest || isnan(value)) largest = value; // and nothing is larger than NaN
+            }
+    y[i] = largest;
+    if (winner) winner[i] = last;
+}
+
+// dx: what came to the windows that an entry has won.
+extern "C" __global__ void max_pool_backward(const T* dy, const unsigned char* winner, T* dx, Windows windows,
+                                             size planes) {
+    size i = blockIdx.x * (size)blockDim.x + threadIdx.x, S = windows.entries();
+    if (i >= planes * S) return;
+    Index entry(i % S, windows.input);
+    size first = i / S * windows.places();
+    A sum = 0;
+    int tap = 0;
+    for (int u = 0; u < windows.kernel[0]; u++)
+        for (int v = 0; v < windows.kernel[1]; v++)
+            for (int w = 0; w < windows.kernel[2]; w++, tap++) {
+                int p = windows.place(0, entry.at[0], u), q = windows.place(1, entry.at[1], v),
+                    r = windows.place(2, entry.at[2], w);
+                if (p < 0 || q < 0 || r < 0) continue;
+                size place = first + flat(p, q, r, windows.output);
+                if (winner[place] == tap) sum += dy[place];
+            }
+    dx[i] = sum;
+}
+
+// The number of entries of a window that count, with those in the padding or without. What is beyond never counts.
+__device__ size counted(const Windows& windows, int p, int q, int r, size with_padding) {
+    int place[3] = {p, q, r};
+    size count = 1;
+    for (int axis = 0; axis < 3; axis++) {
+        int padding = with_padding ? windows.before[axis] : 0, begin = windows.read(axis, place[axis], 0);
+        count *= min(begin + windows.kernel[axis], windows.input[axis] + padding) - max(begin, -padding);
+    }
+    return count;
+}
+
+// The mean of each window.
+extern "C" __global__ void avg_pool(const T* x, T* y, Windows windows, size planes, size with_padding) {
+    size i = blockIdx.x * (size)blockDim.x + threadIdx.x, P = windows.places();
+    if (i >= planes * P) return;
+    Index place(i % P, windows.output);
+    x += i / P * windows.entries();
+    A sum = 0;
+    for (int u = 0; u < windows.kernel[0]; u++)
+        for (int v = 0; v < windows.kernel[1]; v++)
+            for (int w = 0; w < windows.kernel[2]; w++) {
+                int at[3] = {windows.read(0, place.at[0], u), windows.read(1, place.at[1], v),
+                             windows.read(2, place.at[2], w)};
+                if (windows.inside(0, at[0]) && windows.inside(1, at[1]) && windows.inside(2, at[2]))
+                    sum += x[flat(at[0], at[1], at[2], windows.input)];
+            }
+    y[i] = sum / counted(windows, place.at[0], place.at[1], place.at[2], with_padding);
+}
+
+// dx: the share of every window that has the entry.
+extern "C" __global__ void avg_pool_backward(const T* dy, T* dx, Windows windows, size planes, size with_padding) {
+    size i = blockIdx.x * (size)blockDim.x + threadIdx.x, S = windows.entries();
+    if (i >= planes * S) return;
+    Index entry(i % S, windows.input);
+    dy += i / S * windows.places();
+    A sum = 0;
+    for (int u = 0; u < windows.kernel[0]; u++)
+        for (int v = 0; v < windows.kernel[1]; v++)
+            for (int w = 0; w < windows.kernel[2]; w++) {
+                int p = windows.place(0, entry.at[0], u), q = windows.place(1, entry.at[1], v),
+                    r = windows.place(2, entry.at[2], w);
+                if (p >= 0 && q >= 0 && r >= 0)
+                    sum += dy[flat(p, q, r, windows.output)] / (A)counted(windows, p, q, r, with_padding);
+            }
+    dx[i] = sum;
+}
+"""
+
+
+def max_pool(x: Array, windows: Windows, recording: bool) -> tuple[Array, Callable[[Array], Array]]:
+    """Value and backward of max pooling over the last axes of x (B, C, *S). recording: whether there will be one."""
+    y = _empty(x, windows.output)
+    winner = array_module(x).empty(y.shape, dtype=np.uint8) if recording else None
+    _launch("max_pool", y, windows, x, y, winner)
+
+    def backward(dy: Array) -> Array:
+        dx = _empty(dy, windows.size)
+        _launch("max_pool_backward", dx, windows, dy, winner, dx)
+        return dx
+
+    return y, backward
+
+
+def avg_pool(x: Array, windows: Windows, count_include_pad: bool) -> tuple[Array, Callable[[Array], Array]]:
+    """Value and backward of average pooling over the last axes of x (B, C, *S)."""
+    y = _empty(x, windows.output)
+    _launch("avg_pool", y, windows, x, y, with_padding=(int(count_include_pad),))
+
+    def backward(dy: Array) -> Array:
+        dx = _empty(dy, windows.size)
+        _launch("avg_pool_backward", dx, windows, dy, dx, with_padding=(int(count_include_pad),))
+        return dx
+
+    return y, backward
+
+
+def _empty(x: Array, size: tuple[int, ...]) -> Array:
+    return array_module(x).empty((*x.shape[:2], *size), dtype=x.dtype)
+
+
+def _launch(
+    name: str, written: Array, windows: Windows, x: Array, *others: Array | None, with_padding: tuple[int, ...] = ()
+) -> None:
+    """A thread for each entry of the array that is written."""
+    x = array_module(x).ascontiguousarray(x)
+    blocks = (divide(written.size, THREADS),)
+    launch(
+        "windows", name, written, blocks, (THREADS,), x, *others, struct(windows), math.prod(x.shape[:2]), *with_padding
+    )
