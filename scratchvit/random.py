@@ -11,8 +11,9 @@ import contextlib
 import math
 import secrets
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextvars import ContextVar
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import numpy as np
@@ -21,6 +22,43 @@ from scratchvit.backend import Array, current
 from scratchvit.errors import ScratchvitError, WrongState
 from scratchvit.recording import setting
 from scratchvit.threads import parallel_rows
+
+
+@dataclass(frozen=True)
+class Draw:
+    """The entries of a random bool array, each True with the given probability: a function of their positions.
+
+    keys: of the hash, two integers; or an array uint32 (2,) of a GPU, which only CUDA kernels read.
+    """
+
+    keys: tuple[int, int] | Array
+    probability: float
+    shape: tuple[int, ...]
+
+    @property
+    def threshold(self) -> int:
+        """What the hash of a position is less than where the entry is True."""
+        return min(round(self.probability * 2**32), 2**32 - 1)
+
+    def at(self, positions: Array) -> Array:
+        """The entries at flat positions, an array of uint32, which is overwritten."""
+        first_key, second_key = self.keys
+        positions ^= first_key
+        _mix(positions)
+        positions += second_key
+        _mix(positions)
+        return positions < self.threshold
+
+    def array(self) -> Array:
+        """All entries, on the device in use."""
+        xp, count = current().xp, math.prod(self.shape)
+        chosen = xp.empty(count, dtype=bool)
+
+        def fill(positions: Array, chosen: Array) -> None:
+            chosen[...] = self.at(positions)
+
+        parallel_rows(fill, xp.arange(count, dtype=np.uint32), chosen)
+        return chosen.reshape(self.shape)
 
 
 class Generator:
@@ -40,20 +78,12 @@ class Generator:
 
     def bernoulli(self, probability: float, shape: tuple[int, ...]) -> Array:
         """A random bool array on the device in use, each entry True with the given probability."""
-        chosen_at = self.bernoulli_at(probability, shape)
-        count = math.prod(shape)
-        chosen = current().xp.empty(count, dtype=bool)
+        return self.draw(probability, shape).array()
 
-        def fill(positions: Array, chosen: Array) -> None:
-            chosen[...] = chosen_at(positions)
+    def draw(self, probability: float, shape: tuple[int, ...]) -> Draw:
+        """`bernoulli` without the array: what its entries are computed from, in parts or inside of a CUDA kernel.
 
-        parallel_rows(fill, current().xp.arange(count, dtype=np.uint32), chosen)
-        return chosen.reshape(shape)
-
-    def bernoulli_at(self, probability: float, shape: tuple[int, ...]) -> Callable[[Array], Array]:
-        """`bernoulli` in parts, for large arrays: a function from flat positions (uint32) to the entries there.
-
-        The function overwrites the positions. Raises ScratchvitError for 2³² entries or more.
+        Raises ScratchvitError for 2³² entries or more.
         """
         count = math.prod(shape)
         if count >= 2**32:
@@ -61,17 +91,7 @@ class Generator:
                 f"a random mask can have fewer than 2³² entries, but {shape} has {count}: use smaller batches, or no "
                 "dropout there (attn_drop_rate 0)"
             )
-        first_key, second_key = self._keys()
-        threshold = min(round(probability * 2**32), 2**32 - 1)
-
-        def chosen_at(positions: Array) -> Array:
-            positions ^= first_key
-            _mix(positions)
-            positions += second_key
-            _mix(positions)
-            return positions < threshold
-
-        return chosen_at
+        return Draw(self._keys(), probability, shape)
 
     def numpy(self) -> np.random.Generator:
         """The next draw as a NumPy generator, for random numbers on the host."""

@@ -235,4 +235,75 @@ KERNEL_MUTANTS = [
         "avg_pool: height and width exchanged", "an exchanged index", "pooling",
         "counted(windows, p, q, r,", "counted(windows, p, r, q,",
     ),
+    # --- warps.py
+    _mutant(
+        "warps: a sum over 16 of 32 lanes", "a wrong bound", "warps",
+        "apart > 0; apart /= 2) value += ", "apart > 1; apart /= 2) value += ", "softmax",
+    ),
+    _mutant(
+        "warps: the largest of 16 of 32 lanes", "a wrong bound", "warps",
+        "int apart = 16; apart > 0; apart /= 2) value = fmax", "int apart = 8; apart > 0; apart /= 2) value = fmax",
+        "softmax",
+    ),
+    _mutant(
+        "warps: sums of warps read before they are written", "a missing barrier", "warps",
+        "    __syncthreads();\n    double sum = 0;", "    double sum = 0;", "softmax",
+    ),
+    _mutant(
+        "warps: maxima of warps read before they are written", "a missing barrier", "warps",
+        "    __syncthreads();\n    for (int warp", "    for (int warp", "softmax",
+    ),
+    _mutant(
+        "warps: the sum without the first warp", "a lost term", "warps",
+        "    double sum = 0;\n    for (int warp = 0;", "    double sum = 0;\n    for (int warp = 1;", "softmax",
+    ),
+    # --- softmax.py
+    _mutant(
+        "softmax: the row after the last", "a wrong bound", "softmax",
+        "if (row >= R) return;\n    x +=", "if (row > R) return;\n    x +=",
+    ),
+    _mutant("softmax: the largest number is not subtracted", "a lost term", "softmax", "exp(x[j] - m)", "exp(x[j])"),
+    _mutant(
+        "softmax: columns beyond the row are read", "a wrong bound", "softmax",
+        "own_column(j) < M ? (A)x[own_column(j)] : -INF", "(A)x[own_column(j)]",
+    ),
+    _mutant("softmax: dx without Σ p dy", "a lost term", "softmax", "p[j] * (given[j] - sum)", "p[j] * given[j]"),
+    _mutant(
+        "softmax: dx of the logarithm with Σ p dy", "a wrong term", "softmax",
+        "logarithm ? given[j] : p[j] * given[j];", "p[j] * given[j];",
+    ),
+    # --- attention.py
+    _mutant(
+        "attention: a bias of the image instead of the head", "an exchanged index", "attention",
+        "bias[b * bias_b + h * bias_h", "bias[h * bias_b + b * bias_h",
+    ),
+    _mutant(
+        "attention: a mask for the query of another head", "an exchanged index", "attention",
+        "h = row / N % H, n = row % N", "h = row / N % H, n = row / H % N",
+    ),
+    _mutant(
+        "attention: a bias times the scale", "a wrong factor", "attention",
+        "p[j] += (A)bias", "p[j] += (A)scale * (A)bias",
+    ),
+    _mutant("attention: no mask", "a lost term", "attention", "m >= M || (mask &&", "m >= M || (false && mask &&"),
+    _mutant(
+        "attention: rows without a key are NaN", "a lost case", "attention", "sum == 0 ? 0 : 1 / sum", "1 / sum",
+    ),
+    _mutant("attention: the largest finite number is 0", "a wrong bound", "attention", "p, LOWEST, &sum", "p, 0, &sum"),
+    _mutant(
+        "attention: dropout by the column alone", "an exchanged index", "attention",
+        "keep(draw, row * M + m)", "keep(draw, m)",
+    ),
+    _mutant(
+        "attention: another mask in backward", "an exchanged index", "attention", "keep(draw, i)", "keep(draw, i + 1)",
+    ),
+    _mutant("attention: dS without Σ P dP", "a lost term", "attention", "p[j] * (dp[j] - sum)", "p[j] * dp[j]"),
+    _mutant(
+        "attention: dP of what was dropped", "a lost term", "attention", "            dp[j] *= kept;\n", "",
+    ),
+    # --- draws.py, dropout.py
+    _mutant("draws: keys on the device are not read", "a lost case", "draws", "if (keys) {", "if (false) {", "dropout"),
+    _mutant("draws: the first key alone", "a lost term", "draws", " + draw.second_key", "", "dropout"),
+    _mutant("dropout: the number after the last", "a wrong bound", "dropout", "i >= count", "i > count"),
+    _mutant("drop_path: entries dropped instead of samples", "an exchanged index", "dropout", "i / together", "i"),
 ]

@@ -136,8 +136,8 @@ MUTANTS = [
         "                        p /= total[at][..., i, :]\n", "", ("kernels/test_attention_blocks.py",),
     ),
     Mutant(
-        "dropout: what is kept is not scaled", "a factor dropped", "kernels/attention.py",
-        "    values *= 1 / (1 - rate)\n", "", OPS,
+        "dropout: what is kept is not scaled", "a factor dropped", "kernels/dropout.py",
+        "    values *= 1 / probability\n", "", OPS,
     ),
     Mutant(
         "drop_path: entries dropped instead of samples", "a wrong axis", "ops/attention.py",

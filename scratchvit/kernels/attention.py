@@ -15,6 +15,8 @@ a mask: what it hides would decide about the last bits of what it does not hide.
 Nothing of the size of the scores is divided by l: y and, in the backward, dy are. With E = e^(S - m) = P l:
 
     y = E v / l,   dv = Eᵀ (dy / l),   dS = E ((dy / l) vᵀ - Σ y (dy / l))
+
+cuda/attention.py has the kernels for a GPU.
 """
 
 from __future__ import annotations
@@ -24,20 +26,25 @@ import math
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.cuda import attention as on_gpu
+from scratchvit.kernels.dropout import drop
 from scratchvit.kernels.parts import empty_parts
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.row_sums import column_of_ones, sum_rows
 from scratchvit.kernels.sums import in_pairs, unbroadcast
+from scratchvit.random import Draw
 from scratchvit.threads import parallel_rows
 
 LIMIT = 20.0        # e²⁰ is 5e8: sums and products of such numbers are far from the largest float32
 
 
 def attention_over_rows(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Array | None, dropout: float,
-    scale: float,
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, draw: Draw | None, scale: float
 ):
-    """The value of `attention` and its backward; the arguments are those of the plain form in ops/attention.py."""
+    """The value of `attention` and its backward. draw: which probabilities dropout keeps, or None; the other arguments
+    are those of the plain form in ops/attention.py."""
+    if on_gpu.takes(q, k):
+        return on_gpu.attention_over_rows(q, k, v, bias, mask, draw, scale)
     xp = array_module(q)
     scores_shape = (*q.shape[:-1], k.shape[-2])
     scores_bytes = math.prod(scores_shape) * q.itemsize
@@ -55,9 +62,12 @@ def attention_over_rows(
         optional["bias"] = xp.broadcast_to(bias_axes, (len(q), *bias_axes.shape[1:]))
     if mask is not None:
         optional["blocked"] = xp.broadcast_to(~mask, scores_shape)
-    if kept is not None:
-        optional["kept"] = kept
+    if draw is not None:
+        optional["kept"] = draw.array()
     names, extras = list(optional), list(optional.values())
+
+    def dropped(p, given):
+        return p if draw is None else drop(p, given["kept"], draw.probability)
 
     def scores(scaled_q, k, given):
         s = matmul(scaled_q, k.swapaxes(-1, -2))
@@ -77,7 +87,7 @@ def attention_over_rows(
         xp.exp(e, out=e)
         sum_rows(e, ones, out=l)
         l += l == 0
-        matmul(drop(e, given.get("kept"), dropout), v, out=y)
+        matmul(dropped(e, given), v, out=y)
         y /= l
 
     parallel_rows(forward, q, k, v, y, highest, total, shifted, *extras, largest=scores_bytes)
@@ -87,14 +97,13 @@ def attention_over_rows(
 
         def backward_rows(q, k, v, y, m, l, shifted, dy, dq, dk, dv, *extras):
             given = dict(zip(names, extras))
-            kept = given.get("kept")
             scaled_q, dy = q * scale, dy / l
             e = scores(scaled_q, k, given)
             if shifted[0]:
                 e -= m
             xp.exp(e, out=e)
-            matmul(drop(e, kept, dropout).swapaxes(-1, -2), dy, out=dv)
-            ds = drop(matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
+            matmul(dropped(e, given).swapaxes(-1, -2), dy, out=dv)
+            ds = dropped(matmul(dy, v.swapaxes(-1, -2)), given)
             ds -= sum_rows(y * dy, ones_of_v)
             ds *= e
             dbias = None
@@ -119,12 +128,3 @@ def attention_over_rows(
 def _is_moderate(scores: Array) -> bool:
     """Whether e to the power of every score is neither huge nor tiny. On a GPU nobody asks, since it would wait."""
     return backend_of(scores) is CPU and scores.min() >= -LIMIT and scores.max() <= LIMIT
-
-
-def drop(values: Array, kept: Array | None, rate: float) -> Array:
-    """The values, zero where not kept, the others divided by 1 - rate: a new array, or `values` if kept is None."""
-    if kept is None:
-        return values
-    values = values * kept
-    values *= 1 / (1 - rate)
-    return values

@@ -23,20 +23,20 @@ import numpy as np
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import unbroadcast
+from scratchvit.random import Draw
 from scratchvit.threads import deal
 
 # Scores per block: on the CPU what fits in a core's cache, on a GPU enough to keep it busy.
 SCORES = {"cpu": 1 << 18, "gpu": 1 << 26}
-Kept = Callable[[Array], Array]     # flat positions in (B, ..., N, M) → bool: which probabilities dropout keeps
 
 
 def attention_in_blocks(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Kept | None, dropout: float,
-    scale: float,
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, draw: Draw | None, scale: float
 ) -> tuple[Array, Callable[[Array, list[bool]], tuple[Array | None, ...]]]:
     """The value of `attention` and its backward. The arguments must already be checked.
 
-    bias and mask have as many axes as the scores (B, ..., N, M); axes of length 1 are broadcast.
+    bias and mask have as many axes as the scores (B, ..., N, M); axes of length 1 are broadcast. draw: which
+    probabilities dropout keeps, or None.
     """
     xp = array_module(q)
     leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
@@ -57,10 +57,10 @@ def attention_in_blocks(
         return s
 
     def factors(at: tuple[int, ...], i: slice, j: slice) -> Array | None:
-        """Dropout's factors for a block of probabilities: 1 / (1 - dropout) where kept, 0 elsewhere; None without."""
-        if kept is None:
+        """Dropout's factors for a block of probabilities: 0, or where kept more than 1; None without dropout."""
+        if draw is None:
             return None
-        return kept(_positions(xp, leading, N, M, at, i, j)) * q.dtype.type(1 / (1 - dropout))
+        return draw.at(_positions(xp, leading, N, M, at, i, j)) * q.dtype.type(1 / draw.probability)
 
     def forward(places: list[tuple[int, ...]]) -> None:
         for at in places:

@@ -4,8 +4,6 @@
     problem     the copy reads and writes as many numbers as three linear layers have inputs
     idea        if q, k and v are parts of one array, at equal distances, dq, dk and dv are allocated as such parts too,
                 and stacking them finds that nothing is left to do
-
-On a GPU, all arrays are separate.
 """
 
 from __future__ import annotations
@@ -13,27 +11,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from numpy.lib.stride_tricks import as_strided
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 
 
 def empty_parts(*parts: Array) -> list[Array]:
     """New arrays like the given ones; together one array, if the given ones are slices of one at equal distances."""
-    first = parts[0]
-    if backend_of(first) is CPU and all((x.shape, x.strides, x.dtype) == (first.shape, first.strides, first.dtype)
-                                        for x in parts):
-        distances = np.diff([_address(x) for x in parts])
-        if len(set(distances)) == 1 and distances[0] > 0 and all(x.base is first.base is not None for x in parts):
-            together = as_strided(first, (len(parts), *first.shape), (distances[0], *first.strides), writeable=False)
-            return list(np.empty_like(together))
-    return [array_module(x).empty_like(x) for x in parts]
+    first, xp = parts[0], array_module(parts[0])
+    if _has_address(first) and all((x.shape, x.strides, x.dtype) == (first.shape, first.strides, first.dtype)
+                                   for x in parts):
+        distance, *others = np.diff([_address(x) for x in parts]).tolist()
+        if distance > 0 and others == [distance] * len(others) and all(x.base is first.base is not None for x in parts):
+            shape, strides = (len(parts), *first.shape), (distance, *first.strides)
+            return list(xp.empty_like(xp.lib.stride_tricks.as_strided(first, shape, strides)))
+    return [xp.empty_like(x) for x in parts]
 
 
 def whole_of(parts: Sequence[Array | None], like: Array, indices: Sequence[tuple]) -> Array | None:
     """The array of the shape of `like` whose slices at the indices the parts are, all of its memory; or None."""
     first = parts[0]
-    if first is None or backend_of(first) is not CPU or first.base is None:
+    if first is None or not _has_address(first) or first.base is None:
         return None
     whole = first.base
     if (whole.shape, whole.dtype) != (like.shape, like.dtype):
@@ -46,5 +43,10 @@ def whole_of(parts: Sequence[Array | None], like: Array, indices: Sequence[tuple
     return whole if at_their_places else None
 
 
-def _address(x: np.ndarray) -> int:
-    return x.__array_interface__["data"][0]
+def _has_address(x: Array) -> bool:
+    return backend_of(x) is CPU or backend_of(x).has_cuda
+
+
+def _address(x: Array) -> int:
+    """Where the first entry of x is in memory."""
+    return int(x.data.ptr if backend_of(x).has_cuda else x.__array_interface__["data"][0])

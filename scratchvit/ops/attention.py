@@ -11,12 +11,14 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
-from scratchvit.kernels.attention import attention_over_rows, drop
+from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.attention_blocks import attention_in_blocks
+from scratchvit.kernels.cuda import softmax as on_gpu
+from scratchvit.kernels.dropout import drop, drop_entries
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import axis_of
 from scratchvit.plain import is_plain
-from scratchvit.random import Generator
+from scratchvit.random import Draw, Generator
 from scratchvit.recording import setting
 from scratchvit.tensor import op
 from scratchvit.threads import cpu_threads, rows_of_a_block
@@ -35,6 +37,8 @@ def softmax(x: Array, dim: int = -1):
     dim = axis_of("softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
+    if on_gpu.takes(x, dim):
+        return on_gpu.softmax(x, logarithm=False)
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
     p /= _sum_along(p, dim)
     return p, lambda dy: p * (dy - _sum_along(p * dy, dim))
@@ -51,6 +55,8 @@ def log_softmax(x: Array, dim: int = -1):
     dim = axis_of("log_softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
+    if on_gpu.takes(x, dim):
+        return on_gpu.softmax(x, logarithm=True)
     y = log_probabilities(x, dim)
     return y, lambda dy: dy - xp.exp(y) * _sum_along(dy, dim)
 
@@ -116,23 +122,27 @@ def attention(
         blocks = _divided(q, k, None) and not _recordings.get()
     if blocks and _recordings.get():
         raise ValueError("attention with blocks=True has no probabilities to record: leave out blocks=True")
+    draw = (generator or random.DEFAULT).draw(1 - dropout, scores_shape) if dropout else None
     if blocks and not is_plain():
-        return _in_blocks(q, k, v, bias, mask, dropout, scale, generator)
-    kept = (generator or random.DEFAULT).bernoulli(1 - dropout, scores_shape) if dropout else None
+        return _in_blocks(q, k, v, bias, mask, draw, scale)
     if not is_plain() and not _recordings.get():
-        return attention_over_rows(q, k, v, bias, mask, kept, dropout, scale)
-    y, p, backward = _plain_attention(q, k, v, bias, mask, kept, dropout, scale)
+        return attention_over_rows(q, k, v, bias, mask, draw, scale)
+    y, p, backward = _plain_attention(q, k, v, bias, mask, draw, scale)
     for maps in _recordings.get():
         maps.append(p)
     return y, backward
 
 
 def _plain_attention(
-    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, kept: Array | None, dropout: float,
-    scale: float,
+    q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, draw: Draw | None, scale: float
 ):
-    """The value of `attention`, P and the backward. kept (B, ..., N, M): where dropout keeps a probability, or None."""
+    """The value of `attention`, P and the backward. draw: which probabilities dropout keeps, or None."""
     xp = array_module(q)
+    kept = None if draw is None else draw.array()                   # (B, ..., N, M)
+
+    def dropped(p):
+        return p if draw is None else drop(p, kept, draw.probability)
+
     s = xp.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
     if bias is not None:
         s = s + bias
@@ -142,13 +152,13 @@ def _plain_attention(
     p = xp.exp(s - xp.maximum(s.max(axis=-1, keepdims=True), lowest))
     row_sums = total(p, (p.ndim - 1,), keepdims=True)
     p = p / (row_sums + (row_sums == 0))
-    y = xp.matmul(drop(p, kept, dropout), v)
+    y = xp.matmul(dropped(p), v)
 
     def backward(dy, need):
-        dp = drop(xp.matmul(dy, v.swapaxes(-1, -2)), kept, dropout)
+        dp = dropped(xp.matmul(dy, v.swapaxes(-1, -2)))
         ds = p * (dp - (y * dy).sum(axis=-1, keepdims=True))
         dq, dk = (q.dtype.type(scale) * xp.matmul(*factors) for factors in ((ds, k), (ds.swapaxes(-1, -2), q)))
-        dv = xp.matmul(drop(p, kept, dropout).swapaxes(-1, -2), dy)
+        dv = xp.matmul(dropped(p).swapaxes(-1, -2), dy)
         return dq, dk, dv, None if bias is None else unbroadcast(ds, bias.shape)
 
     return y, p, backward
@@ -210,19 +220,14 @@ def _of_nothing(q: Array, k: Array, v: Array, bias: Array | None):
     return y, lambda dy: [None if x is None else xp.zeros_like(x) for x in (q, k, v, bias)]
 
 
-def _in_blocks(q, k, v, bias, mask, dropout, scale, generator):
+def _in_blocks(q, k, v, bias, mask, draw, scale):
     """`attention` by `attention_in_blocks`, which takes a bias and a mask with as many axes as the scores."""
-    scores_shape = (*q.shape[:-1], k.shape[-2])
-
     def with_all_axes(x):
         return x.reshape((1,) * (q.ndim - x.ndim) + x.shape)
 
-    kept = None
-    if dropout:
-        kept = (generator or random.DEFAULT).bernoulli_at(1 - dropout, scores_shape)
     y, backward = attention_in_blocks(
         q, k, v, None if bias is None else with_all_axes(bias), None if mask is None else with_all_axes(mask),
-        kept, dropout, scale,
+        draw, scale,
     )
 
     def backward_as_given(dy, need):
@@ -285,5 +290,4 @@ def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, gene
         raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
     if p == 0 or not training:
         return x, lambda dy: dy
-    kept = (generator or random.DEFAULT).bernoulli(1 - p, shape)
-    return drop(x, kept, p), lambda dy: drop(dy, kept, p)
+    return drop_entries(x, (generator or random.DEFAULT).draw(1 - p, shape))
