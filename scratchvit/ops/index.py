@@ -8,6 +8,7 @@ import numpy as np
 
 from scratchvit.backend import Array, array_module, asarray, is_array
 from scratchvit.facts import Workspace, by_running, inputs, moves
+from scratchvit.kernels.index_sums import sum_by_index
 from scratchvit.ops.checks import axis_of, check_indices
 from scratchvit.tensor import Tensor, op
 
@@ -46,7 +47,7 @@ def getitem(x: Array, index: Any):
             return dx
         # The flat position in x of each entry of dy: the same index, applied to an array of positions.
         source = select(xp.arange(size).reshape(shape))
-        return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
+        return sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
 
     try:
         return select(x), backward
@@ -114,7 +115,7 @@ def gather(x: Array, dim: int, index: Any):
 
     def backward(dy):
         source = select(xp.arange(size).reshape(shape))
-        return _sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
+        return sum_by_index(source.reshape(-1), dy.reshape(-1), size).reshape(shape)
 
     return select(x), backward
 
@@ -137,22 +138,4 @@ def embedding(index: Any, weight: Array):
         raise ValueError(f"embedding: weight must be (V, D), not {weight.shape}")
     rows, width = weight.shape
     check_indices("embedding", index, rows, f"the rows of weight {weight.shape}")
-    return weight[index], lambda dy: _sum_by_index(index.reshape(-1), dy.reshape(index.size, width), rows)
-
-
-def _sum_by_index(index: Array, values: Array, size: int) -> Array:
-    """out[j] = Σ values[i] over all i with index[i] = j, by a sort and segmented sums, so that it is reproducible.
-
-    index (N,) int in [-size, size); values (N,) or (N, D); out (size,) or (size, D). A scatter with atomic additions
-    would add in an order that changes from run to run.
-    """
-    xp = array_module(values)
-    index = index.astype(np.int64, copy=False) % size
-    order = xp.argsort(index, kind="stable")
-    starts = xp.searchsorted(index[order], xp.arange(size))     # the start of each segment, without a synchronisation
-    sentinel = xp.zeros((1, *values.shape[1:]), dtype=values.dtype)     # a valid start for empty segments at the end
-    # float64, since CuPy's reduceat subtracts cumulative sums.
-    sums = xp.add.reduceat(xp.concatenate([values[order], sentinel]), starts, axis=0, dtype=np.float64)
-    present = xp.zeros((size, *[1] * (values.ndim - 1)), dtype=bool)
-    present[index] = True                   # for an empty segment, reduceat gives the entry at its start instead of 0
-    return xp.where(present, sums, 0).astype(values.dtype, copy=False)
+    return weight[index], lambda dy: sum_by_index(index.reshape(-1), dy.reshape(index.size, width), rows)

@@ -18,7 +18,7 @@ from scratchvit.backend import Array
 MODULES = {
     "updates": ("array_lists", "updates"),
     "norms": ("array_lists", "total_norm"),
-    "rows": ("warps", "column_sums", "layer_norm", "cross_entropy", "draws", "softmax", "attention"),
+    "rows": ("warps", "column_sums", "layer_norm", "cross_entropy", "draws", "softmax", "attention", "index_sums"),
     "maps": ("draws", "maps", "dropout"),
     "channels": ("warps", "batch_norm"),
     "windows": ("windows", "columns", "pooling"),
