@@ -21,6 +21,7 @@ import numpy as np
 from scratchvit.backend import Array, current
 from scratchvit.errors import ScratchvitError, WrongState
 from scratchvit.recording import setting
+from scratchvit.replay import is_capturing, numbers
 from scratchvit.threads import parallel_rows
 
 
@@ -94,15 +95,33 @@ class Generator:
         return Draw(self._keys(), probability, shape)
 
     def numpy(self) -> np.random.Generator:
-        """The next draw as a NumPy generator, for random numbers on the host."""
+        """The next draw as a NumPy generator, for random numbers on the host.
+
+        Raises RuntimeError in a capture (replay.py), since every replay would use the same ones.
+        """
+        if is_capturing():
+            raise WrongState("random numbers are drawn on the host, which is not possible in a captured step")
         return np.random.default_rng(self._keys())
 
-    def _keys(self) -> tuple[int, int]:
-        keys = np.random.SeedSequence((self.seed, self._next())).generate_state(2)
-        return int(keys[0]), int(keys[1])
+    def _keys(self) -> tuple[int, int] | Array:
+        """The keys of the current draw; in a capture, where a replay finds those of its own draw."""
+        number = self._next()
+        if not isinstance(number, int):
+            return number
+        first, second = self._keys_of(number)
+        return int(first), int(second)
 
-    def _next(self) -> int:
-        """The number of the current draw: the next one or, under `replayed`, the recorded one."""
+    def _keys_of(self, number: int) -> np.ndarray:
+        return np.random.SeedSequence((self.seed, number)).generate_state(2)
+
+    def _count(self) -> int:
+        with _counting:
+            self.draws += 1
+            return self.draws - 1
+
+    def _next(self) -> int | Array:
+        """The number of the current draw: the next one or, under `replayed`, the recorded one. In a capture, its keys,
+        an array that gets those of the next draw in every replay."""
         again = _replay.get()
         if again is not None and self in again:
             number = next(again[self], None)
@@ -111,10 +130,10 @@ class Generator:
                     "more random numbers are drawn than in the forward pass: a function that is recomputed (see "
                     "checkpoint) must draw the same ones"
                 )
+        elif is_capturing():
+            number = numbers(lambda: self._keys_of(self._count()), (2,), np.uint32)
         else:
-            with _counting:
-                number = self.draws
-                self.draws += 1
+            number = self._count()
         for record in _records.get():
             record.setdefault(self, []).append(number)
         return number
@@ -133,12 +152,12 @@ def _mix(x: Array) -> None:
     x ^= x >> 16
 
 
-Record: TypeAlias = dict[Generator, list[int]]
-"""For every generator that was used, the numbers n of its draws."""
+Record: TypeAlias = dict[Generator, list[int | Array]]
+"""For every generator that was used, the numbers n of its draws; in a capture, their keys."""
 
 # Context variables, so that recording and replaying in one thread does not affect another.
 _records: ContextVar[tuple[Record, ...]] = ContextVar("records", default=())
-_replay: ContextVar[dict[Generator, Iterator[int]] | None] = ContextVar("replay", default=None)
+_replay: ContextVar[dict[Generator, Iterator[int | Array]] | None] = ContextVar("replay", default=None)
 _counting = threading.Lock()        # two threads that share a generator get different draws
 
 

@@ -11,6 +11,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import updates
 from scratchvit.nn.module import Parameter
 from scratchvit.optim.gradients import contiguous_gradients
+from scratchvit.replay import numbers
 from scratchvit.tensor import Tensor
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -47,7 +48,7 @@ class LossScaler:
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the factor; call backward() on the result."""
-        return loss * self.factor
+        return loss * numbers(lambda: np.asarray(self.factor), (), loss.dtype)
 
     def unscale(self, params: Iterable[Parameter]) -> None:
         """Divide all gradients by the factor, in place. Raises ScratchvitError for parameters in float16."""
@@ -56,7 +57,8 @@ class LossScaler:
             raise ScratchvitError(
                 "loss scaling needs parameters in float32: divided in float16, the gradients would underflow again"
             )
-        updates.scale(gradients, 1 / self.factor)
+        if gradients:
+            updates.scale(gradients, numbers(lambda: np.asarray(1 / self.factor), (), gradients[0].dtype))
 
     def update(self, finite: bool) -> None:
         """Adapt the factor. finite: whether all gradients of this step were finite."""
