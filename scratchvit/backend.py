@@ -43,6 +43,7 @@ class Backend:
     here: Callable[[Any], Any] = lambda x: x        # a copy of an array of array_type that lies on another device
     has_cuda: bool = False                          # whether kernels/cuda run on its arrays
     upload: Callable[..., Any] | None = None        # takes the images of a batch to a GPU: see `upload`
+    held: Callable[[], int] | None = None           # bytes of a GPU's memory that CuPy's own pool has taken
 
 
 class _ImportedWhenUsed:
@@ -122,8 +123,7 @@ def _gpu(number: int) -> Backend:
     return Backend(
         f"gpu:{number}" if number else "gpu", cupy, special, cupy.ndarray, cupy.asnumpy,
         synchronize=lambda: cupy.cuda.get_current_stream().synchronize(), select=device.use, here=here,
-        has_cuda=True,
-        upload=Upload(cupy),
+        has_cuda=True, upload=Upload(cupy), held=cupy.get_default_memory_pool().total_bytes,
     )
 
 

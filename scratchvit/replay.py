@@ -154,6 +154,11 @@ class Replay(Generic[ResultT]):
         captured.graph.launch(xp.cuda.get_current_stream())
         return captured.result
 
+    @property
+    def held(self) -> int:
+        """Bytes of the GPU's memory that the pool of its own has taken."""
+        return int(self._pool.total_bytes())
+
     def _capture_call(self, capture: _Capture, places: tuple[Array, ...]) -> _Captured[ResultT]:
         self._stream.begin_capture()
         try:

@@ -8,9 +8,10 @@ from collections import Counter
 from collections.abc import Sequence
 
 from scratchvit import backend
-from scratchvit.cli._options import Parser, add_model, positive
+from scratchvit.cli._options import Parser, add_device, add_model, positive
 from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
+from scratchvit.costs.measured import MeasuredMemory, measured_memory
 from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.files import counted
 from scratchvit.models import create_model
@@ -19,8 +20,10 @@ from scratchvit.nn import Module, init
 Row = tuple[str, ...]
 DESCRIPTION = """\
 Parameters, multiply-adds and memory of a model, from shapes alone. The model is not run, so this is quick for any size.
+Only the memory that a batch needs on a GPU is measured, by running it there.
 
   scratchvit cost vit_tiny_patch16_224
+  scratchvit cost vit_tiny_patch16_224 --batch-size 256 --device gpu
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
   scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48
 
@@ -36,9 +39,10 @@ def cost_table(argv: Sequence[str]) -> int:
     parser = Parser(prog="scratchvit cost", usage="scratchvit cost MODEL [options]", description=DESCRIPTION)
     parser.add_argument("--batch-size", type=positive, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
+    add_device(parser)
     add_model(parser, argv)
     given = vars(parser.parse_strictly(argv))
-    name, batch_size, every_op = given.pop("model"), given.pop("batch_size"), given.pop("ops")
+    name, device, batch_size, every_op = (given.pop(each) for each in ("model", "device", "batch_size", "ops"))
 
     backend.use("cpu")                  # the weights are placeholders: NumPy arrays of stride 0
     with init.without_weights():
@@ -46,7 +50,12 @@ def cost_table(argv: Sequence[str]) -> int:
     found, peak = cost(model), peak_memory(model, batch_size=batch_size)
     print(f"{name}, an image of {'×'.join(map(str, configured_shape(model)))}\n")
     print(table(_ops(found) if every_op else _layers(model, found, peak)))
-    print(f"\n{_batch(peak)}")
+    if device == "cpu":
+        print(f"\n{_batch(peak)}\n{_of_the_cpu(peak)}")
+        return 0
+    backend.use(device)
+    measured = measured_memory(create_model(name, **given), batch_size=batch_size)
+    print(f"\n{_batch(measured)}\n{_of_the_gpu(measured, peak)}")
     return 0
 
 
@@ -100,16 +109,29 @@ def _ops(found: Cost) -> list[Row]:
     return rows
 
 
-def _batch(peak: PeakMemory) -> str:
+def _batch(peak: PeakMemory | MeasuredMemory) -> str:
     """The peak memory of a batch in inference and in training, as text."""
-    size = readable_bytes
+    size, measured = readable_bytes, ", measured on the GPU" if isinstance(peak, MeasuredMemory) else ""
     return (
-        f"memory for a batch of {counted(peak.batch_size, 'image')}, in float32\n"
+        f"memory for a batch of {counted(peak.batch_size, 'image')}, in float32{measured}\n"
         f"  weights    {size(peak.weights):>9}\n"
         f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
         f"  training   {size(peak.training):>9}   at its peak, weights included\n"
         f"             {size(peak.moments):>9}   of it: AdamW's moments\n"
-        f"             {size(peak.activations):>9}   of it: activations and gradients\n"
+        f"             {size(peak.activations):>9}   of it: activations and gradients"
+    )
+
+
+def _of_the_cpu(peak: PeakMemory) -> str:
+    return (
         f"The peak of training is in {peak.worst}.\n"
         "The process itself, Python and its libraries, needs about 100 MiB more."
+    )
+
+
+def _of_the_gpu(measured: MeasuredMemory, predicted: PeakMemory) -> str:
+    return (
+        f"  held       {readable_bytes(measured.held):>9}   by CuPy, which keeps freed memory for later arrays\n"
+        "CUDA itself, its context and libraries, needs some hundred MiB more.\n"
+        f"On the CPU, of which the table is, a step would need {readable_bytes(predicted.training)} at its peak."
     )

@@ -36,6 +36,7 @@ from scratchvit.files import counted, printable, write_atomically
 from scratchvit.models.checks import check_detects
 from scratchvit.reports.detection import DetectionRun, write_detection_report
 from scratchvit.training import TrainingLoop
+from scratchvit.training.log import line_legend
 from scratchvit.weights.backbone import options_of_resnet
 from scratchvit.weights.load import shapes_in
 
@@ -155,7 +156,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
-        ("epochs", f"{loop.task.legend}; time, time left"),
+        ("epochs", line_legend(loop.task.legend)),
     ]
     return labelled_lines(rows)
 

@@ -38,6 +38,7 @@ from scratchvit.reports.generative import bits_and_baseline
 from scratchvit.training import ClassificationTask, Result, TrainConfig, TrainingLoop, prepare
 from scratchvit.training.classification.task import coarse_patches
 from scratchvit.training.estimate import seconds_of_training
+from scratchvit.training.log import line_legend
 from scratchvit.weights.export import can_export
 from scratchvit.weights.published import downloaded_by_torchvision
 
@@ -150,7 +151,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None
         *(("", line) for line in str((teacher and teacher.report) or "").splitlines()),
         ("device", describe_device(config)),
         ("folder", str(loop.folder.path)),
-        ("epochs", f"{loop.task.legend}; time, time left"),
+        ("epochs", line_legend(loop.task.legend)),
     ]
     return labelled_lines(rows)
 

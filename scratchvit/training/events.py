@@ -22,6 +22,7 @@ TAGS = {
     "train_loss": "train/loss", "train_accuracy": "train/accuracy",
     "val_loss": "val/loss", "val_accuracy": "val/accuracy",
     "lr": "run/lr", "images_per_second": "run/images_per_second", "epoch": "run/epoch",
+    "gpu_peak_bytes": "run/gpu_peak_bytes",
 }
 
 

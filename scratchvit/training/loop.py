@@ -40,6 +40,7 @@ from scratchvit.training.diagnose import is_finite
 from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, data_of_run, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
+from scratchvit.training.log import epoch_line, gpu_peak
 from scratchvit.training.step import LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
@@ -249,6 +250,7 @@ class TrainingLoop(Generic[TaskT_co]):
             "images_per_second": self.loader.epoch_size / self.epoch_seconds,
             "seconds": self.epoch_seconds + time.perf_counter() - begun,
             "skipped": skipped,
+            **gpu_peak(self.learn.held),
         }
         if not math.isfinite(row["val_loss"]):
             raise self._diverged("the loss on the validation images is not finite")
@@ -260,19 +262,9 @@ class TrainingLoop(Generic[TaskT_co]):
         self.save()
         self.folder.write_metrics(self.history)
         self.events.write(self.history)
-        self.log(
-            f"epoch {row['epoch']}/{self.config.epochs}  {self.task.line(row)}{'  best' if is_best else ''}  "
-            f"{progress.duration(row['seconds'])}{self._left()}"
-        )
+        self.log(epoch_line(self.history, self.config.epochs, self.task.line(row), is_best))
         for remark in self._remarks(skipped, waiting):
             self.log(f"       {remark}")
-
-    def _left(self) -> str:
-        """How long the remaining epochs will take if they are like the last three."""
-        remaining, last = self.config.epochs - len(self.history), self.history[-3:]
-        if not remaining:
-            return ""
-        return f", {progress.duration(remaining * sum(row['seconds'] for row in last) / len(last))} left"
 
     def _remarks(self, skipped: int, waiting: float) -> Iterator[str]:
         """What is worth a line below that of an epoch; the advice about --workers once in a session."""

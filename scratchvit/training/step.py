@@ -92,6 +92,11 @@ class LearningStep:
         self._in_a_row = 0
         return noted
 
+    @property
+    def held(self) -> int:
+        """Bytes of the GPU's memory that captured steps have taken, beside that of CuPy's own pool."""
+        return self._replays.learn.held if self._replays else 0
+
     # --- the parts of a step: they read nothing from the device, so they can be captured ---
 
     def learn(self, *arrays: Array) -> Any:

@@ -1,11 +1,13 @@
 """Training on a GPU: what a step asks of it, and that a resumed run goes on bit for bit."""
 
 import contextlib
+import csv
 
 import pytest
 from fakegpu import device
 
 import scratchvit as sv
+from scratchvit.costs.counting import readable_bytes
 from scratchvit.training import ClassificationTask, Interrupted, TrainingLoop, train
 from tests.support.runs import EVERYTHING, assert_same_run, stop_at
 
@@ -48,3 +50,22 @@ def test_a_run_on_a_gpu_goes_on_bit_for_bit(gpu, tmp_path, monkeypatch):
         train(ON_GPU, tmp_path / "resumed", log=lambda line: None)
     train(ON_GPU, tmp_path / "resumed", resume=True, log=lambda line: None)
     assert_same_run(tmp_path / "resumed", tmp_path / "whole")
+
+
+def test_the_peak_of_the_memory_is_in_the_log_and_in_the_metrics(gpu, tmp_path):
+    lines = []
+    loop = TrainingLoop(ClassificationTask(ON_GPU), ON_GPU, tmp_path / "run", log=lines.append)
+    with loop.folder:
+        loop.run()
+    rows = list(csv.DictReader((tmp_path / "run" / "metrics.csv").read_text().splitlines()))
+    peaks = [int(row["gpu_peak_bytes"]) for row in rows]
+    assert 0 < peaks[0] <= peaks[1] <= peaks[2] <= gpu.held() + loop.learn.held
+    assert loop.learn.held > 0          # captured steps have memory of their own
+    for line, peak in zip([line for line in lines if line.startswith("epoch")], peaks, strict=True):
+        assert f" s, {readable_bytes(peak)}" in line
+
+
+def test_no_peak_on_the_cpu(tmp_path):
+    lines = []
+    train(ON_GPU.replace(device="cpu", epochs=1), tmp_path / "run", log=lines.append)
+    assert "gpu" not in (tmp_path / "run" / "metrics.csv").read_text() and "iB" not in lines[0]

@@ -89,6 +89,6 @@ def assert_same_run(folder, other):
 
 
 def without_times(progress):
-    times = ("seconds", "images_per_second", "epoch_seconds")
+    times = ("seconds", "images_per_second", "epoch_seconds", "gpu_peak_bytes")
     history = [{key: value for key, value in row.items() if key not in times} for row in progress["history"]]
     return {key: value for key, value in progress.items() if key not in times} | {"history": history}
