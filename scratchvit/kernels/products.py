@@ -145,23 +145,54 @@ def einsum(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Arra
     Blocks are parts of the longest axis of the output.
     """
     equation = f"{','.join(terms)}->{output}"
-    if backend_of(operands[0]) is not CPU or is_plain():
-        return array_module(operands[0]).einsum(equation, *operands, optimize=True)
+    if backend_of(operands[0]) is not CPU:
+        return _einsum_on_gpu(terms, output, operands)
+    if is_plain():
+        return np.einsum(equation, *operands, optimize=True)
+    sizes = _sizes(terms, output, operands)
+    out = np.empty([sizes[letter] for letter in output], np.result_type(*operands))
+    cut = max(output, key=sizes.__getitem__, default="")
+
+    def some(of: slice) -> None:
+        parts = (_part_of_letter(term, x, cut, of) for term, x in zip(terms, operands))
+        np.einsum(equation, *parts, out=_part_of_letter(output, out, cut, of), optimize=True)
+
+    deal(some, [(of,) for of in _parts(sizes[cut])] if cut else [(slice(None),)], math.prod(sizes.values()) > PARALLEL)
+    return out
+
+
+def _einsum_on_gpu(terms: Sequence[str], output: str, operands: Sequence[Array]) -> Array:
+    """`einsum`, at most STACK products at a time.
+
+    Its products are stacked along the letters of the output that several operands have; there are none without another
+    letter, over which they are summed.
+    """
+    xp, sizes = array_module(operands[0]), _sizes(terms, output, operands)
+    shapes = [dict(zip(term, x.shape)) for term, x in zip(terms, operands)]
+    shared = [letter for letter in sizes if sum(shape.get(letter, 1) > 1 for shape in shapes) > 1]
+    stack = [letter for letter in shared if letter in output]
+    count = math.prod(sizes[letter] for letter in stack)
+    if count <= STACK or len(stack) == len(shared):
+        return xp.einsum(f"{','.join(terms)}->{output}", *operands, optimize=True)
+    out = xp.empty([sizes[letter] for letter in output], dtype=xp.result_type(*operands))
+    cut = max(stack, key=sizes.__getitem__)
+    for of in _slices(sizes[cut], min(sizes[cut], math.ceil(count / STACK))):
+        parts = [_part_of_letter(term, x, cut, of) for term, x in zip(terms, operands)]
+        _part_of_letter(output, out, cut, of)[...] = _einsum_on_gpu(terms, output, parts)
+    return out
+
+
+def _sizes(terms: Sequence[str], output: str, operands: Sequence[Array]) -> dict[str, int]:
+    """The length of the axis that each letter stands for. Raises ValueError if the output has one that is unknown."""
     sizes: dict[str, int] = {}
     for letter, n in ((letter, n) for term, x in zip(terms, operands) for letter, n in zip(term, x.shape)):
         if sizes.setdefault(letter, n) == 1:
             sizes[letter] = n
     if not sizes.keys() >= set(output):
         raise ValueError(f"{output} has letters that no operand has")
-    out = np.empty([sizes[letter] for letter in output], np.result_type(*operands))
-    cut = max(output, key=sizes.__getitem__, default="")
+    return sizes
 
-    def part(term: str, x: Array, of: slice) -> Array:
-        return x[(*(of if letter == cut and n > 1 else slice(None) for letter, n in zip(term, x.shape)), ...)]
 
-    def some(of: slice) -> None:
-        parts = (part(term, x, of) for term, x in zip(terms, operands))
-        np.einsum(equation, *parts, out=part(output, out, of), optimize=True)
-
-    deal(some, [(of,) for of in _parts(sizes[cut])] if cut else [(slice(None),)], math.prod(sizes.values()) > PARALLEL)
-    return out
+def _part_of_letter(term: str, x: Array, cut: str, of: slice) -> Array:
+    """The part `of` of the axis of x that a letter stands for."""
+    return x[(*(of if letter == cut and n > 1 else slice(None) for letter, n in zip(term, x.shape)), ...)]

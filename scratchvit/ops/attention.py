@@ -15,6 +15,7 @@ from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.attention_blocks import attention_in_blocks
 from scratchvit.kernels.cuda import softmax as on_gpu
 from scratchvit.kernels.dropout import drop, drop_entries
+from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import axis_of
 from scratchvit.plain import is_plain
@@ -143,7 +144,7 @@ def _plain_attention(
     def dropped(p):
         return p if draw is None else drop(p, kept, draw.probability)
 
-    s = xp.matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
+    s = matmul(q, k.swapaxes(-1, -2)) * q.dtype.type(scale)
     if bias is not None:
         s = s + bias
     if mask is not None:
@@ -152,13 +153,13 @@ def _plain_attention(
     p = xp.exp(s - xp.maximum(s.max(axis=-1, keepdims=True), lowest))
     row_sums = total(p, (p.ndim - 1,), keepdims=True)
     p = p / (row_sums + (row_sums == 0))
-    y = xp.matmul(dropped(p), v)
+    y = matmul(dropped(p), v)
 
     def backward(dy, need):
-        dp = dropped(xp.matmul(dy, v.swapaxes(-1, -2)))
+        dp = dropped(matmul(dy, v.swapaxes(-1, -2)))
         ds = p * (dp - (y * dy).sum(axis=-1, keepdims=True))
-        dq, dk = (q.dtype.type(scale) * xp.matmul(*factors) for factors in ((ds, k), (ds.swapaxes(-1, -2), q)))
-        dv = xp.matmul(dropped(p).swapaxes(-1, -2), dy)
+        dq, dk = (q.dtype.type(scale) * matmul(*factors) for factors in ((ds, k), (ds.swapaxes(-1, -2), q)))
+        dv = matmul(dropped(p).swapaxes(-1, -2), dy)
         return dq, dk, dv, None if bias is None else unbroadcast(ds, bias.shape)
 
     return y, p, backward

@@ -180,19 +180,61 @@ def test_a_gpu_gets_no_larger_stacks_than_it_takes(stacks: list[int], x: Any, y:
     assert max(stacks) <= 6 and sum(stacks) == 2 * np.prod(expected.shape[:-2])
 
 
-@pytest.mark.parametrize("blocks", [False, True])
+@pytest.mark.parametrize(("blocks", "plain"), [(False, False), (True, False), (False, True)])
 def test_attention_of_many_windows_on_a_gpu(
-    stacks: list[int], monkeypatch: pytest.MonkeyPatch, blocks: bool
+    stacks: list[int], monkeypatch: pytest.MonkeyPatch, blocks: bool, plain: bool
 ) -> None:
     """More windows times heads than one stack may have, as in a Swin with large batches."""
     arrays = [random(8, 2, 5, 4), random(8, 2, 5, 4)[::-1].copy(), random(8, 2, 5, 6), random(2, 5, 5)]
 
     def attend() -> list[Any]:
-        found = run(lambda q, k, v, bias: ops.attention(q, k, v, bias, blocks=blocks), arrays)
+        with plain_forms(plain):
+            found = run(lambda q, k, v, bias: ops.attention(q, k, v, bias, blocks=blocks), arrays)
         return [*found["value"], *found["gradient"]]
 
     divided = attend()
-    assert max(stacks) <= 6 and sum(stacks) == 16 * 7           # 2 products forward, 5 backward
+    products_of_each = 2 + (4 if plain else 5)      # forward and backward, which computes the scores again
+    assert max(stacks) <= 6 and sum(stacks) == 16 * products_of_each
     monkeypatch.setattr(products, "STACK", 16)
     assert all(map(np.array_equal, divided, attend()))
-    assert stacks[-7:] == [16] * 7
+    assert stacks[-products_of_each:] == [16] * products_of_each
+
+
+def stack_of(terms: str, *operands: Any) -> int:
+    """The number of products of an einsum: of the letters of the output that several operands have."""
+    inputs, output = terms.split("->")
+    sizes: dict[str, list[int]] = {}
+    for term, x in zip(inputs.split(","), operands):
+        for letter, n in zip(term, x.shape):
+            sizes.setdefault(letter, []).append(n)
+    return int(np.prod([max(sizes[letter]) for letter in output if sum(n > 1 for n in sizes[letter]) > 1]))
+
+
+@pytest.mark.parametrize(("equation", "shapes", "divided"), [
+    ("bqd,bkd->bqk", [(7, 3, 4), (7, 5, 4)], True),
+    ("bhqd,bhkd->hbqk", [(5, 4, 3, 2), (5, 4, 2, 2)], True),        # 20 products: both letters have to be cut
+    ("bqd,bkd->bqk", [(6, 3, 4), (6, 5, 4)], False),
+    ("bqd,bkd->bqk", [(1, 3, 4), (9, 5, 4)], False),                # one of the first for all: no stack
+    ("ij,jk->ik", [(9, 8), (8, 7)], False),
+    ("bij,bij->bij", [(9, 8, 7), (9, 8, 7)], False),                # nothing is summed
+    ("bij,bjk,bkl->bil", [(8, 2, 3), (8, 3, 4), (8, 4, 5)], True),
+    ("bi,bi->b", [(9, 4), (9, 4)], True),
+], ids=str)
+def test_einsum_gives_a_gpu_no_larger_stacks_than_it_takes(
+    stacks: list[int], monkeypatch: pytest.MonkeyPatch, equation: str, shapes: Any, divided: bool
+) -> None:
+    asked: list[int] = []
+    multiply = strict_array.xp.einsum
+
+    def counted(terms: str, *operands: Any, **options: Any) -> Any:
+        asked.append(stack_of(terms, *operands))
+        return multiply(terms, *operands, **options)
+
+    monkeypatch.setattr(strict_array.xp, "einsum", counted)
+    operands = [random(*shape) for shape in shapes]
+    inputs, output = equation.split("->")
+    found = asnumpy(products.einsum(inputs.split(","), output, [asarray(x) for x in operands]))
+    expected = np.einsum(equation, *(x.astype(np.float64) for x in operands))
+    assert found.dtype == np.float32 and found.shape == expected.shape
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
+    assert (len(asked) > 1) == divided and (not divided or max(asked) <= 6)
