@@ -72,12 +72,30 @@ def _gpu() -> Iterator[tuple[str, str]]:
     packages = gpu.installed()
     if packages:
         yield "CuPy", ", ".join(f"{name} {version}" for name, version in packages.items())
-    try:
-        backend.use("gpu")
-    except Exception as error:      # whatever CuPy raises: this is where to look for the reason
-        yield "GPU", gpu.told(error)
+    first = _failure(0)
+    if first is not None:
+        yield "GPU", first
     for number, line in enumerate(gpu.descriptions()):
-        yield f"GPU {number}", f"{line}; --device gpu:{number}" if number else line
+        failure = _failure(number) if number else first
+        if failure is None:
+            verdict = "computes"
+        elif failure.replace(f"GPU {number}", "GPU 0") == first:
+            verdict = "does not compute, for the reason above"
+        else:
+            verdict = f"does not compute: {failure}"
+        chosen_by = f"; --device gpu:{number}" if number else ""
+        yield f"GPU {number}", f"{line}{chosen_by}; {verdict}"
+
+
+def _failure(number: int) -> str | None:
+    """Why a GPU does not compute, as a sentence; None if it does. Leaves the CPU selected."""
+    try:
+        backend.use(f"gpu:{number}")
+    except Exception as error:      # whatever CuPy raises: this is where to look for the reason
+        return gpu.told(error)
+    finally:
+        backend.use("cpu")
+    return None
 
 
 def _allocator() -> str:

@@ -78,9 +78,42 @@ def test_a_machine_with_gpu(monkeypatch):
     found = dict(doctor.report())
     assert found["CUDA driver"] == "CUDA 13.0"
     assert found["CuPy"] == "cupy-cuda12x 14.2.0"
-    assert found["GPU 0"] == "NVIDIA T0, compute capability 9.0, 1.0 of 16.0 GiB free"
-    assert found["GPU 1"] == "NVIDIA T1, compute capability 9.1, 2.0 of 16.0 GiB free; --device gpu:1"
+    assert found["GPU 0"] == "NVIDIA T0, compute capability 9.0, 1.0 of 16.0 GiB free; computes"
+    assert found["GPU 1"] == "NVIDIA T1, compute capability 9.1, 2.0 of 16.0 GiB free; --device gpu:1; computes"
     assert "GFLOP/s" in found["speed, GPU"]
+
+
+class OneIsBroken(FakeCuPy):
+    """Two GPUs, of which the second, or each, cannot compute."""
+
+    def __init__(self, which, error):
+        super().__init__(devices=2)
+        self.which, self.error = which, error
+
+    def made(self, part, values):
+        if part == "product" and self.current in self.which:
+            raise self.error
+        return super().made(part, values)
+
+
+def test_every_gpu_is_tried(monkeypatch):
+    unknown = cupy_error("CUDARuntimeError", "cudaErrorUnknown: unknown")
+    cupy = with_gpus(monkeypatch, OneIsBroken({1}, unknown))
+    found = dict(doctor.report())
+    assert "GPU" not in found and found["GPU 0"].endswith(" GiB free; computes")
+    assert found["GPU 1"].endswith(
+        "; --device gpu:1; does not compute: the GPU reports an error (cudaErrorUnknown: unknown): see `nvidia-smi`, "
+        "or run `scratchvit doctor`"
+    )
+    assert cupy.calls.count("kernel") == 3 and sv.device() == "cpu"     # one for each, and one for the speed
+
+
+def test_a_reason_that_all_gpus_have_is_told_once(monkeypatch):
+    with_gpus(monkeypatch, OneIsBroken({0, 1}, KeyError("nothing")))
+    found = dict(doctor.report())
+    assert found["GPU"].startswith("GPU 0 cannot compute (KeyError: 'nothing'): ")
+    assert found["GPU 0"].endswith(" GiB free; does not compute, for the reason above")
+    assert found["GPU 1"].endswith(" GiB free; --device gpu:1; does not compute, for the reason above")
 
 
 @pytest.mark.parametrize(("part", "error", "says"), [
