@@ -142,6 +142,24 @@ def test_a_gradient_of_length_five_is_clipped(device):
     assert float(optim.clip_grad_norm([nn.Parameter(np.zeros(2))], 1.0)) == 0.0       # nobody has a gradient
 
 
+@pytest.mark.parametrize("make", [lambda p: optim.AdamW(p, 0.1), lambda p: optim.SGD(p, 0.1, 0.9, 0.1, True)])
+def test_a_factor_of_the_step_clips_as_clipping_in_place(device, make):
+    in_place, within = ([nn.Parameter(p.data) for p in parameters(np.float64)] for _ in range(2))
+    first, second = make(in_place), make(within)
+    for step in range(3):
+        for params in (in_place, within):
+            give_gradients(params, step)
+            for p in params:
+                p.grad = backend.asarray(p.grad)
+        before = [backend.asnumpy(p.grad).copy() for p in within]
+        optim.clip_grad_norm(in_place, 1.0)
+        first.step()
+        second.step(optim.clip_factor(optim.grad_norm(within), 1.0))
+        assert all(np.array_equal(backend.asnumpy(p.grad), g) for p, g in zip(within, before))
+    for p, q in zip(in_place, within):
+        assert np.abs(p.numpy() - q.numpy()).max() <= (0 if device != "gpu" else ulps(p, 8, np.float64))
+
+
 def test_going_on_from_a_saved_state_is_going_on():
     straight, broken = parameters(), parameters()
     first, second = optim.AdamW(straight, 0.1), optim.AdamW(broken, 0.1)
@@ -211,6 +229,7 @@ def test_decay_only_on_matrices():
         (lambda p: optim.Adam(p, 0.1, betas=(0.9, 1.0)), r"\[0, 1\)"),
         (lambda p: optim.Adam([{"params": p, "decay": 1}], 0.1), "not decay"),
         (lambda p: optim.clip_grad_norm(p, 0), "positive"),
+        (lambda p: optim.clip_factor(optim.grad_norm(p), -1), "positive"),
         (lambda p: optim.Schedule("cosin", 0.1, 10), "cosine, linear, step or constant"),
         (lambda p: optim.Schedule("cosine", 0.1, 10, warmup_steps=11), "does not fit"),
         (lambda p: optim.EMA(Small(None), 1.0), r"\[0, 1\)"),
