@@ -109,6 +109,12 @@ KERNEL_MUTANTS = [
             "sqrt((A)sum)", "sqrt(sum)"),
     _mutant("clipping: a factor of 1 for a norm of NaN", "a wrong bound", "total_norm",
             "quotient > 1 ? (A)1 : quotient", "quotient < 1 ? quotient : (A)1"),
+    _mutant("finite: a loss of NaN is not noted", "a lost term", "total_norm",
+            "!isfinite(*norm) || !isfinite(*loss)", "!isfinite(*norm) || isinf(*loss)"),
+    _mutant("finite: forgotten by the next step", "a lost term", "total_norm",
+            "if (!isfinite(*norm) || !isfinite(*loss)) *finite = false;",
+            "*finite = isfinite(*norm) && isfinite(*loss);"),
+    _mutant("accumulate: without the weight", "a lost term", "updates", "a[i] += factor * x[i]", "a[i] += x[i]"),
     # --- maps.py
     _mutant("gelu: the derivative is that of Φ", "a lost term", "maps", "dydx[i] = cdf + value", "dydx[i] = value"),
     _mutant(

@@ -155,18 +155,36 @@ def average(rows: Sequence[Row], share: float) -> None:
     _apply(move, rows)
 
 
+def accumulate(rows: Sequence[Row], weight: float) -> None:
+    """a ← a + weight x for rows (a, x) of equal dtype."""
+    def add(a: Array, x: Array) -> None:
+        a += x * weight
+
+    for alike in _divided(rows, lambda x: x.dtype):
+        if takes(alike):
+            on_gpu.accumulate(alike, weight)
+        else:
+            _apply(add, alike)
+
+
 def copy(rows: Sequence[Row]) -> None:
     """y ← x for rows (y, x) of equal dtype, which may be integers."""
-    alike: dict[int, list[Row]] = {}
-    for row in rows:
-        alike.setdefault(row[0].itemsize, []).append(row)
-    for itemsize, some in alike.items():
-        words = [tuple(array.view(WORDS[itemsize]) for array in row) for row in some] if itemsize in WORDS else some
+    for alike in _divided(rows, lambda x: x.itemsize):
+        word = WORDS.get(alike[0][0].itemsize)
+        words = [tuple(array.view(word) for array in row) for row in alike] if word else []
         if takes(words):
             on_gpu.copy(words)
         else:
-            for y, x in some:
+            for y, x in alike:
                 y[...] = x
+
+
+def _divided(rows: Sequence[Row], key: Callable[[Array], Any]) -> list[list[Row]]:
+    """The rows, divided by the key of their first arrays."""
+    found: dict[Any, list[Row]] = {}
+    for row in rows:
+        found.setdefault(key(row[0]), []).append(row)
+    return list(found.values())
 
 
 # --- one formula for many arrays --------------------------------------------------------------------------------------

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from scratchvit.backend import array_module, is_array
+from scratchvit.kernels import updates
 from scratchvit.tensor import Tensor
 
 
@@ -18,9 +20,16 @@ class Means:
 
     def add(self, means: Mapping[str, Any], images: int) -> None:
         """Add a batch: {name: mean over its images, a number or Tensor ()}, and the number of its images."""
+        rows = []
         for name, value in means.items():
-            number = value.data if isinstance(value, Tensor) else value
-            self.sums[name] = self.sums.get(name, 0.0) + number * images
+            number, total = value.data if isinstance(value, Tensor) else value, self.sums.get(name, 0.0)
+            if not is_array(number):
+                self.sums[name] = total + number * images
+                continue
+            if not is_array(total):
+                self.sums[name] = total = array_module(number).full((), total, dtype=number.dtype)
+            rows.append((total, number))
+        updates.accumulate(rows, images)
         self.images += images
 
     def read(self) -> Means:

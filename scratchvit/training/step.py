@@ -18,6 +18,8 @@ from typing import Any, TypeAlias
 
 from scratchvit import optim
 from scratchvit.backend import Array, array_module, current
+from scratchvit.kernels import updates
+from scratchvit.kernels.total_norm import note_finite
 from scratchvit.nn import Module
 from scratchvit.replay import Replay
 from scratchvit.tensor import Tensor
@@ -73,7 +75,7 @@ class LearningStep:
         """
         self.compute, self.optimizer.lr = compute, lr
         if self.may_skip:
-            self._buffers = {name: buffer.data.copy() for name, buffer in self.model.named_buffers()}
+            self._keep_buffers()
         parts = self._replays if self._replays and arrays else self
         if not (look or self.may_skip):
             return parts.learn(*arrays)
@@ -114,8 +116,7 @@ class LearningStep:
         if self.scaler:
             self.scaler.unscale(parameters)
         norm = optim.grad_norm(parameters)
-        xp = array_module(norm)
-        xp.logical_and(self._finite, xp.isfinite(norm + loss.data), out=self._finite)
+        note_finite(self._finite, norm, loss.data)
         return loss, noted, norm
 
     def update(self, norm: Array) -> None:
@@ -126,6 +127,13 @@ class LearningStep:
             self.ema.update()
 
     # --- steps that are skipped ---
+
+    def _keep_buffers(self) -> None:
+        """Copy the buffers as they are before the step."""
+        buffers = {name: buffer.data for name, buffer in self.model.named_buffers()}
+        if not self._buffers:
+            self._buffers = {name: array_module(array).empty_like(array) for name, array in buffers.items()}
+        updates.copy([(self._buffers[name], array) for name, array in buffers.items()])
 
     def skip(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
         """Skip a step whose loss cannot be computed. Raises NotFinite if the run must end."""

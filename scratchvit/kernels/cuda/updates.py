@@ -81,6 +81,14 @@ extern "C" __global__ void average(Rows rows, double share) {
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += part * (x[i] - a[i]);
 }
 
+// a <- a + weight x for rows (a, x).
+extern "C" __global__ void accumulate(Rows rows, double weight) {
+    Piece piece = own_piece(rows);
+    T *a = rows.at[0][piece.row], factor = weight;
+    const T* x = rows.at[1][piece.row];
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += factor * x[i];
+}
+
 // y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as T.
 extern "C" __global__ void copy(Rows rows) {
     Piece piece = own_piece(rows);
@@ -111,6 +119,11 @@ def scale(rows: Sequence[Any], factor: Any) -> None:
 def average(rows: Sequence[Any], share: float) -> None:
     """a ← a + share (x - a) for rows (a, x)."""
     launch_rows("average", rows, float(share))
+
+
+def accumulate(rows: Sequence[Any], weight: float) -> None:
+    """a ← a + weight x for rows (a, x)."""
+    launch_rows("accumulate", rows, float(weight))
 
 
 def copy(rows: Sequence[Any]) -> None:

@@ -5,11 +5,12 @@ import itertools
 import numpy as np
 import pytest
 
-from scratchvit import nn, optim
+from scratchvit import Tensor, nn, optim
 from scratchvit.backend import array_module, asarray, asnumpy
 from scratchvit.kernels import updates
 from scratchvit.plain import plain_forms
 from scratchvit.replay import WARM_UP, Replay
+from scratchvit.training import Means
 from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
 
@@ -73,6 +74,7 @@ def test_scaled_gradients_and_averages(dtype):
     check(lambda rows: updates.scale([x for x, in rows], asarray(np.asarray(0.37, dtype))), 1, dtype)
     check(lambda rows: updates.scale([x for x, in rows], 0.37), 1, dtype)
     check(lambda rows: updates.average(rows, 0.3), 2, dtype)
+    check(lambda rows: updates.accumulate(rows, 0.3), 2, dtype)
 
 
 @pytest.mark.parametrize("char", ["f", "d", "e", "i", "q", "?"])
@@ -196,6 +198,26 @@ def test_gradients_that_are_not_contiguous():
     for parameter in p:
         optim.AdamW([parameter], 0.1).step(optim.clip_factor(optim.grad_norm([parameter]), 1.0))
     assert p[0].data.any() and p[0].numpy().tobytes() == p[1].numpy().tobytes()
+
+
+def test_a_meter_adds_all_of_its_numbers_in_a_launch_for_each_dtype():
+    device = pytest.importorskip("fakegpu.device")
+    rng = seeded(0)
+    meter, expected = Means({"c": 3.0}), {name: 3.0 * (name == "c") for name in "abcd"}
+    for images in (4, 4, 3):
+        host = dict(zip("abc", rng.uniform(size=3).astype(np.float32)))
+        given = {name: asarray(np.asarray(value)) for name, value in host.items()}
+        given["c"] = given["c"].astype(np.float64)
+        before = device.counts()["launches"]
+        meter.add({**given, "a": Tensor(given["a"]), "d": 0.5}, images)
+        launches = device.counts()["launches"] - before
+        for name, value in {**host, "d": 0.5}.items():
+            expected[name] += float(value) * images
+    assert launches == 2
+    found = meter.read()
+    assert found.images == 11
+    for name, value in expected.items():
+        assert_close(found.sums[name], value, ulps(value, 4), name)
 
 
 def test_a_gradient_of_another_size_is_not_read_beyond_its_end():
