@@ -157,8 +157,8 @@ KERNEL_MUTANTS = [
     ),
     # --- windows.py and columns.py
     _mutant(
-        "windows: an entry before the first is inside", "a wrong bound", "windows", "i >= 0 && i <", "i >= -1 && i <",
-        "columns",
+        "windows: an entry before the first is inside", "a wrong bound", "windows",
+        "i < 0 || j < 0 || k < 0 ? -1 : ((size)i * input", "i < 0 || j < 0 ? -1 : ((size)i * input", "columns",
     ),
     _mutant(
         "windows: dilation left out on the way back", "a lost term", "windows", "- tap * dilation[axis];", "- tap;",
@@ -170,8 +170,8 @@ KERNEL_MUTANTS = [
     ),
     _mutant("im2col: a column after the last", "a wrong bound", "columns", "if (column >= N) return;", ""),
     _mutant(
-        "im2col: height and width exchanged", "an exchanged index", "columns",
-        "plane[flat(i, j, k, windows.input)]", "plane[flat(i, k, j, windows.input)]",
+        "im2col: height and width exchanged", "an exchanged index", "windows",
+        "((size)i * input[1] + j) * input[2] + k", "((size)i * input[2] + k) * input[1] + j", "columns",
     ),
     _mutant(
         "im2col: only the first channels", "a wrong bound", "columns",
@@ -226,20 +226,20 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "max_pool: an entry after the last", "a wrong bound", "pooling",
-        "if (i >= planes * S) return;\n    Index entry(i % S, windows.input);\n    size first",
-        "if (i > planes * S) return;\n    Index entry(i % S, windows.input);\n    size first",
+        "if (i >= planes * S) return;\n    Index entry(i % S, windows.input);\n    winner",
+        "if (i > planes * S) return;\n    Index entry(i % S, windows.input);\n    winner",
     ),
     _mutant(
         "max_pool: windows of the first plane", "an exchanged index", "pooling",
-        "size first = i / S * windows.places();", "size first = 0;",
+        "    winner += i / S * windows.places();\n", "",
     ),
     _mutant(
         "avg_pool: padding counted beyond the end", "a wrong bound", "pooling",
-        "min(begin + windows.kernel[axis], windows.input[axis] + padding)", "(begin + windows.kernel[axis])",
+        "min(end, windows.input[axis] + padding)", "end",
     ),
     _mutant(
         "avg_pool: height and width exchanged", "an exchanged index", "pooling",
-        "counted(windows, p, q, r,", "counted(windows, p, r, q,",
+        "min(end, windows.input[axis] + padding)", "min(end, windows.input[2] + padding)",
     ),
     # --- warps.py
     _mutant(
@@ -312,4 +312,22 @@ KERNEL_MUTANTS = [
     _mutant("draws: the first key alone", "a lost term", "draws", " + draw.second_key", "", "dropout"),
     _mutant("dropout: the number after the last", "a wrong bound", "dropout", "i >= count", "i > count"),
     _mutant("drop_path: entries dropped instead of samples", "an exchanged index", "dropout", "i / together", "i"),
+    # --- depthwise.py
+    _mutant(
+        "depth-wise: an entry after the last", "a wrong bound", "depthwise", "if (i >= B * P * O) return;",
+        "if (i > B * P * O) return;",
+    ),
+    _mutant(
+        "depth-wise: the filters of the channels exchanged", "an exchanged index", "depthwise",
+        "size first = i % C * m,", "size first = i % C,",
+    ),
+    _mutant(
+        "depth-wise: the first image for all", "an exchanged index", "depthwise",
+        "dy += image * windows.places() * O;", "",
+    ),
+    _mutant(
+        "depth-wise: a place too many in each part", "a wrong bound", "depthwise",
+        "row < N * (part + 1) / count;", "row <= N * (part + 1) / count;",
+    ),
+    _mutant("depth-wise: the bias", "a lost term", "depthwise", "bias ? bias[o] : 0", "0"),
 ]

@@ -8,16 +8,18 @@ from types import ModuleType
 from scratchvit.backend import Array
 from scratchvit.kernels import columns, cuda, depthwise, patches
 from scratchvit.kernels.cuda import columns as columns_on_gpu
+from scratchvit.kernels.cuda import depthwise as depthwise_on_gpu
 from scratchvit.kernels.sliding import Windows
 
 
 def algorithm(weight: Array, windows: Windows, groups: int) -> tuple[Callable[..., Array], ...]:
     """The functions that compute the value, dx and dweight."""
     way = _way(weight, windows, groups)
-    if way is depthwise:
-        return depthwise.depthwise, depthwise.depthwise_dx, depthwise.depthwise_dw
     if way is patches:
         return patches.patches, patches.patches_dx, patches.patches_dw
+    if way is depthwise:
+        module = depthwise_on_gpu if cuda.takes(weight) else depthwise
+        return module.depthwise, module.depthwise_dx, module.depthwise_dw
     module = columns_on_gpu if cuda.takes(weight) else columns
     return module.columns, module.columns_dx, module.columns_dw
 

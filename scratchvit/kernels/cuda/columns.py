@@ -45,17 +45,12 @@ extern "C" __global__ void im2col(const T* x, T* columns, Windows windows, size 
     for (size c = blockIdx.y; c < C; c += gridDim.y) {
         const T* plane = x + (image * C + c) * windows.entries();
         T* to = columns + c * windows.taps() * N + column;
-        for (int u = 0; u < windows.kernel[0]; u++) {
-            int i = windows.read(0, place.at[0], u);
-            for (int v = 0; v < windows.kernel[1]; v++) {
-                int j = windows.read(1, place.at[1], v);
-                bool line_inside = windows.inside(0, i) && windows.inside(1, j);
+        for (int u = 0; u < windows.kernel[0]; u++)
+            for (int v = 0; v < windows.kernel[1]; v++)
                 for (int w = 0; w < windows.kernel[2]; w++, to += N) {
-                    int k = windows.read(2, place.at[2], w);
-                    *to = line_inside && windows.inside(2, k) ? plane[flat(i, j, k, windows.input)] : 0;
+                    size entry = windows.read(place, u, v, w);
+                    *to = entry < 0 ? 0 : plane[entry];
                 }
-            }
-        }
     }
 }
 
@@ -70,18 +65,12 @@ extern "C" __global__ void col2im(const T* columns, T* dx, Windows windows, size
         T* to = dx + (image * C + c) * S + i % S;
         A sum = add ? *to : 0;
         const T* sent = columns + c * windows.taps() * N + image * P;
-        for (int u = 0; u < windows.kernel[0]; u++) {
-            int p = windows.place(0, entry.at[0], u);
-            for (int v = 0; v < windows.kernel[1]; v++) {
-                int q = windows.place(1, entry.at[1], v);
+        for (int u = 0; u < windows.kernel[0]; u++)
+            for (int v = 0; v < windows.kernel[1]; v++)
                 for (int w = 0; w < windows.kernel[2]; w++, sent += N) {
-                    int r = windows.place(2, entry.at[2], w);
-                    if (p < 0 || q < 0 || r < 0) continue;
-                    size place = flat(p, q, r, windows.output);
+                    size place = windows.reader(entry, u, v, w); // -1 comes before the first
                     if (place >= first && place < last) sum += sent[place - first];
                 }
-            }
-        }
         *to = sum;
     }
 }

@@ -22,6 +22,7 @@ MODULES = {
     "maps": ("draws", "maps", "dropout"),
     "channels": ("warps", "batch_norm"),
     "windows": ("windows", "columns", "pooling"),
+    "depthwise": ("windows", "column_sums", "depthwise"),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
 

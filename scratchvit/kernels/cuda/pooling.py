@@ -39,10 +39,9 @@ extern "C" __global__ void max_pool(const T* x, T* y, unsigned char* winner, Win
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++, tap++) {
-                int at[3] = {windows.read(0, place.at[0], u), windows.read(1, place.at[1], v),
-                             windows.read(2, place.at[2], w)};
-                if (!windows.inside(0, at[0]) || !windows.inside(1, at[1]) || !windows.inside(2, at[2])) continue;
-                T value = x[flat(at[0], at[1], at[2], windows.input)];
+                size entry = windows.read(place, u, v, w);
+                if (entry < 0) continue;
+                T value = x[entry];
                 if (value > largest) last = tap;
                 if (value > largest || isnan(value)) largest = value; // and nothing is larger than NaN
             }
@@ -56,28 +55,26 @@ extern "C" __global__ void max_pool_backward(const T* dy, const unsigned char* w
     size i = blockIdx.x * (size)blockDim.x + threadIdx.x, S = windows.entries();
     if (i >= planes * S) return;
     Index entry(i % S, windows.input);
-    size first = i / S * windows.places();
+    winner += i / S * windows.places();
+    dy += i / S * windows.places();
     A sum = 0;
     int tap = 0;
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++, tap++) {
-                int p = windows.place(0, entry.at[0], u), q = windows.place(1, entry.at[1], v),
-                    r = windows.place(2, entry.at[2], w);
-                if (p < 0 || q < 0 || r < 0) continue;
-                size place = first + flat(p, q, r, windows.output);
-                if (winner[place] == tap) sum += dy[place];
+                size place = windows.reader(entry, u, v, w);
+                if (place >= 0 && winner[place] == tap) sum += dy[place];
             }
     dx[i] = sum;
 }
 
 // The number of entries of a window that count, with those in the padding or without. What is beyond never counts.
-__device__ size counted(const Windows& windows, int p, int q, int r, size with_padding) {
-    int place[3] = {p, q, r};
+__device__ size counted(const Windows& windows, const Index& place, size with_padding) {
     size count = 1;
     for (int axis = 0; axis < 3; axis++) {
-        int padding = with_padding ? windows.before[axis] : 0, begin = windows.read(axis, place[axis], 0);
-        count *= min(begin + windows.kernel[axis], windows.input[axis] + padding) - max(begin, -padding);
+        int padding = with_padding ? windows.before[axis] : 0;
+        int begin = place.at[axis] * windows.stride[axis] - windows.before[axis], end = begin + windows.kernel[axis];
+        count *= min(end, windows.input[axis] + padding) - max(begin, -padding);
     }
     return count;
 }
@@ -92,12 +89,10 @@ extern "C" __global__ void avg_pool(const T* x, T* y, Windows windows, size plan
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++) {
-                int at[3] = {windows.read(0, place.at[0], u), windows.read(1, place.at[1], v),
-                             windows.read(2, place.at[2], w)};
-                if (windows.inside(0, at[0]) && windows.inside(1, at[1]) && windows.inside(2, at[2]))
-                    sum += x[flat(at[0], at[1], at[2], windows.input)];
+                size entry = windows.read(place, u, v, w);
+                if (entry >= 0) sum += x[entry];
             }
-    y[i] = sum / counted(windows, place.at[0], place.at[1], place.at[2], with_padding);
+    y[i] = sum / counted(windows, place, with_padding);
 }
 
 // dx: the share of every window that has the entry.
@@ -110,10 +105,8 @@ extern "C" __global__ void avg_pool_backward(const T* dy, T* dx, Windows windows
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++) {
-                int p = windows.place(0, entry.at[0], u), q = windows.place(1, entry.at[1], v),
-                    r = windows.place(2, entry.at[2], w);
-                if (p >= 0 && q >= 0 && r >= 0)
-                    sum += dy[flat(p, q, r, windows.output)] / (A)counted(windows, p, q, r, with_padding);
+                size place = windows.reader(entry, u, v, w);
+                if (place >= 0) sum += dy[place] / (A)counted(windows, Index(place, windows.output), with_padding);
             }
     dx[i] = sum;
 }

@@ -19,27 +19,6 @@ STRUCT = np.dtype([(name, np.int32, 3) for name in FIELDS])
 TEXT = r"""
 // --- windows.py ---
 
-struct Windows {
-    int input[3], kernel[3], stride[3], dilation[3], before[3], output[3];
-
-    __device__ size entries() const { return (size)input[0] * input[1] * input[2]; }
-    __device__ size places() const { return (size)output[0] * output[1] * output[2]; }
-    __device__ int taps() const { return kernel[0] * kernel[1] * kernel[2]; }
-
-    // Where a tap reads at a place, along an axis; outside of 0 … input - 1 it is padding.
-    __device__ int read(int axis, int place, int tap) const {
-        return place * stride[axis] + tap * dilation[axis] - before[axis];
-    }
-    __device__ bool inside(int axis, int i) const { return i >= 0 && i < input[axis]; }
-
-    // The place at which a tap reads entry i, along an axis; -1 if there is none.
-    __device__ int place(int axis, int i, int tap) const {
-        int distance = i + before[axis] - tap * dilation[axis];
-        if (distance < 0 || distance % stride[axis] != 0) return -1;
-        return distance / stride[axis] < output[axis] ? distance / stride[axis] : -1;
-    }
-};
-
 // The three indices of entry i of an array of this shape, in C order.
 struct Index {
     int at[3];
@@ -49,7 +28,34 @@ struct Index {
         at[0] = i / shape[2] / shape[1];
     }
 };
-__device__ inline size flat(int i, int j, int k, const int* shape) { return ((size)i * shape[1] + j) * shape[2] + k; }
+
+struct Windows {
+    int input[3], kernel[3], stride[3], dilation[3], before[3], output[3];
+
+    __device__ size entries() const { return (size)input[0] * input[1] * input[2]; }
+    __device__ size places() const { return (size)output[0] * output[1] * output[2]; }
+    __device__ int taps() const { return kernel[0] * kernel[1] * kernel[2]; }
+
+    // The entry that tap (u, v, w) reads at a place; -1 if that is padding.
+    __device__ size read(const Index& place, int u, int v, int w) const {
+        int i = reads(0, place, u), j = reads(1, place, v), k = reads(2, place, w);
+        return i < 0 || j < 0 || k < 0 ? -1 : ((size)i * input[1] + j) * input[2] + k;
+    }
+    __device__ int reads(int axis, const Index& place, int tap) const {
+        int i = place.at[axis] * stride[axis] + tap * dilation[axis] - before[axis];
+        return i < input[axis] ? i : -1;
+    }
+
+    // The place at which tap (u, v, w) reads an entry; -1 if there is none.
+    __device__ size reader(const Index& entry, int u, int v, int w) const {
+        int i = read_at(0, entry, u), j = read_at(1, entry, v), k = read_at(2, entry, w);
+        return i < 0 || j < 0 || k < 0 ? -1 : ((size)i * output[1] + j) * output[2] + k;
+    }
+    __device__ int read_at(int axis, const Index& entry, int tap) const {
+        int distance = entry.at[axis] + before[axis] - tap * dilation[axis];
+        return distance % stride[axis] == 0 && distance / stride[axis] < output[axis] ? distance / stride[axis] : -1;
+    }
+};
 """
 
 
