@@ -48,7 +48,7 @@ MUTANTS = [
         "* r * r * r / (c * S)", "* r * r / (c * S)", NORMS,
     ),
     Mutant(
-        "batch_norm: running variance biased", "a term dropped", "ops/norm.py",
+        "batch_norm: running variance biased", "a term dropped", "kernels/batch_norm.py",
         "(running_var, var * (n / (n - 1)))", "(running_var, var)", BATCH_NORM,
     ),
     Mutant(
@@ -56,8 +56,8 @@ MUTANTS = [
         "            dx -= average\n", "", BATCH_NORM,
     ),
     Mutant(
-        "frozen_batch_norm: eps outside the root", "eps misplaced", "ops/norm.py",
-        "weight / xp.sqrt(running_var + eps)", "weight / (xp.sqrt(running_var) + eps)", BATCH_NORM,
+        "frozen_batch_norm: eps outside the root", "eps misplaced", "kernels/batch_norm.py",
+        "array_module(planes).sqrt(running_var + eps)", "(array_module(planes).sqrt(running_var) + eps)", BATCH_NORM,
     ),
     Mutant(
         "plain norms: dx without mean(g)", "a term dropped", "ops/norm.py",
