@@ -1,4 +1,5 @@
-// cuBLAS: the functions that CuPy's matmul, dot, tensordot and transposed copies call, for real numbers.
+// cuBLAS, for real numbers: the functions that CuPy's matmul, dot, tensordot and transposed copies call, and those of
+// scratchvit/kernels/cuda/blas.py.
 #include <algorithm>
 #include <cstring>
 #include <vector>
@@ -158,6 +159,16 @@ int cublasGemmStridedBatchedEx(Handle* handle, int ta, int tb, int m, int n, int
     g.tf32 |= a_type == R_32F && compute == COMPUTE_32F_FAST_TF32;
     set_strides(g, stride_a, stride_b, stride_c, batch);
     return perform_gemm(handle->stream, "cublasGemmStridedBatchedEx", g);
+}
+
+int cublasGemmBatchedEx(Handle* handle, int ta, int tb, int m, int n, int k, const void* alpha, const void* const* a,
+                        int a_type, int lda, const void* const* b, int b_type, int ldb, const void* beta,
+                        void* const* c, int c_type, int ldc, int batch, int compute, int) {
+    Gemm g = describe(*handle, ta, tb, m, n, k, alpha, a, a_type, lda, b, b_type, ldb, beta, (void*)c, c_type, ldc);
+    g.tf32 |= a_type == R_32F && compute == COMPUTE_32F_FAST_TF32;
+    g.batch = batch;
+    g.pointers = true;
+    return perform_gemm(handle->stream, "cublasGemmBatchedEx", g);
 }
 
 #define FUNCTIONS_OF(X, T, type)                                                                                       \
