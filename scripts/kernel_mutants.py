@@ -13,6 +13,49 @@ def _mutant(name: str, kind: str, file: str, text: str, instead: str, test: str 
 
 
 KERNEL_MUTANTS = [
+    # --- addresses.py
+    _mutant(
+        "addresses: one matrix too many", "a wrong bound", "addresses", "if (i >= count) return;",
+        "if (i > count) return;", "blas",
+    ),
+    _mutant(
+        "addresses: the outer and the inner axis", "an exchanged index", "addresses",
+        "i / inner * stack.outer_step + i % inner * stack.inner_step",
+        "i % inner * stack.outer_step + i / inner * stack.inner_step", "blas",
+    ),
+    _mutant(
+        "addresses: the same matrix along the inner axis", "a lost term", "addresses",
+        " + i % inner * stack.inner_step;", ";", "blas",
+    ),
+    # --- blas_plan.py, blas.py, blas_lt.py
+    _mutant(
+        "products: x, where y should be transposed", "an exchanged index", "blas_plan",
+        "(transposed_a, transposed_b, m, n, k),", "(transposed_b, transposed_a, m, n, k),", "blas",
+    ),
+    _mutant(
+        "products: axes of a stack are one, whatever their strides", "a lost term", "blas_plan",
+        "if fewer and all(outer == length * step", "if fewer and any(outer == length * step", "blas",
+    ),
+    _mutant(
+        "products: rows that do not follow each other", "a lost term", "blas_plan",
+        "by == m.rows * m.row for", "by >= m.row for", "blas",
+    ),
+    _mutant(
+        "products: rows that overlap", "a wrong bound", "blas_plan",
+        "(m.rows == 1 or m.row >= m.columns)", "(m.rows == 1 or m.row >= 0)", "blas",
+    ),
+    _mutant(
+        "products: parts of a stack begin at its first matrix", "a lost term", "blas",
+        "place + number * step * item for", "place for", "blas",
+    ),
+    _mutant(
+        "products: addresses of other arrays", "a lost term", "addresses",
+        "return lengths == self.lengths and all(", "return bool(self.rows) and all(", "blas",
+    ),
+    _mutant(
+        "products: in TF32, the gradient of a bias too", "a lost term", "blas_lt",
+        'if x.dtype.char == "f" and matmul_precision() == "tf32":', "if False:",
+    ),
     # --- layer_norm.py
     _mutant(
         "layer_norm: the row after the last", "a wrong bound", "layer_norm", "if (row >= N) return;",

@@ -9,8 +9,9 @@
 A block needs enough rows: BLAS first rearranges the other factor, once for each block, which must not take long
 compared with the product. With too many, it would not be in the cache any more when the bias is added.
 
-On a GPU, cuBLAS does all that. A stack of more than STACK products is divided, since some of its kernels put the number
-of a product into a coordinate of the grid, which ends there.
+On a GPU, cuBLAS does all that (cuda/blas.py), with the bias in the same operation (cuda/blas_lt.py). A stack of more
+than STACK products is divided, since some of its kernels put the number of a product into a coordinate of the grid,
+which ends there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,9 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
-from scratchvit.kernels.sums import in_pairs
+from scratchvit.kernels.cuda import blas, blas_lt
+from scratchvit.kernels.cuda.blas import STACK
+from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.plain import is_plain
 from scratchvit.threads import BLOCKS, deal, inside_block, single_threaded
 
@@ -30,7 +33,6 @@ PARALLEL = 1 << 23      # multiply-adds beyond which distributing blocks to thre
 LINES = 128             # rows that a block should have at least
 MOST_LINES = 1024       # and at most
 LONG = 4                # an inner axis is long if it has LONG times the rows and columns of the result
-STACK = 65_535          # products of a stack that every GPU takes at once: CUDA's largest gridDim.y and gridDim.z
 
 
 def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
@@ -59,6 +61,8 @@ def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
 
 def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = None) -> Array:
     """x @ y + bias for matrices x (n, k) and y (k, m); bias (m,) or None."""
+    if blas.takes(x, y):
+        return _product_on_gpu(x, y, bias, out)
     (n, k), m = x.shape, y.shape[1]
     xp = array_module(x)
     out = xp.empty((n, m), dtype=xp.result_type(x, y)) if out is None else out
@@ -77,6 +81,24 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
     else:
         deal(_block, [(x, y[:, part], out[:, part], None if bias is None else bias[part]) for part in _parts(m)])
     return out
+
+
+def product_and_sums(dy: Array, x: Array, need: Sequence[bool]) -> tuple[Array | None, Array | None]:
+    """dyᵀ x and Σ_n dy_n for matrices dy (n, k) and x (n, m): (k, m) and (k,), each None if it is not needed."""
+    if all(need) and blas.takes(dy, x):
+        found = blas_lt.product_and_sums(dy.T, x)
+        if found is not None:
+            return found
+    return product(dy.T, x) if need[0] else None, total(dy, (0,)) if need[1] else None
+
+
+def _product_on_gpu(x: Array, y: Array, bias: Array | None, out: Array | None) -> Array:
+    found = None if bias is None else blas_lt.product_with_bias(x, y, bias, out)
+    if found is None:
+        found = blas.matmul(x, y, out)
+        if bias is not None:
+            found += bias
+    return found
 
 
 def _block(x: Array, y: Array, out: Array, bias: Array | None) -> None:
@@ -107,6 +129,8 @@ def _stacks(x: Array, y: Array, out: Array) -> None:
 
 def _on_gpu(x: Array, y: Array, out: Array | None) -> Array:
     """x @ y, at most STACK products at a time."""
+    if blas.takes(x, y):
+        return blas.matmul(x, y, out)
     xp = array_module(x)
     if max(x.ndim, y.ndim) <= 2 or min(x.ndim, y.ndim) < 2:
         return xp.matmul(x, y, out=out)

@@ -42,6 +42,7 @@ import numpy as np
 from scratchvit import nn, ops
 from scratchvit.backend import Array, array_module, asarray, current
 from scratchvit.errors import ScratchvitError
+from scratchvit.kernels.products import matmul
 from scratchvit.models.checks import check_images, check_numbers
 from scratchvit.models.registry import register
 from scratchvit.models.vit import VisionTransformer, ViTConfig, pair
@@ -92,7 +93,7 @@ def nearest_colors(pixels: Array, palette: Array) -> Array:
     lengths = (palette * palette).sum(axis=1)
 
     def find(rows: Array, nearest: Array) -> None:
-        nearest[...] = (lengths - xp.matmul(rows, 2 * palette.T)).argmin(axis=1)
+        nearest[...] = (lengths - matmul(rows, 2 * palette.T)).argmin(axis=1)
 
     parallel_rows(find, rows, nearest, block_bytes=max(1, 4 * BLOCK_BYTES // len(palette)))  # K distances per pixel
     return nearest.reshape(pixels.shape[:-1])

@@ -12,7 +12,7 @@ import numpy as np
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Facts, Shape, inputs, reshaped
 from scratchvit.kernels import products
-from scratchvit.kernels.products import product
+from scratchvit.kernels.products import product, product_and_sums
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import shapes_of
 from scratchvit.tensor import op
@@ -87,8 +87,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
     def backward(dy, need):
         dy = dy.reshape(len(rows), len(weight))                         # (N, out)
         dx = product(dy, weight).reshape(x.shape) if need[0] else None
-        dweight = product(dy.T, rows) if need[1] else None
-        dbias = total(dy, (0,)) if need[2] else None
+        dweight, dbias = product_and_sums(dy, rows, need[1:])           # (out, in), (out,)
         return dx, dweight, dbias
 
     return y.reshape(*x.shape[:-1], len(weight)), backward

@@ -16,8 +16,8 @@ from scratchvit.kernels.products import BLOCKS, LINES, MOST_LINES, matmul, produ
 from scratchvit.plain import plain_forms
 from scratchvit.threads import deal
 from tests.support import strict_array
-from tests.support.margins import assert_close
 from tests.support.one_op import run
+from tests.support.product_bounds import exact, within
 from tests.support.seeds import seeded
 
 L = LINES
@@ -47,20 +47,6 @@ def test_the_shapes_are_on_both_sides_of_the_limits() -> None:
     assert products.SMALL < work["a long inner axis, little work"] < products.PARALLEL
     cut = ("one block", "rows", "rows, odd", "more rows", "columns", "a long inner axis")
     assert min(work[name] for name in cut) > products.PARALLEL
-
-
-def exact(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The product in float64, and a bound for its error in float32: eps Σ |x| |y| (1 + √k).
-
-    Roundings of k sums add up like √k, if there are many; with few, a rounding of each term counts as well.
-    """
-    x, y = x.astype(np.float64), y.astype(np.float64)
-    return x @ y, np.finfo(np.float32).eps * (np.abs(x) @ np.abs(y)) * (1 + x.shape[-1] ** 0.5) + 1e-30
-
-
-def within(found: np.ndarray, expected: np.ndarray, bound: np.ndarray) -> None:
-    """Assert that every entry is as near as its own bound says."""
-    assert_close((found - expected) / bound, np.zeros(expected.shape), 1)
 
 
 @pytest.mark.parametrize("transposed", [False, True])

@@ -41,6 +41,7 @@ def state() -> dict[str, Any]:
     found = {
         MODULES: tuple(sys.modules),
         "the device in use": sv.device(),
+        "the precision of products": sv.matmul_precision(),
         "whether ops record": recording.is_recording(),
         "whether initial weights are drawn": init.is_drawing(),
         "a stand-in for ops": recording.mode.get().stand_in,

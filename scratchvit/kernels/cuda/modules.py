@@ -23,6 +23,7 @@ MODULES = {
     "channels": ("warps", "batch_norm"),
     "windows": ("windows", "columns", "pooling"),
     "depthwise": ("windows", "column_sums", "depthwise"),
+    "addresses": ("addresses",),
 }
 TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
 
