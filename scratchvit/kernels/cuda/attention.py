@@ -1,4 +1,4 @@
-"""Attention with whole rows of scores: two products and a launch forward, four products and a launch backward.
+"""Attention with whole rows of scores: two products and two launches forward, four products and two launches backward.
 
     plain       P = softmax(S scale + bias), S = q kᵀ;  y = P v
                 dS = P (dP - Σ P dP), dP = dy vᵀ;  dq = dS k scale,  dk = dSᵀ q scale,  dv = Pᵀ dy
@@ -7,6 +7,8 @@
                 softmax and dropout. They replace S by P, and in backward dP by dS. Which entries dropout keeps is drawn
                 again in backward (draws.py)
     who         as in softmax.py: the rows are those of all scores (B, …, N, M)
+
+The second launch of each way is that of a table of addresses, which cuBLAS needs for q, k and v in one array.
 
 P is kept for backward, unlike on the CPU, whose kernel computes it again (kernels/attention.py): a fifth product and
 a second pass over the scores would take longer here than reading P does.
@@ -19,9 +21,10 @@ from typing import Any
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import draws, softmax
+from scratchvit.kernels.cuda.addresses import addresses_of
+from scratchvit.kernels.cuda.blas import matmul
 from scratchvit.kernels.cuda.modules import launch
 from scratchvit.kernels.parts import empty_parts
-from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import unbroadcast
 from scratchvit.random import Draw
 
@@ -98,30 +101,31 @@ def attention_over_rows(
     q: Array, k: Array, v: Array, bias: Array | None, mask: Array | None, draw: Draw | None, scale: float,
 ):
     """The value of `attention` and its backward; the arguments are those of the plain form in ops/attention.py."""
-    xp = array_module(q)
-    p = matmul(q, k.swapaxes(-1, -2))                           # S, then P, (B, …, N, M)
-    N, M = p.shape[-2:]
-    blocks = softmax.blocks_of_rows(p.size // M, M)
+    xp, N, M = array_module(q), q.shape[-2], k.shape[-2]
+    p = xp.empty((*q.shape[:-1], M), dtype=q.dtype)             # S, then P, (B, …, N, M)
     dropped = p if draw is None else xp.empty_like(p)           # P after dropout
+    y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
+    addresses = addresses_of(q, k, v, p, dropped, y)
+    matmul(q, k.swapaxes(-1, -2), p, addresses=addresses)
+    blocks = softmax.blocks_of_rows(p.size // M, M)
     launch(
         "rows", "attention_probabilities", p, *blocks, p, None if draw is None else dropped, p.size // M, M,
         _heads(p), N, float(scale), *_over_scores(bias, p), *_over_scores(mask, p), *draws.arguments(draw),
     )
-    y = matmul(dropped, v, out=xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1])))
+    matmul(dropped, v, y, addresses=addresses)
 
     def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
-        ds = matmul(dy, v.swapaxes(-1, -2))                     # dP, then dS
         dropped = p if draw is None else xp.empty_like(p)
+        ds, (dq, dk, dv) = xp.empty_like(p), empty_parts(q, k, v)
+        addresses = addresses_of(q, k, v, p, dropped, dy, ds, dq, dk, dv)
+        matmul(dy, v.swapaxes(-1, -2), ds, addresses=addresses)                 # dP, then dS
         launch(
             "rows", "attention_probabilities_backward", p, *blocks, p, ds, None if draw is None else dropped,
             p.size // M, M, *draws.arguments(draw),
         )
-        dq, dk, dv = empty_parts(q, k, v)
-        matmul(dropped.swapaxes(-1, -2), dy, out=dv)
-        matmul(ds, k, out=dq)
-        matmul(ds.swapaxes(-1, -2), q, out=dk)
-        for gradient in (dq, dk):
-            gradient *= scale
+        matmul(dropped.swapaxes(-1, -2), dy, dv, addresses=addresses)
+        matmul(ds, k, dq, alpha=scale, addresses=addresses)
+        matmul(ds.swapaxes(-1, -2), q, dk, alpha=scale, addresses=addresses)
         return dq, dk, dv, unbroadcast(ds, bias.shape) if bias is not None and need[3] else None
 
     return y, backward
