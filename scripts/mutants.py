@@ -235,9 +235,8 @@ MUTANTS = [
         "np.arange(n) >= n - s for", "np.arange(n) > n - s for", SWIN,
     ),
     Mutant(
-        "shifted windows: rolled the other way", "a sign", "models/swin.py",
-        "ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))", "ops.roll(x, (self.shift[0], -self.shift[1]), (1, 2))",
-        SWIN,
+        "shifted windows: rolled the other way", "a sign", "kernels/token_windows.py",
+        "(-shift[0], -shift[1]), (0, 1)", "(shift[0], -shift[1]), (0, 1)", SWIN,
     ),
     Mutant(
         "relative position index: transposed", "a wrong axis", "models/windows.py",

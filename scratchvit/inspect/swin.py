@@ -18,17 +18,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from scratchvit import ops
 from scratchvit.backend import asnumpy
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import swin_v2
 from scratchvit.models.swin import SwinTransformer
-from scratchvit.models.windows import (
-    padding_of,
-    relative_position_index,
-    same_region,
-    window_partition,
-    window_reverse,
-)
+from scratchvit.models.windows import padding_of, relative_position_index, same_region
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
@@ -71,7 +66,7 @@ class BlockWindows:
     def side_by_side(self, values: NDArray) -> NDArray:
         """Arrange the values of the tokens in windows (nW, N) as the rolled and padded map."""
         (h, w), (below, right) = self.size, self.padding
-        return window_reverse(Tensor(values[..., None]), self.window, (h + below, w + right)).numpy()[0, ..., 0]
+        return ops.window_reverse(Tensor(values[..., None]), self.window, (h + below, w + right)).numpy()[0, ..., 0]
 
     def in_place(self, values: NDArray) -> NDArray:
         """Arrange the values of the tokens in windows (nW, N) at their original positions: (h, w)."""
@@ -127,7 +122,7 @@ def places_in_windows(
     numbers = np.roll(numbers, (-shift[0], -shift[1]), (0, 1))
     if not pads_first:
         numbers = np.pad(numbers, added, constant_values=PADDING)                       # (h + below, w + right)
-    return window_partition(Tensor(numbers[None, :, :, None]), window).numpy()[..., 0]  # (nW, N)
+    return ops.window_partition(Tensor(numbers[None, :, :, None]), window).numpy()[..., 0]  # (nW, N)
 
 
 @dataclass(frozen=True)

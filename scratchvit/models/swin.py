@@ -57,8 +57,6 @@ from scratchvit.models.windows import (
     same_region,
     shifted_regions,
     window_and_shift,
-    window_partition,
-    window_reverse,
 )
 from scratchvit.nn import init
 from scratchvit.options import option
@@ -180,24 +178,19 @@ class Block(nn.Module):
         """W-MSA, attention in regular windows; or SW-MSA, in shifted ones: (B, h, w, D) → (B, h, w, D).
 
         Padding, rows and columns of zeros that complete the last windows, is not masked as such: it is attended to like
-        other tokens. It is added after the roll, as in timm, or before it (`window_rule`, see windows.py).
+        other tokens. It is rolled too or, as in timm, stays at the edge (`window_rule`, see windows.py).
         """
         B, h, w, _ = x.shape
         padding = below, right = padding_of((h, w), self.window)
-        before, after = (padding, (0, 0)) if self.pads_first else ((0, 0), padding)     # the roll
+        padded = h + below, w + right
+        rolled = padded if self.pads_first else (h, w)              # padding that is added later is not rolled
 
-        x = pad_below_and_right(x, before)
-        if self.regions is not None:
-            x = ops.roll(x, (-self.shift[0], -self.shift[1]), (1, 2))   # token `shift` is now the first
-        x = pad_below_and_right(x, after)                           # (B, h + below, w + right, D)
-        x = window_partition(x, self.window)                        # (B·nW, N, D)
-        mask = None if self.regions is None else same_region(self.regions, B)   # (B·nW, 1, N, N)
+        x = pad_below_and_right(x, padding)                         # (B, h + below, w + right, D)
+        x = ops.window_partition(x, self.window, self.shift, rolled)    # (B·nW, N, D), token `shift` is the first
+        mask = None if self.regions is None else same_region(self.regions, B)       # (B·nW, 1, N, N)
         x = self.attn(x, mask)                                      # (B·nW, N, D)
-        x = window_reverse(x, self.window, (h + below, w + right))  # (B, h + below, w + right, D)
-        x = crop(x, after)
-        if self.regions is not None:
-            x = ops.roll(x, self.shift, (1, 2))                     # every token at its place
-        return crop(x, before)                                      # (B, h, w, D)
+        x = ops.window_reverse(x, self.window, padded, self.shift, rolled)          # every token at its place
+        return crop(x, padding)                                     # (B, h, w, D)
 
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.drop_path1(self.attend(self.norm1(x)))         # ẑ^l, eq. 3

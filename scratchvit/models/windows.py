@@ -1,11 +1,12 @@
-"""Partitioning a map of tokens into windows, shifting and masking the windows, and relative positions within them.
+"""Shifting and masking windows of tokens, and relative positions within them.
 
-From Swin (arXiv 2103.14030, §3.2); Swin V2 uses the same. `swin.Block.attend` calls these functions in order.
+From Swin (arXiv 2103.14030, §3.2); Swin V2 uses the same. `swin.Block.attend` has the steps in order; ops/windows.py
+cuts a map into windows.
 
 Attention within windows is cheap, but no information crosses window borders. Shifting the windows by half their size
 puts tokens of different windows into one. It would also create smaller windows at the border: with windows of 7×7,
-shifted by 3, a map of 56×56 would have 9×9 = 81 windows instead of 8×8 = 64. So the map is rolled instead
-(`torch.roll`): rows shifted out at the top re-enter at the bottom, and columns shifted out at the left re-enter at the
+shifted by 3, a map of 56×56 would have 9×9 = 81 windows instead of 8×8 = 64. So the map is rolled instead, as by
+`ops.roll`: rows shifted out at the top re-enter at the bottom, and columns shifted out at the left re-enter at the
 right. There are still 64 windows of the same size, which form a batch. A map of 4×4 tokens, windows of 2×2, shifted by
 1:
 
@@ -52,28 +53,6 @@ from scratchvit.tensor import Tensor
 WINDOW_RULES = ("timm", "huggingface", "torchvision")
 
 
-def window_partition(x: Tensor, window: tuple[int, int]) -> Tensor:
-    """Partition maps (B, h, w, D) into windows (B·nW, N, D), the windows of an image row by row.
-
-    Any dtype.  Raises ValueError if the window size does not divide the map: pad it first, see `padding_of`.
-    """
-    B, h, w, D = x.shape
-    x = x.reshape(B, h // window[0], window[0], w // window[1], window[1], D)   # (B, h/M, M, w/M', M', D)
-    x = x.permute((0, 1, 3, 2, 4, 5))                                           # (B, h/M, w/M', M, M', D)
-    return x.reshape(-1, window[0] * window[1], D)                              # (B·nW, N, D)
-
-
-def window_reverse(windows: Tensor, window: tuple[int, int], size: tuple[int, int]) -> Tensor:
-    """Join windows (B·nW, N, D) to maps (B, h, w, D) of size (h, w): the inverse of `window_partition`.
-
-    Any dtype.  Raises ValueError if the window size does not divide the map, or if the windows do not form whole maps.
-    """
-    (h, w), D = size, windows.shape[-1]
-    x = windows.reshape(-1, h // window[0], w // window[1], window[0], window[1], D)    # (B, h/M, w/M', M, M', D)
-    x = x.permute((0, 1, 3, 2, 4, 5))                                                   # (B, h/M, M, w/M', M', D)
-    return x.reshape(len(x), h, w, D)                                                   # (B, h, w, D)
-
-
 def window_and_shift(
     size: tuple[int, int], window: tuple[int, int], shifted: bool, rule: str = "timm"
 ) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -116,7 +95,7 @@ def shifted_regions(size: tuple[int, int], window: tuple[int, int], shift: tuple
     padded = [n + more for n, more in zip(size, padding_of(size, window))]
     below, right = (np.arange(n) >= n - s for n, s in zip(padded, shift))
     kinds = (2 * below[:, None] + right).astype(np.int8)                            # (h, w), padded
-    return window_partition(Tensor(kinds[None, :, :, None]), window)[..., 0]        # (nW, N)
+    return ops.window_partition(Tensor(kinds[None, :, :, None]), window)[..., 0]    # (nW, N)
 
 
 def same_region(regions: Tensor, batch: int) -> Array:

@@ -57,6 +57,7 @@ from scratchvit.ops.shape import (
     transpose,
     unbind,
 )
+from scratchvit.ops.windows import window_partition, window_reverse
 from scratchvit.tensor import OPS
 
 OPS.update({name: value for name, value in globals().items() if hasattr(value, "takes")})

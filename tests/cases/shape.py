@@ -10,6 +10,24 @@ _rows = np.array([2, 0, 2, 2, 1])
 _columns = np.array([[0, 3, 3], [1, 1, -1], [0, 0, 0]])
 _mask = np.arange(12).reshape(3, 4) % 3 == 0
 
+
+def _windows(torch, x, window):
+    (B, h, w, D), (M, N) = x.shape, window
+    return x.reshape(B, h // M, M, w // N, N, D).transpose(2, 3).reshape(-1, M * N, D)
+
+
+def _map(windows, window, size):
+    (h, w), (M, N) = size, window
+    return windows.reshape(-1, h // M, w // N, M, N, windows.shape[-1]).transpose(2, 3).reshape(-1, h, w, 3)
+
+
+def _rolled(torch, x, shift, size):
+    """x with its upper left part of this size rolled."""
+    part = torch.roll(x[:, : size[0], : size[1]], shift, (1, 2))
+    upper = torch.cat([part, x[:, : size[0], size[1] :]], 2)
+    return torch.cat([upper, x[:, size[0] :]], 1)
+
+
 CASES = [
     Case("reshape", ((2, 3, 4),), lambda x: x.reshape(4, -1), lambda torch, x: x.reshape(4, -1)),
     Case("permute", ((2, 3, 4),), lambda x: x.permute((2, 0, 1)), lambda torch, x: x.permute(2, 0, 1)),
@@ -43,6 +61,16 @@ CASES = [
     Case("roll", ((3, 4),), lambda x: ops.roll(x, 5), lambda torch, x: torch.roll(x, 5), "all axes as one"),
     Case("roll", ((3, 4),), lambda x: ops.roll(x, (1, -2), (0, 1)), lambda torch, x: torch.roll(x, (1, -2), (0, 1))),
     Case("roll", ((3, 4),), lambda x: ops.roll(x, 3, 1), lambda torch, x: torch.roll(x, 3, 1), "one axis"),
+    Case("window_partition", ((2, 4, 6, 3),), lambda x: ops.window_partition(x, (2, 3)),
+         lambda torch, x: _windows(torch, x, (2, 3))),
+    Case("window_partition", ((2, 6, 4, 3),), lambda x: ops.window_partition(x, (3, 2), (1, 1)),
+         lambda torch, x: _windows(torch, torch.roll(x, (-1, -1), (1, 2)), (3, 2)), "rolled"),
+    Case("window_partition", ((2, 6, 4, 3),), lambda x: ops.window_partition(x, (3, 2), (2, 1), (5, 3)),
+         lambda torch, x: _windows(torch, _rolled(torch, x, (-2, -1), (5, 3)), (3, 2)), "a part rolled"),
+    Case("window_reverse", ((8, 6, 3),), lambda x: ops.window_reverse(x, (2, 3), (4, 6)),
+         lambda torch, x: _map(x, (2, 3), (4, 6))),
+    Case("window_reverse", ((8, 6, 3),), lambda x: ops.window_reverse(x, (3, 2), (6, 4), (2, 1), (5, 3)),
+         lambda torch, x: _rolled(torch, _map(x, (3, 2), (6, 4)), (2, 1), (5, 3)), "a part rolled"),
     Case("flip", ((3, 4),), lambda x: ops.flip(x, (0, 1)), lambda torch, x: torch.flip(x, (0, 1))),
     Case("getitem", ((3, 4, 2),), lambda x: x[1:, ..., None, 0], lambda torch, x: x[1:, ..., None, 0]),
     Case("getitem", ((3, 4),), lambda x: x[_rows], lambda torch, x: x[torch.as_tensor(_rows)], "repeated rows"),

@@ -13,8 +13,6 @@ from scratchvit.models.windows import (
     bias_of_pairs,
     relative_position_index,
     window_and_shift,
-    window_partition,
-    window_reverse,
 )
 from scratchvit.optim.groups import layers_by_name
 from tests.support.margins import agree
@@ -109,15 +107,6 @@ def test_an_image_of_another_shape_is_refused():
 
 
 # --- windows ---
-
-
-def test_windows_are_cut_row_by_row_and_put_together_again(device):
-    x = sv.Tensor(np.arange(2 * 4 * 6 * 1, dtype=np.float32).reshape(2, 4, 6, 1))
-    windows = window_partition(x, (2, 3))
-    assert windows.shape == (8, 6, 1)
-    assert windows.numpy()[:2, :, 0].tolist() == [[0, 1, 2, 6, 7, 8], [3, 4, 5, 9, 10, 11]]
-    assert windows.numpy()[4, 0] == 24                          # the next image
-    assert np.array_equal(window_reverse(windows, (2, 3), (4, 6)).numpy(), x.numpy())
 
 
 @pytest.mark.parametrize(

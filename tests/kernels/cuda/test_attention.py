@@ -106,13 +106,13 @@ def test_what_a_mask_hides_may_be_anything():
     assert before.tobytes() == after.tobytes()
 
 
-@pytest.mark.parametrize("level", [-1e9, -3e38, 1e4])
-def test_scores_around_any_level(level):
-    """A bias of -10⁹ on all keys of a query, used as a mask, makes it attend to all alike."""
+@pytest.mark.parametrize("level", [-1e9, -3e38, 1e9])
+def test_a_query_whose_scores_are_all_far_from_zero_attends_to_all_keys_alike(level):
+    """Where a bias of -10⁹ serves as a mask. What is added to it is lost in float32."""
     bias = asarray(np.full((5, 7), level, np.float32))
-    cuda_kernels.check(lambda q, k, v: ops.attention(q, k, v, bias), [
-        seeded(0).standard_normal(shape).astype(np.float32) for shape in shapes(2, 3, 5, 7, 4, 6)
-    ])
+    q, k, v = (seeded(0).standard_normal(shape).astype(np.float32) for shape in shapes(2, 3, 5, 7, 4, 6))
+    y = ops.attention(*(Tensor(asarray(x)) for x in (q, k, v)), bias).numpy()
+    np.testing.assert_allclose(y, np.broadcast_to(v.mean(2, keepdims=True), y.shape), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("keys_on_device", [False, True])
