@@ -53,7 +53,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.hookimpl(tryfirst=True)         # before Hypothesis reads its option
 def pytest_configure(config: pytest.Config) -> None:
     os.environ[seeds.VARIABLE] = str(config.getoption("--seed"))
-    if config.option.hypothesis_seed is None:       # or every run would try other examples, and some would fail
+    if getattr(config.option, "hypothesis_seed", "") is None:   # or every run tries other examples, and some fail
         config.option.hypothesis_seed = str(config.getoption("--seed"))
     seeds.install()
     # Training asks for it, and it holds for the whole process: this one would never give memory back.

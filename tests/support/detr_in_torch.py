@@ -1,7 +1,7 @@
 """DETR told again in PyTorch's own layers, under the authors' names: what ours must equal.
 
-PyTorch's nn.MultiheadAttention, torchvision's ResNet with its frozen norm, tokens before images (L, B, D). Only parity
-tests import this file.
+PyTorch's nn.MultiheadAttention, torchvision's ResNet with its frozen norm, tokens before images (L, B, D). Parity tests
+import this file, and scripts/gpu_parts/peers.py, which has a backbone of its own.
 """
 
 import math
@@ -9,10 +9,6 @@ import math
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from tests.support.peers import import_torchvision
-
-torchvision = import_torchvision()
 
 
 class Layer(nn.Module):
@@ -76,19 +72,26 @@ def positions(shown, dim):
     return table.flatten(2).permute(2, 0, 1)
 
 
+def torchvisions_body(config):
+    """torchvision's ResNet without its head, and the channels of its map."""
+    from tests.support.peers import import_torchvision
+
+    torchvision = import_torchvision()
+    resnet = {(2, False): "resnet18", (3, True): "resnet50", (3, False): "resnet34"}
+    body = getattr(torchvision.models, resnet[config.layers[0], config.bottleneck])(
+        norm_layer=torchvision.ops.misc.FrozenBatchNorm2d if config.frozen_bn else nn.BatchNorm2d,
+        replace_stride_with_dilation=[False, False, config.dilation],
+    )
+    return torchvision.models._utils.IntermediateLayerGetter(body, {"layer4": "map"}), body.fc.in_features
+
+
 class DETR(nn.Module):
     """config: of ours. It gives (logits, boxes) of every decoder layer, the last one's last."""
 
     def __init__(self, config):
         super().__init__()
-        resnet = {(2, False): "resnet18", (3, True): "resnet50", (3, False): "resnet34"}
-        body = getattr(torchvision.models, resnet[config.layers[0], config.bottleneck])(
-            norm_layer=torchvision.ops.misc.FrozenBatchNorm2d if config.frozen_bn else nn.BatchNorm2d,
-            replace_stride_with_dilation=[False, False, config.dilation],
-        )
-        channels = body.fc.in_features
         joined = nn.Module()
-        joined.body = torchvision.models._utils.IntermediateLayerGetter(body, {"layer4": "map"})
+        joined.body, channels = self.body(config)
         self.backbone = nn.ModuleList([joined])
         D = config.hidden_dim
         self.input_proj = nn.Conv2d(channels, D, 1)
@@ -102,17 +105,22 @@ class DETR(nn.Module):
         self.bbox_embed = nn.Module()
         self.bbox_embed.layers = nn.ModuleList([nn.Linear(D, D), nn.Linear(D, D), nn.Linear(D, 4)])
 
+    body = staticmethod(torchvisions_body)
+
     def forward(self, x, mask):
         features = self.backbone[0].body(x)["map"]
         padding = F.interpolate(mask[None].float(), size=features.shape[-2:]).bool()[0]
         pos = positions(~padding, self.input_proj.out_channels).to(x.dtype)
-        padding = padding.flatten(1)
+        return self.decode(features, pos, padding.flatten(1))
+
+    def decode(self, features, pos, padding):
+        """The answers from a map of features (B, C, h, w); padding (B, h w) or None."""
         memory = self.input_proj(features).flatten(2).permute(2, 0, 1)
         for layer in self.transformer.encoder.layers:
             memory = layer(memory, pos, padding)
         if hasattr(self.transformer.encoder, "norm"):
             memory = self.transformer.encoder.norm(memory)
-        query_pos = self.query_embed.weight[:, None].repeat(1, len(x), 1)
+        query_pos = self.query_embed.weight[:, None].repeat(1, len(features), 1)
         state, answers = torch.zeros_like(query_pos), []
         first, second, third = self.bbox_embed.layers
         for layer in self.transformer.decoder.layers:
