@@ -1,235 +1,123 @@
 """The one command for a machine with a GPU: does everything work there, does it agree with the CPU, is it fast?
 
-    python scripts/gpu_check.py                 # under 9 minutes, no network; writes gpu_check.json
-    python scripts/gpu_check.py --device cpu    # a dry run of the same code on a machine without a GPU
+    python scripts/gpu_check.py --quick --out FOLDER        # what fails: at most 200 seconds
+    python scripts/gpu_check.py --measure --out FOLDER      # how fast, beside PyTorch: at most 460 seconds
+    python scripts/gpu_check.py --list                      # the parts and their items
+    python scripts/gpu_check.py --parts probes "kernels of a step" --out FOLDER
+    python scripts/gpu_check.py --quick --device cpu --out FOLDER           # a rehearsal without a GPU
+    tests/fakegpu/run python scripts/gpu_check.py --measure --out FOLDER    # a rehearsal with CuPy on the CPU
 
-Three parts: the tests that use the GPU; 50 training steps on the CPU and on the GPU with the same batches; training
-steps of ViT-Ti/16 and ResNet-18 against PyTorch eager on the same device, where PyTorch and timm are installed. A table
-comes last; the exit code is 1 if a part failed.
+It needs no network, and beyond the package's own dependencies only CuPy. pytest, PyTorch and NVIDIA's compute-sanitizer
+are used where they are installed. Every part runs in a process of its own, with a limit, so that a kernel that fails
+or hangs costs no more than its part. FOLDER/gpu.jsonl gets a line as soon as something is known; summary.md is written
+anew after every part; log.txt has what the parts printed.
+
+A rehearsal runs everything with the smallest sizes. Its times mean nothing, and the summary says so. It is what
+--device cpu, tests/fakegpu and --rehearse do. The exit code is 1 if something failed; a missed target is no failure.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
-import json
-import os
-import platform
-import statistics
-import subprocess
+import importlib.util
+import signal
 import sys
+import tempfile
 import time
-from collections.abc import Callable
-from importlib import metadata
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))       # run from the checkout, installed or not
 
-import scratchvit as sv  # noqa: E402
-from scratchvit import backend, optim  # noqa: E402
 from scratchvit.files import write_atomically  # noqa: E402
-from scratchvit.gpu import cuda_driver_version  # noqa: E402
-
-TESTS_SECONDS = 300         # each part has a bound; together they stay under 9 minutes
-STEPS_SECONDS = 90
-SPEED_SECONDS = 60          # of each model
-TIMED = {"ViT-Ti/16": "vit_tiny_patch16_224", "ResNet-18": "resnet18"}
-TOLERANCE = 1e-3            # relative, of the loss at any of the 50 steps: two devices, two orders of summation
-
-Row = dict[str, Any]        # {"part", "ok": True, False or None (not run), "result": a sentence, …figures}
+from scripts.gpu_parts.part import ROWS, Part, Setting, read  # noqa: E402
+from scripts.gpu_parts.plan import BUDGETS, MODES, find  # noqa: E402
+from scripts.gpu_parts.runner import Runner  # noqa: E402
+from scripts.gpu_parts.summary import summary  # noqa: E402
 
 
 def main(argv: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="cpu: a dry run")
-    parser.add_argument("--steps", type=int, default=50, help="training steps that are compared")
-    parser.add_argument("--batch-size", type=int, default=64, help="of the step that is timed")
-    parser.add_argument("--skip-tests", action="store_true", help="leave the test suite out")
-    parser.add_argument("--out", type=Path, default=ROOT / "gpu_check.json")
-    options = parser.parse_args(argv)
-    try:
-        device = sv.use(options.device)
-    except sv.ScratchvitError as error:
-        print(f"gpu_check: {error}", file=sys.stderr)
+    options = parse(argv)
+    if options.list:
+        list_parts()
+        return 0
+    rows = options.out / ROWS
+    if rows.exists():
+        print(f"gpu_check: {rows} has results already: name another folder with --out", file=sys.stderr)
         return 1
-
-    start = time.perf_counter()
-    parts: dict[str, Callable[[], Row]] = {
-        "tests": lambda: run_tests(options.device),
-        "CPU = GPU": lambda: compare_steps(backend.CPU, device, options.steps),
-        **{name: functools.partial(compare_speed, device, model, options.batch_size) for name, model in TIMED.items()},
-    }
-    if options.skip_tests:
-        del parts["tests"]
-    rows = []
-    for name, part in parts.items():
-        print(f"… {name}", flush=True)
-        try:
-            row = part()
-        except Exception as error:      # the other parts still have something to say
-            row = {"ok": False, "result": f"{type(error).__name__}: {error}"}
-        rows.append({"part": name, **row})
-    sv.use("cpu")
-
-    report = {**versions(device), "seconds": round(time.perf_counter() - start, 1), "parts": rows}
-    write_atomically(options.out, (json.dumps(report, indent=2) + "\n").encode())
-    print(f"\n{report['gpu'] or 'no GPU'}, commit {report['commit'][:12]}, {report['seconds']} s: {options.out}")
-    for row in rows:
-        verdict = {True: "passed", False: "FAILED", None: "not run"}[row["ok"]]
-        print(f"  {row['part']:<10} {verdict:<8} {row['result']}")
-    return int(any(row["ok"] is False for row in rows))
+    options.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as scratch, ended_by_sigterm():
+        small = options.rehearse or options.device == "cpu" or importlib.util.find_spec("fakegpu") is not None
+        setting = Setting(options.device, options.out.resolve(), Path(scratch), small)
+        for mode, parts in chosen(options).items():
+            if not run(mode, parts, setting, options.limit_scale):
+                break
+    return int(any(row["ok"] is False for row in read(rows)))
 
 
-def run_tests(device: str) -> Row:
-    """The tests that use the device, as a subprocess, so that its memory and its settings are its own.
-
-    On the CPU all tests run.
-    """
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
-    # One process for the one GPU, and without pytest-xdist, which such a machine may lack.
-    command = [sys.executable, "-m", "pytest", "-o", "addopts=-q", "--device", device, "-m", "not slow and not parity"]
+@contextlib.contextmanager
+def ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM ends this process as an exception does, so that the part in progress ends with it."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        done = subprocess.run(
-            command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=TESTS_SECONDS
-        )
-    except subprocess.TimeoutExpired:
-        return {"ok": False, "result": f"not finished after {TESTS_SECONDS} s"}
-    lines = (done.stdout + done.stderr).strip().splitlines() or ["no output"]
-    if done.returncode:
-        print("\n".join(lines[-60:]))
-    summary = next((line for line in reversed(lines) if " passed" in line or " failed" in line), lines[-1])
-    return {"ok": done.returncode == 0, "result": summary.strip("= ")}      # the last line says what was left out
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
-# --- the same training on two devices ---
+def parse(argv: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    which = parser.add_mutually_exclusive_group()
+    which.add_argument("--quick", action="store_true", help="find what fails; without an option: this, then --measure")
+    which.add_argument("--measure", action="store_true", help="time training steps, here and in PyTorch")
+    which.add_argument("--parts", nargs="+", metavar="NAME", help="these parts only; see --list")
+    which.add_argument("--list", action="store_true", help="print the parts and their items, and end")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where results are written")
+    parser.add_argument("--device", choices=("gpu", "cpu"), default="gpu", help="cpu: a rehearsal")
+    parser.add_argument("--rehearse", action="store_true", help="the smallest sizes: does everything run?")
+    parser.add_argument("--limit-scale", type=float, default=1.0, metavar="X", help="multiply all limits of time by X")
+    options = parser.parse_args(argv)
+    if not options.list and options.out is None:
+        parser.error("name a folder for the results with --out")
+    for name in options.parts or ():
+        if find(name) is None:
+            parser.error(f"there is no part {name!r}; --list prints their names")
+    return options
 
 
-def compare_steps(reference: backend.Backend, other: backend.Backend, steps: int) -> Row:
-    """Train the same small ViT on the same batches on both devices: how far do the losses part?"""
-    expected, actual = (train_losses(device, steps) for device in (reference, other))
-    steps = min(len(expected), len(actual))     # one of the two may have run out of time
-    difference = float(np.max(np.abs(actual[:steps] - expected[:steps]) / np.abs(expected[:steps])))
-    return {
-        "ok": difference < TOLERANCE and bool(expected[steps - 1] < expected[0]),
-        "result": f"{steps} steps, loss {expected[0]:.3f} to {expected[steps - 1]:.3f}, "
-        f"largest relative difference {difference:.1e} (limit {TOLERANCE:.0e})",
-        "difference": difference,
-        "losses": [expected.tolist(), actual.tolist()],
-    }
+def chosen(options: argparse.Namespace) -> dict[str, Sequence[Part]]:
+    """{mode: its parts}."""
+    if options.parts:
+        device_first = [name for name in options.parts if name != "facts"]
+        return {"parts": [find("facts"), *map(find, device_first)]}
+    names = [name for name in MODES if getattr(options, name)] or list(MODES)
+    return {name: MODES[name] for name in names}
 
 
-def train_losses(device: backend.Backend, steps: int) -> np.ndarray:
-    """The losses (steps,) of AdamW on pictures of ten classes that can be learned, dropout and all."""
-    sv.use(device)
-    rng = np.random.default_rng(0)
-    prototypes = rng.standard_normal((10, 1, 28, 28), dtype=np.float32)
-    model = sv.create_model(
-        "vit_tiny_patch16_224", num_classes=10, in_chans=1, img_size=28, patch_size=7, embed_dim=64, depth=4,
-        num_heads=4, proj_drop_rate=0.1, drop_path_rate=0.1,
-    )
-    optimizer = optim.AdamW(model.parameters(), lr=5e-4, weight_decay=0.05)
-    losses: list[float] = []
-    start = time.perf_counter()
-    while len(losses) < steps and time.perf_counter() - start < STEPS_SECONDS / 2:
-        y = rng.integers(10, size=32)
-        x = prototypes[y] + rng.standard_normal((32, 1, 28, 28), dtype=np.float32)
-        losses.append(training_step(model, optimizer, x, y).item())
-    return np.array(losses)
+def run(mode: str, parts: Sequence[Part], setting: Setting, scale: float) -> bool:
+    """Run the parts of a mode, and keep the summary up to date. False if there is no device to run them on."""
+    budget = BUDGETS.get(mode, sum(part.seconds for part in parts)) * scale
+    runner = Runner(setting, mode, time.monotonic() + budget, scale, tell=lambda line: print(line, flush=True))
+    begin = time.monotonic()
+    for part in parts:
+        found = runner.run(part)
+        write_atomically(setting.out / "summary.md", summary(runner.rows(), setting).encode())
+        for row in found:
+            if row["item"] == "device" and row["ok"] is False:
+                print(f"gpu_check: {row['result']}", file=sys.stderr)
+                return False
+    print(f"--{mode}: {time.monotonic() - begin:.0f} of {budget:.0f} s; {setting.out / 'summary.md'}", flush=True)
+    return True
 
 
-def training_step(model: Any, optimizer: Any, x: Any, y: Any) -> sv.Tensor:
-    optimizer.zero_grad()
-    loss = sv.ops.cross_entropy(model(x), y)
-    loss.backward()
-    optimizer.step()
-    return loss
-
-
-# --- against PyTorch ---
-
-
-def compare_speed(device: backend.Backend, name: str, batch_size: int) -> Row:
-    """Milliseconds of a training step of a model at 224², float32, here and in PyTorch eager."""
-    sv.use(device)
-    backend.keep_freed_memory()
-    rng = np.random.default_rng(0)
-    images = rng.standard_normal((batch_size, 3, 224, 224), dtype=np.float32)
-    labels = rng.integers(1000, size=batch_size)
-
-    model = sv.create_model(name)
-    optimizer = optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    x, y = backend.asarray(images), backend.asarray(labels)
-    ours = median_ms(lambda: training_step(model, optimizer, x, y), device.synchronize)
-    try:
-        theirs = torch_step_ms(device.name, name, images, labels)
-    except ImportError as error:
-        return {"ok": None, "result": f"{ours:.1f} ms a step; nothing to compare with ({error})", "ms": ours}
-    return {
-        "ok": True,
-        "result": f"batch {batch_size}: {ours:.1f} ms a step, PyTorch eager {theirs:.1f} ms: "
-        f"{ours / theirs:.2f} times its time",
-        "ms": ours,
-        "torch_ms": theirs,
-    }
-
-
-def torch_step_ms(device: str, name: str, images: np.ndarray, labels: np.ndarray) -> float:
-    """The same step in PyTorch. Raises ImportError where torch or timm is missing."""
-    import torch
-
-    from tests.support.peers import import_timm
-
-    place = "cuda" if device == "gpu" else "cpu"
-    model = import_timm().create_model(name).to(place)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, weight_decay=0.05)
-    x, y = torch.from_numpy(images).to(place), torch.from_numpy(labels).to(place)
-
-    def step() -> None:
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(model(x), y).backward()
-        optimizer.step()
-
-    return median_ms(step, torch.cuda.synchronize if place == "cuda" else lambda: None)
-
-
-def median_ms(step: Callable[[], Any], synchronize: Callable[[], None], repeats: int = 20) -> float:
-    """The median time of a step, after three that compile, allocate and warm up."""
-    times: list[float] = []
-    begin = time.perf_counter()
-    while len(times) < 3 + repeats and (len(times) < 4 or time.perf_counter() - begin < SPEED_SECONDS / 2):
-        start = time.perf_counter()
-        step()
-        synchronize()
-        times.append(1000 * (time.perf_counter() - start))
-    return statistics.median(times[3:])
-
-
-def versions(device: backend.Backend) -> dict[str, Any]:
-    """What was measured, on what."""
-    found = {}
-    for distribution in metadata.distributions():
-        name = distribution.metadata["Name"].lower()
-        if name in ("numpy", "scipy", "torch", "timm") or name.startswith("cupy"):
-            found[name] = distribution.version
-    commit = ""
-    with contextlib.suppress(OSError):      # no git on this machine
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip()
-    gpu = None
-    if device.name == "gpu":
-        properties = device.xp.cuda.runtime.getDeviceProperties(device.xp.cuda.Device().id)
-        gpu = properties["name"].decode()
-    return {
-        "commit": commit or "unknown",
-        "gpu": gpu,
-        "cuda_driver": cuda_driver_version(),
-        "python": platform.python_version(),
-        "versions": dict(sorted(found.items())),
-    }
+def list_parts() -> None:
+    for mode, parts in MODES.items():
+        print(f"--{mode}, {BUDGETS[mode]} s")
+        for part in parts:
+            print(f"  {part.name} ({part.seconds:.0f} s): {part.about}")
+            print("".join(f"      {item}\n" for item in part.items), end="")
 
 
 if __name__ == "__main__":
