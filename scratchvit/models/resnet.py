@@ -31,6 +31,7 @@ of a block), small_stem and frozen_bn, which timm does not have.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -205,13 +206,20 @@ class ResNet(nn.Module):
         """The stages that this model has, out of layer1 … layer4."""
         return [module for name, module in self.named_children() if name.startswith("layer")]
 
-    def forward_maps(self, x: Tensor) -> list[Tensor]:
-        """images (B, C, H, W) → maps before the max pool and after each stage, each (B, channels, H / s, W / s)."""
+    def forward_maps(self, x: Tensor) -> list[Any]:
+        """images (B, C, H, W) → maps before the max pool and after each stage, each (B, channels, H / s, W / s).
+
+        The first is None if nobody asks for it. The ReLU is then after the max pool: values and gradients are the same,
+        since the largest entry of a window remains the largest, and it passes over a quarter of the entries.
+        """
         x = check_images(x, (self.config.in_chans, None, None), self.conv1.weight.dtype)
-        x = ops.relu(self.bn1(self.conv1(x)))
-        maps = [x]
+        x = self.bn1(self.conv1(x))                                 # (B, 64, H / 2, W / 2)
+        maps: list[Any] = [None]
+        if self.config.small_stem or (self.config.features_only and 0 in self.config.out_indices):
+            x = maps[0] = ops.relu(x)
         if not self.config.small_stem:
-            x = ops.max_pool2d(x, 3, stride=2, padding=1)
+            x = ops.max_pool2d(x, 3, stride=2, padding=1)           # (B, 64, H / 4, W / 4)
+            x = ops.relu(x) if maps[0] is None else x
         for stage in self.stages():
             x = stage(x)
             maps.append(x)

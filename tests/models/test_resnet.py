@@ -98,6 +98,20 @@ def test_feature_maps_have_the_strides_and_channels_that_are_promised(options, s
     assert len(model.stages()) == max(options.get("out_indices", [4])) and "fc.weight" not in model.state_dict()
 
 
+def test_the_relu_may_come_after_the_max_pool():
+    """As it does where nobody asks for the map in between. Maps and gradients are the same, bit for bit."""
+    found = []
+    for out_indices in ((0, 4), (4,)):
+        options = {"channels": (8, 16, 24, 32), "zero_init_last": False}
+        model = sv.create_model("resnet18", features_only=True, out_indices=out_indices, **options)
+        last = model(images(2, 3, 45, 64))[-1]
+        last.sum().backward()
+        found.append([last.numpy(), *(parameter.grad for parameter in model.parameters())])
+    for first, second in zip(*found):
+        assert np.any(first)
+        np.testing.assert_array_equal(first, second)
+
+
 def test_dilation_changes_where_the_kernels_look_and_no_weight():
     narrow = (8, 16, 24, 32)
     plain, dilated = (sv.create_model("resnet18", output_stride=stride, channels=narrow) for stride in (32, 8))
