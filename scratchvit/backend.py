@@ -193,11 +193,13 @@ def keep_freed_memory() -> bool:
     """Make glibc keep freed memory for the next array instead of returning it to the system.
 
     A new 50 MB array causes page faults, which often take longer than the computation itself, and every training step
-    allocates the same arrays again. Affects the whole process. Returns whether it worked (only on Linux with glibc).
+    allocates the same arrays again. New threads do not get heaps of their own, whose freed memory the other threads
+    could not use. Affects the whole process. Returns whether it worked (only on Linux with glibc).
     """
-    M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+    M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8
     try:
         libc = ctypes.CDLL("libc.so.6")
-        return bool(libc.mallopt(M_MMAP_MAX, 0) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
+        settings = {M_MMAP_MAX: 0, M_TRIM_THRESHOLD: 2**31 - 1, M_ARENA_MAX: 1}
+        return all(libc.mallopt(name, value) for name, value in settings.items())
     except (OSError, AttributeError):
         return False
