@@ -134,6 +134,8 @@ def measure(args: argparse.Namespace) -> Measured | None:
     else:
         y = truth(model, x, rng.integers(0, config.num_classes or 1, args.batch))
     if args.memory_of:
+        if is_detector(model):
+            import scipy.optimize  # noqa: F401  matches objects on both sides; PyTorch's has imported it already
         step = (our_work(model, x, y) if args.memory_of == "ours" else torch_work(peer(), x, y)).training
         before = peak_bytes(anew=True)
         step(), step()
