@@ -80,6 +80,8 @@ def by_image(fn: Callable[..., None], places: int, weight: Array, *arrays: Array
         return
     step = min(images * BLOCK_BYTES // max(1, *(a.nbytes for a in arrays)), math.ceil(images / BLOCKS))
     step = max(1, step, math.ceil(PLACES / max(1, places)))
+    if images < BLOCKS * step:              # as many blocks for each thread
+        step = math.ceil(images / (1 << max(1, images // step).bit_length() - 1))
     if step >= images:
         fn(*arrays)
     else:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import dataclass, replace
 
 from scratchvit.backend import Array, array_module
@@ -94,6 +95,27 @@ class Windows:
                 beside += [(..., slice(inside.stop, None), *rest)] if inside.stop < self.output[axis + 1] else []
             taps.append(((..., *places), (..., *read), beside))
         return taps
+
+    @functools.cached_property
+    def shifts_of_a_row(self) -> list[int]:
+        """For each tap of one kernel row, how far what it reads lies behind the place, counted in entries of x.
+
+        Empty if that is not the same for all places, or if no tap reads the place itself.
+        """
+        if max(self.stride[1:], default=1) > 1 or self.output[1:] != self.size[1:]:
+            return []
+        shifts = [
+            sum(
+                (tap * d - before) * math.prod(self.size[axis + 1 :])
+                for axis, (tap, d, before) in enumerate(zip(position, self.dilation[1:], self.before[1:]), start=1)
+            )
+            for position in itertools.product(*(range(k) for k in self.kernel[1:]))
+        ]
+        return shifts if 0 in shifts else []
+
+    def phase(self, row: int) -> int:
+        """Which of the `stride` sets of lines (the first axis) a kernel row reads."""
+        return (row * self.dilation[0] - self.before[0]) % self.stride[0]
 
     def backwards(self) -> Windows:
         """With stride 1: the windows of the convolution of dy that gives dx.
