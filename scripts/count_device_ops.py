@@ -41,6 +41,7 @@ from scripts.bench import is_detector, random_objects  # noqa: E402
 
 PHASES = ("forward", "backward", "clip", "update")
 TIMED_STEPS = 9
+SIZES = ("img_size", "patch_size", "depth")
 
 Step: TypeAlias = dict[str, Callable[[], Any]]      # {phase: what it does}
 
@@ -90,7 +91,8 @@ class Counts:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
-    parser.add_argument("--img-size", type=int, help="default: the model's")
+    for size in SIZES:
+        parser.add_argument(f"--{size.replace('_', '-')}", type=int, help="default: the model's")
     parser.add_argument("--batch", type=int, default=32)
     parser.add_argument("--execute", action="store_true", help="do the operations too")
     parser.add_argument("--json", type=Path, help="write the counts to this file")
@@ -129,8 +131,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def training_step(options: argparse.Namespace) -> Step:
     """A training step with AdamW and clipped gradients, on random images."""
-    size = {} if options.img_size is None else {"img_size": options.img_size}
-    model: Any = sv.create_model(options.model, **size)
+    sizes = {size: value for size in SIZES if (value := getattr(options, size)) is not None}
+    model: Any = sv.create_model(options.model, **sizes)
     rng, config = np.random.default_rng(0), model.config
     x = backend.asarray(rng.standard_normal((options.batch, config.in_chans, *pair(config.img_size)), dtype=np.float32))
     if is_detector(model):
