@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from scratchvit import Tensor, nn, ops, optim
-from scratchvit.backend import Array, array_module, asarray
+from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
+from scratchvit.replay import Replay
 from scratchvit.tensor import op
 from tests.support import strict_array
 from tests.support.margins import assert_close, ulps
@@ -131,6 +132,31 @@ def test_the_norm_tells_of_every_entry(device):
     half = nn.Parameter(np.full(1000, 30, np.float16))
     half.grad = half.data
     assert_close(optim.grad_norm([half]), 30 * 1000**0.5, ulps(30 * 1000**0.5, 4))       # its square is beyond float16
+
+
+def test_a_replayed_backward_has_the_factor_of_its_own_step(cuda):
+    """One that overflows is halved until the gradients are finite, also where all of it is one captured graph."""
+    parameter, scaler = nn.Parameter(np.full(5, 3, np.float32)), optim.LossScaler(2.0**126, growth_interval=3)
+
+    def backward(x):
+        parameter.grad = None
+        scaler.scale((parameter * x).sum()).backward()
+        scaled = parameter.grad.copy()
+        scaler.unscale([parameter])
+        return scaled, parameter.grad, optim.grad_norm([parameter])
+
+    def unexpected(error):
+        raise error
+
+    replay, x, powers = Replay(backward, unexpected), asarray(np.full(5, 16, np.float32)), []
+    for _ in range(12):
+        scaled, gradient, norm = (asnumpy(array) for array in replay(x))
+        power = int(np.log2(scaler.factor))
+        assert (scaled == (2.0 ** (4 + power) if power < 124 else np.inf)).all()
+        assert (gradient == (16 if power < 124 else np.inf)).all()
+        powers.append(power)
+        scaler.update(bool(np.isfinite(norm)))
+    assert powers == [126, 125, 124, 123, 123, 123, 124, 123, 123, 123, 124, 123]
 
 
 @pytest.mark.parametrize("factor", [0.0, -1.0, float("nan"), float("inf"), 1e39, 1e-50])
