@@ -72,13 +72,13 @@ def measured_memory(model: Module, image_shape: Sequence[int] | None = None, bat
     pool = device.xp.get_default_memory_pool()
     pool.free_all_blocks()
     try:
-        with evaluating(model), no_grad(), _peak_of(device.xp, weights) as inference:
+        with evaluating(model), no_grad(), peak_of(device.xp, weights) as inference:
             model(Tensor(asarray(images)))
         model.train()
         step()
         optimizer.zero_grad()
         moments = MOMENTS * sum(parameter.data.nbytes for parameter in parameters)
-        with _peak_of(device.xp, weights + moments) as training:
+        with peak_of(device.xp, weights + moments) as training:
             step()
     except Exception as error:
         sentence = explain(error, batch_size)
@@ -89,7 +89,7 @@ def measured_memory(model: Module, image_shape: Sequence[int] | None = None, bat
 
 
 @dataclass
-class _Peak:
+class Peak:
     """Bytes of arrays: now, and the most there have been."""
 
     now: int
@@ -97,9 +97,9 @@ class _Peak:
 
 
 @contextlib.contextmanager
-def _peak_of(cupy: Any, now: int) -> Iterator[_Peak]:
+def peak_of(cupy: Any, now: int) -> Iterator[Peak]:
     """Count the bytes that CuPy's pool gives out and takes back in this block. now: those of arrays before it."""
-    peak = _Peak(now, now)
+    peak = Peak(now, now)
 
     class Counting(cupy.cuda.MemoryHook):
         name = "peak"

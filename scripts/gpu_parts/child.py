@@ -16,7 +16,7 @@ from typing import Any
 from scratchvit import gpu
 from scripts.gpu_parts.part import ROWS, Item, Row, Setting, append, not_run
 
-BEGUN = "--- "                      # before the name of an item, in the log: its time runs from here
+BEGUN = ">>> item: "                # before the name of an item, in the log: its time runs from here
 OPTIONAL = {"torch", "pytest"}      # without them, an item is not run
 DEVICE_FAILED = 3                   # the exit status: the items that follow need a new process
 

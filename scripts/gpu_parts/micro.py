@@ -16,7 +16,7 @@ from scratchvit.kernels.sums import total
 from scratchvit.plain import plain_forms
 from scripts.gpu_parts.cases import CASES, OF_ADAMW, our_model
 from scripts.gpu_parts.part import Item, Row, Setting
-from scripts.gpu_parts.probes import accelerators, answer_of, compute_type
+from scripts.gpu_parts.probes import accelerators, answer_of, matmul_precision
 from scripts.gpu_parts.timing import call_times
 
 Calls = dict[str, Callable[[], Any]]
@@ -144,16 +144,18 @@ def products(setting: Setting) -> Row:
     """x @ wᵀ at the sizes of ViT-Ti and ViT-B, in float32, TF32 and bf16; and q kᵀ in stacks."""
     bench = Bench(setting)
 
-    def by_tf32(x: Any, w: Any) -> Any:
-        with compute_type(bench.xp, "TF32"):
-            return x @ w.T
+    def ours(x: Any, w: Any, precision: str) -> Any:
+        with matmul_precision(precision):
+            return sv.kernels.products.matmul(x, w.T)
 
     sizes = ((25_216, 192, 576), (25_216, 192, 768), (25_216, 768, 192), (12_608, 768, 2304), (12_608, 768, 3072),
              (12_608, 3072, 768))
     for n, k, m in setting.pick(sizes, ((32, 16, 24),)):
         x, w, dy = bench.array(n, k), bench.array(m, k), bench.array(n, m)
-        calls: Calls = {"float32": lambda x=x, w=w: x @ w.T, "TF32": lambda x=x, w=w: by_tf32(x, w),
-                        "dw, float32": lambda x=x, dy=dy: dy.T @ x}
+        calls: Calls = {
+            "float32": lambda x=x, w=w: ours(x, w, "float32"), "TF32": lambda x=x, w=w: ours(x, w, "TF32"),
+            "CuPy": lambda x=x, w=w: x @ w.T, "dw": lambda x=x, dy=dy: sv.kernels.products.matmul(dy.T, x),
+        }
         if bench.torch is not None:
             a, b = bench.tensor(n, k), bench.tensor(m, k)
             c, d = bench.tensor(n, k, dtype="bfloat16"), bench.tensor(m, k, dtype="bfloat16")

@@ -17,12 +17,12 @@ from scripts.gpu_parts.training import FIRST_STEPS, TRAINING
 BUDGETS = {"quick": 200, "measure": 460}        # seconds
 
 QUICK = (
-    Part("facts", "the GPU, its driver, the libraries", FACTS, 14, 14),
-    Part("probes", "what CuPy, cuBLAS and the driver can do here", PROBES, 36, 20),
-    Part("device tests", "the tests that use a device", SUITE, 75, 75),
+    Part("facts", "the GPU, its driver, the libraries", FACTS, 10, 10),
+    Part("probes", "what CuPy, cuBLAS and the driver can do here", PROBES, 30, 20),
+    Part("device tests", "the tests that use a device", SUITE, 92, 92),
     Part("failed tests again", "those that failed, without CUB, one kernel at a time", AGAIN, 13, 13),
-    Part("training", "losses and gradients as on the CPU, and twice the same bits", TRAINING, 22, 15),
-    Part("first steps", "until the first step is done, with and without compiled kernels", FIRST_STEPS, 40, 30, True),
+    Part("training", "losses and gradients as on the CPU, and twice the same bits", TRAINING, 20, 15),
+    Part("first steps", "until the first step is done, with and without compiled kernels", FIRST_STEPS, 35, 30, True),
 )
 MEASURE = (
     QUICK[0],

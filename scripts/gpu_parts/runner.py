@@ -26,7 +26,6 @@ GRACE = 5.0             # seconds in which a process that was asked to end can w
 POLL = 0.1
 LONGEST_LOG = 2000      # characters of what a process printed, in the row of an item that ended it
 OWN_GROUP: Any = {"process_group": 0} if os.name == "posix" else {}        # so that all of its processes can be ended
-NOT_BEGUN = 1           # the exit status of a process that fails outside of its items, as in an import
 CUT = "ended at the limit of the whole run"     # which is not the fault of the item
 
 
@@ -88,7 +87,7 @@ class Runner:
             "ok": None if late == CUT else False, "result": f"{late or _ending(process.returncode)}; see log.txt",
             "log": _read(log, begin)[-LONGEST_LOG:],
         })
-        if process.returncode == NOT_BEGUN and not done:
+        if not late and BEGUN not in _read(log, begin):         # it fails outside of its items, as in an import
             for name in items[1:]:
                 self.write(part, name, not_run("the process of the part does not start"))
             return len(items)

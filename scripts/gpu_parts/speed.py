@@ -13,19 +13,21 @@ import numpy as np
 
 import scratchvit as sv
 from scratchvit import backend, optim
+from scratchvit.costs.measured import peak_of
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.task import make_criterion
 from scratchvit.replay import WARM_UP
 from scripts.bench import random_objects
 from scripts.gpu_parts.cases import CASES, OF_ADAMW, Case, our_model, our_step
 from scripts.gpu_parts.part import NOT_BUILT, Item, Row, Setting, cannot_be_captured, not_run
-from scripts.gpu_parts.probes import compute_type
+from scripts.gpu_parts.probes import matmul_precision
 from scripts.gpu_parts.timing import step_times
 
 STEPS, SECONDS = 50, 1.5            # of a measurement, at most
 PRECISIONS = ("float32", "TF32", "bf16")
 COMPILED = ("ViT D192 L6, 32²", "ViT-Ti/16, 224²")      # also by torch.compile, which takes 25 s for each
-EAGER, REPLAY = "eager", "replay"
+EAGER, REPLAY, PLAIN = "eager", "replay", "plain attention"
+COMPILE_MODES = ("default", "reduce-overhead")
 DETECTOR = "DETR-R18, 256²"         # whose matching reads the device in the middle of a step, so it is not replayed
 
 
@@ -33,7 +35,7 @@ DETECTOR = "DETR-R18, 256²"         # whose matching reads the device in the mi
 
 
 def ours(name: str, precision: str, way: str, setting: Setting) -> Row:
-    """TF32 is CuPy's: products of matrices, not those of stacks of matrices, such as attention's.
+    """A training step here. Products are in TF32 by `sv.set_matmul_precision`.
 
     way: EAGER or REPLAY. The peak of memory is that of an eager step, as a graph keeps its memory outside of the pool.
     """
@@ -42,18 +44,18 @@ def ours(name: str, precision: str, way: str, setting: Setting) -> Row:
     device = setting.use()
     errors: list[Exception] = []
     peak = None
-    with compute_type(device.xp, "TF32" if precision == "TF32" else "DEFAULT"):
+    with matmul_precision(precision):
         step = our_step(CASES[name], setting.small, errors.append if way == REPLAY else None)
         if way == REPLAY:
             for _ in range(WARM_UP + 1):
                 step()
             if errors:
-                return {**not_built(name, precision, way, setting), **cannot_be_captured(errors[0])}
+                return cannot_be_captured(errors[0])
         times = step_times(step, device.synchronize, setting.pick(STEPS, 1), setting.pick(SECONDS, 0.1))
         if setting.on_gpu and way == EAGER:
-            with peak_memory(device.xp) as memory:
+            with peak_of(device.xp, device.xp.get_default_memory_pool().used_bytes()) as memory:
                 loss = step().item()
-            peak = memory["peak"]
+            peak = memory.most
         else:
             loss = step().item()
         del step
@@ -65,26 +67,6 @@ def ours(name: str, precision: str, way: str, setting: Setting) -> Row:
 def not_built(name: str, precision: str, way: str, setting: Setting) -> Row:
     """What `ours` cannot measure yet."""
     return {**NOT_BUILT, "side": "ours", "case": name, "precision": precision, "way": way}
-
-
-@contextlib.contextmanager
-def peak_memory(cupy: Any) -> Iterator[dict[str, int]]:
-    """{"peak": the most bytes that arrays take inside}, without what CuPy's pool keeps for later."""
-    found = {"now": cupy.get_default_memory_pool().used_bytes()}
-    found["peak"] = found["now"]
-
-    class Hook(cupy.cuda.MemoryHook):
-        name = "peak memory"
-
-        def malloc_postprocess(self, **of: Any) -> None:
-            found["now"] += of["mem_size"]
-            found["peak"] = max(found["peak"], found["now"])
-
-        def free_postprocess(self, **of: Any) -> None:
-            found["now"] -= of["mem_size"]
-
-    with Hook():
-        yield found
 
 
 def row_of(
@@ -105,7 +87,7 @@ def row_of(
 def theirs(name: str, precision: str, way: str, setting: Setting) -> Row:
     """PyTorch's eager mode with AdamW as it comes (foreach on a GPU), and its TF32 switches set for products and cuDNN.
 
-    way: EAGER; "plain attention", without scaled_dot_product_attention; or a mode of torch.compile.
+    way: EAGER; PLAIN, without scaled_dot_product_attention; or a mode of torch.compile.
     """
     import torch
 
@@ -116,11 +98,12 @@ def theirs(name: str, precision: str, way: str, setting: Setting) -> Row:
     place = "cuda" if setting.on_gpu else "cpu"
     wait = torch.cuda.synchronize if setting.on_gpu else lambda: None
     if setting.on_gpu:
+        torch.cuda.init()
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
-    attention = peers.plain_attention() if way == "plain attention" else contextlib.nullcontext()
+    attention = peers.plain_attention() if way == PLAIN else contextlib.nullcontext()
     with attention, torch_precision(precision):
-        step = torch_step(CASES[name], setting.small, place, precision, None if "attention" in way else way)
+        step = torch_step(CASES[name], setting.small, place, precision, way)
         times = step_times(step, wait, setting.pick(STEPS, 1), setting.pick(SECONDS, 0.1))
         loss = float(step())
     peak = torch.cuda.max_memory_allocated() if setting.on_gpu else None
@@ -143,8 +126,8 @@ def torch_precision(precision: str) -> Iterator[None]:
             each.allow_tf32 = value
 
 
-def torch_step(case: Case, small: bool, place: str, precision: str, mode: str | None) -> Callable[[], Any]:
-    """A training step of the same model in PyTorch. mode: of torch.compile, or None or EAGER."""
+def torch_step(case: Case, small: bool, place: str, precision: str, way: str) -> Callable[[], Any]:
+    """A training step of the same model in PyTorch. place: "cuda" or "cpu"."""
     import torch
 
     from scripts.gpu_parts import peers
@@ -153,7 +136,7 @@ def torch_step(case: Case, small: bool, place: str, precision: str, mode: str | 
     model = peers.peer_of(case.model, case.config(small)).to(place)
     optimizer = torch.optim.AdamW(model.parameters(), **OF_ADAMW)
     x = torch.from_numpy(images).to(place)
-    forward = model if mode in (None, EAGER) else torch.compile(model, mode=mode)
+    forward = torch.compile(model, mode=way) if way in COMPILE_MODES else model
     if isinstance(labels, list):
         def loss_of() -> Any:
             return peers.set_loss(forward(x), labels)
@@ -252,12 +235,10 @@ OURS: dict[str, Item] = {
 PYTORCH: dict[str, Item] = {
     **{f"{name}, {precision}": functools.partial(theirs, name, precision, EAGER)
        for name in CASES for precision in PRECISIONS},
-    "ViT-Ti/16, 224², float32, plain attention": functools.partial(
-        theirs, "ViT-Ti/16, 224²", "float32", "plain attention"
-    ),
+    f"ViT-Ti/16, 224², float32, {PLAIN}": functools.partial(theirs, "ViT-Ti/16, 224²", "float32", PLAIN),
 }
 COMPILED_PYTORCH: dict[str, Item] = {
     f"{name}, {precision}, {mode}": functools.partial(theirs, name, precision, mode)
-    for mode in ("default", "reduce-overhead") for name in COMPILED for precision in ("TF32", "bf16")
+    for mode in COMPILE_MODES for name in COMPILED for precision in ("TF32", "bf16")
 }
 LONG: dict[str, Item] = {"ViT D192 L6, 300 steps": long_classification, "DETR, 60 steps of other sizes": long_detection}

@@ -22,6 +22,7 @@ PIXELS = CONFIG.replace(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
+    pytest.importorskip("sklearn")      # for the digits
     folder = tmp_path_factory.mktemp("complete") / "run"
     train(PIXELS, folder, log=lambda line: None)
     return folder

@@ -205,7 +205,7 @@ def test_our_kernels_are_known_by_the_names_in_their_texts():
     names = {name for of_module in part.kernel_names().values() for name in of_module}
     folder = SCRIPTS.parent / "scratchvit" / "kernels" / "cuda"
     texts = "".join(path.read_text("utf-8") for path in folder.glob("*.py"))
-    assert len(names) >= 4 and texts.count('extern "C" __global__') == sum(map(len, part.kernel_names().values()))
+    assert texts.count('extern "C" __global__') == len(names) >= 4      # some are in two modules
     for name in names:
         assert kernels.kind_of(name) == kernels.kind_of(f"void {name}(float const*, float*)") == "our kernels"
     kinds = {"sm90_xmma_gemm_f32f32": "products", "cupy_add__float32_float32": "element by element",

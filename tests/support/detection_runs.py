@@ -28,6 +28,7 @@ def small_scenes():
 
     def load(data, *, seed, **options):
         if data == "scenes":
+            pytest.importorskip("sklearn")      # whose digits they are made of
             return load_scenes(48, seed=seed, train=12, val=4, test=4)
         return load_detection(data, seed=seed, **options)
 
