@@ -64,6 +64,7 @@ upload._Buffer.send = spoiled
 
 
 def test_buffers_are_made_once_and_grow_with_the_batches():
+    cupy.get_default_pinned_memory_pool().free_all_blocks()     # or they would be made of what other tests left
     take, allocated = Upload(cupy), []
     for rows in (3, 2, 3, 1, 3, 3):     # in turn to the one and to the other
         device.reset()
