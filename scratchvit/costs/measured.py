@@ -51,9 +51,10 @@ class MeasuredMemory:
 def measured_memory(model: Module, image_shape: Sequence[int] | None = None, batch_size: int = 1) -> MeasuredMemory:
     """The peak memory of training and inference with a batch size, on the GPU in use, where the model's weights are.
 
-    It makes a forward pass and two training steps with AdamW and a learning rate of 0, of which the second is measured,
-    on random images. The loss of a detector is without matching. image_shape: as for `cost`. Afterwards the model is in
-    training mode and has gradients. Raises ScratchvitError on the CPU, and if the memory of the GPU is not enough.
+    It makes two forward passes, and two training steps with AdamW and a learning rate of 0, on random images, and
+    measures the second ones: what is made once, such as the workspace of cuBLAS, is only part of `held`. The loss of a
+    detector is without matching. image_shape: as for `cost`. Afterwards the model is in training mode and has
+    gradients. Raises ScratchvitError on the CPU, and if the memory of the GPU is not enough.
     """
     device = backend.current()
     if device is CPU or not hasattr(device.xp, "cuda"):
@@ -72,8 +73,10 @@ def measured_memory(model: Module, image_shape: Sequence[int] | None = None, bat
     pool = device.xp.get_default_memory_pool()
     pool.free_all_blocks()
     try:
-        with evaluating(model), no_grad(), peak_of(device.xp, weights) as inference:
+        with evaluating(model), no_grad():
             model(Tensor(asarray(images)))
+            with peak_of(device.xp, weights) as inference:
+                model(Tensor(asarray(images)))
         model.train()
         step()
         optimizer.zero_grad()
