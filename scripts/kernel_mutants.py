@@ -313,7 +313,7 @@ KERNEL_MUTANTS = [
     _mutant("softmax: the largest number is not subtracted", "a lost term", "softmax", "exp(x[j] - m)", "exp(x[j])"),
     _mutant(
         "softmax: columns beyond the row are read", "a wrong bound", "softmax",
-        "own_column(j) < M ? (A)x[own_column(j)] : -INF", "(A)x[own_column(j)]",
+        "own_column(j) < M ? (A)x[own_column(j)] : -INFINITY", "(A)x[own_column(j)]",
     ),
     _mutant("softmax: dx without Σ p dy", "a lost term", "softmax", "p[j] * (given[j] - sum)", "p[j] * given[j]"),
     _mutant(
@@ -354,6 +354,28 @@ KERNEL_MUTANTS = [
     _mutant("draws: the first key alone", "a lost term", "draws", " + draw.second_key", "", "dropout"),
     _mutant("dropout: the number after the last", "a wrong bound", "dropout", "i >= count", "i > count"),
     _mutant("drop_path: entries dropped instead of samples", "an exchanged index", "dropout", "i / together", "i"),
+    # --- index_sums.py
+    _mutant(
+        "sums by an index: negative numbers are not found", "a lost case", "index_sums",
+        "found == row || found == row - rows", "found == row",
+    ),
+    _mutant(
+        "sums by an index: one position of 32", "a lost term", "index_sums",
+        "for (; lanes; lanes &= lanes - 1)", "for (; lanes; lanes = 0)",
+    ),
+    _mutant("sums by an index: read past its end", "a wrong bound", "index_sums", "if (i < N) found", "found"),
+    _mutant(
+        "sums by an index: rows and columns of the values exchanged", "an exchanged index", "index_sums",
+        "values[order[i] * next_row + column * next_column]", "values[order[i] * next_column + column * next_row]",
+    ),
+    _mutant(
+        "sums by a sorted index: without the order", "an exchanged index", "index_sums",
+        "values[order[i] *", "values[i *",
+    ),
+    _mutant(
+        "sums by a sorted index: the last of a number is left out", "a wrong bound", "index_sums",
+        "bisect(sorted, N, number + 1);", "bisect(sorted, N, number + 1) - 1;",
+    ),
     # --- depthwise.py
     _mutant(
         "depth-wise: an entry after the last", "a wrong bound", "depthwise", "if (i >= B * P * O) return;",

@@ -47,7 +47,7 @@ extern "C" __global__ void __launch_bounds__(512) attention_probabilities(
     A p[EACH], sum;
     for (int j = 0; j < EACH; j++) {
         size m = own_column(j);
-        p[j] = -INF;
+        p[j] = -INFINITY;
         if (m >= M || (mask && !mask[b * mask_b + h * mask_h + n * mask_n + m * mask_m])) continue;
         p[j] = (A)S[m] * (A)scale;
         if (bias) p[j] += (A)bias[b * bias_b + h * bias_h + n * bias_n + m * bias_m];

@@ -27,7 +27,6 @@ TEXT = r"""
 // --- softmax.py ---
 
 #define EACH 8
-#define INF __int_as_float(0x7f800000) // NVRTC has no INFINITY
 
 __device__ inline size own_row() { return blockIdx.x * (size)blockDim.y + threadIdx.y; }
 
@@ -53,8 +52,8 @@ extern "C" __global__ void __launch_bounds__(512) softmax(const T* x, T* y, size
     x += row * M;
     y += row * M;
     A e[EACH], sum;
-    for (int j = 0; j < EACH; j++) e[j] = own_column(j) < M ? (A)x[own_column(j)] : -INF;
-    A m = exponentials(e, -INF, &sum), r = 1 / sum, log_sum = log(sum);
+    for (int j = 0; j < EACH; j++) e[j] = own_column(j) < M ? (A)x[own_column(j)] : -INFINITY;
+    A m = exponentials(e, -INFINITY, &sum), r = 1 / sum, log_sum = log(sum);
     for (int j = 0; j < EACH; j++) {
         size i = own_column(j);
         if (i < M) y[i] = logarithm ? (A)x[i] - m - log_sum : e[j] * r;
