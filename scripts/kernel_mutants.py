@@ -394,4 +394,19 @@ KERNEL_MUTANTS = [
         "row < N * (part + 1) / count;", "row <= N * (part + 1) / count;",
     ),
     _mutant("depth-wise: the bias", "a lost term", "depthwise", "bias ? bias[o] : 0", "0"),
+    # --- group_norm.py
+    _mutant("group_norm: a number too many", "a wrong bound", "group_norm", "k < 64 && i < n;", "k < 64 && i <= n;"),
+    _mutant(
+        "group_norm: the weights of the first group for all", "an exchanged index", "group_norm",
+        "channel = row % (C / c) * c;", "channel = 0;",
+    ),
+    _mutant(
+        "group_norm: squares of x, not of x - mean", "a lost term", "group_norm",
+        "((A)x[i] - mu) * ((A)x[i] - mu); }) / n", "(A)x[i] * (A)x[i]; }) / n",
+    ),
+    _mutant(
+        "group_norm: the sums of another group", "an exchanged index", "group_norm",
+        "sums[row * c + i]", "sums[row + i]",
+    ),
+    _mutant("group_norm: dx without mean(g)", "a lost term", "group_norm", "* w - mean_g - (", "* w - ("),
 ]

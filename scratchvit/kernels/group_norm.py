@@ -5,6 +5,8 @@
     idea        each group of each image is a row. The backward sums dy and dy (x - μ) over each channel of each image.
                 Weighted sums of these over the channels of a group give mean(g) and mean(g x̂), and sums over the
                 images give dweight and dbias
+
+cuda/group_norm.py has the kernels for a GPU.
 """
 
 from __future__ import annotations
@@ -12,6 +14,8 @@ from __future__ import annotations
 import math
 
 from scratchvit.backend import Array, array_module
+from scratchvit.kernels import cuda
+from scratchvit.kernels.cuda import group_norm as on_gpu
 from scratchvit.kernels.layer_norm import ROW_BYTES, reciprocal_deviation
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
@@ -20,6 +24,8 @@ from scratchvit.threads import parallel_rows
 
 def normalise_groups(x: Array, num_groups: int, weight: Array | None, bias: Array | None, eps: float):
     """Value and backward of group norm of x (B, C, ...), with weight and bias (C,) or None: see ops/norm.py."""
+    if cuda.takes(x) and on_gpu.fits(x, num_groups):
+        return on_gpu.normalise_groups(x, num_groups, weight, bias, eps)
     xp = array_module(x)
     B, C = x.shape[:2]
     N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])

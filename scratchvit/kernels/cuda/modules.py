@@ -20,7 +20,7 @@ MODULES = {
     "norms": ("array_lists", "total_norm"),
     "rows": ("warps", "column_sums", "layer_norm", "cross_entropy", "draws", "softmax", "attention", "index_sums"),
     "maps": ("draws", "maps", "dropout"),
-    "channels": ("warps", "batch_norm"),
+    "channels": ("warps", "batch_norm", "group_norm"),
     "windows": ("windows", "columns", "pooling"),
     "depthwise": ("windows", "column_sums", "depthwise"),
     "addresses": ("addresses",),

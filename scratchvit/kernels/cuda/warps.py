@@ -49,7 +49,7 @@ __device__ inline A row_max(A value, A* of_warps) {
     return value;
 }
 
-// The sum over a block of 256 threads, which every thread gets; it may be called again.
+// The sum over a block of at most 256 threads, which every thread gets; it may be called again.
 __device__ inline A block_sum(A value) {
     __shared__ A of_warps[8];
     value = row_sum(value, of_warps);
