@@ -13,9 +13,9 @@ from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcast
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
 from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.attention_blocks import attention_in_blocks
-from scratchvit.kernels.cuda import softmax as on_gpu
 from scratchvit.kernels.dropout import drop, drop_entries
 from scratchvit.kernels.products import matmul
+from scratchvit.kernels.softmax import softmax_kernel
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import axis_of
 from scratchvit.plain import is_plain
@@ -38,8 +38,8 @@ def softmax(x: Array, dim: int = -1):
     dim = axis_of("softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
-    if on_gpu.takes(x, dim):
-        return on_gpu.softmax(x, logarithm=False)
+    if kernel := softmax_kernel(x, dim):
+        return kernel(x, logarithm=False)
     p = xp.exp(x - x.max(axis=dim, keepdims=True))
     p /= _sum_along(p, dim)
     return p, lambda dy: p * (dy - _sum_along(p * dy, dim))
@@ -56,8 +56,8 @@ def log_softmax(x: Array, dim: int = -1):
     dim = axis_of("log_softmax", dim, x.shape or (1,))
     if x.size == 0:
         return x.copy(), lambda dy: dy
-    if on_gpu.takes(x, dim):
-        return on_gpu.softmax(x, logarithm=True)
+    if kernel := softmax_kernel(x, dim):
+        return kernel(x, logarithm=True)
     y = log_probabilities(x, dim)
     return y, lambda dy: dy - xp.exp(y) * _sum_along(dy, dim)
 

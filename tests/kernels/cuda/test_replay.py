@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 
 from scratchvit.backend import asarray, asnumpy, current
+from scratchvit.kernels import products
+from scratchvit.precision import set_matmul_precision
 from scratchvit.replay import WARM_UP, Replay, every_time, is_capturing, numbers
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -69,6 +71,19 @@ def test_a_key_stands_for_what_the_arrays_do_not_show():
     replay, x = Replay(lambda x: x * sign, unexpected), asarray(np.ones(2, np.float32))
     for sign in (1, -1) * 4:
         assert asnumpy(replay(x, key=sign)).tolist() == [sign] * 2
+
+
+def test_products_in_another_precision_are_captured_anew():
+    replay = Replay(lambda x: products.matmul(x, x), unexpected)
+    x = asarray(np.full((2, 2), 1 + 2**-13, np.float32))     # in TF32, 1
+    try:
+        for _ in range(2):
+            for precision, expected in (("float32", 2 + 2**-11), ("tf32", 2.0)):
+                set_matmul_precision(precision)
+                for _ in range(WARM_UP + 2):
+                    np.testing.assert_allclose(asnumpy(replay(x)), expected, rtol=1e-6)
+    finally:
+        set_matmul_precision("float32")
 
 
 def test_a_function_that_waits_is_never_captured():
