@@ -225,7 +225,7 @@ KERNEL_MUTANTS = [
         "A sum = add ? *to : 0;", "A sum = 0;",
     ),
     _mutant("col2im: a column of another image", "an exchanged index", "columns", "* N + image * P;", "* N;"),
-    _mutant("col2im: a place of the next part", "a wrong bound", "columns", "place < last)", "place <= last)"),
+    _mutant("col2im: not the first place", "a wrong bound", "columns", "place >= first &&", "place > first &&"),
     # --- warps.py and batch_norm.py
     _mutant(
         "block_sum: sums read before all warps have written", "a missing barrier", "warps",
