@@ -31,10 +31,10 @@ from typing import NamedTuple
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda.columns import COLUMN_BYTES_GPU
-from scratchvit.kernels.patches import PLACES, by_image
+from scratchvit.kernels.patches import PLACES, by_image, images_of_a_block
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sliding import Windows
-from scratchvit.threads import PARALLEL_BYTES, deal
+from scratchvit.threads import PARALLEL_BYTES, cpu_threads, deal
 
 COLUMN_BYTES = 8 << 20          # columns and products that one thread makes at a time. Smaller ones would be nearer
                                 # to the core, but NumPy calls of less than 50 µs make threads wait for Python's lock
@@ -235,11 +235,15 @@ def _flipped_filters(weight: Array, windows: Windows, groups: int) -> Array:
     return filters.reshape(groups, taps * outputs, rows, channels).transpose(0, 2, 3, 1)
 
 
-def bytes_of_columns(channels: int, output: tuple[int, ...], itemsize: int, windows: Windows) -> int:
-    """What one thread needs at a time for an image of so many channels: its columns, and their products with the
-    filters; output: the shape (B, O, *S') of the value."""
-    rows, taps = _filter_shape(channels, windows)
-    return min(COLUMN_BYTES, (channels * taps + rows * output[1]) * math.prod(output[2:]) * itemsize)
+def bytes_of_columns(x: Array, y: Array, windows: Windows) -> int:
+    """What all threads need at a time to convolve x (B, C, *S) to y (B, O, *S'): columns, and their products with the
+    filters."""
+    rows, taps = _filter_shape(x.shape[1], windows)
+    places = math.prod(y.shape[2:])
+    images = images_of_a_block(len(x), places, max(x.nbytes, y.nbytes))
+    threads = min(cpu_threads(), math.ceil(len(x) / images))
+    image = (x.shape[1] * taps + rows * y.shape[1]) * places * x.itemsize
+    return min(threads * COLUMN_BYTES, min(threads * images, len(x)) * image)
 
 
 class _Read(NamedTuple):

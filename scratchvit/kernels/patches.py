@@ -68,6 +68,15 @@ def channels_last(y: Array) -> Array:
     return y.transpose(0, *range(2, y.ndim), 1).reshape(y.size // max(1, y.shape[1]), y.shape[1])
 
 
+def images_of_a_block(images: int, places: int, largest: int) -> int:
+    """How many of the images `by_image` puts into a block; largest: the bytes of the largest array."""
+    step = min(images * BLOCK_BYTES // max(1, largest), math.ceil(images / BLOCKS))
+    step = max(1, step, math.ceil(PLACES / max(1, places)))
+    if images < BLOCKS * step:              # as many blocks for each thread
+        step = math.ceil(images / (1 << max(1, images // step).bit_length() - 1))
+    return step
+
+
 def by_image(fn: Callable[..., None], places: int, weight: Array, *arrays: Array) -> None:
     """Call `fn(*blocks)` for blocks of images: axis 0 of the arrays, the output of which has so many places an image.
 
@@ -78,10 +87,7 @@ def by_image(fn: Callable[..., None], places: int, weight: Array, *arrays: Array
     if backend_of(arrays[0]) is not CPU or is_plain():
         fn(*arrays)
         return
-    step = min(images * BLOCK_BYTES // max(1, *(a.nbytes for a in arrays)), math.ceil(images / BLOCKS))
-    step = max(1, step, math.ceil(PLACES / max(1, places)))
-    if images < BLOCKS * step:              # as many blocks for each thread
-        step = math.ceil(images / (1 << max(1, images // step).bit_length() - 1))
+    step = images_of_a_block(images, places, max(a.nbytes for a in arrays))
     if step >= images:
         fn(*arrays)
     else:

@@ -26,7 +26,6 @@ from scratchvit.kernels.sums import total
 from scratchvit.ops.sliding import convolution_windows
 from scratchvit.plain import is_plain
 from scratchvit.tensor import op
-from scratchvit.threads import cpu_threads
 
 _CONVOLUTION = Facts(
     shape=lambda **arguments: _output_shape(**arguments),
@@ -157,7 +156,7 @@ def _at_a_time(function: Any, x: Array, weight: Array, out: Array, **options: An
         return Workspace()
     columns = 0
     if not is_channels_last(weight, windows, options["groups"]):
-        columns = min(len(x), cpu_threads()) * bytes_of_columns(x.shape[1], out.shape, x.itemsize, windows)
+        columns = bytes_of_columns(x, out, windows)
     return Workspace(weight.nbytes + columns, 2 * weight.nbytes + columns)
 
 
