@@ -1,4 +1,6 @@
-"""Gradients of the parts of an array, written where they belong: those of q, k and v, which one projection makes.
+"""Parts of an array: joining them, and gradients of parts that are written where they belong.
+
+Gradients of q, k and v, which one projection makes:
 
     plain       dq, dk, dv = three new arrays; dqkv = stack((dq, dk, dv))
     problem     the copy reads and writes as many numbers as three linear layers have inputs
@@ -13,6 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.updates import copy
 
 
 def empty_parts(*parts: Array) -> list[Array]:
@@ -25,6 +28,19 @@ def empty_parts(*parts: Array) -> list[Array]:
             shape, strides = (len(parts), *first.shape), (distance, *first.strides)
             return list(xp.empty_like(xp.lib.stride_tricks.as_strided(first, shape, strides)))
     return [xp.empty_like(x) for x in parts]
+
+
+def joined(parts: Sequence[Array], axis: int) -> Array:
+    """The arrays one after the other along an axis, as `numpy.concatenate`; on a GPU in one launch, along axis 0."""
+    xp, dtype = array_module(parts[0]), parts[0].dtype
+    if not backend_of(parts[0]).has_cuda or any(part.dtype != dtype for part in parts):
+        return xp.concatenate(parts, axis=axis)
+    ends = np.cumsum([part.shape[axis] for part in parts]).tolist()
+    before, after = parts[0].shape[:axis], parts[0].shape[axis + 1 :]
+    whole = xp.empty((*before, ends[-1], *after), dtype=dtype)
+    prefix = (slice(None),) * axis
+    copy([(whole[(*prefix, slice(end - part.shape[axis], end))], part) for part, end in zip(parts, ends)])
+    return whole
 
 
 def whole_of(parts: Sequence[Array | None], like: Array, indices: Sequence[tuple]) -> Array | None:

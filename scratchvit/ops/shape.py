@@ -10,8 +10,9 @@ from itertools import accumulate
 
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Shape, by_running, fits_without_copy, inputs, like, moves, order_of, unless_broadcast
-from scratchvit.kernels.parts import whole_of
+from scratchvit.kernels.parts import joined, whole_of
 from scratchvit.kernels.sums import unbroadcast
+from scratchvit.kernels.updates import copy
 from scratchvit.ops.checks import axes_of, axis_of, need_arrays, shapes_of
 from scratchvit.tensor import op
 
@@ -95,19 +96,19 @@ def concatenate(tensors: Sequence[Array], dim: int = 0):
     xp = array_module(tensors[0])
     dtypes = [t.dtype for t in tensors]
     adds_nothing = [t.shape == (0,) for t in tensors]
-    joined = [t for t, nothing in zip(tensors, adds_nothing) if not nothing] or tensors[:1]
-    dim = axis_of("concatenate", dim, joined[0].shape)
-    rests = {(*t.shape[:dim], "dim", *t.shape[dim + 1 :]) for t in joined}
+    some = [t for t, nothing in zip(tensors, adds_nothing) if not nothing] or tensors[:1]
+    dim = axis_of("concatenate", dim, some[0].shape)
+    rests = {(*t.shape[:dim], "dim", *t.shape[dim + 1 :]) for t in some}
     if len(rests) > 1:
-        raise ValueError(f"concatenate: shapes may differ only along dim {dim}, not {shapes_of(joined)}")
-    ends = list(accumulate(t.shape[dim] for t in joined))[:-1]
+        raise ValueError(f"concatenate: shapes may differ only along dim {dim}, not {shapes_of(some)}")
+    ends = list(accumulate(t.shape[dim] for t in some))[:-1]
 
     def backward(dy):
         parts = iter(xp.split(dy, ends, axis=dim))
         gradients = [xp.zeros((0,), dtype=dy.dtype) if nothing else next(parts) for nothing in adds_nothing]
         return [gradient.astype(dtype, copy=False) for gradient, dtype in zip(gradients, dtypes)]
 
-    return xp.concatenate(joined, axis=dim), backward
+    return joined(some, dim), backward
 
 
 def _concatenated(tensors: Sequence[Array], dim: int) -> Shape:
@@ -130,7 +131,8 @@ def stack(tensors: Sequence[Array], dim: int = 0):
         raise ValueError(f"stack: all arrays must have the same shape, not {shapes_of(tensors)}")
     xp = array_module(tensors[0])
     dim = axis_of("stack", dim, (len(tensors), *tensors[0].shape))
-    return xp.stack(tensors, axis=dim), lambda dy: list(xp.moveaxis(dy, dim, 0))
+    value = joined([xp.expand_dims(t, dim) for t in tensors], dim)
+    return value, lambda dy: list(xp.moveaxis(dy, dim, 0))
 
 
 def _stacked(tensors: Sequence[Array], dim: int) -> Shape:
@@ -188,7 +190,9 @@ def _join(x: Array, dys: Sequence[Array | None], indices: Sequence[tuple]) -> Ar
     # In x's memory order, so that the gradients of attention's transposed q, k, v reach the projection without a copy.
     dx = array_module(x).empty_like(x)
     for index, dy in zip(indices, dys):
-        dx[index] = 0 if dy is None else dy
+        if dy is None:
+            dx[index] = 0
+    copy([(dx[index], dy) for index, dy in zip(indices, dys) if dy is not None])
     return dx
 
 

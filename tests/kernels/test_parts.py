@@ -1,10 +1,11 @@
-"""Gradients of parts of one array are allocated as parts of one array, so that joining them copies nothing."""
+"""Parts of one array: gradients of parts are allocated as parts, so that joining them copies nothing."""
 
 import numpy as np
 import pytest
 
 from scratchvit import Tensor, ops
-from scratchvit.kernels.parts import empty_parts, whole_of
+from scratchvit.backend import asarray, asnumpy
+from scratchvit.kernels.parts import empty_parts, joined, whole_of
 from tests.support.seeds import seeded
 
 pytestmark = pytest.mark.usefixtures("kernels")
@@ -63,3 +64,16 @@ def test_the_gradient_of_a_projection_is_joined_without_a_copy(monkeypatch):
     q, k, v = (qkv * 1).permute((2, 0, 3, 1, 4)).unbind(0)
     ops.attention(q, k, v * 1).sum().backward()             # v's gradient comes from another op
     assert joined == [None] and np.array_equal(found, qkv.grad)
+
+
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize("dtypes", [("f4", "f4", "f4"), ("i8", "i8", "i8"), ("?", "?", "?"), ("f4", "f8", "f4")])
+def test_joined(axis, dtypes, device):
+    """Also with arrays that are empty, not contiguous, or of several dtypes."""
+    shapes = [(2, 3), (0, 3), (4, 3)] if axis == 0 else [(3, 2), (3, 0), (3, 4)]
+    parts = [(10 * seeded(0).standard_normal(shape)).astype(dtype) for shape, dtype in zip(shapes, dtypes)]
+    on_device = [asarray(part) for part in parts]
+    on_device[2] = asarray(np.ascontiguousarray(parts[2].T)).T
+    found = asnumpy(joined(on_device, axis))
+    expected = np.concatenate(parts, axis)
+    assert found.dtype == expected.dtype and np.array_equal(found, expected)
