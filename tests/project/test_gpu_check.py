@@ -252,10 +252,9 @@ def test_the_suite_runs_where_packages_are_missing(setting, tmp_path, monkeypatc
 
 @pytest.mark.slow
 def test_a_suite_that_is_late_keeps_what_it_has(setting, monkeypatch):
-    """pytest is asked to end, and says what it has done; tests that were done are known by their lines."""
+    """Tests that were done are known by their lines, whenever pytest is ended."""
     monkeypatch.delenv("PYTEST_XDIST_WORKER", raising=False)
-    files = ["tests/ops/test_op_values.py", "tests/ops/test_op_edges.py", "tests/models/test_swin.py", "tests/models"]
-    options = [f"--junitxml={setting.out / 'tests.xml'}", *files]
-    assert suite.run_pytest(setting, options, time.monotonic() + 12, {}) is None
+    folders = ["tests/ops", "tests/models", "tests/data", "tests/detection"]        # minutes of work
+    assert suite.run_pytest(setting, folders, time.monotonic() + 30, {}) is None
     assert (setting.out / "tests.log").stat().st_size
-    assert "<testsuites" in (setting.out / "tests.xml").read_text("utf-8")
+    assert "passed" in suite.outcomes(part.read(setting.out / suite.TESTS)).values()
