@@ -303,9 +303,8 @@ class DETR(nn.Module):
         queries = self.query_embed.weight                                   # (N, D)
         content = self.zeros(len(features), len(queries))                   # (B, N, D)
         states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys)   # L × (B, N, D)
-        z = ops.stack(states if self.config.aux_loss else states[-1:])      # (L, B, N, D), or the last layer alone
-        classes, boxes = self.class_embed(z).unbind(), self.bbox_embed(z).sigmoid().unbind()            # L × (B, N, …)
-        *earlier, last = [{"pred_logits": c, "pred_boxes": b} for c, b in zip(classes, boxes)]
+        layers = [{"pred_logits": self.class_embed(z), "pred_boxes": self.bbox_embed(z).sigmoid()} for z in states]
+        *earlier, last = layers if self.config.aux_loss else layers[-1:]
         return {**last, "aux_outputs": earlier}
 
     def encode(self, features: Tensor, visible: Array | None) -> Memory:
