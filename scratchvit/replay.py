@@ -112,7 +112,7 @@ class Replay(Generic[ResultT]):
     beside     a Replay that is never called at the same time: both use the same memory
 
     The function is captured in a stream of its own and in a memory pool of its own, which keeps the memory of a step.
-    was_replayed: whether the last call was a replay.
+    replayed: the key of the last call if that was a replay, else None.
     """
 
     def __init__(
@@ -120,7 +120,8 @@ class Replay(Generic[ResultT]):
         beside: Replay[Any] | None = None,
     ):
         self.function, self.failed = function, failed
-        self.can_capture, self.was_replayed = True, False
+        self.can_capture = True
+        self.replayed: Hashable = None
         self._calls: dict[Hashable, int] = {}
         self._captured: dict[Hashable, _Captured[ResultT]] = {}
         cuda = current().xp.cuda
@@ -130,7 +131,7 @@ class Replay(Generic[ResultT]):
 
     def __call__(self, *arguments: Array, key: Hashable = None) -> ResultT:
         """function(*arguments). key: whatever else, besides shapes and dtypes, decides what it does."""
-        self.was_replayed = False
+        self.replayed = None
         if not self.can_capture:
             return self.function(*arguments)
         key = (key, is_plain(), matmul_precision(), *((x.shape, x.dtype.char) for x in arguments))
@@ -149,12 +150,17 @@ class Replay(Generic[ResultT]):
                 self.can_capture = False
                 self.failed(error)
                 return self.function(*arguments)
-        xp, self.was_replayed = current().xp, True
+        xp, self.replayed = current().xp, key
         for place, argument in zip(captured.arguments, arguments):
             xp.copyto(place, argument)
         captured.capture.prepare()
         captured.graph.launch(xp.cuda.get_current_stream())
         return captured.result
+
+    @property
+    def was_replayed(self) -> bool:
+        """Whether the last call was a replay."""
+        return self.replayed is not None
 
     @property
     def held(self) -> int:

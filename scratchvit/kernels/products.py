@@ -76,7 +76,7 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
         out[...] = in_pairs(deal(np.matmul, [(x[:, part], y[part]) for part in _parts(k)]))
         if bias is not None:
             out += bias
-    elif n >= 2 * m:
+    elif n >= 2 * m:        # of a nearly square result, blocks of columns are 10 % faster than blocks of rows
         deal(_block, [(x[part], y, out[part], bias) for part in _parts(n)])
     else:
         deal(_block, [(x, y[:, part], out[:, part], None if bias is None else bias[part]) for part in _parts(m)])

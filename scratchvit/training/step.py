@@ -185,7 +185,6 @@ class _Replays:
         # Whatever was captured last has left its own arrays as gradients.
         for parameter, gradient in zip(self.step.model.parameters(), gradients):
             parameter.grad = gradient
-        self._key = tuple((x.shape, x.dtype.char) for x in arrays)
         return tuple(result)
 
     def _with_gradients(self, *arrays: Array) -> tuple[Any, ...]:
@@ -194,6 +193,6 @@ class _Replays:
     def update(self, norm: Array) -> None:
         # The gradients lie where the captured update reads them only if they were computed by a replay.
         if self._differentiate.was_replayed:
-            self._update(norm, key=self._key)
+            self._update(norm, key=self._differentiate.replayed)
         else:
             self.step.update(norm)
