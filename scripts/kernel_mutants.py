@@ -127,7 +127,7 @@ KERNEL_MUTANTS = [
             "numbers += 6 * rows.group[piece.row];", ""),
     _mutant("adam: the decay is not added", "a lost term", "updates", "if (decay != 0) g += decay * p[i];", ""),
     _mutant("adam: gradients are not clipped", "a lost term", "updates",
-            "T g = gradient[i] * scale;", "T g = gradient[i];"),
+            "A g = gradient[i] * scale;", "A g = gradient[i];"),
     _mutant("adam: moments exchanged", "an exchanged index", "updates",
             "*m = rows.at[2][piece.row], *v = rows.at[3][piece.row]",
             "*m = rows.at[3][piece.row], *v = rows.at[2][piece.row]"),
@@ -162,10 +162,10 @@ KERNEL_MUTANTS = [
     _mutant("gelu: the derivative is that of Φ", "a lost term", "maps", "dydx[i] = cdf + value", "dydx[i] = value"),
     _mutant(
         "gelu: the entry after the last", "a wrong bound", "maps",
-        "if (i >= N) return;\n    const T root_half =", "if (i > N) return;\n    const T root_half =",
+        "if (i >= N) return;\n    const A root_half =", "if (i > N) return;\n    const A root_half =",
     ),
     _mutant("gelu, tanh: c x², not 3 c x²", "a lost term", "maps", "(1 + 3 * c * square)", "(1 + c * square)"),
-    _mutant("logistic: e^-x overflows", "a lost term", "maps", "exp(-fabs(x[i]))", "exp(-x[i])"),
+    _mutant("logistic: e^-x overflows", "a lost term", "maps", "exp(-fabs(value))", "exp(-value)"),
     _mutant("relu: a gradient at 0", "a wrong bound", "maps", "y[i] > 0 ?", "y[i] >= 0 ?"),
     # --- cross_entropy.py
     _mutant(
@@ -222,7 +222,7 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "col2im: the second part of an image replaces the first", "a lost term", "columns",
-        "A sum = add ? *to : 0;", "A sum = 0;",
+        "A sum = add ? (A)*to : 0;", "A sum = 0;",
     ),
     _mutant("col2im: a column of another image", "an exchanged index", "columns", "* N + image * P;", "* N;"),
     _mutant("col2im: not the first place", "a wrong bound", "columns", "place >= first &&", "place > first &&"),
@@ -237,7 +237,7 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "batch_norm: a number too many in each part", "a wrong bound", "batch_norm",
-        "i < part.last; i += blockDim.x) sum += x", "i <= part.last; i += blockDim.x) sum += x",
+        "i < part.last; i += blockDim.x) sum += (A)x", "i <= part.last; i += blockDim.x) sum += (A)x",
     ),
     _mutant(
         "batch_norm: how far the parts' means are apart", "a lost term", "batch_norm",
@@ -393,7 +393,7 @@ KERNEL_MUTANTS = [
         "depth-wise: a place too many in each part", "a wrong bound", "depthwise",
         "row < N * (part + 1) / count;", "row <= N * (part + 1) / count;",
     ),
-    _mutant("depth-wise: the bias", "a lost term", "depthwise", "bias ? bias[o] : 0", "0"),
+    _mutant("depth-wise: the bias", "a lost term", "depthwise", "bias ? (A)bias[o] : 0", "0"),
     # --- group_norm.py
     _mutant("group_norm: a number too many", "a wrong bound", "group_norm", "k < 64 && i < n;", "k < 64 && i <= n;"),
     _mutant(

@@ -27,14 +27,13 @@ def rows(nvrtc: Any) -> Iterator[str]:
     architectures = nvrtc.ARCHITECTURES.split(",")
     yield f"| kernel | module | type | registers on {', '.join(architectures)} | shared memory | spilled |"
     yield "|---|---|---|---|--:|--:|"
-    for module in modules.MODULES:
-        for char, (stored, _) in modules.TYPES.items():
-            compiled = [nvrtc.compile(modules.text_of(module, char), arch) for arch in architectures]
-            for kernel in sorted(compiled[0]):
-                used = [on_one[kernel] for on_one in compiled]
-                registers = ", ".join(str(use.registers) for use in used)
-                shared, spilled = max(use.shared for use in used), max(use.spilled for use in used)
-                yield f"| `{kernel}` | {module} | {stored} | {registers} | {shared} | {spilled} |"
+    for module, char in modules.variants():
+        compiled = [nvrtc.compile(modules.text_of(module, char), arch) for arch in architectures]
+        for kernel in sorted(compiled[0]):
+            used = [on_one[kernel] for on_one in compiled]
+            registers = ", ".join(str(use.registers) for use in used)
+            shared, spilled = max(use.shared for use in used), max(use.spilled for use in used)
+            yield f"| `{kernel}` | {module} | {modules.TYPES[char][0]} | {registers} | {shared} | {spilled} |"
 
 
 def main(argv: list[str] | None = None) -> int:

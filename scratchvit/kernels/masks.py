@@ -16,7 +16,7 @@ from scratchvit.kernels.cuda import maps
 def masked(x: Array, mask: Array) -> Array:
     """A new array: x (floating-point, any shape) where the mask (bool, the same shape) is True, 0 elsewhere."""
     if backend_of(x) is not CPU or x.ndim == 0:
-        return array_module(x).where(mask, x, x.dtype.type(0))
+        return array_module(x).where(mask, x, x.dtype.type(0)).astype(x.dtype, copy=False)    # CuPy's bfloat16: float32
     return (x.view(f"u{x.itemsize}") * mask).view(x.dtype)
 
 

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
-from scratchvit.kernels.products import PARALLEL, product
+from scratchvit.kernels.products import PARALLEL, product, product_and_sums
 from scratchvit.kernels.sliding import Windows
 from scratchvit.plain import is_plain
 from scratchvit.threads import BLOCK_BYTES, BLOCKS, deal
@@ -49,7 +49,7 @@ def patches_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array
 
 def patches_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
     """dy Xᵀ, over all patches of all images."""
-    return product(channels_last(dy).T, _cut(x, windows))                               # (O, C·taps)
+    return product_and_sums(channels_last(dy), _cut(x, windows), (True, False))[0]      # (O, C·taps)
 
 
 def _cut(x: Array, windows: Windows) -> Array:

@@ -18,12 +18,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import blas, blas_lt
 from scratchvit.kernels.cuda.blas import STACK
+from scratchvit.kernels.cuda.modules import computed_in
 from scratchvit.kernels.sums import in_pairs, total
 from scratchvit.plain import is_plain
 from scratchvit.threads import BLOCKS, deal, inside_block, single_threaded
@@ -35,13 +37,16 @@ MOST_LINES = 1024       # and at most
 LONG = 4                # an inner axis is long if it has LONG times the rows and columns of the result
 
 
-def matmul(x: Array, y: Array, out: Array | None = None) -> Array:
+def matmul(x: Array, y: Array, out: Array | None = None, dtype: Any = None) -> Array:
     """x @ y as `numpy.matmul`: x (..., n, k), y (..., k, m), with leading axes that broadcast, or vectors (k,).
 
-    Raises ValueError as `numpy.matmul` does.
+    dtype: of the new array, float32 for matrices of 16 bits, whose products are not rounded then. Raises ValueError as
+    `numpy.matmul` does.
     """
     if backend_of(x) is not CPU:
-        return _on_gpu(x, y, out)
+        return _on_gpu(x, y, out, dtype)
+    if dtype is not None:
+        x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
     if inside_block() or is_plain():
         return np.matmul(x, y, out=out)
     if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
@@ -84,12 +89,20 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
 
 
 def product_and_sums(dy: Array, x: Array, need: Sequence[bool]) -> tuple[Array | None, Array | None]:
-    """dyᵀ x and Σ_n dy_n for matrices dy (n, k) and x (n, m): (k, m) and (k,), each None if it is not needed."""
-    if all(need) and blas.takes(dy, x):
-        found = blas_lt.product_and_sums(dy.T, x)
+    """dyᵀ x and Σ_n dy_n for matrices dy (n, k) and x (n, m): (k, m) and (k,), each None if it is not needed.
+
+    On a GPU, both are of float32 for numbers of 16 bits: these are gradients of parameters.
+    """
+    if not blas.takes(dy, x):
+        return product(dy.T, x) if need[0] else None, total(dy, (0,)) if need[1] else None
+    precise = computed_in(dy)
+    if all(need):
+        found = blas_lt.product_and_sums(dy.T, x, precise)
         if found is not None:
             return found
-    return product(dy.T, x) if need[0] else None, total(dy, (0,)) if need[1] else None
+    return (
+        blas.matmul(dy.T, x, dtype=precise) if need[0] else None, total(dy, (0,), dtype=precise) if need[1] else None
+    )
 
 
 def _product_on_gpu(x: Array, y: Array, bias: Array | None, out: Array | None) -> Array:
@@ -127,10 +140,12 @@ def _stacks(x: Array, y: Array, out: Array) -> None:
     deal(lambda x, y, out: np.matmul(x, y, out=out), parts, out.size * x.shape[-1] > PARALLEL)
 
 
-def _on_gpu(x: Array, y: Array, out: Array | None) -> Array:
+def _on_gpu(x: Array, y: Array, out: Array | None, dtype: Any = None) -> Array:
     """x @ y, at most STACK products at a time."""
     if blas.takes(x, y):
-        return blas.matmul(x, y, out)
+        return blas.matmul(x, y, out, dtype=dtype)
+    if dtype is not None:
+        x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
     xp = array_module(x)
     if max(x.ndim, y.ndim) <= 2 or min(x.ndim, y.ndim) < 2:
         return xp.matmul(x, y, out=out)

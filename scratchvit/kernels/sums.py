@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 
@@ -31,10 +32,16 @@ ROW = 4_096         # numbers that NumPy adds at once
 SMALL = 4_096       # for matrices with fewer entries, a float64 sum is faster than a product
 
 
-def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
-    """The sum of x, of any shape, over the axes (each in 0 … ndim - 1), in the dtype of x."""
+def total(x: Array, axes: tuple[int, ...], keepdims: bool = False, dtype: Any = None) -> Array:
+    """The sum of x, of any shape, over the axes (each in 0 … ndim - 1), in the dtype of x, or in another one.
+
+    Sums of numbers of 16 bits are made in float32 or float64, and rounded at the end.
+    """
+    if dtype is not None and dtype != x.dtype:
+        return _in_dtype(x, axes, keepdims, dtype)
     if backend_of(x) is not CPU:
-        return _on_gpu(x, axes, keepdims)
+        sums = _on_gpu(x, axes, keepdims)
+        return sums.astype(x.dtype) if x.dtype.char in "eE" else sums
     if x.dtype not in (np.float32, np.float16):
         return x.sum(axis=axes, keepdims=keepdims)
     if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
@@ -60,22 +67,30 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False) -> Array:
     return np.asarray(x).transpose(np.argsort(kept)).reshape(shape)
 
 
+def _in_dtype(x: Array, axes: tuple[int, ...], keepdims: bool, dtype: Any) -> Array:
+    """`total` in a dtype that is not that of x; what was summed in float32 is not rounded to 16 bits in between."""
+    if backend_of(x) is not CPU:
+        return _on_gpu(x, axes, keepdims).astype(dtype, copy=False)
+    return total(x.astype(np.float32) if x.itemsize == 2 else x, axes, keepdims).astype(dtype)
+
+
 def _on_gpu(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
+    """The sum, in float32 for x of 16 bits."""
     are_first = sorted(axes) == list(range(len(axes)))
     rows, columns = math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :])
     if not are_first or columns <= 1 or not x.flags.c_contiguous or not cuda.takes(x):
-        return x.sum(axis=axes, keepdims=keepdims)
+        return x.sum(axis=axes, keepdims=keepdims, dtype=np.float32 if x.dtype.char in "eE" else None)
     sums = sum_columns(x.reshape(rows, columns))
     return sums.reshape((*(1,) * len(axes) * keepdims, *x.shape[len(axes) :]))
 
 
-def unbroadcast(gradient: Array, shape: tuple[int, ...]) -> Array:
-    """Sum the gradient of a broadcast array over the broadcast axes, to the shape of the array."""
+def unbroadcast(gradient: Array, shape: tuple[int, ...], dtype: Any = None) -> Array:
+    """Sum the gradient of a broadcast array over the broadcast axes, to the array's shape and, if given, its dtype."""
     if gradient.shape == shape:
-        return gradient
+        return gradient if dtype is None else gradient.astype(dtype, copy=False)
     extra = gradient.ndim - len(shape)
     repeated = tuple(i for i, n in enumerate(gradient.shape) if i < extra or (shape[i - extra] == 1 and n != 1))
-    return total(gradient, repeated).reshape(shape)
+    return total(gradient, repeated, dtype=dtype).reshape(shape)
 
 
 def _first_of_the_last_run(x: np.ndarray, reduced: list[bool]) -> int:

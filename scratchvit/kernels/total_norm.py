@@ -11,7 +11,6 @@ from collections.abc import Sequence
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
-from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import total_norm as on_gpu
 from scratchvit.kernels.cuda.array_lists import takes
 from scratchvit.threads import deal
@@ -38,6 +37,6 @@ def note_finite(finite: Array, norm: Array, loss: Array) -> None:
 
 def clip_factor(norm: Array, max_norm: float) -> Array:
     """min(1, max_norm / (norm + 1e-6)), which is NaN if the norm is: a 0-d array."""
-    if cuda.takes(norm):
+    if takes([(norm,)]):
         return on_gpu.clip_factor(norm, max_norm)
     return array_module(norm).minimum(max_norm / (norm + 1e-6), 1)

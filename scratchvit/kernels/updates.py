@@ -8,6 +8,9 @@
                 distributed to the cores. Small arrays are concatenated and updated together
 
 cuda/updates.py has the same formulas as kernels for a GPU, which take 64 arrays at once. Rows are contiguous arrays.
+
+A parameter p in float32 may have a shadow: an array of float16 or bfloat16 that is p, rounded to nearest even. A step
+writes both.
 """
 
 from __future__ import annotations
@@ -18,7 +21,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import updates as on_gpu
-from scratchvit.kernels.cuda.array_lists import takes
+from scratchvit.kernels.cuda.array_lists import Shadows, takes
 from scratchvit.plain import is_plain
 from scratchvit.threads import deal
 
@@ -45,7 +48,7 @@ class AdamNumbers(NamedTuple):
 
 def adam(
     rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[AdamNumbers]],
-    factor: Array | None = None,
+    factor: Array | None = None, shadows: Shadows = None,
 ) -> None:
     """A step of Adam or AdamW:
 
@@ -53,10 +56,11 @@ def adam(
         p ← shrink p - step_size m / (√v + eps)
 
     rows: (p, g, m, v), of which g is not changed. groups: for each row, which of the numbers() are its; they are asked
-    for again in every replay (see replay.py). factor: a 0-d array, or None for 1.
+    for again in every replay (see replay.py). factor: a 0-d array, or None for 1. shadows: for each row the shadow of
+    its p, or None.
     """
-    if takes(rows):
-        return on_gpu.adam(rows, groups, numbers, factor)
+    if takes(rows, shadows):
+        return on_gpu.adam(rows, groups, numbers, factor, shadows)
 
     def update(n: AdamNumbers, p: Array, g: Array, m: Array, v: Array) -> None:
         xp = array_module(p)
@@ -76,7 +80,7 @@ def adam(
         p *= n.shrink
         p -= scratch
 
-    _update_groups(update, rows, groups, numbers, factor)
+    _update_groups(update, rows, groups, numbers, factor, shadows)
 
 
 class SGDNumbers(NamedTuple):
@@ -90,7 +94,7 @@ class SGDNumbers(NamedTuple):
 
 def sgd(
     rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[SGDNumbers]],
-    factor: Array | None = None,
+    factor: Array | None = None, shadows: Shadows = None,
 ) -> None:
     """A step of stochastic gradient descent:
 
@@ -98,8 +102,8 @@ def sgd(
 
     rows: (p, g, b), or (p, g) without momentum, where b is g. The rest as for `adam`.
     """
-    if takes(rows):
-        return on_gpu.sgd(rows, groups, numbers, factor)
+    if takes(rows, shadows):
+        return on_gpu.sgd(rows, groups, numbers, factor, shadows)
 
     def update(n: SGDNumbers, p: Array, g: Array, b: Array | None = None) -> None:
         direction = p * n.decay
@@ -114,20 +118,21 @@ def sgd(
         direction *= n.lr
         p -= direction
 
-    _update_groups(update, rows, groups, numbers, factor)
+    _update_groups(update, rows, groups, numbers, factor, shadows)
 
 
 def _update_groups(
     update: Callable[..., None], rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[Any]],
-    factor: Array | None,
+    factor: Array | None, shadows: Shadows,
 ) -> None:
-    """Call update(numbers of the group, p, factor g, …) for all rows (p, g, …)."""
+    """Call update(numbers of the group, p, factor g, …) for all rows (p, g, …), and write their shadows."""
 
     def scaled(own: Any, p: Array, g: Array, *moments: Array) -> None:
         update(own, p, g if factor is None else array_module(g).multiply(g, factor, dtype=g.dtype), *moments)
 
     for group, own in enumerate(numbers()):
         _apply(functools.partial(scaled, own), [row for row, index in zip(rows, groups) if index == group])
+    copy([(shadow, row[0]) for row, shadow in zip(rows, shadows or ()) if shadow is not None])
 
 
 # --- gradients and averages -------------------------------------------------------------------------------------------
@@ -160,7 +165,7 @@ def accumulate(rows: Sequence[Row], weight: float) -> None:
     def add(a: Array, x: Array) -> None:
         a += x * weight
 
-    for alike in _divided(rows, lambda x: x.dtype):
+    for alike in _divided(rows, lambda a, x: x.dtype):
         if takes(alike):
             on_gpu.accumulate(alike, weight)
         else:
@@ -168,8 +173,8 @@ def accumulate(rows: Sequence[Row], weight: float) -> None:
 
 
 def copy(rows: Sequence[Row]) -> None:
-    """y ← x for rows (y, x) of equal dtype, which may be integers."""
-    for alike in _divided(rows, lambda x: x.itemsize):
+    """y ← x for rows (y, x) of equal dtype, which may be integers; or of x in float32 and y its shadow."""
+    for alike in _divided([row for row in rows if row[0].dtype == row[1].dtype], lambda y, x: x.itemsize):
         word = WORDS.get(alike[0][0].itemsize)
         words = [tuple(array.view(word) for array in row) for row in alike] if word else []
         if takes(words):
@@ -177,13 +182,20 @@ def copy(rows: Sequence[Row]) -> None:
         else:
             for y, x in alike:
                 y[...] = x
+    for alike in _divided([row for row in rows if row[0].dtype != row[1].dtype], lambda y, x: (y.dtype, x.dtype)):
+        shadows, masters = [y for y, _ in alike], [(x,) for _, x in alike]
+        if takes(masters, shadows):
+            on_gpu.round_to(shadows, masters)
+        else:
+            for y, x in alike:
+                y[...] = x
 
 
-def _divided(rows: Sequence[Row], key: Callable[[Array], Any]) -> list[list[Row]]:
-    """The rows, divided by the key of their first arrays."""
+def _divided(rows: Sequence[Row], key: Callable[..., Any]) -> list[list[Row]]:
+    """The rows, divided by the key of their arrays."""
     found: dict[Any, list[Row]] = {}
     for row in rows:
-        found.setdefault(key(row[0]), []).append(row)
+        found.setdefault(key(*row), []).append(row)
     return list(found.values())
 
 

@@ -80,7 +80,7 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     forward, input_gradient, weight_gradient = algorithm(weight, windows, groups)
 
     def dweight(dy: Array) -> Array:
-        dw = weight_gradient(dy, x, windows, groups).reshape(useful.shape)
+        dw = weight_gradient(dy, x, windows, groups).reshape(useful.shape).astype(weight.dtype, copy=False)
         if useful.shape == weight.shape:
             return dw
         all_taps = xp.zeros(weight.shape, dtype=weight.dtype)

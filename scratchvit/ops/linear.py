@@ -87,8 +87,8 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
     def backward(dy, need):
         dy = dy.reshape(len(rows), len(weight))                         # (N, out)
         dx = product(dy, weight).reshape(x.shape) if need[0] else None
-        dweight, dbias = product_and_sums(dy, rows, need[1:])           # (out, in), (out,)
-        return dx, dweight, dbias
+        gradients = product_and_sums(dy, rows, need[1:])                # (out, in), (out,)
+        return dx, *(None if g is None else g.astype(weight.dtype, copy=False) for g in gradients)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
 

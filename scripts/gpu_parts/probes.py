@@ -32,13 +32,12 @@ def our_kernels(setting: Setting) -> Row:
     from scratchvit.kernels.cuda import modules
 
     found, begin = {}, time.perf_counter()
-    for module, names in kernel_names().items():
-        for char in modules.TYPES:
-            for name in names:
-                attributes = modules.kernel(module, name, char).attributes
-                found[f"{module}.{name}, {np.dtype(char)}"] = {
-                    key: attributes[key] for key in ("num_regs", "local_size_bytes", "shared_size_bytes")
-                }
+    for module, char in modules.variants():
+        for name in kernel_names()[module]:
+            attributes = modules.kernel(module, name, char).attributes
+            found[f"{module}.{name}, {modules.TYPES[char][0]}"] = {
+                key: attributes[key] for key in ("num_regs", "local_size_bytes", "shared_size_bytes")
+            }
     spilled = [name for name, each in found.items() if each["local_size_bytes"]]
     return {
         "ok": bool(found), "kernels": found, "spilled": spilled,

@@ -6,8 +6,7 @@ from fakegpu import nvrtc
 from scratchvit.kernels.cuda import modules
 
 
-@pytest.mark.parametrize("char", modules.TYPES)
-@pytest.mark.parametrize("module", modules.MODULES)
+@pytest.mark.parametrize(("module", "char"), modules.variants())
 @pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES.split(","))
 def test_compiles(module, char, arch):
     """Without spilling registers to memory, which would make a kernel slow without a word."""

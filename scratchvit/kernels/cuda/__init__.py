@@ -12,16 +12,20 @@ kernel is mostly a plan: which numbers are whose. Each file has
 
 then the CUDA text, and the Python functions that launch its kernels. In all texts
 
-    T           the type of the arrays: float or double
-    A           the type that sums are made in; see modules.py
+    T           the type of which arrays are stored: float, double, __half (float16), __nv_bfloat16
+    A           the type of everything that is computed: double for double, otherwise float; see modules.py
     N, D        rows and columns, `long long`
+
+Numbers become A when they are read, and are rounded to T when they are written; no expression is of type T. Statistics,
+weights and biases of norms, and gradients of parameters are arrays of type A, so of float32 where x is of 16 bits.
 
 Three rules hold everywhere. No kernel uses an atomic operation, and how work is divided depends on shapes only, so that
 the same device gives the same bits in every run. A long sum is one of at most 64 numbers per thread, then a sum of such
 sums in order, in float64. And no kernel reads memory that nobody has written, which tests/fakegpu fills with NaN.
 
-Kernels take contiguous arrays of float32 or float64 (`takes`); other arrays, such as float16, use CuPy's own functions,
-by the code that the CPU uses.
+Kernels take contiguous arrays of these four types (`takes`). The norm of gradients and the steps of optimisers
+(updates.py, total_norm.py) are computed in float32 or float64, from such arrays alone. Everything else uses CuPy's own
+functions, by the code that the CPU uses.
 """
 
 from __future__ import annotations
@@ -31,5 +35,5 @@ from scratchvit.plain import is_plain
 
 
 def takes(x: Array) -> bool:
-    """Whether the kernels of this folder compute on x: a CuPy array of float32 or float64, and no plain forms."""
-    return backend_of(x).has_cuda and x.dtype.char in "fd" and not is_plain()
+    """Whether the kernels of this folder compute on x: a CuPy array of one of the four types, and no plain forms."""
+    return backend_of(x).has_cuda and x.dtype.char in "fdeE" and not is_plain()

@@ -76,8 +76,8 @@ extern "C" __global__ void __launch_bounds__(512) attention_probabilities_backwa
         size i = row * M + own_column(j);
         p[j] = dp[j] = 0;
         if (own_column(j) >= M) continue;
-        p[j] = P[i];
-        dp[j] = dP[i];
+        p[j] = (A)P[i];
+        dp[j] = (A)dP[i];
         if (dropped) {
             A kept = keep(draw, i);
             dropped[i] = p[j] * kept;
@@ -126,7 +126,7 @@ def attention_over_rows(
         matmul(dropped.swapaxes(-1, -2), dy, dv, addresses=addresses)
         matmul(ds, k, dq, alpha=scale, addresses=addresses)
         matmul(ds.swapaxes(-1, -2), q, dk, alpha=scale, addresses=addresses)
-        return dq, dk, dv, unbroadcast(ds, bias.shape) if bias is not None and need[3] else None
+        return dq, dk, dv, unbroadcast(ds, bias.shape, dtype=bias.dtype) if bias is not None and need[3] else None
 
     return y, backward
 

@@ -25,7 +25,7 @@ from typing import Any
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 
 THREADS = 256                   # of a block
 LONGEST = 64                    # numbers that a thread adds
@@ -50,7 +50,7 @@ struct Part {
 extern "C" __global__ void channel_moments(const T* x, double* parts, size B, size C, size S) {
     Part part(B, C, S);
     A sum = 0, squares = 0;
-    for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x) sum += x[part.at(i)];
+    for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x) sum += (A)x[part.at(i)];
     A mean = block_sum(sum) / (part.last - part.first);
     for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x) {
         A centred = (A)x[part.at(i)] - mean;
@@ -78,8 +78,8 @@ __device__ void combine(const double* parts, size C, size n, double* mean, doubl
 
 // y, and mean and r (C,) of what x was normalised by: by the moments of the parts, or if parts is null, by the running
 // statistics. With parts, these are updated unless they are null: by the share `momentum`, or *given_momentum.
-extern "C" __global__ void batch_norm(const T* x, const double* parts, T* running_mean, T* running_var,
-                                      const T* given_momentum, double momentum, const T* weight, const T* bias, T* y,
+extern "C" __global__ void batch_norm(const T* x, const double* parts, A* running_mean, A* running_var,
+                                      const A* given_momentum, double momentum, const A* weight, const A* bias, T* y,
                                       A* used_mean, A* used_r, size B, size C, size S, double eps) {
     Part part(B, C, S);
     size c = part.c, n = B * S;
@@ -92,14 +92,14 @@ extern "C" __global__ void batch_norm(const T* x, const double* parts, T* runnin
     }
     A mu = mean, r = 1 / sqrt((A)variance + (A)eps);
     if (isinf((A)variance)) r = NAN; // of numbers around 1e20, where 1/sqrt(inf) would give 0
-    A scale = weight ? r * (A)weight[c] : r, shift = bias ? (A)bias[c] : 0;
+    A scale = weight ? r * weight[c] : r, shift = bias ? bias[c] : 0;
     for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x)
         y[part.at(i)] = ((A)x[part.at(i)] - mu) * scale + shift;
     if (threadIdx.x > 0 || blockIdx.y > 0) return;
     used_mean[c] = mu;
     used_r[c] = r;
     if (!parts || !running_mean) return;
-    A share = given_momentum ? (A)*given_momentum : (A)momentum;
+    A share = given_momentum ? *given_momentum : (A)momentum;
     running_mean[c] = running_mean[c] * (1 - share) + share * mu;
     running_var[c] = running_var[c] * (1 - share) + share * (A)(variance * n / (n - 1)); // unbiased
 }
@@ -110,7 +110,7 @@ extern "C" __global__ void channel_gradients(const T* x, const T* dy, const A* m
     Part part(B, C, S);
     A mu = mean[part.c], sum = 0, along_x_hat = 0;
     for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x) {
-        A given = dy[part.at(i)];
+        A given = (A)dy[part.at(i)];
         sum += given;
         along_x_hat += given * ((A)x[part.at(i)] - mu);
     }
@@ -122,8 +122,8 @@ extern "C" __global__ void channel_gradients(const T* x, const T* dy, const A* m
 }
 
 // dx, dweight and dbias, or null. The sums are over P parts. x is null if mean and r are constants: dx = dy r weight.
-extern "C" __global__ void batch_norm_backward(const T* x, const T* dy, const A* mean, const A* r, const T* weight,
-                                               const double* parts, T* dx, T* dweight, T* dbias, size B, size C,
+extern "C" __global__ void batch_norm_backward(const T* x, const T* dy, const A* mean, const A* r, const A* weight,
+                                               const double* parts, T* dx, A* dweight, A* dbias, size B, size C,
                                                size S, size P) {
     Part part(B, C, S);
     size c = part.c, n = B * S;
@@ -141,10 +141,10 @@ extern "C" __global__ void batch_norm_backward(const T* x, const T* dy, const A*
         }
     }
     if (!dx) return;
-    A mu = x ? mean[c] : 0, scale = weight ? r[c] * (A)weight[c] : r[c];
+    A mu = x ? mean[c] : 0, scale = weight ? r[c] * weight[c] : r[c];
     A average = sum / n, slope = r[c] * (A)(along_x_hat / n);
     for (unsigned i = part.first + threadIdx.x; i < part.last; i += blockDim.x) {
-        A g = dy[part.at(i)];
+        A g = (A)dy[part.at(i)];
         if (x) g -= average + ((A)x[part.at(i)] - mu) * slope;
         dx[part.at(i)] = scale * g;
     }
@@ -153,11 +153,14 @@ extern "C" __global__ void batch_norm_backward(const T* x, const T* dy, const A*
 
 
 def takes(planes: Array, *per_channel: Any) -> bool:
-    """Whether these kernels compute on planes (B, C, S) with such arrays (C,) or (), which may be numbers or None."""
+    """Whether these kernels compute on planes (B, C, S) with such arrays (C,) or (), which may be numbers or None.
+
+    For planes of 16 bits, the arrays are of float32, and so will be the gradients of weight and bias.
+    """
     given = [array for array in per_channel if hasattr(array, "dtype")]
     return (
         cuda.takes(planes) and planes.size > 0 and planes.size // planes.shape[1] < 1 << 31
-        and all(type(a) is type(planes) and a.dtype == planes.dtype and a.flags.c_contiguous for a in given)
+        and all(type(a) is type(planes) and a.dtype == computed_in(planes) and a.flags.c_contiguous for a in given)
     )
 
 
@@ -180,7 +183,7 @@ def normalise_channels(
         if training or need[1] or need[2]:
             parts = _parts(dy)
             launch("channels", "channel_gradients", dy, _grid(dy), (THREADS,), planes, dy, mean, r, parts, B, C, S)
-        dweight, dbias = (xp.empty(C, dtype=dy.dtype) if wanted else None for wanted in need[1:3])
+        dweight, dbias = (xp.empty(C, dtype=computed_in(dy)) if wanted else None for wanted in need[1:3])
         dx = _gradients(planes if training else None, dy, mean, r, weight, parts, need[0], dweight, dbias)
         return dx, dweight, dbias
 
@@ -202,7 +205,7 @@ def _normalised(
 ) -> tuple[Array, Array, Array]:
     """y, and the mean and r (C,) that it was made with."""
     y = array_module(planes).empty_like(planes)
-    mean, r = (array_module(planes).empty(planes.shape[1], dtype=planes.dtype) for _ in range(2))
+    mean, r = (array_module(planes).empty(planes.shape[1], dtype=computed_in(planes)) for _ in range(2))
     *statistics, momentum = running
     momenta = (momentum, 0.0) if hasattr(momentum, "dtype") else (None, float(momentum))
     launch(

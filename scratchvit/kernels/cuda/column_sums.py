@@ -20,7 +20,7 @@ A thread adds at most 64 numbers in the type A, so the error does not grow with 
 from __future__ import annotations
 
 from scratchvit.backend import Array, array_module
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 
 COLUMNS, LINES = 32, 8          # of a block of threads
 LONGEST = 64                    # rows that a thread adds
@@ -45,17 +45,17 @@ extern "C" __global__ void sum_columns(const T* x, A* parts, size N, size D) {
     size first = N * part / count, last = N * (part + 1) / count;
     A sum = 0;
     if (column < D)
-        for (size row = first + threadIdx.y; row < last; row += 8) sum += x[row * D + column];
+        for (size row = first + threadIdx.y; row < last; row += 8) sum += (A)x[row * D + column];
     sum = sum_of_lines(sum, scratch);
     if (threadIdx.y == 0 && column < D) parts[part * D + column] = sum;
 }
 
 // The sums over the parts of two matrices parts (2, P, D), or of the first of them: first (D,) and second (D,).
-extern "C" __global__ void sum_parts(const A* parts, T* first, T* second, size P, size D) {
+extern "C" __global__ void sum_parts(const A* parts, A* first, A* second, size P, size D) {
     __shared__ double scratch[8][33];
     size column = blockIdx.x * 32 + threadIdx.x;
     parts += blockIdx.y * P * D;
-    T* out = blockIdx.y == 0 ? first : second;
+    A* out = blockIdx.y == 0 ? first : second;
     double sum = 0;
     if (column < D)
         for (size part = threadIdx.y; part < P; part += 8) sum += parts[part * D + column];
@@ -66,13 +66,13 @@ extern "C" __global__ void sum_parts(const A* parts, T* first, T* second, size P
 
 
 def sum_columns(x: Array) -> Array:
-    """Σ_n x_nd for x (N, D): (D,)."""
+    """Σ_n x_nd for x (N, D): (D,), in float32 for x of 16 bits."""
     xp = array_module(x)
     x = xp.ascontiguousarray(x)
     N, D = x.shape
     parts = max(1, divide(N, LINES * LONGEST))
-    out = xp.empty(D, dtype=x.dtype)
-    sums = out if parts == 1 else xp.empty((parts, D), dtype=x.dtype)
+    out = xp.empty(D, dtype=computed_in(x))
+    sums = out if parts == 1 else xp.empty((parts, D), dtype=out.dtype)
     launch("rows", "sum_columns", x, (divide(D, COLUMNS), parts), (COLUMNS, LINES), x, sums, N, D)
     if parts > 1:
         sum_parts(sums, out, None)
@@ -83,6 +83,5 @@ def sum_parts(parts: Array, first: Array | None, second: Array | None) -> None:
     """Write the sums over the parts of parts (P, D) into first (D,); or of parts (2, P, D) into first and second, of
     which one may be None."""
     P, D = parts.shape[-2:]
-    like = parts if first is None else first
     blocks = divide(D, COLUMNS), parts.ndim - 1
-    launch("rows", "sum_parts", like, blocks, (COLUMNS, LINES), parts, first, second, P, D)
+    launch("rows", "sum_parts", parts, blocks, (COLUMNS, LINES), parts, first, second, P, D)

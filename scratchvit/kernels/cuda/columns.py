@@ -23,7 +23,7 @@ import math
 from collections.abc import Iterator
 
 from scratchvit.backend import Array, array_module
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 from scratchvit.kernels.cuda.windows import struct
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sliding import Windows
@@ -49,7 +49,7 @@ extern "C" __global__ void im2col(const T* x, T* columns, Windows windows, size 
             for (int v = 0; v < windows.kernel[1]; v++)
                 for (int w = 0; w < windows.kernel[2]; w++, to += N) {
                     size entry = windows.read(place, u, v, w);
-                    *to = entry < 0 ? 0 : plane[entry];
+                    *to = entry < 0 ? (T)0 : plane[entry];
                 }
     }
 }
@@ -63,13 +63,13 @@ extern "C" __global__ void col2im(const T* columns, T* dx, Windows windows, size
     Index entry(i % S, windows.input);
     for (size c = blockIdx.y; c < C; c += gridDim.y) {
         T* to = dx + (image * C + c) * S + i % S;
-        A sum = add ? *to : 0;
+        A sum = add ? (A)*to : 0;
         const T* sent = columns + c * windows.taps() * N + image * P;
         for (int u = 0; u < windows.kernel[0]; u++)
             for (int v = 0; v < windows.kernel[1]; v++)
                 for (int w = 0; w < windows.kernel[2]; w++, sent += N) {
                     size place = windows.reader(entry, u, v, w); // -1 comes before the first
-                    if (place >= first && place < last) sum += sent[place - first];
+                    if (place >= first && place < last) sum += (A)sent[place - first];
                 }
         *to = sum;
     }
@@ -118,17 +118,23 @@ def columns_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Array
 
 
 def columns_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """Σ_b dy Xᵀ: (O, C/G, taps)."""
-    xp = array_module(x)
+    """Σ_b dy Xᵀ: (O, C/G, taps), in float32 for x of 16 bits."""
+    xp, precise = array_module(x), computed_in(x)
     x, dy_rows = xp.ascontiguousarray(x), _by_group(dy, groups)
     shape = (groups, dy_rows.shape[2], x.shape[1] // groups * math.prod(windows.kernel))
-    dw = (xp.empty if len(x) else xp.zeros)(shape, dtype=x.dtype)
+    dw = (xp.empty if len(x) else xp.zeros)(shape, dtype=precise)
     if _is_pointwise(windows):
         chunks = _images(len(x), dw.nbytes)
-        products = (total(matmul(dy_rows[some], _by_group(x[some], groups).swapaxes(2, 3)), (0,)) for some in chunks)
+        products = (
+            total(matmul(dy_rows[some], _by_group(x[some], groups).swapaxes(2, 3), dtype=precise), (0,))
+            for some in chunks
+        )
     else:
         products = (
-            matmul(_rows(dy_rows[some, ..., first:last]), _flat(_gather(x[some], windows, groups, first, last)))
+            matmul(
+                _rows(dy_rows[some, ..., first:last]), _flat(_gather(x[some], windows, groups, first, last)),
+                dtype=precise,
+            )
             for some, first, last in _chunks(x, windows)
         )
     for number, product in enumerate(products):

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array, array_module
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 
 WARPS = 4                       # of a block
 THREADS = 1024                  # of the block that adds the rows' losses
@@ -35,13 +35,13 @@ struct Strides { size image, of_class, place; };
 
 // What belongs to a row: its target, which is a label or C probabilities q, and what is made of it.
 struct Target {
-    const T *q, *weight;
+    const A *q, *weight;
     A smoothing;
     size C, S, label;
     A count;            // with a label: what the row adds to the divisor of the mean
     A a, b;             // w q is a at the label, and b w_c everywhere
 
-    __device__ Target(const size* labels, const T* q, const T* weight, double smoothing, size ignored, size row, size C,
+    __device__ Target(const size* labels, const A* q, const A* weight, double smoothing, size ignored, size row, size C,
                       size S) : q(q), weight(weight), smoothing(smoothing), C(C), S(S) {
         if (q) {
             this->q += row / S * C * S + row % S;
@@ -69,8 +69,8 @@ struct Target {
 
 // Of each row of x: its loss; what it adds to the divisor of the mean; mass, the sum of w q; and shift (2, N), the
 // largest logits and log(sum of exp(x - largest)).
-extern "C" __global__ void cross_entropy(const T* x, Strides at, const size* labels, const T* q, const T* weight,
-                                         double smoothing, size ignored, T* losses, T* counts, A* shift, A* mass,
+extern "C" __global__ void cross_entropy(const T* x, Strides at, const size* labels, const A* q, const A* weight,
+                                         double smoothing, size ignored, A* losses, A* counts, A* shift, A* mass,
                                          size N, size C, size S) {
     size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
@@ -106,7 +106,7 @@ extern "C" __global__ void cross_entropy(const T* x, Strides at, const size* lab
 }
 
 // loss and count, the sums of both arrays (N,); with `mean`, loss is divided by count. One block of 1,024 threads.
-extern "C" __global__ void reduce_losses(const T* losses, const T* counts, T* loss, T* count, size N, size mean) {
+extern "C" __global__ void reduce_losses(const A* losses, const A* counts, A* loss, A* count, size N, size mean) {
     __shared__ double sums[2][1024];
     int i = threadIdx.x;
     sums[0][i] = sums[1][i] = 0;
@@ -125,9 +125,9 @@ extern "C" __global__ void reduce_losses(const T* losses, const T* counts, T* lo
 }
 
 // dx. dy is the gradient of each row's loss if `each`, else that of their sum; or, unless count is null, of their mean.
-extern "C" __global__ void cross_entropy_backward(const T* x, Strides at, const size* labels, const T* q,
-                                                  const T* weight, double smoothing, size ignored, const A* shift,
-                                                  const A* mass, const T* dy, const T* count, T* dx, Strides dx_at,
+extern "C" __global__ void cross_entropy_backward(const T* x, Strides at, const size* labels, const A* q,
+                                                  const A* weight, double smoothing, size ignored, const A* shift,
+                                                  const A* mass, const A* dy, const A* count, T* dx, Strides dx_at,
                                                   size N, size C, size S, size each) {
     size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
     if (row >= N) return;
@@ -151,38 +151,40 @@ def cross_entropy(
     """Value of cross_entropy, a function dy → dx, and one that returns log p: see ops/loss.py.
 
     x (B, C, …); target: labels (B, …) or probabilities of x's shape; weight: C numbers, or None.
+    For logits of 16 bits, the value and log p are of float32.
     """
-    xp = array_module(x)
+    xp, precise = array_module(x), computed_in(x)
     shape, C = x.shape, x.shape[1]
     x = x.reshape(len(x), C, -1) if x.size else x.reshape(0, C, 1)
     S = x.shape[2]
     N = len(x) * S
-    soft = target.dtype.kind == "f"
-    target = xp.ascontiguousarray(target.astype(x.dtype if soft else np.int64, copy=False))
-    weight = None if weight is None else xp.ascontiguousarray(weight).reshape(C)
+    soft = target.dtype.kind not in "iub"
+    target = xp.ascontiguousarray(target, dtype=precise if soft else np.int64)
+    weight = None if weight is None else xp.ascontiguousarray(weight, dtype=precise).reshape(C)
     given = (None, target, weight) if soft else (target, None, weight)
     given = (*given, float(smoothing), ignore_index)
-    losses, counts, mass = (xp.empty(N, dtype=x.dtype) for _ in range(3))
-    shift = xp.empty((2, N), dtype=x.dtype)
+    losses, counts, mass = (xp.empty(N, dtype=precise) for _ in range(3))
+    shift = xp.empty((2, N), dtype=precise)
     rows = (divide(N, WARPS),), (32 * WARPS,)
     launch("rows", "cross_entropy", x, *rows, x, _strides(x), *given, losses, counts, shift, mass, N, C, S)
     count = None
     value = losses.reshape(shape[0], *shape[2:])
     if reduction != "none":
-        value, count = (xp.empty((), dtype=x.dtype) for _ in range(2))
+        value, count = (xp.empty((), dtype=precise) for _ in range(2))
         launch("rows", "reduce_losses", x, (1,), (THREADS,), losses, counts, value, count, N, int(reduction == "mean"))
 
     def input_gradient(dy: Array) -> Array:
         dx = xp.empty_like(x)
         launch(
-            "rows", "cross_entropy_backward", x, *rows, x, _strides(x), *given, shift, mass, xp.ascontiguousarray(dy),
+            "rows", "cross_entropy_backward", x, *rows, x, _strides(x), *given, shift, mass,
+            xp.ascontiguousarray(dy, dtype=precise),
             count if reduction == "mean" else None, dx, _strides(dx), N, C, S, int(reduction == "none"),
         )
         return dx.reshape(shape)
 
     def log_p() -> Array:
         largest, log_of_sum = shift.reshape(2, len(x), 1, S)
-        return (x - largest - log_of_sum).reshape(shape)
+        return (x.astype(precise, copy=False) - largest - log_of_sum).reshape(shape)
 
     return value, input_gradient, log_p
 

@@ -20,7 +20,7 @@ import math
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.cuda.column_sums import COLUMNS, LINES, LONGEST, sum_parts
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 from scratchvit.kernels.cuda.windows import struct
 from scratchvit.kernels.sliding import Windows
 
@@ -38,7 +38,7 @@ extern "C" __global__ void depthwise(const T* x, const T* weight, const T* bias,
     Index place(i / O % P, windows.output);
     x += image * windows.entries() * C + o / m;
     weight += o * windows.taps();
-    A sum = bias ? bias[o] : 0;
+    A sum = bias ? (A)bias[o] : 0;
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++, weight++) {
@@ -109,12 +109,12 @@ def depthwise_dx(dy: Array, weight: Array, windows: Windows, groups: int) -> Arr
 
 
 def depthwise_dw(dy: Array, x: Array, windows: Windows, groups: int) -> Array:
-    """dweight (O, taps)."""
+    """dweight (O, taps), in float32 for x of 16 bits."""
     xp = array_module(x)
     O, taps = dy.shape[1], math.prod(windows.kernel)
     parts = max(1, divide(len(dy) * math.prod(windows.output), LINES * LONGEST))
-    dw = xp.empty(O * taps, dtype=x.dtype)
-    sums = dw if parts == 1 else xp.empty((parts, O * taps), dtype=x.dtype)
+    dw = xp.empty(O * taps, dtype=computed_in(x))
+    sums = dw if parts == 1 else xp.empty((parts, O * taps), dtype=dw.dtype)
     launch(
         "depthwise", "depthwise_dw", x, (taps, parts, divide(O, COLUMNS)), (COLUMNS, LINES), _channels_last(dy),
         _channels_last(x), sums, struct(windows), len(x), O, O // groups,

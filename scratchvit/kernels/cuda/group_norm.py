@@ -22,7 +22,7 @@ import math
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.cuda.column_sums import sum_parts
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 
 MOST_THREADS = 256              # of a block
 SMALLEST = 16                   # places of a channel: with fewer, most threads of its block would have nothing to do
@@ -42,7 +42,7 @@ template <class F> __device__ double sum_over_block(size n, F f) {
 }
 
 // y, mean and r of the rows of x (rows, c·S), of which S numbers in turn have the same weight and bias, (C,) or null.
-extern "C" __global__ void group_norm(const T* x, const T* weight, const T* bias, T* y, A* mean, A* r, size C, size c,
+extern "C" __global__ void group_norm(const T* x, const A* weight, const A* bias, T* y, A* mean, A* r, size C, size c,
                                       size S, double eps) {
     size row = blockIdx.x, n = c * S, channel = row % (C / c) * c;
     x += row * n;
@@ -54,8 +54,8 @@ extern "C" __global__ void group_norm(const T* x, const T* weight, const T* bias
     for (size i = threadIdx.x; i < n; i += blockDim.x) {
         A value = ((A)x[i] - mu) * scale;
         size at = channel + (unsigned)i / (unsigned)S;
-        if (weight) value *= (A)weight[at];
-        if (bias) value += (A)bias[at];
+        if (weight) value *= weight[at];
+        if (bias) value += bias[at];
         y[i] = value;
     }
     if (threadIdx.x > 0) return;
@@ -78,17 +78,17 @@ extern "C" __global__ void group_norm_sums(const T* x, const T* dy, const A* mea
 }
 
 // dx, from the sums over the channels of the same group, each times its weight.
-extern "C" __global__ void group_norm_backward(const T* x, const T* dy, const T* weight, const A* mean, const A* r,
+extern "C" __global__ void group_norm_backward(const T* x, const T* dy, const A* weight, const A* mean, const A* r,
                                                const A* sums, T* dx, size C, size c, size S) {
     size plane = blockIdx.x, row = plane / c;
     double sum_g = 0, sum_g_x_hat = 0;
     for (size i = threadIdx.x % 32; i < c; i += 32) { // every warp adds for itself
-        A w = weight ? (A)weight[(row * c + i) % C] : 1;
+        A w = weight ? weight[(row * c + i) % C] : 1;
         sum_g_x_hat += w * sums[row * c + i];
         sum_g += w * sums[gridDim.x + row * c + i];
     }
     A mean_g = warp_sum(sum_g) / (c * S), mean_g_x_hat = warp_sum(sum_g_x_hat) / (c * S);
-    A mu = mean[row], scale = r[row], w = weight ? (A)weight[plane % C] : 1;
+    A mu = mean[row], scale = r[row], w = weight ? weight[plane % C] : 1;
     x += plane * S;
     dy += plane * S;
     dx += plane * S;
@@ -105,24 +105,28 @@ def fits(x: Array, num_groups: int) -> bool:
 
 
 def normalise_groups(x: Array, num_groups: int, weight: Array | None, bias: Array | None, eps: float):
-    """Value and backward of group norm of x (B, C, ...), with weight and bias (C,) or None: see ops/norm.py."""
-    xp = array_module(x)
-    x, weight, bias = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
+    """Value and backward of group norm of x (B, C, ...), with weight and bias (C,) or None: see ops/norm.py.
+
+    For x of 16 bits, the gradients of weight and bias are of float32.
+    """
+    xp, precise = array_module(x), computed_in(x)
+    x = xp.ascontiguousarray(x)
+    weight, bias = (None if a is None else xp.ascontiguousarray(a, dtype=precise) for a in (weight, bias))
     B, C = x.shape[:2]
     c, S, rows = C // num_groups, math.prod(x.shape[2:]), B * num_groups
     y = xp.empty_like(x)
-    mean, r = (xp.empty(rows, dtype=x.dtype) for _ in range(2))
+    mean, r = (xp.empty(rows, dtype=precise) for _ in range(2))
     launch("channels", "group_norm", x, (rows,), _threads(c * S), x, weight, bias, y, mean, r, C, c, S, float(eps))
 
     def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
-        sums = xp.empty((2, B, C), dtype=x.dtype)
+        sums = xp.empty((2, B, C), dtype=precise)
         launch("channels", "group_norm_sums", x, (B * C,), _threads(S), x, dy, mean, r, sums, c, S)
         dx = xp.empty_like(x) if need[0] else None
         if need[0]:
             given = x, dy, weight, mean, r, sums, dx
             launch("channels", "group_norm_backward", x, (B * C,), _threads(S), *given, C, c, S)
-        dweight, dbias = (xp.empty(C, dtype=x.dtype) if wanted else None for wanted in need[1:3])
+        dweight, dbias = (xp.empty(C, dtype=precise) if wanted else None for wanted in need[1:3])
         if need[1] or need[2]:
             sum_parts(sums, dweight, dbias)
         return dx, dweight, dbias

@@ -41,10 +41,10 @@ extern "C" __global__ void sum_by_index(const void* index, size index_bytes, con
         if (i < N) found = index_bytes == 4 ? ((const int*)index)[i] : ((const size*)index)[i];
         unsigned int lanes = __ballot_sync(ALL_LANES, found == row || found == row - rows);
         for (; lanes; lanes &= lanes - 1) // the lowest bit is done
-            if (column < D) sum += values[(first + __ffs(lanes) - 1) * next_row + column * next_column];
+            if (column < D) sum += (A)values[(first + __ffs(lanes) - 1) * next_row + column * next_column];
     }
     sum = sum_of_lines(sum, scratch);
-    if (threadIdx.y == 0 && column < D) out[row * D + column] = sum;
+    if (threadIdx.y == 0 && column < D) out[row * D + column] = (A)sum;
 }
 
 // The first position of sorted (N,) whose number is at least `number`.
@@ -67,10 +67,10 @@ extern "C" __global__ void sum_by_sorted_index(const size* sorted, const size* o
     for (size number = row - rows; number <= row; number += rows) {
         size last = bisect(sorted, N, number + 1);
         for (size i = bisect(sorted, N, number) + threadIdx.y; i < last; i += 8)
-            if (column < D) sum += values[order[i] * next_row + column * next_column];
+            if (column < D) sum += (A)values[order[i] * next_row + column * next_column];
     }
     sum = sum_of_lines(sum, scratch);
-    if (threadIdx.y == 0 && column < D) out[row * D + column] = sum;
+    if (threadIdx.y == 0 && column < D) out[row * D + column] = (A)sum;
 }
 """
 

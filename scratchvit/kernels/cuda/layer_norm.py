@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.cuda.column_sums import LONGEST, sum_parts
-from scratchvit.kernels.cuda.modules import divide, launch
+from scratchvit.kernels.cuda.modules import computed_in, divide, launch
 
 WARPS = 4                       # of a block
 SHARED_BYTES = 48 << 10         # what a block has on every GPU
@@ -32,7 +32,7 @@ TEXT = r"""
 // --- layer_norm.py ---
 
 // y, mean and r of the rows of x (N, D). weight and bias (D,) or null.
-extern "C" __global__ void layer_norm(const T* x, const T* weight, const T* bias, T* y, A* mean, A* r, size N, size D,
+extern "C" __global__ void layer_norm(const T* x, const A* weight, const A* bias, T* y, A* mean, A* r, size N, size D,
                                       double eps) {
     size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
@@ -41,7 +41,7 @@ extern "C" __global__ void layer_norm(const T* x, const T* weight, const T* bias
     y += row * D;
 
     A sum = 0, squares = 0;
-    for (size i = lane; i < D; i += 32) sum += x[i];
+    for (size i = lane; i < D; i += 32) sum += (A)x[i];
     A mu = warp_sum(sum) / D;
     for (size i = lane; i < D; i += 32) {
         A centred = (A)x[i] - mu;
@@ -53,8 +53,8 @@ extern "C" __global__ void layer_norm(const T* x, const T* weight, const T* bias
 
     for (size i = lane; i < D; i += 32) {
         A value = ((A)x[i] - mu) * scale;
-        if (weight) value *= (A)weight[i];
-        if (bias) value += (A)bias[i];
+        if (weight) value *= weight[i];
+        if (bias) value += bias[i];
         y[i] = value;
     }
     if (lane == 0) {
@@ -64,7 +64,7 @@ extern "C" __global__ void layer_norm(const T* x, const T* weight, const T* bias
 }
 
 // dx, or null; and unless parts is null, the sums of dy x_hat and of dy over the rows of each block: parts (2, P, D).
-extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const T* weight, const A* mean, const A* r,
+extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const A* weight, const A* mean, const A* r,
                                                T* dx, A* parts, size N, size D) {
     extern __shared__ A sums[]; // (warps, 2, D)
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -76,8 +76,8 @@ extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const T*
         const T *x_row = x + row * D, *dy_row = dy + row * D;
         A mu = mean[row], scale = r[row], sum_g = 0, sum_g_x_hat = 0;
         for (size i = lane; i < D; i += 32) {
-            A given = dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
-            A g = weight ? given * (A)weight[i] : given;
+            A given = (A)dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
+            A g = weight ? given * weight[i] : given;
             sum_g += g;
             sum_g_x_hat += g * x_hat;
             if (parts) {
@@ -88,8 +88,8 @@ extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const T*
         if (!dx) continue;
         A mean_g = warp_sum(sum_g) / D, mean_g_x_hat = warp_sum(sum_g_x_hat) / D;
         for (size i = lane; i < D; i += 32) {
-            A given = dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
-            A g = weight ? given * (A)weight[i] : given;
+            A given = (A)dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
+            A g = weight ? given * weight[i] : given;
             dx[row * D + i] = scale * (g - mean_g - x_hat * mean_g_x_hat);
         }
     }
@@ -107,16 +107,20 @@ extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const T*
 
 def fits(x: Array) -> bool:
     """Whether the sums of one row of x (N, D) fit into shared memory: up to D = 6,144 in float32."""
-    return 2 * x.shape[1] * x.itemsize <= SHARED_BYTES
+    return 2 * x.shape[1] * computed_in(x).itemsize <= SHARED_BYTES
 
 
 def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: float):
-    """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py."""
-    xp = array_module(x)
-    x, weight, bias = (None if a is None else xp.ascontiguousarray(a) for a in (x, weight, bias))
+    """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py.
+
+    For x of 16 bits, the gradients of weight and bias are of float32.
+    """
+    xp, precise = array_module(x), computed_in(x)
+    x = xp.ascontiguousarray(x)
+    weight, bias = (None if a is None else xp.ascontiguousarray(a, dtype=precise) for a in (weight, bias))
     N, D = x.shape
     y = xp.empty_like(x)
-    mean, r = (xp.empty(N, dtype=x.dtype) for _ in range(2))
+    mean, r = (xp.empty(N, dtype=precise) for _ in range(2))
     launch(
         "rows", "layer_norm", x, (divide(N, WARPS),), (32 * WARPS,), x, weight, bias, y, mean, r, N, D, float(eps)
     )
@@ -124,12 +128,12 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
     def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
         dx = xp.empty_like(x) if need[0] else None
-        dweight, dbias = (xp.empty(D, dtype=x.dtype) if wanted else None for wanted in need[1:3])
-        sums_bytes = 2 * D * x.itemsize                                     # of a warp
+        dweight, dbias = (xp.empty(D, dtype=precise) if wanted else None for wanted in need[1:3])
+        sums_bytes = 2 * D * precise.itemsize                                     # of a warp
         warps = min(WARPS, SHARED_BYTES // sums_bytes)
         rows = min(LONGEST, max(SHORTEST, divide(N, 256 * warps)))          # of a warp
         P = max(1, divide(N, rows * warps))
-        parts = xp.empty((2, P, D), dtype=x.dtype) if need[1] or need[2] else None
+        parts = xp.empty((2, P, D), dtype=precise) if need[1] or need[2] else None
         launch(
             "rows", "layer_norm_backward", x, (P,), (32 * warps,), x, dy, weight, mean, r, dx, parts, N, D,
             shared=0 if parts is None else warps * sums_bytes,

@@ -27,20 +27,20 @@ __device__ inline size entry() { return blockIdx.x * (size)blockDim.x + threadId
 extern "C" __global__ void gelu(const T* x, T* y, T* dydx, size N) {
     size i = entry();
     if (i >= N) return;
-    const T root_half = 0.70710678118654752440, root_half_pi = 0.39894228040143267794; // √½ and 1/√(2π)
-    T value = x[i];
-    T cdf = (T)0.5 * erfc(-value * root_half); // not ½ (1 + erf), which loses the digits of small values
+    const A root_half = 0.70710678118654752440, root_half_pi = 0.39894228040143267794; // √½ and 1/√(2π)
+    A value = (A)x[i];
+    A cdf = (A)0.5 * erfc(-value * root_half); // not ½ (1 + erf), which loses the digits of small values
     y[i] = value * cdf;
-    if (dydx) dydx[i] = cdf + value * root_half_pi * exp((T)-0.5 * value * value);
+    if (dydx) dydx[i] = cdf + value * root_half_pi * exp((A)-0.5 * value * value);
 }
 
 // y = x s with s = 1/(1 + exp(-2u)), which is ½ (1 + tanh u); and unless dydx is null, dydx = s + 2 x s (1 - s) u'.
 extern "C" __global__ void gelu_tanh(const T* x, T* y, T* dydx, size N) {
     size i = entry();
     if (i >= N) return;
-    const T c = 0.044715, root = 0.79788456080286535588; // √(2/π)
-    T value = x[i], square = value * value;
-    T s = 1 / (1 + exp(-2 * root * value * (1 + c * square)));
+    const A c = 0.044715, root = 0.79788456080286535588; // √(2/π)
+    A value = (A)x[i], square = value * value;
+    A s = 1 / (1 + exp(-2 * root * value * (1 + c * square)));
     y[i] = value * s;
     if (dydx) dydx[i] = s + 2 * value * s * (1 - s) * root * (1 + 3 * c * square);
 }
@@ -49,20 +49,20 @@ extern "C" __global__ void gelu_tanh(const T* x, T* y, T* dydx, size N) {
 extern "C" __global__ void logistic(const T* x, T* y, size N) {
     size i = entry();
     if (i >= N) return;
-    T small = exp(-fabs(x[i]));
-    y[i] = (x[i] >= 0 ? 1 : small) / (1 + small);
+    A value = (A)x[i], small = exp(-fabs(value));
+    y[i] = (value >= 0 ? 1 : small) / (1 + small);
 }
 
 // dx = dy y (1 - y)
 extern "C" __global__ void logistic_backward(const T* dy, const T* y, T* dx, size N) {
     size i = entry();
-    if (i < N) dx[i] = dy[i] * y[i] * (1 - y[i]);
+    if (i < N) dx[i] = (A)dy[i] * (A)y[i] * (1 - (A)y[i]);
 }
 
 // x where y > 0, else 0: not a product with 0 or 1, since 0 times infinity is NaN.
 extern "C" __global__ void where_positive(const T* x, const T* y, T* out, size N) {
     size i = entry();
-    if (i < N) out[i] = y[i] > 0 ? x[i] : 0;
+    if (i < N) out[i] = (A)y[i] > 0 ? x[i] : (T)0;
 }
 """
 

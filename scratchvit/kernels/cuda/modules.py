@@ -2,6 +2,9 @@
 
 Compiling takes NVRTC 0.15 s for each module, however small it is. So the texts of several files are one module, which
 is compiled when the first of its kernels is used, once for each type; CuPy keeps the result on disk.
+
+The types of 16 bits are those of CUDA's headers, which CuPy needs for every kernel and gives NVRTC the folder of. They
+are included where they are used only, since NVRTC takes a while to read them.
 """
 
 from __future__ import annotations
@@ -25,7 +28,11 @@ MODULES = {
     "depthwise": ("windows", "column_sums", "depthwise"),
     "addresses": ("addresses",),
 }
-TYPES = {"f": ("float", "float"), "d": ("double", "double")}        # {dtype.char: (T, A)}
+IN_FULL = ("norms", "addresses")        # modules that have no kernel for arrays of 16 bits
+TYPES = {                               # {dtype.char: (T, A, the header of T)}
+    "f": ("float", "float", None), "d": ("double", "double", None),
+    "e": ("__half", "float", "cuda_fp16.h"), "E": ("__nv_bfloat16", "float", "cuda_bf16.h"),
+}
 
 HEAD = r"""
 typedef long long size;
@@ -36,11 +43,23 @@ typedef long long size;
 """
 
 
-def text_of(module: str, dtype: Any) -> str:
-    """The CUDA text of a module for arrays of a dtype: what NVRTC compiles."""
-    stored, sums = TYPES[np.dtype(dtype).char]
+def variants() -> list[tuple[str, str]]:
+    """(module, dtype.char) of everything that is compiled."""
+    return [(module, char) for module in MODULES for char in TYPES if char in "fd" or module not in IN_FULL]
+
+
+def text_of(module: str, char: str) -> str:
+    """The CUDA text of a module for arrays whose `dtype.char` is char: what NVRTC compiles."""
+    stored, computed, header = TYPES[char]
     files = [importlib.import_module(f"{__package__}.{name}") for name in MODULES[module]]
-    return "\n".join([f"typedef {stored} T;\ntypedef {sums} A;", HEAD, *(file.TEXT for file in files)])
+    types = [f"#include <{header}>"] if header else []
+    types += [f"typedef {stored} T;", f"typedef {computed} A;"]
+    return "\n".join([*types, HEAD, *(file.TEXT for file in files)])
+
+
+def computed_in(x: Array) -> np.dtype:
+    """The dtype A of what is computed from x: float64 for float64, otherwise float32."""
+    return np.dtype(np.float64 if x.dtype.char == "d" else np.float32)
 
 
 @functools.cache

@@ -34,14 +34,14 @@ extern "C" __global__ void max_pool(const T* x, T* y, unsigned char* winner, Win
     if (i >= planes * P) return;
     Index place(i % P, windows.output);
     x += i / P * windows.entries();
-    T largest = -INFINITY;
+    A largest = -INFINITY;
     int tap = 0, last = 0;
     for (int u = 0; u < windows.kernel[0]; u++)
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++, tap++) {
                 size entry = windows.read(place, u, v, w);
                 if (entry < 0) continue;
-                T value = x[entry];
+                A value = (A)x[entry];
                 if (value > largest) last = tap;
                 if (value > largest || isnan(value)) largest = value; // and nothing is larger than NaN
             }
@@ -63,7 +63,7 @@ extern "C" __global__ void max_pool_backward(const T* dy, const unsigned char* w
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++, tap++) {
                 size place = windows.reader(entry, u, v, w);
-                if (place >= 0 && winner[place] == tap) sum += dy[place];
+                if (place >= 0 && winner[place] == tap) sum += (A)dy[place];
             }
     dx[i] = sum;
 }
@@ -90,7 +90,7 @@ extern "C" __global__ void avg_pool(const T* x, T* y, Windows windows, size plan
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++) {
                 size entry = windows.read(place, u, v, w);
-                if (entry >= 0) sum += x[entry];
+                if (entry >= 0) sum += (A)x[entry];
             }
     y[i] = sum / counted(windows, place, with_padding);
 }
@@ -106,7 +106,7 @@ extern "C" __global__ void avg_pool_backward(const T* dy, T* dx, Windows windows
         for (int v = 0; v < windows.kernel[1]; v++)
             for (int w = 0; w < windows.kernel[2]; w++) {
                 size place = windows.reader(entry, u, v, w);
-                if (place >= 0) sum += dy[place] / (A)counted(windows, Index(place, windows.output), with_padding);
+                if (place >= 0) sum += (A)dy[place] / (A)counted(windows, Index(place, windows.output), with_padding);
             }
     dx[i] = sum;
 }

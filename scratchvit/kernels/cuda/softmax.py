@@ -74,7 +74,7 @@ extern "C" __global__ void __launch_bounds__(512) softmax_backward(const T* y, c
         p[j] = given[j] = 0;
         if (i >= M) continue;
         p[j] = logarithm ? exp((A)y[i]) : (A)y[i];
-        given[j] = dy[i];
+        given[j] = (A)dy[i];
         own_sum += logarithm ? given[j] : p[j] * given[j];
     }
     A sum = row_sum(own_sum, sums);

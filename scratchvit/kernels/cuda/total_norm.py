@@ -40,7 +40,7 @@ template <class S> __device__ S sum_of_block(S value, S* scratch) {
 extern "C" __global__ void sum_squares(Rows rows, A* parts) {
     __shared__ A scratch[256];
     Piece piece = own_piece(rows);
-    const T* x = rows.at[0][piece.row];
+    const A* x = rows.at[0][piece.row];
     A sum = 0;
     for (size i = piece.first + threadIdx.x; i < piece.last; i += 256) sum += (A)x[i] * (A)x[i];
     sum = sum_of_block(sum, scratch);

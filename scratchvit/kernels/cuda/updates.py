@@ -9,6 +9,9 @@
 
 Learning rates and the like are read from device memory, a line of `numbers` for each group of rows, and so is `factor`,
 by which gradients are multiplied: the arguments of a launch stay the same when a step is replayed (replay.py).
+
+A parameter in float32 may have a shadow of 16 bits, with which products are computed. It is written together with the
+parameter, which the thread has in a register.
 """
 
 from __future__ import annotations
@@ -20,95 +23,111 @@ import numpy as np
 
 from scratchvit import replay
 from scratchvit.backend import Array, array_module
-from scratchvit.kernels.cuda.array_lists import launch_rows
+from scratchvit.kernels.cuda.array_lists import Shadows, launch_rows
 
 TEXT = r"""
 // --- updates.py ---
 
-// A step of Adam for rows (p, g, m, v). numbers (groups, 6). factor: of gradients, or null.
-extern "C" __global__ void adam(Rows rows, const double* numbers, const T* factor) {
+// A step of Adam for rows (p, g, m, v). numbers (groups, 6). factor: of gradients, or null. A shadow gets p, rounded.
+extern "C" __global__ void adam(Rows rows, const double* numbers, const A* factor) {
     Piece piece = own_piece(rows);
-    T *p = rows.at[0][piece.row], *m = rows.at[2][piece.row], *v = rows.at[3][piece.row];
-    const T* gradient = rows.at[1][piece.row];
+    A *p = rows.at[0][piece.row], *m = rows.at[2][piece.row], *v = rows.at[3][piece.row];
+    const A* gradient = rows.at[1][piece.row];
+    T* shadow = rows.shadow[piece.row];
     numbers += 6 * rows.group[piece.row];
-    T step_size = numbers[0], eps = numbers[1], shrink = numbers[2], decay = numbers[3];
-    T first_share = 1 - numbers[4], beta2 = numbers[5], second_share = 1 - numbers[5];
-    T scale = factor ? *factor : (T)1;
+    A step_size = numbers[0], eps = numbers[1], shrink = numbers[2], decay = numbers[3];
+    A first_share = 1 - numbers[4], beta2 = numbers[5], second_share = 1 - numbers[5];
+    A scale = factor ? *factor : (A)1;
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) {
-        T g = gradient[i] * scale;
+        A g = gradient[i] * scale;
         if (decay != 0) g += decay * p[i];
-        T first = m[i] + first_share * (g - m[i]);
-        T second = beta2 * v[i] + second_share * (g * g);
+        A first = m[i] + first_share * (g - m[i]);
+        A second = beta2 * v[i] + second_share * (g * g);
         m[i] = first;
         v[i] = second;
         p[i] = shrink * p[i] - step_size * (first / (sqrt(second) + eps));
+        if (shadow) shadow[i] = p[i];
     }
 }
 
-// A step of SGD for rows (p, g), or with momentum (p, g, b). numbers (groups, 4). factor: of gradients, or null.
-extern "C" __global__ void sgd(Rows rows, const double* numbers, const T* factor) {
+// A step of SGD for rows (p, g), or with momentum (p, g, b). numbers (groups, 4). factor and shadow: as for Adam.
+extern "C" __global__ void sgd(Rows rows, const double* numbers, const A* factor) {
     Piece piece = own_piece(rows);
-    T *p = rows.at[0][piece.row], *b = rows.at[2][piece.row];
-    const T* gradient = rows.at[1][piece.row];
+    A *p = rows.at[0][piece.row], *b = rows.at[2][piece.row];
+    const A* gradient = rows.at[1][piece.row];
+    T* shadow = rows.shadow[piece.row];
     numbers += 4 * rows.group[piece.row];
-    T lr = numbers[0], decay = numbers[1], momentum = numbers[2];
+    A lr = numbers[0], decay = numbers[1], momentum = numbers[2];
     bool nesterov = numbers[3] != 0;
-    T scale = factor ? *factor : (T)1;
+    A scale = factor ? *factor : (A)1;
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) {
-        T direction = gradient[i] * scale + decay * p[i];
+        A direction = gradient[i] * scale + decay * p[i];
         if (b) {
-            T velocity = momentum * b[i] + direction;
+            A velocity = momentum * b[i] + direction;
             b[i] = velocity;
             direction = nesterov ? direction + momentum * velocity : velocity;
         }
         p[i] -= lr * direction;
+        if (shadow) shadow[i] = p[i];
     }
 }
 
 // x <- factor x for rows (x).
-extern "C" __global__ void scale(Rows rows, const T* factor) {
+extern "C" __global__ void scale(Rows rows, const A* factor) {
     Piece piece = own_piece(rows);
-    T* x = rows.at[0][piece.row];
-    T scale = *factor;
+    A* x = rows.at[0][piece.row];
+    A scale = *factor;
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) x[i] *= scale;
 }
 
 // a <- a + share (x - a) for rows (a, x).
 extern "C" __global__ void average(Rows rows, double share) {
     Piece piece = own_piece(rows);
-    T *a = rows.at[0][piece.row], part = share;
-    const T* x = rows.at[1][piece.row];
+    A *a = rows.at[0][piece.row], part = share;
+    const A* x = rows.at[1][piece.row];
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += part * (x[i] - a[i]);
 }
 
 // a <- a + weight x for rows (a, x).
 extern "C" __global__ void accumulate(Rows rows, double weight) {
     Piece piece = own_piece(rows);
-    T *a = rows.at[0][piece.row], factor = weight;
-    const T* x = rows.at[1][piece.row];
+    A *a = rows.at[0][piece.row], factor = weight;
+    const A* x = rows.at[1][piece.row];
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += factor * x[i];
 }
 
-// y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as T.
+// y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as A.
 extern "C" __global__ void copy(Rows rows) {
     Piece piece = own_piece(rows);
-    T* y = rows.at[0][piece.row];
-    const T* x = rows.at[1][piece.row];
+    A* y = rows.at[0][piece.row];
+    const A* x = rows.at[1][piece.row];
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) y[i] = x[i];
+}
+
+// The shadows of rows (x) get x, rounded.
+extern "C" __global__ void round_to_shadows(Rows rows) {
+    Piece piece = own_piece(rows);
+    T* shadow = rows.shadow[piece.row];
+    const A* x = rows.at[0][piece.row];
+    for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) shadow[i] = x[i];
 }
 """
 
 MakeNumbers: TypeAlias = Callable[[], Sequence[tuple[float, ...]]]
 
 
-def adam(rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None) -> None:
+def adam(
+    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, shadows: Shadows
+) -> None:
     """The step of `kernels.updates.adam`."""
-    launch_rows("adam", rows, _on_device(numbers, groups, 6), _like(rows, factor), groups=groups)
+    launch_rows("adam", rows, _on_device(numbers, groups, 6), _like(rows, factor), groups=groups, shadows=shadows)
 
 
-def sgd(rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None) -> None:
+def sgd(
+    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, shadows: Shadows
+) -> None:
     """The step of `kernels.updates.sgd`."""
-    launch_rows("sgd", rows, _on_device(numbers, groups, 4), _like(rows, factor), groups=groups)
+    launch_rows("sgd", rows, _on_device(numbers, groups, 4), _like(rows, factor), groups=groups, shadows=shadows)
 
 
 def scale(rows: Sequence[Any], factor: Any) -> None:
@@ -129,6 +148,11 @@ def accumulate(rows: Sequence[Any], weight: float) -> None:
 def copy(rows: Sequence[Any]) -> None:
     """y ← x for rows (y, x)."""
     launch_rows("copy", rows)
+
+
+def round_to(shadows: Sequence[Array], rows: Sequence[Any]) -> None:
+    """shadow ← x, rounded, for rows (x,) of float32."""
+    launch_rows("round_to_shadows", rows, shadows=shadows)
 
 
 def _on_device(numbers: MakeNumbers, groups: Sequence[int], count: int) -> Array:

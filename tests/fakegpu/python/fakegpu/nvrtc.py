@@ -38,11 +38,16 @@ class Resources:
 @functools.cache
 def library() -> Any:
     """libnvrtc, from its wheel."""
-    spec = importlib.util.find_spec("nvidia.cuda_nvrtc")
-    assert spec is not None and spec.submodule_search_locations
-    folder = Path(spec.submodule_search_locations[0]) / "lib"
+    folder = _wheel("cuda_nvrtc") / "lib"
     ctypes.CDLL(str(next(folder.glob("libnvrtc-builtins.so*"))), mode=ctypes.RTLD_GLOBAL)
     return ctypes.CDLL(str(next(folder.glob("libnvrtc.so*"))))
+
+
+def _wheel(name: str) -> Path:
+    """The folder of one of NVIDIA's wheels."""
+    spec = importlib.util.find_spec(f"nvidia.{name}")
+    assert spec is not None and spec.submodule_search_locations
+    return Path(spec.submodule_search_locations[0])
 
 
 def version() -> tuple[int, int]:
@@ -58,7 +63,10 @@ def compile(
     """Compile a text to machine code: {kernel: what it uses}. Raises RuntimeError with the compiler's log."""
     nvrtc, program, size = library(), ctypes.c_void_p(), ctypes.c_size_t()
     nvrtc.nvrtcCreateProgram(ctypes.byref(program), source.encode(), name.encode(), 0, None, None)
-    flags = (f"-arch={arch}", "-default-device", "-std=c++17", "--ptxas-options=-v", *options)
+    flags = (
+        f"-arch={arch}", "-default-device", "-std=c++17", "--ptxas-options=-v",
+        f"-I{_wheel('cuda_runtime') / 'include'}", *options,
+    )
     try:
         status = nvrtc.nvrtcCompileProgram(program, len(flags), (ctypes.c_char_p * len(flags))(*map(str.encode, flags)))
         nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
