@@ -15,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import batch_norm as on_gpu
+from scratchvit.kernels.in_float32 import in_float32, is_half
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
 from scratchvit.threads import PARALLEL_BYTES, deal
@@ -35,6 +38,8 @@ def normalise_channels(
     """
     if on_gpu.takes(planes, *running, weight, bias):
         return on_gpu.normalise_channels(planes, running, training, weight, bias, eps)
+    if is_half(planes):
+        return in_float32(normalise_channels, planes, running, training, weight, bias, eps)
     statistics = None if training else (running[0].copy(), running[1])      # a copy: training steps update it in place
     xp = array_module(planes)
     B, C, S = planes.shape
@@ -114,6 +119,9 @@ def normalise_frozen(
     """Value of frozen batch norm of planes (B, C, S), and a function dy → dx: see ops/norm.py."""
     if on_gpu.takes(planes, running_mean, running_var, weight, bias):
         return on_gpu.normalise_frozen(planes, running_mean, running_var, weight, bias, eps)
+    if is_half(planes):
+        y, dx = normalise_frozen(planes.astype(np.float32), running_mean, running_var, weight, bias, eps)
+        return y.astype(planes.dtype), lambda dy: dx(dy.astype(np.float32)).astype(planes.dtype)
     scale = weight / array_module(planes).sqrt(running_var + eps)
 
     def times_scale(dy: Array) -> Array:

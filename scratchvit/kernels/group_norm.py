@@ -16,6 +16,7 @@ import math
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import group_norm as on_gpu
+from scratchvit.kernels.in_float32 import in_float32, is_half
 from scratchvit.kernels.layer_norm import ROW_BYTES, reciprocal_deviation
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
@@ -26,6 +27,8 @@ def normalise_groups(x: Array, num_groups: int, weight: Array | None, bias: Arra
     """Value and backward of group norm of x (B, C, ...), with weight and bias (C,) or None: see ops/norm.py."""
     if cuda.takes(x) and on_gpu.fits(x, num_groups):
         return on_gpu.normalise_groups(x, num_groups, weight, bias, eps)
+    if is_half(x):
+        return in_float32(normalise_groups, x, num_groups, weight, bias, eps)
     xp = array_module(x)
     B, C = x.shape[:2]
     N, c, S = B * num_groups, C // num_groups, math.prod(x.shape[2:])

@@ -17,6 +17,7 @@ import math
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import layer_norm as on_gpu
+from scratchvit.kernels.in_float32 import in_float32, is_half
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_columns, sum_rows
 from scratchvit.kernels.sums import in_pairs
 from scratchvit.threads import parallel_rows
@@ -28,6 +29,8 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
     """Value and backward of layer norm of x (N, D), with weight and bias (D,) or None: see ops/norm.py."""
     if cuda.takes(x) and on_gpu.fits(x):
         return on_gpu.normalise_rows(x, weight, bias, eps)
+    if is_half(x):
+        return in_float32(normalise_rows, x, weight, bias, eps)
     xp = array_module(x)
     N, D = x.shape
     ones = column_of_ones(x, D)

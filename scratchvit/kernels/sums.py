@@ -23,6 +23,7 @@ import numpy as np
 from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda.column_sums import sum_columns
+from scratchvit.kernels.in_float32 import is_half
 from scratchvit.plain import is_plain
 from scratchvit.threads import parallel_rows
 
@@ -41,7 +42,7 @@ def total(x: Array, axes: tuple[int, ...], keepdims: bool = False, dtype: Any = 
         return _in_dtype(x, axes, keepdims, dtype)
     if backend_of(x) is not CPU:
         sums = _on_gpu(x, axes, keepdims)
-        return sums.astype(x.dtype) if x.dtype.char in "eE" else sums
+        return sums.astype(x.dtype) if is_half(x) else sums
     if x.dtype not in (np.float32, np.float16):
         return x.sum(axis=axes, keepdims=keepdims)
     if x.dtype == np.float32 and math.prod([x.shape[axis] for axis in axes]) <= SHORT:
@@ -71,7 +72,7 @@ def _in_dtype(x: Array, axes: tuple[int, ...], keepdims: bool, dtype: Any) -> Ar
     """`total` in a dtype that is not that of x; what was summed in float32 is not rounded to 16 bits in between."""
     if backend_of(x) is not CPU:
         return _on_gpu(x, axes, keepdims).astype(dtype, copy=False)
-    return total(x.astype(np.float32) if x.itemsize == 2 else x, axes, keepdims).astype(dtype)
+    return total(x.astype(np.float32) if is_half(x) else x, axes, keepdims).astype(dtype)
 
 
 def _on_gpu(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
@@ -79,7 +80,7 @@ def _on_gpu(x: Array, axes: tuple[int, ...], keepdims: bool) -> Array:
     are_first = sorted(axes) == list(range(len(axes)))
     rows, columns = math.prod(x.shape[: len(axes)]), math.prod(x.shape[len(axes) :])
     if not are_first or columns <= 1 or not x.flags.c_contiguous or not cuda.takes(x):
-        return x.sum(axis=axes, keepdims=keepdims, dtype=np.float32 if x.dtype.char in "eE" else None)
+        return x.sum(axis=axes, keepdims=keepdims, dtype=np.float32 if is_half(x) else None)
     sums = sum_columns(x.reshape(rows, columns))
     return sums.reshape((*(1,) * len(axes) * keepdims, *x.shape[len(axes) :]))
 

@@ -134,6 +134,12 @@ def test_linear(shape: tuple[int, ...], dtype: Any) -> None:
     cuda_kernels.check_shapes(ops.linear, [shape, (6, shape[-1])], dtype)
 
 
+def test_parameters_of_float16_have_gradients_of_float16() -> None:
+    tensors = [Tensor(random(*shape, dtype=np.float16), requires_grad=True) for shape in ((20, 6), (4, 6), (4,))]
+    ops.linear(*tensors).sum().backward()
+    assert [t.grad.dtype for t in tensors if t.grad is not None] == [np.float16] * 3
+
+
 def test_gradients_that_nobody_wants_are_not_computed() -> None:
     arrays = [random(50, 7), random(6, 7), random(6)]
     every = gradients(arrays, [True] * 3)

@@ -5,7 +5,7 @@ import pytest
 
 from scratchvit import Tensor, ops
 from scratchvit.backend import asarray
-from tests.support import cuda_kernels, half_precision
+from tests.support import cuda_kernels
 from tests.support.margins import agree
 from tests.support.seeds import seeded
 
@@ -59,14 +59,3 @@ def test_a_row_whose_variance_overflows_is_not_a_row_of_zeros():
     x[1, ::2] = 1e20
     y = ops.layer_norm(Tensor(asarray(x)), 40).numpy()
     assert np.isfinite(y[0]).all() and np.isnan(y[1]).all()
-
-
-@pytest.mark.parametrize("char", half_precision.CHARS)
-@pytest.mark.parametrize(("N", "D"), [(67, 35), (0, 7)])
-def test_16_bits(N, D, char):
-    """The rows are of 16 bits; weight, bias and their gradients of float32."""
-    def layer_norm(x, weight, bias):
-        return ops.layer_norm.__wrapped__(x, D, weight, bias)
-
-    arrays = [*half_precision.random(char, (N, D)), *seeded(2).standard_normal((2, D)).astype(np.float32)]
-    half_precision.check(layer_norm, arrays, char, "TTAA")
