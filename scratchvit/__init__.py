@@ -13,7 +13,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
 from scratchvit.models import create_model, list_models
 from scratchvit.plain import plain_forms
-from scratchvit.precision import matmul_precision, set_matmul_precision
+from scratchvit.precision import autocast, autocast_dtype, matmul_precision, set_matmul_precision
 from scratchvit.recording import enable_grad, no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.weights import load_weights
@@ -23,9 +23,9 @@ __version__ = "0.1.0"
 _ON_DEMAND = ("costs", "data", "detection", "inspect", "recipes", "training")
 
 __all__ = [
-    "GradcheckWarning", "GradientError", "ScratchvitError", "Tensor", "__version__", "backend", "checkpoint",
-    "create_model", "device", "enable_grad", "gradcheck", "list_models", "load_weights", "matmul_precision", "nn",
-    "no_grad", "ops", "optim", "plain_forms", "random", "set_matmul_precision", "use",
+    "GradcheckWarning", "GradientError", "ScratchvitError", "Tensor", "__version__", "autocast", "autocast_dtype",
+    "backend", "checkpoint", "create_model", "device", "enable_grad", "gradcheck", "list_models", "load_weights",
+    "matmul_precision", "nn", "no_grad", "ops", "optim", "plain_forms", "random", "set_matmul_precision", "use",
 ]
 
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 
 from scratchvit import random
 from scratchvit.backend import Array
+from scratchvit.casting import mark_alike
 from scratchvit.errors import WrongState
 from scratchvit.graph import Node, reachable, run_backward
-from scratchvit.recording import enable_grad, is_recording
+from scratchvit.recording import enable_grad, is_recording, mode, storing
 from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
 
 
@@ -23,13 +24,13 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """
     if not is_recording():
         return function(*tensors)
+    half = mode.get().half      # of autocast, outside of which backward() is usually called
     with random.recorded() as draws:
-        value = function(*(Tensor(t.data, requires_grad=t.requires_grad) for t in tensors))
+        value = function(*map(_leaf_like, tensors))
     if not value.requires_grad:
         return value
 
-    arrays = [t.data for t in tensors]
-    wants = [t.requires_grad for t in tensors]
+    constants = [_leaf_like(t) for t in tensors]    # of the same arrays, without the graph that made them
     _, leaves = reachable([edge_to(value)])
 
     def backward(dy: Array) -> list[Array | None]:
@@ -38,8 +39,8 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
                 "checkpoint: a parameter was changed in place (by an optimiser's step, or by +=) after the forward "
                 "pass, so recomputing the function would give another value: call backward() before changing it"
             )
-        inputs = [Tensor(array, requires_grad=want) for array, want in zip(arrays, wants)]
-        with enable_grad(), random.replayed(draws):
+        inputs = [*map(_leaf_like, constants)]
+        with enable_grad(), storing(half), random.replayed(draws):
             again = function(*inputs)
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]
@@ -50,4 +51,12 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     node = Node("checkpoint", backward, edges, 1)
     watch_constants(node, tensors)
     result._edge = (node, 0)
+    mark_alike(result, value)
     return result
+
+
+def _leaf_like(t: Tensor) -> Tensor:
+    """A leaf with the array of t."""
+    leaf = Tensor(t.data, requires_grad=t.requires_grad)
+    mark_alike(leaf, t)
+    return leaf

@@ -33,6 +33,11 @@ TAKES = ("any", "numbers", "floats", "sums")
 REGULAR = (np.dtype(np.float32), np.dtype(np.float64))      # dtypes that every op takes without conversion
 
 
+def is_float(dtype: np.dtype) -> bool:
+    """Whether a dtype is floating-point. The kind of ml_dtypes' bfloat16 says that it is something unknown."""
+    return dtype.kind == "f" or dtype.char == "E"
+
+
 def settle(
     function: Callable[..., Any], takes: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any]
 ) -> tuple[Callable[..., Any], list[Any], dict[str, Any]]:
@@ -46,23 +51,23 @@ def settle(
             need_floats(function.__name__, slot.name, array)
     fractions = takes == "numbers" or any(_holds_fractions(x) for x in inputs_of(slots, args, kwargs))
     dtype = _common([array for slot, array in given if not slot.any_dtype], fractions)
-    half = takes == "sums" and dtype == np.float16
+    half = takes == "sums" and dtype is not None and dtype.itemsize == 2
 
     def convert(slot: Slot, value: Any) -> Any:
         if isinstance(value, list | tuple):             # of Python numbers, which take the dtype of the others
             return asarray(value, None if slot.any_dtype else dtype)
-        if dtype is None or not hasattr(value, "dtype") or (slot.any_dtype and value.dtype.kind != "f"):
+        if dtype is None or not hasattr(value, "dtype") or (slot.any_dtype and not is_float(value.dtype)):
             return value
         if half:
             return value.astype(np.float32, copy=False)
-        return value.astype(dtype, copy=False) if value.dtype.kind != "f" or value.ndim == 0 else value
+        return value.astype(dtype, copy=False) if not is_float(value.dtype) or value.ndim == 0 else value
 
-    return (_in_float32(function) if half else function), *with_inputs(slots, args, kwargs, convert)
+    return (_in_float32(function, dtype) if half else function), *with_inputs(slots, args, kwargs, convert)
 
 
 def need_floats(op: str, parameter: str, array: Any) -> None:
     """Raise TypeError, naming the op and the parameter, if the array holds integers or bool."""
-    if array.dtype.kind != "f":
+    if not is_float(array.dtype):
         raise WrongType(
             f"{op}: {parameter} is {array.dtype}, but {op} takes floating-point numbers: convert it, for instance with "
             'astype("float32")'
@@ -76,25 +81,25 @@ def _holds_fractions(x: Any) -> bool:
 
 def _common(arrays: Sequence[Any], fractions: bool) -> np.dtype | None:
     """The dtype to which integers and single numbers are converted; None if all are integers and stay integers."""
-    floats = [x for x in arrays if x.dtype.kind == "f"]
+    floats = [x for x in arrays if is_float(x.dtype)]
     if not floats:
         return np.dtype(np.float32) if fractions else None
     return functools.reduce(np.promote_types, [x.dtype for x in floats if x.ndim] or [x.dtype for x in floats])
 
 
-def _in_float32(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap an op's function, whose inputs were converted to float32, so that value and gradients are float16."""
+def _in_float32(function: Callable[..., Any], dtype: Any) -> Callable[..., Any]:
+    """Wrap an op's function, whose inputs were converted to float32, so that value and gradients are of this dtype."""
 
     @functools.wraps(function)
     def called(*args: Any, **kwargs: Any) -> Any:
         value, backward = function(*args, **kwargs)
 
         def back(dy: Any, **need: Any) -> Any:
-            return _converted(backward(_converted(dy, np.float32), **need), np.float16)
+            return _converted(backward(_converted(dy, np.float32), **need), dtype)
 
         if takes_need(backward):
-            return _converted(value, np.float16), lambda dy, need: back(dy, need=need)
-        return _converted(value, np.float16), back
+            return _converted(value, dtype), lambda dy, need: back(dy, need=need)
+        return _converted(value, dtype), back
 
     return called
 

@@ -40,7 +40,8 @@ from scratchvit.backward_rules import (
     plain,
     rounds_to_float32,
 )
-from scratchvit.errors import WrongType
+from scratchvit.errors import WrongState, WrongType
+from scratchvit.precision import autocast_dtype
 
 DIRECTIONS = 2                  # pairs (u, v): one finds almost every error, the second guards against an unlucky draw
 KINK = 1e-4                     # a larger relative disagreement of the steps is a kink; smooth functions stay below it
@@ -81,13 +82,19 @@ def gradcheck(
     Raises GradientError, an AssertionError, with one sentence on what is wrong: the worst entry and its two values, or
         the violated rule. Also raises it if fn cannot be checked: it is not deterministic or not finite, or the
         differences disagree (a kink).
-    Raises TypeError for arrays or results that are not float64, and for results that are not Tensors.
+    Raises TypeError for arrays or results that are not float64, and for results that are not Tensors; RuntimeError
+        inside `autocast`.
     Warns with GradcheckWarning if the check passed but some errors could not be found: no input is broadcast although
         fn supports it, every axis has the same length, every matrix is symmetric, no entry is negative although fn
         takes negative ones, or fn does not return float32 for float32.
 
     Source: ⟨v, J u⟩ = ⟨Jᵀ v, u⟩ as in HIPS autograd's `test_util`; differences by Richardson (1911).
     """
+    if autocast_dtype() != "float32":
+        raise WrongState(
+            f"gradcheck: inside autocast({autocast_dtype()!r}), where float32 is rounded to 16 bits, differences say "
+            "nothing about a gradient: check it outside"
+        )
     point = [_float64(array, f"input {number}") for number, array in enumerate(arrays)]
     check = _Check(fn, point, seed, step, tolerance)
     rules = check.numbers(jacobian)

@@ -1,15 +1,39 @@
-"""How exact products of float32 matrices are on a GPU: in float32, or faster in TF32.
+"""How exact numbers are: products of float32 matrices on a GPU in TF32, and activations in 16 bits.
 
-    sv.set_matmul_precision("tf32")         # before the model computes
+    sv.set_matmul_precision("tf32")         # before the model computes, for the whole process
 
 From compute capability 8.0 on, GPUs multiply matrices several times as fast if the numbers that go in are rounded to
 TF32: 8 bits of exponent as in float32, 10 bits of mantissa as in float16. Sums are made in float32. TF32 concerns
 products alone: statistics of norms, sums of softmax and gradients of biases stay in float32.
+
+    with sv.autocast("bfloat16"):           # mixed precision (Micikevicius et al., ICLR 2018, arXiv 1710.03740)
+        loss = ops.cross_entropy(model(images), labels)
+    loss.backward()
+
+Inside, values of ops, the gradients between them and the operands of products are stored in 16 bits, which takes half
+of the memory, half of the time to move them, and products of 16-bit matrices are the fastest that a GPU has. Parameters
+stay in float32, their *masters*, with a 16-bit copy for products, and so do statistics, sums and losses. casting.py has
+the rules.
+
+    bfloat16    8 bits of exponent, 7 of mantissa: the range of float32. From compute capability 8.0 on
+    float16     5 bits of exponent, 10 of mantissa: from 6e-8 to 65,504, so gradients need loss scaling
+
+On the CPU, where 16-bit numbers are not faster but slower, arrays stay float32, and what a GPU would store in 16 bits
+is rounded to such numbers: the accuracy of a training run can be measured without a GPU.
 """
 
 from __future__ import annotations
 
-from scratchvit.errors import WrongValue
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from scratchvit.errors import ScratchvitError, WrongValue
+from scratchvit.recording import mode, storing
 
 PRECISIONS = ("float32", "tf32")
 
@@ -33,3 +57,51 @@ def set_matmul_precision(precision: str) -> None:
 def matmul_precision() -> str:
     """What `set_matmul_precision` was given: "float32" or "tf32"."""
     return _precision
+
+
+@dataclass(frozen=True)
+class Half:
+    """A type of 16-bit numbers: its name, and `dtype.char` of arrays that hold them."""
+
+    name: str
+    char: str
+
+    @functools.cached_property
+    def dtype(self) -> np.dtype:
+        """The dtype of arrays on a GPU. Raises ScratchvitError if the package that has bfloat16 is missing."""
+        if self.name == "float16":
+            return np.dtype(np.float16)
+        try:
+            import ml_dtypes
+        except ImportError:
+            raise ScratchvitError(
+                "bfloat16 arrays on a GPU need the package ml_dtypes: pip install ml_dtypes, or use float16"
+            ) from None
+        return np.dtype(ml_dtypes.bfloat16)
+
+
+HALVES = {half.name: half for half in (Half("bfloat16", "E"), Half("float16", "e"))}
+
+
+@contextlib.contextmanager
+def autocast(dtype: str) -> Iterator[None]:
+    """Context manager and decorator in which ops store 16-bit numbers: "bfloat16" or "float16".
+
+    See the top of this file, and casting.py for what stays in float32. With "float32", ops compute as always, also
+    inside another autocast. The backward pass needs no autocast: it uses what the forward pass used. It affects the
+    current thread only.
+
+    On a GPU, float16 needs loss scaling (`optim.LossScaler`). float64 is never cast. `costs.cost` and
+    `costs.peak_memory` count float32 inside, and `gradcheck` refuses to run.
+    Raises ScratchvitError for another name.
+    """
+    if dtype != "float32" and dtype not in HALVES:
+        raise WrongValue(f"autocast: {dtype!r} is unknown: choose one of {', '.join(HALVES)}, or float32 for none")
+    with storing(HALVES.get(dtype)):
+        yield
+
+
+def autocast_dtype() -> str:
+    """What the innermost `autocast` was given; "float32" outside of it."""
+    half: Any = mode.get().half
+    return half.name if half else "float32"

@@ -1,4 +1,5 @@
-"""The state of the current thread: whether ops are recorded for the backward pass, and whether they are replaced.
+"""The state of the current thread: whether ops are recorded for the backward pass, whether they are replaced, and in
+which numbers they store their values.
 
 It is a context variable, so `no_grad` in one thread or coroutine does not affect another.
 """
@@ -14,10 +15,12 @@ from scratchvit.errors import WrongState
 
 
 class Mode(NamedTuple):
-    """no_grads: the number of active `no_grad` blocks; ops are recorded if it is 0. stand_in: see `replace_ops`."""
+    """no_grads: the number of active `no_grad` blocks; ops are recorded if it is 0. stand_in: see `replace_ops`.
+    half: the 16-bit numbers of `autocast`, a `precision.Half`; None outside of it."""
 
     no_grads: int
     stand_in: Callable[..., Any] | None
+    half: Any = None
 
 
 NORMAL = Mode(0, None)
@@ -38,14 +41,14 @@ class no_grad(contextlib.ContextDecorator):
     """
 
     def __enter__(self) -> None:
-        no_grads, stand_in = mode.get()
-        mode.set(Mode(no_grads + 1, stand_in))
+        no_grads, stand_in, half = mode.get()
+        mode.set(Mode(no_grads + 1, stand_in, half))
 
     def __exit__(self, *error: object) -> None:
-        no_grads, stand_in = mode.get()
+        no_grads, stand_in, half = mode.get()
         if no_grads == 0:
             raise WrongState("a no_grad block ends in another thread or context than it began in")
-        mode.set(Mode(no_grads - 1, stand_in))
+        mode.set(Mode(no_grads - 1, stand_in, half))
 
 
 @contextlib.contextmanager
@@ -63,12 +66,11 @@ def setting(variable: ContextVar[Any], value: Any) -> Iterator[None]:
 def enable_grad() -> Iterator[None]:
     """Context manager and decorator in which ops are recorded, even inside `no_grad`."""
     before = mode.get().no_grads
-    mode.set(Mode(0, mode.get().stand_in))
+    mode.set(mode.get()._replace(no_grads=0))
     try:
         yield
     finally:
-        no_grads, stand_in = mode.get()
-        mode.set(Mode(no_grads + before, stand_in))
+        mode.set(mode.get()._replace(no_grads=mode.get().no_grads + before))
 
 
 @contextlib.contextmanager
@@ -79,8 +81,19 @@ def replace_ops(stand_in: Callable[..., Any] | None) -> Iterator[None]:
     without computing, costs/profiling.py to time every op. With None, ops are called as always.
     """
     before = mode.get().stand_in
-    mode.set(Mode(mode.get().no_grads, stand_in))
+    mode.set(mode.get()._replace(stand_in=stand_in))
     try:
         yield
     finally:
-        mode.set(Mode(mode.get().no_grads, before))
+        mode.set(mode.get()._replace(stand_in=before))
+
+
+@contextlib.contextmanager
+def storing(half: Any) -> Iterator[None]:
+    """Context manager in which ops store 16-bit numbers, a `precision.Half`, or with None what they are given."""
+    before = mode.get().half
+    mode.set(mode.get()._replace(half=half))
+    try:
+        yield
+    finally:
+        mode.set(mode.get()._replace(half=before))

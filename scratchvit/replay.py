@@ -26,7 +26,7 @@ import numpy as np
 from scratchvit.backend import Array, asarray, current
 from scratchvit.errors import WrongState
 from scratchvit.plain import is_plain
-from scratchvit.precision import matmul_precision
+from scratchvit.precision import autocast_dtype, matmul_precision
 from scratchvit.recording import setting
 
 WARM_UP = 2             # steps before the capture: they compile the kernels, and the pool gets the memory of a step
@@ -105,9 +105,9 @@ class Replay(Generic[ResultT]):
         loss = step(images, labels)
 
     function   gets arrays and returns arrays, in any structure. It is captured once for every combination of shapes,
-               dtypes, `key`, precision of products and plain forms, after WARM_UP calls with it. The arrays that it
-               returns are the same ones in every replay: use or copy them before the next call. Arrays that it keeps
-               from one call to the next must be changed in place.
+               dtypes, `key`, precision of products, autocast and plain forms, after WARM_UP calls with it. The arrays
+               that it returns are the same ones in every replay: use or copy them before the next call. Arrays that
+               it keeps from one call to the next must be changed in place.
     failed     is called with the error if the function cannot be captured; it is then always called, never replayed
     beside     a Replay that is never called at the same time: both use the same memory
 
@@ -134,7 +134,7 @@ class Replay(Generic[ResultT]):
         self.replayed = None
         if not self.can_capture:
             return self.function(*arguments)
-        key = (key, is_plain(), matmul_precision(), *((x.shape, x.dtype.char) for x in arguments))
+        key = (key, is_plain(), matmul_precision(), autocast_dtype(), *((x.shape, x.dtype.char) for x in arguments))
         captured = self._captured.get(key)
         if captured is None:
             calls = self._calls[key] = self._calls.get(key, 0) + 1

@@ -36,7 +36,7 @@ from typing import Any, ParamSpec, overload
 
 import numpy as np
 
-from scratchvit import dtypes
+from scratchvit import casting, dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
 from scratchvit.errors import ScratchvitError, WrongIndex, WrongState, WrongType, WrongValue, explained, in_the_family
 from scratchvit.facts import Facts
@@ -57,12 +57,12 @@ class Tensor:
     Raises TypeError for requires_grad with integers or bool.
     """
 
-    __slots__ = ("__weakref__", "_edge", "_version", "data", "grad", "requires_grad")
+    __slots__ = ("__weakref__", "_edge", "_half", "_version", "data", "grad", "requires_grad")
     __array_ufunc__ = None                  # so that `array * tensor` calls Tensor.__rmul__ instead of NumPy's loop
 
     def __init__(self, data: Any, requires_grad: bool = False, dtype: Any = None):
         self.data: Array = asarray(data.data if isinstance(data, Tensor) else data, dtype)
-        if requires_grad and self.data.dtype.kind != "f":
+        if requires_grad and not dtypes.is_float(self.data.dtype):
             raise WrongType(f"only floating-point tensors can require gradients, not {self.data.dtype}")
         self.requires_grad = requires_grad
         self.grad: Array | None = None
@@ -106,6 +106,7 @@ class Tensor:
         """A Tensor with the same array, without a graph. Changing it in place changes this one too."""
         detached = Tensor(self.data)
         detached._version = version_of_alias(self)
+        casting.mark_alike(detached, self)
         return detached
 
     @property
@@ -146,6 +147,7 @@ class Tensor:
             self.data.copy(), self.requires_grad, None, None
         )
         copied.grad = None if self.grad is None else self.grad.copy()
+        casting.mark_alike(copied, self)
         return copied
 
     def __len__(self) -> int:
@@ -284,13 +286,13 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 @overload
 def op(
-    *, takes: str = "floats", facts: Facts | None = None, gives: type[Tensor] = Tensor
+    *, takes: str = "floats", autocast: str | None = None, facts: Facts | None = None, gives: type[Tensor] = Tensor
 ) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(
-    function: Callable[..., Any] | None = None, *, takes: str = "floats", facts: Facts | None = None,
-    gives: type[Tensor] = Tensor,
+    function: Callable[..., Any] | None = None, *, takes: str = "floats", autocast: str | None = None,
+    facts: Facts | None = None, gives: type[Tensor] = Tensor,
 ) -> Callable[..., Any]:
     """Turn a function on plain arrays into a differentiable op on Tensors.
 
@@ -304,17 +306,21 @@ def op(
     in place.
 
     takes: the dtypes that the op accepts: "floats", "any", "numbers" or "sums" (see dtypes.py).
+    autocast: what becomes of dtypes inside `autocast`, if it does not follow from `takes`: "casts", "follows", "sums"
+        or "loss" (see casting.py).
     facts: the shape of the value, what is saved, and multiply-adds (see facts.py). They are used to compute costs; ops
         of scratchvit.ops must have them.
     gives: the class of the results; see `Extremes` in ops/reduce.py.
     The op raises TypeError for dtypes that it does not accept, and for a Tensor that requires a gradient as an argument
     that is not differentiable.
-    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown value of takes.
+    Raises TypeError for a function without a differentiable parameter, ValueError for an unknown value of takes or
+    autocast.
     """
     if function is None:
-        return functools.partial(op, takes=takes, facts=facts, gives=gives)
+        return functools.partial(op, takes=takes, autocast=autocast, facts=facts, gives=gives)
     if takes not in dtypes.TAKES:
         raise WrongValue(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
+    rule = casting.rule_of(function.__name__, takes, autocast)
     slots = differentiable_parameters(function)
     if not slots:
         raise WrongType(
@@ -329,12 +335,15 @@ def op(
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
-        no_grads, stand_in = mode.get()
+        no_grads, stand_in, half = mode.get()
         direct = takes_inputs_only and len(args) == len(slots)      # as in x + y, by far the most common call
         inputs = args if direct else inputs_of(slots, args, kwargs)
         edges = (None,) * len(inputs) if no_grads else tuple(map(edge_to, inputs))
         if constants and not no_grads:
             _refuse_lost_gradients(function.__name__, constants, args, kwargs)
+        narrowed = casting.narrow(rule, slots, args, kwargs, half, facts) if half is not None else None
+        if narrowed is not None:
+            args, kwargs = tuple(narrowed.args), narrowed.kwargs
         plain = [*map(_unwrap, args)]
         named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
         call = function
@@ -342,6 +351,8 @@ def op(
             if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
                 raise WrongType(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
             call, plain, named = dtypes.settle(function, takes, slots, plain, named)
+        if narrowed is not None:
+            call = narrowed.wrapped(call)
         try:
             value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
         except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
@@ -353,6 +364,8 @@ def op(
             raise explained(error, function.__name__, inputs) from error
         is_tuple = isinstance(value, tuple)
         outputs = tuple(wrap(v, gives) for v in value) if is_tuple else (wrap(value, gives),)
+        if narrowed is not None:
+            narrowed.mark(outputs)
         without_gradient = edges.count(None)
         if without_gradient < len(edges):
             node = Node(function.__name__, backward, edges, len(outputs), is_tuple)
@@ -367,7 +380,7 @@ def op(
                     _share_version(output, inputs)
         return outputs if is_tuple else outputs[0]
 
-    apply.takes = takes     # type: ignore[attr-defined]
+    apply.takes, apply.autocast = takes, rule       # type: ignore[attr-defined]
     return apply
 
 

@@ -38,6 +38,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.facts import Shape, ask, facts_of
 from scratchvit.models.interface import config_of, frames_of
 from scratchvit.nn import Module
+from scratchvit.precision import autocast
 from scratchvit.recording import no_grad, replace_ops
 from scratchvit.tensor import Tensor
 
@@ -136,7 +137,7 @@ def tracing(model: Module) -> Iterator[list[OpCost]]:
         return value, None
 
     # Arrays of stride 0 are NumPy arrays, whatever device the weights are on.
-    with no_grad(), standing_in(model, note, training=False, device=backend.CPU):
+    with no_grad(), autocast("float32"), standing_in(model, note, training=False, device=backend.CPU):
         yield layers
 
 

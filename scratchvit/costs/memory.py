@@ -28,6 +28,7 @@ from scratchvit.costs.counting import bind, configured_shape, follow, standing_i
 from scratchvit.costs.step import training_loss
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
 from scratchvit.nn import Module
+from scratchvit.precision import autocast
 from scratchvit.recording import no_grad
 from scratchvit.signature import differentiable_parameters, inputs_of
 from scratchvit.tensor import Tensor
@@ -66,9 +67,9 @@ def peak_memory(model: Module, image_shape: Sequence[int] | None = None, batch_s
     weights = sum(x.data.nbytes for x in (*parameters, *(buffer for _, buffer in model.named_buffers())))
     learned = sum(x.data.nbytes for x in parameters if x.requires_grad)
     inference, training = Account(images.nbytes), Account(images.nbytes)
-    with no_grad(), standing_in(model, inference.call, training=False, device=BLANKS):
+    with no_grad(), autocast("float32"), standing_in(model, inference.call, training=False, device=BLANKS):
         model(Tensor(images))
-    with standing_in(model, training.call, training=True, device=BLANKS):
+    with autocast("float32"), standing_in(model, training.call, training=True, device=BLANKS):
         kept = _step(model, images, training)
     return PeakMemory(
         weights, learned, MOMENTS * learned, weights + MOMENTS * learned + training.peak, weights + inference.peak,

@@ -216,7 +216,7 @@ class Decoder(nn.Module):
 
 def moved(boxes: Tensor, by: Tensor) -> Tensor:
     """Boxes in 0 … 1 (…, 4) and offsets (…, 4), which are added before the sigmoid (§4.3) → boxes (…, 4)."""
-    return (unsigmoid(boxes) + by).sigmoid()
+    return (unsigmoid(boxes) + ops.to_float32(by)).sigmoid()
 
 
 def unsigmoid(x: Tensor) -> Tensor:
@@ -266,11 +266,11 @@ class Proposals(nn.Module):
 
     def forward(self, memory: Memory) -> Answer:
         x = self.enc_output_norm(self.enc_output(memory.features))
-        logits, xp = self.class_embed(x), array_module(memory.visible)
+        logits, xp = ops.to_float32(self.class_embed(x)), array_module(memory.visible)
         if memory.keys is not None:
             nothing = xp.where(xp.arange(logits.shape[-1]) < self.num_classes, -100, 0).astype(logits.dtype)
             logits = ops.where(memory.visible.reshape(len(x), -1, 1), logits, nothing)
-        row, column = coordinates(memory.visible, x.dtype)                                      # (B or 1, H, W)
+        row, column = coordinates(memory.visible, self.class_embed.weight.dtype)                # (B or 1, H, W)
         height, width = (each.max(axis=(1, 2), keepdims=True) for each in (row, column))        # (B or 1, 1, 1)
         sides = (xp.broadcast_to(xp.minimum(4 / side, WIDEST), row.shape) for side in (width, height))
         first = xp.stack([(column - 0.5) / width, (row - 0.5) / height, *sides], axis=-1)       # (B or 1, H, W, 4)
@@ -327,7 +327,8 @@ class DABDETR(ExtendedDETR):
             content, anchors, memory.features, memory.pos, memory.keys, self_mask, self.bbox_embed
         )
         answers = [
-            {"pred_logits": self.class_embed(z), "pred_boxes": moved(boxes, self.bbox_embed(z))} for z, boxes in states
+            {"pred_logits": ops.to_float32(self.class_embed(z)), "pred_boxes": moved(boxes, self.bbox_embed(z))}
+            for z, boxes in states
         ]
         return answers, others
 

@@ -303,9 +303,14 @@ class DETR(nn.Module):
         queries = self.query_embed.weight                                   # (N, D)
         content = self.zeros(len(features), len(queries))                   # (B, N, D)
         states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys)   # L × (B, N, D)
-        layers = [{"pred_logits": self.class_embed(z), "pred_boxes": self.bbox_embed(z).sigmoid()} for z in states]
+        layers = [self.answer(z) for z in states]
         *earlier, last = layers if self.config.aux_loss else layers[-1:]
         return {**last, "aux_outputs": earlier}
+
+    def answer(self, z: Tensor) -> dict[str, Tensor]:
+        """The predictions for all queries from the output of a decoder layer (B, N, D), in float32."""
+        logits, boxes = ops.to_float32(self.class_embed(z)), ops.to_float32(self.bbox_embed(z))
+        return {"pred_logits": logits, "pred_boxes": boxes.sigmoid()}
 
     def encode(self, features: Tensor, visible: Array | None) -> Memory:
         """features (B, C, H, W), visible bool (B, H, W) or None → the encoder's output."""

@@ -149,7 +149,7 @@ class ExtendedDETR(DETR):
             at = self.place_enc(box_embedding(Tensor(asarray(noised.boxes)), self.config.hidden_dim))       # (B, M, D)
             queries = ops.concatenate([at, queries.expand((len(content), *queries.shape))], 1)      # (B, Q, D)
         states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys, self_mask)
-        return [{"pred_logits": self.class_embed(z), "pred_boxes": self.bbox_embed(z).sigmoid()} for z in states], {}
+        return [self.answer(z) for z in states], {}
 
     def init_heads(self, rng: np.random.Generator) -> None:
         super().init_heads(rng)

@@ -114,7 +114,8 @@ class LayerNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        return x * ((x * x).mean(dim=-1, keepdim=True) + self.eps) ** -0.5 * self.weight
+        wide = ops.to_float32(x)            # statistics are no matter for 16 bits
+        return x * ((wide * wide).mean(dim=-1, keepdim=True) + self.eps) ** -0.5 * self.weight
 
 
 class Conv1D(nn.Module):

@@ -134,6 +134,7 @@ class WindowAttention(nn.Module):
         qkv = ops.linear(x, self.qkv.weight, self.qkv_bias())       # (B·nW, N, 3D)
         qkv = qkv.reshape(windows, N, 3, self.num_heads, D // self.num_heads)           # (B·nW, N, 3, heads, d)
         q, k, v = qkv.permute((2, 0, 3, 1, 4)).unbind(0)            # each (B·nW, heads, N, d)
+        q, k = ops.to_float32(q), ops.to_float32(k)                 # 16 bits are too few for 1 / |k| up to 1e12
         scale = self.logit_scale.clip(max=math.log(LARGEST_SCALE)).exp()        # 1/τ, (heads, 1, 1)
         x = ops.attention(                                          # softmax(cos(q, k) / τ + bias) v, eq. 2
             q * (inverse_length(q) * scale), k * inverse_length(k), v, scale=1.0, bias=self.position_bias(), mask=mask,

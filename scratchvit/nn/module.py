@@ -11,18 +11,35 @@ import numpy as np
 from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError, WrongType
 from scratchvit.nn import init
+from scratchvit.precision import Half
 from scratchvit.random import Generator
 from scratchvit.recording import no_grad
+from scratchvit.shadow import Shadows
 from scratchvit.tensor import Tensor
 
 
 class Parameter(Tensor):
-    """A learned Tensor of a module, floating-point and of any shape. Raises TypeError for integers."""
+    """A learned Tensor of a module, floating-point and of any shape. Raises TypeError for integers.
 
-    __slots__ = ()
+    Inside `autocast` it stays in float32, and products take its `shadow`.
+    """
+
+    __slots__ = ("shadows",)
 
     def __init__(self, data: Any, requires_grad: bool = True):
         super().__init__(data, requires_grad)
+        self.shadows: Shadows | None = None     # made when first used; see shadow.py
+
+    def shadow(self, half: Half) -> Array:
+        """The values as 16-bit numbers, an array that is overwritten when they change. Do not write to it."""
+        if self.shadows is None:
+            self.shadows = Shadows()
+        return self.shadows.get(self, half)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
+        copied: Any = super().__deepcopy__(memo)
+        copied.shadows = None
+        return copied
 
     def assign(self, values: Any) -> None:
         """Overwrite the values in place, with an array or one number. Does nothing inside `init.without_weights()`."""

@@ -54,6 +54,7 @@ from scratchvit.ops.shape import (
     roll,
     split,
     stack,
+    to_float32,
     transpose,
     unbind,
 )

@@ -45,7 +45,7 @@ def softmax(x: Array, dim: int = -1):
     return p, lambda dy: p * (dy - _sum_along(p * dy, dim))
 
 
-@op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
+@op(takes="sums", autocast="loss", facts=per_entry(saves=output, shape=like("x")))
 def log_softmax(x: Array, dim: int = -1):
     """The logarithm of softmax along the axis dim: yᵢ = xᵢ - log Σ eˣʲ,  dx = dy - eʸ Σ dy.
 
@@ -75,7 +75,7 @@ def _sum_along(x: Array, dim: int) -> Array:
     return total(x, (dim,) if x.ndim else (), keepdims=True)
 
 
-@op(takes="sums", facts=Facts(
+@op(takes="sums", autocast="casts", facts=Facts(
     shape=lambda function, q, k, v: (len(q), *function(q[:0], k[:0], v[:0])[0].shape[1:]),
     saves=lambda out, **arguments: _saved_attention(out, **arguments),
     macs=lambda q, k, v: _scores(q, k)[0] * (q.shape[-1] + v.shape[-1]),
@@ -264,7 +264,7 @@ def _dropping(kept: Any) -> Facts:
     )
 
 
-@op(facts=_dropping(lambda x: Bytes(x.size)))
+@op(autocast="follows", facts=_dropping(lambda x: Bytes(x.size)))
 def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
 
@@ -276,7 +276,7 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generato
     return _scale_kept(x, p, x.shape, training, generator)
 
 
-@op(facts=_dropping(lambda x: Bytes(len(x))))
+@op(autocast="follows", facts=_dropping(lambda x: Bytes(len(x))))
 def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
 

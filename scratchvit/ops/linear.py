@@ -18,7 +18,7 @@ from scratchvit.ops.checks import shapes_of
 from scratchvit.tensor import op
 
 
-@op(takes="any", facts=Facts(
+@op(takes="any", autocast="casts", facts=Facts(
     shape=lambda x, y: _product_shape(x, y),
     saves=inputs("x", "y"),
     macs=lambda x, out: out.size * x.shape[-1],

@@ -24,7 +24,7 @@ def _loss(saves: Any) -> Facts:
     return Facts(shape=unless_reduced, saves=saves, macs=0)
 
 
-@op(takes="sums", facts=Facts(
+@op(takes="sums", autocast="loss", facts=Facts(
     shape=lambda x, reduction: (*x.shape[:1], *x.shape[2:]) if reduction == "none" else (), macs=0,
     saves=lambda x, target, weight, label_smoothing: _saved_probabilities(x, target, weight, label_smoothing),
     workspace=lambda x: Workspace(x.nbytes, x.nbytes * 5 // 4),
@@ -203,7 +203,7 @@ def label_out_of_range(labels: np.ndarray, classes: int) -> int | None:
     return int(labels.max()) if labels.size and labels.max() >= classes else None
 
 
-@op(takes="sums", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))
+@op(takes="sums", autocast="loss", facts=_loss(lambda x, target: [x, target, Bytes(x.nbytes)]))
 def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool = False):
     """Kullback-Leibler divergence Σ t (log t - x) of the distribution t from the one with log-probabilities x.
 
@@ -232,7 +232,7 @@ def kl_div(x: Array, target: AnyArray, reduction: str = "mean", log_target: bool
     return _reduce(t * (log_t - x), reduction), backward
 
 
-@op(takes="sums", facts=_loss(lambda x, target, weight: [x, target, weight, Bytes(2 * x.nbytes)]))
+@op(takes="sums", autocast="loss", facts=_loss(lambda x, target, weight: [x, target, weight, Bytes(2 * x.nbytes)]))
 def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean"):
     """-w (t log x + (1 - t) log(1 - x)) for probabilities x, with the logarithms clamped to at least -100.
 
@@ -262,7 +262,9 @@ def binary_cross_entropy(x: Array, target: AnyArray, weight: Any = None, reducti
     return _reduce(-w * (target * log_x + (1 - target) * log_not_x), reduction), backward
 
 
-@op(takes="sums", facts=_loss(lambda x, target, weight, pos_weight: [x, target, weight, pos_weight, Bytes(x.nbytes)]))
+@op(takes="sums", autocast="loss", facts=_loss(
+    lambda x, target, weight, pos_weight: [x, target, weight, pos_weight, Bytes(x.nbytes)]
+))
 def binary_cross_entropy_with_logits(
     x: Array, target: AnyArray, weight: Any = None, reduction: str = "mean", pos_weight: Any = None,
 ):
@@ -294,7 +296,9 @@ def binary_cross_entropy_with_logits(
     return _reduce(w * ((1 - target) * x + c * softplus_of_minus_x()), reduction), backward
 
 
-@op(takes="sums", facts=_loss(lambda x, target, alpha: [x, target, Bytes((2 if alpha >= 0 else 1) * x.nbytes)]))
+@op(takes="sums", autocast="loss", facts=_loss(
+    lambda x, target, alpha: [x, target, Bytes((2 if alpha >= 0 else 1) * x.nbytes)]
+))
 def sigmoid_focal_loss(
     x: Array, target: AnyArray, alpha: float = 0.25, gamma: float = 2.0, reduction: str = "none",
 ):
@@ -344,7 +348,7 @@ def sigmoid_focal_loss(
     return y, backward
 
 
-@op(takes="sums", facts=_loss(one_like_x))
+@op(takes="sums", autocast="loss", facts=_loss(one_like_x))
 def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """|x - t|:  dx = dy sign(x - t),  dt = -dx.
 
@@ -356,7 +360,7 @@ def l1_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     return _of_difference("l1_loss", difference, xp.abs(difference), lambda: xp.sign(difference), reduction)
 
 
-@op(takes="sums", facts=_loss(one_like_x))
+@op(takes="sums", autocast="loss", facts=_loss(one_like_x))
 def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: float = 1.0):
     """d² / 2β where |d| < β, else |d| - β/2, with d = x - t (Girshick, arXiv 1504.08083).
 
@@ -375,7 +379,7 @@ def smooth_l1_loss(x: Array, target: AnyArray, reduction: str = "mean", beta: fl
     return _of_difference("smooth_l1_loss", difference, values, lambda: xp.clip(difference / beta, -1, 1), reduction)
 
 
-@op(takes="sums", facts=_loss(one_like_x))
+@op(takes="sums", autocast="loss", facts=_loss(one_like_x))
 def mse_loss(x: Array, target: AnyArray, reduction: str = "mean"):
     """(x - t)²:  dx = 2 dy (x - t),  dt = -dx.
 

@@ -44,7 +44,7 @@ def _spread(dy: Array, axes: tuple[int, ...], keepdim: bool) -> Array:
     return dy if keepdim else array_module(dy).expand_dims(dy, axes)
 
 
-@op(takes="any", facts=_reduction(saves=nothing, passes_on=True))
+@op(takes="any", autocast="sums", facts=_reduction(saves=nothing, passes_on=True))
 def sum(x: Array, dim: Dim = None, keepdim: bool = False):
     """The sum over the axes `dim`.
 

@@ -33,6 +33,16 @@ def reshape(x: Array, shape: int | Sequence[int]):
     return y, lambda dy: dy.reshape(before)
 
 
+@op(takes="any", autocast="loss", facts=moves(like("x"), view=True, passes_on=True))
+def to_float32(x: Array):
+    """x in float32, inside `autocast`, where it may be 16-bit; what follows stays in float32. Elsewhere x itself.
+
+    x: any shape and dtype.
+    For coordinates, for what is squared or raised to a power, and for the answers of a model.
+    """
+    return x, lambda dy: dy
+
+
 @op(takes="any", facts=moves(by_running, view=True, passes_on=True))
 def permute(x: Array, dims: Sequence[int]):
     """A view of x with its axes in another order: axis i of the result is axis dims[i] of x.

@@ -51,6 +51,8 @@ class EMA:
     def _swap(self) -> None:
         for name, tensor in self._tensors():
             tensor.data, self.averages[name] = self.averages[name], tensor.data
+            if getattr(tensor, "shadows", None):
+                tensor.mark_changed()       # its shadows will be overwritten in place, also those that a graph saved
 
     def state_dict(self) -> dict[str, Any]:
         """A copy of the averages, {name of parameter or buffer: NumPy array}, in the format of the model's state."""

@@ -30,6 +30,7 @@ def _rolled(torch, x, shift, size):
 
 CASES = [
     Case("reshape", ((2, 3, 4),), lambda x: x.reshape(4, -1), lambda torch, x: x.reshape(4, -1)),
+    Case("to_float32", ((2, 3, 4),), ops.to_float32, lambda torch, x: x.clone()),
     Case("permute", ((2, 3, 4),), lambda x: x.permute((2, 0, 1)), lambda torch, x: x.permute(2, 0, 1)),
     Case("transpose", ((2, 3, 4),), lambda x: x.transpose(0, -1), lambda torch, x: x.transpose(0, -1)),
     Case("expand", ((3, 1),), lambda x: ops.expand(x, (2, 3, 4)), lambda torch, x: x.expand(2, 3, 4)),

@@ -11,8 +11,8 @@ FLOORS = [
     ["errors", "learn"],
     ["files", "options", "progress", "compiling", "gpu", "upload", "backend"],
     # The engine: a Tensor, what its ops are, and what checks them.
-    ["signature", "recording", "plain", "precision", "threads", "facts", "dtypes", "replay", "random", "graph",
-     "tensor", "checkpoint", "backward_rules", "gradcheck"],
+    ["signature", "recording", "plain", "precision", "threads", "rounding", "facts", "dtypes",
+     "casting", "replay", "shadow", "random", "graph", "tensor", "checkpoint", "backward_rules", "gradcheck"],
     ["kernels"],
     ["ops"],
     ["nn"],

@@ -35,7 +35,8 @@ from scratchvit.tensor import Tensor
 
 FACTOR = 24.0
 SAMPLES = 3
-EPSILON = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float16, np.float32, np.float64)}
+EPSILON: dict[Any, float] = {dtype: float(np.finfo(dtype).eps) for dtype in (np.float16, np.float32, np.float64)}
+EPSILON |= {"bfloat16": 2.0**-7, "float16": EPSILON[np.float16]}        # as `autocast` names them
 
 records: list[tuple[float, str]] = []
 """(measured / allowed, what was compared) of the test that runs; tests/conftest.py collects and clears it."""
@@ -56,7 +57,8 @@ def agree(
 
 
 def rounding(
-    compute: Callable[[], Any], *, dtype: Any = np.float32, samples: int = SAMPLES, seed: int = 0
+    compute: Callable[[], Any], *, dtype: Any = np.float32, samples: int = SAMPLES, seed: int = 0,
+    factor: float = FACTOR,
 ) -> dict[str, float]:
     """{name: largest absolute difference that roundings explain}, for every array that compute() returns; see `agree`.
 
@@ -66,7 +68,7 @@ def rounding(
     exact = named(_in_float64(compute, None))
     rng = np.random.default_rng(seed)
     perturbed = [named(_in_float64(compute, rng)) for _ in range(samples)]
-    scale = FACTOR * EPSILON[dtype] / EPSILON[np.float32]
+    scale = factor * EPSILON[dtype] / EPSILON[np.float32]
     return {
         name: scale * max(_noise([sample[name] - array for sample in perturbed]), ulps(array, 0.25))
         for name, array in exact.items()

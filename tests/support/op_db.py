@@ -231,4 +231,5 @@ WITHOUT_A_PEER = {
     "dropout": "draws other masks", "drop_path": "not in PyTorch", "sigmoid_focal_loss": "not in PyTorch",
     "frozen_batch_norm": "not in PyTorch", "weight_standardization": "not in PyTorch",
     "window_partition": "not in PyTorch", "window_reverse": "not in PyTorch",
+    "to_float32": "Tensor.float() converts float64 and integers too",
 }

@@ -36,6 +36,12 @@ def truth(model: Any, images: Any, labels: Any) -> Array:
     return asarray(labels)
 
 
+def answers_of(model: Any, images: Any) -> Any:
+    """What a model answers, a Tensor or a tuple of them, in float32 inside `autocast` too."""
+    answers = model(Tensor(images))
+    return tuple(map(ops.to_float32, answers)) if isinstance(answers, tuple) else ops.to_float32(answers)
+
+
 @dataclass
 class Meter:
     """Running sums of loss and correct predictions over images. They stay on the device until they are read."""
@@ -112,7 +118,7 @@ def evaluate(
     with evaluating(model):
         for images, labels, *_ in batches:
             labels = truth(model, images, labels)
-            logits = model(Tensor(images))
+            logits = answers_of(model, images)
             meter.add(ops.cross_entropy(logits, labels), logits, labels)
             each_answer(logits.data, labels)
     return meter.read()

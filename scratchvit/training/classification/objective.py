@@ -15,6 +15,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import DistillableModel, generates
 from scratchvit.tensor import Tensor
 from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
+from scratchvit.training.classification.evaluate import answers_of
 from scratchvit.training.config import TrainConfig
 
 _MIXING = 2     # key of the random numbers for mixing; the loader has 0 for the order and 1 for augmentation
@@ -85,7 +86,7 @@ class Objective:
     def loss(self, model: Any, x: Array, target: Array, teacher_logits: Array | None = None) -> tuple[Tensor, Tensor]:
         """The mean loss, and the logits, from what `given` returns. Reads nothing from the device."""
         smoothing = 0.0 if self.mix else self.config.label_smoothing        # mixed targets have it already
-        logits = model(Tensor(x))
+        logits = answers_of(model, x)
         if self.teacher is None:
             loss = ops.cross_entropy(logits, target, label_smoothing=smoothing)
         else:
