@@ -240,6 +240,12 @@ def descriptions() -> Iterator[str]:
             yield told(error)
 
 
+def capability(cupy: Any, number: int) -> tuple[tuple[int, int], str]:
+    """The compute capability of a GPU, such as (9, 0), and its name."""
+    digits = cupy.cuda.Device(number).compute_capability       # "90", "120"
+    return (int(digits[:-1]), int(digits[-1])), _name(cupy, number)
+
+
 def _name(cupy: Any, number: int) -> str:
     with contextlib.suppress(Exception):
         return str(cupy.cuda.runtime.getDeviceProperties(number)["name"].decode())

@@ -101,6 +101,46 @@ def autocast(dtype: str) -> Iterator[None]:
         yield
 
 
+# The precisions of a training run, and the autocast of each.
+OF_A_RUN = {"float32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+@contextlib.contextmanager
+def computing_in(precision: str) -> Iterator[None]:
+    """Context manager for one of the precisions of a run, OF_A_RUN; with float32 what was set stays."""
+    before = matmul_precision()
+    if precision == "float32":
+        yield
+        return
+    try:
+        if precision == "tf32":
+            set_matmul_precision("tf32")
+        with autocast(OF_A_RUN[precision]):
+            yield
+    finally:
+        set_matmul_precision(before)
+
+
+def check_precision(precision: str, capability: tuple[int, int] | None, gpu: str = "") -> None:
+    """Raise ScratchvitError for a precision of a run that its device does not have.
+
+    capability: the compute capability of the GPU in use, and gpu its name; None on the CPU.
+    """
+    if precision == "tf32" and capability is None:
+        raise ScratchvitError(
+            "precision tf32 is about matrix products on GPUs from compute capability 8.0 on, and this run is on the "
+            "CPU: choose float32, or a GPU with --device gpu"
+        )
+    if precision not in ("tf32", "bf16") or capability is None or capability >= (8, 0):
+        return
+    found = f"{gpu or 'this GPU'} has compute capability {'.'.join(map(str, capability))}"
+    if precision == "tf32":
+        raise ScratchvitError(f"precision tf32 needs a GPU from compute capability 8.0 on, and {found}: choose float32")
+    raise ScratchvitError(
+        f"precision bf16 needs a GPU from compute capability 8.0 on, and {found}: choose fp16, which it has"
+    )
+
+
 def autocast_dtype() -> str:
     """What the innermost `autocast` was given; "float32" outside of it."""
     half: Any = mode.get().half

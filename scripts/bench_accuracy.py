@@ -1,6 +1,7 @@
 """How good are the recipes, and how much CPU time do they take? Trains them and writes docs/benchmarks.md.
 
     python scripts/bench_accuracy.py --recipes swin_digits mvit_digits --seeds 0 1 2
+    python scripts/bench_accuracy.py --recipes vit_digits --seeds 0 1 2 --precision bf16
     python scripts/bench_accuracy.py --recipes vit_fashion -- --data-dir FOLDER     # after --, options of scratchvit
     python scripts/bench_accuracy.py --from FOLDER                                  # only read a run of this script
 
@@ -35,6 +36,7 @@ from scratchvit.detection.task import prepare_detector  # noqa: E402
 from scratchvit.errors import ScratchvitError  # noqa: E402
 from scratchvit.files import write_atomically  # noqa: E402
 from scratchvit.models.interface import generates  # noqa: E402
+from scratchvit.precision import OF_A_RUN  # noqa: E402
 from scratchvit.recipes import list_recipes, load_recipe  # noqa: E402
 from scratchvit.training import TrainConfig, prepare, read_config  # noqa: E402
 from scratchvit.training.folder import command_of  # noqa: E402
@@ -52,6 +54,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--recipes", nargs="+", default=[], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], metavar="N")
+    parser.add_argument("--precision", choices=OF_A_RUN, default="float32", help="of the runs (default: float32)")
     parser.add_argument("--runs", type=Path, default=ROOT / "build" / "accuracy", help="where the run folders are kept")
     parser.add_argument("--from", type=Path, nargs="+", default=[], dest="folders", metavar="FOLDER")
     args = parser.parse_args(own)
@@ -63,8 +66,11 @@ def main() -> None:
         commands = {recipe: command(recipe) for recipe in args.recipes}     # finds an unknown name before hours of work
         for recipe, name in commands.items():
             for seed in args.seeds:
-                folder = args.runs / records.commit() / f"{recipe}-{seed}"
                 words = ["scratchvit", name, "--recipe", recipe, *options]
+                folder = args.runs / records.commit() / f"{recipe}-{seed}"
+                if args.precision != "float32":
+                    words += ["--precision", args.precision]
+                    folder = folder.with_name(f"{folder.name}-{args.precision}")
                 if not is_done(folder, words):
                     train(words, seed, folder)
                 take_in(folder)
@@ -126,7 +132,7 @@ def take_in(folder: Path) -> None:
         raise ScratchvitError(f"{folder} has no {PROCESS}: name the folder of a run that bench_accuracy.py finished")
     run = json.loads((folder / PROCESS).read_text("utf-8"))
     run["figures"] = figures(folder)
-    records.add("runs", run)
+    records.add("precision" if "--precision" in shlex.split(run["command"]) else "runs", run)
     print(f"{run['recipe']}, seed {run['seed']}: {run['figures']}, {run['cpu_seconds']:.0f} s of CPU time", flush=True)
 
 

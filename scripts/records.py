@@ -3,8 +3,8 @@
     python scripts/records.py       # write the tables again, after a record or a recipe's first line was edited
 
 A record is what one command measured: {"command", "date", "commit", "machine", and its figures}. The commands that
-measure add theirs: bench_accuracy.py to "runs", `bench.py --record` to "steps", `bench.py --against torch --record` to
-"against", `bench_loader.py --record` to "loader".
+measure add theirs: bench_accuracy.py to "runs" or, with --precision, to "precision", `bench.py --record` to "steps",
+`bench.py --against torch --record` to "against", `bench_loader.py --record` to "loader".
 "noted" has what other commands print, copied by hand. Measuring again replaces the record of the same command and seed.
 The text of the page around the tables is written by hand.
 """
@@ -176,14 +176,14 @@ def day(text: str) -> str:
     return f"{found.day} {found:%B %Y}"
 
 
-def runs_table(measure: str) -> Callable[[dict[str, list[Record]]], str]:
+def runs_table(measure: str, kind: str = "runs") -> Callable[[dict[str, list[Record]]], str]:
     """The table of the runs that have this figure, a row for all seeds of a command."""
 
     def table(records: dict[str, list[Record]]) -> str:
         rows = [
             (about(group[0]), result(group), ", ".join(str(one["seed"]) for one in group), durations(group),
              measured_on(group), f"`{group[0]['command']}`")
-            for group in groups(records["runs"]) if measure in group[0]["figures"]
+            for group in groups(records[kind]) if measure in group[0]["figures"]
         ]
         return markdown(("recipe", "result", "seeds", "time", "measured on", "command"), rows)
 
@@ -335,6 +335,7 @@ def machines_table(records: dict[str, list[Record]]) -> str:
 TABLES = {
     "machines": machines_table,
     "classification": runs_table("accuracy"),
+    "precision": runs_table("accuracy", "precision"),
     "generation": runs_table("bits_per_pixel"),
     "detection": runs_table("AP"),
     "against": against_table,

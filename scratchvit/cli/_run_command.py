@@ -18,6 +18,7 @@ from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
+from scratchvit.optim import LOSS_SCALE
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.threads import cpu_threads
 from scratchvit.training import read_config
@@ -223,6 +224,19 @@ def describe_device(config: RunConfig) -> str:
     if config.device != "cpu":
         return config.device
     return f"cpu, {counted(cpu_threads(), 'thread')}"
+
+
+def describe_precision(config: RunConfig) -> str:
+    """The precision of a run that is not float32, as text."""
+    text = {
+        "float32": "",
+        "tf32": "tf32: float32, whose products are rounded to TF32",
+        "bf16": "bf16: activations and products in bfloat16, weights in float32",
+        "fp16": "fp16: activations and products in float16, weights in float32; "
+                f"loss scaling from {config.loss_scale or LOSS_SCALE:,.0f} on",
+    }[config.precision]
+    is_rounded = config.device == "cpu" and config.precision in ("bf16", "fp16")
+    return f"{text}; on a CPU, float32 is rounded to it, which is not faster but slower" if is_rounded else text
 
 
 def changed_settings(config: RunConfig, names: Sequence[str]) -> str:

@@ -19,6 +19,7 @@ from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
     describe_device,
+    describe_precision,
     describe_resuming,
     describe_settings,
     describe_steps,
@@ -78,7 +79,7 @@ GROUPS = {
     "pictures": ("short_side", "longest", "multi_scale", "flip", "color_jitter"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "lr_backbone", "min_lr", "momentum", "weight_decay", "clip_grad",
-        "schedule", "warmup_epochs", "ema_decay", "layer_decay", "non_finite", "loss_scale",
+        "schedule", "warmup_epochs", "ema_decay", "layer_decay", "non_finite", "precision", "loss_scale",
     ),
     "matching and loss": (
         "cost_class", "cost_bbox", "cost_giou", "weight_ce", "weight_bbox", "weight_giou", "eos_coef",
@@ -155,6 +156,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", describe_device(config)),
+        ("precision", describe_precision(config)),
         ("folder", str(loop.folder.path)),
         ("epochs", line_legend(loop.task.legend)),
     ]

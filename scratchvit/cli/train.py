@@ -17,6 +17,7 @@ from scratchvit.cli._run_command import (
     TrainingCommand,
     changed_settings,
     describe_device,
+    describe_precision,
     describe_resuming,
     describe_settings,
     describe_steps,
@@ -32,6 +33,7 @@ from scratchvit.inspect.completions import draw_completions
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.igpt import IGPT
 from scratchvit.models.interface import TokenModel, config_of, generates
+from scratchvit.precision import computing_in
 from scratchvit.recipes import Choice, choose, recipe_for
 from scratchvit.reports.classification import Run, write_report
 from scratchvit.reports.generative import bits_and_baseline
@@ -67,7 +69,7 @@ GROUPS = {
     "model": ("model", "init", "entry", "new_head"),
     "optimisation": (
         "epochs", "batch_size", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule", "warmup_epochs",
-        "non_finite", "loss_scale",
+        "non_finite", "precision", "loss_scale",
     ),
     "regularisation": ("weight_decay", "regularisation", "label_smoothing", "ema_decay", "layer_decay"),
     "augmentation": (
@@ -150,6 +152,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         *(("", line) for line in str((teacher and teacher.report) or "").splitlines()),
         ("device", describe_device(config)),
+        ("precision", describe_precision(config)),
         ("folder", str(loop.folder.path)),
         ("epochs", line_legend(loop.task.legend)),
     ]
@@ -169,9 +172,10 @@ def _choice(loop: TrainingLoop[ClassificationTask]) -> Choice | None:
 def _reasons(loop: TrainingLoop[ClassificationTask], choice: Choice) -> list[tuple[str, str]]:
     """Why this model, how long it will take, and what to try next."""
     config, splits = loop.task.config, loop.task.data.splits
-    seconds = seconds_of_training(
-        config.model, loop.model_args, config.batch_size, config.epochs, splits.train, splits.val
-    )
+    with computing_in(config.precision):
+        seconds = seconds_of_training(
+            config.model, loop.model_args, config.batch_size, config.epochs, splits.train, splits.val
+        )
     side = loop.about["image_shape"][0]
     return [
         ("chosen", choice.about_model),

@@ -8,5 +8,5 @@ from scratchvit.optim.ema import EMA
 from scratchvit.optim.gradients import clip_factor, clip_grad_norm, grad_norm
 from scratchvit.optim.groups import param_groups
 from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer
-from scratchvit.optim.scaler import LossScaler
+from scratchvit.optim.scaler import LOSS_SCALE, LossScaler
 from scratchvit.optim.schedule import Schedule

@@ -14,6 +14,7 @@ from scratchvit.optim.gradients import contiguous_gradients
 from scratchvit.replay import numbers
 from scratchvit.tensor import Tensor
 
+LOSS_SCALE = 2.0**16        # the initial factor, as PyTorch's
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -36,7 +37,7 @@ class LossScaler:
     Raises ScratchvitError for a factor or an interval that is not positive, and for a factor that overflows float32.
     """
 
-    def __init__(self, factor: float = 2.0**16, growth_interval: int = 2000):
+    def __init__(self, factor: float = LOSS_SCALE, growth_interval: int = 2000):
         with np.errstate(over="ignore"):
             self.factor = float(np.float32(factor))
         if not 0 < self.factor < np.inf:

@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Self
 from scratchvit.backend import default_device, gpu_number
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.options import option
+from scratchvit.precision import OF_A_RUN
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,12 @@ class RunConfig:
     non_finite: str = option(
         "stop", "if the loss or gradient of a step is infinite or NaN: stop the run, or skip the step", ("stop", "skip")
     )
+    precision: str = option(
+        "float32", "numbers of a step: float32; tf32, for products on GPUs; bf16 or fp16, activations in 16 bits",
+        tuple(OF_A_RUN),
+    )
     loss_scale: float = option(
-        0.0, "initial factor of dynamic loss scaling; useful for float16, not for float32; 0: off"
+        0.0, "initial factor of dynamic loss scaling; 0: off, and with fp16, which needs it, 65,536"
     )
     workers: int = option(0, "processes that read and augment pictures; 0: one thread in the training process")
     seed: int = option(0, "seed of weights, validation split, order, augmentation and dropout")

@@ -29,8 +29,9 @@ from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.data import Loader
 from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
 from scratchvit.files import counted
-from scratchvit.gpu import explain, is_out_of_memory
+from scratchvit.gpu import capability, explain, is_out_of_memory
 from scratchvit.models import create_model
+from scratchvit.precision import check_precision, computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
@@ -86,7 +87,9 @@ class TrainingLoop(Generic[TaskT_co]):
         self.folder = RunFolder(Path(folder))
         try:
             self.folder.claim(config, resume)
-            backend.use(config.device)
+            device = backend.use(config.device)
+            number = backend.gpu_number(config.device)
+            check_precision(config.precision, *((None,) if number is None else capability(device.xp, number)))
             backend.keep_freed_memory()
             with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
                 self._build(restore=self.folder.last.exists())
@@ -148,7 +151,8 @@ class TrainingLoop(Generic[TaskT_co]):
         after Ctrl-C or SIGTERM, once the run has been saved.
         """
         # A loss that is not finite raises an error with an explanation, so NumPy's warnings are not needed.
-        with np.errstate(all="ignore"), self.watch, self._gpu_errors_explained():
+        computing = computing_in(self.config.precision)     # also in validation and test
+        with np.errstate(all="ignore"), self.watch, self._gpu_errors_explained(), computing:
             try:
                 if len(self.history) < self.config.epochs:
                     self.task.before_training(self.batches)

@@ -54,7 +54,8 @@ class LearningStep:
     ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
         self.log = log
-        self.scaler = optim.LossScaler(config.loss_scale) if config.loss_scale else None
+        scale = config.loss_scale or (optim.LOSS_SCALE if config.precision == "fp16" else 0)
+        self.scaler = optim.LossScaler(scale) if scale else None
         self.may_skip = config.non_finite == "skip" or self.scaler is not None
         self.skipped = 0            # skipped steps in this epoch
         self._in_a_row = 0          # consecutive skipped steps, not counting overflows from loss scaling
