@@ -28,10 +28,14 @@ def rows(nvrtc: Any) -> Iterator[str]:
     yield f"| kernel | module | type | registers on {', '.join(architectures)} | shared memory | spilled |"
     yield "|---|---|---|---|--:|--:|"
     for module, char in modules.variants():
-        compiled = [nvrtc.compile(modules.text_of(module, char), arch) for arch in architectures]
+        compiled = [
+            nvrtc.compile(modules.text_of(module, char), arch) for arch in architectures
+            if int(arch.removeprefix("sm_")) >= modules.least_capability(module)
+        ]
         for kernel in sorted(compiled[0]):
             used = [on_one[kernel] for on_one in compiled]
-            registers = ", ".join(str(use.registers) for use in used)
+            older = ["–"] * (len(architectures) - len(used))
+            registers = ", ".join([*older, *(str(use.registers) for use in used)])
             shared, spilled = max(use.shared for use in used), max(use.spilled for use in used)
             yield f"| `{kernel}` | {module} | {modules.TYPES[char][0]} | {registers} | {shared} | {spilled} |"
 

@@ -16,7 +16,7 @@ Nothing of the size of the scores is divided by l: y and, in the backward, dy ar
 
     y = E v / l,   dv = Eᵀ (dy / l),   dS = E ((dy / l) vᵀ - Σ y (dy / l))
 
-cuda/attention.py has the kernels for a GPU.
+cuda/attention.py and cuda/flash.py have the kernels for a GPU.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import attention as on_gpu
+from scratchvit.kernels.cuda import flash
 from scratchvit.kernels.dropout import drop
 from scratchvit.kernels.parts import empty_parts
 from scratchvit.kernels.products import matmul
@@ -43,6 +44,8 @@ def attention_over_rows(
 ):
     """The value of `attention` and its backward. draw: which probabilities dropout keeps, or None; the other arguments
     are those of the plain form in ops/attention.py."""
+    if flash.takes(q, k, v, bias):
+        return flash.attention(q, k, v, bias, mask, draw, scale)
     if on_gpu.takes(q, k):
         return on_gpu.attention_over_rows(q, k, v, bias, mask, draw, scale)
     xp = array_module(q)

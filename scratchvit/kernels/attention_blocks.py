@@ -10,6 +10,8 @@ Only m and l are stored, two numbers per query. The backward recomputes the scor
 probabilities P = e^(S - m) / l; the rest is the backward of `attention`. FlashAttention stores the single number
 m + log l. We do not: if all scores of a query are very negative, as with a bias of -10⁹ used as a mask, rounding loses
 log l in that sum, and every P becomes 1 instead of 1/M.
+
+On a GPU with tensor cores, cuda/flash.py computes the same in one kernel, in the dtypes that it takes.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
+from scratchvit.kernels.cuda import flash
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import unbroadcast
 from scratchvit.random import Draw
@@ -38,6 +41,8 @@ def attention_in_blocks(
     bias and mask have as many axes as the scores (B, ..., N, M); axes of length 1 are broadcast. draw: which
     probabilities dropout keeps, or None.
     """
+    if flash.takes(q, k, v, bias):
+        return flash.attention(q, k, v, bias, mask, draw, scale)
     xp = array_module(q)
     leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
     lowest = float(xp.finfo(q.dtype).min)

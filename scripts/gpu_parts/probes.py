@@ -18,6 +18,7 @@ import scratchvit as sv
 from scratchvit import backend, gpu
 from scratchvit.random import Generator
 from scripts.gpu_parts.part import Row, Setting, T, kernel_names, not_run
+from scripts.gpu_parts.tensor_cores import tensor_cores
 from scripts.gpu_parts.timing import call_times, seconds_of
 
 # float32 has 24 bits. A limit is a few times what rounding explains.
@@ -25,14 +26,20 @@ SUM_LIMIT, ERF_LIMIT, PRODUCT_LIMIT, TF32_LIMIT = 1e-5, 1e-6, 1e-5, 2e-3
 
 
 def our_kernels(setting: Setting) -> Row:
-    """Every kernel of kernels/cuda, compiled for this device: its registers, and bytes spilled to memory."""
+    """Every kernel of kernels/cuda, compiled for this device: its registers, and bytes spilled to memory.
+
+    Those of flash.py for heads of up to 64 numbers only.
+    """
     if not setting.on_gpu:
         return not_run("on the CPU")
-    setting.use()
+    capability = int(setting.use().xp.cuda.Device().compute_capability)
     from scratchvit.kernels.cuda import modules
 
     found, begin = {}, time.perf_counter()
     for module, char in modules.variants():
+        rare = module in modules.FLASH and module != "flash_64"         # they take seconds to compile
+        if rare or capability < modules.least_capability(module):
+            continue
         for name in kernel_names()[module]:
             attributes = modules.kernel(module, name, char).attributes
             found[f"{module}.{name}, {modules.TYPES[char][0]}"] = {
@@ -324,5 +331,6 @@ def _replays(xp: Any, work: Callable[[], Any], out: Any, expected: float) -> boo
 PROBES = {
     "our kernels": our_kernels, "sums": sums, "accuracy of products": products, "stacks of products": stacks,
     "sorting and searching": indices, "erf and random masks": functions, "copies": copies, "launches": launches,
-    "a struct as an argument": struct_argument, "CUDA graphs": capture, "out of memory": memory,
+    "tensor cores": tensor_cores, "a struct as an argument": struct_argument, "CUDA graphs": capture,
+    "out of memory": memory,
 }

@@ -5,10 +5,24 @@ from fakegpu import nvrtc
 
 from scratchvit.kernels.cuda import modules
 
+ARCHITECTURES = nvrtc.ARCHITECTURES.split(",")
 
-@pytest.mark.parametrize(("module", "char"), modules.variants())
-@pytest.mark.parametrize("arch", nvrtc.ARCHITECTURES.split(","))
+
+@pytest.mark.parametrize(("module", "char"), [v for v in modules.variants() if v[0] not in modules.FLASH])
+@pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_compiles(module, char, arch):
     """Without spilling registers to memory, which would make a kernel slow without a word."""
     used = nvrtc.compile(modules.text_of(module, char), arch)
     assert used and {name for name, kernel in used.items() if kernel.spilled} == set()
+
+
+# They take seconds. The two types of 16 bits differ in two lines.
+@pytest.mark.parametrize(("module", "char", "arch"), [
+    *(("flash_64", char, arch) for char in "fE" for arch in ARCHITECTURES[1:]), ("flash_64", "e", "sm_80"),
+    *((module, char, "sm_80") for char in "fE" for module in modules.FLASH if module != "flash_64"),
+])
+def test_attention_by_tensor_cores_compiles(module, char, arch):
+    """With heads of more than 64 numbers, not all of what a thread needs has room in its registers."""
+    used = nvrtc.compile(modules.text_of(module, char), arch)
+    assert len(used) == 3
+    assert modules.FLASH[module] > 64 or not any(kernel.spilled for kernel in used.values())

@@ -110,7 +110,8 @@ def attention_over_rows(
     blocks = softmax.blocks_of_rows(p.size // M, M)
     launch(
         "rows", "attention_probabilities", p, *blocks, p, None if draw is None else dropped, p.size // M, M,
-        _heads(p), N, float(scale), *_over_scores(bias, p), *_over_scores(mask, p), *draws.arguments(draw),
+        _heads(p), N, float(scale), *over_scores(bias, p.shape, p.dtype), *over_scores(mask, p.shape, bool),
+        *draws.arguments(draw),
     )
     matmul(dropped, v, y, addresses=addresses)
 
@@ -136,13 +137,11 @@ def _heads(scores: Array) -> int:
     return int(scores.shape[-3])
 
 
-def _over_scores(x: Array | None, scores: Array) -> tuple[Any, ...]:
-    """The arguments for a bias or mask that broadcasts to the scores (B, …, H, N, M): itself, and its strides along the
-    images, the heads, the queries and the keys. It is copied only if it has no single stride along all images."""
+def over_scores(x: Array | None, scores: tuple[int, ...], dtype: Any) -> tuple[Any, ...]:
+    """The arguments for a bias or mask that broadcasts to scores of the shape (B, …, H, N, M): itself, in a dtype, and
+    its strides along the images, the heads, the queries and the keys. It is copied only if it has another dtype, or no
+    single stride along all images."""
     if x is None:
         return None, 0, 0, 0, 0
-    xp = array_module(scores)
-    if x.dtype != bool:
-        x = x.astype(scores.dtype, copy=False)
-    x = xp.broadcast_to(x, scores.shape).reshape(-1, *scores.shape[-3:])
+    x = array_module(x).broadcast_to(x.astype(dtype, copy=False), scores).reshape(-1, *scores[-3:])
     return x, *(stride // x.itemsize for stride in x.strides)

@@ -17,6 +17,9 @@ import numpy as np
 
 from scratchvit.backend import Array
 
+# flash.py is compiled for rows of these lengths, to which others are filled up.
+FLASH = {f"flash_{width}": width for width in (32, 64, 96, 128)}
+
 # {module: the files whose texts it consists of}
 MODULES = {
     "updates": ("array_lists", "updates"),
@@ -27,6 +30,7 @@ MODULES = {
     "windows": ("windows", "columns", "pooling"),
     "depthwise": ("windows", "column_sums", "depthwise"),
     "addresses": ("addresses",),
+    **dict.fromkeys(FLASH, ("warps", "draws", "mma", "flash_tiles", "flash", "flash_backward")),
 }
 IN_FULL = ("norms", "addresses")        # modules that have no kernel for arrays of 16 bits
 TYPES = {                               # {dtype.char: (T, A, the header of T)}
@@ -45,16 +49,27 @@ typedef long long size;
 
 def variants() -> list[tuple[str, str]]:
     """(module, dtype.char) of everything that is compiled."""
-    return [(module, char) for module in MODULES for char in TYPES if char in "fd" or module not in IN_FULL]
+    chars = {**dict.fromkeys(IN_FULL, "fd"), **dict.fromkeys(FLASH, "feE")}
+    return [(module, char) for module in MODULES for char in chars.get(module, TYPES)]
+
+
+def least_capability(module: str) -> int:
+    """The compute capability, 80 for 8.0, of the oldest GPUs that a module is compiled for."""
+    return 80 if module in FLASH else 70
 
 
 def text_of(module: str, char: str) -> str:
     """The CUDA text of a module for arrays whose `dtype.char` is char: what NVRTC compiles."""
-    stored, computed, header = TYPES[char]
     files = [importlib.import_module(f"{__package__}.{name}") for name in MODULES[module]]
+    width = [f"#define WIDTH {FLASH[module]}"] if module in FLASH else []
+    return "\n".join([head_of(char), *width, *(file.TEXT for file in files)])
+
+
+def head_of(char: str) -> str:
+    """What every text begins with: the types T and A, and `size`."""
+    stored, computed, header = TYPES[char]
     types = [f"#include <{header}>"] if header else []
-    types += [f"typedef {stored} T;", f"typedef {computed} A;"]
-    return "\n".join([*types, HEAD, *(file.TEXT for file in files)])
+    return "\n".join([*types, f"typedef {stored} T;", f"typedef {computed} A;", HEAD])
 
 
 def computed_in(x: Array) -> np.dtype:

@@ -34,6 +34,7 @@
 #define __CUDA_ARCH__ 900
 #define __CUDACC_VER_MAJOR__ 12
 #define __CUDACC_VER_MINOR__ 9
+#define FAKEGPU // for what PTX has an instruction for and C++ has not: see mma.h
 
 // --- vectors ---
 
@@ -328,3 +329,5 @@ template <class T> T atomicCAS(T* p, T compare, T v) {
     if (old == compare) *p = v;
     return old;
 }
+
+#include "mma.h"

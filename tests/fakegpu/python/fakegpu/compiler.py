@@ -32,7 +32,7 @@ BOUNDS_BEFORE_GLOBAL = re.compile(rf"({BOUNDS})\s*(__global__\s+void)")
 EXTERN_SHARED = re.compile(r"extern\s+__shared__\s+((?:__align__\(\d+\)\s+)?[\w: ]+?)\s+(\w+)\s*\[\s*\]\s*;")
 CONSTANT = re.compile(r"__constant__\s+(?:const\s+)?[\w: ]+?\s+(\w+)\s*(?:\[[^;=]*\])?\s*(?:=[^;]*)?;")
 COMMENT = re.compile(r"//[^\n]*|/\*.*?\*/", re.DOTALL)
-NEEDS_FIBERS = re.compile(r"__syncthreads|__syncwarp|__shfl|_sync\s*\(|cub::|REDUCE\(|__activemask")
+NEEDS_FIBERS = re.compile(r"__syncthreads|__syncwarp|__shfl|_sync\s*\(|cub::|REDUCE\(|__activemask|mma\d")
 NAMES_THREADS = re.compile(r"threadIdx|blockIdx|gridDim|blockDim")
 
 CUPY_HEADERS = ("complex.cuh", "carray.cuh", "atomics.cuh", "math_constants.h")
