@@ -198,6 +198,51 @@ KERNEL_MUTANTS = [
         "cross_entropy: losses added before all are there", "a missing barrier", "cross_entropy",
         "        __syncthreads();\n        if (i < half)", "        if (i < half)",
     ),
+    # --- set_losses.py
+    _mutant(
+        "box losses: the layer's last query", "a wrong bound", "set_losses",
+        "query < (layer + 1) * Q; query += 256", "query < (layer + 1) * Q - 1; query += 256",
+    ),
+    _mutant(
+        "box losses: a query without an object has the first", "a wrong bound", "set_losses",
+        "if (which[query] >= 0) {", "if (which[query] >= -1) {",
+    ),
+    _mutant(
+        "box losses: sums added before all are there", "a missing barrier", "set_losses",
+        "        __syncthreads();\n        if (i < half)\n            for (int k = 0; k < 2; k++) sums",
+        "        if (i < half)\n            for (int k = 0; k < 2; k++) sums",
+    ),
+    _mutant(
+        "box losses: the gradients of L1 and GIoU exchanged", "an exchanged index", "set_losses",
+        "dl1 = dy[query / Q], dgiou = -dy[L + query / Q]", "dl1 = dy[L + query / Q], dgiou = -dy[query / Q]",
+    ),
+    _mutant(
+        "GIoU: the derivative by the box around", "a lost term", "set_losses",
+        "A dC = (C - U) * one_by_C * one_by_C - one_by_C;", "A dC = -one_by_C;",
+    ),
+    _mutant(
+        "GIoU: all of the gradient where ends are equal", "a lost term", "set_losses",
+        "x == y ? (A)0.5 : 0", "x == y ? (A)1 : 0",
+    ),
+    _mutant(
+        "costs: queries of the first image", "a lost term", "set_losses",
+        "(layer * images + image[t]) * N + n", "(layer * images) * N + n",
+    ),
+    _mutant(
+        "costs: the object after the last", "a wrong bound", "set_losses",
+        "if (i >= L * of_all * N) return;", "if (i >= L * of_all * N + N) return;",
+    ),
+    _mutant(
+        "errors: no object counts as one", "a lost term", "set_losses", "if (c != none && (none", "if ((none",
+    ),
+    _mutant(
+        "errors: of equal logits the last counts", "an exchanged index", "set_losses",
+        "z[c] == of_label && c < label", "z[c] == of_label && c > label",
+    ),
+    _mutant(
+        "errors: added before all warps are there", "a missing barrier", "set_losses",
+        "found[warp][1] = wrong;\n    __syncthreads();", "found[warp][1] = wrong;",
+    ),
     # --- windows.py and columns.py
     _mutant(
         "windows: an entry before the first is inside", "a wrong bound", "windows",

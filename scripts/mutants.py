@@ -248,11 +248,19 @@ MUTANTS = [
         BOXES,
     ),
     Mutant(
+        "GIoU's gradient: the union without its part of the common area", "a lost term", "detection/set_losses.py",
+        "dI = one_by_U - dU", "dI = one_by_U", ("detection/test_set_losses.py",),
+    ),
+    Mutant(
+        "box losses: queries without an object too", "a lost term", "detection/set_losses.py",
+        "return masked(dboxes, matched[..., None])", "return dboxes", ("detection/test_set_losses.py",),
+    ),
+    Mutant(
         "DETR's criterion: no-object counts like an object", "a wrong divisor", "detection/criterion.py",
-        "sum_of_weights = weight[classes[-1]].sum()", "sum_of_weights = classes[-1].size", CRITERION,
+        "float(self._class_weights[classes].sum()) or 1.0", "float(classes.size) or 1.0", CRITERION,
     ),
     Mutant(
         "DETR's criterion: GIoU loss per pair, not per object", "a wrong divisor", "detection/criterion.py",
-        "(1 - giou).sum(1) / num_boxes", "(1 - giou).mean(1)", CRITERION,
+        "num_boxes, num_boxes], dtype)", "num_boxes, max(1, (which[-1] >= 0).sum())], dtype)", CRITERION,
     ),
 ]

@@ -39,22 +39,40 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import ops
-from scratchvit.backend import Array, array_module, asarray
-from scratchvit.detection.boxes import box_cxcywh_to_xyxy, paired_generalized_box_iou
-from scratchvit.detection.losses import Losses, Output
-from scratchvit.detection.matcher import HungarianMatcher, Objects, Pairs
+from scratchvit.backend import Array, array_module, asarray, asnumpy
+from scratchvit.detection.losses import KINDS, Losses, Output
+from scratchvit.detection.matcher import HungarianMatcher, ObjectArrays, Objects
+from scratchvit.detection.set_losses import box_losses, set_errors
 from scratchvit.errors import ScratchvitError
+from scratchvit.replay import numbers
 from scratchvit.tensor import Tensor
 
 WEIGHTS = {"ce": 1.0, "bbox": 5.0, "giou": 2.0}     # 1, λ_L1, λ_iou of the paper, appendix A.4
 
 FOCAL_WEIGHTS = {**WEIGHTS, "ce": 2.0}
+
+
+class Predictions(NamedTuple):
+    """What queries predict in every decoder layer. With K groups of queries, those of group 0 come first."""
+
+    logits: Tensor          # (K · L, B, N, num_logits)
+    boxes: Tensor           # (K · L, B, N, 4), cxcywh
+    groups: int = 1         # K
+
+
+class Matched(NamedTuple):
+    """The target of every query, as arrays on the device in use. Their shapes do not depend on the matching."""
+
+    which: Array            # int64 (K · L, B, N): index of the object among all of the batch, -1 for none
+    classes: Array          # int64 (K · L, B, N): its class, num_classes for none
+    divisors: Array         # (3, 1): of the sums of the losses, by KINDS
+    counted: Array          # (2, 1): of the sums of the errors: images, and matched pairs / 100
 
 
 class SetCriterion:
@@ -65,6 +83,9 @@ class SetCriterion:
     weights: weight of each kind of loss in `total`: "ce", "bbox" (λ_L1) and "giou" (λ_iou).
     eos_coef: class weight of "no object" in the cross-entropy.
     Raises ScratchvitError for numbers out of range.
+
+    A call is these steps, which a task that replays steps on a GPU calls itself: `predictions` and `costs` on the
+    device; `matched`, on the host; `decoder_losses` and `total`, on the device again.
     """
 
     def __init__(
@@ -82,6 +103,7 @@ class SetCriterion:
             raise ScratchvitError(f"eos_coef, the weight of no-object, must be at least 0, not {eos_coef}")
         self.num_classes, self.matcher, self.weights, self.eos_coef = num_classes, matcher, dict(weights), eos_coef
         self.num_logits, self.and_none = num_classes + 1, " and no-object"
+        self.no_object: int | None = num_classes        # the index of its logit
 
     def __call__(
         self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_boxes: float | None = None
@@ -113,63 +135,92 @@ class SetCriterion:
         are not finite in an image that has objects.
         """
         objects = Objects.of(targets, self.num_classes)
-        num_boxes = max(1.0, len(objects.labels) if num_boxes is None else num_boxes)
-        losses = self.decoder_losses([outputs, *outputs.get("group_outputs", ())], objects, num_boxes)
+        num_boxes = self.num_boxes(objects, num_boxes)
+        predictions = self.predictions([outputs, *outputs.get("group_outputs", ())])
+        dtype = predictions.boxes.dtype
+        arrays = objects.arrays(dtype)
+        matched = self.matched(asnumpy(self.costs(predictions, arrays)), objects, num_boxes)
+        losses = self.decoder_losses(predictions, arrays, matched)
         if "denoising" in outputs:
-            losses |= _by_layer("denoising", self.denoising_losses(outputs["denoising"], objects, num_boxes))
+            losses.add("denoising", self.denoising_losses(outputs["denoising"], objects, arrays, num_boxes))
         if "proposals" in outputs:
-            losses |= _by_layer("encoder", self.set_losses([outputs["proposals"]], objects, num_boxes)[0])
+            proposals = self.predictions([outputs["proposals"]])
+            matched = self.matched(asnumpy(self.costs(proposals, arrays)), objects, num_boxes)
+            losses.add("encoder", self.losses(proposals, arrays, matched))
         return losses
 
     def total(self, losses: Losses) -> Tensor:
         """The training objective, a Tensor (): the weighted sum over all outputs."""
         terms = []
-        for kind, weight in self.weights.items():
-            of_outputs = [of_output[kind] for of_output in losses.values()]
-            terms.append(sum(of_outputs[1:], start=of_outputs[0]) * weight)
+        for table in losses.tables.values():                                                # (3, L)
+            weights = numbers(lambda: np.array([[self.weights[kind]] for kind in KINDS]), (3, 1), table.dtype)
+            terms.append((table * weights).sum())
         return sum(terms[1:], start=terms[0])
 
-    def decoder_losses(
-        self, groups: Sequence[Mapping[str, Any]], objects: Objects, num_boxes: float
-    ) -> Losses:
-        """The losses of K groups of queries, averaged, and the errors of the first group, that of inference."""
-        K, L = len(groups), 1 + len(groups[0].get("aux_outputs", ()))
-        layers = [layer for group in groups for layer in [*group.get("aux_outputs", ()), group]]
-        of_layers, classes = self.set_losses(layers, objects, num_boxes)                    # (K · L,) each
-        of_layers = {kind: loss.reshape(K, L).mean(0) for kind, loss in of_layers.items()}  # (L,)
-        logits = [layer["pred_logits"].data for layer in layers[:L]]
-        errors = _cardinality_error([self.predicts_object(each) for each in logits], objects)   # (L,)
-        losses = _by_layer("decoder", {**of_layers, "cardinality_error": errors})
-        last = Output("decoder", L - 1)
-        losses[last]["class_error"] = _class_error(logits[-1].argmax(axis=-1), classes[L - 1], self.num_classes)
-        return losses
+    def num_boxes(self, objects: Objects, given: float | None = None) -> float:
+        """The divisor of the box losses."""
+        return max(1.0, len(objects.labels) if given is None else given)
 
-    def set_losses(
-        self, layers: Sequence[Mapping[str, Tensor]], objects: Objects, num_boxes: float
-    ) -> tuple[dict[str, Tensor], NDArray[np.int64]]:
-        """Match each of L layers separately: its losses, {kind: (L,)}, and the target classes (L, B, N)."""
-        logits = ops.stack([layer["pred_logits"] for layer in layers])                      # (L, B, N, num_logits)
-        boxes = ops.stack([layer["pred_boxes"] for layer in layers])                        # (L, B, N, 4)
+    def predictions(self, groups: Sequence[Mapping[str, Any]]) -> Predictions:
+        """Of all layers of K groups of queries. Raises ScratchvitError for another number of logits."""
+        layers = [layer for group in groups for layer in [*group.get("aux_outputs", ()), group]]
+        logits = ops.stack([layer["pred_logits"] for layer in layers])
+        boxes = ops.stack([layer["pred_boxes"] for layer in layers])
         if logits.shape[-1] != self.num_logits:
             raise ScratchvitError(
                 f"pred_logits have {logits.shape[-1]} scores per query; for {self.num_classes} classes{self.and_none} "
                 f"there must be {self.num_logits}: build the model and the criterion with the same num_classes"
             )
-        pairs = self.matcher.match_layers(logits.data, boxes.data, objects)
-        queries, which = _all_pairs(pairs, objects, logits.shape[2])
-        classes = np.full(logits.shape[:3], self.num_classes)                               # (L, B, N), all ∅
-        classes.reshape(-1)[queries] = objects.labels[which]                                # except matched queries
-        box_losses = self.box_losses(boxes, objects.boxes[which], queries, num_boxes)
-        return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}, classes
+        return Predictions(logits, boxes, len(groups))
+
+    def costs(self, predictions: Predictions, objects: ObjectArrays) -> Array:
+        """The costs of matching (K · L, T', N), for `matched`."""
+        return self.matcher.padded_costs(predictions.logits.data, predictions.boxes.data, objects)
+
+    def matched(self, costs: NDArray[Any], objects: Objects, num_boxes: float) -> Matched:
+        """Match each layer separately. costs: those of `costs`, on the host. Raises NonFiniteCosts."""
+        which = np.full((len(costs), len(objects.counts), costs.shape[2]), -1)
+        starts = objects.starts
+        for of_layer, pairs in zip(which, self.matcher.assign(costs, objects)):
+            for of_image, start, (queries, own) in zip(of_layer, starts, pairs):
+                of_image[queries] = start + own
+        return self._targets(which, objects, num_boxes, costs.dtype)
+
+    def _targets(self, which: NDArray[np.int64], objects: Objects, num_boxes: float, dtype: Any) -> Matched:
+        """which: as in Matched, on the host."""
+        classes = np.append(objects.labels, self.num_classes)[which]        # ∅, except of matched queries
+        divisors = np.array([self.class_divisor(classes[-1], num_boxes), num_boxes, num_boxes], dtype)
+        counted = np.array([which.shape[1], max(1, (which[-1] >= 0).sum()) / 100], dtype)
+        return Matched(asarray(which), asarray(classes), asarray(divisors[:, None]), asarray(counted[:, None]))
+
+    def decoder_losses(self, predictions: Predictions, objects: ObjectArrays, matched: Matched) -> Losses:
+        """The losses of K groups of queries, averaged, and the errors of the first group, that of inference."""
+        table, K = self.losses(predictions, objects, matched), predictions.groups
+        L = table.shape[1] // K
+        losses = Losses()
+        losses.add("decoder", table if K == 1 else table.reshape(3, K, L).mean(1))          # (3, K · L) → (3, L)
+        logits = predictions.logits.data[:L]
+        errors = set_errors(logits, matched.classes[:L], objects.counts, self.no_object).sum(axis=-1)   # (2, L)
+        errors = errors / matched.counted
+        for layer in range(L):
+            losses[Output("decoder", layer)]["cardinality_error"] = errors[0, layer]
+        losses[Output("decoder", L - 1)]["class_error"] = errors[1, L - 1]
+        return losses
+
+    def losses(self, predictions: Predictions, objects: ObjectArrays, matched: Matched) -> Tensor:
+        """The losses of each layer, with a row for each of KINDS: (3, K · L)."""
+        of_classes = self.class_losses(predictions.logits, matched.classes)                 # (K · L,)
+        of_boxes = box_losses(predictions.boxes, objects.boxes, matched.which)              # (2, K · L)
+        return ops.concatenate([of_classes.reshape(1, -1), of_boxes]) / matched.divisors
 
     def denoising_losses(
-        self, outputs: Mapping[str, Any], objects: Objects, num_boxes: float
-    ) -> dict[str, Tensor]:
+        self, outputs: Mapping[str, Any], objects: Objects, arrays: ObjectArrays, num_boxes: float
+    ) -> Tensor:
         """The losses of noised objects, which need no matching: the target is the original object (DN-DETR, §4.3).
 
         outputs: "pred_logits" (B, M, num_logits), "pred_boxes" (B, M, 4), "aux_outputs", and "objects", int64 (B, M) on
         the host: the index of the original object in its image, or -1 for padding queries, which have no loss. Returns
-        {kind: losses (L,)}, divided by the number of copies of an object, so that they do not depend on it.
+        the losses (3, L), divided by the number of copies of an object, so that they do not depend on it.
         """
         layers = [*outputs["aux_outputs"], outputs]
         image, query = np.nonzero(outputs["objects"] >= 0)                                  # (copies,)
@@ -178,38 +229,29 @@ class SetCriterion:
             ops.stack([layer[name] for layer in layers])[:, asarray(image), asarray(query)][:, None]
             for name in ("pred_logits", "pred_boxes")
         )                                                                   # (L, 1, copies, num_logits or 4)
-        L, copies = len(layers), len(which)
-        num_boxes *= max(1.0, copies / max(1, len(objects.labels)))
-        classes = np.broadcast_to(objects.labels[which], (L, 1, copies))
-        box_losses = self.box_losses(boxes, np.tile(objects.boxes[which], (L, 1)), np.arange(L * copies), num_boxes)
-        return {"ce": self.class_loss(logits, classes, num_boxes), **box_losses}
+        num_boxes *= max(1.0, len(which) / max(1, len(objects.labels)))
+        which = np.tile(which, (len(layers), 1, 1))                                         # (L, 1, copies)
+        matched = self._targets(which, objects, num_boxes, boxes.dtype)
+        return self.losses(Predictions(logits, boxes), arrays, matched)
 
-    def predicts_object(self, logits: Array) -> Array:
-        """Whether a query predicts an object, bool (…), from its logits (…, num_classes + 1)."""
-        return logits.argmax(axis=-1) != self.num_classes
+    def class_losses(self, logits: Tensor, classes: Array) -> Tensor:
+        """The sum of -w log p̂(c) over all queries of each layer (L,), with w = eos_coef for "no object", else 1.
 
-    def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
-        """The weighted mean of -log p̂(c) in each layer (L,). logits (L, B, N, num_classes + 1), classes (L, B, N)."""
-        weight = np.append(np.ones(self.num_classes), self.eos_coef)
-        weighted = ops.cross_entropy(                                                       # (L·B·N,)
-            logits.reshape(-1, self.num_classes + 1), classes.reshape(-1), weight=weight, reduction="none"
-        )
-        sum_of_weights = weight[classes[-1]].sum()     # the same for every layer, as all have the same number of pairs
-        return weighted.reshape(len(classes), -1).sum(1) / float(sum_of_weights or 1)       # (L, B·N) → (L,)
-
-    def box_losses(
-        self, boxes: Tensor, matched: NDArray[np.float32], queries: NDArray[np.int64], num_boxes: float
-    ) -> dict[str, Tensor]:
-        """The box losses of the P matched pairs of each layer, (L,) each.
-
-        boxes (L, B, N, 4). For each pair, layer by layer: matched (L · P, 4), the box of its object, and queries
-        (L · P,), the index of its query among all L · B · N.
+        logits (L, B, N, num_classes + 1), classes (L, B, N).
         """
-        shape = len(boxes), len(queries) // len(boxes), 4                                   # (L, P, 4)
-        b_hat, b = boxes.reshape(-1, 4)[queries].reshape(shape), asarray(matched, dtype=boxes.dtype).reshape(shape)
-        l1 = ops.l1_loss(b_hat, b, reduction="none")                                        # (L, P, 4)
-        giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b_hat), box_cxcywh_to_xyxy(b)) # (L, P)
-        return {"bbox": l1.sum((1, 2)) / num_boxes, "giou": (1 - giou).sum(1) / num_boxes}
+        weight = numbers(lambda: self._class_weights, (self.num_logits,), logits.dtype)
+        weighted = ops.cross_entropy(                                                       # (L·B·N,)
+            logits.reshape(-1, self.num_logits), classes.reshape(-1), weight=weight, reduction="none"
+        )
+        return weighted.reshape(len(classes), -1).sum(1)                                    # (L, B·N) → (L,)
+
+    def class_divisor(self, classes: NDArray[np.int64], num_boxes: float) -> float:
+        """The divisor of `class_losses`: the sum of weights. classes (B, N), of any layer: all have as many pairs."""
+        return float(self._class_weights[classes].sum()) or 1.0
+
+    @property
+    def _class_weights(self) -> NDArray[np.float64]:
+        return np.append(np.ones(self.num_classes), self.eos_coef)
 
 
 class FocalCriterion(SetCriterion):
@@ -221,44 +263,11 @@ class FocalCriterion(SetCriterion):
 
     def __init__(self, num_classes: int, matcher: HungarianMatcher, weights: Mapping[str, float] = FOCAL_WEIGHTS):
         super().__init__(num_classes, matcher, weights)
-        self.num_logits, self.and_none = num_classes, " by sigmoids"
+        self.num_logits, self.and_none, self.no_object = num_classes, " by sigmoids", None
 
-    def predicts_object(self, logits: Array) -> Array:
-        return (logits > 0).any(axis=-1)
+    def class_losses(self, logits: Tensor, classes: Array) -> Tensor:
+        one_hot = (classes[..., None] == array_module(classes).arange(self.num_classes)).astype(logits.dtype)
+        return ops.sigmoid_focal_loss(logits, one_hot).sum((1, 2, 3))
 
-    def class_loss(self, logits: Tensor, classes: NDArray[np.int64], num_boxes: float) -> Tensor:
-        one_hot = asarray(classes[..., None] == np.arange(self.num_classes), dtype=logits.dtype)
-        return ops.sigmoid_focal_loss(logits, one_hot).sum((1, 2, 3)) / num_boxes
-
-
-def _by_layer(source: str, losses: Mapping[str, Any]) -> Losses:
-    """{kind: losses (L,)} → the losses of each layer, the last layer's first."""
-    L = len(losses["ce"])
-    layers = (L - 1, *range(L - 1))
-    return {Output(source, layer): {kind: values[layer] for kind, values in losses.items()} for layer in layers}
-
-
-def _all_pairs(
-    pairs: Sequence[Sequence[Pairs]], objects: Objects, queries: int
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """The pairs of all layers and images: the index of the query among all L · B · N, of the object among all T."""
-    images = [pair for of_layer in pairs for pair in of_layer]
-    first_queries = queries * np.arange(len(images))
-    first_objects = np.tile(objects.starts[:-1], len(pairs))
-    all_queries = [first + query for first, (query, _) in zip(first_queries, images)]
-    all_objects = [first + object_ for first, (_, object_) in zip(first_objects, images)]
-    return np.concatenate(all_queries), np.concatenate(all_objects)
-
-
-def _cardinality_error(predicts_object: Sequence[Array], objects: Objects) -> Array:
-    """|predicted - true number of objects|, mean over the images, (L,). predicts_object: bool (B, N) for each layer."""
-    xp = array_module(predicts_object[0])
-    found = xp.stack([each.sum(axis=-1) for each in predicts_object])                           # (L, B)
-    return xp.abs(found - asarray(np.array(objects.counts))).mean(axis=-1).astype(np.float32)
-
-
-def _class_error(predicted: Array, classes: NDArray[np.int64], no_object: int) -> Array:
-    """The percentage, (), of matched queries whose predicted class differs from the target class; both (B, N)."""
-    matched = classes != no_object
-    wrong = (predicted != asarray(classes)) & asarray(matched)
-    return wrong.sum().astype(np.float32) * (100 / max(1, int(matched.sum())))
+    def class_divisor(self, classes: NDArray[np.int64], num_boxes: float) -> float:
+        return num_boxes

@@ -13,7 +13,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any, NamedTuple, TypeAlias, TypeVar
+from typing import Any, NamedTuple, TypeVar
+
+from scratchvit.tensor import Tensor
 
 Value = TypeVar("Value")
 
@@ -29,8 +31,26 @@ class Output(NamedTuple):
     layer: int
 
 
-Losses: TypeAlias = dict[Output, dict[str, Any]]
-"""{output: {kind: number}}. Kinds are "ce", "bbox", "giou" and, for the decoder, the errors in `NAMES`."""
+KINDS = ("ce", "bbox", "giou")      # of losses, in the order of the rows of a table
+
+
+class Losses(dict[Output, dict[str, Any]]):
+    """{output: {kind: Tensor ()}}. Kinds are KINDS and, for the decoder, the errors in `NAMES`, which are arrays ().
+
+    tables: the same losses as they were computed, {source: Tensor (3, L)}, a row for each of KINDS.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tables: dict[str, Tensor] = {}
+
+    def add(self, source: str, table: Tensor) -> None:
+        """Add the losses of a source: a Tensor (3, L). The last layer's come first."""
+        self.tables[source] = table
+        L = table.shape[1]
+        for layer in (L - 1, *range(L - 1)):
+            self[Output(source, layer)] = {kind: table[row, layer] for row, kind in enumerate(KINDS)}
+
 
 PREFIXES = {"decoder": "", "denoising": "dn_", "encoder": "enc_"}
 

@@ -33,7 +33,8 @@ other, GIoU is the ratio of their areas. (boxes.py has GIoU in general.) criteri
 
 Costs are computed on the device, for all layers and images at once, and only between an object and the queries of its
 own image: (L, T, N). They are copied to the host in one transfer, the only one of a training step. There, SciPy's
-`linear_sum_assignment` solves eq. 1 exactly for each layer and image.
+`linear_sum_assignment` solves eq. 1 exactly for each layer and image. On the device, the objects are padded to one of
+few numbers, so that batches with other objects have arrays of the same shapes.
 """
 
 from __future__ import annotations
@@ -42,14 +43,14 @@ import itertools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
-from scratchvit.detection.boxes import box_cxcywh_to_xyxy, paired_generalized_box_iou
+from scratchvit.detection.set_losses import matching_costs
 from scratchvit.errors import ScratchvitError
 from scratchvit.tensor import Tensor
 
@@ -57,8 +58,20 @@ Pairs: TypeAlias = tuple[NDArray[np.int64], NDArray[np.int64]]
 """(queries (k,), objects (k,)) of an image, sorted by query; k = min(number of queries, number of objects)."""
 
 
+FEWEST = 16     # objects of a batch are padded to this number, or to a larger power of two
+
+
 class NonFiniteCosts(ScratchvitError):
     """Predictions that are infinite or NaN, so that no assignment can be computed."""
+
+
+class ObjectArrays(NamedTuple):
+    """The objects of a batch on the device in use, padded with objects that nobody asks for."""
+
+    boxes: Array            # floating-point (T', 4), cxcywh, with T' at least T: see FEWEST
+    labels: Array           # int64 (T',)
+    image: Array            # int64 (T',): the index in the batch of each object's image
+    counts: Array           # int64 (B,): the objects of each image
 
 
 @dataclass(frozen=True)
@@ -79,6 +92,17 @@ class Objects:
     def starts(self) -> NDArray[np.int64]:
         """(B + 1,): the index of each image's first object, and T at the end."""
         return np.concatenate([[0], np.cumsum(self.counts, dtype=np.int64)])
+
+    def arrays(self, dtype: Any) -> ObjectArrays:
+        """The same on the device in use, with boxes of this dtype."""
+        T = len(self.labels)
+        rows = max(FEWEST, 1 << max(0, T - 1).bit_length())
+
+        def padded(x: NDArray[Any]) -> Array:
+            return asarray(np.concatenate([x, np.zeros((rows - T, *x.shape[1:]), x.dtype)]))
+
+        boxes = padded(self.boxes.astype(dtype, copy=False))
+        return ObjectArrays(boxes, padded(self.labels), padded(self.image), asarray(np.array(self.counts, np.int64)))
 
     @classmethod
     def of(cls, targets: Sequence[Mapping[str, Any]], num_classes: int) -> Objects:
@@ -183,21 +207,23 @@ class HungarianMatcher:
         Raises NonFiniteCosts, naming the image, if a cost is not finite, and ScratchvitError unless there is one target
         for each image.
         """
+        return self.assign(asnumpy(self.padded_costs(logits, boxes, objects.arrays(boxes.dtype))), objects)
+
+    def assign(self, costs: NDArray[Any], objects: Objects) -> list[list[Pairs]]:
+        """The pairs with the lowest total cost, for each layer and image. costs (L, T', N), on the host.
+
+        Raises NonFiniteCosts, naming the image, if a cost is not finite.
+        """
         from scipy.optimize import linear_sum_assignment  # slow to import
 
-        if logits.shape[1] != len(objects.counts):
-            raise ScratchvitError(
-                f"the outputs are for {logits.shape[1]} images, the targets for {len(objects.counts)}: pass a target "
-                "for each image, with empty labels and boxes if it has no objects"
-            )
-        cost = asnumpy(self.costs(logits, boxes, objects))
-        if not np.isfinite(cost).all():
-            raise NonFiniteCosts(_where_not_finite(cost, objects))
+        costs = costs[:, : len(objects.labels)]
+        if not np.isfinite(costs).all():
+            raise NonFiniteCosts(_where_not_finite(costs, objects))
         starts = objects.starts
         # The transposed view has a row for each query, so the pairs come sorted by query.
         return [
             [linear_sum_assignment(of_layer[start:end].T) for start, end in itertools.pairwise(starts)]
-            for of_layer in cost
+            for of_layer in costs
         ]
 
     def costs(self, logits: Array, boxes: Array, objects: Objects) -> Array:
@@ -205,15 +231,22 @@ class HungarianMatcher:
 
         logits (L, B, N, num_classes + 1), boxes (L, B, N, 4).
         """
-        xp = array_module(boxes)
-        image, labels = asarray(objects.image), asarray(objects.labels)                                   # (T,)
-        b = asarray(objects.boxes, dtype=boxes.dtype)[:, None]                                            # (T, 1, 4)
-        b_hat = boxes[:, image]                                                                           # (L, T, N, 4)
-        with np.errstate(all="ignore"):     # match_layers raises an error for costs that are not finite
-            class_cost = self.class_costs(logits).swapaxes(2, 3)[:, image, labels]                        # (L, T, N)
-            l1 = xp.abs(b - b_hat).sum(axis=-1)
-            giou = paired_generalized_box_iou(box_cxcywh_to_xyxy(b), box_cxcywh_to_xyxy(b_hat))
-            return self.cost_bbox * l1 + self.cost_class * class_cost - self.cost_giou * giou
+        return self.padded_costs(logits, boxes, objects.arrays(boxes.dtype))[:, : len(objects.labels)]
+
+    def padded_costs(self, logits: Array, boxes: Array, objects: ObjectArrays) -> Array:
+        """The same for objects on the device: (L, T', N). Those of padding mean nothing.
+
+        Raises ScratchvitError unless there is a target for each image.
+        """
+        if logits.shape[1] != len(objects.counts):
+            raise ScratchvitError(
+                f"the outputs are for {logits.shape[1]} images, the targets for {len(objects.counts)}: pass a target "
+                "for each image, with empty labels and boxes if it has no objects"
+            )
+        weights = self.cost_class, self.cost_bbox, self.cost_giou
+        with np.errstate(all="ignore"):     # `assign` raises an error for costs that are not finite
+            class_costs = self.class_costs(logits)
+            return matching_costs(class_costs, boxes, objects.boxes, objects.labels, objects.image, weights)
 
     def class_costs(self, logits: Array) -> Array:
         """The class term of the cost, -p̂(c): logits (…, num_logits) → (…, num_logits)."""

@@ -24,7 +24,10 @@ FLASH = {f"flash_{width}": width for width in (32, 64, 96, 128)}
 MODULES = {
     "updates": ("array_lists", "updates"),
     "norms": ("array_lists", "total_norm"),
-    "rows": ("warps", "column_sums", "layer_norm", "cross_entropy", "draws", "softmax", "attention", "index_sums"),
+    "rows": (
+        "warps", "column_sums", "layer_norm", "cross_entropy", "set_losses", "draws", "softmax", "attention",
+        "index_sums",
+    ),
     "maps": ("draws", "maps", "dropout"),
     "channels": ("warps", "batch_norm", "group_norm"),
     "windows": ("windows", "columns", "pooling"),
