@@ -85,6 +85,21 @@ KERNEL_MUTANTS = [
         "layer_norm: dweight and dbias exchanged", "an exchanged index", "layer_norm",
         "size of_bias = i >= D;", "size of_bias = i < D;",
     ),
+    _mutant(
+        "layer_norm: of x instead of the sum", "a lost term", "layer_norm", "        x = z;\n", "",
+    ),
+    _mutant(
+        "layer_norm: dropout by the column, not by the entry", "an exchanged index", "layer_norm",
+        "(factor != 0 ? keep(draw, row * D + i) : 1)", "(factor != 0 ? keep(draw, i) : 1)",
+    ),
+    _mutant(
+        "layer_norm: the gradient of what was added without dropout", "a lost term", "layer_norm",
+        "gradient * keep(draw, row * D + i)", "gradient",
+    ),
+    _mutant(
+        "layer_norm: no gradient of what was added unless x has one", "a wrong bound", "layer_norm",
+        "if (!dx && !dadded) continue;", "if (!dx) continue;",
+    ),
     # --- column_sums.py
     _mutant(
         "column sums: a row too many in each part", "a wrong bound", "column_sums",

@@ -13,13 +13,16 @@ cuda/layer_norm.py has the kernels for a GPU.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import layer_norm as on_gpu
+from scratchvit.kernels.dropout import drop_entries
 from scratchvit.kernels.in_float32 import in_float32, is_half
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_columns, sum_rows
 from scratchvit.kernels.sums import in_pairs
+from scratchvit.random import Draw
 from scratchvit.threads import parallel_rows
 
 ROW_BYTES = 384 << 10           # size of a block of rows: with its temporaries it stays in the cache
@@ -73,6 +76,25 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
         parts = parallel_rows(backward_rows, x, dy, mean, r, dx, block_bytes=ROW_BYTES)
         dweight, dbias = (in_pairs(part) if wanted else None for part, wanted in zip(zip(*parts), need[1:]))
         return dx, dweight, dbias
+
+    return y, backward
+
+
+def normalise_sum(
+    x: Array, added: Array, draw: Draw | None, weight: Array | None, bias: Array | None, eps: float
+):
+    """Value and backward of layer norm of x + added, both (N, D), with dropout of `added` by a draw: see ops/norm.py.
+
+    On a GPU one launch; on the CPU an operation after the other.
+    """
+    if cuda.takes(x) and on_gpu.fits(x):
+        return on_gpu.normalise_sum(x, added, draw, weight, bias, eps)
+    dropped, dropped_backward = (added, lambda dz: dz) if draw is None else drop_entries(added, draw)
+    y, backward_of_sum = normalise_rows(x + dropped, weight, bias, eps)
+
+    def backward(dy: Array, need: Sequence[bool]) -> tuple[Array | None, ...]:
+        dz, dweight, dbias = backward_of_sum(dy, (need[0] or need[1], *need[2:]))
+        return dz if need[0] else None, dropped_backward(dz) if need[1] else None, dweight, dbias
 
     return y, backward
 

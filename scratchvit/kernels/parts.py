@@ -10,6 +10,7 @@ Gradients of q, k and v, which one projection makes:
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,12 +20,21 @@ from scratchvit.kernels.updates import copy
 
 
 def empty_parts(*parts: Array) -> list[Array]:
-    """New arrays like the given ones; together one array, if the given ones are slices of one at equal distances."""
+    """New arrays like the given ones; neighbours that are slices of one array, at equal distances, are slices of one
+    array again."""
+    found: list[Array] = []
+    for _, run in itertools.groupby(parts, key=lambda x: id(x if x.base is None else x.base)):
+        found += _empty_slices(list(run))
+    return found
+
+
+def _empty_slices(parts: list[Array]) -> list[Array]:
     first, xp = parts[0], array_module(parts[0])
-    if _has_address(first) and all((x.shape, x.strides, x.dtype) == (first.shape, first.strides, first.dtype)
-                                   for x in parts):
+    if len(parts) > 1 and _has_address(first) and all(
+        (x.shape, x.strides, x.dtype) == (first.shape, first.strides, first.dtype) for x in parts
+    ):
         distance, *others = np.diff([_address(x) for x in parts]).tolist()
-        if distance > 0 and others == [distance] * len(others) and all(x.base is first.base is not None for x in parts):
+        if distance > 0 and others == [distance] * len(others):
             shape, strides = (len(parts), *first.shape), (distance, *first.strides)
             return list(xp.empty_like(xp.lib.stride_tricks.as_strided(first, shape, strides)))
     return [xp.empty_like(x) for x in parts]

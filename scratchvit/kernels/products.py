@@ -88,21 +88,28 @@ def product(x: Array, y: Array, bias: Array | None = None, out: Array | None = N
     return out
 
 
-def product_and_sums(dy: Array, x: Array, need: Sequence[bool]) -> tuple[Array | None, Array | None]:
+def product_and_sums(
+    dy: Array, x: Array, need: Sequence[bool], out: Sequence[Array | None] = (None, None)
+) -> tuple[Array | None, Array | None]:
     """dyᵀ x and Σ_n dy_n for matrices dy (n, k) and x (n, m): (k, m) and (k,), each None if it is not needed.
 
-    On a GPU, both are of float32 for numbers of 16 bits: these are gradients of parameters.
+    out: where to write them; new arrays for None. On a GPU, new arrays are of float32 for numbers of 16 bits: these are
+    gradients of parameters.
     """
     if not blas.takes(dy, x):
-        return product(dy.T, x) if need[0] else None, total(dy, (0,)) if need[1] else None
-    precise = computed_in(dy)
-    if all(need):
-        found = blas_lt.product_and_sums(dy.T, x, precise)
+        dweight = product(dy.T, x, out=out[0]) if need[0] else None
+        dbias = total(dy, (0,)) if need[1] else None
+    else:
+        precise = computed_in(dy)
+        found = blas_lt.product_and_sums(dy.T, x, precise, out) if all(need) else None
         if found is not None:
             return found
-    return (
-        blas.matmul(dy.T, x, dtype=precise) if need[0] else None, total(dy, (0,), dtype=precise) if need[1] else None
-    )
+        dweight = blas.matmul(dy.T, x, out[0], dtype=precise) if need[0] else None
+        dbias = total(dy, (0,), dtype=precise) if need[1] else None
+    if dbias is None or out[1] is None:
+        return dweight, dbias
+    out[1][...] = dbias
+    return dweight, out[1]
 
 
 def _product_on_gpu(x: Array, y: Array, bias: Array | None, out: Array | None) -> Array:

@@ -37,8 +37,8 @@ import numpy as np
 from scratchvit import nn, ops
 from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
-from scratchvit.models.detr import MLP, Memory, coordinates, init_linear
-from scratchvit.models.detr_extended import Answer, ExtendedDETR, ExtendedDETRConfig, box_embedding
+from scratchvit.models.detr import MLP, Answer, Memory, coordinates, init_linear
+from scratchvit.models.detr_extended import ExtendedDETR, ExtendedDETRConfig, box_embedding
 from scratchvit.models.detr_queries import NoisedObjects
 from scratchvit.models.detr_transformer import EPS, EncoderLayer, Layer, MultiheadAttention
 from scratchvit.models.registry import register

@@ -48,7 +48,7 @@ from __future__ import annotations
 import itertools
 import math
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -207,9 +207,9 @@ def sine_positions(visible: Array, dim: int, dtype: Any, temperature: float = 10
     The first half encodes y, the second x; both are normalised to 0 … 1 by the size of the image. See `sine_embedding`.
     """
     y, x = coordinates(visible, dtype)
-    parts = Tensor(y / (y[:, -1:] + 1e-6)), Tensor(x / (x[:, :, -1:] + 1e-6))
-    waves = [sine_embedding(part, dim // 2, temperature) for part in parts]                 # (B, H, W, dim / 2) each
-    return ops.concatenate(waves, -1).reshape(len(visible), -1, dim).data                   # (B, HW, dim)
+    parts = Tensor(y / (y[:, -1:] + 1e-6)), Tensor(x / (x[:, :, -1:] + 1e-6))               # (B, H, W) each
+    waves = sine_embedding(ops.stack(parts, -1), dim // 2, temperature)                     # (B, H, W, 2, dim / 2)
+    return waves.reshape(len(visible), -1, dim).data                                        # (B, HW, dim)
 
 
 def sine_embedding(x: Tensor, dim: int, temperature: float = 10_000) -> Tensor:
@@ -244,6 +244,10 @@ def init_linear(layer: nn.Linear | nn.Conv2d, rng: np.random.Generator) -> None:
     bound = init.fans(layer.weight.shape)[0] ** -0.5
     layer.weight.assign(init.uniform(layer.weight.shape, rng, bound))
     layer.bias.assign(init.uniform(layer.bias.shape, rng, bound))
+
+
+Answer: TypeAlias = dict[str, Tensor]
+"""{"pred_logits" (B, Q, num_logits), "pred_boxes" (B, Q, 4)} of one decoder layer, for all Q queries."""
 
 
 class Memory(NamedTuple):
@@ -302,15 +306,17 @@ class DETR(nn.Module):
         memory = self.encode(features, visible)                             # its features (B, HW, D)
         queries = self.query_embed.weight                                   # (N, D)
         content = self.zeros(len(features), len(queries))                   # (B, N, D)
-        states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys)   # L × (B, N, D)
-        layers = [self.answer(z) for z in states]
+        states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys)   # (L, B, N, D)
+        layers = self.predict(states)
         *earlier, last = layers if self.config.aux_loss else layers[-1:]
         return {**last, "aux_outputs": earlier}
 
-    def answer(self, z: Tensor) -> dict[str, Tensor]:
-        """The predictions for all queries from the output of a decoder layer (B, N, D), in float32."""
-        logits, boxes = ops.to_float32(self.class_embed(z)), ops.to_float32(self.bbox_embed(z))
-        return {"pred_logits": logits, "pred_boxes": boxes.sigmoid()}
+    def predict(self, states: Tensor) -> list[Answer]:
+        """The outputs of the decoder's layers (L, B, Q, D) → classes and boxes of each, by the same heads, in float32.
+        """
+        logits, boxes = ops.to_float32(self.class_embed(states)), ops.to_float32(self.bbox_embed(states)).sigmoid()
+        return [{"pred_logits": of_classes, "pred_boxes": of_boxes}
+                for of_classes, of_boxes in zip(logits.unbind(0), boxes.unbind(0))]
 
     def encode(self, features: Tensor, visible: Array | None) -> Memory:
         """features (B, C, H, W), visible bool (B, H, W) or None → the encoder's output."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +24,7 @@ from scratchvit import nn, ops
 from scratchvit.backend import Array, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import detr
-from scratchvit.models.detr import DETR, MLP, DETRConfig, Memory, init_linear, sine_embedding
+from scratchvit.models.detr import DETR, MLP, Answer, DETRConfig, Memory, init_linear, sine_embedding
 from scratchvit.models.detr_queries import NoisedObjects, noised_objects, self_attention_mask, split_outputs
 from scratchvit.models.registry import register
 from scratchvit.nn import init
@@ -61,9 +61,6 @@ class ExtendedDETRConfig(DETRConfig):
             if not 0 <= getattr(self, name) <= 1:
                 raise ScratchvitError(f"{name} is a fraction and must be in [0, 1], not {getattr(self, name)}")
 
-
-Answer: TypeAlias = dict[str, Tensor]
-"""{"pred_logits" (B, Q, num_logits), "pred_boxes" (B, Q, 4)} of one decoder layer, for all queries."""
 
 RARE = -math.log((1 - 0.01) / 0.01)     # initial logit with focal: a probability of 0.01 (1708.02002, §4.1)
 
@@ -149,7 +146,7 @@ class ExtendedDETR(DETR):
             at = self.place_enc(box_embedding(Tensor(asarray(noised.boxes)), self.config.hidden_dim))       # (B, M, D)
             queries = ops.concatenate([at, queries.expand((len(content), *queries.shape))], 1)      # (B, Q, D)
         states = self.transformer.decoder(content, queries, memory.features, memory.pos, memory.keys, self_mask)
-        return [self.answer(z) for z in states], {}
+        return self.predict(states), {}
 
     def init_heads(self, rng: np.random.Generator) -> None:
         super().init_heads(rng)

@@ -41,7 +41,8 @@ EPS = 1e-5      # of every layer norm
 class MultiheadAttention(nn.Module):
     """Attention with heads of width d' = D / heads (§A.1). query (B, Q, D); key, value (B, S, D) → (B, Q, D).
 
-    Positional embeddings are already added to query and key. visible: bool (…, 1 or Q, S), True where a key may be
+    Positional embeddings are already added to query and key; if they are one Tensor, as in self-attention, it is
+    multiplied by W_q and W_k at once. visible: bool (…, 1 or Q, S), True where a key may be
     attended to; None: everywhere.
     """
 
@@ -55,16 +56,19 @@ class MultiheadAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Array | None = None) -> Tensor:
         B, Q, D = query.shape
-        weights, biases = self.in_proj_weight.split(D), self.in_proj_bias.split(D)      # (3D, D) → three of (D, D)
-        q, k, v = (                                                 # (B, Q or S, D) → (B, heads, Q or S, d'), eq. 7
-            ops.linear(x, weight, bias).reshape(B, x.shape[1], self.num_heads, D // self.num_heads).transpose(1, 2)
-            for x, weight, bias in zip((query, key, value), weights, biases)
-        )
+        inputs, sizes = ((query, value), (2 * D, D)) if query is key else ((query, key, value), (D, D, D))
+        projected = ops.linear_parts(inputs, self.in_proj_weight, self.in_proj_bias, sizes)     # W_q, W_k, W_v of eq. 7
+        q, k, v = (part for x in projected for part in self.split(x, D))                # (B, heads, Q or S, d') each
         x = ops.attention(                                          # softmax(q kᵀ / √d') v, eq. 8
             q, k, v, mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )
         return self.out_proj(x.transpose(1, 2).reshape(B, Q, D))    # (B, heads, Q, d') → (B, Q, D)
+
+    def split(self, x: Tensor, dim: int) -> list[Tensor]:
+        """(B, S, n D), D = dim → n of (B, heads, S, d')."""
+        heads = x.reshape(*x.shape[:2], -1, self.num_heads, dim // self.num_heads)      # (B, S, n, heads, d')
+        return [*heads.permute((2, 0, 3, 1, 4)).unbind(0)]
 
 
 class Layer(nn.Module):
@@ -78,10 +82,10 @@ class Layer(nn.Module):
         self.normalize_before = normalize_before
 
     def residual(self, x: Tensor, norm: nn.LayerNorm, branch: Callable[[Tensor], Tensor]) -> Tensor:
-        """norm(x + branch(x)), eq. 6; with normalize_before x + branch(norm(x)), as in a ViT."""
+        """norm(x + dropout(branch(x))), eq. 6; with normalize_before x + branch(norm(x)), as in a ViT."""
         if self.normalize_before:
             return x + self.dropout(branch(norm(x)))
-        return norm(x + self.dropout(branch(x)))
+        return norm.of_sum(x, branch(x), self.dropout)
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """The MLP, applied to each token: (B, Q, D) → (B, Q, F) → (B, Q, D)."""
@@ -109,7 +113,7 @@ class EncoderLayer(Layer):
 class DecoderLayer(Layer):
     """Self-attention over the queries, cross-attention to the image, and an MLP.
 
-    x (B, Q, D), query_pos (Q, D) or (B, Q, D) → (B, Q, D).
+    x and query_pos (B, Q, D) → (B, Q, D).
     memory: (B, HW, D), the encoder's output. memory_with_pos: memory + pos, computed once for all layers.
     visible: key mask, bool (B, 1, 1, HW), False on padding, or None.
     self_mask: bool (Q, Q) or (B, 1, Q, Q), True where a query (row) may attend to another (column); None: no
@@ -159,7 +163,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """x (B, Q, D), query_pos (Q, D), memory (B, HW, D), pos (B or 1, HW, D) → outputs of all layers, L × (B, Q, D).
+    """x (B, Q, D), query_pos (Q, D), memory (B, HW, D), pos (B or 1, HW, D) → outputs of all layers (L, B, Q, D).
 
     The outputs are normalised; the input of the next layer is not. Masks: see `DecoderLayer`.
     """
@@ -175,12 +179,13 @@ class Decoder(nn.Module):
     def forward(
         self, x: Tensor, query_pos: Tensor, memory: Tensor, pos: Tensor, visible: Array | None,
         self_mask: Array | None = None,
-    ) -> list[Tensor]:
-        memory_with_pos, outputs = memory + pos, []
+    ) -> Tensor:
+        query_pos, memory_with_pos = query_pos.expand(x.shape), memory + pos            # for all layers
+        outputs = []
         for layer in self.layers:
             x = layer(x, query_pos, memory, memory_with_pos, visible, self_mask)
-            outputs.append(self.norm(x))
-        return outputs
+            outputs.append(x)
+        return self.norm(ops.stack(outputs))
 
 
 class Transformer(nn.Module):

@@ -116,6 +116,13 @@ class LayerNorm(Module):
     def forward(self, x: Tensor) -> Tensor:
         return ops.layer_norm(x, self.weight.shape, self.weight, self.bias, self.eps)
 
+    def of_sum(self, x: Tensor, added: Tensor, dropout: Dropout) -> Tensor:
+        """norm(x + dropout(added)), as one op: a residual connection of a post-norm Transformer. All (..., dim)."""
+        p = dropout.p if dropout.training else 0.0
+        return ops.add_layer_norm(
+            x, added, self.weight.shape, self.weight, self.bias, self.eps, p, dropout.generator
+        )
+
     def extra_repr(self) -> str:
         return f"{self.weight.size}"
 

@@ -29,7 +29,7 @@ from scratchvit.ops.elementwise import (
     where,
 )
 from scratchvit.ops.index import embedding, gather, getitem
-from scratchvit.ops.linear import einsum, linear, matmul
+from scratchvit.ops.linear import einsum, linear, linear_parts, matmul
 from scratchvit.ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,
@@ -40,7 +40,14 @@ from scratchvit.ops.loss import (
     sigmoid_focal_loss,
     smooth_l1_loss,
 )
-from scratchvit.ops.norm import batch_norm, frozen_batch_norm, group_norm, layer_norm, weight_standardization
+from scratchvit.ops.norm import (
+    add_layer_norm,
+    batch_norm,
+    frozen_batch_norm,
+    group_norm,
+    layer_norm,
+    weight_standardization,
+)
 from scratchvit.ops.padding import pad
 from scratchvit.ops.pool import avg_pool2d, avg_pool3d, max_pool2d, max_pool3d
 from scratchvit.ops.reduce import max, mean, min, sum, var

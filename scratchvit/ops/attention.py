@@ -17,7 +17,7 @@ from scratchvit.kernels.dropout import drop, drop_entries
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.softmax import softmax_kernel
 from scratchvit.kernels.sums import total, unbroadcast
-from scratchvit.ops.checks import axis_of
+from scratchvit.ops.checks import axis_of, check_probability
 from scratchvit.plain import is_plain
 from scratchvit.random import Draw, Generator
 from scratchvit.recording import setting
@@ -287,8 +287,6 @@ def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Genera
 
 
 def _scale_kept(x: Array, p: float, shape: tuple[int, ...], training: bool, generator: Generator | None):
-    if not 0 <= p < 1:
-        raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
-    if p == 0 or not training:
+    if not check_probability(p) or not training:
         return x, lambda dy: dy
     return drop_entries(x, (generator or random.DEFAULT).draw(1 - p, shape))

@@ -57,3 +57,10 @@ def check_indices(op: str, index: Array, size: int, axis: str) -> None:
 def shapes_of(arrays: Sequence[Any]) -> str:
     """The shapes of the arrays as text, for an error message."""
     return ", ".join(str(tuple(array.shape)) for array in arrays)
+
+
+def check_probability(p: float) -> float:
+    """The probability of dropout. Raises ValueError if it is not in [0, 1)."""
+    if not 0 <= p < 1:
+        raise ValueError(f"the dropout probability must be in [0, 1), not {p}")
+    return p

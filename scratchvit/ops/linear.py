@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import string
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from scratchvit.facts import Facts, Shape, inputs, reshaped
 from scratchvit.kernels import products
 from scratchvit.kernels.products import product, product_and_sums
 from scratchvit.kernels.sums import total, unbroadcast
-from scratchvit.ops.checks import shapes_of
+from scratchvit.ops.checks import need_arrays, shapes_of
 from scratchvit.tensor import op
 
 
@@ -91,6 +92,60 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
         return dx, *(None if g is None else g.astype(weight.dtype, copy=False) for g in gradients)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
+
+
+@op(facts=Facts(
+    shape=lambda inputs, sizes: [(*x.shape[:-1], size) for x, size in zip(inputs, sizes)],
+    saves=lambda inputs, weight: [*(reshaped(x, (-1, x.shape[-1])) for x in inputs), weight],
+    macs=lambda weight, out: sum(y.size for y in out) * weight.shape[1],
+))
+def linear_parts(inputs: Sequence[Array], weight: Array, bias: Array, sizes: Sequence[int]):
+    """Linear layers whose weights are parts of one array, one below the other: y_i = x_i W_iᵀ + b_i.
+
+    inputs (..., in): a list of arrays.
+    weight (out, in); bias (out,).
+    sizes: how many rows of the weight W_i has, for each input; together out.
+    Returns a tuple of (..., sizes[i]). All arrays are of the same floating-point dtype.
+
+        dx_i = dy_i W_i;   dW and db consist of dW_i = Σ dy_iᵀ x_i and db_i = Σ dy_i        (see `linear`)
+
+    So attention projects queries, keys and values that differ, and nothing is joined in backward.
+    Raises ValueError if the shapes do not fit together, TypeError for integers.
+    """
+    need_arrays("linear_parts", inputs)
+    if len(inputs) != len(sizes) or min(sizes) < 0 or weight.ndim != 2 or sum(sizes) != len(weight):
+        raise ValueError(
+            f"linear_parts: there must be a size for each of {len(inputs)} inputs, together the rows of a weight "
+            f"(out, in), not sizes {tuple(sizes)} for a weight {weight.shape}"
+        )
+    if any(x.shape[-1:] != weight.shape[1:] for x in inputs) or bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"linear_parts: the inputs must be (..., in), weight (out, in) and bias (out,), not {shapes_of(inputs)}, "
+            f"{weight.shape} and {bias.shape}"
+        )
+    parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
+    rows = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in inputs]                # (N_i, in)
+    y = [product(x, weight[part].T, bias[part]) for x, part in zip(rows, parts)]            # (N_i, sizes[i])
+    shapes = [x.shape for x in inputs]
+
+    def backward(dys, need):
+        empty_like = array_module(weight).empty_like
+        dweight, dbias = (empty_like(a) if wanted else None for a, wanted in zip((weight, bias), need[-2:]))
+        dx: list[Array | None] = []
+        for dy, x, part, shape, wanted in zip(dys, rows, parts, shapes, need):
+            gradients = [None if a is None else a[part] for a in (dweight, dbias)]
+            if dy is None:                                              # the output is not used
+                for gradient in gradients:
+                    if gradient is not None:
+                        gradient[...] = 0
+                dx.append(None)
+                continue
+            dy = dy.reshape(x.shape[0], part.stop - part.start)         # (N_i, sizes[i])
+            dx.append(product(dy, weight[part]).reshape(shape) if wanted else None)
+            product_and_sums(dy, x, need[-2:], gradients)
+        return *dx, dweight, dbias
+
+    return tuple(each.reshape(*x.shape[:-1], size) for each, x, size in zip(y, inputs, sizes)), backward
 
 
 def _of_no_rows(function: Any, x: Array, weight: Array, bias: Array | None) -> Shape:

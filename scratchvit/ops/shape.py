@@ -190,7 +190,11 @@ def unbind(x: Array, dim: int = 0):
     prefix = (slice(None),) * dim
     # With an Ellipsis, since NumPy would otherwise copy a single number instead of returning a view.
     indices = [(*prefix, i, ...) for i in range(x.shape[dim])]
-    return tuple(x[index] for index in indices), lambda dys: _join(x, dys, indices)
+
+    def backward(dys):
+        return array_module(x).expand_dims(dys[0], dim) if len(dys) == 1 else _join(x, dys, indices)
+
+    return tuple(x[index] for index in indices), backward
 
 
 def _join(x: Array, dys: Sequence[Array | None], indices: Sequence[tuple]) -> Array:

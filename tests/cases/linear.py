@@ -14,6 +14,16 @@ def _matmul(note, *shapes):
     return Case("matmul", shapes, lambda x, y: x @ y, lambda torch, x, y: x @ y, note)
 
 
+def _linear_parts(sizes, *inputs):
+    def theirs(torch, *given):
+        *xs, weight, bias = given
+        parts = zip(xs, weight.split(sizes), bias.split(sizes))
+        return tuple(torch.nn.functional.linear(*part) for part in parts)
+
+    return Case("linear_parts", (*inputs, (sum(sizes), inputs[0][-1]), (sum(sizes),)),
+                lambda *given: ops.linear_parts(given[:-2], *given[-2:], sizes), theirs, f"{len(sizes)} inputs")
+
+
 CASES = [
     _matmul("matrices", (3, 4), (4, 2)),
     _matmul("batched", (2, 3, 4), (2, 4, 2)),
@@ -23,6 +33,8 @@ CASES = [
     _matmul("vector on the right", (2, 3, 4), (4,)),
     Case("linear", ((2, 3, 4), (5, 4), (5,)), ops.linear, lambda torch, *a: torch.nn.functional.linear(*a)),
     Case("linear", ((3, 4), (5, 4)), ops.linear, lambda torch, *a: torch.nn.functional.linear(*a), "no bias"),
+    _linear_parts((2, 1, 3), (2, 3, 4), (2, 5, 4), (5, 4)),
+    _linear_parts((4, 2), (2, 3, 4), (3, 4)),
     _einsum("bqd,bkd->bqk", (2, 3, 4), (2, 5, 4)),
     _einsum("ij,jk", (2, 3), (3, 4)),
     _einsum("ij->j", (2, 3)),

@@ -3,6 +3,8 @@
 import numpy as np
 
 from scratchvit import ops
+from scratchvit.random import Generator
+from tests.support.seeds import moved
 
 from .case import Case
 
@@ -34,11 +36,25 @@ def _frozen_batch_norm():
     return Case("frozen_batch_norm", ((3, 4, 2, 2),), ours, theirs)
 
 
+def _add_layer_norm(note, *inputs, p=0.0):
+    def ours(x, added, *affine):
+        return ops.add_layer_norm(x, added, 5, *affine, p=p, generator=Generator(moved(7)))
+
+    def theirs(torch, x, added, *affine):
+        kept = torch.as_tensor(Generator(moved(7)).bernoulli(1 - p, x.shape))
+        return torch.nn.functional.layer_norm(x + added * kept / (1 - p), (5,), *affine)
+
+    return Case("add_layer_norm", inputs, ours, theirs, note)
+
+
 CASES = [
     Case("layer_norm", ((2, 3, 5), (5,), (5,)), lambda x, w, b: ops.layer_norm(x, (5,), w, b, eps=1e-6),
          lambda torch, x, w, b: torch.nn.functional.layer_norm(x, (5,), w, b, eps=1e-6)),
     Case("layer_norm", ((4, 5),), lambda x: ops.layer_norm(x, 5, eps=1e-5),
          lambda torch, x: torch.nn.functional.layer_norm(x, (5,), eps=1e-5), "no weight"),
+    _add_layer_norm("", (2, 3, 5), (2, 3, 5), (5,), (5,)),
+    _add_layer_norm("dropout", (2, 3, 5), (2, 3, 5), (5,), (5,), p=0.4),
+    _add_layer_norm("no weight", (4, 5), (4, 5)),
     Case("group_norm", ((2, 4, 3, 2), (4,), (4,)), lambda x, w, b: ops.group_norm(x, 2, w, b),
          lambda torch, x, w, b: torch.nn.functional.group_norm(x, 2, w, b)),
     Case("group_norm", ((2, 4, 3),), lambda x: ops.group_norm(x, 4),

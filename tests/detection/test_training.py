@@ -46,12 +46,16 @@ def rows_of(folder):
 
 @pytest.mark.slow
 def test_one_batch_is_learned_by_heart(tmp_path):
-    """In 200 steps, so that backbone, encoder, decoder, heads, matching, losses and evaluation all do their part."""
-    config = CONFIG.replace(overfit_one_batch=True, epochs=4, schedule="constant")
+    """In 300 steps, so that backbone, encoder, decoder, heads, matching, losses and evaluation all do their part.
+
+    With seeds 0 to 4, AP50 is 1, 1, 0.98, 1, 1 and AP 0.82, 0.92, 0.74, 0.88, 0.95. After 200 steps it is still chance:
+    last bits decide, and AP50 is 0.86 to 1.
+    """
+    config = CONFIG.replace(overfit_one_batch=True, epochs=6, schedule="constant")
     result = train_detector(config, tmp_path / "run", log=quiet)
     assert result.test.AP50 >= 0.9 and result.test.AP >= 0.5 and result.val_AP == result.test.AP
     last = rows_of(tmp_path / "run")[-1]
-    assert last["step"] == "200" and float(last["train_loss"]) < 4
+    assert last["step"] == "300" and float(last["train_loss"]) < 4
 
 
 def test_what_a_run_leaves(finished):

@@ -28,7 +28,7 @@ def test_parts_of_one_array_stay_together():
 
 
 @pytest.mark.parametrize("separate", [
-    lambda q, k, v: (q, k, v.copy()),               # not of the same memory
+    lambda q, k, v: (q, k.copy(), v),               # not of the same memory
     lambda q, k, v: (q, v, k),                      # not at equal distances
     lambda q, k, v: (v, k, q),                      # backwards
     lambda q, k, v: (q, k[:, :, :2], v),            # of another shape
@@ -39,6 +39,16 @@ def test_other_arrays_are_allocated_separately(separate):
     new = empty_parts(*parts)
     assert all(x.base is None and x.shape == part.shape for x, part in zip(new, parts))
     assert whole_of(new, of_a_projection()[1], [(i, ...) for i in range(3)]) is None
+
+
+def test_neighbours_of_one_array_stay_together():
+    """As q and k of self-attention, whose inputs are not v's."""
+    q, k, v = of_a_projection()[1]
+    *new, alone = empty_parts(q, k, v.copy())
+    assert alone.base is None and alone.shape == v.shape
+    both = np.stack([q, k])
+    whole = whole_of(new, both, [(i, ...) for i in range(2)])
+    assert whole is not None and whole.transpose(1, 3, 0, 2, 4).flags.c_contiguous
 
 
 def test_a_part_that_is_missing_or_out_of_place_is_joined_as_usual():

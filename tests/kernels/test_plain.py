@@ -48,6 +48,10 @@ LARGE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     # Large enough to be cut into blocks, with a rest.
     "layer_norm": (lambda x, w, b: ops.layer_norm(x, 131, w, b), [(3001, 131), (131,), (131,)]),
     "layer_norm of columns": (lambda x: ops.layer_norm(x.permute((1, 0)), 3001), [(3001, 131)]),
+    "add_layer_norm": (
+        lambda x, y, w, b: ops.add_layer_norm(x, y, 131, w, b, p=0.3, generator=Generator(moved(3))),
+        [(3001, 131), (3001, 131), (131,), (131,)],
+    ),
     "group_norm": (lambda x, w, b: ops.group_norm(x, 3, w, b), [(7, 9, 67, 61), (9,), (9,)]),
     "batch_norm": (
         lambda x, w, b: ops.batch_norm(x, None, None, w, b, training=True), [(7, 9, 67, 61), (9,), (9,)],
@@ -60,6 +64,9 @@ LARGE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "gelu, tanh": (lambda x: ops.gelu(x, "tanh"), [(3, 100_003)]),
     "linear": (ops.linear, [(1543, 97), (131, 97), (131,)]),
     "linear of few rows": (ops.linear, [(3, 7, 97), (2311, 97), (2311,)]),
+    "linear_parts": (
+        lambda x, y, w, b: ops.linear_parts([x, y], w, b, (200, 31)), [(1543, 97), (3, 97), (231, 97), (231,)],
+    ),
     "matmul": (ops.matmul, [(5, 1, 211, 64), (7, 64, 173)]),
     "einsum": (lambda x, y: ops.einsum("bqd,bkd->bkq", x, y), [(9, 211, 64), (9, 173, 64)]),
     "sum": (lambda x: x.sum(0), [(20_011, 31)]),

@@ -206,6 +206,22 @@ def test_a_row_whose_squares_overflow_is_nan_and_not_zero(low, device) -> None:
         ops.group_norm(rows, 0)
 
 
+@pytest.mark.parametrize("shape", [(0, 3), (3, 0)])
+def test_a_sum_without_entries_is_normalised_to_nothing(shape, device) -> None:
+    x, weight = leaf(np.ones(shape)), leaf(np.ones(shape[-1:]))
+    ops.add_layer_norm(x, x, shape[-1], weight, weight, p=0.5).sum().backward()
+    assert gradient(x).shape == shape and not gradient(weight).any()
+
+
+def test_an_output_of_linear_parts_that_nobody_uses_has_no_gradient(device) -> None:
+    x, y, weight, bias = (leaf(np.ones(shape)) for shape in ((2, 3), (2, 3), (4, 3), (4,)))
+    _, second = ops.linear_parts([x, y], weight, bias, (3, 1))
+    second.sum().backward()
+    assert x.grad is None or not gradient(x).any()
+    assert gradient(y).tolist() == [[1, 1, 1]] * 2
+    assert gradient(weight).tolist() == [[0, 0, 0]] * 3 + [[2, 2, 2]] and gradient(bias).tolist() == [0, 0, 0, 2]
+
+
 def test_the_power_zero_has_no_gradient(device) -> None:
     x = leaf([0.0, 2.0])
     ops.pow(x, 0).backward(np.full(2, INF, np.float32))
@@ -353,7 +369,8 @@ def test_a_padding_that_integers_do_not_have_is_refused(device) -> None:
 
 REFUSING = [
     lambda x: ops.softmax(x), lambda x: ops.log_softmax(x), lambda x: ops.gelu(x), lambda x: ops.silu(x),
-    lambda x: ops.layer_norm(x, 4), lambda x: ops.group_norm(x, 2), lambda x: ops.mean(x), lambda x: ops.var(x),
+    lambda x: ops.layer_norm(x, 4), lambda x: ops.add_layer_norm(x, x, 4), lambda x: ops.group_norm(x, 2),
+    lambda x: ops.mean(x), lambda x: ops.var(x),
     lambda x: ops.l1_loss(x, x), lambda x: ops.mse_loss(x, x), lambda x: ops.cross_entropy(x, np.zeros(4, np.int64)),
     lambda x: ops.binary_cross_entropy_with_logits(x, x), lambda x: ops.attention(x[None], x[None], x[None]),
     lambda x: ops.interpolate(x[None, None], 2, mode="bilinear"),
@@ -389,6 +406,7 @@ def test_functions_of_float16_stay_float16(name, device) -> None:
 
 HALF = {
     "layer_norm": lambda x: ops.layer_norm(x, x.shape[-1]),
+    "add_layer_norm": lambda x: ops.add_layer_norm(x, x, x.shape[-1]),
     "group_norm": lambda x: ops.group_norm(x, 1),
     "softmax": lambda x: ops.softmax(x),
     "log_softmax": lambda x: ops.log_softmax(x),

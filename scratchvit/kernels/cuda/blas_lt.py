@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import ctypes
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 from scratchvit.backend import Array, array_module
@@ -62,16 +63,19 @@ def product_with_bias(x: Array, y: Array, bias: Array, out: Array | None = None)
     return out if _multiply(x, y, out, ADD_BIAS, bias) else None
 
 
-def product_and_sums(x: Array, y: Array, dtype: Any = None) -> tuple[Array, Array] | None:
+def product_and_sums(
+    x: Array, y: Array, dtype: Any = None, out: Sequence[Array | None] = (None, None)
+) -> tuple[Array, Array] | None:
     """x @ y and Σ_k x_nk, for x (n, k) and y (k, m): (n, m) and (n,); None if cublasLt cannot.
 
     dtype: of both results, that of x if not given; float32 for 16-bit numbers.
+    out: contiguous arrays to write them to, of that dtype; new ones for None.
     """
     if x.dtype.char == "f" and matmul_precision() == "tf32":
         return None
-    xp, dtype = array_module(x), x.dtype if dtype is None else dtype
-    out, sums = xp.empty((x.shape[0], y.shape[1]), dtype=dtype), xp.empty(x.shape[0], dtype=dtype)
-    return (out, sums) if _multiply(x, y, out, SUM_B, sums) else None
+    xp, dtype, shapes = array_module(x), x.dtype if dtype is None else dtype, ((x.shape[0], y.shape[1]), x.shape[:1])
+    products, sums = (xp.empty(shape, dtype=dtype) if a is None else a for a, shape in zip(out, shapes))
+    return (products, sums) if _multiply(x, y, products, SUM_B, sums) else None
 
 
 def _multiply(x: Array, y: Array, out: Array, epilogue: int, bias: Array) -> bool:

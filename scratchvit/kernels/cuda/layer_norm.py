@@ -5,7 +5,8 @@
     problem     13 operations forward and 19 backward, each of which reads and writes whole arrays
     idea        a row is short, 192 numbers, and 32 threads that run in step can add theirs without a barrier. So a warp
                 computes whole rows, and reads them again from the cache instead of storing x̂. In backward, it also
-                collects what its rows add to dweight and dbias
+                collects what its rows add to dweight and dbias. What a residual connection does before a norm,
+                x + dropout(added), a thread does on its way to the first sum, and undoes on its way from dx
     who
 
         x (N, D)                                      in backward, warp w of block p has the rows pW + w,
@@ -20,9 +21,13 @@ The variance is the mean of (x - μ)², not of x² less μ², which would lose a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.cuda.column_sums import LONGEST, sum_parts
+from scratchvit.kernels.cuda.draws import arguments
 from scratchvit.kernels.cuda.modules import computed_in, divide, launch
+from scratchvit.random import Draw
 
 WARPS = 4                       # of a block
 SHARED_BYTES = 48 << 10         # what a block has on every GPU
@@ -31,15 +36,25 @@ SHORTEST = 4                    # rows of a warp in backward, so that there are 
 TEXT = r"""
 // --- layer_norm.py ---
 
-// y, mean and r of the rows of x (N, D). weight and bias (D,) or null.
-extern "C" __global__ void layer_norm(const T* x, const A* weight, const A* bias, T* y, A* mean, A* r, size N, size D,
-                                      double eps) {
+// y, mean and r of the rows of x (N, D). weight and bias (D,) or null. Unless added is null, of the rows of
+// z = x + added, each entry of added times what the draw says, if there is one (factor is not 0).
+extern "C" __global__ void layer_norm(const T* x, const T* added, T* z, const A* weight, const A* bias, T* y, A* mean,
+                                      A* r, size N, size D, double eps, const uint32* keys, size first_key,
+                                      size second_key, size threshold, double factor) {
     size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= N) return;
     x += row * D;
     y += row * D;
 
+    if (added) {
+        Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+        added += row * D;
+        z += row * D;
+        for (size i = lane; i < D; i += 32) // each lane reads what it has written, so no barrier
+            z[i] = (A)x[i] + (A)added[i] * (factor != 0 ? keep(draw, row * D + i) : 1);
+        x = z;
+    }
     A sum = 0, squares = 0;
     for (size i = lane; i < D; i += 32) sum += (A)x[i];
     A mu = warp_sum(sum) / D;
@@ -63,12 +78,15 @@ extern "C" __global__ void layer_norm(const T* x, const A* weight, const A* bias
     }
 }
 
-// dx, or null; and unless parts is null, the sums of dy x_hat and of dy over the rows of each block: parts (2, P, D).
+// dx, or null; dadded, dx times what the draw says, or null; and unless parts is null, the sums of dy x_hat and of dy
+// over the rows of each block: parts (2, P, D).
 extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const A* weight, const A* mean, const A* r,
-                                               T* dx, A* parts, size N, size D) {
+                                               T* dx, T* dadded, A* parts, size N, size D, const uint32* keys,
+                                               size first_key, size second_key, size threshold, double factor) {
     extern __shared__ A sums[]; // (warps, 2, D)
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     A *own_weight = sums + (size)warp * 2 * D, *own_bias = own_weight + D;
+    Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
     if (parts)
         for (size i = lane; i < D; i += 32) own_weight[i] = own_bias[i] = 0; // what this lane adds to, so no barrier
 
@@ -85,12 +103,14 @@ extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const A*
                 own_bias[i] += given;
             }
         }
-        if (!dx) continue;
+        if (!dx && !dadded) continue;
         A mean_g = warp_sum(sum_g) / D, mean_g_x_hat = warp_sum(sum_g_x_hat) / D;
         for (size i = lane; i < D; i += 32) {
             A given = (A)dy_row[i], x_hat = ((A)x_row[i] - mu) * scale;
             A g = weight ? given * weight[i] : given;
-            dx[row * D + i] = scale * (g - mean_g - x_hat * mean_g_x_hat);
+            A gradient = scale * (g - mean_g - x_hat * mean_g_x_hat);
+            if (dx) dx[row * D + i] = gradient;
+            if (dadded) dadded[row * D + i] = gradient * keep(draw, row * D + i);
         }
     }
     if (!parts) return;
@@ -115,31 +135,50 @@ def normalise_rows(x: Array, weight: Array | None, bias: Array | None, eps: floa
 
     For x of 16 bits, the gradients of weight and bias are of float32.
     """
+    y, backward = normalise_sum(x, None, None, weight, bias, eps)
+
+    def backward_of_x(dy: Array, need: Sequence[bool]) -> tuple[Array | None, ...]:
+        dx, _, dweight, dbias = backward(dy, (need[0], False, *need[1:]))
+        return dx, dweight, dbias
+
+    return y, backward_of_x
+
+
+def normalise_sum(
+    x: Array, added: Array | None, draw: Draw | None, weight: Array | None, bias: Array | None, eps: float
+):
+    """Value and backward of layer norm of x + added, both (N, D), with dropout of `added` by a draw: see
+    ops/norm.py. For 16 bits as in `normalise_rows`."""
     xp, precise = array_module(x), computed_in(x)
-    x = xp.ascontiguousarray(x)
+    x, added = (None if a is None else xp.ascontiguousarray(a) for a in (x, added))
     weight, bias = (None if a is None else xp.ascontiguousarray(a, dtype=precise) for a in (weight, bias))
     N, D = x.shape
+    z = x if added is None else xp.empty_like(x)
     y = xp.empty_like(x)
     mean, r = (xp.empty(N, dtype=precise) for _ in range(2))
     launch(
-        "rows", "layer_norm", x, (divide(N, WARPS),), (32 * WARPS,), x, weight, bias, y, mean, r, N, D, float(eps)
+        "rows", "layer_norm", x, (divide(N, WARPS),), (32 * WARPS,), x, added, z, weight, bias, y, mean, r, N, D,
+        float(eps), *arguments(draw),
     )
+    del x, added        # of which backward needs the sum
 
-    def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
+    def backward(dy: Array, need: Sequence[bool]) -> tuple[Array | None, ...]:
         dy = xp.ascontiguousarray(dy)
-        dx = xp.empty_like(x) if need[0] else None
-        dweight, dbias = (xp.empty(D, dtype=precise) if wanted else None for wanted in need[1:3])
-        sums_bytes = 2 * D * precise.itemsize                                     # of a warp
+        wants_dz = need[0] or (need[1] and draw is None)
+        dz = xp.empty_like(z) if wants_dz else None
+        dadded = xp.empty_like(z) if need[1] and draw is not None else None
+        dweight, dbias = (xp.empty(D, dtype=precise) if wanted else None for wanted in need[2:4])
+        sums_bytes = 2 * D * precise.itemsize                               # of a warp
         warps = min(WARPS, SHARED_BYTES // sums_bytes)
         rows = min(LONGEST, max(SHORTEST, divide(N, 256 * warps)))          # of a warp
         P = max(1, divide(N, rows * warps))
-        parts = xp.empty((2, P, D), dtype=precise) if need[1] or need[2] else None
+        parts = xp.empty((2, P, D), dtype=precise) if need[2] or need[3] else None
         launch(
-            "rows", "layer_norm_backward", x, (P,), (32 * warps,), x, dy, weight, mean, r, dx, parts, N, D,
-            shared=0 if parts is None else warps * sums_bytes,
+            "rows", "layer_norm_backward", z, (P,), (32 * warps,), z, dy, weight, mean, r, dz, dadded, parts, N, D,
+            *arguments(draw), shared=0 if parts is None else warps * sums_bytes,
         )
         if parts is not None:
             sum_parts(parts, dweight, dbias)
-        return dx, dweight, dbias
+        return dz if need[0] else None, dadded if draw else dz if need[1] else None, dweight, dbias
 
     return y, backward

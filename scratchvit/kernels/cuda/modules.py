@@ -25,7 +25,7 @@ MODULES = {
     "updates": ("array_lists", "updates"),
     "norms": ("array_lists", "total_norm"),
     "rows": (
-        "warps", "column_sums", "layer_norm", "cross_entropy", "set_losses", "draws", "softmax", "attention",
+        "warps", "column_sums", "draws", "layer_norm", "cross_entropy", "set_losses", "softmax", "attention",
         "index_sums",
     ),
     "maps": ("draws", "maps", "dropout"),

@@ -46,6 +46,12 @@ def test_a_product_with_sums(n: int, k: int, m: int) -> None:
     for one, other in zip(found, (asnumpy(x), np.ones((k, 1), np.float32))):
         expected, bound = exact(asnumpy(dy).T, other)
         within(asnumpy(one).reshape(expected.shape), expected, 4 * bound)
+    parts = random(n + 3, m)[1:-2], random(n + 3)[1:-2]         # as for a part of the weights
+    again = blas_lt.product_and_sums(dy.T, x, out=parts)
+    assert again is not None
+    for one, other, part in zip(again, found, parts):
+        assert one is part
+        within(asnumpy(one), asnumpy(other), 4 * exact(asnumpy(dy).T, asnumpy(x))[1].max() + 1e-6)
 
 
 def test_float16() -> None:
@@ -73,7 +79,11 @@ def test_what_cublaslt_does_not_do_is_computed_in_two_steps(case: str) -> None:
     assert blas_lt.product_with_bias(x, y, bias, out) is None
     found = product(x, y, bias, out)
     np.testing.assert_allclose(asnumpy(found), asnumpy(x) @ asnumpy(y) + asnumpy(bias), rtol=1e-5, atol=1e-5)
+    parts = random(5, k, dtype=dtype)[1:4], random(5, dtype=dtype)[1:4]
+    given = product_and_sums(found, x, (True, True), parts)
     dweight, dbias = product_and_sums(found, x, (True, True))
+    for one, part, other in zip(given, parts, (dweight, dbias)):
+        assert one is part and np.array_equal(asnumpy(one), asnumpy(other))
     np.testing.assert_allclose(asnumpy(dweight), asnumpy(found).T @ asnumpy(x), rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(asnumpy(dbias), asnumpy(found).sum(axis=0), rtol=1e-5, atol=1e-5)
 

@@ -5,9 +5,11 @@ import pytest
 
 from scratchvit import Tensor, ops
 from scratchvit.backend import asarray
+from scratchvit.random import Generator
 from tests.support import cuda_kernels
 from tests.support.margins import agree
-from tests.support.seeds import seeded
+from tests.support.one_op import run
+from tests.support.seeds import moved, seeded
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
@@ -17,6 +19,40 @@ pytestmark = pytest.mark.usefixtures("cuda")
 @pytest.mark.parametrize(("N", "D"), [(1, 1), (5, 31), (130, 33), (1200, 65), (9, 1537), (3, 6144), (0, 7), (3, 6145)])
 def test_shapes(N, D, dtype):
     cuda_kernels.check_shapes(lambda x, w, b: ops.layer_norm(x, D, w, b), [(N, D), (D,), (D,)], dtype)
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize(("N", "D"), [(1, 1), (5, 31), (130, 33), (1200, 65), (3, 6144), (0, 7), (3, 6145)])
+def test_the_norm_of_a_sum(N, D, dtype, p):
+    cuda_kernels.check_shapes(
+        lambda x, y, w, b: ops.add_layer_norm(x, y, D, w, b, p=p, generator=Generator(moved(7))),
+        [(N, D), (N, D), (D,), (D,)], dtype,
+    )
+
+
+def test_a_sum_of_arrays_that_are_not_contiguous():
+    """Dropout's mask is that of the shape, whatever the memory order of either."""
+    cuda_kernels.check_shapes(
+        lambda x, y: ops.add_layer_norm(x, y.permute((1, 0)), 35, p=0.5, generator=Generator(moved(7))),
+        [(67, 35), (35, 67)], np.float32,
+    )
+
+
+@pytest.mark.parametrize("p", [0.0, 0.3])
+@pytest.mark.parametrize("wanted", [
+    (True, False, False, False), (False, True, False, False), (False, True, True, False), (False, False, False, True),
+])
+def test_gradients_of_a_sum_that_nobody_wants(wanted, p):
+    rng = seeded(0)
+    arrays = [rng.standard_normal(shape).astype(np.float32) for shape in ((67, 35), (67, 35), (35,), (35,))]
+
+    def gradients(wanted):
+        call = lambda *a: ops.add_layer_norm(a[0], a[1], 35, *a[2:], p=p, generator=Generator(moved(7)))  # noqa: E731
+        return run(call, arrays, list(wanted))["gradient"]
+
+    for found, expected, want in zip(gradients(wanted), gradients([True] * 4), wanted):
+        assert (found.tobytes() == expected.tobytes()) if want else found is None
 
 
 @pytest.mark.parametrize("function", [
