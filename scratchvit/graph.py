@@ -47,9 +47,10 @@ itself. With z = (x + y) + x, a sum in place would give a wrong gradient:
 >>> to_inner_add                        # the inner add also sends it to y, which gets 2 instead of 1
 array([2.])
 
-`_is_fresh` finds out which gradients are fresh, and `_send_back` adds them. The engine cannot see which arrays a
-closure has saved, so the backward of an op must never return a saved array (see `op` in tensor.py). A leaf owns its
-`grad`, which is a copy if the gradient was not fresh, so accumulating into it is safe too.
+`_is_fresh` finds out which gradients are fresh, and `_sum` adds them: on the CPU each as it comes; on a GPU, where the
+number of operations bounds the speed, up to 16 in one. The engine cannot see which arrays a closure has saved, so the
+backward of an op must never return a saved array (see `op` in tensor.py). A leaf owns its `grad`, which is a copy if
+the gradient was not fresh, so accumulating into it is safe too.
 """
 
 from __future__ import annotations
@@ -59,10 +60,23 @@ from collections.abc import Callable, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
-from scratchvit.backend import Array, asarray
+from scratchvit.backend import Array, asarray, backend_of
 from scratchvit.errors import WrongState
 from scratchvit.recording import setting
 from scratchvit.signature import takes_need
+
+AT_ONCE = 16        # gradients that a GPU adds in one operation
+
+Arrived: TypeAlias = list[tuple[Array, bool]]
+"""Gradients that have arrived for an output of a node, each with whether it is fresh."""
+
+
+def _cannot(arrays: Sequence[Array], out: Array | None) -> None:
+    """What `add_up` is without the ops."""
+
+
+add_up: Callable[[Sequence[Array], Array | None], Array | None] = _cannot
+"""Adds up to AT_ONCE arrays on a GPU, in the second argument or a new array; None if it cannot. ops/ sets it."""
 
 Watched: TypeAlias = tuple["Version", int, tuple[int, ...]]
 
@@ -138,12 +152,12 @@ def _take_back(reached: Reached) -> None:
 
 def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
     """Send gradients from the roots to the leaves. waiting: how many gradients will be sent to each node."""
-    sums: dict[Node, list[Array | None]] = {}       # of the gradients that have arrived, for each output of a node
-    fresh: set[tuple[Node, int]] = set()            # edges whose sum is fresh
+    arrived: dict[Node, list[Arrived]] = {}         # for each output of a node
     ready: list[Node] = []
 
     def visit(node: Node) -> None:      # a function, so that its gradients are freed before the next node makes some
-        incoming = sums.pop(node, None)
+        found = arrived.pop(node, None)
+        incoming = None if found is None else [_sum(gradients) if gradients else None for gradients in found]
         gradients = _apply_backward(node, incoming)
         arrays = (*gradients, *(incoming or ()))
         for edge, gradient in zip(node.edges, gradients):
@@ -163,22 +177,13 @@ def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], rea
             ready.append(node)
         if gradient is None:
             return
-        if node not in sums:
-            sums[node] = [None] * node.outputs
-        total = sums[node]
-        if total[index] is None:
-            total[index] = gradient
-            if waiting[node] and _is_fresh(gradient, arrays):       # of interest only if more will be added
-                fresh.add(edge)
-        elif edge in fresh:
-            total[index] += gradient
-        else:
-            if _is_fresh(gradient, arrays):
-                gradient += total[index]
-                total[index] = gradient
-            else:
-                total[index] = total[index] + gradient
-            fresh.add(edge)
+        if node not in arrived:
+            arrived[node] = [[] for _ in range(node.outputs)]
+        before = arrived[node][index]
+        is_one_of_several = bool(before or waiting[node])
+        before.append((gradient, is_one_of_several and _is_fresh(gradient, arrays)))
+        if len(before) == (AT_ONCE if backend_of(gradient).has_cuda else 2):
+            before[:] = [(_sum(before), True)]
 
     for edge, gradient in roots:
         send(edge, gradient, (gradient, gradient))      # twice: it belongs to the caller, so it is never fresh
@@ -261,6 +266,23 @@ def _apply_backward(node: Node, incoming: list[Array | None] | None) -> Sequence
             f"op {node.name!r}: its backward returned {len(gradients)} gradients for {len(node.edges)} inputs"
         )
     return gradients
+
+
+def _sum(arrived: Arrived) -> Array:
+    """The sum of gradients; of several, it is written to the first that is fresh, or to a new array."""
+    gradients = [gradient for gradient, _ in arrived]
+    if len(gradients) == 1:
+        return gradients[0]
+    place = next((number for number, (_, is_fresh) in enumerate(arrived) if is_fresh), None)
+    total = None if place is None else gradients[place]
+    if backend_of(gradients[0]).has_cuda and (found := add_up(gradients, total)) is not None:
+        return found
+    others = [gradient for number, gradient in enumerate(gradients) if number != (place or 0)]
+    if total is None:
+        total = gradients[0] + others.pop(0)
+    for gradient in others:
+        total += gradient
+    return total
 
 
 def _is_fresh(gradient: Array, arrays: Sequence[Array | None]) -> bool:

@@ -100,6 +100,10 @@ KERNEL_MUTANTS = [
         "layer_norm: no gradient of what was added unless x has one", "a wrong bound", "layer_norm",
         "if (!dx && !dadded) continue;", "if (!dx) continue;",
     ),
+    # --- add_up.py
+    _mutant("add_up: an entry too many", "a wrong bound", "add_up", "if (i >= N) return;", "if (i > N) return;"),
+    _mutant("add_up: without the last array", "a lost term", "add_up", "j < count", "j < count - 1"),
+    _mutant("add_up: the first array twice", "an exchanged index", "add_up", "x.of[j][i]", "x.of[j - 1][i]"),
     # --- column_sums.py
     _mutant(
         "column sums: a row too many in each part", "a wrong bound", "column_sums",

@@ -1,6 +1,8 @@
 """Differentiable functions, one file per family. Names and arguments follow `torch.nn.functional`."""
 
+from scratchvit import graph
 from scratchvit.backend import asarray
+from scratchvit.kernels.cuda.add_up import add_up
 from scratchvit.ops.attention import attention, drop_path, dropout, log_softmax, record_attention, softmax
 from scratchvit.ops.conv import conv2d, conv3d
 from scratchvit.ops.elementwise import (
@@ -69,3 +71,4 @@ from scratchvit.ops.windows import window_partition, window_reverse
 from scratchvit.tensor import OPS
 
 OPS.update({name: value for name, value in globals().items() if hasattr(value, "takes")})
+graph.add_up = add_up
