@@ -205,13 +205,13 @@ MUTANTS = [
         "math.sqrt(6 / ((1 + a * a) * fans(shape)[0]))", "math.sqrt(6 / fans(shape)[0])", ("nn/test_nn.py",),
     ),
     Mutant(
-        "Adam: second moment corrected a step late", "off by one", "optim/optimizers.py",
-        "math.sqrt(1 - beta2**steps)", "math.sqrt(1 - beta2 ** (steps + 1))", OPTIM,
+        "Adam: second moment corrected a step late", "off by one", "kernels/updates.py",
+        "math.sqrt(1 - n.beta2**steps)", "math.sqrt(1 - n.beta2 ** (steps + 1))", OPTIM,
     ),
     Mutant(
         "Adam: eps inside the root", "eps misplaced", "kernels/updates.py",
-        "        xp.sqrt(v, out=scratch)\n        scratch += n.eps\n",
-        "        xp.sqrt(v + n.eps, out=scratch)\n", OPTIM,
+        "        xp.sqrt(v, out=scratch)\n        scratch += eps\n",
+        "        xp.sqrt(v + eps, out=scratch)\n", OPTIM,
     ),
     Mutant(
         "AdamW: decay through the gradient", "a wrong branch", "optim/optimizers.py",

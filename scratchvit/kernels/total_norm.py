@@ -1,4 +1,4 @@
-"""The norm of all gradients together, clipping by it, and whether it is finite.
+"""The norm of all gradients together, and clipping by it.
 
     plain       √Σ x² over all entries of all arrays
     idea        x · x is a product, in parallel for all arrays. cuda/total_norm.py has the kernels for a GPU
@@ -25,14 +25,6 @@ def total_norm(arrays: Sequence[Array]) -> Array:
     flat = [x.reshape(-1) for x in arrays]
     half = [xp.asarray(x, dtype=np.float32) if x.dtype.itemsize < 4 else x for x in flat]   # 256² overflows float16
     return xp.sqrt(sum(deal(xp.dot, [(x, x) for x in half], backend_of(half[0]) is CPU)))
-
-
-def note_finite(finite: Array, norm: Array, loss: Array) -> None:
-    """finite ← finite and both numbers are, in place, for 0-d arrays; `finite` is one of bool."""
-    if takes([(norm, loss)]):
-        return on_gpu.note_finite(finite, norm, loss)
-    isfinite = array_module(norm).isfinite
-    finite &= isfinite(norm) & isfinite(loss)
 
 
 def clip_factor(norm: Array, max_norm: float) -> Array:

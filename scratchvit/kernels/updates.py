@@ -11,11 +11,15 @@ cuda/updates.py has the same formulas as kernels for a GPU, which take 64 arrays
 
 A parameter p in float32 may have a shadow: an array of float16 or bfloat16 that is p, rounded to nearest even. A step
 writes both.
+
+when: a flag, bool () on their device, without which nothing changes; None: it does. The kernels read it on the device,
+the forms of this file on the host, which waits for a GPU.
 """
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
@@ -36,34 +40,42 @@ Row: TypeAlias = tuple[Array, ...]
 
 
 class AdamNumbers(NamedTuple):
-    """The numbers of a step of Adam or AdamW, as `Adam` in optim/optimizers.py computes them."""
+    """The numbers of a step of Adam or AdamW, as `Adam` in optim/optimizers.py gives them."""
 
-    step_size: float
+    lr: float
     eps: float
     shrink: float       # of the parameter, before the step
     decay: float        # the share of the parameter that is added to the gradient
     beta1: float
     beta2: float
+    steps: int          # t, including this one
 
 
 def adam(
     rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[AdamNumbers]],
-    factor: Array | None = None, shadows: Shadows = None,
+    factor: Array | None = None, when: Array | None = None, unmade: Array | None = None, shadows: Shadows = None,
 ) -> None:
     """A step of Adam or AdamW:
 
         g ← factor g + decay p;  m ← m + (1 - β₁)(g - m);  v ← β₂ v + (1 - β₂) g²
-        p ← shrink p - step_size m / (√v + eps)
+        p ← shrink p - lr m̂ / (√v̂ + eps)  with m̂ = m / (1 - β₁ᵗ), v̂ = v / (1 - β₂ᵗ)
 
     rows: (p, g, m, v), of which g is not changed. groups: for each row, which of the numbers() are its; they are asked
-    for again in every replay (see replay.py). factor: a 0-d array, or None for 1. shadows: for each row the shadow of
-    its p, or None.
+    for again in every replay (see replay.py). factor: a 0-d array, or None for 1. unmade: int64 (), how many of the
+    steps in numbers() were not made; None: 0. shadows: for each row the shadow of its p, or None.
     """
     if takes(rows, shadows):
-        return on_gpu.adam(rows, groups, numbers, factor, shadows)
+        return on_gpu.adam(rows, groups, numbers, factor, when, unmade, shadows)
+    if _is_off(when):
+        return
+    not_made = 0 if unmade is None else int(unmade)
 
     def update(n: AdamNumbers, p: Array, g: Array, m: Array, v: Array) -> None:
         xp = array_module(p)
+        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: this saves two passes over memory.
+        steps = n.steps - not_made
+        root = math.sqrt(1 - n.beta2**steps)
+        step_size, eps = n.lr * root / (1 - n.beta1**steps), n.eps * root
         if n.decay:
             g = g + p * n.decay
         scratch = g - m
@@ -74,9 +86,9 @@ def adam(
         v *= n.beta2
         v += scratch
         xp.sqrt(v, out=scratch)
-        scratch += n.eps
+        scratch += eps
         xp.divide(m, scratch, out=scratch)
-        scratch *= n.step_size
+        scratch *= step_size
         p *= n.shrink
         p -= scratch
 
@@ -94,16 +106,19 @@ class SGDNumbers(NamedTuple):
 
 def sgd(
     rows: Sequence[Row], groups: Sequence[int], numbers: Callable[[], Sequence[SGDNumbers]],
-    factor: Array | None = None, shadows: Shadows = None,
+    factor: Array | None = None, when: Array | None = None, unmade: Array | None = None, shadows: Shadows = None,
 ) -> None:
     """A step of stochastic gradient descent:
 
         g ← factor g + decay p;  b ← momentum b + g;  p ← p - lr b, or with Nesterov momentum p - lr (g + momentum b)
 
-    rows: (p, g, b), or (p, g) without momentum, where b is g. The rest as for `adam`.
+    rows: (p, g, b), or (p, g) without momentum, where b is g. The rest as for `adam`, but no number of SGD depends on
+    how many steps were made.
     """
     if takes(rows, shadows):
-        return on_gpu.sgd(rows, groups, numbers, factor, shadows)
+        return on_gpu.sgd(rows, groups, numbers, factor, when, shadows)
+    if _is_off(when):
+        return
 
     def update(n: SGDNumbers, p: Array, g: Array, b: Array | None = None) -> None:
         direction = p * n.decay
@@ -147,10 +162,12 @@ def scale(arrays: Sequence[Array], factor: Any) -> None:
         _apply(lambda x: array_module(x).multiply(x, factor, out=x), rows)
 
 
-def average(rows: Sequence[Row], share: float) -> None:
+def average(rows: Sequence[Row], share: float, when: Array | None = None) -> None:
     """a ← a + share (x - a) for rows (a, x)."""
     if takes(rows):
-        return on_gpu.average(rows, share)
+        return on_gpu.average(rows, share, when)
+    if _is_off(when):
+        return
 
     def move(a: Array, x: Array) -> None:
         difference = x - a
@@ -160,26 +177,26 @@ def average(rows: Sequence[Row], share: float) -> None:
     _apply(move, rows)
 
 
-def accumulate(rows: Sequence[Row], weight: float) -> None:
+def accumulate(rows: Sequence[Row], weight: float, when: Array | None = None) -> None:
     """a ← a + weight x for rows (a, x) of equal dtype."""
     def add(a: Array, x: Array) -> None:
         a += x * weight
 
     for alike in _divided(rows, lambda a, x: x.dtype):
         if takes(alike):
-            on_gpu.accumulate(alike, weight)
-        else:
+            on_gpu.accumulate(alike, weight, when)
+        elif not _is_off(when):
             _apply(add, alike)
 
 
-def copy(rows: Sequence[Row]) -> None:
+def copy(rows: Sequence[Row], when: Array | None = None) -> None:
     """y ← x for rows (y, x) of equal dtype, which may be integers; or of x in float32 and y its shadow."""
     for alike in _divided([row for row in rows if row[0].dtype == row[1].dtype], lambda y, x: x.itemsize):
         word = WORDS.get(alike[0][0].itemsize)
         words = [tuple(array.view(word) for array in row) for row in alike] if word else []
         if takes(words):
-            on_gpu.copy(words)
-        else:
+            on_gpu.copy(words, when)
+        elif not _is_off(when):
             for y, x in alike:
                 y[...] = x
     for alike in _divided([row for row in rows if row[0].dtype != row[1].dtype], lambda y, x: (y.dtype, x.dtype)):
@@ -189,6 +206,10 @@ def copy(rows: Sequence[Row]) -> None:
         else:
             for y, x in alike:
                 y[...] = x
+
+
+def _is_off(when: Array | None) -> bool:
+    return when is not None and not when
 
 
 def _divided(rows: Sequence[Row], key: Callable[..., Any]) -> list[list[Row]]:

@@ -4,6 +4,7 @@
     optimizer.zero_grad(); loss.backward(); clip_grad_norm(model.parameters(), 1.0); optimizer.step()
 """
 
+from scratchvit.optim.decision import Decision
 from scratchvit.optim.ema import EMA
 from scratchvit.optim.gradients import clip_factor, clip_grad_norm, grad_norm
 from scratchvit.optim.groups import param_groups

@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from scratchvit.backend import Array
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import updates
 from scratchvit.nn.module import Module
@@ -33,11 +34,12 @@ class EMA:
         yield from self.model.named_parameters()
         yield from self.model.named_buffers()
 
-    def update(self) -> None:
-        """Update the average with the current weights."""
+    def update(self, when: Array | None = None) -> None:
+        """Update the average with the current weights. when: not if this is false, bool () on their device."""
         averages = self.averages
-        updates.average([(averages[name], p.data) for name, p in self.model.named_parameters()], share=1 - self.decay)
-        updates.copy([(averages[name], buffer.data) for name, buffer in self.model.named_buffers()])
+        parameters = [(averages[name], p.data) for name, p in self.model.named_parameters()]
+        updates.average(parameters, share=1 - self.decay, when=when)
+        updates.copy([(averages[name], buffer.data) for name, buffer in self.model.named_buffers()], when)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

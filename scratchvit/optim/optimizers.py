@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
@@ -12,12 +11,13 @@ import numpy as np
 from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import updates
+from scratchvit.optim.decision import Decision
 from scratchvit.optim.gradients import contiguous
-from scratchvit.replay import every_time
+from scratchvit.replay import every_time, is_capturing
 from scratchvit.tensor import Tensor
 
 
-@dataclass
+@dataclass(eq=False)
 class _Slot:
     """The state of an optimiser for one parameter."""
 
@@ -78,6 +78,8 @@ class Optimizer:
                 if not isinstance(parameter, Tensor):
                     raise ScratchvitError(f"{_NEEDED}, not {type(parameter).__name__}")
                 self._slots.append(_Slot(parameter, decay, lr_scale))
+        self._decision: Decision | None = None      # about the steps that these slots have counted
+        self._decided: list[_Slot] = []
         if len({id(slot.parameter) for slot in self._slots}) < len(self._slots):
             raise ScratchvitError("a parameter occurs twice in the optimiser's groups: put it in one group only")
 
@@ -93,15 +95,18 @@ class Optimizer:
         """The numbers of `_update` for parameters whose number of steps, including this one, is `steps`."""
         raise NotImplementedError
 
-    def step(self, factor: Array | None = None) -> None:
+    def step(self, factor: Array | None = None, decision: Decision | None = None) -> None:
         """Update every parameter that has a gradient, in place.
 
         factor: what all gradients are multiplied by, as by `clip_factor`: a 0-d array on their device. The gradients
-        themselves do not change.
+        themselves do not change. decision: about this step, which changes nothing, not even the number of steps, if it
+        is to be skipped. `unmade` of this decision belongs to this optimiser.
         """
         slots = [slot for slot in self._slots if slot.parameter.grad is not None]
         if not slots:
             return
+        if not is_capturing():
+            self._decided_by(decision, slots, is_judged=True)
         alike: dict[Any, int] = {}          # {what the numbers of a slot depend on: their index}
         groups = [
             alike.setdefault((slot.steps, slot.lr_scale, slot.weight_decay, slot.parameter.dtype), len(alike))
@@ -110,6 +115,7 @@ class Optimizer:
         first = [slots[groups.index(group)] for group in range(len(alike))]
 
         def count() -> None:
+            self._decided_by(decision, slots, is_judged=False)      # before a replay, if it was not done above
             for slot in slots:
                 slot.steps += 1
                 slot.parameter.mark_changed()
@@ -118,7 +124,23 @@ class Optimizer:
             return [self._settings(slot.steps, self.lr * slot.lr_scale, slot.weight_decay) for slot in first]
 
         every_time(count)
-        self._update([slot.row(len(self.moment_names)) for slot in slots], groups, numbers, factor)
+        rows = [slot.row(len(self.moment_names)) for slot in slots]
+        self._update(rows, groups, numbers, factor, *((decision.made, decision.unmade) if decision else ()))
+
+    def _decided_by(self, decision: Decision | None, slots: list[_Slot], is_judged: bool) -> None:
+        """From now on, these slots count steps, and this is about them. is_judged: about the next of them already."""
+        if decision is not self._decision or slots != self._decided:
+            is_about_next = is_judged and decision is not None and decision is self._decision
+            self._take_back(int(decision.skipped) if decision and is_about_next else 0)
+            self._decision, self._decided = decision, slots
+
+    def _take_back(self, but: int = 0) -> None:
+        """Subtract the steps that the slots have counted but that were skipped, except the last `but` ones, which they
+        have not counted yet. On a GPU this waits for the device."""
+        if self._decision and (unmade := int(self._decision.unmade)):
+            for slot in self._decided:
+                slot.steps -= unmade - but
+            self._decision.change(unmade=but)
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
@@ -127,6 +149,7 @@ class Optimizer:
 
     def state_dict(self) -> dict[str, Any]:
         """The state {"step.<i>": int, "<moment>.<i>": NumPy array like the parameter} of parameters with steps."""
+        self._take_back()
         state: dict[str, Any] = {}
         for i, slot in enumerate(self._slots):
             if slot.steps:
@@ -151,6 +174,7 @@ class Optimizer:
                 f"this optimiser state does not fit {type(self).__name__} and its {len(self._slots)} parameters "
                 f"(first difference: {wrong}): it is from another model or optimiser"
             )
+        self._take_back()       # what was counted before is not about these steps
         for i, slot in enumerate(self._slots):
             slot.steps = state.get(f"step.{i}", 0)
             slot.moments = [
@@ -215,15 +239,14 @@ class Adam(Optimizer):
 
     def _settings(self, steps: int, lr: float, weight_decay: float) -> updates.AdamNumbers:
         beta1, beta2 = self.betas
-        # m̂ / (√v̂ + ε) = √c₂ / c₁ · m / (√v + ε √c₂) with cᵢ = 1 - βᵢᵗ: this saves two passes over memory.
-        root = math.sqrt(1 - beta2**steps)
         return updates.AdamNumbers(
-            step_size=lr * root / (1 - beta1**steps),
-            eps=self.eps * root,
+            lr=lr,
+            eps=self.eps,
             shrink=1 - lr * weight_decay if self.decoupled else 1.0,
             decay=0.0 if self.decoupled else weight_decay,
             beta1=beta1,
             beta2=beta2,
+            steps=steps,
         )
 
 

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit.backend import Array, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import updates
+from scratchvit.kernels.decision import adapt_scale
 from scratchvit.nn.module import Parameter
 from scratchvit.optim.gradients import contiguous_gradients
-from scratchvit.replay import numbers
 from scratchvit.tensor import Tensor
 
 LOSS_SCALE = 2.0**16        # the initial factor, as PyTorch's
-_LARGEST = float(np.finfo(np.float32).max)
 
 
 class LossScaler:
@@ -28,28 +28,31 @@ class LossScaler:
 
         scaler.scale(loss).backward()
         scaler.unscale(parameters)                      # before clipping
-        finite = bool(xp.isfinite(grad_norm(parameters)))
-        if finite:
-            optimizer.step()
-        scaler.update(finite)
+        decision.judge(grad_norm(parameters), loss.data, scaler)
+        optimizer.step(decision=decision)
+        scaler.update(decision.made)
 
-    The factor is a Python number, so only `finite` is copied from the device in a step.
+    The factor lies on the device, and nothing is copied from there in a step.
     Raises ScratchvitError for a factor or an interval that is not positive, and for a factor that overflows float32.
     """
 
     def __init__(self, factor: float = LOSS_SCALE, growth_interval: int = 2000):
         with np.errstate(over="ignore"):
-            self.factor = float(np.float32(factor))
-        if not 0 < self.factor < np.inf:
+            rounded = float(np.float32(factor))
+        if not 0 < rounded < np.inf:
             raise ScratchvitError(f"the loss scale must be positive and in the range of float32, not {factor}")
         if growth_interval < 1:
             raise ScratchvitError(f"growth_interval must be at least 1, not {growth_interval}")
         self.growth_interval = growth_interval
-        self.clean_steps = 0        # consecutive steps without overflow with this factor
+        # The factor, its inverse, and the number of consecutive steps without overflow with this factor.
+        self.state = asarray(np.array([rounded, 1 / rounded, 0]), np.float64)
+
+    factor = property(lambda self: float(self.state[0]), doc="the factor; on a GPU, reading it waits for the device")
+    clean_steps = property(lambda self: int(self.state[2]), doc="steps without overflow with this factor, likewise")
 
     def scale(self, loss: Tensor) -> Tensor:
         """The loss times the factor; call backward() on the result."""
-        return loss * numbers(lambda: np.asarray(self.factor), (), loss.dtype)
+        return loss * self.state[:1].reshape(()).astype(loss.dtype)
 
     def unscale(self, params: Iterable[Parameter]) -> None:
         """Divide all gradients by the factor, in place. Raises ScratchvitError for parameters in float16."""
@@ -59,18 +62,12 @@ class LossScaler:
                 "loss scaling needs parameters in float32: divided in float16, the gradients would underflow again"
             )
         if gradients:
-            updates.scale(gradients, numbers(lambda: np.asarray(1 / self.factor), (), gradients[0].dtype))
+            updates.scale(gradients, self.state[1:2].reshape(()).astype(gradients[0].dtype))
 
-    def update(self, finite: bool) -> None:
-        """Adapt the factor. finite: whether all gradients of this step were finite."""
-        if not finite:
-            self.factor, self.clean_steps = self.factor / 2, 0
-            return
-        self.clean_steps += 1
-        if self.clean_steps == self.growth_interval:
-            self.clean_steps = 0
-            if 2 * self.factor <= _LARGEST:
-                self.factor *= 2
+    def update(self, finite: bool | Array) -> None:
+        """Adapt the factor. finite: whether all gradients of this step were finite; or an array of it, bool ()."""
+        made = asarray(np.asarray(finite)) if isinstance(finite, bool) else finite
+        adapt_scale(self.state, made, self.growth_interval)
 
     def state_dict(self) -> dict[str, Any]:
         """The state as Python numbers: {"factor", "clean_steps"}."""
@@ -78,4 +75,4 @@ class LossScaler:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state."""
-        self.factor, self.clean_steps = state["factor"], state["clean_steps"]
+        self.state[...] = asarray(np.array([state["factor"], 1 / state["factor"], state["clean_steps"]]), np.float64)

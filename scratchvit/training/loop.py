@@ -131,7 +131,7 @@ class TrainingLoop(Generic[TaskT_co]):
         self.optimizer = make_optimizer(config, task.param_groups(self.model))
         self.schedule = make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
-        self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log)
+        self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log, self._note)
         self.watch = SignalWatch()
         self.events = EventFile(self.folder.path / "tensorboard")
 
@@ -181,13 +181,14 @@ class TrainingLoop(Generic[TaskT_co]):
             begun, before = time.perf_counter(), self.epoch_seconds
             for batch in self.batches(self.loader):
                 is_last = self.loader.state_dict()["epoch"] > epoch
-                look = is_last or (self.step + 1) % self._read_every == 0
+                saves = self.config.save_every and (self.step + 1) % self.config.save_every == 0
+                look = bool(is_last or saves or (self.step + 1) % self._read_every == 0)
                 self._step(batch, look)
                 if look:
                     bar.set_postfix(self.meter.shown(), refresh=False)
                 bar.update(len(batch.images))
                 self.epoch_seconds = before + time.perf_counter() - begun
-                if self.config.save_every and self.step % self.config.save_every == 0:
+                if saves:
                     self.save()
 
     def batches(self, loader: Loader) -> Iterator[Any]:
@@ -222,19 +223,24 @@ class TrainingLoop(Generic[TaskT_co]):
                 return self.task.loss_of(self.model, *arrays)
             return self.task.loss(self.model, batch, inputs, self.step)
 
-        try:
+        with self._what_ends_it_explained():
             try:
-                noted = self.learn(compute, arrays, images, self.schedule.at(self.step), look, inputs)
+                self.learn(compute, arrays, images, self.schedule.at(self.step), look, inputs)
             except NoLoss as error:
                 self.learn.skip(error, images, inputs)
-            else:
-                if noted is not None:
-                    self.meter.add(*noted)
-        except NotFinite as error:
-            every = 1 if self.learn.may_skip else self._read_every
-            when = "" if every == 1 else f" (in one of the last {every} steps)"
-            raise self._diverged(f"{error}{when}") from None
         self.step += 1
+
+    def _note(self, noted: tuple[Any, ...], made: Array) -> None:
+        self.meter.add(*noted, made=made)
+
+    @contextlib.contextmanager
+    def _what_ends_it_explained(self) -> Iterator[None]:
+        """Turn the NotFinite of a look into the error that ends the run."""
+        try:
+            yield
+        except NotFinite as error:
+            when = "" if self._read_every == 1 else f" (in one of the last {self._read_every} steps)"
+            raise self._diverged(f"{error}{when}") from None
 
     def _finish_epoch(self) -> None:
         """Validate, add a row to the history, and save."""
@@ -260,7 +266,9 @@ class TrainingLoop(Generic[TaskT_co]):
             raise self._diverged("the loss on the validation images is not finite")
         is_best = all(self.task.merit(row) > self.task.merit(earlier) for earlier in self.history)
         self.history.append(row)
-        self.meter, self.epoch_seconds, self.learn.skipped = self.task.meter(), 0.0, 0
+        self.epoch_seconds = 0.0
+        self.meter.clear()
+        self.learn.begin_epoch()
         if is_best:
             self._save(self.folder.best, with_optimizer=False)
         self.save()
@@ -366,7 +374,9 @@ class TrainingLoop(Generic[TaskT_co]):
     # --- saving and restoring ---
 
     def save(self) -> None:
-        """Write last.safetensors. Raises ScratchvitError and writes nothing if a weight is not finite."""
+        """Write last.safetensors. Raises ScratchvitError and writes nothing if a step or a weight was not finite."""
+        with self._what_ends_it_explained():
+            self.learn.look()
         self._save(self.folder.last, with_optimizer=True)
 
     def _save(self, path: Path, with_optimizer: bool) -> None:

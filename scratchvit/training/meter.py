@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from scratchvit.backend import array_module, is_array
+from scratchvit.backend import Array, array_module, current, is_array
 from scratchvit.kernels import updates
 from scratchvit.tensor import Tensor
 
@@ -16,25 +16,32 @@ class Means:
     """Running sums of named numbers over images; one of them is "loss". They stay on the device until they are read."""
 
     sums: dict[str, Any] = field(default_factory=dict)
-    images: int = 0
+    images: Any = 0         # their number, an array () as soon as there are any
 
-    def add(self, means: Mapping[str, Any], images: int) -> None:
-        """Add a batch: {name: mean over its images, a number or Tensor ()}, and the number of its images."""
+    def add(self, means: Mapping[str, Any], images: int, made: Array | None = None) -> None:
+        """Add a batch: {name: mean over its images, a number or Tensor ()}, and the number of its images.
+
+        made: nothing is added if this is false, bool () on the device.
+        """
         rows = []
         for name, value in means.items():
-            number, total = value.data if isinstance(value, Tensor) else value, self.sums.get(name, 0.0)
-            if not is_array(number):
-                self.sums[name] = total + number * images
-                continue
-            if not is_array(total):
-                self.sums[name] = total = array_module(number).full((), total, dtype=number.dtype)
+            number = as_array(value.data if isinstance(value, Tensor) else value)
+            self.sums[name] = total = as_array(self.sums.get(name, 0.0), like=number)
             rows.append((total, number))
-        updates.accumulate(rows, images)
-        self.images += images
+        one = as_array(1.0)
+        self.images = as_array(self.images, like=one)
+        updates.accumulate([*rows, (self.images, one)], images, made)
 
     def read(self) -> Means:
-        """A copy with Python floats. On the GPU this waits for the device."""
-        return Means({name: float(value) for name, value in self.sums.items()}, self.images)
+        """A copy with Python numbers. On the GPU this waits for the device."""
+        if not self.images:
+            return Means()
+        return Means({name: float(value) for name, value in self.sums.items()}, int(self.images))
+
+    def clear(self) -> None:
+        """Begin a new epoch. The arrays stay the same, as a captured step adds to them."""
+        self.sums = {name: cleared(total) for name, total in self.sums.items()}
+        self.images = cleared(self.images)
 
     def columns(self, prefix: str) -> dict[str, float]:
         """{prefix + name: mean over the images}."""
@@ -44,4 +51,20 @@ class Means:
         """What the progress bar shows."""
         return {"loss": f"{self.loss:.4f}"}
 
-    loss = property(lambda self: float(self.sums.get("loss", 0.0)) / max(1, self.images), doc="mean of the loss")
+    loss = property(lambda self: float(self.sums.get("loss", 0.0)) / max(1, int(self.images)), doc="mean of the loss")
+
+
+def as_array(number: Any, like: Array | None = None) -> Array:
+    """A number as an array () on the device, which can be added to in place: float64, or of the dtype of `like`."""
+    if is_array(number):
+        return number
+    xp, dtype = (current().xp, "float64") if like is None else (array_module(like), like.dtype)
+    return xp.full((), number, dtype=dtype)
+
+
+def cleared(total: Any) -> Any:
+    """The number 0; of an array, the same array, in which it is now."""
+    if not is_array(total):
+        return 0
+    total.fill(0)
+    return total

@@ -1,10 +1,11 @@
-"""The second half of a training step: from the loss to updated weights. Steps that are not finite are skipped.
+"""The second half of a training step: from the loss to updated weights. Steps that are not finite change nothing.
 
     backward (with a scaled loss, then unscaled gradients) → finite? → clip → optimizer.step() → ema.update()
 
-A skipped step does not change weights, moments or averages, and the running statistics of batch norms, which its
-forward has already updated, are restored. It still counts as a step: the learning rate schedule and the random numbers
-advance.
+Whether loss and gradients are finite is decided on the device (optim/decision.py), and what follows reads it there. So
+a GPU is not waited for within a step, and the host learns how steps went when it looks. A step that is skipped does not
+change weights, moments, averages or sums of the epoch, and the running statistics of batch norms, which its forward has
+already updated, are restored. It still counts as a step: the learning rate schedule and the random numbers advance.
 
 non_finite  if the loss or a gradient is infinite or NaN: "stop" ends the run, "skip" skips the step. With loss scaling,
             steps whose scaled gradients overflow are always skipped, because this is how the scale is found.
@@ -14,17 +15,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from scratchvit import optim
 from scratchvit.backend import Array, array_module, current
 from scratchvit.kernels import updates
-from scratchvit.kernels.total_norm import note_finite
+from scratchvit.kernels.decision import GRADIENT, LOSS, Counts
 from scratchvit.nn import Module
 from scratchvit.replay import Replay
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import RunConfig
-from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient, is_finite
+from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient
 
 # After so many skipped steps in a row (not counting overflows from loss scaling), a run is not expected to recover.
 MAX_SKIPPED = 10
@@ -41,159 +42,162 @@ class NoLoss(Exception):
 Compute: TypeAlias = Callable[..., tuple[Tensor, Any]]
 
 
+class Learned(NamedTuple):
+    """What a step has computed."""
+
+    loss: Tensor                        # ()
+    noted: Any                          # what `compute` returned besides
+    gradients: list[Array | None]       # of the parameters
+
+
 class LearningStep:
     """Performs the training steps of a run, and counts the skipped ones.
 
-    On a GPU, a step that depends on arrays alone is captured and replayed (replay.py): by one launch or, if the host
-    reads whether it is finite before weights change, by two. log: is told if that is not possible.
+    On a GPU, a step that depends on arrays alone is captured, and replayed by one launch (replay.py). log: is told if
+    that is not possible. note: note(noted, made) is called within every step; `noted` is what its loss was returned
+    with, and made an array, bool (): whether the step was not skipped. It must read nothing from the device, and change
+    its arrays in place.
     """
 
     def __init__(
         self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None,
-        log: Callable[[str], None] = print,
+        log: Callable[[str], None] = print, note: Callable[[Any, Array], None] = lambda noted, made: None,
     ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
-        self.log = log
+        self.log, self.note = log, note
         scale = config.loss_scale or (optim.LOSS_SCALE if config.precision == "fp16" else 0)
         self.scaler = optim.LossScaler(scale) if scale else None
         self.may_skip = config.non_finite == "skip" or self.scaler is not None
-        self.skipped = 0            # skipped steps in this epoch
-        self._in_a_row = 0          # consecutive skipped steps, not counting overflows from loss scaling
-        self._finite = current().xp.ones((), dtype=bool)    # whether losses and gradients were, since it was last read
-        self._buffers: dict[str, Array] = {}
-        self._replays = _Replays(self) if config.replay and current().has_cuda else None
+        self.decision = optim.Decision()
+        self._buffers: dict[str, Array] = {}        # as they were before the step
+        self._replay = Replay(self.learn, self._failed) if config.replay and current().has_cuda else None
+
+    def _failed(self, error: Exception) -> None:
+        self.log(f"       steps cannot be replayed, so each operation is started by itself: {error}")
 
     def __call__(
         self, compute: Compute, arrays: Sequence[Array], images: Array, lr: float, look: bool,
         inputs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        """Compute the loss, differentiate it and update the weights. Returns None if the step was skipped.
+        """Compute the loss, differentiate it and, if both are finite, update the weights. Returns what was noted.
 
-        compute: compute(*arrays) returns the loss, a Tensor (), and what this returns. arrays: none for a step that
-        cannot be replayed. look: read whether loss and gradients are finite, which waits for a GPU. If steps may be
-        skipped, every step reads it. images, inputs: arguments of the model, to find the first layer that is not
-        finite. Raises NotFinite if the run must end; this step has then changed nothing.
+        compute: compute(*arrays) returns the loss, a Tensor (), and what to note. arrays: none for a step that cannot
+        be replayed. look: see how the steps since the last look went, as `look` does, with images and inputs.
         """
         self.compute, self.optimizer.lr = compute, lr
-        if self.may_skip:
-            self._keep_buffers()
-        parts = self._replays if self._replays and arrays else self
-        if not (look or self.may_skip):
-            return parts.learn(*arrays)
-
-        loss, noted, norm = parts.differentiate(*arrays)
-        finite = bool(self._finite)
-        self._finite.fill(True)
-        if not finite:
-            overflow = self.scaler is not None and self.scaler.factor > 1 and is_finite(loss.data)
-            self._skip(overflow, lambda: self._where(loss, images, inputs))
-        if self.scaler:
-            self.scaler.update(finite)
-        if not finite:
-            return None
-        parts.update(norm)
-        self._in_a_row = 0
-        return noted
+        learned = (self._replay if self._replay and arrays else self.learn)(*arrays)
+        if look:
+            # Those of the model are of the step that was captured last, if this one was replayed.
+            for parameter, gradient in zip(self.model.parameters(), learned.gradients):
+                parameter.grad = gradient
+            self.look(images, inputs)
+        return learned.noted
 
     @property
     def held(self) -> int:
         """Bytes of the GPU's memory that captured steps have taken, beside that of CuPy's own pool."""
-        return self._replays.learn.held if self._replays else 0
+        return self._replay.held if self._replay else 0
 
     # --- the parts of a step: they read nothing from the device, so they can be captured ---
 
-    def learn(self, *arrays: Array) -> Any:
-        """A whole step. Returns what `compute` gave to be returned."""
-        _, noted, norm = self.differentiate(*arrays)
-        self.update(norm)
-        return noted
+    def learn(self, *arrays: Array) -> Learned:
+        """A whole step."""
+        self._keep_buffers()
+        loss, noted, norm = self.differentiate(*arrays)
+        self.update(loss, noted, norm)
+        return Learned(loss, noted, [parameter.grad for parameter in self.model.parameters()])
 
     def differentiate(self, *arrays: Array) -> tuple[Tensor, Any, Array]:
-        """The loss, what to return, and the norm of the gradients, which are those of the parameters from now on."""
+        """The loss, what to note, and the norm of the gradients, which are those of the parameters from now on."""
         self.optimizer.zero_grad()
         loss, noted = self.compute(*arrays)
         parameters = list(self.model.parameters())
         (self.scaler.scale(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale(parameters)
-        norm = optim.grad_norm(parameters)
-        note_finite(self._finite, norm, loss.data)
-        return loss, noted, norm
+        return loss, noted, optim.grad_norm(parameters)
 
-    def update(self, norm: Array) -> None:
-        """Clip the gradients, whose norm this is, and update weights and averages."""
-        clip = self.config.clip_grad
-        self.optimizer.step(optim.clip_factor(norm, clip) if clip else None)
+    def update(self, loss: Tensor, noted: Any, norm: Array) -> None:
+        """Decide about the step; if it is made, clip the gradients and update weights, averages and what is noted."""
+        decision, clip = self.decision, self.config.clip_grad
+        decision.judge(norm, loss.data, self.scaler)
+        self._restore_buffers()
+        self.optimizer.step(optim.clip_factor(norm, clip) if clip else None, decision)
         if self.ema:
-            self.ema.update()
-
-    # --- steps that are skipped ---
+            self.ema.update(decision.made)
+        if self.scaler:
+            self.scaler.update(decision.made)
+        self.note(noted, decision.made)
 
     def _keep_buffers(self) -> None:
-        """Copy the buffers as they are before the step."""
+        """Copy the buffers as they are before the step, if it may be skipped."""
+        if not self.may_skip:
+            return
         buffers = {name: buffer.data for name, buffer in self.model.named_buffers()}
         if not self._buffers:
             self._buffers = {name: array_module(array).empty_like(array) for name, array in buffers.items()}
         updates.copy([(self._buffers[name], array) for name, array in buffers.items()])
 
+    def _restore_buffers(self) -> None:
+        """If the step is skipped, set the buffers to what they were before it."""
+        if self.may_skip:
+            rows = [(buffer.data, self._buffers[name]) for name, buffer in self.model.named_buffers()]
+            updates.copy(rows, when=self.decision.skipped)
+
+    # --- how steps went ---
+
     def skip(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
-        """Skip a step whose loss cannot be computed. Raises NotFinite if the run must end."""
-        self._skip(False, lambda: f"{why}; {first_non_finite(self.model, images, inputs)}")
+        """Skip a step whose loss cannot be computed, and look."""
+        self.decision.refuse()
+        self._restore_buffers()
+        self.look(images, inputs, str(why))
 
-    def _skip(self, overflow: bool, where: Callable[[], str]) -> None:
-        """Restore the buffers, or raise NotFinite. overflow: whether the cause is the scale of the loss."""
-        if not overflow:
-            self._in_a_row += 1
-            if self.config.non_finite == "stop":
-                raise NotFinite(where())
-            if self._in_a_row == MAX_SKIPPED:
-                raise NotFinite(f"{MAX_SKIPPED} steps in a row were skipped; in the last of them {where()}")
-        for name, buffer in self.model.named_buffers():
-            buffer.overwrite(self._buffers[name])
-        self.skipped += 1
+    def look(
+        self, images: Array | None = None, inputs: Mapping[str, Any] = MappingProxyType({}),
+        why: str = "the loss is not finite",
+    ) -> None:
+        """See how the steps since the last look went. On a GPU this waits for the device.
 
-    def _where(self, loss: Tensor, images: Array, inputs: Mapping[str, Any]) -> str:
-        if is_finite(loss.data):
-            return f"the loss is finite but its gradient is not; {first_non_finite_gradient(self.model)}"
-        return f"the loss is not finite; {first_non_finite(self.model, images, inputs)}"
+        images, inputs: arguments of the model in the last step, to find the first layer that is not finite. why: what
+        to say if its loss is not. Raises NotFinite if the run must end; the steps to blame have changed nothing.
+        """
+        counts = self.decision.read()
+        stops = self.config.non_finite == "stop"
+        if not (counts.longest >= MAX_SKIPPED or (stops and counts.bad)):
+            return
+        if counts.last == LOSS and images is not None:
+            where = f"{why}; {first_non_finite(self.model, images, inputs)}"
+        elif counts.last == GRADIENT:
+            where = f"the loss is finite but its gradient is not; {first_non_finite_gradient(self.model)}"
+        else:
+            where = _what_was(counts)
+        in_a_row = f"{counts.longest} steps in a row were skipped; in the last of them "
+        raise NotFinite(where if stops else in_a_row + where)
+
+    @property
+    def skipped(self) -> int:
+        """The number of skipped steps in this epoch. On a GPU, reading it waits for the device."""
+        return self.decision.read().skipped
+
+    def begin_epoch(self) -> None:
+        """Count skipped steps from 0."""
+        self.decision.change(skipped=0)
 
     def state_dict(self) -> dict[str, Any]:
         """The numbers of skipped steps and the state of the loss scaler, as Python numbers."""
+        counts = self.decision.read()
         scaler = self.scaler.state_dict() if self.scaler else None
-        return {"skipped": self.skipped, "skipped_in_a_row": self._in_a_row, "scaler": scaler}
+        return {"skipped": counts.skipped, "skipped_in_a_row": counts.in_a_row, "scaler": scaler}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load a saved state."""
-        self.skipped, self._in_a_row = state["skipped"], state["skipped_in_a_row"]
+        in_a_row = state["skipped_in_a_row"]
+        self.decision.change(skipped=state["skipped"], in_a_row=in_a_row, longest=in_a_row)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
 
 
-class _Replays:
-    """The parts of a step, captured and replayed."""
-
-    def __init__(self, step: LearningStep):
-        def failed(error: Exception) -> None:
-            step.log(f"       steps cannot be replayed, so each operation is started by itself: {error}")
-
-        self.step = step
-        self.learn = Replay(step.learn, failed)
-        self._differentiate = Replay(self._with_gradients, failed, beside=self.learn)
-        self._update = Replay(step.update, failed, beside=self.learn)
-
-    def differentiate(self, *arrays: Array) -> tuple[Tensor, Any, Array]:
-        *result, gradients = self._differentiate(*arrays)
-        # Whatever was captured last has left its own arrays as gradients.
-        for parameter, gradient in zip(self.step.model.parameters(), gradients):
-            parameter.grad = gradient
-        return tuple(result)
-
-    def _with_gradients(self, *arrays: Array) -> tuple[Any, ...]:
-        return *self.step.differentiate(*arrays), [parameter.grad for parameter in self.step.model.parameters()]
-
-    def update(self, norm: Array) -> None:
-        # The gradients lie where the captured update reads them only if they were computed by a replay.
-        if self._differentiate.was_replayed:
-            self._update(norm, key=self._differentiate.replayed)
-        else:
-            self.step.update(norm)
+def _what_was(counts: Counts) -> str:
+    """What was not finite in the last bad step, whose images and gradients are gone."""
+    what = "the loss was not finite" if counts.kind == LOSS else "the loss was finite but its gradient was not"
+    return f"{what}; that step is past, so it cannot be told in which layer this began"

@@ -54,13 +54,21 @@ class Data(Protocol):
 class Sums(Protocol):
     """A meter: a dataclass of sums over the images of an epoch. They stay on the device until they are read."""
 
-    images: int
+    images: Any
 
-    def add(self, *noted: Any) -> None:
-        """Add a batch: the second value that `Task.loss` returns, as arguments."""
+    def add(self, *noted: Any, **made: Any) -> None:
+        """Add a batch: the second value that `Task.loss` returns, as arguments, and made=….
+
+        made: whether the step was made, bool () on the device; otherwise, nothing is added (kernels/updates.py helps).
+        It is part of the step that is captured and replayed, if the task has `arrays`: the sums are then arrays on the
+        device, the number of images too, which are changed in place.
+        """
 
     def read(self) -> Any:
         """A copy with Python numbers, which a checkpoint can contain. On the GPU this waits for the device."""
+
+    def clear(self) -> None:
+        """Set all sums to 0, arrays in place. Called at the end of an epoch."""
 
     def columns(self, prefix: str) -> Row:
         """{prefix + name: mean over the images}; one of the names is "loss"."""
@@ -117,7 +125,7 @@ class Task(Protocol[ResultT_co]):
         """The parameter groups of the optimiser, in the form of `optim.param_groups`."""
 
     def meter(self, **sums: Any) -> Sums:
-        """A new meter, called in every epoch; with the fields of a saved one, a copy of it. By default `Means`."""
+        """A new meter; with the fields of a saved one, a copy of it. By default `Means`."""
         return Means(**sums)
 
     def before_training(self, batches: Batches) -> None:
@@ -132,7 +140,7 @@ class Task(Protocol[ResultT_co]):
 
     @abstractmethod
     def loss(self, model: Any, batch: Any, inputs: Mapping[str, Any], step: int) -> tuple[Tensor, tuple[Any, ...]]:
-        """The loss, a Tensor (), and the arguments of the meter's `add`, which is called unless the step is skipped.
+        """The loss, a Tensor (), and the arguments of the meter's `add`, which adds nothing if the step is skipped.
 
         batch: a batch of the loader, its images on the device in use, everything else on the host. inputs: the result
         of `inputs` for it. step: number of the step, from 0; random numbers should depend on (seed, step) only, so that

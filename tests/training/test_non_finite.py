@@ -6,13 +6,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-import scratchvit as sv
-from scratchvit import Tensor, nn, ops, optim
+from scratchvit import Tensor, nn, ops
 from scratchvit.errors import ScratchvitError
 from scratchvit.training import Interrupted, TrainingLoop, load_checkpoint, save_checkpoint, train
 from scratchvit.training.diagnose import first_non_finite
-from scratchvit.training.step import LearningStep, NotFinite
-from tests.support import strict_array
 from tests.support.runs import CONFIG, EVERYTHING, assert_same_run, stop_at
 
 RESNET = CONFIG.replace(
@@ -148,11 +145,51 @@ def test_on_a_gpu_looks_are_rare_and_say_so(tmp_path, monkeypatch):
     at_step(monkeypatch, 2, spoil_gradient)
     with pytest.raises(
         ScratchvitError,
-        match=r"step 4 \(epoch 1\): the loss is not finite; the parameter .* is already not finite "
-        r"\(in one of the last 4 steps\); nothing has been saved yet",
+        match=r"step 4 \(epoch 1\): the loss is finite but its gradient is not; the first gradient in the backward "
+        r"pass that is not finite is that of head\.bias \(in one of the last 4 steps\); nothing has been saved yet",
     ):
         train(CONFIG, tmp_path / "run")
     assert not (tmp_path / "run" / "last.safetensors").exists()
+
+
+@pytest.mark.parametrize("spoiled", ["the loss", "the gradient"])
+def test_a_step_that_is_past_at_the_look_still_ends_the_run(tmp_path, monkeypatch, spoiled):
+    """Nor is anything saved after it: a look comes before every checkpoint."""
+    monkeypatch.setattr("scratchvit.training.loop.READ_EVERY", {"cpu": 20})
+    make_step = TrainingLoop._step
+
+    def spoil(self, batch, look):
+        loss_of = self.task.objective.loss
+        if self.step + 1 == 7 and spoiled == "the gradient":
+            spoil_gradient(self, batch.images)
+        elif self.step + 1 == 7:
+            self.task.objective.loss = lambda *args: [value * np.float32(np.nan) for value in loss_of(*args)]
+        make_step(self, batch, look)
+        self.task.objective.loss = loss_of
+
+    monkeypatch.setattr(TrainingLoop, "_step", spoil)
+    what = "the loss was not" if spoiled == "the loss" else "the loss was finite but its gradient was not"
+    with pytest.raises(ScratchvitError, match=rf"step 8 .*: {what}.*; that step is past, .* one of the last 20 steps"):
+        train(CONFIG.replace(save_every=4), tmp_path / "run")
+    assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == 5
+
+
+def test_nothing_is_saved_after_a_signal_if_a_step_was_not_finite(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchvit.training.loop.READ_EVERY", {"cpu": 20})
+    at_step(monkeypatch, 2, spoil_gradient)
+    stop_at(monkeypatch, 3)
+    with pytest.raises(ScratchvitError, match=r"step 4 .* its gradient is not; .*head\.bias .*nothing has been saved"):
+        train(CONFIG, tmp_path / "run")
+
+
+def test_ten_in_a_row_between_two_looks_are_not_missed(tmp_path, monkeypatch):
+    monkeypatch.setattr("scratchvit.training.loop.READ_EVERY", {"cpu": 20})
+    always_spoil(monkeypatch, 4, 13)
+    with pytest.raises(
+        ScratchvitError,
+        match=r"step 20 .*: 10 steps in a row were skipped; in the last of them the loss was not finite; that step is",
+    ):
+        train(CONFIG.replace(non_finite="skip", batch_size=32), tmp_path / "run")
 
 
 # --- leaving steps out ---
@@ -316,34 +353,3 @@ def test_runs_of_older_versions_go_on(tmp_path):
     assert result.skipped == 0
     with (tmp_path / "run" / "metrics.csv").open() as file:
         assert [row["skipped"] for row in csv.DictReader(file)] == ["0", "0"]
-
-
-# --- what it costs a GPU ---
-
-
-def test_a_gpu_is_waited_for_once_a_step_at_most():
-    def transfers(x, look, **settings):
-        model = nn.Linear(3, 1)
-        step = LearningStep(CONFIG.replace(**settings), model, optim.AdamW(model.parameters(), 0.1), None)
-        images = np.full((1, 3), x, np.float32)
-        before = strict_array.transfers
-        try:
-            made = step(lambda: (model(Tensor(images)).sum(), True), (), images, 0.1, look) is not None
-        finally:
-            waited = strict_array.transfers - before
-        return made, waited, bool(np.isfinite(model.weight.numpy()).all())
-
-    sv.use(strict_array.STRICT)
-    try:
-        assert transfers(1.0, look=False) == (True, 0, True)
-        assert transfers(1.0, look=True) == (True, 1, True)
-        assert transfers(1.0, look=False, non_finite="skip") == (True, 1, True)
-        assert transfers(1.0, look=False, loss_scale=8.0) == (True, 1, True)
-        with np.errstate(all="ignore"):
-            assert transfers(np.inf, look=False) == (True, 0, False)
-            made, _, finite = transfers(np.inf, look=False, non_finite="skip")
-            assert not made and finite
-            with pytest.raises(NotFinite, match="the loss is not finite"):
-                transfers(np.inf, look=True)
-    finally:
-        sv.use("cpu")

@@ -6,13 +6,15 @@ import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit import ops, optim
-from scratchvit.backend import asarray
+from scratchvit import nn, ops, optim
+from scratchvit.backend import asarray, asnumpy
 from scratchvit.random import Generator
 from scratchvit.replay import WARM_UP
 from scratchvit.tensor import Tensor
+from scratchvit.training import Means
+from scratchvit.training.build import make_optimizer
 from scratchvit.training.config import TrainConfig
-from scratchvit.training.step import LearningStep
+from scratchvit.training.step import LearningStep, NotFinite
 from tests.support.seeds import seeded
 
 pytestmark = pytest.mark.usefixtures("cuda")
@@ -36,17 +38,21 @@ MODELS: dict[str, dict[str, Any]] = {
 class Run:
     """A model that is trained on random images."""
 
-    def __init__(self, name: str, replay: bool, **settings: Any):
+    def __init__(self, name: str, replay: bool, optimizer: str = "adamw", **settings: Any):
         options = {"num_classes": 10, "seed": 0, **MODELS[name]}
         self.model: Any = sv.create_model(name, **options)
         self.model.train()
         self.model.set_generator(Generator(5))
-        config = TrainConfig(replay=replay, clip_grad=1.0, **settings)
-        optimizer = optim.AdamW(optim.param_groups(self.model, 0.05), lr=1e-3)
+        config = TrainConfig(replay=replay, clip_grad=1.0, optimizer=optimizer, **settings)
+        self.optimizer = make_optimizer(config, optim.param_groups(self.model, 0.05))
         self.ema = optim.EMA(self.model, 0.9)
-        self.step = LearningStep(config, self.model, optimizer, self.ema, log=self.failed)
+        self.meter = Means()
+        self.step = self.made_by(config)
         self.side, self.rng = options["img_size"], seeded(0)
         self.losses: list[float] = []
+
+    def made_by(self, config: TrainConfig) -> Any:
+        return LearningStep(config, self.model, self.optimizer, self.ema, self.failed, self.note)
 
     def failed(self, line: str) -> None:
         raise AssertionError(line)
@@ -55,18 +61,71 @@ class Run:
         x = asarray(self.rng.standard_normal((images, 3, self.side, self.side), dtype=np.float32) * np.float32(spoil))
         y = asarray(self.rng.integers(10, size=images))
         loss = self.step(self.compute, (x, y), x, 1e-3 / (number + 1), look)
-        self.losses.append(float("nan") if loss is None else float(loss.data))
+        self.losses.append(float(loss.data))
 
     def compute(self, x: Any, y: Any) -> tuple[Tensor, Tensor]:
         loss = ops.cross_entropy(self.model(Tensor(x)), y)
         return loss, loss
 
+    def note(self, loss: Tensor, made: Any) -> None:
+        self.meter.add({"loss": loss}, 2, made=made)
+
     @property
-    def state(self) -> dict[str, bytes]:
-        """The losses, weights, averages, buffers and moments, bit for bit."""
+    def state(self) -> dict[str, Any]:
+        """The losses, weights, averages, buffers and moments, bit for bit; what was counted and summed."""
         arrays = self.model.state_dict() | {f"average of {k}": v for k, v in self.ema.state_dict().items()}
-        arrays |= {k: np.asarray(v) for k, v in self.step.optimizer.state_dict().items()}
-        return {"losses": np.array(self.losses).tobytes(), **{name: array.tobytes() for name, array in arrays.items()}}
+        arrays |= {k: np.asarray(v) for k, v in self.optimizer.state_dict().items()}
+        losses = [repr(loss) for loss in self.losses]
+        counted = {"losses": losses, "step": self.step.state_dict(), "meter": self.meter.read()}
+        return {**counted, **{name: array.tobytes() for name, array in arrays.items()}}
+
+
+class DecidedByTheHost:
+    """`LearningStep` as one would write it for a CPU: it reads whether a step is finite, and acts on it."""
+
+    def __init__(self, run: Run, config: TrainConfig):
+        self.run, self.config = run, config
+        self.factor, self.clean_steps = config.loss_scale, 0
+        self.skipped = self.in_a_row = 0
+
+    def __call__(self, compute: Any, arrays: Any, images: Any, lr: float, look: bool) -> Tensor:
+        run, config = self.run, self.config
+        before = {name: buffer.data.copy() for name, buffer in run.model.named_buffers()}
+        run.optimizer.zero_grad()
+        run.optimizer.lr = lr
+        loss, noted = compute(*arrays)
+        parameters = list(run.model.parameters())
+        (loss * self.factor if config.loss_scale else loss).backward()
+        if config.loss_scale:
+            for parameter in parameters:
+                parameter.grad *= np.float32(1 / self.factor)
+        norm = optim.grad_norm(parameters)
+        loss_is_finite = bool(np.isfinite(asnumpy(loss.data)))
+        finite = loss_is_finite and bool(np.isfinite(asnumpy(norm)))
+        if finite:
+            run.optimizer.step(optim.clip_factor(norm, config.clip_grad))
+            run.ema.update()
+            run.note(noted, None)
+            self.in_a_row = 0
+        else:
+            for name, buffer in run.model.named_buffers():
+                buffer.data[...] = before[name]
+            self.skipped += 1
+            self.in_a_row += not (self.factor > 1 and loss_is_finite)
+        self.clean_steps = self.clean_steps + 1 if finite else 0
+        self.factor *= 1 if finite else 0.5
+        return noted
+
+    def state_dict(self) -> dict[str, Any]:
+        scaler = {"factor": self.factor, "clean_steps": self.clean_steps} if self.config.loss_scale else None
+        return {"skipped": self.skipped, "skipped_in_a_row": self.in_a_row, "scaler": scaler}
+
+
+class HostRun(Run):
+    """The run whose steps the host decides about."""
+
+    def made_by(self, config: TrainConfig) -> Any:
+        return DecidedByTheHost(self, config)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -75,7 +134,7 @@ def test_fifty_steps(name):
     for number in range(STEPS):
         for run in (eager, replayed):
             run.learn(number, look=number % 20 == 19)
-    assert replayed.step._replays.learn.was_replayed
+    assert replayed.step._replay.was_replayed
     assert replayed.state == eager.state
 
 
@@ -87,16 +146,92 @@ def test_a_step_in_which_the_shapes_change():
     assert replayed.state == eager.state
 
 
-@pytest.mark.parametrize("settings", [{}, {"loss_scale": 8.0}], ids=str)
-def test_steps_that_are_skipped(settings):
-    """Weights, moments, averages and running statistics stay as they were; the scale of the loss changes."""
-    eager, replayed = (Run("resnet18", replay, non_finite="skip", **settings) for replay in (False, True))
-    for number in range(12):
-        for run in (eager, replayed):
-            run.learn(number, spoil=np.inf if number in (1, 6, 7) else 1.0)
-    assert replayed.step._replays._update.was_replayed
-    assert replayed.step.skipped == eager.step.skipped == 3
-    assert replayed.state == eager.state
+@pytest.mark.parametrize("replay", [False, True], ids=["eager", "replayed"])
+@pytest.mark.parametrize(("name", "optimizer", "settings"), [
+    ("resnet18", "adamw", {}), ("resnet18", "sgd", {"loss_scale": 2.0**127}),
+    ("vit_tiny_patch16_224", "adamw", {"loss_scale": 2.0**127}), ("vit_tiny_patch16_224", "sgd", {}),
+], ids=lambda value: str(value))
+def test_steps_that_are_skipped(name, optimizer, settings, replay):
+    """Weights, moments, averages and running statistics stay as they were; the scale of the loss changes, and steps
+    are counted, on the device, as if the host had read every flag and had called the optimiser or not."""
+    decided, ours = (make(name, replay, optimizer, non_finite="skip", **settings) for make in (HostRun, Run))
+    head = next(p for n, p in ours.model.named_parameters() if n.split(".")[0] in ("fc", "head") and p.ndim == 2)
+    for run in (decided, ours):         # steep: the first factors overflow
+        dict(run.model.named_parameters())[next(n for n, p in ours.model.named_parameters() if p is head)].data *= 50
+    for number in range(STEPS if replay else 12):
+        for run in (decided, ours):
+            run.learn(number, spoil=np.inf if number in (1, 6, 7, 30) else 1.0, look=number % 20 == 19)
+    assert ours.step._replay is None or ours.step._replay.was_replayed
+    assert decided.step.skipped > (4 if settings else 2)
+    assert ours.state == decided.state
+
+
+@pytest.mark.parametrize("settings", [{}, {"non_finite": "skip"}, {"loss_scale": 2.0**127}], ids=str)
+def test_a_step_that_may_be_skipped_is_one_launch_and_reads_nothing(settings):
+    from fakegpu import device
+
+    run = Run("resnet18", True, **settings)
+    x, y = asarray(np.zeros((2, 3, 32, 32), np.float32)), asarray(np.zeros(2, np.int64))
+    for _ in range(WARM_UP + 1):
+        run.step(run.compute, (x, y), x, 1e-3, False)
+    before = device.counts()
+    seen: list[str] = []
+    device.trace(lambda what, name, a, b: seen.append(what))
+    for _ in range(10):
+        run.step(run.compute, (x, y), x, 1e-3, False)
+    device.trace(None)
+    after = device.counts()
+    assert seen.count("graph launch") == 10 and len(seen) == 40       # with two arguments and the numbers of each
+    assert after["d2h"] == before["d2h"] and after["syncs"] == before["syncs"]
+    run.step(run.compute, (x, y), x, 1e-3, True)
+    assert device.counts()["d2h"] == before["d2h"] + 1
+
+
+@pytest.mark.parametrize("replay", [False, True], ids=["eager", "replayed"])
+def test_a_step_that_ends_the_run_is_found_at_the_look(replay):
+    """Its weights are as they were, and the layer is named if the step is the last one."""
+    run = Run("resnet18", replay)
+    for number in range(6):
+        run.learn(number)
+    before = {name: value.tobytes() for name, value in run.model.state_dict().items() if "running" not in name}
+    with pytest.raises(NotFinite, match="the loss is not finite; the images of the batch are not finite"):
+        run.learn(6, spoil=np.inf, look=True)
+    after = run.model.state_dict()
+    assert all(after[name].tobytes() == value for name, value in before.items() if "tracked" not in name)
+    with pytest.raises(NotFinite, match="the loss was not finite; that step is past"):
+        run.learn(7, look=True)
+
+
+def test_ten_skipped_steps_between_two_looks_end_the_run():
+    run = Run("resnet18", True, non_finite="skip")
+    for number in range(19):
+        run.learn(number, spoil=np.inf if 5 <= number < 15 else 1.0)
+    with pytest.raises(NotFinite, match="10 steps in a row were skipped; in the last of them the loss was not finite"):
+        run.learn(19, look=True)
+
+
+def test_parameters_that_take_part_in_some_steps_only():
+    """What was skipped is taken back from those that had counted it."""
+
+    def weights(decides: bool) -> list[Any]:
+        rng = seeded(1)
+        parameters = [nn.Parameter(rng.standard_normal(7).astype(np.float32)) for _ in range(3)]
+        optimizer, decision = optim.AdamW(parameters, 0.1), optim.Decision()
+        for number in range(12):
+            finite = number % 3 != 1
+            for i, parameter in enumerate(parameters):
+                g = rng.standard_normal(7).astype(np.float32)
+                parameter.grad = asarray(g) if i == 0 or number % (i + 2) else None
+            if decides:
+                one = asarray(np.float32(1.0 if finite else np.nan))
+                decision.judge(one, one)
+                optimizer.step(decision=decision)
+            elif finite:
+                optimizer.step()
+        state = optimizer.state_dict()
+        return [*(p.numpy().tobytes() for p in parameters), *(np.asarray(value).tobytes() for value in state.values())]
+
+    assert weights(True) == weights(False)
 
 
 def test_a_replayed_step_is_one_launch():

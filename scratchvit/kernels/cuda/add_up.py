@@ -47,7 +47,7 @@ ADDENDS = np.dtype([("of", np.uint64, MOST)])       # the struct Addends, as Num
 def add_up(arrays: Sequence[Array], out: Array | None) -> Array | None:
     """The sum of 2 to 16 arrays of one shape and dtype, in `out`, which may be one of them, or in a new array.
 
-    None if the kernel does not take them: it takes contiguous arrays of float32 or of float64.
+    None if the kernel does not take them: it takes contiguous arrays of the types of this folder.
     """
     first = arrays[0]
     if not cuda.takes(first) or not all(x.flags.c_contiguous and x.dtype == first.dtype for x in arrays):

@@ -23,7 +23,7 @@ FLASH = {f"flash_{width}": width for width in (32, 64, 96, 128)}
 # {module: the files whose texts it consists of}
 MODULES = {
     "updates": ("array_lists", "updates"),
-    "norms": ("array_lists", "total_norm"),
+    "norms": ("array_lists", "total_norm", "decision"),
     "rows": (
         "warps", "column_sums", "draws", "layer_norm", "cross_entropy", "set_losses", "softmax", "attention",
         "index_sums",

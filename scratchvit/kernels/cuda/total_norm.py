@@ -1,4 +1,4 @@
-"""The norm of all gradients together, the factor that clips it, and whether it is finite.
+"""The norm of all gradients together, and the factor that clips it.
 
     plain       √Σ x² over all entries of all arrays; min(1, max_norm / (norm + 1e-6))
     problem     a product and a sum for each of hundreds of arrays, and eight operations on single numbers
@@ -61,11 +61,6 @@ extern "C" __global__ void clip_factor(const T* norm, T* factor, double max_norm
     A quotient = (A)max_norm / ((A)*norm + (A)1e-6);
     *factor = quotient > 1 ? (A)1 : quotient;
 }
-
-// Sets `finite` to false if a number is not finite. One thread.
-extern "C" __global__ void note_finite(bool* finite, const T* norm, const T* loss) {
-    if (!isfinite(*norm) || !isfinite(*loss)) *finite = false;
-}
 """
 
 
@@ -89,8 +84,3 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
     factor = array_module(norm).empty_like(norm)
     launch("norms", "clip_factor", norm, (1,), (1,), norm, factor, float(max_norm))
     return factor
-
-
-def note_finite(finite: Array, norm: Array, loss: Array) -> None:
-    """finite ← finite and both numbers are finite, for 0-d arrays."""
-    launch("norms", "note_finite", norm, (1,), (1,), finite, norm, loss)

@@ -8,7 +8,9 @@
     who         a thread has entries of one row, 256 apart: threads next to each other have entries next to each other
 
 Learning rates and the like are read from device memory, a line of `numbers` for each group of rows, and so is `factor`,
-by which gradients are multiplied: the arguments of a launch stay the same when a step is replayed (replay.py).
+by which gradients are multiplied: the arguments of a launch stay the same when a step is replayed (replay.py). So is
+`when`, without which a kernel changes nothing (decision.py). How many steps of Adam were made is then known to the
+device only, which corrects the moments by it.
 
 A parameter in float32 may have a shadow of 16 bits, with which products are computed. It is written together with the
 parameter, which the thread has in a register.
@@ -24,12 +26,29 @@ import numpy as np
 from scratchvit import replay
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels.cuda.array_lists import Shadows, launch_rows
+from scratchvit.kernels.cuda.modules import launch
 
 TEXT = r"""
 // --- updates.py ---
 
+// A kernel with `when` does nothing where that is false. null: it does.
+__device__ inline bool is_off(const bool* when) { return when && !*when; }
+
+// The numbers of each group as `adam` takes them, own (groups, 6), from those that the host knows, given (groups, 7):
+// learning rate, eps, shrink, decay, beta1, beta2, and steps, of which *unmade (or none, if null) were not made.
+extern "C" __global__ void correct_adam(const double* given, const size* unmade, double* own, size groups) {
+    for (size i = threadIdx.x; i < groups; i += blockDim.x) {
+        const double* n = given + 7 * i;
+        double steps = n[6] - (unmade ? *unmade : 0), root = sqrt(1 - pow(n[5], steps));
+        own[6 * i] = n[0] * root / (1 - pow(n[4], steps));
+        own[6 * i + 1] = n[1] * root;
+        for (int k = 2; k < 6; ++k) own[6 * i + k] = n[k];
+    }
+}
+
 // A step of Adam for rows (p, g, m, v). numbers (groups, 6). factor: of gradients, or null. A shadow gets p, rounded.
-extern "C" __global__ void adam(Rows rows, const double* numbers, const A* factor) {
+extern "C" __global__ void adam(Rows rows, const double* numbers, const A* factor, const bool* when) {
+    if (is_off(when)) return;
     Piece piece = own_piece(rows);
     A *p = rows.at[0][piece.row], *m = rows.at[2][piece.row], *v = rows.at[3][piece.row];
     const A* gradient = rows.at[1][piece.row];
@@ -51,7 +70,8 @@ extern "C" __global__ void adam(Rows rows, const double* numbers, const A* facto
 }
 
 // A step of SGD for rows (p, g), or with momentum (p, g, b). numbers (groups, 4). factor and shadow: as for Adam.
-extern "C" __global__ void sgd(Rows rows, const double* numbers, const A* factor) {
+extern "C" __global__ void sgd(Rows rows, const double* numbers, const A* factor, const bool* when) {
+    if (is_off(when)) return;
     Piece piece = own_piece(rows);
     A *p = rows.at[0][piece.row], *b = rows.at[2][piece.row];
     const A* gradient = rows.at[1][piece.row];
@@ -81,7 +101,8 @@ extern "C" __global__ void scale(Rows rows, const A* factor) {
 }
 
 // a <- a + share (x - a) for rows (a, x).
-extern "C" __global__ void average(Rows rows, double share) {
+extern "C" __global__ void average(Rows rows, double share, const bool* when) {
+    if (is_off(when)) return;
     Piece piece = own_piece(rows);
     A *a = rows.at[0][piece.row], part = share;
     const A* x = rows.at[1][piece.row];
@@ -89,7 +110,8 @@ extern "C" __global__ void average(Rows rows, double share) {
 }
 
 // a <- a + weight x for rows (a, x).
-extern "C" __global__ void accumulate(Rows rows, double weight) {
+extern "C" __global__ void accumulate(Rows rows, double weight, const bool* when) {
+    if (is_off(when)) return;
     Piece piece = own_piece(rows);
     A *a = rows.at[0][piece.row], factor = weight;
     const A* x = rows.at[1][piece.row];
@@ -97,7 +119,8 @@ extern "C" __global__ void accumulate(Rows rows, double weight) {
 }
 
 // y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as A.
-extern "C" __global__ void copy(Rows rows) {
+extern "C" __global__ void copy(Rows rows, const bool* when) {
+    if (is_off(when)) return;
     Piece piece = own_piece(rows);
     A* y = rows.at[0][piece.row];
     const A* x = rows.at[1][piece.row];
@@ -117,17 +140,23 @@ MakeNumbers: TypeAlias = Callable[[], Sequence[tuple[float, ...]]]
 
 
 def adam(
-    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, shadows: Shadows
+    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, when: Array | None,
+    unmade: Array | None, shadows: Shadows,
 ) -> None:
     """The step of `kernels.updates.adam`."""
-    launch_rows("adam", rows, _on_device(numbers, groups, 6), _like(rows, factor), groups=groups, shadows=shadows)
+    given = _on_device(numbers, groups, 7)
+    own = array_module(given).empty((len(given), 6))
+    launch("updates", "correct_adam", rows[0][0], (1,), (64,), given, unmade, own, len(given))
+    launch_rows("adam", rows, own, _like(rows, factor), when, groups=groups, shadows=shadows)
 
 
 def sgd(
-    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, shadows: Shadows
+    rows: Sequence[Any], groups: Sequence[int], numbers: MakeNumbers, factor: Array | None, when: Array | None,
+    shadows: Shadows,
 ) -> None:
     """The step of `kernels.updates.sgd`."""
-    launch_rows("sgd", rows, _on_device(numbers, groups, 4), _like(rows, factor), groups=groups, shadows=shadows)
+    numbers_of_groups = _on_device(numbers, groups, 4)
+    launch_rows("sgd", rows, numbers_of_groups, _like(rows, factor), when, groups=groups, shadows=shadows)
 
 
 def scale(rows: Sequence[Any], factor: Any) -> None:
@@ -135,19 +164,19 @@ def scale(rows: Sequence[Any], factor: Any) -> None:
     launch_rows("scale", rows, _like(rows, factor))
 
 
-def average(rows: Sequence[Any], share: float) -> None:
+def average(rows: Sequence[Any], share: float, when: Array | None) -> None:
     """a ← a + share (x - a) for rows (a, x)."""
-    launch_rows("average", rows, float(share))
+    launch_rows("average", rows, float(share), when)
 
 
-def accumulate(rows: Sequence[Any], weight: float) -> None:
+def accumulate(rows: Sequence[Any], weight: float, when: Array | None) -> None:
     """a ← a + weight x for rows (a, x)."""
-    launch_rows("accumulate", rows, float(weight))
+    launch_rows("accumulate", rows, float(weight), when)
 
 
-def copy(rows: Sequence[Any]) -> None:
+def copy(rows: Sequence[Any], when: Array | None) -> None:
     """y ← x for rows (y, x)."""
-    launch_rows("copy", rows)
+    launch_rows("copy", rows, when)
 
 
 def round_to(shadows: Sequence[Array], rows: Sequence[Any]) -> None:

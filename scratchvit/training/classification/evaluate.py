@@ -12,10 +12,12 @@ from numpy.typing import NDArray
 from scratchvit import ops
 from scratchvit.backend import Array, array_module, asarray, asnumpy
 from scratchvit.errors import ScratchvitError
+from scratchvit.kernels import updates
 from scratchvit.models.interface import generates
 from scratchvit.nn import Module, evaluating
 from scratchvit.ops.loss import label_out_of_range
 from scratchvit.tensor import Tensor
+from scratchvit.training.meter import as_array, cleared
 
 
 def truth(model: Any, images: Any, labels: Any) -> Array:
@@ -48,18 +50,27 @@ class Meter:
 
     loss_sum: Array | float = 0.0
     correct: Array | float = 0.0    # with a prediction per token, each image adds its fraction of correct ones
-    images: int = 0
+    images: Array | int = 0
 
-    def add(self, loss: Tensor, logits: Tensor, labels: Array) -> None:
-        """Add a batch: its mean loss, logits (B, C) and labels (B,); or, per token, (B, C, N) and (B, N)."""
-        right = (logits.data.argmax(axis=1) == labels).reshape(len(labels), -1)
-        self.loss_sum = self.loss_sum + loss.data * len(labels)
-        self.correct = self.correct + right.mean(axis=1).sum()
-        self.images += len(labels)
+    def add(self, loss: Tensor, logits: Tensor, labels: Array, made: Array | None = None) -> None:
+        """Add a batch: its mean loss, logits (B, C) and labels (B,); or, per token, (B, C, N) and (B, N).
+
+        made: nothing is added if this is false, bool () on the device.
+        """
+        right = (logits.data.argmax(axis=1) == labels).reshape(len(labels), -1).mean(axis=1).sum()
+        images = as_array(float(len(labels)))
+        self.loss_sum = as_array(self.loss_sum, like=loss.data)
+        self.correct, self.images = as_array(self.correct, like=right), as_array(self.images, like=images)
+        updates.accumulate([(self.loss_sum, loss.data)], len(labels), made)
+        updates.accumulate([(self.correct, right), (self.images, images)], 1, made)
 
     def read(self) -> Meter:
         """A copy with Python numbers. On the GPU this waits for the device."""
-        return Meter(float(self.loss_sum), float(self.correct), self.images)
+        return Meter(float(self.loss_sum), float(self.correct), int(self.images))
+
+    def clear(self) -> None:
+        """Begin a new epoch. The arrays stay the same, as a captured step adds to them."""
+        self.loss_sum, self.correct, self.images = map(cleared, (self.loss_sum, self.correct, self.images))
 
     def columns(self, prefix: str) -> dict[str, float]:
         """{prefix + name: mean over the images}."""
@@ -69,8 +80,8 @@ class Meter:
         """What the progress bar shows."""
         return {"loss": f"{self.loss:.4f}", "acc": f"{self.accuracy:.1%}"}
 
-    loss = property(lambda self: float(self.loss_sum) / max(1, self.images), doc="mean loss over the images")
-    accuracy = property(lambda self: float(self.correct) / max(1, self.images), doc="fraction of correct predictions")
+    loss = property(lambda self: float(self.loss_sum) / max(1, int(self.images)), doc="mean loss over the images")
+    accuracy = property(lambda self: float(self.correct) / max(1, int(self.images)), doc="fraction of correct ones")
 
 
 @dataclass(frozen=True)

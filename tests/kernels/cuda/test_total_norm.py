@@ -7,7 +7,7 @@ import pytest
 
 from scratchvit import optim
 from scratchvit.backend import asarray, asnumpy
-from scratchvit.kernels.total_norm import clip_factor, note_finite, total_norm
+from scratchvit.kernels.total_norm import clip_factor, total_norm
 from scratchvit.plain import plain_forms
 from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
@@ -68,18 +68,6 @@ def test_factors(dtype):
         np.testing.assert_allclose(asnumpy(found), expected, rtol=2 * np.finfo(dtype).eps)
     assert np.isnan(asnumpy(clip_factor(asarray(np.float32(np.nan)), 1.0)))
     assert float(clip_factor(asarray(np.float32(0)), 5.0)) == 1
-
-
-@pytest.mark.parametrize("other", [np.float32, np.float64])     # of two dtypes there is no kernel
-def test_a_flag_remembers_what_was_not_finite(other):
-    one, bad = np.float32(1), [np.float32(value) for value in (np.nan, np.inf, -np.inf)]
-    for norm, loss in [(one, one), *((value, one) for value in bad), *((one, value) for value in bad)]:
-        finite = asarray(np.ones((), bool))
-        note_finite(finite, asarray(norm), asarray(other(loss)))
-        assert bool(finite) == bool(np.isfinite(norm) and np.isfinite(loss))
-        before = bool(finite)
-        note_finite(finite, asarray(one), asarray(other(1)))
-        assert bool(finite) == before
 
 
 def test_the_plain_norm_of_arrays_without_a_kernel():

@@ -22,9 +22,9 @@ MANY = [shape for shape, _ in zip(itertools.cycle(SHAPES), range(150))]     # th
 GROUPS = [i % 3 for i in range(150)]
 
 ADAM = [
-    updates.AdamNumbers(0.1, 1e-3, 0.99, 0.0, 0.9, 0.999),
-    updates.AdamNumbers(0.03, 1e-2, 1.0, 0.2, 0.8, 0.95),
-    updates.AdamNumbers(0.2, 1e-3, 0.9, 0.0, 0.5, 0.99),
+    updates.AdamNumbers(0.1, 1e-3, 0.99, 0.0, 0.9, 0.999, 1),
+    updates.AdamNumbers(0.03, 1e-2, 1.0, 0.2, 0.8, 0.95, 7),
+    updates.AdamNumbers(0.2, 1e-3, 0.9, 0.0, 0.5, 0.99, 20_000),
 ]
 SGD = [
     updates.SGDNumbers(0.1, 0.0, 0.9, False), updates.SGDNumbers(0.03, 0.2, 0.8, True),
@@ -85,6 +85,44 @@ def test_copies_of_numbers_of_any_size(char):
     updates.copy(list(zip(targets, sources)))
     for x, y in zip(sources, targets):
         assert y.dtype == x.dtype and asnumpy(y).tobytes() == asnumpy(x).tobytes()
+
+
+FLAGGED = {
+    "adam": (lambda rows, when: updates.adam(rows, GROUPS, lambda: ADAM, None, when), 4),
+    "sgd": (lambda rows, when: updates.sgd(rows, GROUPS, lambda: SGD, None, when), 3),
+    "average": (lambda rows, when: updates.average(rows, 0.3, when), 2),
+    "accumulate": (lambda rows, when: updates.accumulate(rows, 0.3, when), 2),
+    "copy": (updates.copy, 2),
+}
+
+
+@pytest.mark.parametrize("name", FLAGGED)
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])     # float16 has no kernels
+def test_nothing_changes_without_the_flag(name, dtype):
+    """Not even by a NaN, which a factor of 0 would not hold back. With the flag, it is as without `when`."""
+    update, columns = FLAGGED[name]
+    kept, changed, expected = (arrays(columns, dtype) for _ in range(3))
+    for rows in (kept, changed, expected):
+        for row in rows:
+            row[1][...] = np.nan
+    before = [[asnumpy(x).tobytes() for x in row] for row in kept]
+    update(kept, asarray(np.zeros((), bool)))
+    assert [[asnumpy(x).tobytes() for x in row] for row in kept] == before
+    update(changed, asarray(np.ones((), bool)))
+    update(expected, None)
+    after = [[asnumpy(x).tobytes() for x in row] for row in changed]
+    assert after == [[asnumpy(x).tobytes() for x in row] for row in expected] != before
+
+
+def test_corrections_are_those_of_steps_that_were_made():
+    unmade = asarray(np.array(3))
+    more, fewer = ([numbers._replace(steps=steps) for numbers in ADAM] for steps in (9, 6))
+    found, expected = (arrays(4, np.float64, SHAPES * 3) for _ in range(2))
+    groups = GROUPS[: len(found)]
+    updates.adam(found, groups, lambda: more, None, asarray(np.ones((), bool)), unmade)
+    updates.adam(expected, groups, lambda: fewer)
+    for row, other in zip(found, expected):
+        assert all(asnumpy(x).tobytes() == asnumpy(y).tobytes() for x, y in zip(row, other))
 
 
 def test_copies_keep_every_bit_of_a_nan_and_of_a_denormal():
@@ -201,6 +239,7 @@ def test_gradients_that_are_not_contiguous():
 
 
 def test_a_meter_adds_all_of_its_numbers_in_a_launch_for_each_dtype():
+    """And makes an array of each number of the host: here "d", and the number of images."""
     device = pytest.importorskip("fakegpu.device")
     rng = seeded(0)
     meter, expected = Means({"c": 3.0}), {name: 3.0 * (name == "c") for name in "abcd"}
@@ -213,7 +252,7 @@ def test_a_meter_adds_all_of_its_numbers_in_a_launch_for_each_dtype():
         launches = device.counts()["launches"] - before
         for name, value in {**host, "d": 0.5}.items():
             expected[name] += float(value) * images
-    assert launches == 2
+    assert launches == 2 + 2
     found = meter.read()
     assert found.images == 11
     for name, value in expected.items():
@@ -227,8 +266,8 @@ def test_a_gradient_of_another_size_is_not_read_beyond_its_end():
         optim.AdamW([parameter], 0.1).step()
 
 
-def test_a_step_of_150_parameters_is_thirteen_launches_and_a_copy():
-    """Norm 3 + 1, factor 1, step 3 with a copy of its numbers, averages 3, buffers of 4 and of 8 bytes 2."""
+def test_a_step_of_150_parameters_is_fourteen_launches_and_a_copy():
+    """Norm 3 + 1, factor 1, step 1 + 3 with a copy of its numbers, averages 3, buffers of 4 and of 8 bytes 2."""
     device = pytest.importorskip("fakegpu.device")
     model = Many()
     optimizer, ema = optim.AdamW(optim.param_groups(model, 0.05, 1.0), 0.01), optim.EMA(model, 0.9)
@@ -240,4 +279,4 @@ def test_a_step_of_150_parameters_is_thirteen_launches_and_a_copy():
         ema.update()
         after = device.counts()
     done = [after[what] - before[what] for what in ("launches", "gemms", "memsets", "d2d", "h2d", "d2h", "syncs")]
-    assert done == [13, 0, 0, 0, 1, 0, 0]
+    assert done == [14, 0, 0, 0, 1, 0, 0]
