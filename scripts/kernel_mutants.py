@@ -181,8 +181,8 @@ KERNEL_MUTANTS = [
                 f"{arguments}, const bool* when) {{\n    if (is_off(when)) return;",
                 f"{arguments}, const bool* when) {{")
         for name, arguments in (
-            ("adam", "adam(Rows rows, const double* numbers, const T* factor"),
-            ("sgd", "sgd(Rows rows, const double* numbers, const T* factor"),
+            ("adam", "adam(Rows rows, const double* numbers, const A* factor"),
+            ("sgd", "sgd(Rows rows, const double* numbers, const A* factor"),
             ("average", "average(Rows rows, double share"), ("accumulate", "accumulate(Rows rows, double weight"),
             ("copy", "copy(Rows rows"),
         )

@@ -41,7 +41,7 @@ def matching_costs(
     return of_l1 * l1 + of_class * class_cost - of_giou * giou
 
 
-@op(facts=Facts(
+@op(takes="sums", autocast="loss", facts=Facts(
     shape=lambda boxes: (2, len(boxes)), macs=0,
     saves=lambda boxes, objects, which: [boxes, objects, which, Bytes(which.size)],
 ))

@@ -147,7 +147,7 @@ def _update_groups(
 
     for group, own in enumerate(numbers()):
         _apply(functools.partial(scaled, own), [row for row, index in zip(rows, groups) if index == group])
-    copy([(shadow, row[0]) for row, shadow in zip(rows, shadows or ()) if shadow is not None])
+    round_into([(shadow, row[0]) for row, shadow in zip(rows, shadows or ()) if shadow is not None])
 
 
 # --- gradients and averages -------------------------------------------------------------------------------------------
@@ -190,8 +190,8 @@ def accumulate(rows: Sequence[Row], weight: float, when: Array | None = None) ->
 
 
 def copy(rows: Sequence[Row], when: Array | None = None) -> None:
-    """y ← x for rows (y, x) of equal dtype, which may be integers; or of x in float32 and y its shadow."""
-    for alike in _divided([row for row in rows if row[0].dtype == row[1].dtype], lambda y, x: x.itemsize):
+    """y ← x for rows (y, x) of equal dtype, which may be integers."""
+    for alike in _divided(rows, lambda y, x: x.itemsize):
         word = WORDS.get(alike[0][0].itemsize)
         words = [tuple(array.view(word) for array in row) for row in alike] if word else []
         if takes(words):
@@ -199,7 +199,11 @@ def copy(rows: Sequence[Row], when: Array | None = None) -> None:
         elif not _is_off(when):
             for y, x in alike:
                 y[...] = x
-    for alike in _divided([row for row in rows if row[0].dtype != row[1].dtype], lambda y, x: (y.dtype, x.dtype)):
+
+
+def round_into(rows: Sequence[Row]) -> None:
+    """y ← x, rounded, for rows (y, x) of shadows and parameters."""
+    for alike in _divided(rows, lambda y, x: (y.dtype, x.dtype)):
         shadows, masters = [y for y, _ in alike], [(x,) for _, x in alike]
         if takes(masters, shadows):
             on_gpu.round_to(shadows, masters)

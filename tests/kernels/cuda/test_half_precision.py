@@ -273,13 +273,13 @@ def rows_and_shadows(columns, char):
 
 
 @pytest.mark.parametrize(("update", "columns", "numbers"), [
-    (updates.adam, 4, updates.AdamNumbers(0.1, 1e-3, 0.99, 0.0, 0.9, 0.999)),
+    (updates.adam, 4, updates.AdamNumbers(0.1, 1e-3, 0.99, 0.0, 0.9, 0.999, 1)),
     (updates.sgd, 3, updates.SGDNumbers(0.1, 0.2, 0.9, True)), (updates.sgd, 2, updates.SGDNumbers(0.1, 0.2, 0, False)),
 ], ids=["adam", "sgd", "sgd without momentum"])
 def test_a_step_writes_the_shadow_of_each_parameter(char, update, columns, numbers):
     (rows, shadows), (alone, _) = rows_and_shadows(columns, char), rows_and_shadows(columns, char)
     groups = [0] * len(rows)
-    update(rows, groups, lambda: [numbers], None, shadows)
+    update(rows, groups, lambda: [numbers], shadows=shadows)
     update(alone, groups, lambda: [numbers])
     for row, other, shadow in zip(rows, alone, shadows):
         assert [asnumpy(x).tobytes() for x in row] == [asnumpy(x).tobytes() for x in other]
@@ -292,7 +292,7 @@ def test_parameters_are_rounded_into_their_shadows_64_at_once(char):
     rows, shadows = rows_and_shadows(1, char)
     pairs = [(shadow, x) for shadow, (x,) in zip(shadows, rows) if shadow is not None]
     before = device.counts()["launches"]
-    updates.copy(pairs)
+    updates.round_into(pairs)
     assert device.counts()["launches"] - before == -(-len(pairs) // 64)
     for shadow, x in pairs:
         assert asnumpy(shadow).tobytes() == rounded(asnumpy(x), char).tobytes()
@@ -303,6 +303,6 @@ def test_other_shadows_are_written_without_a_kernel(char):
     xp = array_module(asarray(np.zeros(1)))
     x, wide = asarray(np.arange(9, dtype=np.float32)), asarray(np.arange(9.0))
     part, whole = xp.zeros((9, 2), dtype_of(char))[:, 0], xp.zeros(9, dtype_of(char))
-    updates.copy([(part, x), (whole, wide)])
+    updates.round_into([(part, x), (whole, wide)])
     assert_close(asnumpy(part), np.arange(9), 0, char)
     assert_close(asnumpy(whole), np.arange(9), 0, char)
