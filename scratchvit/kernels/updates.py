@@ -178,15 +178,13 @@ def average(rows: Sequence[Row], share: float, when: Array | None = None) -> Non
 
 
 def accumulate(rows: Sequence[Row], weight: float, when: Array | None = None) -> None:
-    """a ← a + weight x for rows (a, x) of equal dtype."""
-    def add(a: Array, x: Array) -> None:
-        a += x * weight
-
+    """a ← a + weight x for rows (a, x) of equal dtype. On a CPU, in as little time as a few numbers need."""
     for alike in _divided(rows, lambda a, x: x.dtype):
         if takes(alike):
             on_gpu.accumulate(alike, weight, when)
         elif not _is_off(when):
-            _apply(add, alike)
+            for a, x in alike:
+                a += x * weight
 
 
 def copy(rows: Sequence[Row], when: Array | None = None) -> None:
