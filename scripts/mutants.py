@@ -22,6 +22,12 @@ class Mutant:
     on_gpu: bool = False
 
 
+def kernel_mutant(name: str, kind: str, file: str, text: str, instead: str, test: str = "") -> Mutant:
+    """An error in kernels/cuda/`file`.py, for the tests of that file, or of another one."""
+    tests = (f"kernels/cuda/test_{test or file}.py",)
+    return Mutant(f"CUDA: {name}", kind, f"kernels/cuda/{file}.py", text, instead, tests, on_gpu=True)
+
+
 OPS = ("ops/test_op_values.py", "ops/test_ops.py")
 NORMS, BATCH_NORM = ("ops/test_row_norms.py", "ops/test_ops.py"), ("ops/test_batch_norm.py", "ops/test_ops.py")
 OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)

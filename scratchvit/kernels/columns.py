@@ -19,7 +19,7 @@
 Both gradients are matrix products with such columns or their transpose, so no scatter is needed. For a 1×1 kernel the
 image itself is the columns.
 
-cuda/columns.py has the kernels for a GPU; this code runs there for float16.
+cuda/columns.py has the kernels for a GPU.
 """
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ image.
 Below, `*S` are the spatial axes and `*S'` the output's. In einsum's equations they are h, w or t, h, w, and the axes of
 the kernel d, e or d, e, f.
 
-cuda/depthwise.py has the kernels for a GPU; this code runs there for float16.
+cuda/depthwise.py has the kernels for a GPU.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from scratchvit.threads import deal
 
 BLOCK = 32_768      # entries: of parameter, gradient, two moments and scratch together 640 KiB, within the L2 cache
 SMALL = 4_096       # arrays with fewer entries are concatenated
-WORDS = {4: "f", 8: "d"}    # as what a GPU copies numbers of so many bytes
+WORDS = {2: "e", 4: "f", 8: "d"}     # as what a GPU copies numbers of so many bytes
 
 Row: TypeAlias = tuple[Array, ...]
 
@@ -192,7 +192,7 @@ def copy(rows: Sequence[Row], when: Array | None = None) -> None:
     for alike in _divided(rows, lambda y, x: x.itemsize):
         word = WORDS.get(alike[0][0].itemsize)
         words = [tuple(array.view(word) for array in row) for row in alike] if word else []
-        if takes(words):
+        if takes(words, chars="efd"):
             on_gpu.copy(words, when)
         elif not _is_off(when):
             for y, x in alike:

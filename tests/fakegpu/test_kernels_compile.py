@@ -7,9 +7,14 @@ from scratchvit.kernels.cuda import modules
 
 ARCHITECTURES = nvrtc.ARCHITECTURES.split(",")
 
+# cuBLAS multiplies bfloat16 from compute capability 8.0 on.
+CASES = [
+    (arch, module, char) for arch in ARCHITECTURES for module, char in modules.variants()
+    if module not in modules.FLASH and (arch != "sm_70" or char != "E")
+]
 
-@pytest.mark.parametrize(("module", "char"), [v for v in modules.variants() if v[0] not in modules.FLASH])
-@pytest.mark.parametrize("arch", ARCHITECTURES)
+
+@pytest.mark.parametrize(("arch", "module", "char"), CASES)
 def test_compiles(module, char, arch):
     """Without spilling registers to memory, which would make a kernel slow without a word."""
     used = nvrtc.compile(modules.text_of(module, char), arch)

@@ -82,20 +82,21 @@ class Table(NamedTuple):
     blocks: int
 
 
-def takes(rows: Sequence[Sequence[Array]], shadows: Shadows = None) -> bool:
-    """Whether the kernels compute on these rows: contiguous arrays, all of float32 or all of float64, of equal size.
+def takes(rows: Sequence[Sequence[Array]], shadows: Shadows = None, chars: str = "fd") -> bool:
+    """Whether the kernels compute on these rows: contiguous arrays of equal size, and all of one dtype.
 
-    shadows: an array for each row, or None; contiguous, all of float16 or all of bfloat16, for rows of float32.
+    shadows: an array for each row, or None; contiguous, all of float16 or all of bfloat16, for rows of float32. chars:
+    the dtypes that the rows may have.
     """
-    if not rows or not cuda.takes(rows[0][0]):
+    if not rows or not cuda.takes(rows[0][0]) or len({array.dtype.char for row in rows for array in row}) > 1:
         return False
-    chars = {array.dtype.char for row in rows for array in row}
-    halves = {shadow.dtype.char for shadow in shadows or () if shadow is not None}
-    pairs = [(array, row[0]) for row in rows for array in row]
-    pairs += [(shadow, row[0]) for row, shadow in zip(rows, shadows or ()) if shadow is not None]
+    beside = [(shadow, row[0]) for row, shadow in zip(rows, shadows or ()) if shadow is not None]
+    if beside and "".join({shadow.dtype.char for shadow, _ in beside}) not in ("e", "E"):
+        return False
     return (
-        (chars in ({"f"}, {"d"}) if not halves else chars == {"f"} and halves in ({"e"}, {"E"}))
-        and all(array.flags.c_contiguous and array.size == first.size for array, first in pairs)
+        rows[0][0].dtype.char in ("f" if beside else chars)
+        and all(array.flags.c_contiguous and array.size == row[0].size for row in rows for array in row)
+        and all(shadow.flags.c_contiguous and shadow.size == x.size for shadow, x in beside)
     )
 
 

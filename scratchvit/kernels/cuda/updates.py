@@ -118,12 +118,12 @@ extern "C" __global__ void accumulate(Rows rows, double weight, const bool* when
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) a[i] += factor * x[i];
 }
 
-// y <- x for rows (y, x): nothing is computed, so they may be other numbers of the same size as A.
+// y <- x for rows (y, x): nothing is computed, so they may be any numbers of the size of T.
 extern "C" __global__ void copy(Rows rows, const bool* when) {
     if (is_off(when)) return;
     Piece piece = own_piece(rows);
-    A* y = rows.at[0][piece.row];
-    const A* x = rows.at[1][piece.row];
+    T* y = (T*)rows.at[0][piece.row];
+    const T* x = (const T*)rows.at[1][piece.row];
     for (size i = piece.first + threadIdx.x; i < piece.last; i += blockDim.x) y[i] = x[i];
 }
 

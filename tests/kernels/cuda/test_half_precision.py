@@ -296,6 +296,11 @@ def test_parameters_are_rounded_into_their_shadows_64_at_once(char):
     assert device.counts()["launches"] - before == -(-len(pairs) // 64)
     for shadow, x in pairs:
         assert asnumpy(shadow).tobytes() == rounded(asnumpy(x), char).tobytes()
+    targets = [array_module(shadow).empty_like(shadow) for shadow, _ in pairs]
+    before = device.counts()["launches"]
+    updates.copy([(y, shadow) for y, (shadow, _) in zip(targets, pairs)])
+    assert device.counts()["launches"] - before == -(-len(pairs) // 64)
+    assert all(asnumpy(y).tobytes() == asnumpy(shadow).tobytes() for y, (shadow, _) in zip(targets, pairs))
 
 
 def test_other_shadows_are_written_without_a_kernel(char):
