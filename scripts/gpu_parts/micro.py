@@ -5,6 +5,7 @@ A row's "table" is {size: {variant: {"us", "host_us"}, or its error}}. Variants 
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from scratchvit import optim
 from scratchvit.kernels.sums import total
 from scratchvit.plain import plain_forms
 from scripts.gpu_parts.cases import CASES, OF_ADAMW, our_model
-from scripts.gpu_parts.part import Item, Row, Setting
+from scripts.gpu_parts.part import Item, Row, Setting, not_run
 from scripts.gpu_parts.probes import accelerators, answer_of, matmul_precision
 from scripts.gpu_parts.timing import call_times
 
@@ -189,6 +190,36 @@ def attention(setting: Setting) -> Row:
     return bench.row()
 
 
+def flash_attention(setting: Setting) -> Row:
+    """Attention in bf16 and TF32: by flash.py, by products and a kernel for their scores, and PyTorch's in bf16."""
+    if not setting.on_gpu:
+        return not_run("on the CPU")
+    bench = Bench(setting)
+    if int(bench.xp.cuda.Device().compute_capability) < 80:
+        return not_run("this GPU has no tensor cores for it")
+    from ml_dtypes import bfloat16
+
+    from scratchvit.kernels.cuda import attention as by_rows
+    from scratchvit.kernels.cuda import flash
+
+    def both(kernel: Callable[..., Any], arrays: list[Any], dy: Any) -> None:
+        with matmul_precision("TF32"):
+            kernel(*arrays, None, None, None, 0.125)[1](dy, [True] * 4)
+
+    for shape in setting.pick(((64, 12, 197, 64), (16, 12, 1024, 64)), ((1, 2, 17, 32),)):
+        calls: Calls = {}
+        for name, dtype in (("bf16", bfloat16), ("TF32", np.float32)):
+            q, k, v, dy = (bench.array(*shape).astype(dtype) for _ in range(4))
+            for way, kernel in (("flash", flash.attention), ("rows", by_rows.attention_over_rows)):
+                calls[f"{way}, {name}"] = functools.partial(both, kernel, [q, k, v], dy)
+        if bench.torch is not None:
+            tensors = [bench.tensor(*shape, dtype="bfloat16") for _ in range(4)]
+            function = bench.torch.nn.functional.scaled_dot_product_attention
+            calls["torch, bf16"] = torch_both_ways(function, tensors[:3], tensors[3])
+        bench.measure(str(shape), calls)
+    return bench.row()
+
+
 def norms(setting: Setting) -> Row:
     """Layer norm and batch norm forward and backward: ours, their plain forms, PyTorch's."""
     bench = Bench(setting)
@@ -275,5 +306,6 @@ def adamw(setting: Setting) -> Row:
 
 MICRO: dict[str, Item] = {
     "gradients of biases": bias_gradients, "sums of rows": row_sums, "products": products, "attention": attention,
-    "norms": norms, "AdamW": adamw, "convolutions": convolutions, "element by element": elementwise,
+    "attention by tensor cores": flash_attention, "norms": norms, "AdamW": adamw, "convolutions": convolutions,
+    "element by element": elementwise,
 }

@@ -93,12 +93,12 @@ extern "C" __global__ void __launch_bounds__(128, 2) flash_forward(View q, View 
         if (place.first >= of.N) continue;
         Sums p[TILE / 8];
         #pragma unroll
-        for (int j = 0; j < TILE / 8; j++) {
-            p[j] = product(queries, keys + j * 8);
+        for (int j = 0; j < TILE / 8; j++) p[j] = product(queries, keys + j * 8);
+        #pragma unroll
+        for (int j = 0; j < TILE / 8; j++)
             #pragma unroll
             for (int i = 0; i < 4; i++)
                 p[j].at[i] = place.score(p[j].at[i], place.first + row_of(i), from + j * 8 + column_of(i));
-        }
         exponentials(p, sums, m[0], l[0], 0);
         exponentials(p, sums, m[1], l[1], 1);
         #pragma unroll
@@ -106,6 +106,7 @@ extern "C" __global__ void __launch_bounds__(128, 2) flash_forward(View q, View 
             #pragma unroll
             for (int i = 0; i < 4; i++)
                 p[j].at[i] *= place.kept(place.first + row_of(i), from + j * 8 + column_of(i));
+        __syncwarp(); // masks and dropout may have parted the lanes, which multiply together
         #pragma unroll
         for (int step = 0; step < TILE / STEP; step++)
             add_rows(sums, left_of(p + step * (STEP / 8)), values + step * STEP);

@@ -41,9 +41,9 @@ __device__ inline void differentiate(float& p, float& ds, const Place& place, in
 }
 
 // dq, and in dots (B, H, N) Σ y dy of each query.
-extern "C" __global__ void __launch_bounds__(128, 2) flash_backward_queries(View q, View k, View v, View y, View dy,
-                                                                            View dq, const float* logs, float* dots,
-                                                                            Attention of) {
+extern "C" __global__ void __launch_bounds__(128) flash_backward_queries(View q, View k, View v, View y, View dy,
+                                                                         View dq, const float* logs, float* dots,
+                                                                         Attention of) {
     Row *keys = shared_tiles(), *values = keys + TILE;
     Place place(of, of.N);
     Left queries[STEPS], gradients[STEPS];
@@ -74,11 +74,14 @@ extern "C" __global__ void __launch_bounds__(128, 2) flash_backward_queries(View
             for (int j = 0; j < STEP / 8; j++) {
                 p[j] = product(queries, keys + step + j * 8);
                 ds[j] = product(gradients, values + step + j * 8);
+            }
+            #pragma unroll
+            for (int j = 0; j < STEP / 8; j++)
                 #pragma unroll
                 for (int i = 0; i < 4; i++)
                     differentiate(p[j].at[i], ds[j].at[i], place, place.first + row_of(i),
                                   from + step + j * 8 + column_of(i), log[i / 2], dot[i / 2]);
-            }
+            __syncwarp(); // masks and dropout may have parted the lanes, which multiply together
             add_rows(sums, left_of(ds), keys + step);
         }
     }
@@ -90,9 +93,9 @@ extern "C" __global__ void __launch_bounds__(128, 2) flash_backward_queries(View
 }
 
 // dk and dv. All C are transposed here: their rows are keys, their columns queries.
-extern "C" __global__ void __launch_bounds__(128, 2) flash_backward_keys(View q, View k, View v, View dy, View dk,
-                                                                         View dv, const float* logs, const float* dots,
-                                                                         Attention of) {
+extern "C" __global__ void __launch_bounds__(128) flash_backward_keys(View q, View k, View v, View dy, View dk,
+                                                                      View dv, const float* logs, const float* dots,
+                                                                      Attention of) {
     __shared__ float log[TILE], dot[TILE]; // of the tile's queries
     Row *queries = shared_tiles(), *gradients = queries + TILE;
     Place place(of, of.M);
@@ -117,12 +120,15 @@ extern "C" __global__ void __launch_bounds__(128, 2) flash_backward_keys(View q,
             for (int j = 0; j < STEP / 8; j++) {
                 p[j] = product(keys, queries + step + j * 8);
                 ds[j] = product(values, gradients + step + j * 8);
+            }
+            #pragma unroll
+            for (int j = 0; j < STEP / 8; j++)
                 #pragma unroll
                 for (int i = 0; i < 4; i++) {
                     int n = step + j * 8 + column_of(i);
                     differentiate(p[j].at[i], ds[j].at[i], place, from + n, place.first + row_of(i), log[n], dot[n]);
                 }
-            }
+            __syncwarp();
             add_rows(dv_sums, left_of(p), gradients + step);
             add_rows(dk_sums, left_of(ds), queries + step);
         }

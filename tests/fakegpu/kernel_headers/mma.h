@@ -43,7 +43,9 @@ inline void mma1688_tf32(float* c, const uint32_t* a, const uint32_t* b) {
     auto number = [](uint32_t bits) { return shim_bits<float>(bits & ~0x1fffu); };
     shim::mma<8>(
         c, a, b,
-        [=](const uint32_t (*warp)[6], int row, int k) { return number(warp[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]); },
+        [=](const uint32_t (*warp)[6], int row, int k) {
+            return number(warp[row % 8 * 4 + k % 4][row / 8 + k / 4 * 2]);
+        },
         [=](const uint32_t (*warp)[6], int k, int column) { return number(warp[column * 4 + k % 4][4 + k / 4]); });
 }
 inline uint32_t to_tf32(float x) { // to nearest; from the middle, away from 0

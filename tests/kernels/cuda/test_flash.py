@@ -177,6 +177,15 @@ def test_a_query_whose_scores_are_all_far_from_zero_attends_to_all_keys_alike(le
     assert_close(compute(given)["y"], np.broadcast_to(mean, given.q.shape), 2.0**-10, "y")
 
 
+def test_float32_is_rounded_to_the_nearest_number_of_tf32():
+    """Where tensor cores would cut off what they do not see."""
+    rng = seeded(0)
+    arrays = [rng.standard_normal((1, 2, n, 32)).astype(np.float32) for n in (9, 70, 70, 9)]
+    given, rounded = Case("f", *arrays), Case("f", *(tensor_cores.rounded(x, "f") for x in arrays))
+    for name in ("y", "dv"):
+        assert compute(given)[name].tobytes() == compute(rounded)[name].tobytes()
+
+
 def test_scores_that_would_overflow():
     """Every query attends to one key, of a tile that comes late: what was added up before must vanish."""
     q = np.full((1, 1, 5, 8), 30, np.float16)
