@@ -194,14 +194,26 @@ CONVOLUTIONS = {
 def test_convolution(char, shape, filters, stride, padding, dilation, groups, inner):
     """The gradient of the filters is of float32."""
     def conv(x, weight):
-        given = "conv2d", 2, x, weight, None, stride, padding, dilation, groups
-        windows, _ = convolution_windows(*given).cropped()
-        forward, dx, dweight = algorithm(weight, windows, groups)
-        return forward(x, weight, None, windows, groups), lambda dy: (
-            dx(dy, weight, windows, groups), dweight(dy, x, windows, groups).reshape(weight.shape)
-        )
+        return convolution(x, weight, stride, padding, dilation, groups)
 
     check(conv, random(char, shape, filters), char, "TTA", inner)
+
+
+def test_the_gradient_of_an_entry_is_added_up_in_float32(char):
+    """With a filter of ones, what its windows send is not rounded before."""
+    x, = random(char, (2, 3, 9, 8))
+    weight = rounded(np.ones((1, 3, 3, 3)), char)
+    check(lambda x, weight: convolution(x, weight, 1, 1, 1, 1), [x, weight], char, "TTA")
+
+
+def convolution(x, weight, stride, padding, dilation, groups):
+    """Value and backward of a convolution by the kernels that `algorithm` chooses."""
+    given = "conv2d", 2, x, weight, None, stride, padding, dilation, groups
+    windows, _ = convolution_windows(*given).cropped()
+    forward, dx, dweight = algorithm(weight, windows, groups)
+    return forward(x, weight, None, windows, groups), lambda dy: (
+        dx(dy, weight, windows, groups), dweight(dy, x, windows, groups).reshape(weight.shape)
+    )
 
 
 @pytest.mark.parametrize("groups", [1, 6], ids=["columns", "depth-wise"])
