@@ -16,13 +16,16 @@ def is_half(x: Array) -> bool:
 
 
 def in_float32(
-    compute: Callable[..., tuple[Array, Callable[..., Any]]], x: Array, *others: Any
+    compute: Callable[..., tuple[Array, Callable[..., Any]]], *arguments: Any, halves: int = 1
 ) -> tuple[Array, Callable[..., Any]]:
-    """Value and backward of compute(x, …) for x of 16 bits: value and dx are rounded, the other gradients are not."""
-    y, backward = compute(x.astype(np.float32), *others)
+    """Value and backward of compute(*arguments), of which the first `halves` are arrays of 16 bits: the value and their
+    gradients are rounded, the other gradients are not."""
+    rounded = arguments[:halves]
+    y, backward = compute(*(x.astype(np.float32) for x in rounded), *arguments[halves:])
 
     def rounded_backward(dy: Array, need: Any) -> tuple[Array | None, ...]:
-        dx, *rest = backward(dy.astype(np.float32), need)
-        return None if dx is None else dx.astype(x.dtype), *rest
+        gradients = backward(dy.astype(np.float32), need)
+        first = (None if g is None else g.astype(x.dtype) for g, x in zip(gradients, rounded))
+        return *first, *gradients[halves:]
 
-    return y.astype(x.dtype), rounded_backward
+    return y.astype(rounded[0].dtype), rounded_backward

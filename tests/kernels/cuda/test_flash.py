@@ -212,6 +212,22 @@ def test_both_forms_of_attention_are_replaced(attention):
     check(given, attention=attention)
 
 
+@pytest.mark.parametrize("char", ["e", "E"])
+@pytest.mark.parametrize(("attention", "M"), [(attention_over_rows, 4097), (attention_in_blocks, 70)])
+def test_16_bits_that_no_kernel_takes_are_computed_in_float32(attention, M, char):
+    """Such as those with a bias whose gradient is wanted."""
+    sv.set_matmul_precision("float32")
+    given = case(char, (1, 2), 3, M, 32, bias=tensor_cores.rounded(seeded(1).standard_normal((1, 2, 1, M)), char))
+    arrays = [asarray(x) for x in (given.q, given.k, given.v, given.bias)]
+    assert not flash.takes(*arrays)
+    y, backward = attention(*arrays, None, None, given.scale)
+    found = y, *backward(asarray(given.dy), [True] * 4)
+    for x, (name, exact) in zip(found, given.exact.items()):
+        assert x.dtype == given.q.dtype
+        assert_close((asnumpy(x) - exact) / given.bounds[name], np.zeros(exact.shape), 1.0, name)
+    assert found[4].shape == given.bias.shape and found[4].dtype == given.bias.dtype
+
+
 def test_three_axes():
     given = case("e", (3,), 9, 7, 32, mask=seeded(1).random((3, 9, 7)) > 0.3)
     check(given)
