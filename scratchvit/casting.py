@@ -11,16 +11,17 @@
     "loss"       float32 stays, computed in float32                 float32     losses
 
 The rule follows from `takes` unless an op names another: "floats" casts, "any" and "numbers" follow, "sums" sums.
-float64 is never cast, and an op with a float64 input computes as outside of autocast.
+float64 is never cast, and an op with a float64 input computes as outside of autocast (a loss too, but in float32).
 
 *Parameters* stay in float32. Where one is cast down, its `shadow` is used, a 16-bit copy that it keeps (nn/module.py).
 
 *Gradients* have the dtype of what they are the gradient of: those of 16-bit values are 16-bit, those of float32
 parameters float32. So nothing is accumulated in 16 bits over the steps or the batch.
 
-*Storage.* On a GPU, 16-bit values are arrays of 16-bit numbers. An op is given them in float32, and its value and
-gradients are stored in 16 bits again. On the CPU, 16-bit values are float32 arrays whose entries are rounded (see
-rounding.py), and Tensors that hold them are marked.
+*Storage.* On a GPU, 16-bit values are arrays of 16-bit numbers. An op that declares `half_on_gpu` is given them as they
+are: its kernels read 16-bit numbers, compute in float32 and store 16-bit numbers. Other ops, and plain forms, are given
+them in float32, and their values and gradients are stored in 16 bits again. On the CPU, 16-bit values are float32
+arrays whose entries are rounded (see rounding.py), and Tensors that hold them are marked.
 """
 
 from __future__ import annotations
@@ -31,10 +32,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchvit.backend import Array, is_array
+from scratchvit.backend import Array, backend_of, is_array
 from scratchvit.dtypes import is_float
 from scratchvit.errors import WrongValue
 from scratchvit.facts import Facts
+from scratchvit.plain import is_plain
 from scratchvit.precision import Half
 from scratchvit.rounding import stored
 from scratchvit.signature import Slot, inputs_of, takes_need, with_inputs
@@ -55,6 +57,11 @@ def is_half(x: Any, half: Half) -> bool:
     return x.dtype.char == half.char or getattr(x, "_half", None) is half
 
 
+def array_of(x: Any) -> Array:
+    """The array of a Tensor, or an array itself."""
+    return x if is_array(x) else x.data
+
+
 def mark_alike(x: Any, other: Any) -> None:
     """Mark the Tensor x as holding 16-bit values if the other does, whose entries it has."""
     half = getattr(other, "_half", None)
@@ -63,7 +70,8 @@ def mark_alike(x: Any, other: Any) -> None:
 
 
 def narrow(
-    rule: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any], half: Half, facts: Facts | None
+    rule: str, slots: Sequence[Slot], args: Sequence[Any], kwargs: dict[str, Any], half: Half, facts: Facts | None,
+    half_on_gpu: bool | Callable[..., bool] = False,
 ) -> Narrowed | None:
     """The call of an op with inputs that are cast by its rule; None if it computes as outside of autocast.
 
@@ -72,22 +80,33 @@ def narrow(
     inputs = inputs_of(slots, args, kwargs)
     floats = [x for x in inputs if hasattr(x, "dtype") and is_float(x.dtype)]
     regular = inputs_of([slot for slot in slots if not slot.any_dtype], args, kwargs)
-    if not floats or any(getattr(x, "dtype", None) == np.float64 and x.ndim for x in regular):
+    is_double = any(getattr(x, "dtype", None) == np.float64 and x.ndim for x in regular)
+    if not floats or (is_double and rule != "loss"):
         return None
     if rule != "casts" and not any(is_half(x, half) for x in floats):
         return None
-    moves = rule == "follows" and facts is not None and facts.exact
-
-    def change(slot: Slot, x: Any) -> Any:
+    def cast(slot: Slot, x: Any) -> Any:
         if not hasattr(x, "dtype") or not is_float(x.dtype):
             return x
-        array = x if is_array(x) else x.data
+        array = array_of(x)
+        if rule == "loss" and slot.any_dtype:       # a target
+            return array.astype(np.float32, copy=False)
         if rule in ("casts", "follows") and not is_half(x, half):
             array = x.shadow(half) if hasattr(x, "shadow") else stored(array, half)
-        return array if moves else array.astype(np.float32, copy=False)
+        return array
 
+    def in_float32(slot: Slot, x: Any) -> Any:
+        return x.astype(np.float32) if hasattr(x, "dtype") and x.dtype.char in "eE" else x
+
+    call = with_inputs(slots, args, kwargs, cast)
+    moves = rule == "follows" and facts is not None and facts.exact
+    by_kernels = not moves and half_on_gpu and backend_of(array_of(floats[0])).has_cuda and not is_plain()
+    if by_kernels and callable(half_on_gpu):
+        by_kernels = half_on_gpu(*call[0], **call[1])
+    if not (moves or by_kernels):
+        call = with_inputs(slots, *call, in_float32)
     given = [(x.dtype, is_half(x, half)) if hasattr(x, "dtype") else None for x in inputs]
-    return Narrowed(*with_inputs(slots, args, kwargs, change), rule, half, moves, given)
+    return Narrowed(*call, rule, half, moves, bool(by_kernels), given)
 
 
 class Narrowed(NamedTuple):
@@ -98,6 +117,7 @@ class Narrowed(NamedTuple):
     rule: str
     half: Half
     moves: bool                                     # the op only moves numbers: nothing is rounded
+    by_kernels: bool                                # it is given arrays of 16-bit numbers
     given: list[tuple[np.dtype, bool] | None]       # for each input its dtype, and whether it is 16-bit
 
     def is_half(self, value: Array) -> bool:
@@ -131,7 +151,8 @@ class Narrowed(NamedTuple):
         """The gradient of a value, as the op's backward takes it."""
         if dy is None or self.moves or not self.is_half(dy):
             return dy
-        return stored(dy, self.half).astype(np.float32, copy=False)
+        dy = stored(dy, self.half)
+        return dy if self.by_kernels else dy.astype(np.float32, copy=False)
 
     def _gradients(self, backward: Callable[..., Any], dy: Any, need: Sequence[bool]) -> Any:
         """The gradients of the inputs, each in its input's dtype, those of 16-bit inputs rounded."""

@@ -101,6 +101,12 @@ def autocast(dtype: str) -> Iterator[None]:
         yield
 
 
+def gradient_dtype(weight: Any) -> Any:
+    """The dtype of the gradient of a product's weight: inside `autocast` that of its master, float32."""
+    is_shadow = mode.get().half is not None and weight.dtype.char in "eE"
+    return np.dtype(np.float32) if is_shadow else weight.dtype
+
+
 # The precisions of a training run, and the autocast of each.
 OF_A_RUN = {"float32": "float32", "tf32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 

@@ -5,7 +5,10 @@ On a GPU, they become arrays of 16-bit numbers. On the CPU they stay float32, an
     float32     s eeeeeeee mmmmmmmmmmmmmmmmmmmmmmm
     bfloat16    s eeeeeeee mmmmmmm                          the upper half of the bits, after adding 0x7fff, a little
                                                             less than half of the last bit kept, or 0x8000 if that is 1
-    float16     s eeeee mmmmmmmmmm                          NumPy's, and back
+    float16     s eeeee mmmmmmmmmm                          the same with the 13 lowest bits. Below 2⁻¹⁴, where float16
+                                                            has multiples of 2⁻²⁴, as float32 has from ½ to 1: so ½ is
+                                                            added and subtracted. From 65,520 on, infinity. (NumPy's
+                                                            conversion takes five times as long)
 """
 
 from __future__ import annotations
@@ -60,5 +63,23 @@ def _round_to_bfloat16(x: Array, y: Array) -> None:
 
 
 def _round_to_float16(x: Array, y: Array) -> None:
-    with np.errstate(over="ignore"):
-        y[...] = x.astype(np.float16)
+    bits: Any = x.view(np.uint32)
+    sign = bits & 0x80000000
+    upper = bits >> 13
+    upper &= 1
+    upper += 0xFFF
+    upper += bits
+    upper &= 0x7FFFE000
+    size = bits & 0x7FFFFFFF
+    np.copyto(upper, 0x7F800000, where=upper > 0x477FE000)              # 65,504
+    nan = size > 0x7F800000
+    if nan.any():
+        kept = size[nan] & 0x7FFFE000
+        upper[nan] = kept + 0x2000 * (kept == 0x7F800000)               # some bit must be set, as NumPy sees to
+    with np.errstate(invalid="ignore"):
+        multiples = np.abs(x)
+        multiples += np.float32(0.5)
+        multiples -= np.float32(0.5)
+    np.copyto(upper, multiples.view(np.uint32), where=size < 0x38800000)        # 2⁻¹⁴
+    upper |= sign
+    y.view(np.uint32)[...] = upper

@@ -46,10 +46,11 @@ class Shadow:
 class Shadows:
     """The shadows of a Tensor, one for each type of 16-bit numbers that was asked for."""
 
-    __slots__ = ("_of",)
+    __slots__ = ("_last", "_of")
 
     def __init__(self) -> None:
         self._of: dict[str, Shadow] = {}
+        self._last: Shadow | None = None
 
     def get(self, x: Any, half: Half) -> Array:
         """The values of the Tensor x, up to date now and before every replay."""
@@ -58,4 +59,9 @@ class Shadows:
             shadow = self._of[half.name] = Shadow(x, half)
         kept = shadow
         every_time(lambda: kept.refresh(x))
+        self._last = kept
         return kept.array
+
+    def written_by_steps(self) -> Shadow | None:
+        """The shadow that an optimiser's step on a GPU writes with the parameter: the last that was used, if any."""
+        return self._last if self._last is not None and self._last.array.itemsize == 2 else None

@@ -286,13 +286,14 @@ def op(function: Callable[P, Any]) -> Callable[P, Tensor]: ...
 
 @overload
 def op(
-    *, takes: str = "floats", autocast: str | None = None, facts: Facts | None = None, gives: type[Tensor] = Tensor
+    *, takes: str = "floats", autocast: str | None = None, half_on_gpu: bool | Callable[..., bool] = False,
+    facts: Facts | None = None, gives: type[Tensor] = Tensor,
 ) -> Callable[[Callable[P, Any]], Callable[P, Tensor]]: ...
 
 
 def op(
     function: Callable[..., Any] | None = None, *, takes: str = "floats", autocast: str | None = None,
-    facts: Facts | None = None, gives: type[Tensor] = Tensor,
+    half_on_gpu: bool | Callable[..., bool] = False, facts: Facts | None = None, gives: type[Tensor] = Tensor,
 ) -> Callable[..., Any]:
     """Turn a function on plain arrays into a differentiable op on Tensors.
 
@@ -308,6 +309,8 @@ def op(
     takes: the dtypes that the op accepts: "floats", "any", "numbers" or "sums" (see dtypes.py).
     autocast: what becomes of dtypes inside `autocast`, if it does not follow from `takes`: "casts", "follows", "sums"
         or "loss" (see casting.py).
+    half_on_gpu: whether the function computes on 16-bit arrays on a GPU, by kernels that sum in float32; or a function
+        of its arguments that says so. Otherwise it is given float32 there too, inside `autocast`.
     facts: the shape of the value, what is saved, and multiply-adds (see facts.py). They are used to compute costs; ops
         of scratchvit.ops must have them.
     gives: the class of the results; see `Extremes` in ops/reduce.py.
@@ -317,7 +320,9 @@ def op(
     autocast.
     """
     if function is None:
-        return functools.partial(op, takes=takes, autocast=autocast, facts=facts, gives=gives)
+        return functools.partial(
+            op, takes=takes, autocast=autocast, half_on_gpu=half_on_gpu, facts=facts, gives=gives
+        )
     if takes not in dtypes.TAKES:
         raise WrongValue(f"op {function.__name__!r}: takes must be one of {', '.join(dtypes.TAKES)}, not {takes!r}")
     rule = casting.rule_of(function.__name__, takes, autocast)
@@ -341,7 +346,7 @@ def op(
         edges = (None,) * len(inputs) if no_grads else tuple(map(edge_to, inputs))
         if constants and not no_grads:
             _refuse_lost_gradients(function.__name__, constants, args, kwargs)
-        narrowed = casting.narrow(rule, slots, args, kwargs, half, facts) if half is not None else None
+        narrowed = None if half is None else casting.narrow(rule, slots, args, kwargs, half, facts, half_on_gpu)
         if narrowed is not None:
             args, kwargs = tuple(narrowed.args), narrowed.kwargs
         plain = [*map(_unwrap, args)]
@@ -350,7 +355,8 @@ def op(
         if not _have_one_regular_dtype(plain if direct else inputs):
             if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
                 raise WrongType(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
-            call, plain, named = dtypes.settle(function, takes, slots, plain, named)
+            accepts = takes if narrowed is None or not narrowed.by_kernels else "any"
+            call, plain, named = dtypes.settle(function, accepts, slots, plain, named)
         if narrowed is not None:
             call = narrowed.wrapped(call)
         try:

@@ -10,9 +10,11 @@ from typing import Any
 
 from scratchvit import random
 from scratchvit.backend import AnyArray, Array, array_module, asarray, broadcasts_to
+from scratchvit.dtypes import is_float
 from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, per_entry
 from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.attention_blocks import attention_in_blocks
+from scratchvit.kernels.cuda import attention as on_gpu
 from scratchvit.kernels.dropout import drop, drop_entries
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.softmax import softmax_kernel
@@ -27,7 +29,8 @@ from scratchvit.threads import cpu_threads, rows_of_a_block
 LARGE_MATRIX = 1 << 20      # scores of a matrix beyond which `attention` divides its rows too
 
 
-@op(takes="sums", facts=per_entry(saves=output, shape=like("x")))
+@op(takes="sums", half_on_gpu=lambda x, dim=-1: softmax_kernel(x, dim % x.ndim) is not None,
+    facts=per_entry(saves=output, shape=like("x")))
 def softmax(x: Array, dim: int = -1):
     """Softmax along the axis dim: pᵢ = eˣⁱ / Σ eˣʲ,  dx = p (dy - Σ p dy).
 
@@ -75,7 +78,7 @@ def _sum_along(x: Array, dim: int) -> Array:
     return total(x, (dim,) if x.ndim else (), keepdims=True)
 
 
-@op(takes="sums", autocast="casts", facts=Facts(
+@op(takes="sums", autocast="casts", half_on_gpu=lambda *args, **kwargs: _by_kernel(*args, **kwargs), facts=Facts(
     shape=lambda function, q, k, v: (len(q), *function(q[:0], k[:0], v[:0])[0].shape[1:]),
     saves=lambda out, **arguments: _saved_attention(out, **arguments),
     macs=lambda q, k, v: _scores(q, k)[0] * (q.shape[-1] + v.shape[-1]),
@@ -165,6 +168,11 @@ def _plain_attention(
     return y, p, backward
 
 
+def _by_kernel(q: Array, k: Array, *_: Any, blocks: bool | None = None, **__: Any) -> bool:
+    """Whether attention of arrays on a GPU is computed by a kernel."""
+    return not _recordings.get() and q.ndim > 2 and not _divided(q, k, blocks) and on_gpu.takes(q, k)
+
+
 def _scores(q: Array, k: Array) -> tuple[int, int]:
     """(entries of all score matrices, queries of all images or windows) for q (…, heads, N, d), k (…, heads, M, d)."""
     return math.prod(q.shape[:-1]) * k.shape[-2], math.prod(q.shape[:-3]) * q.shape[-2]
@@ -201,7 +209,7 @@ def _check_attention(q: Array, k: Array, v: Array, bias: Array | None, mask: Arr
         raise ValueError(f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together")
     if not 0 <= dropout < 1:
         raise ValueError(f"attention: dropout must be in [0, 1), not {dropout}")
-    if bias is not None and bias.dtype.kind != "f":
+    if bias is not None and not is_float(bias.dtype):
         raise TypeError(
             f"attention: bias is {bias.dtype}, but it is added to the scores and must be floating-point: pass a mask "
             "as mask=…"
@@ -264,7 +272,7 @@ def _dropping(kept: Any) -> Facts:
     )
 
 
-@op(autocast="follows", facts=_dropping(lambda x: Bytes(x.size)))
+@op(autocast="follows", half_on_gpu=True, facts=_dropping(lambda x: Bytes(x.size)))
 def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set each entry to zero with probability p and scale the others by 1 / (1 - p) (Srivastava et al. 2014).
 
@@ -276,7 +284,7 @@ def dropout(x: Array, p: float = 0.5, training: bool = True, generator: Generato
     return _scale_kept(x, p, x.shape, training, generator)
 
 
-@op(autocast="follows", facts=_dropping(lambda x: Bytes(len(x))))
+@op(autocast="follows", half_on_gpu=True, facts=_dropping(lambda x: Bytes(len(x))))
 def drop_path(x: Array, p: float = 0.5, training: bool = True, generator: Generator | None = None):
     """Set whole samples (axis 0) to zero with probability p and scale the others by 1 / (1 - p).
 

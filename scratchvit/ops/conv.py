@@ -25,6 +25,7 @@ from scratchvit.kernels.sliding import Windows
 from scratchvit.kernels.sums import total
 from scratchvit.ops.sliding import convolution_windows
 from scratchvit.plain import is_plain
+from scratchvit.precision import gradient_dtype
 from scratchvit.tensor import op
 
 _CONVOLUTION = Facts(
@@ -36,7 +37,7 @@ _CONVOLUTION = Facts(
 )
 
 
-@op(facts=_CONVOLUTION)
+@op(half_on_gpu=True, facts=_CONVOLUTION)
 def conv2d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -53,7 +54,7 @@ def conv2d(
     return _conv("conv2d", 2, x, weight, bias, stride, padding, dilation, groups)
 
 
-@op(facts=_CONVOLUTION)
+@op(half_on_gpu=True, facts=_CONVOLUTION)
 def conv3d(
     x: Array, weight: Array, bias: Array | None = None, stride=1, padding=0, dilation=1, groups: int = 1,
 ):
@@ -78,12 +79,13 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
     windows, kept = all_windows.cropped()
     useful = xp.ascontiguousarray(weight[(..., *kept)])     # all of it, except for very small feature maps
     forward, input_gradient, weight_gradient = algorithm(weight, windows, groups)
+    precise = gradient_dtype(weight)
 
     def dweight(dy: Array) -> Array:
-        dw = weight_gradient(dy, x, windows, groups).reshape(useful.shape).astype(weight.dtype, copy=False)
+        dw = weight_gradient(dy, x, windows, groups).reshape(useful.shape).astype(precise, copy=False)
         if useful.shape == weight.shape:
             return dw
-        all_taps = xp.zeros(weight.shape, dtype=weight.dtype)
+        all_taps = xp.zeros(weight.shape, dtype=precise)
         all_taps[(..., *kept)] = dw
         return all_taps
 
@@ -91,7 +93,7 @@ def _conv(name, axes, x, weight, bias, stride, padding, dilation, groups):
         return (
             input_gradient(dy, useful, windows, groups) if need[0] else None,
             dweight(dy) if need[1] else None,
-            _sum_of_channels(dy) if need[2] else None,
+            _sum_of_channels(dy, precise) if need[2] else None,
         )
 
     return forward(x, useful, bias, windows, groups), backward
@@ -160,8 +162,8 @@ def _at_a_time(function: Any, x: Array, weight: Array, out: Array, **options: An
     return Workspace(weight.nbytes + columns, 2 * weight.nbytes + columns)
 
 
-def _sum_of_channels(dy: Array) -> Array:
+def _sum_of_channels(dy: Array, dtype: Any = None) -> Array:
     """Σ_{b,S'} of dy (B, O, *S'): (O,). Sums along the axis that is contiguous in memory, places or channels."""
     if dy.strides[1] == dy.itemsize:
-        return total(channels_last(dy), (0,))
-    return total(dy, (0, *range(2, dy.ndim)))
+        return total(channels_last(dy), (0,), dtype=dtype)
+    return total(dy, (0, *range(2, dy.ndim)), dtype=dtype)

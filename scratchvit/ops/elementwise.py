@@ -30,7 +30,7 @@ def _shape(x: Any) -> tuple[int, ...]:
     return getattr(x, "shape", ())      # a Python scalar has none
 
 
-@op(takes="any", facts=per_entry(saves=nothing, passes_on=unless_broadcast))
+@op(takes="any", half_on_gpu=True, facts=per_entry(saves=nothing, passes_on=unless_broadcast))
 def add(x: Array, y: Array):
     """x + y.
 
@@ -46,7 +46,9 @@ def add(x: Array, y: Array):
     return x + y, backward
 
 
-@op(takes="any", facts=per_entry(saves=nothing, passes_on=lambda given, x, out: given is x and x.shape == out.shape))
+@op(takes="any", half_on_gpu=True, facts=per_entry(
+    saves=nothing, passes_on=lambda given, x, out: given is x and x.shape == out.shape,
+))
 def sub(x: Array, y: Array):
     """x - y.
 
@@ -60,7 +62,7 @@ def sub(x: Array, y: Array):
     return x - y, backward
 
 
-@op(takes="any", facts=per_entry(saves=inputs("x", "y")))
+@op(takes="any", half_on_gpu=True, facts=per_entry(saves=inputs("x", "y")))
 def mul(x: Array, y: Array):
     """x · y, element-wise:  dx = dy · y,  d(y) = dy · x.
 
@@ -294,7 +296,7 @@ def _logistic_workspace(x: Array) -> Workspace:
     return Workspace(forward=x.nbytes + x.size)
 
 
-@op(takes="numbers", facts=per_entry(saves=output, workspace=lambda x: _logistic_workspace(x)))
+@op(takes="numbers", half_on_gpu=True, facts=per_entry(saves=output, workspace=lambda x: _logistic_workspace(x)))
 def sigmoid(x: Array):
     """The logistic function σ(x) = 1 / (1 + e⁻ˣ):  dx = dy σ (1 - σ). It never overflows.
 
@@ -355,7 +357,9 @@ def prelu(x: Array, weight: Array):
     return xp.maximum(x, 0) + slope * xp.minimum(x, 0), backward
 
 
-@op(takes="sums", facts=per_entry(saves=one_like_x, order=None, workspace=lambda x: _gelu_workspace(x)))
+@op(takes="sums", half_on_gpu=True, facts=per_entry(
+    saves=one_like_x, order=None, workspace=lambda x: _gelu_workspace(x),
+))
 def gelu(x: Array, approximate: str = "none"):
     """x Φ(x), with Φ the cumulative distribution function of the normal distribution (Hendrycks & Gimpel 2016).
 

@@ -13,7 +13,7 @@ from scratchvit.ops.checks import axis_of, check_indices
 from scratchvit.tensor import Tensor, op
 
 
-@op(takes="any", facts=moves(
+@op(takes="any", half_on_gpu=True, facts=moves(
     by_running, saves=lambda index: _arrays(index), view=lambda index: not _arrays(index), exact=False
 ))
 def getitem(x: Array, index: Any):
@@ -89,7 +89,7 @@ def _in_two_steps(parts: tuple) -> list[tuple]:
     return [tuple(first), tuple(second)]
 
 
-@op(takes="any", facts=moves(lambda index: np.shape(index), saves=inputs("index"), exact=False))
+@op(takes="any", half_on_gpu=True, facts=moves(lambda index: np.shape(index), saves=inputs("index"), exact=False))
 def gather(x: Array, dim: int, index: Any):
     """out[i][j] = x[index[i][j]][j] for dim 0, and likewise for the other axes.
 
@@ -120,7 +120,7 @@ def gather(x: Array, dim: int, index: Any):
     return select(x), backward
 
 
-@op(takes="any", facts=moves(
+@op(takes="any", half_on_gpu=True, facts=moves(
     lambda index, weight: (*np.shape(index), weight.shape[1]), saves=inputs("index"), exact=False,
     workspace=lambda weight, out: Workspace(backward=2 * out.nbytes + 3 * weight.nbytes),    # sorted, in float64
 ))

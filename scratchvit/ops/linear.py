@@ -16,10 +16,11 @@ from scratchvit.kernels import products
 from scratchvit.kernels.products import product, product_and_sums
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import need_arrays, shapes_of
+from scratchvit.precision import gradient_dtype
 from scratchvit.tensor import op
 
 
-@op(takes="any", autocast="casts", facts=Facts(
+@op(takes="any", autocast="casts", half_on_gpu=True, facts=Facts(
     shape=lambda x, y: _product_shape(x, y),
     saves=inputs("x", "y"),
     macs=lambda x, out: out.size * x.shape[-1],
@@ -64,7 +65,7 @@ def _product_shape(x: Array, y: Array) -> Shape:
     return (*np.broadcast_shapes(x.shape[:-2], y.shape[:-2]), *x.shape[-2:-1], *columns)
 
 
-@op(facts=Facts(
+@op(half_on_gpu=True, facts=Facts(
     shape=lambda function, x, weight, bias: (*x.shape[:-1], *_of_no_rows(function, x, weight, bias)),
     saves=lambda x, weight: [reshaped(x, (-1, x.shape[-1])), weight],
     macs=lambda weight, out: out.size * weight.shape[1],
@@ -84,17 +85,18 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
         raise ValueError(f"linear: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
     rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])              # (N, in)
     y = product(rows, weight.T, bias)                                   # (N, out)
+    precise = gradient_dtype(weight)
 
     def backward(dy, need):
         dy = dy.reshape(len(rows), len(weight))                         # (N, out)
         dx = product(dy, weight).reshape(x.shape) if need[0] else None
         gradients = product_and_sums(dy, rows, need[1:])                # (out, in), (out,)
-        return dx, *(None if g is None else g.astype(weight.dtype, copy=False) for g in gradients)
+        return dx, *(None if g is None else g.astype(precise, copy=False) for g in gradients)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
 
 
-@op(facts=Facts(
+@op(half_on_gpu=True, facts=Facts(
     shape=lambda inputs, sizes: [(*x.shape[:-1], size) for x, size in zip(inputs, sizes)],
     saves=lambda inputs, weight: [*(reshaped(x, (-1, x.shape[-1])) for x in inputs), weight],
     macs=lambda weight, out: sum(y.size for y in out) * weight.shape[1],
@@ -129,8 +131,8 @@ def linear_parts(inputs: Sequence[Array], weight: Array, bias: Array, sizes: Seq
     shapes = [x.shape for x in inputs]
 
     def backward(dys, need):
-        empty_like = array_module(weight).empty_like
-        dweight, dbias = (empty_like(a) if wanted else None for a, wanted in zip((weight, bias), need[-2:]))
+        empty_like, dtype = array_module(weight).empty_like, gradient_dtype(weight)
+        dweight, dbias = (empty_like(a, dtype=dtype) if wanted else None for a, wanted in zip((weight, bias), need[-2:]))
         dx: list[Array | None] = []
         for dy, x, part, shape, wanted in zip(dys, rows, parts, shapes, need):
             gradients = [None if a is None else a[part] for a in (dweight, dbias)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from scratchvit import backend
 from scratchvit.backend import CPU, AnyArray, Array, array_module, backend_of
+from scratchvit.dtypes import is_float
 from scratchvit.facts import Bytes, Facts, Workspace, one_like_x, unless_reduced
 from scratchvit.kernels.cross_entropy import cross_entropy_kernel
 from scratchvit.kernels.logistic import logistic
@@ -24,7 +25,7 @@ def _loss(saves: Any) -> Facts:
     return Facts(shape=unless_reduced, saves=saves, macs=0)
 
 
-@op(takes="sums", autocast="loss", facts=Facts(
+@op(takes="sums", autocast="loss", half_on_gpu=True, facts=Facts(
     shape=lambda x, reduction: (*x.shape[:1], *x.shape[2:]) if reduction == "none" else (), macs=0,
     saves=lambda x, target, weight, label_smoothing: _saved_probabilities(x, target, weight, label_smoothing),
     workspace=lambda x: Workspace(x.nbytes, x.nbytes * 5 // 4),
@@ -58,7 +59,7 @@ def cross_entropy(
         raise ValueError(f"cross_entropy: label_smoothing must be in [0, 1], not {label_smoothing}")
     weight = _class_weights(x, weight)
     classes, positions = x.shape[1], tuple(range(2, x.ndim))
-    soft = target.dtype.kind == "f"
+    soft = is_float(target.dtype)
     _check_target(x, target)
     if not soft:
         _check_labels(given if isinstance(given, np.ndarray) else target, classes, ignore_index)
@@ -88,7 +89,7 @@ def _plain_cross_entropy(x, target, weight, smoothing, reduction, ignore_index):
     """The value, a function dy → dx, and one that returns log p."""
     xp = array_module(x)
     log_p = log_probabilities(x, 1)
-    soft = target.dtype.kind == "f"
+    soft = is_float(target.dtype)
     rows, mass, q, count = (_probabilities if soft else _labels)(x, log_p, target, weight, smoothing, ignore_index)
 
     def input_gradient(dy):
@@ -108,7 +109,7 @@ def _plain_cross_entropy(x, target, weight, smoothing, reduction, ignore_index):
 def _saved_probabilities(x: Array, target: Array, weight: Array | None, smoothing: float) -> list[Any]:
     """log p; w q, or for class indices a label and two numbers per row; and Σ_c w_c q_c per row, if not among these."""
     row, weighted = x.nbytes // x.shape[1], 0 if weight is None else x.nbytes
-    if target.dtype.kind == "f":
+    if is_float(target.dtype):
         q = row + (weighted or (x.nbytes if smoothing else 0))
     else:
         q = row + (weighted or row) + (row if smoothing else 0) + 8 * (target.size + x.shape[1])
@@ -159,7 +160,7 @@ def _class_weights(x: Array, weight: Any) -> Array | None:
         raise ValueError(f"cross_entropy: x must be (B, C) or (B, C, d1, …) with C ≥ 1 classes, not {x.shape}")
     if weight is None:
         return None
-    weight = backend.asarray(weight, dtype=x.dtype)
+    weight = backend.asarray(weight, dtype=np.float32 if x.itemsize == 2 else x.dtype)
     if weight.shape != (x.shape[1],):
         raise ValueError(
             f"cross_entropy: weight has shape {weight.shape}, but x of shape {x.shape} has {x.shape[1]} classes"
@@ -169,7 +170,7 @@ def _class_weights(x: Array, weight: Any) -> Array | None:
 
 def _check_target(x: Array, target: Array) -> None:
     """Raise ValueError if the target has another shape than x needs."""
-    if target.dtype.kind == "f":
+    if is_float(target.dtype):
         if target.shape != x.shape:
             raise ValueError(f"cross_entropy: class probabilities must have x's shape {x.shape}, not {target.shape}")
     elif target.shape != (x.shape[0], *x.shape[2:]):

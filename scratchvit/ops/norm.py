@@ -64,7 +64,9 @@ def _norm(saves: Any, name: str = "x") -> Facts:
     return Facts(shape=like(name), saves=saves, macs=0)
 
 
-@op(takes="sums", facts=_norm(lambda x, normalized_shape, weight: [_saved_rows(x, normalized_shape), weight]))
+@op(takes="sums", half_on_gpu=True, facts=_norm(
+    lambda x, normalized_shape, weight: [_saved_rows(x, normalized_shape), weight]
+))
 def layer_norm(
     x: Array, normalized_shape: int | Sequence[int], weight: Array | None = None, bias: Array | None = None,
     eps: float = 1e-5,
@@ -95,7 +97,9 @@ def layer_norm(
     return y.reshape(x.shape), backward
 
 
-@op(takes="sums", facts=_norm(lambda x, normalized_shape, weight, p: [_saved_sum(x, normalized_shape, p), weight]))
+@op(takes="sums", half_on_gpu=True, facts=_norm(
+    lambda x, normalized_shape, weight, p: [_saved_sum(x, normalized_shape, p), weight]
+))
 def add_layer_norm(
     x: Array, added: Array, normalized_shape: int | Sequence[int], weight: Array | None = None,
     bias: Array | None = None, eps: float = 1e-5, p: float = 0.0, generator: Generator | None = None,
@@ -198,7 +202,7 @@ def _saved_sum(x: Array, shape: int | Sequence[int], p: float) -> Bytes:
     return Bytes((x.size + D + 2 * (x.size // max(1, D))) * x.itemsize + (x.size if p else 0))
 
 
-@op(takes="sums", facts=_norm(lambda x, num_groups, weight: [_saved_groups(x, num_groups), weight]))
+@op(takes="sums", half_on_gpu=True, facts=_norm(lambda x, num_groups, weight: [_saved_groups(x, num_groups), weight]))
 def group_norm(x: Array, num_groups: int, weight: Array | None = None, bias: Array | None = None, eps: float = 1e-5):
     """Normalise each group of channels of each image (Wu & He 2018, arXiv 1803.08494).
 
@@ -237,7 +241,7 @@ def _saved_groups(x: Array, num_groups: int) -> list[Any]:
     return [*reshaped(x, (B * num_groups, C // num_groups, S)), Bytes(numbers * x.itemsize)]
 
 
-@op(takes="sums", facts=_norm(lambda x, weight: [_saved_planes(x), weight]))
+@op(takes="sums", half_on_gpu=True, facts=_norm(lambda x, weight: [_saved_planes(x), weight]))
 def batch_norm(
     x: Array,
     running_mean: Any,
@@ -317,7 +321,7 @@ def _columns(x: Any) -> Any:
     return None if x is None else x[:, None]
 
 
-@op(takes="sums", facts=_norm(lambda x: Bytes(x.shape[1] * x.itemsize)))
+@op(takes="sums", half_on_gpu=True, facts=_norm(lambda x: Bytes(x.shape[1] * x.itemsize)))
 def frozen_batch_norm(
     x: Array, running_mean: Any, running_var: Any, weight: Any, bias: Any, eps: float = 1e-5,
 ):

@@ -24,7 +24,7 @@ def _pooling(saves: Any) -> Facts:
     return Facts(shape=of_an_empty_batch, saves=saves, macs=0)
 
 
-@op(autocast="follows", facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
+@op(autocast="follows", half_on_gpu=True, facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
     """The maximum of each window. The gradient goes to the first position at which the maximum occurs.
 
@@ -39,7 +39,7 @@ def max_pool2d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     return _max_pool(x, _windows("max_pool2d", 2, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-@op(autocast="follows", facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
+@op(autocast="follows", half_on_gpu=True, facts=_pooling(saves=lambda kernel_size, out: _winners(kernel_size, out)))
 def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_mode: bool = False):
     """The maximum of each window; `max_pool2d` with a time axis: x (B, C, T, H, W) → (B, C, T', H', W').
 
@@ -48,7 +48,7 @@ def max_pool3d(x: Array, kernel_size, stride=None, padding=0, dilation=1, ceil_m
     return _max_pool(x, _windows("max_pool3d", 3, x, kernel_size, stride, padding, dilation, ceil_mode))
 
 
-@op(takes="sums", facts=_pooling(saves=nothing))
+@op(takes="sums", half_on_gpu=True, facts=_pooling(saves=nothing))
 def avg_pool2d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):
@@ -66,7 +66,7 @@ def avg_pool2d(
     return _avg_pool(x, windows, count_include_pad)
 
 
-@op(takes="sums", facts=_pooling(saves=nothing))
+@op(takes="sums", half_on_gpu=True, facts=_pooling(saves=nothing))
 def avg_pool3d(
     x: Array, kernel_size, stride=None, padding=0, ceil_mode: bool = False, count_include_pad: bool = True,
 ):

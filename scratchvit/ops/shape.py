@@ -74,7 +74,7 @@ def transpose(x: Array, dim0: int, dim1: int):
     return x.swapaxes(dim0, dim1), lambda dy: dy.swapaxes(dim0, dim1)
 
 
-@op(takes="any", facts=moves(by_running, view=True, passes_on=unless_broadcast, exact=False))
+@op(takes="any", half_on_gpu=True, facts=moves(by_running, view=True, passes_on=unless_broadcast, exact=False))
 def expand(x: Array, shape: Sequence[int]):
     """Broadcast x to a shape: axes of length 1 are repeated, and new axes are added in front. The result is a view.
 

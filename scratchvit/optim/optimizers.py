@@ -14,6 +14,7 @@ from scratchvit.kernels import updates
 from scratchvit.optim.decision import Decision
 from scratchvit.optim.gradients import contiguous
 from scratchvit.replay import every_time, is_capturing
+from scratchvit.shadow import Shadow
 from scratchvit.tensor import Tensor
 
 
@@ -35,6 +36,12 @@ class _Slot:
         if not self.moments:
             self.moments = [array_module(p.data).zeros(p.size, dtype=p.dtype) for _ in range(moments)]
         return p.data, p.grad, *self.moments
+
+
+    def shadow(self) -> Shadow | None:
+        """The shadow of the parameter that the step writes too (shadow.py), or None."""
+        shadows = getattr(self.parameter, "shadows", None)
+        return shadows and shadows.written_by_steps()
 
 
 _NEEDED = "an optimiser needs parameters: model.parameters() or param_groups(model, …)"
@@ -114,18 +121,23 @@ class Optimizer:
         ]
         first = [slots[groups.index(group)] for group in range(len(alike))]
 
+        shadows = [slot.shadow() for slot in slots]
+
         def count() -> None:
             self._decided_by(decision, slots, is_judged=False)      # before a replay, if it was not done above
-            for slot in slots:
+            for slot, shadow in zip(slots, shadows):
                 slot.steps += 1
                 slot.parameter.mark_changed()
+                if shadow is not None:
+                    shadow.note(slot.parameter)
 
         def numbers() -> list[Any]:
             return [self._settings(slot.steps, self.lr * slot.lr_scale, slot.weight_decay) for slot in first]
 
         every_time(count)
         rows = [slot.row(len(self.moment_names)) for slot in slots]
-        self._update(rows, groups, numbers, factor, *((decision.made, decision.unmade) if decision else ()))
+        about = (decision.made, decision.unmade) if decision else (None, None)
+        self._update(rows, groups, numbers, factor, *about, [shadow and shadow.array for shadow in shadows])
 
     def _decided_by(self, decision: Decision | None, slots: list[_Slot], is_judged: bool) -> None:
         """From now on, these slots count steps, and this is about them. is_judged: about the next of them already."""

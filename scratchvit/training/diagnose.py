@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Any
 
 from scratchvit.backend import Array, array_module
+from scratchvit.dtypes import is_float
 from scratchvit.nn import Module
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
@@ -74,4 +75,4 @@ def _watch(module: Module, name: str, places: list[str]) -> Any:
 
 
 def _all_finite(values: tuple[Any, ...]) -> bool:
-    return all(is_finite(v.data) for v in values if isinstance(v, Tensor) and v.dtype.kind == "f")
+    return all(is_finite(v.data) for v in values if isinstance(v, Tensor) and is_float(v.dtype))

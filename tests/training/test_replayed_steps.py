@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 
 import scratchvit as sv
-from scratchvit import nn, ops, optim
+from scratchvit import nn, ops, optim, shadow
 from scratchvit.backend import asarray, asnumpy
+from scratchvit.nn import evaluating
+from scratchvit.precision import HALVES
 from scratchvit.random import Generator
 from scratchvit.replay import WARM_UP
 from scratchvit.tensor import Tensor
@@ -136,6 +138,48 @@ def test_fifty_steps(name):
             run.learn(number, look=number % 20 == 19)
     assert replayed.step._replay.was_replayed
     assert replayed.state == eager.state
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "resnet18"])
+def test_steps_in_16_bits(name, dtype):
+    """Also where the weights are exchanged between steps: a shadow is cast again before the replay."""
+    eager, replayed = Run(name, False), Run(name, True)
+    for number in range(16):
+        for run in (eager, replayed):
+            with sv.autocast(dtype):
+                run.learn(number, look=number == 9)
+                if number == 5:         # as in validation: the averages in the place of the weights
+                    with run.ema.applied(), evaluating(run.model):
+                        run.model(np.zeros((1, 3, run.side, run.side), np.float32))
+            if number == 7:
+                run.model.load_state_dict({k: v + v // 8 for k, v in run.model.state_dict().items()})
+            if number == 11:            # another precision is another graph
+                run.learn(number)
+    assert replayed.step._replays.learn.was_replayed
+    assert replayed.state == eager.state
+    for parameter in replayed.model.parameters():
+        if parameter.shadows is not None:
+            shadow = asnumpy(parameter.shadows.get(parameter, HALVES[dtype]))
+            assert shadow.tobytes() == parameter.numpy().astype(shadow.dtype).tobytes()
+
+
+def test_a_step_in_16_bits_casts_no_parameter(monkeypatch):
+    """The optimiser's kernel writes the shadows, where they are."""
+    run, half = Run("vit_tiny_patch16_224", False), HALVES["bfloat16"]
+    casts: list[Any] = []
+    cast = shadow.store_into
+    monkeypatch.setattr(shadow, "store_into", lambda *args: casts.append(args) or cast(*args))
+    with sv.autocast("bfloat16"):
+        run.learn(0)
+        used = [p for p in run.model.parameters() if p.shadows is not None]
+        places = [p.shadow(half).data.ptr for p in used]
+        run.learn(1)
+        assert len(used) > 10 and not casts
+        with sv.no_grad():
+            used[0] *= 2.0
+        run.learn(2)
+    assert len(casts) == 1 and [p.shadow(half).data.ptr for p in used] == places
 
 
 def test_a_step_in_which_the_shapes_change():
