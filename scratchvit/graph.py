@@ -157,7 +157,7 @@ def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], rea
 
     def visit(node: Node) -> None:      # a function, so that its gradients are freed before the next node makes some
         found = arrived.pop(node, None)
-        incoming = None if found is None else [_sum(gradients) if gradients else None for gradients in found]
+        incoming = None if found is None else [_sum(of_output) if of_output else None for of_output in found]
         gradients = _apply_backward(node, incoming)
         arrays = (*gradients, *(incoming or ()))
         for edge, gradient in zip(node.edges, gradients):
@@ -179,11 +179,11 @@ def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], rea
             return
         if node not in arrived:
             arrived[node] = [[] for _ in range(node.outputs)]
-        before = arrived[node][index]
-        is_one_of_several = bool(before or waiting[node])
-        before.append((gradient, is_one_of_several and _is_fresh(gradient, arrays)))
-        if len(before) == (AT_ONCE if backend_of(gradient).has_cuda else 2):
-            before[:] = [(_sum(before), True)]
+        of_output = arrived[node][index]
+        is_one_of_several = bool(of_output or waiting[node])
+        of_output.append((gradient, is_one_of_several and _is_fresh(gradient, arrays)))
+        if len(of_output) > 1 and len(of_output) == (AT_ONCE if backend_of(gradient).has_cuda else 2):
+            of_output[:] = [(_sum(of_output), True)]
 
     for edge, gradient in roots:
         send(edge, gradient, (gradient, gradient))      # twice: it belongs to the caller, so it is never fresh
@@ -270,12 +270,12 @@ def _apply_backward(node: Node, incoming: list[Array | None] | None) -> Sequence
 
 def _sum(arrived: Arrived) -> Array:
     """The sum of gradients; of several, it is written to the first that is fresh, or to a new array."""
+    if len(arrived) == 1:
+        return arrived[0][0]
     gradients = [gradient for gradient, _ in arrived]
-    if len(gradients) == 1:
-        return gradients[0]
     place = next((number for number, (_, is_fresh) in enumerate(arrived) if is_fresh), None)
     total = None if place is None else gradients[place]
-    if backend_of(gradients[0]).has_cuda and (found := add_up(gradients, total)) is not None:
+    if len(gradients) > 2 and (found := add_up(gradients, total)) is not None:
         return found
     others = [gradient for number, gradient in enumerate(gradients) if number != (place or 0)]
     if total is None:

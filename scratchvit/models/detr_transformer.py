@@ -56,19 +56,23 @@ class MultiheadAttention(nn.Module):
 
     def forward(self, query: Tensor, key: Tensor, value: Tensor, visible: Array | None = None) -> Tensor:
         B, Q, D = query.shape
-        inputs, sizes = ((query, value), (2 * D, D)) if query is key else ((query, key, value), (D, D, D))
-        projected = ops.linear_parts(inputs, self.in_proj_weight, self.in_proj_bias, sizes)     # W_q, W_k, W_v of eq. 7
-        q, k, v = (part for x in projected for part in self.split(x, D))                # (B, heads, Q or S, d') each
+        heads, packed, bias = self.num_heads, self.in_proj_weight, self.in_proj_bias    # W_q, W_k and W_v of eq. 7
+        if query is key:
+            qk, v = ops.linear_parts((query, value), packed, bias, (2 * D, D))          # (B, Q, 2D), (B, Q, D)
+            q, k = qk.reshape(B, Q, 2, heads, D // heads).permute((2, 0, 3, 1, 4)).unbind(0)    # (B, heads, Q, d')
+        else:
+            q, k, v = ops.linear_parts((query, key, value), packed, bias, (D, D, D))    # (B, Q or S, D)
+            q, k = self.split(q), self.split(k)                                         # (B, heads, Q or S, d')
+        v = self.split(v)
         x = ops.attention(                                          # softmax(q kᵀ / √d') v, eq. 8
             q, k, v, mask=visible,
             dropout=self.attn_drop.p if self.training else 0.0, generator=self.attn_drop.generator,
         )
         return self.out_proj(x.transpose(1, 2).reshape(B, Q, D))    # (B, heads, Q, d') → (B, Q, D)
 
-    def split(self, x: Tensor, dim: int) -> list[Tensor]:
-        """(B, S, n D), D = dim → n of (B, heads, S, d')."""
-        heads = x.reshape(*x.shape[:2], -1, self.num_heads, dim // self.num_heads)      # (B, S, n, heads, d')
-        return [*heads.permute((2, 0, 3, 1, 4)).unbind(0)]
+    def split(self, x: Tensor) -> Tensor:
+        """(B, S, D) → (B, heads, S, d')."""
+        return x.reshape(*x.shape[:2], self.num_heads, x.shape[2] // self.num_heads).transpose(1, 2)
 
 
 class Layer(nn.Module):

@@ -128,11 +128,12 @@ def linear_parts(inputs: Sequence[Array], weight: Array, bias: Array, sizes: Seq
     parts = [slice(end - size, end) for size, end in zip(sizes, accumulate(sizes))]
     rows = [x.reshape(math.prod(x.shape[:-1]), x.shape[-1]) for x in inputs]                # (N_i, in)
     y = [product(x, weight[part].T, bias[part]) for x, part in zip(rows, parts)]            # (N_i, sizes[i])
-    shapes = [x.shape for x in inputs]
+    shapes, precise = [x.shape for x in inputs], gradient_dtype(weight)
 
     def backward(dys, need):
-        empty_like, dtype = array_module(weight).empty_like, gradient_dtype(weight)
-        dweight, dbias = (empty_like(a, dtype=dtype) if wanted else None for a, wanted in zip((weight, bias), need[-2:]))
+        empty = array_module(weight).empty
+        dweight = empty(weight.shape, dtype=precise) if need[-2] else None
+        dbias = empty(bias.shape, dtype=precise) if need[-1] else None
         dx: list[Array | None] = []
         for dy, x, part, shape, wanted in zip(dys, rows, parts, shapes, need):
             gradients = [None if a is None else a[part] for a in (dweight, dbias)]

@@ -19,8 +19,20 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "count_device_ops.py"
     (1200, "--model mvitv2_tiny --batch 8"),
 ], ids=["ViT, 6 layers", "ViT-Ti/16", "Swin-T", "ResNet-18", "MViTv2-T"])
 def test_operations_of_a_step(most, options, tmp_path):
-    command = [sys.executable, str(SCRIPT), *options.split(), "--json", str(tmp_path / "counts.json")]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    counts = json.loads((tmp_path / "counts.json").read_text())
+    counts = counted(options, tmp_path)
     assert sum(counts["operations"].values()) <= most
     assert not [call for call in counts["calls"] if call.endswith((" sync", " d2h"))]      # the host never waits
+
+
+def test_operations_of_a_detectors_step(tmp_path):
+    """Done, not only counted: the matching reads, once, what the model has predicted."""
+    counts = counted("--model detr_resnet18 --img-size 128 --batch 2 --execute", tmp_path)
+    assert sum(counts["operations"].values()) <= 1250
+    waits = {call: count for call, count in counts["calls"].items() if call.endswith((" sync", " d2h"))}
+    assert waits == {"forward sync": 1, "forward memcpyAsync d2h": 1}
+
+
+def counted(options, folder):
+    command = [sys.executable, str(SCRIPT), *options.split(), "--json", str(folder / "counts.json")]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    return json.loads((folder / "counts.json").read_text())

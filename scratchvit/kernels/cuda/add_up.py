@@ -41,7 +41,7 @@ extern "C" __global__ void add_up(Addends x, size count, T* out, size N) {
 }
 """
 
-ADDENDS = np.dtype([("of", np.uint64, MOST)])       # the struct Addends, as NumPy sees it
+ADDENDS = np.dtype((np.void, 8 * MOST))             # the struct Addends, as NumPy sees it
 
 
 def add_up(arrays: Sequence[Array], out: Array | None) -> Array | None:
@@ -52,8 +52,7 @@ def add_up(arrays: Sequence[Array], out: Array | None) -> Array | None:
     first = arrays[0]
     if not cuda.takes(first) or not all(x.flags.c_contiguous and x.dtype == first.dtype for x in arrays):
         return None
-    out = array_module(first).empty_like(first) if out is None else out
-    addends = np.zeros(1, ADDENDS)
-    addends["of"][0, : len(arrays)] = [x.data.ptr for x in arrays]
+    out = array_module(first).empty(first.shape, dtype=first.dtype) if out is None else out
+    addends = np.array([*(x.data.ptr for x in arrays), *(0,) * (MOST - len(arrays))], np.uint64).view(ADDENDS)
     launch("maps", "add_up", first, (divide(first.size, THREADS),), (THREADS,), addends, len(arrays), out, first.size)
     return out

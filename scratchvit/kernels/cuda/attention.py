@@ -103,7 +103,7 @@ def attention_over_rows(
     """The value of `attention` and its backward; the arguments are those of the plain form in ops/attention.py."""
     xp, N, M = array_module(q), q.shape[-2], k.shape[-2]
     p = xp.empty((*q.shape[:-1], M), dtype=q.dtype)             # S, then P, (B, …, N, M)
-    dropped = p if draw is None else xp.empty_like(p)           # P after dropout
+    dropped = p if draw is None else xp.empty(p.shape, dtype=p.dtype)       # P after dropout
     y = xp.empty_like(q, shape=(*q.shape[:-1], v.shape[-1]))
     addresses = addresses_of(q, k, v, p, dropped, y)
     matmul(q, k.swapaxes(-1, -2), p, addresses=addresses)
@@ -116,8 +116,8 @@ def attention_over_rows(
     matmul(dropped, v, y, addresses=addresses)
 
     def backward(dy: Array, need: list[bool]) -> tuple[Array | None, ...]:
-        dropped = p if draw is None else xp.empty_like(p)
-        ds, (dq, dk, dv) = xp.empty_like(p), empty_parts(q, k, v)
+        dropped = p if draw is None else xp.empty(p.shape, dtype=p.dtype)
+        ds, (dq, dk, dv) = xp.empty(p.shape, dtype=p.dtype), empty_parts(q, k, v)
         addresses = addresses_of(q, k, v, p, dropped, dy, ds, dq, dk, dv)
         matmul(dy, v.swapaxes(-1, -2), ds, addresses=addresses)                 # dP, then dS
         launch(

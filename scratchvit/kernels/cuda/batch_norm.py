@@ -204,7 +204,7 @@ def _normalised(
     eps: float,
 ) -> tuple[Array, Array, Array]:
     """y, and the mean and r (C,) that it was made with."""
-    y = array_module(planes).empty_like(planes)
+    y = array_module(planes).empty(planes.shape, dtype=planes.dtype)
     mean, r = (array_module(planes).empty(planes.shape[1], dtype=computed_in(planes)) for _ in range(2))
     *statistics, momentum = running
     momenta = (momentum, 0.0) if hasattr(momentum, "dtype") else (None, float(momentum))
@@ -220,7 +220,7 @@ def _gradients(
     dweight: Array | None, dbias: Array | None,
 ) -> Array | None:
     """dx, if it is wanted. planes: None if mean and r are constants. parts: sums for dweight and dbias."""
-    dx = array_module(dy).empty_like(dy) if wanted else None
+    dx = array_module(dy).empty(dy.shape, dtype=dy.dtype) if wanted else None
     C, P = _grid(dy)
     launch(
         "channels", "batch_norm_backward", dy, (C, P if wanted else 1), (THREADS,), planes, dy, mean, r, weight, parts,

@@ -33,7 +33,7 @@ extern "C" __global__ void drop_entries(const T* x, T* y, size count, size toget
 def drop_entries(x: Array, draw: Draw) -> Array:
     """x / p where the draw keeps it, and 0 elsewhere. Shape of the draw: that of x, or (B, 1, …) for x (B, …)."""
     x = array_module(x).ascontiguousarray(x).reshape(x.shape)
-    y = array_module(x).empty_like(x)
+    y = array_module(x).empty(x.shape, dtype=x.dtype)
     together = x.size // max(1, math.prod(draw.shape))
     launch(
         "maps", "drop_entries", x, (divide(x.size, THREADS),), (THREADS,), x, y, x.size, together, *arguments(draw)

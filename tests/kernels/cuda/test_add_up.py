@@ -32,9 +32,10 @@ def test_what_the_kernel_does_not_take():
     assert add_up([x.astype(np.float16)] * 2, None) is None
 
 
-@pytest.mark.parametrize("count", [2, 3, 16, 17, 40])
+# Two are added in place, by CuPy; of 17, the last one to the sum of the others.
+@pytest.mark.parametrize(("count", "launches"), [(2, 0), (3, 1), (16, 1), (17, 1), (18, 2), (40, 3)])
 @pytest.mark.parametrize("last", [lambda x: x * 1, lambda x: x.transpose(0, 1)], ids=["as it is", "transposed"])
-def test_a_tensor_that_many_ops_use(count, last, monkeypatch):
+def test_a_tensor_that_many_ops_use(count, launches, last, monkeypatch):
     """In as few launches as there can be, and where a gradient is not contiguous, one after the other."""
     calls = []
     kernel = graph.add_up
@@ -50,7 +51,7 @@ def test_a_tensor_that_many_ops_use(count, last, monkeypatch):
     size = sum(np.abs(asnumpy(w)) for w in weights)
     assert_close(asnumpy(leaf.grad), expected, ulps(size, count))
     mine = [call for call in calls if call is None or call.shape == (5, 7)]
-    assert len(mine) == 1 + (count - 2) // (MOST - 1)
+    assert len(mine) == launches
     assert y.shape == (7, 5) or all(call is not None for call in mine)
 
 
