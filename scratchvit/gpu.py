@@ -264,9 +264,10 @@ def explain(error: BaseException, batch_size: int | None = None) -> str | None:
         at = "" if batch_size is None else f" with a batch of {batch_size} images"
         needed = re.search(r"allocating ([\d,]+) bytes", str(error))
         more = f", {_size(int(needed[1].replace(',', '')))} more are needed" if needed else ""
+        parts = "" if batch_size is None else " or compute it in parts (--accumulate)"
         return (
-            f"the memory of the GPU is full{at}{more}{_memory()}: use a smaller batch (--batch-size), smaller images "
-            "(--img-size; --short-side of a detector), or a smaller model"
+            f"the memory of the GPU is full{at}{more}{_memory()}: use a smaller batch (--batch-size){parts}, smaller "
+            "images (--img-size; --short-side of a detector), or a smaller model"
         )
     kind, text = _kind(error), _one_line(error)
     if kind is None:

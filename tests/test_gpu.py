@@ -256,8 +256,8 @@ def test_an_array_of_another_gpu_is_copied(machine: Machine) -> None:
 
 @pytest.mark.parametrize(("error", "batch_size", "says"), [
     (OUT_OF_MEMORY, 64, "the memory of the GPU is full with a batch of 64 images, 2.0 GiB more are needed (of 16.0 "
-     "GiB, this process holds 14.0 GiB and 1.0 GiB are free): use a smaller batch (--batch-size), smaller images "
-     "(--img-size; --short-side of a detector), or a smaller model"),
+     "GiB, this process holds 14.0 GiB and 1.0 GiB are free): use a smaller batch (--batch-size) or compute it "
+     "in parts (--accumulate), smaller images (--img-size; --short-side of a detector), or a smaller model"),
     (OUT_OF_MEMORY, None, "the memory of the GPU is full, 2.0 GiB more are needed (of"),
     (cupy_error("CUBLASError", "CUBLAS_STATUS_ALLOC_FAILED"), None, "the memory of the GPU is full (of 16.0 GiB"),
     (cupy_error("CUDADriverError", "CUDA_ERROR_OUT_OF_MEMORY: out of memory"), None, "the memory of the GPU is full"),

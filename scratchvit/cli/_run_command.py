@@ -212,9 +212,10 @@ def describe_resuming(loop: TrainingLoop[Any]) -> str:
 
 def describe_steps(config: RunConfig, steps_per_epoch: int) -> str:
     """The epochs, steps, optimiser and schedule of a run, as text."""
+    parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     return (
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}, "
-        f"{counted(config.batch_size, 'image')} per step; {config.optimizer}, lr {config.lr:g}, "
+        f"{counted(config.batch_size, 'image')} per step{parts}; {config.optimizer}, lr {config.lr:g}, "
         f"{config.schedule} schedule"
     )
 

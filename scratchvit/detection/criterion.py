@@ -149,6 +149,41 @@ class SetCriterion:
             losses.add("encoder", self.losses(proposals, arrays, matched))
         return losses
 
+    def of_part(
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]
+    ) -> Losses:
+        """The losses of some images of a batch, such that their means over all of its images are those of the batch.
+
+        A mean over objects or queries of a part is not what the part adds to the mean of the batch: parts with few
+        objects would count as much as others. So each loss is multiplied by its divisor, and divided by that of the
+        batch times the part's share of the images. outputs, targets: as for a call, of the part. whole: the targets of
+        the batch. Denoising losses have equally many copies of each object.
+        """
+        losses, share = self(outputs, targets), len(targets) / len(whole)
+        queries = {"decoder": outputs["pred_logits"].shape[1], "denoising": None}
+        if "proposals" in outputs:
+            queries["encoder"] = outputs["proposals"]["pred_logits"].shape[1]
+        factors = {}
+        for source in {output.source for output in losses}:
+            of_part, of_whole = (self._divisors(each, queries[source]) for each in (targets, whole))
+            factors[source] = {kind: divisor / (of_whole[kind] * share) for kind, divisor in of_part.items()}
+        return losses.scaled(factors)
+
+    def _divisors(self, targets: Sequence[Mapping[str, Any]], queries: int | None) -> dict[str, float]:
+        """What the losses of an output are divided by, up to a constant. queries: of an image; None: noised objects."""
+        counts = [len(target["labels"]) for target in targets]
+        objects = max(1, sum(counts))
+        matched = sum(counts) if queries is None else sum(min(count, queries) for count in counts)
+        of_all = matched if queries is None else len(counts) * queries
+        return {
+            "bbox": objects, "giou": objects, "ce": self.class_divisor(matched, of_all - matched, objects),
+            "class_error": max(1, matched), "cardinality_error": len(counts),
+        }
+
+    def class_divisor(self, matched: int, others: int, num_boxes: float) -> float:
+        """What the class loss is divided by, for so many matched and other queries: the sum of their weights."""
+        return matched + self.eos_coef * others or 1
+
     def total(self, losses: Losses) -> Tensor:
         """The training objective, a Tensor (): the weighted sum over all outputs."""
         terms = []
@@ -189,9 +224,11 @@ class SetCriterion:
     def _targets(self, which: NDArray[np.int64], objects: Objects, num_boxes: float, dtype: Any) -> Matched:
         """which: as in Matched, on the host."""
         classes = np.append(objects.labels, self.num_classes)[which]        # ∅, except of matched queries
-        divisors = np.array([self.class_divisor(classes[-1], num_boxes), num_boxes, num_boxes], dtype)
-        counted = np.array([which.shape[1], max(1, (which[-1] >= 0).sum()) / 100], dtype)
-        return Matched(asarray(which), asarray(classes), asarray(divisors[:, None]), asarray(counted[:, None]))
+        pairs = int((which[-1] >= 0).sum())                                 # as many in every layer
+        divisors = [self.class_divisor(pairs, which[-1].size - pairs, num_boxes), num_boxes, num_boxes]
+        counted = [which.shape[1], max(1, pairs) / 100]
+        columns = (asarray(np.array(x)[:, None], dtype) for x in (divisors, counted))
+        return Matched(asarray(which), asarray(classes), *columns)
 
     def decoder_losses(self, predictions: Predictions, objects: ObjectArrays, matched: Matched) -> Losses:
         """The losses of K groups of queries, averaged, and the errors of the first group, that of inference."""
@@ -269,5 +306,5 @@ class FocalCriterion(SetCriterion):
         one_hot = (classes[..., None] == array_module(classes).arange(self.num_classes)).astype(logits.dtype)
         return ops.sigmoid_focal_loss(logits, one_hot).sum((1, 2, 3))
 
-    def class_divisor(self, classes: NDArray[np.int64], num_boxes: float) -> float:
+    def class_divisor(self, matched: int, others: int, num_boxes: float) -> float:
         return num_boxes

@@ -149,6 +149,18 @@ class DetectionTask(Task[DetectionResult]):
             raise NoLoss("the predictions are not finite") from None
         return losses["loss"], (losses, len(batch.images))
 
+    def loss_of_part(
+        self, model: Any, batch: DetectionBatch, part: slice, step: int
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        images = DetectionBatch(batch.images[part], batch.mask[part], batch.targets[part])
+        try:
+            outputs = model(images.images, **self.inputs(images))
+            losses = self.criterion.of_part(outputs, images.targets, batch.targets)
+        except NonFiniteCosts:
+            raise NoLoss("the predictions are not finite") from None
+        total = self.criterion.total(losses)
+        return total, ({"loss": total, **to_columns(losses)}, len(images.images))
+
     def _losses(self, outputs: Mapping[str, Any], batch: DetectionBatch) -> dict[str, Any]:
         """The losses of a batch by their names in metrics.csv; "loss" is the total, a Tensor ()."""
         losses = self.criterion(outputs, batch.targets)

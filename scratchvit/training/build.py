@@ -27,7 +27,12 @@ def check_run(config: RunConfig) -> None:
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
     at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
-    check_least(config, {"epochs": 1, "batch_size": 1} | at_least)
+    check_least(config, {"epochs": 1, "batch_size": 1, "accumulate": 1} | at_least)
+    if config.accumulate > config.batch_size:
+        raise ScratchvitError(
+            f"accumulate cuts a batch into parts of at least one image, so it must not exceed batch_size, "
+            f"{config.batch_size}: it is {config.accumulate}"
+        )
     check_shares(config, ("ema_decay",))
     if config.entry and not config.init:
         raise ScratchvitError("entry chooses one of the sets of weights in a file: name the file with init")

@@ -41,6 +41,11 @@ class RunConfig:
 
     epochs: int = option(20, "passes over the training images, each followed by validation")
     batch_size: int = option(64, "images per training step")
+    accumulate: int = option(
+        1, "compute the gradient of a step in so many parts of the batch, one after the other, in the memory of "
+        "batch_size / accumulate images. It is the same gradient, except that batch norms use the statistics of a "
+        "part, and that dropout draws other numbers"
+    )
     optimizer: str = option("adamw", "the optimiser", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     min_lr: float = option(1e-5, "learning rate at the end")

@@ -218,9 +218,11 @@ class TrainingLoop(Generic[TaskT_co]):
         inputs = self.task.inputs(batch)
         arrays = self.task.arrays(self.model, batch, self.step)
 
-        def compute(*arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:
+        def compute(*arrays: Array, part: slice | None = None) -> tuple[Tensor, tuple[Any, ...]]:
             if arrays:
                 return self.task.loss_of(self.model, *arrays)
+            if part is not None:
+                return self.task.loss_of_part(self.model, batch, part, self.step)
             return self.task.loss(self.model, batch, inputs, self.step)
 
         with self._what_ends_it_explained():

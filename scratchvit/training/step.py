@@ -2,6 +2,9 @@
 
     backward (with a scaled loss, then unscaled gradients) → finite? → clip → optimizer.step() → ema.update()
 
+With config.accumulate, the batch is cut into parts. Backward follows on each part, and gradients add up to those of the
+batch, with the activations of a part in memory.
+
 Whether loss and gradients are finite is decided on the device (optim/decision.py), and what follows reads it there. So
 a GPU is not waited for within a step, and the host learns how steps went when it looks. A step that is skipped does not
 change weights, moments, averages or sums of the epoch, and the running statistics of batch norms, which its forward has
@@ -45,8 +48,7 @@ Compute: TypeAlias = Callable[..., tuple[Tensor, Any]]
 class Learned(NamedTuple):
     """What a step has computed."""
 
-    loss: Tensor                        # ()
-    noted: Any                          # what `compute` returned besides
+    noted: list[Any]                    # what `compute` returned beside the loss, for each part of the batch
     gradients: list[Array | None]       # of the parameters
 
 
@@ -54,9 +56,9 @@ class LearningStep:
     """Performs the training steps of a run, and counts the skipped ones.
 
     On a GPU, a step that depends on arrays alone is captured, and replayed by one launch (replay.py). log: is told if
-    that is not possible. note: note(noted, made) is called within every step; `noted` is what its loss was returned
-    with, and made an array, bool (): whether the step was not skipped. It must read nothing from the device, and change
-    its arrays in place.
+    that is not possible. note: note(noted, made) is called within every step, for each part of the batch; `noted` is
+    what its loss was returned with, and made an array, bool (): whether the step was not skipped. It must read nothing
+    from the device, and change its arrays in place.
     """
 
     def __init__(
@@ -78,13 +80,17 @@ class LearningStep:
     def __call__(
         self, compute: Compute, arrays: Sequence[Array], images: Array, lr: float, look: bool,
         inputs: Mapping[str, Any] = MappingProxyType({}),
-    ) -> Any:
+    ) -> list[Any]:
         """Compute the loss, differentiate it and, if both are finite, update the weights. Returns what was noted.
 
         compute: compute(*arrays) returns the loss, a Tensor (), and what to note. arrays: none for a step that cannot
-        be replayed. look: see how the steps since the last look went, as `look` does, with images and inputs.
+        be replayed; others have a row for each image. If the batch is cut into parts, compute is called for each: with
+        its rows or, if there are no arrays, as compute(part=slice); losses are means over images, or are made so that
+        their mean is that of the batch. look: see how the steps since the last look went, as `look` does, with images
+        and inputs.
         """
         self.compute, self.optimizer.lr = compute, lr
+        self.parts = parts_of(len(images), self.config)
         learned = (self._replay if self._replay and arrays else self.learn)(*arrays)
         if look:
             # Those of the model are of the step that was captured last, if this one was replayed.
@@ -105,29 +111,42 @@ class LearningStep:
         self._keep_buffers()
         loss, noted, norm = self.differentiate(*arrays)
         self.update(loss, noted, norm)
-        return Learned(loss, noted, [parameter.grad for parameter in self.model.parameters()])
+        return Learned(noted, [parameter.grad for parameter in self.model.parameters()])
 
-    def differentiate(self, *arrays: Array) -> tuple[Tensor, Any, Array]:
+    def differentiate(self, *arrays: Array) -> tuple[Array, list[Any], Array]:
         """The loss, what to note, and the norm of the gradients, which are those of the parameters from now on."""
         self.optimizer.zero_grad()
-        loss, noted = self.compute(*arrays)
+        losses, noted = [], []
+        for part in self.parts:
+            loss, of_part = self._loss_of(part, arrays)
+            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            losses.append(loss.data)
+            noted.append(of_part)
         parameters = list(self.model.parameters())
-        (self.scaler.scale(loss) if self.scaler else loss).backward()
         if self.scaler:
             self.scaler.unscale(parameters)
-        return loss, noted, optim.grad_norm(parameters)
+        return sum(losses[1:], start=losses[0]), noted, optim.grad_norm(parameters)
 
-    def update(self, loss: Tensor, noted: Any, norm: Array) -> None:
+    def _loss_of(self, part: slice, arrays: Sequence[Array]) -> tuple[Tensor, Any]:
+        """What a part adds to the loss of the batch, and what to note."""
+        if len(self.parts) == 1:
+            return self.compute(*arrays)
+        rows = [array[part] for array in arrays]
+        loss, noted = self.compute(*rows) if rows else self.compute(part=part)
+        return loss * ((part.stop - part.start) / self.parts[-1].stop), noted
+
+    def update(self, loss: Array, noted: Sequence[Any], norm: Array) -> None:
         """Decide about the step; if it is made, clip the gradients and update weights, averages and what is noted."""
         decision, clip = self.decision, self.config.clip_grad
-        decision.judge(norm, loss.data, self.scaler)
+        decision.judge(norm, loss, self.scaler)
         self._restore_buffers()
         self.optimizer.step(optim.clip_factor(norm, clip) if clip else None, decision)
         if self.ema:
             self.ema.update(decision.made)
         if self.scaler:
             self.scaler.update(decision.made)
-        self.note(noted, decision.made)
+        for of_part in noted:
+            self.note(of_part, decision.made)
 
     def _keep_buffers(self) -> None:
         """Copy the buffers as they are before the step, if it may be skipped."""
@@ -195,6 +214,14 @@ class LearningStep:
         self.decision.change(skipped=state["skipped"], in_a_row=in_a_row, longest=in_a_row)
         if self.scaler:
             self.scaler.load_state_dict(state["scaler"])
+
+
+def parts_of(images: int, config: RunConfig) -> list[slice]:
+    """The parts of a batch: of equal size, or some with an image less, and none larger than in a whole batch."""
+    largest = -(-config.batch_size // config.accumulate)
+    count = -(-images // largest)
+    ends = [images * (i + 1) // count for i in range(count)]
+    return [slice(start, stop) for start, stop in zip([0, *ends], ends)]
 
 
 def _what_was(counts: Counts) -> str:

@@ -148,9 +148,19 @@ class Task(Protocol[ResultT_co]):
         computed from outputs that are not finite.
         """
 
+    def loss_of_part(self, model: Any, batch: Any, part: slice, step: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """What `loss` returns, for the images `part` of a batch, if a run accumulates gradients.
+
+        The losses of all parts, each weighted by its share of the images, must add up to the loss of the batch. By
+        default, the loss is a mean over images, and each field of the batch has an entry for every image.
+        """
+        images = type(batch)(*(field[part] for field in batch))
+        return self.loss(model, images, self.inputs(images), step)
+
     def arrays(self, model: Any, batch: Any, step: int) -> tuple[Array, ...]:
         """What the loss depends on, as arrays on the device, if a step can be replayed on a GPU: `loss` is then
-        loss_of(model, *arrays). By default (): it cannot."""
+        loss_of(model, *arrays). By default (): it cannot. If a run accumulates gradients, they are cut by their first
+        axis, which must be that of the images, and the loss must be a mean over them."""
         return ()
 
     def loss_of(self, model: Any, *arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:

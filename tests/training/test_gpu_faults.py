@@ -59,8 +59,8 @@ def test_a_full_memory_names_the_batch_and_the_last_checkpoint(tmp_path, monkeyp
     last = tmp_path / "run" / "last.safetensors"
     assert str(caught.value) == (
         "step 7 (epoch 2): the memory of the GPU is full with a batch of 256 images, 1.0 GiB more are needed: use a "
-        "smaller batch (--batch-size), smaller images (--img-size; --short-side of a detector), or a smaller model; "
-        f"the last good checkpoint is {last}"
+        "smaller batch (--batch-size) or compute it in parts (--accumulate), smaller images (--img-size; --short-side "
+        f"of a detector), or a smaller model; the last good checkpoint is {last}"
     )
     assert not isinstance(caught.value, DeviceFailed) and tried == [STEPS]
     assert load_checkpoint(last).progress["step"] == STEPS

@@ -159,7 +159,7 @@ class FromConfig(Ours):
             loss = ops.cross_entropy(self.model(Tensor(x)), labels)
             return loss, loss
 
-        return self.learn(compute, (), x, self.schedule.at(number), look=True).item(), None
+        return self.learn(compute, (), x, self.schedule.at(number), look=True)[0].item(), None
 
 
 def without_key_bias(name, weight):
