@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import time
 from pathlib import Path
 
 import pytest
 
 from scratchvit import compiling, gpu, progress
+from scratchvit.cli._warm import compile_ours
+from scratchvit.kernels.cuda import modules
 from tests.support.fake_cupy import FakeCuPy
 
 
@@ -86,6 +89,19 @@ def test_kernels_are_counted_on_a_terminal_below_the_bar(monkeypatch, kept):
     assert "compiling kernels for the GPU: 2 done in 0.0 s" in shown and "3 done" not in shown
     assert shown.count("only the first time") == 1
     assert count.kernels == 3 and 0 < count.seconds < 5
+
+
+def test_our_own_kernels_have_a_bar_since_their_number_is_known(monkeypatch, capsys):
+    compiled = []
+    monkeypatch.setattr(modules, "compile_module", lambda name, dtype: compiled.append(name))
+    compile_ours()
+    assert compiled == list(modules.MODULES) and capsys.readouterr().err == ""      # no terminal, no bar
+    monkeypatch.setattr("sys.stderr", stream := Terminal())
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setattr(modules, "compile_module", lambda name, dtype: time.sleep(0.12))    # tqdm draws every 0.1 s
+    compile_ours()
+    total = len(modules.MODULES)
+    assert "our kernels:   0%|" in stream.getvalue() and f"{total - 1}/{total} " in stream.getvalue()
 
 
 def test_a_kernel_that_cannot_be_compiled_is_not_counted(monkeypatch, kept):

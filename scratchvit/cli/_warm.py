@@ -1,7 +1,8 @@
 """Compiling the kernels of training on a GPU in advance, for `scratchvit doctor --warm`.
 
 A run of one step on random pictures is trained, validated, saved and tested, in a folder that is deleted afterwards. So
-whatever a run calls is compiled, down to the check of the weights that are saved.
+whatever a run calls is compiled, down to the check of the weights that are saved. Our own kernels come first, with a
+bar, as the number of their modules is known. CuPy's are compiled as they are called, and counted (compiling.py).
 """
 
 from __future__ import annotations
@@ -22,11 +23,13 @@ from scratchvit.detection.detector import Sizes
 from scratchvit.detection.run_data import DetectionData
 from scratchvit.detection.task import DetectionTask
 from scratchvit.files import counted
+from scratchvit.kernels.cuda import modules
 from scratchvit.models import model_config
 from scratchvit.models.interface import detects
 from scratchvit.models.vit import pair
 from scratchvit.training import ClassificationTask, TrainConfig, TrainingLoop
 from scratchvit.training.classification.data import TrainingData
+from scratchvit.training.task import Batches
 
 BATCH = 8                   # images of a step
 DETECTED_SIDE = 256         # of the pictures for a detector, at most: its kernels are the same for larger ones
@@ -54,8 +57,19 @@ def warm(model: str, device: str) -> str:
     return f"{counted(kernels, 'kernel')} for training {model} compiled in {progress.duration(seconds)}; {kept}"
 
 
+def compile_ours() -> None:
+    """Compile our own kernels, for float32, with a bar on a terminal."""
+    with progress.bar(len(modules.MODULES), "our kernels", unit="module") as bar:
+        for name in modules.MODULES:
+            modules.compile_module(name, np.float32)
+            bar.update()
+
+
 class _ClassifyNoise(ClassificationTask):
     """The task of a classifier, with a batch of random pictures as data."""
+
+    def before_training(self, batches: Batches) -> None:
+        compile_ours()
 
     def load_data(self, init: str | Path | None) -> TrainingData:
         preset, rng = model_config(self.config.model), np.random.default_rng(0)
@@ -68,6 +82,9 @@ class _ClassifyNoise(ClassificationTask):
 
 class _DetectNoise(DetectionTask):
     """The task of a detector, with two batches of random pictures as data, of which one needs padding."""
+
+    def before_training(self, batches: Batches) -> None:
+        compile_ours()
 
     def load_data(self, init: str | Path | None) -> DetectionData:
         height, width = (min(side, DETECTED_SIDE) for side in pair(model_config(self.config.model).img_size))

@@ -93,6 +93,11 @@ def _compiled(module: str, char: str) -> Any:
     return cupy.RawModule(code=text_of(module, char), options=("--std=c++17",))
 
 
+def compile_module(module: str, dtype: Any) -> None:
+    """Compile a module for arrays of a dtype now, before the first of its kernels is used."""
+    _compiled(module, np.dtype(dtype).char).compile()
+
+
 def launch(
     module: str, name: str, like: Array, blocks: tuple[int, ...], threads: tuple[int, ...], *arguments: Any,
     shared: int = 0,
