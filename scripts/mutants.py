@@ -32,6 +32,7 @@ OPS = ("ops/test_op_values.py", "ops/test_ops.py")
 NORMS, BATCH_NORM = ("ops/test_row_norms.py", "ops/test_ops.py"), ("ops/test_batch_norm.py", "ops/test_ops.py")
 OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)
 BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",)
+STEPS, PARTS = ("training/test_non_finite.py",), ("training/test_accumulate.py",)
 PLAIN, PRODUCTS = ("kernels/test_plain.py",), ("kernels/test_products.py",)
 
 MUTANTS = [
@@ -234,6 +235,35 @@ MUTANTS = [
     Mutant(
         "EMA: share and decay exchanged", "a complement", "optim/ema.py",
         "share=1 - self.decay", "share=self.decay", OPTIM,
+    ),
+    # --- training steps
+    Mutant(
+        "step: buffers of a skipped step are not restored", "a wrong branch", "training/step.py",
+        "updates.copy(rows, when=self.decision.skipped)", "updates.copy(rows, when=self.decision.made)", STEPS,
+    ),
+    Mutant(
+        "step: a skipped one is in the sums of the epoch", "a term dropped", "training/loop.py",
+        "self.meter.add(*noted, made=made)", "self.meter.add(*noted)", STEPS,
+    ),
+    Mutant(
+        "optimiser: skipped steps stay counted", "a term dropped", "optim/optimizers.py",
+        "slot.steps -= unmade - but", "slot.steps -= but", STEPS,
+    ),
+    Mutant(
+        "run: saved without a look at its steps", "a term dropped", "training/loop.py",
+        "            self.learn.look()\n", "            pass\n", STEPS,
+    ),
+    Mutant(
+        "accumulate: parts count alike, whatever their size", "a factor dropped", "training/step.py",
+        "loss * ((part.stop - part.start) / self.parts[-1].stop)", "loss * (1 / len(self.parts))", PARTS,
+    ),
+    Mutant(
+        "accumulate: objects of a part are a part's divisor", "a wrong divisor", "detection/criterion.py",
+        "divisor / (of_whole[kind] * share)", "1.0", PARTS,
+    ),
+    Mutant(
+        "accumulate: noised objects as queries without", "a wrong divisor", "detection/criterion.py",
+        '"denoising": None}', '"denoising": outputs["pred_logits"].shape[1]}', PARTS,
     ),
     # --- windows and boxes
     Mutant(
