@@ -282,10 +282,6 @@ class SetCriterion:
         )
         return weighted.reshape(len(classes), -1).sum(1)                                    # (L, B·N) → (L,)
 
-    def class_divisor(self, classes: NDArray[np.int64], num_boxes: float) -> float:
-        """The divisor of `class_losses`: the sum of weights. classes (B, N), of any layer: all have as many pairs."""
-        return float(self._class_weights[classes].sum()) or 1.0
-
     @property
     def _class_weights(self) -> NDArray[np.float64]:
         return np.append(np.ones(self.num_classes), self.eos_coef)
