@@ -29,6 +29,7 @@ from scratchvit.plain import is_plain
 from scratchvit.precision import autocast_dtype, matmul_precision
 from scratchvit.recording import setting
 
+MOST = 16               # captured calls of a function: each keeps its kernels' arguments and what it returns
 WARM_UP = 2             # steps before the capture: they compile the kernels, and the pool gets the memory of a step
 NUMBERS_BYTES = 1 << 15 # for all numbers of a step. The driver copies so few at once, without waiting for the device
 
@@ -98,6 +99,10 @@ class _Captured(Generic[ResultT]):
     result: ResultT
 
 
+class NotContinued(Exception):
+    """The second half of a step could not be captured, so the step has to begin again."""
+
+
 class Replay(Generic[ResultT]):
     """A function of arrays on the GPU that is captured after some calls, and replayed from then on.
 
@@ -110,6 +115,19 @@ class Replay(Generic[ResultT]):
                it keeps from one call to the next must be changed in place.
     failed     is called with the error if the function cannot be captured; it is then always called, never replayed
     beside     a Replay that is never called at the same time: both use the same memory
+    full       is called once, when MOST calls are captured: further ones are called, not replayed
+
+    *Two halves.* If the host has to read something in the middle of a step, both halves are captured, in the order in
+    which they are replayed, and the second finds what the first returned where it lies:
+
+        first = Replay(forward, failed)
+        second = Replay(backward, failed, beside=first)
+        second.after = first
+        outputs = first(images); …; second(targets)
+
+    The second half is captured at its first call after a replay of the first, since what that returned can be
+    differentiated once; it is replayed after that replay only. If it cannot be captured, it raises NotContinued, and
+    both are from then on always called: begin the step again.
 
     The function is captured in a stream of its own and in a memory pool of its own, which keeps the memory of a step.
     replayed: the key of the last call if that was a replay, else None.
@@ -117,9 +135,10 @@ class Replay(Generic[ResultT]):
 
     def __init__(
         self, function: Callable[..., ResultT], failed: Callable[[Exception], None],
-        beside: Replay[Any] | None = None,
+        beside: Replay[Any] | None = None, full: Callable[[], None] = lambda: None,
     ):
-        self.function, self.failed = function, failed
+        self.function, self.failed, self.full = function, failed, full
+        self.after: Replay[Any] | None = None
         self.can_capture = True
         self.replayed: Hashable = None
         self._calls: dict[Hashable, int] = {}
@@ -134,11 +153,12 @@ class Replay(Generic[ResultT]):
         self.replayed = None
         if not self.can_capture:
             return self.function(*arguments)
-        key = (key, is_plain(), matmul_precision(), autocast_dtype(), *((x.shape, x.dtype.char) for x in arguments))
+        before = self.after and self.after.replayed
+        shapes = ((x.shape, x.dtype.char) for x in arguments)
+        key = (key, before, is_plain(), matmul_precision(), autocast_dtype(), *shapes)
         captured = self._captured.get(key)
         if captured is None:
-            calls = self._calls[key] = self._calls.get(key, 0) + 1
-            if calls <= WARM_UP:
+            if self._is_called(key, before):
                 with self._in_stream():
                     return self.function(*arguments)
             places = tuple(x.copy() for x in arguments)
@@ -149,6 +169,9 @@ class Replay(Generic[ResultT]):
             except Exception as error:
                 self.can_capture = False
                 self.failed(error)
+                if self.after:
+                    self.after.can_capture = False
+                    raise NotContinued from error
                 return self.function(*arguments)
         xp, self.replayed = current().xp, key
         for place, argument in zip(captured.arguments, arguments):
@@ -156,6 +179,16 @@ class Replay(Generic[ResultT]):
         captured.capture.prepare()
         captured.graph.launch(xp.cuda.get_current_stream())
         return captured.result
+
+    def _is_called(self, key: Hashable, before: Hashable) -> bool:
+        """Whether a call that has not been captured is called again, instead of being captured now."""
+        if self.after:
+            return before is None
+        calls = self._calls[key] = self._calls.get(key, 0) + 1
+        if calls == WARM_UP + 1 and len(self._captured) == MOST:
+            full, self.full = self.full, lambda: None
+            full()
+        return calls <= WARM_UP or len(self._captured) == MOST
 
     @property
     def was_replayed(self) -> bool:

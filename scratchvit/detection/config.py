@@ -29,6 +29,10 @@ class DetectConfig(RunConfig):
     longest: int = option(0, "limit of the longer side in pixels; 0: 5/3 of short_side")
     multi_scale: bool = option(False, "random sizes from 0.6 to 1 of short_side, and random crops, as in the paper")
     flip: bool = option(False, "flip training images horizontally at random")
+    pad_to: int = option(
+        64, "where a GPU replays steps, and pictures differ in size: pad batches to multiples of this many pixels, so "
+        "that few sizes have to be captured. Padding is masked, but what lies beside it changes a little; 1: no padding"
+    )
     color_jitter: float = option(0.0, "largest relative change of brightness, contrast and saturation")
 
     batch_size: int = option(16, "images per training step")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -10,6 +11,7 @@ from typing import Any, cast
 import numpy as np
 from PIL import Image
 
+from scratchvit import backend
 from scratchvit.data import ColorJitter, Normalize
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
@@ -18,6 +20,7 @@ from scratchvit.detection.data.scenes import Scenes, load_scenes
 from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.data.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
 from scratchvit.detection.detector import Sizes, pixels_of
+from scratchvit.models import model_config
 from scratchvit.training.build import normalisation
 from scratchvit.training.checkpoint import is_checkpoint
 
@@ -68,8 +71,17 @@ class DetectionData:
         return DetectionLoader(
             self.splits.train, config.batch_size, normalize, steps=self._training_steps(config),
             colours=ColorJitter(jitter, jitter, jitter) if jitter else None, shuffle=True, seed=config.seed,
-            workers=config.workers,
+            workers=config.workers, pad_to=self._pad_to(config),
         )
+
+    def _pad_to(self, config: DetectConfig) -> int:
+        """What sides of a batch are multiples of: 1 unless a GPU replays steps, and images differ in size."""
+        options = {**vars(model_config(config.model)), **config.model_args}
+        if not (config.replay and backend.current().has_cuda) or why_not_replayed(options):
+            return 1
+        train = self.splits.train
+        differ = config.multi_scale or len({train.size(index) for index in range(len(train))}) > 1
+        return config.pad_to if differ else 1
 
     def _training_steps(self, config: DetectConfig) -> Step:
         flip = [RandomHorizontalFlip()] if config.flip else []
@@ -81,6 +93,13 @@ class DetectionData:
     def eval_loader(self, dataset: DetectionDataset, batch_size: int) -> DetectionLoader:
         """The pictures of a data set once, without augmentation, in batches of similar shape."""
         return DetectionLoader(dataset, batch_size, Normalize(self.mean, self.std), steps=self.sizes)
+
+
+def why_not_replayed(options: Mapping[str, Any]) -> str:
+    """Why the steps of a model with these options cannot be replayed on a GPU (replay.py), in words; or ""."""
+    if options.get("denoising") or options.get("query_groups", 1) > 1 or options.get("two_stage"):
+        return "noised objects, groups of queries and two stages have arrays that the host makes in every step"
+    return ""
 
 
 class FirstPictures(DetectionDataset):

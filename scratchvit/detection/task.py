@@ -19,16 +19,17 @@ from typing import Any
 from tqdm import tqdm
 
 from scratchvit import optim
+from scratchvit.backend import Array, asarray
 from scratchvit.detection.config import DetectConfig
-from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, SetCriterion
+from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, Matched, Predictions, SetCriterion
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.draw_boxes import write_predictions
 from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
-from scratchvit.detection.losses import to_columns
-from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
+from scratchvit.detection.losses import Losses, to_columns
+from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts, ObjectArrays, Objects
 from scratchvit.detection.postprocess import postprocess
-from scratchvit.detection.run_data import DetectionData, load_data
+from scratchvit.detection.run_data import DetectionData, load_data, why_not_replayed
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_detects
@@ -98,6 +99,7 @@ class DetectionTask(Task[DetectionResult]):
         config = self.config
         check_detects(config.model, model_config(config.model))
         check_least(config, dict.fromkeys(("epoch_images", "short_side", "longest", "lr_backbone"), 0))
+        check_least(config, {"pad_to": 1})
         check_shares(config, ("color_jitter",))
         for name in ("longest", "multi_scale"):
             if getattr(config, name) and not config.short_side:
@@ -144,27 +146,62 @@ class DetectionTask(Task[DetectionResult]):
     ) -> tuple[Tensor, tuple[Any, ...]]:
         outputs = model(batch.images, **inputs)
         try:
-            losses = self._losses(outputs, batch)
+            losses = self.criterion(outputs, batch.targets)
         except NonFiniteCosts:
             raise NoLoss("the predictions are not finite") from None
-        return losses["loss"], (losses, len(batch.images))
+        return self._noted(losses, len(batch.images))
 
     def loss_of_part(
         self, model: Any, batch: DetectionBatch, part: slice, step: int
     ) -> tuple[Tensor, tuple[Any, ...]]:
         images = DetectionBatch(batch.images[part], batch.mask[part], batch.targets[part])
+        outputs = model(images.images, **self.inputs(images))
         try:
-            outputs = model(images.images, **self.inputs(images))
             losses = self.criterion.of_part(outputs, images.targets, batch.targets)
         except NonFiniteCosts:
             raise NoLoss("the predictions are not finite") from None
-        total = self.criterion.total(losses)
-        return total, ({"loss": total, **to_columns(losses)}, len(images.images))
+        return self._noted(losses, len(images.images))
 
-    def _losses(self, outputs: Mapping[str, Any], batch: DetectionBatch) -> dict[str, Any]:
-        """The losses of a batch by their names in metrics.csv; "loss" is the total, a Tensor ()."""
-        losses = self.criterion(outputs, batch.targets)
-        return {"loss": self.criterion.total(losses), **to_columns(losses)}
+    def _noted(self, losses: Losses, images: int) -> tuple[Tensor, tuple[Any, ...]]:
+        """The total, a Tensor (), and the losses of a batch by their names in metrics.csv."""
+        total = self.criterion.total(losses)
+        return total, ({"loss": total, **to_columns(losses)}, images)
+
+    # The same in halves, as functions of arrays: queries and objects are matched between them.
+
+    in_halves = True
+
+    def why_not_replayed(self, model: Any) -> str:
+        if self.config.accumulate > 1:
+            return "the parts of a batch have different numbers of objects"
+        return why_not_replayed(vars(model.config))
+
+    def arrays(self, model: Any, batch: DetectionBatch, step: int) -> tuple[Array, ...]:
+        """(images, boxes, labels, image of each object, counts), see `ObjectArrays`, and the padding mask if any."""
+        if self.why_not_replayed(model):
+            return ()
+        objects = Objects.of(batch.targets, self.criterion.num_classes).arrays(batch.images.dtype)
+        mask = _padding(batch)
+        return batch.images, *objects, *(() if mask is None else (asarray(mask),))
+
+    def forward_of(self, model: Any, *arrays: Array) -> tuple[tuple[Predictions, ObjectArrays], Array]:
+        images, objects, mask = arrays[0], ObjectArrays(*arrays[1:5]), arrays[5:]
+        predictions = self.criterion.predictions([model(images, mask=mask[0] if mask else None)])
+        return (predictions, objects), self.criterion.costs(predictions, objects)
+
+    def match(self, batch: DetectionBatch, asked: Any) -> Matched:
+        objects = Objects.of(batch.targets, self.criterion.num_classes)
+        try:
+            return self.criterion.matched(asked, objects, self.criterion.num_boxes(objects))
+        except NonFiniteCosts:
+            raise NoLoss("the predictions are not finite") from None
+
+    def loss_of(
+        self, model: Any, kept: tuple[Predictions, ObjectArrays], *matched: Array
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        predictions, objects = kept
+        losses = self.criterion.decoder_losses(predictions, objects, Matched(*matched))
+        return self._noted(losses, predictions.boxes.shape[1])
 
     def validate(self, model: Any, batches: Batches) -> Row:
         val = self.data.splits.val
@@ -182,10 +219,10 @@ class DetectionTask(Task[DetectionResult]):
             for batch in batches(self.data.eval_loader(dataset, self.config.batch_size)):
                 outputs = model(batch.images, mask=_padding(batch))
                 try:
-                    losses = self._losses(outputs, batch)
+                    losses = self.criterion(outputs, batch.targets)
                 except NonFiniteCosts:
                     raise NotFinite(f"the predictions for {dataset.name} are not finite") from None
-                meter.add(losses, len(batch.images))
+                meter.add(*self._noted(losses, len(batch.images))[1])
                 sizes = [target["orig_size"] for target in batch.targets]
                 boxes = postprocess(outputs, sizes, focal=self.criterion.matcher.focal)
                 found |= {target["image_id"]: of_image for target, of_image in zip(batch.targets, boxes)}

@@ -15,6 +15,7 @@ from scratchvit.facts import Bytes, Facts, Workspace, like, order_of, output, pe
 from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.attention_blocks import attention_in_blocks
 from scratchvit.kernels.cuda import attention as on_gpu
+from scratchvit.kernels.cuda import flash
 from scratchvit.kernels.dropout import drop, drop_entries
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.softmax import softmax_kernel
@@ -168,9 +169,13 @@ def _plain_attention(
     return y, p, backward
 
 
-def _by_kernel(q: Array, k: Array, *_: Any, blocks: bool | None = None, **__: Any) -> bool:
+def _by_kernel(
+    q: Array, k: Array, v: Array, bias: Any = None, *_: Any, blocks: bool | None = None, **__: Any
+) -> bool:
     """Whether attention of arrays on a GPU is computed by a kernel."""
-    return not _recordings.get() and q.ndim > 2 and not _divided(q, k, blocks) and on_gpu.takes(q, k)
+    if _recordings.get() or q.ndim < 3:
+        return False
+    return flash.takes(q, k, v, bias) or (not _divided(q, k, blocks) and on_gpu.takes(q, k))
 
 
 def _scores(q: Array, k: Array) -> tuple[int, int]:

@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from scratchvit.backend import AnyArray, Array, array_module
 from scratchvit.dtypes import need_floats
 from scratchvit.facts import Facts, nothing, of_an_empty_batch
+from scratchvit.replay import numbers
 from scratchvit.tensor import op
 from scratchvit.threads import parallel_rows
 
@@ -173,12 +174,16 @@ def _multiplied(matrix: Taps, x: Array, axis: int) -> Array:
 
 def _on_device(x: Array, matrix: Taps) -> Taps:
     """The matrix on the device of x, with weights of x's dtype."""
-    xp = array_module(x)
-    return Taps(
-        xp.asarray(matrix.columns),
-        None if matrix.weight is None else xp.asarray(matrix.weight, dtype=x.dtype),
-        None if matrix.empty is None else xp.asarray(matrix.empty),
-    )
+
+    def here(array: np.ndarray | None, dtype: Any = None) -> Any:
+        if array is None:
+            return None
+        dtype = dtype or array.dtype
+        if array_module(x) is np:
+            return np.asarray(array, dtype)
+        return numbers(lambda: array, array.shape, dtype)       # nothing else comes from the host in a capture
+
+    return Taps(here(matrix.columns), here(matrix.weight, x.dtype), here(matrix.empty))
 
 
 # --- the matrices ----------------------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -42,7 +43,7 @@ from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, data_of_run, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.log import epoch_line, gpu_peak
-from scratchvit.training.step import LearningStep, NoLoss, NotFinite
+from scratchvit.training.step import InHalves, LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
 
@@ -155,6 +156,7 @@ class TrainingLoop(Generic[TaskT_co]):
         with np.errstate(all="ignore"), self.watch, self._gpu_errors_explained(), computing:
             try:
                 if len(self.history) < self.config.epochs:
+                    self._say_why_not_replayed()
                     self.task.before_training(self.batches)
                 while len(self.history) < self.config.epochs:
                     self._train_epoch()
@@ -168,6 +170,11 @@ class TrainingLoop(Generic[TaskT_co]):
                 raise self._diverged(str(error)) from None
             finally:
                 self.loader.close()
+
+    def _say_why_not_replayed(self) -> None:
+        why = self.task.why_not_replayed(self.model)
+        if why and self.config.replay and backend.current().has_cuda:
+            self.log(f"       steps are not replayed, each operation is started by itself: {why}")
 
     def _train_epoch(self) -> None:
         """Run the remaining steps of this epoch."""
@@ -225,9 +232,14 @@ class TrainingLoop(Generic[TaskT_co]):
                 return self.task.loss_of_part(self.model, batch, part, self.step)
             return self.task.loss(self.model, batch, inputs, self.step)
 
+        halves = InHalves(
+            functools.partial(self.task.forward_of, self.model), functools.partial(self.task.match, batch),
+            functools.partial(self.task.loss_of, self.model),
+        )
+        loss = halves if arrays and self.task.in_halves else compute
         with self._what_ends_it_explained():
             try:
-                self.learn(compute, arrays, images, self.schedule.at(self.step), look, inputs)
+                self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs)
             except NoLoss as error:
                 self.learn.skip(error, images, inputs)
         self.step += 1

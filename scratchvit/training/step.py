@@ -16,16 +16,18 @@ non_finite  if the loss or a gradient is infinite or NaN: "stop" ends the run, "
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from scratchvit import optim
-from scratchvit.backend import Array, array_module, current
+from scratchvit.backend import Array, array_module, asnumpy, current
 from scratchvit.kernels import updates
 from scratchvit.kernels.decision import GRADIENT, LOSS, Counts
 from scratchvit.nn import Module
-from scratchvit.replay import Replay
+from scratchvit.replay import MOST, NotContinued, Replay
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import first_non_finite, first_non_finite_gradient
@@ -52,13 +54,28 @@ class Learned(NamedTuple):
     gradients: list[Array | None]       # of the parameters
 
 
+@dataclass(frozen=True)
+class InHalves:
+    """A loss for which the host has to decide something in the middle, such as the matching of a detector.
+
+    forward     forward(*arrays) returns what the loss needs, and an array for the host
+    decide      decide(that array on the host) returns arrays
+    loss        loss(what it needs, *these arrays) returns the loss and what to note
+    """
+
+    forward: Callable[..., tuple[Any, Array]]
+    decide: Callable[[Any], Sequence[Array]]
+    loss: Compute
+
+
 class LearningStep:
     """Performs the training steps of a run, and counts the skipped ones.
 
-    On a GPU, a step that depends on arrays alone is captured, and replayed by one launch (replay.py). log: is told if
-    that is not possible. note: note(noted, made) is called within every step, for each part of the batch; `noted` is
-    what its loss was returned with, and made an array, bool (): whether the step was not skipped. It must read nothing
-    from the device, and change its arrays in place.
+    On a GPU, a step that depends on arrays alone is captured, and replayed by one launch (replay.py); by two, if the
+    host has to decide about the loss in the middle (InHalves). log: is told if that is not possible. note:
+    note(noted, made) is called within every step, for each part of the batch; `noted` is what its loss was returned
+    with, and made an array, bool (): whether the step was not skipped. It must read nothing from the device, and change
+    its arrays in place.
     """
 
     def __init__(
@@ -72,26 +89,42 @@ class LearningStep:
         self.may_skip = config.non_finite == "skip" or self.scaler is not None
         self.decision = optim.Decision()
         self._buffers: dict[str, Array] = {}        # as they were before the step
-        self._replay = Replay(self.learn, self._failed) if config.replay and current().has_cuda else None
+        self._whole: Replay[Learned] | None = None
+        self._first: Replay[tuple[Any, Array]] | None = None
+        self._second: Replay[Learned] | None = None
+        if config.replay and current().has_cuda:
+            self._whole = Replay(self.learn, self._failed, full=self._full)
+            self._first = Replay(self.begin, self._failed, beside=self._whole, full=self._full)
+            self._second = Replay(self.finish, self._failed, beside=self._whole, full=self._full)
+            self._second.after = self._first
 
     def _failed(self, error: Exception) -> None:
         self.log(f"       steps cannot be replayed, so each operation is started by itself: {error}")
 
+    def _full(self) -> None:
+        self.log(f"       steps of {MOST} shapes are replayed; of others, each operation is started by itself")
+
     def __call__(
-        self, compute: Compute, arrays: Sequence[Array], images: Array, lr: float, look: bool,
+        self, compute: Compute | InHalves, arrays: Sequence[Array], images: Array, lr: float, look: bool,
         inputs: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[Any]:
         """Compute the loss, differentiate it and, if both are finite, update the weights. Returns what was noted.
 
-        compute: compute(*arrays) returns the loss, a Tensor (), and what to note. arrays: none for a step that cannot
-        be replayed; others have a row for each image. If the batch is cut into parts, compute is called for each: with
-        its rows or, if there are no arrays, as compute(part=slice); losses are means over images, or are made so that
-        their mean is that of the batch. look: see how the steps since the last look went, as `look` does, with images
-        and inputs.
+        compute: compute(*arrays) returns the loss, a Tensor (), and what to note; or both in halves. arrays: none for a
+        step that cannot be replayed; others have a row for each image, unless the loss is in halves. If the batch is
+        cut into parts, compute is called for each: with its rows or, if there are no arrays, as compute(part=slice);
+        losses are means over images, or are made so that their mean is that of the batch. look: see how the steps since
+        the last look went, as `look` does, with images and inputs.
         """
-        self.compute, self.optimizer.lr = compute, lr
-        self.parts = parts_of(len(images), self.config)
-        learned = (self._replay if self._replay and arrays else self.learn)(*arrays)
+        self.optimizer.lr, self.parts = lr, parts_of(len(images), self.config)
+        if isinstance(compute, InHalves):
+            try:
+                learned = self._learn_in_halves(compute, arrays)
+            except NotContinued:    # so from now on, nothing is replayed
+                learned = self._learn_in_halves(compute, arrays)
+        else:
+            self.compute = compute
+            learned = (self._whole if self._whole and arrays else self.learn)(*arrays)
         if look:
             # Those of the model are of the step that was captured last, if this one was replayed.
             for parameter, gradient in zip(self.model.parameters(), learned.gradients):
@@ -99,16 +132,34 @@ class LearningStep:
             self.look(images, inputs)
         return learned.noted
 
+    def _learn_in_halves(self, halves: InHalves, arrays: Sequence[Array]) -> Learned:
+        self.halves = halves
+        kept, asked = (self._first or self.begin)(*arrays)
+        self.compute = functools.partial(halves.loss, kept)
+        try:
+            return (self._second or self.finish)(*halves.decide(asnumpy(asked)))
+        finally:
+            del self.compute        # with what was kept, whose memory the first half of the next step may use
+
     @property
     def held(self) -> int:
         """Bytes of the GPU's memory that captured steps have taken, beside that of CuPy's own pool."""
-        return self._replay.held if self._replay else 0
+        return self._whole.held if self._whole else 0
 
     # --- the parts of a step: they read nothing from the device, so they can be captured ---
 
     def learn(self, *arrays: Array) -> Learned:
         """A whole step."""
         self._keep_buffers()
+        return self.finish(*arrays)
+
+    def begin(self, *arrays: Array) -> tuple[Any, Array]:
+        """The first half of a step in halves."""
+        self._keep_buffers()
+        return self.halves.forward(*arrays)
+
+    def finish(self, *arrays: Array) -> Learned:
+        """A step from the loss on, or from the second half of the loss."""
         loss, noted, norm = self.differentiate(*arrays)
         self.update(loss, noted, norm)
         return Learned(noted, [parameter.grad for parameter in self.model.parameters()])

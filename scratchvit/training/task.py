@@ -163,7 +163,23 @@ class Task(Protocol[ResultT_co]):
         axis, which must be that of the images, and the loss must be a mean over them."""
         return ()
 
-    def loss_of(self, model: Any, *arrays: Array) -> tuple[Tensor, tuple[Any, ...]]:
+    in_halves: bool = False
+    """Whether the host has to decide something before the loss can be computed from the arrays: it is then
+    loss_of(model, kept, *match(batch, asked)) with kept, asked = forward_of(model, *arrays)."""
+
+    def forward_of(self, model: Any, *arrays: Array) -> tuple[Any, Array]:
+        """What the loss needs, and an array for the host to read. Captured and replayed, as `loss_of` is."""
+        raise WrongState(f"{type(self).__name__} is in_halves, so it must have forward_of and match")
+
+    def match(self, batch: Any, asked: Any) -> tuple[Array, ...]:
+        """What the host decides, as arrays on the device. asked: the array, on the host. Raises as `loss` does."""
+        raise WrongState(f"{type(self).__name__} is in_halves, so it must have forward_of and match")
+
+    def why_not_replayed(self, model: Any) -> str:
+        """Why its steps cannot be replayed on a GPU, for the log, or ""."""
+        return ""
+
+    def loss_of(self, model: Any, *arrays: Any) -> tuple[Tensor, tuple[Any, ...]]:
         """What `loss` returns, from `arrays`. The shapes of the arrays decide which operations it consists of, and it
         reads nothing from the device: it is captured and replayed (see replay.py)."""
         raise WrongState(f"{type(self).__name__} gives arrays, so it must have loss_of")

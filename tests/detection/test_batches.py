@@ -217,6 +217,14 @@ def test_padding_of_one_size_is_none():
     assert not mask.any()
 
 
+def test_padding_to_a_multiple():
+    images, mask = pad([np.ones((3, 4, 9), np.float32), np.ones((3, 2, 5), np.float32)], 4)
+    assert images.shape == (2, 3, 4, 12) and mask.shape == (2, 4, 12)
+    for image, hidden, (height, width) in zip(images, mask, ((4, 9), (2, 5))):
+        assert image.sum() == 3 * height * width and image[:, :height, :width].all()
+        assert (~hidden).sum() == height * width and not hidden[:height, :width].any()
+
+
 def test_settings_out_of_range():
     with pytest.raises(ScratchvitError, match="stretch=0"):
         DetectionLoader(mixed(), 4, NORMALIZE, stretch=0)

@@ -136,7 +136,7 @@ def test_fifty_steps(name):
     for number in range(STEPS):
         for run in (eager, replayed):
             run.learn(number, look=number % 20 == 19)
-    assert replayed.step._replay.was_replayed
+    assert replayed.step._whole.was_replayed
     assert replayed.state == eager.state
 
 
@@ -156,7 +156,7 @@ def test_steps_in_16_bits(name, dtype):
                 run.model.load_state_dict({k: v + v // 8 for k, v in run.model.state_dict().items()})
             if number == 11:            # another precision is another graph
                 run.learn(number)
-    assert replayed.step._replays.learn.was_replayed
+    assert replayed.step._whole.was_replayed
     assert replayed.state == eager.state
     for parameter in replayed.model.parameters():
         if parameter.shadows is not None:
@@ -205,7 +205,7 @@ def test_steps_that_are_skipped(name, optimizer, settings, replay):
     for number in range(STEPS if replay else 12):
         for run in (decided, ours):
             run.learn(number, spoil=np.inf if number in (1, 6, 7, 30) else 1.0, look=number % 20 == 19)
-    assert ours.step._replay is None or ours.step._replay.was_replayed
+    assert ours.step._whole is None or ours.step._whole.was_replayed
     assert decided.step.skipped > (4 if settings else 2)
     assert ours.state == decided.state
 
@@ -218,7 +218,7 @@ def test_gradients_that_are_added_over_parts_of_the_batch(name):
     for number in range(12):
         for run in (eager, replayed):
             run.learn(number, images=4, spoil=np.inf if number == 7 else 1.0, look=number == 8)
-    assert replayed.step._replay.was_replayed and len(replayed.losses) == 24
+    assert replayed.step._whole.was_replayed and len(replayed.losses) == 24
     assert replayed.state == eager.state
     assert replayed.step.skipped == 1 and replayed.meter.read().images == 44
 

@@ -48,6 +48,7 @@ class DetectionLoader(Loader):
     steps       geometric augmentation (`transforms.detr_steps`); by default the whole picture at its own size
     colours     a transform of `data` that does not move pixels, such as `ColorJitter`
     stretch     number of batches that are sorted by shape together; 1: no sorting
+    pad_to      the sides of a batch are made multiples of this many pixels; 1: as large as the largest image
     others      as for `Loader`, which does the prefetching, workers and resuming
 
     The view of picture i in epoch e depends only on (seed, e, i), its colours on (seed, e, batch). Raises
@@ -56,8 +57,8 @@ class DetectionLoader(Loader):
 
     def __init__(
         self, dataset: DetectionDataset, batch_size: int, normalize: Normalize, *,
-        steps: Step | None = None, colours: Transform | None = None, stretch: int = 16, shuffle: bool = False,
-        drop_last: bool = False, seed: int = 0, prefetch: int = 2, workers: int = 0,
+        steps: Step | None = None, colours: Transform | None = None, stretch: int = 16, pad_to: int = 1,
+        shuffle: bool = False, drop_last: bool = False, seed: int = 0, prefetch: int = 2, workers: int = 0,
     ):
         if stretch < 1:
             raise ScratchvitError(
@@ -65,7 +66,7 @@ class DetectionLoader(Loader):
             )
         views = _Views(dataset, steps or _as_it_is, seed)
         super().__init__(
-            views, batch_size, _Collate(colours or _unchanged), shuffle=shuffle, drop_last=drop_last, seed=seed,
+            views, batch_size, _Collate(colours or _unchanged, pad_to), shuffle=shuffle, drop_last=drop_last, seed=seed,
             prefetch=prefetch, workers=workers,
         )
         self.normalize = normalize
@@ -124,9 +125,12 @@ def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list
     return [order[sorted_places[start : start + batch_size]] for start in range(0, len(order), batch_size)]
 
 
-def pad(images: Sequence[Images]) -> tuple[Images, NDArray[np.bool_]]:
-    """Pad B images (3, h, w) at the right and bottom with 0: (B, 3, H, W), of their dtype, and the mask (B, H, W)."""
-    height, width = np.max([image.shape[1:] for image in images], axis=0)
+def pad(images: Sequence[Images], multiple: int = 1) -> tuple[Images, NDArray[np.bool_]]:
+    """Pad B images (3, h, w) at the right and bottom with 0: (B, 3, H, W), of their dtype, and the mask (B, H, W).
+
+    H and W are the smallest multiples that all images fit in.
+    """
+    height, width = -(-np.max([image.shape[1:] for image in images], axis=0) // multiple) * multiple
     padded = np.zeros((len(images), 3, height, width), images[0].dtype)
     mask = np.ones((len(images), height, width), bool)
     for row, image in enumerate(images):
@@ -173,11 +177,13 @@ class _Themselves:
 class _Collate:
     """The transform of a `Loader`: changes the colours of the samples of a batch and pads them, in uint8."""
 
-    def __init__(self, colours: Transform):
-        self.colours = colours
+    def __init__(self, colours: Transform, pad_to: int):
+        self.colours, self.pad_to = colours, pad_to
 
     def __call__(self, samples: Sequence[tuple[NDArray[np.uint8], Target]], rng: np.random.Generator) -> DetectionBatch:
-        images, mask = pad([self.colours(image[None], rng)[0].transpose(2, 0, 1) for image, _ in samples])
+        images, mask = pad(
+            [self.colours(image[None], rng)[0].transpose(2, 0, 1) for image, _ in samples], self.pad_to
+        )
         return DetectionBatch(images, mask, [target for _, target in samples])
 
 

@@ -6,7 +6,7 @@ import pytest
 from scratchvit.backend import asarray, asnumpy, current
 from scratchvit.kernels import products
 from scratchvit.precision import set_matmul_precision
-from scratchvit.replay import WARM_UP, Replay, every_time, is_capturing, numbers
+from scratchvit.replay import MOST, WARM_UP, NotContinued, Replay, every_time, is_capturing, numbers
 
 pytestmark = pytest.mark.usefixtures("cuda")
 
@@ -94,6 +94,60 @@ def test_a_function_that_waits_is_never_captured():
         assert asnumpy(replay(x)).tolist() == [9, 9]
     assert len(errors) == 1 and not replay.can_capture
     current().xp.cuda.get_current_stream().synchronize()        # the device still works
+
+
+def test_further_shapes_are_called():
+    calls, told = [], []
+
+    def function(x):
+        calls.append(len(x))
+        return x + 1
+
+    replay = Replay(function, unexpected, full=lambda: told.append("full"))
+    for length in (*range(1, MOST + 3), 1):
+        for _ in range(WARM_UP + 2):
+            assert asnumpy(replay(asarray(np.ones(length, np.float32)))).tolist() == [2] * length
+    assert [calls.count(length) for length in (1, MOST, MOST + 1, MOST + 2)] == [3, 3, 4, 4]
+    assert told == ["full"] and replay.was_replayed
+
+
+def halves(errors, second):
+    first = Replay(lambda x: x * 2, errors.append)
+    second = Replay(second, errors.append, beside=first)
+    second.after = first
+    return first, second
+
+
+def test_two_halves_with_the_host_between_them():
+    """The second half finds what the first has made, for each shape, without being warmed up."""
+    calls, kept = [], []
+
+    def function(y):
+        calls.append(len(kept[0]))
+        return kept[0] + y
+
+    first, second = halves([], function)
+    for number in range(WARM_UP + 3):
+        for length in (2, 3):
+            kept[:] = [first(asarray(np.full(length, number, np.float32)))]
+            y = float(kept[0].sum())
+            assert asnumpy(second(asarray(np.full(length, y, np.float32)))).tolist() == [2 * number + y] * length
+    assert second.was_replayed and calls == [2, 3] * (WARM_UP + 1)
+
+
+def test_a_second_half_that_cannot_be_captured():
+    errors = []
+    first, second = halves(errors, lambda y: y * float(y[0]))
+    x = asarray(np.ones(2, np.float32))
+    for _ in range(WARM_UP):
+        first(x)
+        second(x)
+    first(x)
+    with pytest.raises(NotContinued):
+        second(x)
+    assert len(errors) == 1
+    assert asnumpy(first(x)).tolist() == [2, 2] and not first.was_replayed
+    assert asnumpy(second(x)).tolist() == [1, 1] and not second.was_replayed
 
 
 def test_too_many_numbers():
