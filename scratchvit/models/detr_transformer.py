@@ -42,8 +42,8 @@ class MultiheadAttention(nn.Module):
     """Attention with heads of width d' = D / heads (§A.1). query (B, Q, D); key, value (B, S, D) → (B, Q, D).
 
     Positional embeddings are already added to query and key; if they are one Tensor, as in self-attention, it is
-    multiplied by W_q and W_k at once. visible: bool (…, 1 or Q, S), True where a key may be
-    attended to; None: everywhere.
+    multiplied by W_q and W_k at once. visible: bool (…, 1 or Q, S), True where a key may be attended to; None:
+    everywhere.
     """
 
     def __init__(self, dim: int, num_heads: int, dropout: float):

@@ -105,7 +105,7 @@ def add_layer_norm(
     bias: Array | None = None, eps: float = 1e-5, p: float = 0.0, generator: Generator | None = None,
 ):
     """layer_norm(x + dropout(added)): a residual connection with the norm after it (Vaswani et al. 2017, arXiv
-    1706.03762, §3.1). On a GPU it is one operation forward and two backward, instead of seven.
+    1706.03762, §3.1). On a GPU it is three operations, one forward and two backward, instead of six.
 
     x (..., *normalized_shape), floating-point; float16 is computed in float32.
     added: of the shape of x.

@@ -179,6 +179,7 @@ def normalise_sum(
         )
         if parts is not None:
             sum_parts(parts, dweight, dbias)
-        return dz if need[0] else None, dadded if draw else dz if need[1] else None, dweight, dbias
+        d_added = dadded if draw is not None else dz
+        return dz if need[0] else None, d_added if need[1] else None, dweight, dbias
 
     return y, backward
