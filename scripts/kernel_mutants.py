@@ -185,8 +185,8 @@ KERNEL_MUTANTS = [
         "(layer * images + image[t]) * N + n", "(layer * images) * N + n",
     ),
     _mutant(
-        "costs: the object after the last", "a wrong bound", "set_losses",
-        "if (i >= L * of_all * N) return;", "if (i >= L * of_all * N + N) return;",
+        "costs: the last pair", "a wrong bound", "set_losses",
+        "if (i >= L * of_all * N) return;", "if (i >= L * of_all * N - 1) return;",
     ),
     _mutant(
         "errors: no object counts as one", "a lost term", "set_losses", "if (c != none && (none", "if ((none",
