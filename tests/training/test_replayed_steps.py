@@ -182,6 +182,23 @@ def test_a_step_in_16_bits_casts_no_parameter(monkeypatch):
     assert len(casts) == 1 and [p.shadow(half).data.ptr for p in used] == places
 
 
+@pytest.mark.parametrize(("name", "more"), [("vit_tiny_patch16_224", 5), ("resnet18", 5)])
+def test_a_step_in_16_bits_launches_hardly_more_kernels(name, more):
+    """The images are cast, and the answers; no weight, and nothing between the layers."""
+    from fakegpu import device
+
+    launches = {}
+    for dtype in ("float32", "bfloat16"):
+        run = Run(name, False)
+        with sv.autocast(dtype):
+            for number in range(2):
+                run.learn(number)
+            before = device.counts()["launches"]
+            run.learn(2)
+        launches[dtype] = device.counts()["launches"] - before
+    assert launches["bfloat16"] <= launches["float32"] + more
+
+
 def test_a_step_in_which_the_shapes_change():
     eager, replayed = (Run("vit_tiny_patch16_224", replay) for replay in (False, True))
     for number in range(12):
