@@ -174,7 +174,8 @@ MUTANTS = [
     # --- convolution, pooling, resizing
     Mutant(
         "conv2d: dbias of the first image", "a wrong axis", "ops/conv.py",
-        "return total(dy, (0, *range(2, dy.ndim)))", "return total(dy, tuple(range(2, dy.ndim)))[0]", OPS,
+        "return total(dy, (0, *range(2, dy.ndim)), dtype=dtype)",
+        "return total(dy, tuple(range(2, dy.ndim)), dtype=dtype)[0]", OPS,
     ),
     Mutant(
         "sliding windows: strides of the axes swapped", "a wrong axis", "kernels/sliding.py",
@@ -293,10 +294,10 @@ MUTANTS = [
     ),
     Mutant(
         "DETR's criterion: no-object counts like an object", "a wrong divisor", "detection/criterion.py",
-        "float(self._class_weights[classes].sum()) or 1.0", "float(classes.size) or 1.0", CRITERION,
+        "matched + self.eos_coef * others or 1", "matched + others or 1", CRITERION,
     ),
     Mutant(
         "DETR's criterion: GIoU loss per pair, not per object", "a wrong divisor", "detection/criterion.py",
-        "num_boxes, num_boxes], dtype)", "num_boxes, max(1, (which[-1] >= 0).sum())], dtype)", CRITERION,
+        "num_boxes, num_boxes]", "num_boxes, max(1, pairs)]", CRITERION,
     ),
 ]

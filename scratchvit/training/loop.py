@@ -89,8 +89,8 @@ class TrainingLoop(Generic[TaskT_co]):
         try:
             self.folder.claim(config, resume)
             device = backend.use(config.device)
-            number = backend.gpu_number(config.device)
-            check_precision(config.precision, *((None,) if number is None else capability(device.xp, number)))
+            of_gpu = capability(device.xp, backend.gpu_number(config.device) or 0) if device.has_cuda else (None,)
+            check_precision(config.precision, *of_gpu)
             backend.keep_freed_memory()
             with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
                 self._build(restore=self.folder.last.exists())
