@@ -36,6 +36,7 @@ from scratchvit.detection.task import make_criterion  # noqa: E402
 from scratchvit.files import write_atomically  # noqa: E402
 from scratchvit.models.vit import pair  # noqa: E402
 from scratchvit.recording import replace_ops  # noqa: E402
+from scratchvit.replay import WARM_UP, Replay  # noqa: E402
 from scratchvit.signature import takes_need  # noqa: E402
 from scripts.bench import is_detector, random_objects  # noqa: E402
 
@@ -117,11 +118,13 @@ def main(argv: list[str] | None = None) -> int:
             counts.phase = phase
             step[phase]()
     device.trace(None)
-    host_ms = None if options.execute else median_ms(step)
-    report(counts, host_ms)
+    host_ms = None if options.execute else median_ms(lambda: run(step))
+    replayed_ms = None if options.execute else median_ms(replayed(step))
+    report(counts, host_ms, replayed_ms)
     if options.json:
         table = {
             "model": options.model, "batch": options.batch, "host_ms": host_ms,
+            "replayed_host_ms": replayed_ms,
             "operations": {phase: counts.operations(phase) for phase in PHASES},
             "calls": {" ".join(key): count for key, count in counts.calls.items()},
         }
@@ -142,7 +145,7 @@ def training_step(options: argparse.Namespace) -> Step:
         def loss_of() -> sv.Tensor:
             return criterion.total(criterion(model(x), targets))
     else:
-        y = rng.integers(config.num_classes, size=options.batch)
+        y = backend.asarray(rng.integers(config.num_classes, size=options.batch))
 
         def loss_of() -> sv.Tensor:
             return sv.ops.cross_entropy(model(x), y)
@@ -172,24 +175,36 @@ def run(step: Step) -> None:
         step[phase]()
 
 
-def median_ms(step: Step) -> float:
+def replayed(step: Step) -> Callable[[], Any]:
+    """The step, captured and then replayed by one launch, as `scratchvit train` does it (replay.py)."""
+    def failed(error: Exception) -> None:
+        raise error
+
+    replay = Replay(lambda: run(step), failed)
+    for _ in range(WARM_UP + 1):
+        replay()
+    return replay
+
+
+def median_ms(call: Callable[[], Any]) -> float:
     """The host's CPU time for a step."""
     times = []
     for _ in range(TIMED_STEPS):
         begin = time.process_time()
-        run(step)
+        call()
         times.append(1000 * (time.process_time() - begin))
     return statistics.median(times)
 
 
-def report(counts: Counts, host_ms: float | None) -> None:
+def report(counts: Counts, host_ms: float | None, replayed_ms: float | None) -> None:
     total = sum(map(counts.operations, PHASES))
     for phase in PHASES:
         calls = ", ".join(f"{what} {n}" for (of, what), n in counts.calls.most_common() if of == phase)
         print(f"{phase:<9} {counts.operations(phase):6} operations of the device: {calls}")
     print(f"{'total':<9} {total:6}; {len(counts.kernels)} kernels and products of different names")
     if host_ms is not None:
-        print(f"the host's time: {host_ms:.1f} ms, {1000 * host_ms / max(total, 1):.1f} µs for each")
+        print(f"the host's time: {host_ms:.1f} ms, {1000 * host_ms / max(total, 1):.1f} µs for each; "
+              f"of a replayed step {replayed_ms:.2f} ms")
     for phase in PHASES[:2]:
         print(f"{phase} by op: " + ", ".join(f"{op} {n}" for (of, op), n in counts.ops.most_common() if of == phase))
     print("by kernel: " + ", ".join(f"{name} {n}" for name, n in counts.kernels.most_common(24)))

@@ -88,9 +88,9 @@ class TrainingLoop(Generic[TaskT_co]):
         self.folder = RunFolder(Path(folder))
         try:
             self.folder.claim(config, resume)
-            device = backend.use(config.device)
-            of_gpu = capability(device.xp, backend.gpu_number(config.device) or 0) if device.has_cuda else (None,)
-            check_precision(config.precision, *of_gpu)
+            backend.use(config.device)
+            xp, number = backend.current().xp, backend.gpu_number(config.device) or 0
+            check_precision(config.precision, *(capability(xp, number) if backend.current().has_cuda else (None,)))
             backend.keep_freed_memory()
             with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
                 self._build(restore=self.folder.last.exists())

@@ -13,6 +13,8 @@ import scratchvit as sv
 from scratchvit import backend, optim
 from scratchvit.backend import Array
 from scratchvit.detection.config import DetectConfig
+from scratchvit.detection.criterion import Matched
+from scratchvit.detection.matcher import Objects
 from scratchvit.detection.task import make_criterion
 from scratchvit.models import model_config
 from scratchvit.models.vit import pair
@@ -74,6 +76,33 @@ def our_model(case: Case, small: bool) -> Any:
     return sv.create_model(case.model, **vars(case.config(small)))
 
 
+def our_step(
+    case: Case, small: bool, replayed: Callable[[Exception], None] | None = None
+) -> Callable[[], sv.Tensor]:
+    """A training step: zero_grad, forward, backward, AdamW. It gives the loss, and waits for the device only if it is a
+    detector's, which matches on the host.
+
+    replayed: the step is captured and replayed (replay.py), or this is called with what prevents it.
+    """
+    model = our_model(case, small)
+    optimizer = optim.AdamW(model.parameters(), **OF_ADAMW)
+
+    def learn(loss: sv.Tensor) -> sv.Tensor:
+        loss.backward()
+        optimizer.step()
+        return loss
+
+    if is_detector(model):
+        return detector_step(case, small, model, optimizer.zero_grad, learn, replayed)
+    loss_of, arrays = our_loss(case, small, model)
+
+    def step(*arrays: Array) -> sv.Tensor:
+        optimizer.zero_grad()
+        return learn(loss_of(*arrays))
+
+    return functools.partial(step if replayed is None else Replay(step, replayed), *arrays)
+
+
 def our_loss(case: Case, small: bool, model: Any) -> tuple[Callable[..., sv.Tensor], tuple[Array, ...]]:
     """The loss of a model of this case as a function of arrays, and the arrays, which are put on the device once."""
     images, labels = case.data(small)
@@ -84,22 +113,38 @@ def our_loss(case: Case, small: bool, model: Any) -> tuple[Callable[..., sv.Tens
     return lambda x, y: sv.ops.cross_entropy(model(x), y), (x, backend.asarray(labels))
 
 
-def our_step(
-    case: Case, small: bool, replayed: Callable[[Exception], None] | None = None
+def detector_step(
+    case: Case, small: bool, model: Any, zero_grad: Callable[[], None], learn: Callable[[sv.Tensor], sv.Tensor],
+    replayed: Callable[[Exception], None] | None,
 ) -> Callable[[], sv.Tensor]:
-    """A training step: zero_grad, forward, backward, AdamW. It gives the loss, and does not wait for it.
+    """`our_step` of a detector, in two halves with the matching between them: see detection/task.py."""
+    images, targets = case.data(small)
+    x, criterion = backend.asarray(images), make_criterion(DetectConfig(), model)
+    objects = Objects.of(targets, criterion.num_classes)
+    arrays = objects.arrays(x.dtype)
+    kept: list[Any] = []            # the predictions of this step
 
-    replayed: the step is captured and replayed (replay.py), or this is called with what prevents it.
-    """
-    model = our_model(case, small)
-    loss_of, arrays = our_loss(case, small, model)
-    optimizer = optim.AdamW(model.parameters(), **OF_ADAMW)
+    def forward(x: Array) -> tuple[Any, Array]:
+        zero_grad()
+        predictions = criterion.predictions([model(x)])
+        return predictions, criterion.costs(predictions, arrays)
 
-    def step(*arrays: Array) -> sv.Tensor:
-        optimizer.zero_grad()
-        loss = loss_of(*arrays)
-        loss.backward()
-        optimizer.step()
-        return loss
+    def rest(*matched: Array) -> sv.Tensor:
+        return learn(criterion.total(criterion.decoder_losses(kept[0], arrays, Matched(*matched))))
 
-    return functools.partial(step if replayed is None else Replay(step, replayed), *arrays)
+    first: Callable[..., tuple[Any, Array]] = forward
+    second: Callable[..., sv.Tensor] = rest
+    if replayed is not None:
+        first = Replay(forward, replayed)
+        second = Replay(rest, replayed, beside=first)
+        second.after = first
+
+    def step() -> sv.Tensor:
+        predictions, costs = first(x)
+        kept[:] = [predictions]
+        try:
+            return second(*criterion.matched(backend.asnumpy(costs), objects, criterion.num_boxes(objects)))
+        finally:
+            kept.clear()
+
+    return step

@@ -15,9 +15,10 @@ import scratchvit as sv
 from scratchvit import optim
 from scratchvit.kernels.sums import total
 from scratchvit.plain import plain_forms
+from scratchvit.precision import computing_in
 from scripts.gpu_parts.cases import CASES, OF_ADAMW, our_model
 from scripts.gpu_parts.part import Item, Row, Setting, not_run
-from scripts.gpu_parts.probes import accelerators, answer_of, matmul_precision
+from scripts.gpu_parts.probes import accelerators, answer_of
 from scripts.gpu_parts.timing import call_times
 
 Calls = dict[str, Callable[[], Any]]
@@ -146,7 +147,7 @@ def products(setting: Setting) -> Row:
     bench = Bench(setting)
 
     def ours(x: Any, w: Any, precision: str) -> Any:
-        with matmul_precision(precision):
+        with computing_in(precision.lower()):
             return sv.kernels.products.matmul(x, w.T)
 
     sizes = ((25_216, 192, 576), (25_216, 192, 768), (25_216, 768, 192), (12_608, 768, 2304), (12_608, 768, 3072),
@@ -203,7 +204,7 @@ def flash_attention(setting: Setting) -> Row:
     from scratchvit.kernels.cuda import flash
 
     def both(kernel: Callable[..., Any], arrays: list[Any], dy: Any) -> None:
-        with matmul_precision("TF32"):
+        with computing_in("tf32"):
             kernel(*arrays, None, None, None, 0.125)[1](dy, [True] * 4)
 
     for shape in setting.pick(((64, 12, 197, 64), (16, 12, 1024, 64)), ((1, 2, 17, 32),)):

@@ -18,7 +18,6 @@ T = TypeVar("T")
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 ROWS = "gpu.jsonl"                  # in the folder of results: a line for each item
-NOT_BUILT: Row = {"ok": None, "result": "not built: this version cannot do it yet", "built": False}
 
 
 @dataclass(frozen=True)

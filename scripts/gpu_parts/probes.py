@@ -16,6 +16,7 @@ import scipy.special
 
 import scratchvit as sv
 from scratchvit import backend, gpu
+from scratchvit.precision import computing_in
 from scratchvit.random import Generator
 from scripts.gpu_parts.part import Row, Setting, T, kernel_names, not_run
 from scripts.gpu_parts.tensor_cores import tensor_cores
@@ -91,7 +92,7 @@ def products(setting: Setting) -> Row:
         errors[way] = float(np.linalg.norm(used.to_host(product) - exact) / np.linalg.norm(exact))
 
     for precision in ("float32", "TF32"):
-        with matmul_precision(precision):
+        with computing_in(precision.lower()):
             note(precision, sv.kernels.products.matmul(x, y))
     for name in ("DEFAULT", "PEDANTIC") if setting.on_gpu else ():
         with compute_type(used.xp, name):
@@ -297,17 +298,6 @@ def compute_type(xp: Any, name: str) -> Iterator[None]:
         yield
     finally:
         linalg.set_compute_type(np.float32, before)
-
-
-@contextlib.contextmanager
-def matmul_precision(precision: str) -> Iterator[None]:
-    """Products of this package in "float32" or "TF32"."""
-    before = sv.matmul_precision()
-    try:
-        sv.set_matmul_precision(precision.lower())
-        yield
-    finally:
-        sv.set_matmul_precision(before)
 
 
 def _replays(xp: Any, work: Callable[[], Any], out: Any, expected: float) -> bool:

@@ -16,11 +16,11 @@ from scratchvit import backend, optim
 from scratchvit.costs.measured import peak_of
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.task import make_criterion
+from scratchvit.precision import computing_in
 from scratchvit.replay import WARM_UP
 from scripts.bench import random_objects
 from scripts.gpu_parts.cases import CASES, OF_ADAMW, Case, our_model, our_step
-from scripts.gpu_parts.part import NOT_BUILT, Item, Row, Setting, cannot_be_captured, not_run
-from scripts.gpu_parts.probes import matmul_precision
+from scripts.gpu_parts.part import Item, Row, Setting, cannot_be_captured, not_run
 from scripts.gpu_parts.timing import step_times
 
 STEPS, SECONDS = 50, 1.5            # of a measurement, at most
@@ -28,23 +28,22 @@ PRECISIONS = ("float32", "TF32", "bf16")
 COMPILED = ("ViT D192 L6, 32²", "ViT-Ti/16, 224²")      # also by torch.compile, which takes 25 s for each
 EAGER, REPLAY, PLAIN = "eager", "replay", "plain attention"
 COMPILE_MODES = ("default", "reduce-overhead")
-DETECTOR = "DETR-R18, 256²"         # whose matching reads the device in the middle of a step, so it is not replayed
 
 
 # --- ours -----------------------------------------------------------------------------------------------------------
 
 
 def ours(name: str, precision: str, way: str, setting: Setting) -> Row:
-    """A training step here. Products are in TF32 by `sv.set_matmul_precision`.
+    """A training step here, in a precision as `scratchvit train --precision` has it.
 
     way: EAGER or REPLAY. The peak of memory is that of an eager step, as a graph keeps its memory outside of the pool.
     """
     if not setting.on_gpu and (precision, way) != ("float32", EAGER):
-        return not_run("TF32 and graphs belong to GPUs")
+        return not_run("TF32, 16 bits and graphs belong to GPUs")
     device = setting.use()
     errors: list[Exception] = []
     peak = None
-    with matmul_precision(precision):
+    with computing_in(precision.lower()):
         step = our_step(CASES[name], setting.small, errors.append if way == REPLAY else None)
         if way == REPLAY:
             for _ in range(WARM_UP + 1):
@@ -62,11 +61,6 @@ def ours(name: str, precision: str, way: str, setting: Setting) -> Row:
     if setting.on_gpu:
         device.xp.get_default_memory_pool().free_all_blocks()
     return row_of("ours", name, precision, way, times, loss, peak)
-
-
-def not_built(name: str, precision: str, way: str, setting: Setting) -> Row:
-    """What `ours` cannot measure yet."""
-    return {**NOT_BUILT, "side": "ours", "case": name, "precision": precision, "way": way}
 
 
 def row_of(
@@ -226,11 +220,8 @@ def long_run(
 
 
 OURS: dict[str, Item] = {
-    f"{name}, {precision}, {way}": functools.partial(
-        not_built if precision == "bf16" or (name, way) == (DETECTOR, REPLAY) else ours, name, precision, way
-    )
+    f"{name}, {precision}, {way}": functools.partial(ours, name, precision, way)
     for name in CASES for precision in PRECISIONS for way in (EAGER, REPLAY)
-    if not (precision == "bf16" and way == REPLAY)
 }
 PYTORCH: dict[str, Item] = {
     **{f"{name}, {precision}": functools.partial(theirs, name, precision, EAGER)

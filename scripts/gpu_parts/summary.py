@@ -105,12 +105,8 @@ def found(rows: Sequence[Row], target: Target) -> Row | None:
 
 def missing(rows: Sequence[Row], target: Target, theirs: Row | None) -> str:
     """Why there is no ratio."""
-    not_built = any(
-        row.get("built") is False and (row["case"], row["precision"]) == (target.case, target.precision)
-        and target.way in (row["way"], FASTEST) for row in rows
-    )
     if not found(rows, target):
-        return "not built" if not_built else "not measured"
+        return "not measured"
     return "" if theirs else "PyTorch was not measured"
 
 
@@ -128,8 +124,6 @@ def steps(rows: Sequence[Row]) -> str:
             memory = "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:.2f}"
             lines.append(f"| {row['case']}, {row['side']} | {row['precision']} | {row['way']} | {row['ms']:.3f} | "
                          f"{row['host_ms']:.3f} | {memory} |")
-        elif row.get("built") is False:
-            lines.append(f"| {row['case']}, {row['side']} | {row['precision']} | {row['way']} | not built | | |")
     return "\n".join(["## Training steps", "", *lines, ""])
 
 

@@ -17,7 +17,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "count_device_ops.py"
     (680, "--model swin_tiny_patch4_window7_224 --batch 8"),
     (320, "--model resnet18 --batch 16"),
     (1200, "--model mvitv2_tiny --batch 8"),
-    (1330, "--model detr_resnet18 --img-size 128 --batch 2 --execute"),
+    (1000, "--model detr_resnet18 --img-size 128 --batch 2 --execute"),
 ], ids=["ViT, 6 layers", "ViT-Ti/16", "Swin-T", "ResNet-18", "MViTv2-T", "DETR-R18"])
 def test_operations_of_a_step(most, options, tmp_path):
     counts = counted(options, tmp_path)

@@ -42,8 +42,9 @@ struct Pair {
     __device__ Pair(const T* box, const T* b) {
         A theirs[2];
         for (int k = 0; k < 2; k++) {
-            lo[k] = box[k] - box[2 + k] * (A)0.5, hi[k] = box[k] + box[2 + k] * (A)0.5;
-            b_lo[k] = b[k] - b[2 + k] * (A)0.5, b_hi[k] = b[k] + b[2 + k] * (A)0.5;
+            A half = (A)box[2 + k] * (A)0.5, b_half = (A)b[2 + k] * (A)0.5;
+            lo[k] = (A)box[k] - half, hi[k] = (A)box[k] + half;
+            b_lo[k] = (A)b[k] - b_half, b_hi[k] = (A)b[k] + b_half;
             own[k] = side(lo[k], hi[k]);
             theirs[k] = side(b_lo[k], b_hi[k]);
             common[k] = side(fmax(lo[k], b_lo[k]), fmin(hi[k], b_hi[k]));
@@ -76,7 +77,7 @@ struct Pair {
 
 __device__ inline A l1(const T* box, const T* b) {
     A sum = 0;
-    for (int k = 0; k < 4; k++) sum += fabs((A)b[k] - box[k]);
+    for (int k = 0; k < 4; k++) sum += fabs((A)b[k] - (A)box[k]);
     return sum;
 }
 
@@ -89,7 +90,7 @@ extern "C" __global__ void matching_costs(const T* class_costs, const T* boxes, 
     size n = i % N, t = i / N % of_all, layer = i / (N * of_all);
     size query = (layer * images + image[t]) * N + n;
     const T *box = boxes + 4 * query, *b = objects + 4 * t;
-    costs[i] = (A)of_l1 * l1(box, b) + (A)of_class * class_costs[query * classes + labels[t]]
+    costs[i] = (A)of_l1 * l1(box, b) + (A)of_class * (A)class_costs[query * classes + labels[t]]
              - (A)of_giou * Pair(box, b).giou();
 }
 
@@ -110,7 +111,7 @@ extern "C" __global__ void box_losses(const T* boxes, const T* objects, const si
         if (i < half)
             for (int k = 0; k < 2; k++) sums[k][i] += sums[k][i + half];
     }
-    if (i < 2) losses[i * L + layer] = sums[i][0];
+    if (i < 2) losses[i * L + layer] = (A)sums[i][0];
 }
 
 // dboxes (L, Q, 4), from dy (2, L).
@@ -121,10 +122,10 @@ extern "C" __global__ void box_losses_backward(const T* boxes, const T* objects,
     A d[4] = {0, 0, 0, 0};
     if (which[query] >= 0) {
         const T *box = boxes + 4 * query, *b = objects + 4 * which[query];
-        A dl1 = dy[query / Q], dgiou = -dy[L + query / Q];
+        A dl1 = dy[query / Q], dgiou = -(A)dy[L + query / Q];
         Pair(box, b).gradient(d);
         for (int k = 0; k < 4; k++) {
-            A difference = (A)box[k] - b[k];
+            A difference = (A)box[k] - (A)b[k];
             d[k] = dl1 * ((difference > 0) - (difference < 0)) + dgiou * d[k];
         }
     }
@@ -143,11 +144,12 @@ extern "C" __global__ void set_errors(const T* logits, const size* classes, cons
         size label = classes[place * N + n];
         bool matched = label < labels;
         // The first of the largest logits is the prediction: one before the label's may not be as large.
-        A threshold = none < 0 ? 0 : z[none], of_label = matched ? z[label] : 0;
+        A threshold = none < 0 ? 0 : (A)z[none], of_label = matched ? (A)z[label] : 0;
         A is_object = 0, is_wrong = 0;
         for (size c = lane; c < C; c += 32) {
-            if (c != none && (none < 0 ? z[c] > threshold : z[c] >= threshold)) is_object = 1;
-            if (matched && (z[c] > of_label || (z[c] == of_label && c < label))) is_wrong = 1;
+            A logit = z[c];
+            if (c != none && (none < 0 ? logit > threshold : logit >= threshold)) is_object = 1;
+            if (matched && (logit > of_label || (logit == of_label && c < label))) is_wrong = 1;
         }
         objects += warp_max(is_object) > 0;
         wrong += warp_max(is_wrong) > 0;
@@ -157,8 +159,8 @@ extern "C" __global__ void set_errors(const T* logits, const size* classes, cons
     if (threadIdx.x > 0) return;
     for (int other = 1; other < 8; other++) objects += found[other][0], wrong += found[other][1];
     size count = counts[place % images];
-    errors[place] = objects > count ? objects - count : count - objects;
-    errors[gridDim.x + place] = wrong;
+    errors[place] = (A)(objects > count ? objects - count : count - objects);
+    errors[gridDim.x + place] = (A)wrong;
 }
 """
 

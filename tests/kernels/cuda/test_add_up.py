@@ -29,7 +29,11 @@ def test_what_the_kernel_does_not_take():
     x = asarray(np.ones((4, 3), np.float32))
     assert add_up([x, asarray(np.ones((3, 4), np.float32)).T], None) is None
     assert add_up([x, x.astype(np.float64)], None) is None
-    assert add_up([x.astype(np.float16)] * 2, None) is None
+
+
+def test_numbers_of_16_bits_are_rounded_once():
+    x, one = asarray(np.full(7, 2048, np.float16)), asarray(np.ones(7, np.float16))
+    assert asnumpy(add_up([x, one, one], None)).tolist() == [2050] * 7      # 2048 + 1 is 2048 in float16
 
 
 # Two are added in place, by CuPy; of 17, the last one to the sum of the others.
