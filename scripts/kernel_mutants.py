@@ -1,7 +1,8 @@
 """Small errors in the CUDA text of scratchvit/kernels/cuda, which the tests on tests/fakegpu have to catch.
 
 A missing barrier, a wrong bound, an exchanged index, a lost term: what a kernel can be wrong in without a word. Those
-of kernels for many arrays at once are in update_mutants.py, those that concern arrays of 16 bits in half_mutants.py.
+of kernels for many arrays at once are in update_mutants.py, those that concern arrays of 16 bits in half_mutants.py,
+those of attention by tensor cores in flash_mutants.py.
 """
 
 from mutants import kernel_mutant as _mutant
@@ -170,7 +171,7 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "box losses: the gradients of L1 and GIoU exchanged", "an exchanged index", "set_losses",
-        "dl1 = dy[query / Q], dgiou = -dy[L + query / Q]", "dl1 = dy[L + query / Q], dgiou = -dy[query / Q]",
+        "dl1 = dy[query / Q], dgiou = -(A)dy[L + query / Q]", "dl1 = dy[L + query / Q], dgiou = -(A)dy[query / Q]",
     ),
     _mutant(
         "GIoU: the derivative by the box around", "a lost term", "set_losses",
@@ -193,7 +194,7 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "errors: of equal logits the last counts", "an exchanged index", "set_losses",
-        "z[c] == of_label && c < label", "z[c] == of_label && c > label",
+        "logit == of_label && c < label", "logit == of_label && c > label",
     ),
     _mutant(
         "errors: added before all warps are there", "a missing barrier", "set_losses",
@@ -349,98 +350,6 @@ KERNEL_MUTANTS = [
     _mutant("attention: dS without Σ P dP", "a lost term", "attention", "p[j] * (dp[j] - sum)", "p[j] * dp[j]"),
     _mutant(
         "attention: dP of what was dropped", "a lost term", "attention", "            dp[j] *= kept;\n", "",
-    ),
-    # --- mma.py
-    _mutant(
-        "mma: rows r + 8 of A for columns further on", "an exchanged index", "mma",
-        "{upper.at[0], lower.at[0], upper.at[1], lower.at[1]}", "{upper.at[0], upper.at[1], lower.at[0], lower.at[1]}",
-    ),
-    _mutant(
-        "mma: rows and columns of B exchanged", "an exchanged index", "mma",
-        "x += lane_column() * pitch + lane_row();", "x += lane_row() * pitch + lane_column();",
-    ),
-    _mutant(
-        "mma: half of what a lane has of a row", "a wrong bound", "mma", "{word(x), word(x + 8)}",
-        "{word(x), word(x + 4)}",
-    ),
-    _mutant(
-        "mma: C for A, number by number", "an exchanged index", "mma",
-        "{to_tf32(c->at[0]), to_tf32(c->at[2]), to_tf32(c->at[1])", "{to_tf32(c->at[0]), to_tf32(c->at[1]), "
-        "to_tf32(c->at[2])",
-    ),
-    # --- flash_tiles.py, flash.py, flash_backward.py
-    _mutant(
-        "flash: images and heads exchanged", "an exchanged index", "flash_tiles",
-        "x.at + b * x.b + h * x.h", "x.at + h * x.b + b * x.h", "flash",
-    ),
-    _mutant(
-        "flash: a mask of the image instead of the head", "an exchanged index", "flash_tiles",
-        "of.mask + b * of.mask_b + h * of.mask_h", "of.mask + h * of.mask_b + b * of.mask_h", "flash",
-    ),
-    _mutant(
-        "flash: a bias of the key instead of the query", "an exchanged index", "flash_tiles",
-        "bias[n * of.bias_n + m * of.bias_m]", "bias[m * of.bias_n + n * of.bias_m]", "flash",
-    ),
-    _mutant(
-        "flash: the key after the last", "a wrong bound", "flash_tiles", "m >= of.M ||", "m > of.M ||", "flash",
-    ),
-    _mutant(
-        "flash: rows after the last are read", "a wrong bound", "flash_tiles",
-        "from + row < rows && column < place.of.d", "column < place.of.d", "flash",
-    ),
-    _mutant(
-        "flash: columns after the last are read", "a wrong bound", "flash_tiles",
-        "from + row < rows && column < place.of.d", "from + row < rows", "flash",
-    ),
-    _mutant(
-        "flash: TF32 cut off", "a lost term", "flash_tiles", "to_tf32(__uint_as_float(numbers.x))", "numbers.x",
-        "flash",
-    ),
-    _mutant(
-        "flash: the largest of two lanes of four", "a lost term", "flash_tiles",
-        "return fmaxf(x, __shfl_xor_sync(ALL_LANES, x, 2));", "return x;", "flash",
-    ),
-    _mutant(
-        "flash: another image's mask of dropout", "an exchanged index", "flash_tiles",
-        "(first_query + n) * of.M + m", "n * of.M + m", "flash",
-    ),
-    _mutant("flash: the sum is not rescaled", "a lost term", "flash", "    l *= rescale;\n", ""),
-    _mutant("flash: the value is not rescaled", "a lost term", "flash", "        y[i].at[2 * r] *= rescale;\n", ""),
-    _mutant(
-        "flash: the largest finite number is 0", "a wrong bound", "flash", "{LOWEST_FLOAT, LOWEST_FLOAT}", "{0, 0}",
-    ),
-    _mutant(
-        "flash: rows without a key are NaN", "a lost case", "flash", "r, sum == 0 ? 0 : 1 / sum", "r, 1 / sum",
-    ),
-    _mutant(
-        "flash: tiles read before they are there", "a missing barrier", "flash",
-        "        __syncthreads();\n        if (place.first >=", "        if (place.first >=",
-    ),
-    _mutant(
-        "flash: tiles written before all have read those before", "a missing barrier", "flash",
-        "        __syncthreads(); // until all have read the tiles before\n", "",
-    ),
-    _mutant(
-        "flash: own rows read before they are there", "a missing barrier", "flash_tiles",
-        "    __syncthreads();\n    #pragma unroll", "    #pragma unroll", "flash",
-    ),
-    _mutant(
-        "flash: a bias although its gradient may be wanted", "a lost case", "flash",
-        "and (bias is None or not is_recording())", "",
-    ),
-    _mutant("flash: dS without Σ y dy", "a lost term", "flash_backward", "ds * kept - dot", "ds * kept", "flash"),
-    _mutant("flash: dP of what was dropped", "a lost term", "flash_backward", "ds * kept - dot", "ds - dot", "flash"),
-    _mutant(
-        "flash: dk without the scale", "a lost factor", "flash_backward", "dk_sums, r, of.scale", "dk_sums, r, 1",
-        "flash",
-    ),
-    _mutant(
-        "flash: queries of the next tile, sums of this one", "a missing barrier", "flash_backward",
-        "        __syncthreads();\n        if (place.first >= of.M)", "        if (place.first >= of.M)", "flash",
-    ),
-    _mutant(
-        "flash: P beyond the last query", "a wrong bound", "flash_backward",
-        "n < of.N ? logs[place.first_query + n] : INFINITY", "logs[place.first_query + n]", "flash",
     ),
     # --- draws.py, dropout.py
     _mutant("draws: keys on the device are not read", "a lost case", "draws", "if (keys) {", "if (false) {", "dropout"),

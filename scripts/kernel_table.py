@@ -54,8 +54,8 @@ def main(argv: list[str] | None = None) -> int:
         "# What the CUDA kernels need",
         "",
         "Registers of a thread; over these architectures, the largest number of bytes of static shared memory of a",
-        f"block, and of registers that a thread had to spill to memory. Made by NVRTC {version},",
-        f"{datetime.date.today()}:",
+        "block, and of registers that a thread had to spill to memory. A dash: it is not compiled for it. Made by",
+        f"NVRTC {version}, {datetime.date.today()}:",
         "`tests/fakegpu/run python scripts/kernel_table.py --out docs/testing/cuda_kernels.md`.",
         "",
     ]

@@ -25,13 +25,14 @@ that of one warp, in one order: the same bits in every run. Backward is in flash
 flash_tiles.py.
 
 Rounded to the type of q are, for their products, q, k, v and P l; all else is in float32. So arrays of float32 are
-taken with `set_matmul_precision("tf32")` only: tensor cores do not multiply float32.
+taken with `set_matmul_precision("tf32")` only: tensor cores do not multiply float32. Sums over keys have more than the
+64 numbers that other kernels add up in a thread; what float32 loses there is little beside a P of 11 bits.
 
 A bias has no gradient here, since that is a sum of dS, a whole matrix. That one is wanted is known in backward only, so
 while ops are recorded, attention with a bias goes by attention.py. Then no score is as large as the -10⁹ of a bias that
 serves as a mask, in whose sum with log l, rounding would lose log l: one number for every query is enough, m + log l.
 
-No device has run this yet: that it is right is known of tests/fakegpu, that it is fast of nothing.
+No device has run this yet. On tests/fakegpu it is right; that it is fast is unproven.
 """
 
 from __future__ import annotations
