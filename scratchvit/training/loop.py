@@ -43,7 +43,7 @@ from scratchvit.training.events import EventFile
 from scratchvit.training.folder import RunFolder, data_of_run, resuming
 from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
 from scratchvit.training.log import epoch_line, gpu_peak
-from scratchvit.training.step import InHalves, LearningStep, NoLoss, NotFinite
+from scratchvit.training.step import Compute, InHalves, LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
 
@@ -89,8 +89,8 @@ class TrainingLoop(Generic[TaskT_co]):
         try:
             self.folder.claim(config, resume)
             backend.use(config.device)
-            xp, number = backend.current().xp, backend.gpu_number(config.device) or 0
-            check_precision(config.precision, *(capability(xp, number) if backend.current().has_cuda else (None,)))
+            device, number = backend.current(), backend.gpu_number(config.device) or 0
+            check_precision(config.precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
             backend.keep_freed_memory()
             with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
                 self._build(restore=self.folder.last.exists())
@@ -232,11 +232,12 @@ class TrainingLoop(Generic[TaskT_co]):
                 return self.task.loss_of_part(self.model, batch, part, self.step)
             return self.task.loss(self.model, batch, inputs, self.step)
 
-        halves = InHalves(
-            functools.partial(self.task.forward_of, self.model), functools.partial(self.task.match, batch),
-            functools.partial(self.task.loss_of, self.model),
-        )
-        loss = halves if arrays and self.task.in_halves else compute
+        loss: Compute | InHalves = compute
+        if arrays and self.task.in_halves:
+            loss = InHalves(
+                functools.partial(self.task.forward_of, self.model), functools.partial(self.task.match, batch),
+                functools.partial(self.task.loss_of, self.model),
+            )
         with self._what_ends_it_explained():
             try:
                 self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs)

@@ -7,10 +7,11 @@ from scratchvit.kernels.cuda import modules
 
 ARCHITECTURES = nvrtc.ARCHITECTURES.split(",")
 
-# cuBLAS multiplies bfloat16 from compute capability 8.0 on.
+# The types of 16 bits for the oldest and the newest GPUs that have them: cuBLAS multiplies bfloat16 from 8.0 on.
+OF_16_BITS = {"e": (ARCHITECTURES[0], ARCHITECTURES[-1]), "E": ("sm_80", ARCHITECTURES[-1])}
 CASES = [
-    (arch, module, char) for arch in ARCHITECTURES for module, char in modules.variants()
-    if module not in modules.FLASH and (arch != "sm_70" or char != "E")
+    (arch, module, char) for module, char in modules.variants() if module not in modules.FLASH
+    for arch in OF_16_BITS.get(char, ARCHITECTURES)
 ]
 
 
