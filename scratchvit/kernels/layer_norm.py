@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
+
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import layer_norm as on_gpu
@@ -85,8 +87,13 @@ def normalise_sum(
 ):
     """Value and backward of layer norm of x + added, both (N, D), with dropout of `added` by a draw: see ops/norm.py.
 
-    On a GPU one launch; on the CPU an operation after the other.
+    On a GPU one launch; on the CPU an operation after the other. If one of x and added is of 16 bits, both are rounded
+    to them.
     """
+    if x.dtype != added.dtype:
+        halves = [array.dtype for array in (x, added) if is_half(array)]
+        dtype = halves[0] if halves else np.promote_types(x.dtype, added.dtype)
+        x, added = x.astype(dtype, copy=False), added.astype(dtype, copy=False)
     if cuda.takes(x) and on_gpu.fits(x):
         return on_gpu.normalise_sum(x, added, draw, weight, bias, eps)
     dropped, dropped_backward = (added, lambda dz: dz) if draw is None else drop_entries(added, draw)

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from scratchvit import Tensor, ops
-from scratchvit.backend import asarray
+from scratchvit.backend import asarray, asnumpy
+from scratchvit.kernels.layer_norm import normalise_sum
 from scratchvit.random import Generator
 from tests.support import cuda_kernels
 from tests.support.margins import agree
@@ -29,6 +30,21 @@ def test_the_norm_of_a_sum(N, D, dtype, p):
         lambda x, y, w, b: ops.add_layer_norm(x, y, D, w, b, p=p, generator=Generator(moved(7))),
         [(N, D), (N, D), (D,), (D,)], dtype,
     )
+
+
+@pytest.mark.parametrize("dtypes", [("f", "e"), ("e", "f"), ("f", "d"), ("d", "f")], ids="".join)
+def test_a_sum_of_arrays_of_two_dtypes(dtypes):
+    """16 bits beside float32, as of a DETR's first queries inside autocast, and float32 beside float64."""
+    rng = seeded(0)
+    x, added = (asarray(rng.standard_normal((5, 9)).astype(char)) for char in dtypes)
+    y, backward = normalise_sum(x, added, None, None, None, 1e-5)
+    dtype = np.dtype(next((char for char in dtypes if char != "f"), "f"))
+    same, backward_of_same = normalise_sum(x.astype(dtype), added.astype(dtype), None, None, None, 1e-5)
+    assert y.dtype == dtype and asnumpy(y).tobytes() == asnumpy(same).tobytes()
+    need = [True, True, False, False]
+    for gradient, expected in zip(backward(y, need), backward_of_same(y, need)):
+        assert (gradient is None) == (expected is None)
+        assert gradient is None or asnumpy(gradient).tobytes() == asnumpy(expected).tobytes()
 
 
 def test_a_sum_of_arrays_that_are_not_contiguous():
