@@ -32,7 +32,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from scratchvit.backend import Array, backend_of, is_array
+from scratchvit.backend import CPU, Array, backend_of, is_array
 from scratchvit.dtypes import is_float
 from scratchvit.errors import WrongValue
 from scratchvit.facts import Facts
@@ -145,7 +145,8 @@ class Narrowed(NamedTuple):
         return called
 
     def _stored(self, value: Array) -> Array:
-        return value if self.moves or not self.is_half(value) else stored(value, self.half, in_place=True)
+        is_rounded = self.moves and backend_of(value) is CPU    # elsewhere, promotion may have made float32 of it
+        return stored(value, self.half, in_place=True) if self.is_half(value) and not is_rounded else value
 
     def _arrived(self, dy: Array | None) -> Array | None:
         """The gradient of a value, as the op's backward takes it."""
