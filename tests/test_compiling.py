@@ -95,12 +95,13 @@ def test_our_own_kernels_have_a_bar_since_their_number_is_known(monkeypatch, cap
     compiled = []
     monkeypatch.setattr(modules, "compile_module", lambda name, dtype: compiled.append(name))
     compile_ours()
-    assert compiled == list(modules.MODULES) and capsys.readouterr().err == ""      # no terminal, no bar
+    called = [name for name in modules.MODULES if not name.startswith("flash")]     # not those of TF32 and 16 bits
+    assert compiled == called and capsys.readouterr().err == ""      # no terminal, no bar
     monkeypatch.setattr("sys.stderr", stream := Terminal())
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setattr(modules, "compile_module", lambda name, dtype: time.sleep(0.12))    # tqdm draws every 0.1 s
     compile_ours()
-    total = len(modules.MODULES)
+    total = len(called)
     assert "our kernels:   0%|" in stream.getvalue() and f"{total - 1}/{total} " in stream.getvalue()
 
 
