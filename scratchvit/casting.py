@@ -37,7 +37,7 @@ from scratchvit.dtypes import is_float
 from scratchvit.errors import WrongValue
 from scratchvit.facts import Facts
 from scratchvit.plain import is_plain
-from scratchvit.precision import Half
+from scratchvit.precision import Half, is_half
 from scratchvit.rounding import stored
 from scratchvit.signature import Slot, inputs_of, takes_need, with_inputs
 
@@ -52,7 +52,7 @@ def rule_of(op: str, takes: str, autocast: str | None) -> str:
     return autocast or RULE_OF[takes]
 
 
-def is_half(x: Any, half: Half) -> bool:
+def holds(x: Any, half: Half) -> bool:
     """Whether a Tensor or an array holds 16-bit values of this type."""
     return x.dtype.char == half.char or getattr(x, "_half", None) is half
 
@@ -83,20 +83,21 @@ def narrow(
     is_double = any(getattr(x, "dtype", None) == np.float64 and x.ndim for x in regular)
     if not floats or (is_double and rule != "loss"):
         return None
-    if rule != "casts" and not any(is_half(x, half) for x in floats):
+    if rule != "casts" and not any(holds(x, half) for x in floats):
         return None
+
     def cast(slot: Slot, x: Any) -> Any:
         if not hasattr(x, "dtype") or not is_float(x.dtype):
             return x
         array = array_of(x)
         if rule == "loss" and slot.any_dtype:       # a target
             return array.astype(np.float32, copy=False)
-        if rule in ("casts", "follows") and not is_half(x, half):
+        if rule in ("casts", "follows") and not holds(x, half):
             array = x.shadow(half) if hasattr(x, "shadow") else stored(array, half)
         return array
 
     def in_float32(slot: Slot, x: Any) -> Any:
-        return x.astype(np.float32) if hasattr(x, "dtype") and x.dtype.char in "eE" else x
+        return x.astype(np.float32) if is_half(x) else x
 
     call = with_inputs(slots, args, kwargs, cast)
     moves = rule == "follows" and facts is not None and facts.exact
@@ -105,7 +106,7 @@ def narrow(
         by_kernels = half_on_gpu(*call[0], **call[1])
     if not (moves or by_kernels):
         call = with_inputs(slots, *call, in_float32)
-    given = [(x.dtype, is_half(x, half)) if hasattr(x, "dtype") else None for x in inputs]
+    given = [(x.dtype, holds(x, half)) if hasattr(x, "dtype") else None for x in inputs]
     return Narrowed(*call, rule, half, moves, bool(by_kernels), given)
 
 

@@ -83,6 +83,11 @@ class Half:
 HALVES = {half.name: half for half in (Half("bfloat16", "E"), Half("float16", "e"))}
 
 
+def is_half(x: Any) -> bool:
+    """Whether x is an array of 16-bit floating-point numbers."""
+    return hasattr(x, "dtype") and x.dtype.char in "eE"
+
+
 @contextlib.contextmanager
 def autocast(dtype: str) -> Iterator[None]:
     """Context manager and decorator in which ops store 16-bit numbers: "bfloat16" or "float16".
@@ -103,7 +108,7 @@ def autocast(dtype: str) -> Iterator[None]:
 
 def gradient_dtype(weight: Any) -> Any:
     """The dtype of the gradient of a product's weight: inside `autocast` that of its master, float32."""
-    is_shadow = mode.get().half is not None and weight.dtype.char in "eE"
+    is_shadow = mode.get().half is not None and is_half(weight)
     return np.dtype(np.float32) if is_shadow else weight.dtype
 
 

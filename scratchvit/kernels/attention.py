@@ -29,11 +29,12 @@ from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import attention as on_gpu
 from scratchvit.kernels.cuda import flash
 from scratchvit.kernels.dropout import drop
-from scratchvit.kernels.in_float32 import in_float32, is_half
+from scratchvit.kernels.in_float32 import in_float32
 from scratchvit.kernels.parts import empty_parts
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.row_sums import column_of_ones, sum_rows
 from scratchvit.kernels.sums import in_pairs, unbroadcast
+from scratchvit.precision import is_half
 from scratchvit.random import Draw
 from scratchvit.threads import parallel_rows
 
@@ -50,8 +51,7 @@ def attention_over_rows(
     if on_gpu.takes(q, k):
         return on_gpu.attention_over_rows(q, k, v, bias, mask, draw, scale)
     if is_half(q):
-        halves = 4 if bias is not None and is_half(bias) else 3
-        return in_float32(attention_over_rows, q, k, v, bias, mask, draw, scale, halves=halves)
+        return in_float32(attention_over_rows, q, k, v, bias, mask, draw, scale)
     xp = array_module(q)
     scores_shape = (*q.shape[:-1], k.shape[-2])
     scores_bytes = math.prod(scores_shape) * q.itemsize

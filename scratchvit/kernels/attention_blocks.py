@@ -24,9 +24,10 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import flash
-from scratchvit.kernels.in_float32 import in_float32, is_half
+from scratchvit.kernels.in_float32 import in_float32
 from scratchvit.kernels.products import matmul
 from scratchvit.kernels.sums import unbroadcast
+from scratchvit.precision import is_half
 from scratchvit.random import Draw
 from scratchvit.threads import deal
 
@@ -45,8 +46,7 @@ def attention_in_blocks(
     if flash.takes(q, k, v, bias):
         return flash.attention(q, k, v, bias, mask, draw, scale)
     if is_half(q):
-        halves = 4 if bias is not None and is_half(bias) else 3
-        return in_float32(attention_in_blocks, q, k, v, bias, mask, draw, scale, halves=halves)
+        return in_float32(attention_in_blocks, q, k, v, bias, mask, draw, scale)
     xp = array_module(q)
     leading, N, M = q.shape[:-2], q.shape[-2], k.shape[-2]
     lowest = float(xp.finfo(q.dtype).min)

@@ -19,9 +19,10 @@ import numpy as np
 
 from scratchvit.backend import CPU, Array, array_module, backend_of
 from scratchvit.kernels.cuda import batch_norm as on_gpu
-from scratchvit.kernels.in_float32 import in_float32, is_half
+from scratchvit.kernels.in_float32 import in_float32
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
+from scratchvit.precision import is_half
 from scratchvit.threads import PARALLEL_BYTES, deal
 
 CHANNEL_BYTES = 512 << 10       # size of a block of channels

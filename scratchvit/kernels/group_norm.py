@@ -16,10 +16,11 @@ import math
 from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import group_norm as on_gpu
-from scratchvit.kernels.in_float32 import in_float32, is_half
+from scratchvit.kernels.in_float32 import in_float32
 from scratchvit.kernels.layer_norm import ROW_BYTES, reciprocal_deviation
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_rows
 from scratchvit.kernels.sums import total
+from scratchvit.precision import is_half
 from scratchvit.threads import parallel_rows
 
 

@@ -3,29 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
 
 from scratchvit.backend import Array
-
-
-def is_half(x: Array) -> bool:
-    """Whether x is an array of 16-bit floating-point numbers."""
-    return x.dtype.char in "eE"         # E is ml_dtypes' bfloat16
+from scratchvit.precision import is_half
 
 
 def in_float32(
-    compute: Callable[..., tuple[Array, Callable[..., Any]]], *arguments: Any, halves: int = 1
+    compute: Callable[..., tuple[Array, Callable[..., Any]]], *arguments: Any
 ) -> tuple[Array, Callable[..., Any]]:
-    """Value and backward of compute(*arguments), of which the first `halves` are arrays of 16 bits: the value and their
-    gradients are rounded, the other gradients are not."""
-    rounded = arguments[:halves]
-    y, backward = compute(*(x.astype(np.float32) for x in rounded), *arguments[halves:])
+    """Value and backward of compute(*arguments), of which at least the first is an array of 16 bits: the value and the
+    gradients of such arrays, up to the first argument that is none, are rounded; the other gradients are not."""
+    halves = [*takewhile(is_half, arguments)]
+    y, backward = compute(*(x.astype(np.float32) for x in halves), *arguments[len(halves):])
 
     def rounded_backward(dy: Array, need: Any) -> tuple[Array | None, ...]:
         gradients = backward(dy.astype(np.float32), need)
-        first = (None if g is None else g.astype(x.dtype) for g, x in zip(gradients, rounded))
-        return *first, *gradients[halves:]
+        first = (None if g is None else g.astype(x.dtype) for g, x in zip(gradients, halves))
+        return *first, *gradients[len(halves):]
 
-    return y.astype(rounded[0].dtype), rounded_backward
+    return y.astype(halves[0].dtype), rounded_backward

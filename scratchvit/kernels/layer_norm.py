@@ -21,9 +21,10 @@ from scratchvit.backend import Array, array_module
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda import layer_norm as on_gpu
 from scratchvit.kernels.dropout import drop_entries
-from scratchvit.kernels.in_float32 import in_float32, is_half
+from scratchvit.kernels.in_float32 import in_float32
 from scratchvit.kernels.row_sums import column_of_ones, dot_rows, sum_columns, sum_rows
 from scratchvit.kernels.sums import in_pairs
+from scratchvit.precision import is_half
 from scratchvit.random import Draw
 from scratchvit.threads import parallel_rows
 

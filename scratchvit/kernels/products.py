@@ -43,10 +43,13 @@ def matmul(x: Array, y: Array, out: Array | None = None, dtype: Any = None) -> A
     dtype: of the new array, float32 for matrices of 16 bits, whose products are not rounded then. Raises ValueError as
     `numpy.matmul` does.
     """
-    if backend_of(x) is not CPU:
-        return _on_gpu(x, y, out, dtype)
+    on_cpu = backend_of(x) is CPU
+    if not on_cpu and blas.takes(x, y):
+        return blas.matmul(x, y, out, dtype=dtype)
     if dtype is not None:
         x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+    if not on_cpu:
+        return _by_cupy(x, y, out)
     if inside_block() or is_plain():
         return np.matmul(x, y, out=out)
     if min(x.ndim, y.ndim) < 2 or x.shape[-1] != y.shape[-2]:
@@ -147,12 +150,8 @@ def _stacks(x: Array, y: Array, out: Array) -> None:
     deal(lambda x, y, out: np.matmul(x, y, out=out), parts, out.size * x.shape[-1] > PARALLEL)
 
 
-def _on_gpu(x: Array, y: Array, out: Array | None, dtype: Any = None) -> Array:
-    """x @ y, at most STACK products at a time."""
-    if blas.takes(x, y):
-        return blas.matmul(x, y, out, dtype=dtype)
-    if dtype is not None:
-        x, y = x.astype(dtype, copy=False), y.astype(dtype, copy=False)
+def _by_cupy(x: Array, y: Array, out: Array | None) -> Array:
+    """x @ y by CuPy's own product, at most STACK products at a time."""
     xp = array_module(x)
     if max(x.ndim, y.ndim) <= 2 or min(x.ndim, y.ndim) < 2:
         return xp.matmul(x, y, out=out)
@@ -163,7 +162,7 @@ def _on_gpu(x: Array, y: Array, out: Array | None, dtype: Any = None) -> Array:
         out = xp.empty((*leading, x.shape[-2], y.shape[-1]), dtype=xp.result_type(x, y))
     axis, length = _longest_leading(out)
     for of in _slices(length, min(length, math.ceil(math.prod(leading) / STACK))):
-        _on_gpu(*_parts_of_stacks((x, y, out), axis, of))
+        _by_cupy(*_parts_of_stacks((x, y, out), axis, of))
     return out
 
 

@@ -23,8 +23,8 @@ import numpy as np
 from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.kernels import cuda
 from scratchvit.kernels.cuda.column_sums import sum_columns
-from scratchvit.kernels.in_float32 import is_half
 from scratchvit.plain import is_plain
+from scratchvit.precision import is_half
 from scratchvit.threads import parallel_rows
 
 SHORT = 32          # sums of at most this many numbers are accurate enough in any order

@@ -37,7 +37,6 @@ class _Slot:
             self.moments = [array_module(p.data).zeros(p.size, dtype=p.dtype) for _ in range(moments)]
         return p.data, p.grad, *self.moments
 
-
     def shadow(self) -> Shadow | None:
         """The shadow of the parameter that the step writes too (shadow.py), or None."""
         shadows = getattr(self.parameter, "shadows", None)
@@ -120,7 +119,6 @@ class Optimizer:
             for slot in slots
         ]
         first = [slots[groups.index(group)] for group in range(len(alike))]
-
         shadows = [slot.shadow() for slot in slots]
 
         def count() -> None:

@@ -46,7 +46,7 @@ from scratchvit.kernels.cuda import flash_backward
 from scratchvit.kernels.cuda.flash_tiles import Problem, in_rows
 from scratchvit.kernels.cuda.modules import FLASH, least_capability
 from scratchvit.plain import is_plain
-from scratchvit.precision import matmul_precision
+from scratchvit.precision import is_half, matmul_precision
 from scratchvit.random import Draw
 from scratchvit.recording import is_recording
 
@@ -133,7 +133,7 @@ def takes(q: Array, k: Array, v: Array, bias: Array | None) -> bool:
     d = q.shape[-1]
     return (
         backend_of(q).has_cuda and not is_plain()
-        and (q.dtype.char in "eE" or (q.dtype.char == "f" and matmul_precision() == "tf32"))
+        and (is_half(q) or (q.dtype.char == "f" and matmul_precision() == "tf32"))
         and q.ndim in (3, 4) and k.shape == v.shape and q.dtype == k.dtype == v.dtype
         and d % 8 == 0 and 0 < d <= max(FLASH.values())
         and (bias is None or not is_recording())
