@@ -15,6 +15,7 @@ FLOORS = [
      "casting", "replay", "shadow", "random", "graph", "tensor", "checkpoint", "backward_rules", "gradcheck"],
     ["kernels"],
     ["ops"],
+    ["parallel"],
     ["nn"],
     ["models"],
     ["optim"],                  # asks a model for its layers
