@@ -22,6 +22,7 @@ from scratchvit.optim import LOSS_SCALE
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.threads import cpu_threads
 from scratchvit.training import read_config
+from scratchvit.training.build import scaled_lr
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
 from scratchvit.training.loop import TrainingLoop
@@ -215,9 +216,17 @@ def describe_steps(config: RunConfig, steps_per_epoch: int) -> str:
     parts = f" in {config.accumulate} parts" if config.accumulate > 1 else ""
     return (
         f"{counted(config.epochs, 'epoch')} of {counted(steps_per_epoch, 'step')}, "
-        f"{counted(config.batch_size, 'image')} per step{parts}; {config.optimizer}, lr {config.lr:g}, "
+        f"{counted(config.batch_size, 'image')} per step{parts}; {config.optimizer}, {describe_lr(config)}, "
         f"{config.schedule} schedule"
     )
+
+
+def describe_lr(config: RunConfig) -> str:
+    """The learning rate after the warm-up and, if it was scaled, from which one, as text."""
+    text = f"lr {scaled_lr(config):g}"
+    if config.lr_scaling == "none":
+        return text
+    return f"{text} ({config.lr:g} for {counted(config.lr_base_batch, 'image')}, {config.lr_scaling} scaling)"
 
 
 def describe_device(config: RunConfig) -> str:

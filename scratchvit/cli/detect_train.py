@@ -78,8 +78,9 @@ GROUPS = {
     "model": ("model", "init", "entry", "new_head", "freeze_stem"),
     "pictures": ("short_side", "longest", "multi_scale", "flip", "color_jitter"),
     "optimisation": (
-        "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_backbone", "min_lr", "momentum", "weight_decay",
-        "clip_grad", "schedule", "warmup_epochs", "ema_decay", "layer_decay", "non_finite", "precision", "loss_scale",
+        "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_scaling", "lr_base_batch", "lr_backbone", "min_lr",
+        "momentum", "weight_decay", "clip_grad", "schedule", "warmup_epochs", "ema_decay", "layer_decay", "non_finite",
+        "precision", "loss_scale",
     ),
     "matching and loss": (
         "cost_class", "cost_bbox", "cost_giou", "weight_ce", "weight_bbox", "weight_giou", "eos_coef",

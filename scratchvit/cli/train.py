@@ -68,8 +68,8 @@ GROUPS = {
     "data": ("data", "data_dir", "download", "val_fraction", "train_fraction", "epoch_images", "skip_bad"),
     "model": ("model", "init", "entry", "new_head"),
     "optimisation": (
-        "epochs", "batch_size", "accumulate", "optimizer", "lr", "min_lr", "momentum", "clip_grad", "schedule",
-        "warmup_epochs", "non_finite", "precision", "loss_scale",
+        "epochs", "batch_size", "accumulate", "optimizer", "lr", "lr_scaling", "lr_base_batch", "min_lr", "momentum",
+        "clip_grad", "schedule", "warmup_epochs", "non_finite", "precision", "loss_scale",
     ),
     "regularisation": ("weight_decay", "regularisation", "label_smoothing", "ema_decay", "layer_decay"),
     "augmentation": (

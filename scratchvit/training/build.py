@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,13 +28,14 @@ def check_run(config: RunConfig) -> None:
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
     at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
-    check_least(config, {"epochs": 1, "batch_size": 1, "accumulate": 1} | at_least)
+    check_least(config, {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr_base_batch": 1} | at_least)
     if config.accumulate > config.batch_size:
         raise ScratchvitError(
             f"accumulate cuts a batch into parts of at least one image, so it must not exceed batch_size, "
             f"{config.batch_size}: it is {config.accumulate}"
         )
     check_shares(config, ("ema_decay",))
+    _check_scaling(config)
     if config.entry and not config.init:
         raise ScratchvitError("entry chooses one of the sets of weights in a file: name the file with init")
     if config.new_head and not config.init:
@@ -54,20 +56,48 @@ def check_shares(config: RunConfig, names: Sequence[str]) -> None:
             raise ScratchvitError(f"{name} must lie in [0, 1), not {getattr(config, name)}")
 
 
+def _check_scaling(config: RunConfig) -> None:
+    default = RunConfig().lr_base_batch
+    if config.lr_scaling == "none" and config.lr_base_batch != default:
+        raise ScratchvitError(
+            f"lr_base_batch {config.lr_base_batch} needs lr_scaling linear or sqrt: set it, or leave lr_base_batch out"
+        )
+    if config.lr_scaling != "none" and scaled_lr(config) < config.min_lr:
+        raise ScratchvitError(
+            f"lr_scaling {config.lr_scaling} makes lr {scaled_lr(config):g}, which is below min_lr, {config.min_lr:g}: "
+            "use a lower min_lr or a larger lr"
+        )
+
+
+def scaled_lr(config: RunConfig) -> float:
+    """The learning rate after the warm-up, for config.batch_size images per step. With k = batch_size / lr_base_batch:
+
+    none      lr
+    linear    lr · k     Goyal et al. 2017, arXiv 1706.02677, §2.1
+    sqrt      lr · √k    Krizhevsky 2014, arXiv 1404.5997; for Adam, Malladi et al. 2022, arXiv 2205.10287, who change
+                         the betas and eps too, which is not done here
+
+    As timm's --lr-base, --lr-base-size and --lr-base-scale. min_lr is not scaled, as there.
+    """
+    k = config.batch_size / config.lr_base_batch
+    return config.lr * {"none": 1.0, "linear": k, "sqrt": math.sqrt(k)}[config.lr_scaling]
+
+
 def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Optimizer:
     """The optimiser that the settings name, for parameter groups from `optim.param_groups`."""
+    lr = scaled_lr(config)
     if config.optimizer == "adamw":
-        return optim.AdamW(groups, config.lr)
+        return optim.AdamW(groups, lr)
     if config.optimizer == "adam":
-        return optim.Adam(groups, config.lr)
-    return optim.SGD(groups, config.lr, momentum=config.momentum)
+        return optim.Adam(groups, lr)
+    return optim.SGD(groups, lr, momentum=config.momentum)
 
 
 def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
     """The learning rate schedule. The warm-up takes at most half of the steps, so that it suits short runs too."""
     return optim.Schedule(
         config.schedule,
-        config.lr,
+        scaled_lr(config),
         total_steps=config.epochs * steps_per_epoch,
         warmup_steps=round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch),
         min_lr=config.min_lr,

@@ -48,6 +48,11 @@ class RunConfig:
     )
     optimizer: str = option("adamw", "the optimiser", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
+    lr_scaling: str = option(
+        "none", "multiply lr by batch_size / lr_base_batch, or by its square root. timm: linear for SGD, sqrt for Adam "
+        "and AdamW", ("none", "linear", "sqrt"),
+    )
+    lr_base_batch: int = option(256, "with --lr-scaling: the batch size that lr is meant for")
     min_lr: float = option(1e-5, "learning rate at the end")
     weight_decay: float = option(
         0.05, "weight decay of matrices; not applied to norms, biases, positional embeddings and tokens"
