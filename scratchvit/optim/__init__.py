@@ -11,3 +11,4 @@ from scratchvit.optim.groups import param_groups
 from scratchvit.optim.optimizers import SGD, Adam, AdamW, Optimizer
 from scratchvit.optim.scaler import LOSS_SCALE, LossScaler
 from scratchvit.optim.schedule import Schedule
+from scratchvit.optim.sharded import Sharded

@@ -7,10 +7,10 @@ from collections.abc import Iterable
 from scratchvit.backend import Array, array_module, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import total_norm, updates
-from scratchvit.nn.module import Parameter
+from scratchvit.tensor import Tensor
 
 
-def grad_norm(params: Iterable[Parameter]) -> Array:
+def grad_norm(params: Iterable[Tensor]) -> Array:
     """The total norm √Σ g² of all gradients: a 0-d array on the device; nothing is copied to the host.
 
     It is finite only if all entries are, so it is enough to check this number before a step. (In float32, a norm above
@@ -32,7 +32,7 @@ def clip_factor(norm: Array, max_norm: float) -> Array:
     return total_norm.clip_factor(norm, max_norm)
 
 
-def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | None = None) -> Array:
+def clip_grad_norm(params: Iterable[Tensor], max_norm: float, norm: Array | None = None) -> Array:
     """Clip the total norm of the gradients, in place: scale all by min(1, max_norm / (norm + 1e-6)).
 
     As `torch.nn.utils.clip_grad_norm_` (Pascanu et al. 2013, arXiv 1211.5063, algorithm 1).
@@ -49,7 +49,7 @@ def clip_grad_norm(params: Iterable[Parameter], max_norm: float, norm: Array | N
     return norm
 
 
-def contiguous_gradients(params: Iterable[Parameter]) -> list[Array]:
+def contiguous_gradients(params: Iterable[Tensor]) -> list[Array]:
     """The gradients that are not None, made contiguous; writing to them changes the gradients."""
     gradients = []
     for parameter in params:

@@ -168,8 +168,8 @@ class Optimizer:
                     state[f"{name}.{i}"] = asnumpy(moment).reshape(slot.parameter.shape).copy()
         return state
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Load a saved state. Raises ScratchvitError, before anything is changed, if it does not fit."""
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Raise ScratchvitError if a saved state does not fit this optimiser and its parameters."""
         expected: dict[str, tuple[int, ...]] = {
             f"{name}.{i}": slot.parameter.shape
             for i, slot in enumerate(self._slots)
@@ -184,6 +184,10 @@ class Optimizer:
                 f"this optimiser state does not fit {type(self).__name__} and its {len(self._slots)} parameters "
                 f"(first difference: {wrong}): it is from another model or optimiser"
             )
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Load a saved state. Raises ScratchvitError, before anything is changed, if it does not fit."""
+        self.check_state(state)
         self._take_back()       # what was counted before is not about these steps
         for i, slot in enumerate(self._slots):
             slot.steps = state.get(f"step.{i}", 0)

@@ -11,7 +11,6 @@ from scratchvit.backend import Array, asarray
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels import updates
 from scratchvit.kernels.decision import adapt_scale
-from scratchvit.nn.module import Parameter
 from scratchvit.optim.gradients import contiguous_gradients
 from scratchvit.tensor import Tensor
 
@@ -54,7 +53,7 @@ class LossScaler:
         """The loss times the factor; call backward() on the result."""
         return loss * self.state[:1].reshape(()).astype(loss.dtype)
 
-    def unscale(self, params: Iterable[Parameter]) -> None:
+    def unscale(self, params: Iterable[Tensor]) -> None:
         """Divide all gradients by the factor, in place. Raises ScratchvitError for parameters in float16."""
         gradients = contiguous_gradients(params)
         if any(g.dtype.itemsize < 4 for g in gradients):
