@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from scratchvit import optim
 from scratchvit.errors import ScratchvitError
+from scratchvit.optim.sharded import Buckets
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.weights.preprocess import preprocessing_for
@@ -83,14 +85,18 @@ def scaled_lr(config: RunConfig) -> float:
     return config.lr * {"none": 1.0, "linear": k, "sqrt": math.sqrt(k)}[config.lr_scaling]
 
 
-def make_optimizer(config: RunConfig, groups: list[dict[str, Any]]) -> optim.Optimizer:
-    """The optimiser that the settings name, for parameter groups from `optim.param_groups`."""
-    lr = scaled_lr(config)
-    if config.optimizer == "adamw":
-        return optim.AdamW(groups, lr)
-    if config.optimizer == "adam":
-        return optim.Adam(groups, lr)
-    return optim.SGD(groups, lr, momentum=config.momentum)
+def make_optimizer(
+    config: RunConfig, groups: list[dict[str, Any]], buckets: Buckets | None = None
+) -> optim.Optimizer | optim.Sharded:
+    """The optimiser that the settings name, for parameter groups from `optim.param_groups`.
+
+    buckets: of a run of several processes. With config.shard_optimizer, they are sharded, and so is the optimiser.
+    """
+    kinds: dict[str, Callable[..., optim.Optimizer]] = {
+        "adamw": optim.AdamW, "adam": optim.Adam, "sgd": functools.partial(optim.SGD, momentum=config.momentum),
+    }
+    make = functools.partial(kinds[config.optimizer], lr=scaled_lr(config))
+    return optim.Sharded(make, groups, buckets) if config.shard_optimizer and buckets else make(groups)
 
 
 def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:

@@ -84,6 +84,10 @@ class RunConfig:
     replay: bool = option(
         True, "on a GPU, capture a training step as a CUDA graph and repeat it by one launch, where its shapes allow it"
     )
+    shard_optimizer: bool = option(
+        False, "divide the moments of the optimiser among the processes of the run: ZeRO stage 1. Each of N processes "
+        "keeps 1/N of them; the steps are the same"
+    )
     save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:

@@ -157,6 +157,8 @@ class TrainingLoop(Generic[TaskT_co]):
             try:
                 if len(self.history) < self.config.epochs:
                     self._say_why_not_replayed()
+                    if self.config.shard_optimizer and not isinstance(self.optimizer, optim.Sharded):
+                        self.log("       shard_optimizer has no effect in one process: begin with mpiexec or srun")
                     self.task.before_training(self.batches)
                 while len(self.history) < self.config.epochs:
                     self._train_epoch()

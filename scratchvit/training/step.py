@@ -79,7 +79,7 @@ class LearningStep:
     """
 
     def __init__(
-        self, config: RunConfig, model: Module, optimizer: optim.Optimizer, ema: optim.EMA | None,
+        self, config: RunConfig, model: Module, optimizer: optim.Optimizer | optim.Sharded, ema: optim.EMA | None,
         log: Callable[[str], None] = print, note: Callable[[Any, Array], None] = lambda noted, made: None,
     ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
