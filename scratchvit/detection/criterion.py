@@ -14,6 +14,11 @@ object. The cross-entropy is a weighted mean: it is divided by the sum of the we
 the number of objects in the batch. Every decoder layer has its own matching and its own losses ("auxiliary losses",
 section 3.2). They are computed for all layers at once, with the layer as the first axis.
 
+A batch can be computed in parts: one after another (accumulated gradients), or by several processes. The sums of all
+parts have to be divided by what the whole batch counts, or parts with few objects would weigh as much as others. So
+`Objects` knows the number of objects of every image of the batch. A part of n of its B images divides its sums by n / B
+times the divisors of the batch. Then the losses of all parts, each times its n / B, add up to the loss of the batch.
+
 The example of matcher.py: query 0 is matched to object 0, and query 1 to object 1, but its box is 0.1 too wide and too
 high; query 2 has no object.
 
@@ -67,12 +72,15 @@ class Predictions(NamedTuple):
 
 
 class Matched(NamedTuple):
-    """The target of every query, as arrays on the device in use. Their shapes do not depend on the matching."""
+    """The target of every query, as arrays on the device in use. Their shapes do not depend on the matching.
+
+    Divisors are those of the whole batch, times the share of its images that are here: see the head of this file.
+    """
 
     which: Array            # int64 (K · L, B, N): index of the object among all of the batch, -1 for none
     classes: Array          # int64 (K · L, B, N): its class, num_classes for none
     divisors: Array         # (3, 1): of the sums of the losses, by KINDS
-    counted: Array          # (2, 1): of the sums of the errors: images, and matched pairs / 100
+    counted: Array          # (2, 1): likewise of the sums of the errors: images, and matched pairs / 100
 
 
 class SetCriterion:
@@ -106,7 +114,7 @@ class SetCriterion:
         self.no_object: int | None = num_classes        # the index of its logit
 
     def __call__(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], num_boxes: float | None = None
+        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], whole: Sequence[int] | None = None
     ) -> Losses:
         """The losses of every output, without weights.
 
@@ -116,16 +124,15 @@ class SetCriterion:
         "proposals" (two stages), which have their own losses.
         targets: for each of the B images a dict with "labels" int64 (n,), "boxes" float32 (n, 4) cxcywh and optionally
         "image_id", as NumPy arrays; n can be 0, or more than N.
-        num_boxes: divisor of the box losses, by default the number of objects in `targets`. If several processes
-        average their gradients, pass the number of objects in all their batches divided by the number of processes.
-        Values below 1 are replaced by 1.
+        whole: if these images are a part of a batch, the numbers of objects of all images of that batch. The losses are
+        then such that their mean over all parts, each weighted by its number of images, is the loss of the batch.
 
         Returns {Output("decoder", layer): losses} for every decoder layer, the last one first, and likewise for
         "denoising" and "encoder" (see losses.py). The losses of an output are:
 
             "ce"                 Tensor ()  weighted mean of -log p̂(c), over all queries of the batch
-            "bbox"               Tensor ()  Σ |b - b̂|₁ / num_boxes, over the matched pairs
-            "giou"               Tensor ()  Σ (1 - GIoU(b, b̂)) / num_boxes, over the matched pairs
+            "bbox"               Tensor ()  Σ |b - b̂|₁ / number of objects, at least 1; over the matched pairs
+            "giou"               Tensor ()  Σ (1 - GIoU(b, b̂)) / number of objects, at least 1; over the matched pairs
             "cardinality_error"  array ()   decoder only: mean over the images of | predicted - true number of objects |
             "class_error"        array ()   last decoder layer only: percentage of matched pairs whose most probable
                                             class is wrong; 0 if there are no pairs
@@ -134,53 +141,23 @@ class SetCriterion:
         for the device, once. Raises ScratchvitError for outputs or targets that do not fit, and for predictions that
         are not finite in an image that has objects.
         """
-        objects = Objects.of(targets, self.num_classes)
-        num_boxes = self.num_boxes(objects, num_boxes)
+        return self.of_objects(outputs, Objects.of(targets, self.num_classes, whole))
+
+    def of_objects(self, outputs: Mapping[str, Any], objects: Objects) -> Losses:
+        """What a call returns, for targets in another form."""
         predictions = self.predictions([outputs, *outputs.get("group_outputs", ())])
-        dtype = predictions.boxes.dtype
-        arrays = objects.arrays(dtype)
-        matched = self.matched(asnumpy(self.costs(predictions, arrays)), objects, num_boxes)
+        arrays = objects.arrays(predictions.boxes.dtype)
+        matched = self.matched(asnumpy(self.costs(predictions, arrays)), objects)
         losses = self.decoder_losses(predictions, arrays, matched)
         if "denoising" in outputs:
-            losses.add("denoising", self.denoising_losses(outputs["denoising"], objects, arrays, num_boxes))
+            losses.add("denoising", self.denoising_losses(outputs["denoising"], objects, arrays))
         if "proposals" in outputs:
             proposals = self.predictions([outputs["proposals"]])
-            matched = self.matched(asnumpy(self.costs(proposals, arrays)), objects, num_boxes)
+            matched = self.matched(asnumpy(self.costs(proposals, arrays)), objects)
             losses.add("encoder", self.losses(proposals, arrays, matched))
         return losses
 
-    def of_part(
-        self, outputs: Mapping[str, Any], targets: Sequence[Mapping[str, Any]], whole: Sequence[Mapping[str, Any]]
-    ) -> Losses:
-        """The losses of some images of a batch, such that their means over all of its images are those of the batch.
-
-        A mean over objects or queries of a part is not what the part adds to the mean of the batch: parts with few
-        objects would count as much as others. So each loss is multiplied by its divisor, and divided by that of the
-        batch times the part's share of the images. outputs, targets: as for a call, of the part. whole: the targets of
-        the batch. Denoising losses have equally many copies of each object.
-        """
-        losses, share = self(outputs, targets), len(targets) / len(whole)
-        queries = {"decoder": outputs["pred_logits"].shape[1], "denoising": None}
-        if "proposals" in outputs:
-            queries["encoder"] = outputs["proposals"]["pred_logits"].shape[1]
-        factors = {}
-        for source in {output.source for output in losses}:
-            of_part, of_whole = (self._divisors(each, queries[source]) for each in (targets, whole))
-            factors[source] = {kind: divisor / (of_whole[kind] * share) for kind, divisor in of_part.items()}
-        return losses.scaled(factors)
-
-    def _divisors(self, targets: Sequence[Mapping[str, Any]], queries: int | None) -> dict[str, float]:
-        """What the losses of an output are divided by, up to a constant. queries: of an image; None: noised objects."""
-        counts = [len(target["labels"]) for target in targets]
-        objects = max(1, sum(counts))
-        matched = sum(counts) if queries is None else sum(min(count, queries) for count in counts)
-        of_all = matched if queries is None else len(counts) * queries
-        return {
-            "bbox": objects, "giou": objects, "ce": self.class_divisor(matched, of_all - matched, objects),
-            "class_error": max(1, matched), "cardinality_error": len(counts),
-        }
-
-    def class_divisor(self, matched: int, others: int, num_boxes: float) -> float:
+    def class_divisor(self, matched: float, others: float, num_boxes: float) -> float:
         """What the class loss is divided by, for so many matched and other queries: the sum of their weights."""
         return matched + self.eos_coef * others or 1
 
@@ -191,10 +168,6 @@ class SetCriterion:
             weights = numbers(lambda: np.array([[self.weights[kind]] for kind in KINDS]), (3, 1), table.dtype)
             terms.append((table * weights).sum())
         return sum(terms[1:], start=terms[0])
-
-    def num_boxes(self, objects: Objects, given: float | None = None) -> float:
-        """The divisor of the box losses."""
-        return max(1.0, len(objects.labels) if given is None else given)
 
     def predictions(self, groups: Sequence[Mapping[str, Any]]) -> Predictions:
         """Of all layers of K groups of queries. Raises ScratchvitError for another number of logits."""
@@ -212,22 +185,28 @@ class SetCriterion:
         """The costs of matching (K · L, T', N), for `matched`."""
         return self.matcher.padded_costs(predictions.logits.data, predictions.boxes.data, objects)
 
-    def matched(self, costs: NDArray[Any], objects: Objects, num_boxes: float) -> Matched:
+    def matched(self, costs: NDArray[Any], objects: Objects) -> Matched:
         """Match each layer separately. costs: those of `costs`, on the host. Raises NonFiniteCosts."""
         which = np.full((len(costs), len(objects.counts), costs.shape[2]), -1)
         starts = objects.starts
         for of_layer, pairs in zip(which, self.matcher.assign(costs, objects)):
             for of_image, start, (queries, own) in zip(of_layer, starts, pairs):
                 of_image[queries] = start + own
-        return self._targets(which, objects, num_boxes, costs.dtype)
+        N = costs.shape[2]
+        pairs = sum(min(count, N) for count in objects.whole)               # as many in every layer
+        return self._targets(which, objects, costs.dtype, pairs, len(objects.whole) * N - pairs)
 
-    def _targets(self, which: NDArray[np.int64], objects: Objects, num_boxes: float, dtype: Any) -> Matched:
-        """which: as in Matched, on the host."""
+    def _targets(
+        self, which: NDArray[np.int64], objects: Objects, dtype: Any, pairs: float, others: float, copies: float = 1.0
+    ) -> Matched:
+        """which: as in Matched, on the host. pairs, others: how many queries of the whole batch have an object, and how
+        many have none. copies: queries of an object."""
         classes = np.append(objects.labels, self.num_classes)[which]        # ∅, except of matched queries
-        pairs = int((which[-1] >= 0).sum())                                 # as many in every layer
-        divisors = [self.class_divisor(pairs, which[-1].size - pairs, num_boxes), num_boxes, num_boxes]
-        counted = [which.shape[1], max(1, pairs) / 100]
-        columns = (asarray(np.array(x)[:, None], dtype) for x in (divisors, counted))
+        num_boxes = copies * max(1, sum(objects.whole))
+        divisors = [self.class_divisor(pairs, others, num_boxes), num_boxes, num_boxes]
+        counted = [len(objects.whole), max(1, pairs) / 100]
+        share = len(objects.counts) / len(objects.whole)
+        columns = (asarray(np.array(x)[:, None] * share, dtype) for x in (divisors, counted))
         return Matched(asarray(which), asarray(classes), *columns)
 
     def decoder_losses(self, predictions: Predictions, objects: ObjectArrays, matched: Matched) -> Losses:
@@ -250,9 +229,7 @@ class SetCriterion:
         of_boxes = box_losses(predictions.boxes, objects.boxes, matched.which)              # (2, K · L)
         return ops.concatenate([of_classes.reshape(1, -1), of_boxes]) / matched.divisors
 
-    def denoising_losses(
-        self, outputs: Mapping[str, Any], objects: Objects, arrays: ObjectArrays, num_boxes: float
-    ) -> Tensor:
+    def denoising_losses(self, outputs: Mapping[str, Any], objects: Objects, arrays: ObjectArrays) -> Tensor:
         """The losses of noised objects, which need no matching: the target is the original object (DN-DETR, §4.3).
 
         outputs: "pred_logits" (B, M, num_logits), "pred_boxes" (B, M, 4), "aux_outputs", and "objects", int64 (B, M) on
@@ -266,9 +243,9 @@ class SetCriterion:
             ops.stack([layer[name] for layer in layers])[:, asarray(image), asarray(query)][:, None]
             for name in ("pred_logits", "pred_boxes")
         )                                                                   # (L, 1, copies, num_logits or 4)
-        num_boxes *= max(1.0, len(which) / max(1, len(objects.labels)))
+        times = len(which) / max(1, len(objects.labels)) or 1.0             # of each object, on all ranks
         which = np.tile(which, (len(layers), 1, 1))                                         # (L, 1, copies)
-        matched = self._targets(which, objects, num_boxes, boxes.dtype)
+        matched = self._targets(which, objects, boxes.dtype, times * sum(objects.whole), 0, times)
         return self.losses(Predictions(logits, boxes), arrays, matched)
 
     def class_losses(self, logits: Tensor, classes: Array) -> Tensor:
@@ -302,5 +279,5 @@ class FocalCriterion(SetCriterion):
         one_hot = (classes[..., None] == array_module(classes).arange(self.num_classes)).astype(logits.dtype)
         return ops.sigmoid_focal_loss(logits, one_hot).sum((1, 2, 3))
 
-    def class_divisor(self, matched: int, others: int, num_boxes: float) -> float:
+    def class_divisor(self, matched: float, others: float, num_boxes: float) -> float:
         return num_boxes

@@ -15,7 +15,6 @@ import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeVar
 
-from scratchvit.backend import asarray
 from scratchvit.tensor import Tensor
 
 Value = TypeVar("Value")
@@ -51,16 +50,6 @@ class Losses(dict[Output, dict[str, Any]]):
         L = table.shape[1]
         for layer in (L - 1, *range(L - 1)):
             self[Output(source, layer)] = {kind: table[row, layer] for row, kind in enumerate(KINDS)}
-
-    def scaled(self, factors: Mapping[str, Mapping[str, float]]) -> Losses:
-        """Losses and errors times a factor for each source and kind."""
-        scaled = Losses()
-        for source, table in self.tables.items():
-            scaled.add(source, table * asarray([[factors[source][kind]] for kind in KINDS], table.dtype))
-        for output, of_output in self.items():
-            errors = {kind: error for kind, error in of_output.items() if kind not in KINDS}
-            scaled[output] |= {kind: error * factors[output.source][kind] for kind, error in errors.items()}
-        return scaled
 
 
 PREFIXES = {"decoder": "", "denoising": "dn_", "encoder": "enc_"}

@@ -82,6 +82,7 @@ class Objects:
     boxes: NDArray[np.float32]      # (T, 4) cxcywh
     counts: list[int]               # objects of each image, B numbers
     names: list[str]                # of the images, for error messages
+    whole: Sequence[int]            # counts of all images of the batch, if these are a part of it; else `counts`
 
     @property
     def image(self) -> NDArray[np.int64]:
@@ -105,13 +106,16 @@ class Objects:
         return ObjectArrays(boxes, padded(self.labels), padded(self.image), asarray(np.array(self.counts, np.int64)))
 
     @classmethod
-    def of(cls, targets: Sequence[Mapping[str, Any]], num_classes: int) -> Objects:
+    def of(
+        cls, targets: Sequence[Mapping[str, Any]], num_classes: int, whole: Sequence[int] | None = None
+    ) -> Objects:
         """From the targets of a batch, a dict for each image (its other keys are ignored):
 
             "labels"    integers (n,) in 0 … num_classes - 1
             "boxes"     (n, 4) cxcywh, relative to the image; n may be 0
             "image_id"  optional: names the image in error messages
 
+        whole: if they are a part of a batch, the numbers of objects of all images of that batch.
         Values are NumPy arrays or lists, because they are read on the host. Raises ScratchvitError, naming the image,
         for labels out of range, boxes that are not finite or have negative sides, and anything of another shape.
         """
@@ -123,9 +127,10 @@ class Objects:
             labels.append(_host_array(names[-1], target, "labels", (), "iu"))
             boxes.append(_host_array(names[-1], target, "boxes", (4,), "fiu"))
             _check(names[-1], labels[-1], boxes[-1], num_classes)
+        counts = [len(each) for each in labels]
         return cls(
             np.concatenate([np.zeros(0, np.int64), *labels]), np.concatenate([np.zeros((0, 4), np.float32), *boxes]),
-            [len(each) for each in labels], names,
+            counts, names, counts if whole is None else whole,
         )
 
 

@@ -10,19 +10,21 @@ are drawn: predictions/epoch_001.png, ….
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from scratchvit import optim
 from scratchvit.backend import Array, asarray
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.criterion import FOCAL_WEIGHTS, WEIGHTS, FocalCriterion, Matched, Predictions, SetCriterion
-from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.detection.data.annotations import DetectionDataset, Target
 from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.draw_boxes import write_predictions
 from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
@@ -93,6 +95,7 @@ class DetectionTask(Task[DetectionResult]):
     def __init__(self, config: DetectConfig):
         self.config = config
         self.found: list[dict[str, Any]] = []
+        self._latest: tuple[list[Target], Objects] | None = None        # of the last batch, see `objects`
 
     def check(self) -> None:
         """Raise ScratchvitError for a setting out of range."""
@@ -144,23 +147,35 @@ class DetectionTask(Task[DetectionResult]):
     def loss(
         self, model: Any, batch: DetectionBatch, inputs: Mapping[str, Any], step: int
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        outputs = model(batch.images, **inputs)
+        return self._loss(model, batch.images, inputs, self.objects(batch))
+
+    def objects(self, batch: DetectionBatch) -> Objects:
+        """The objects of a batch, and the numbers of those that other ranks have.
+
+        Made once for a batch, however often it is called, because all ranks have to call it as often.
+        """
+        if self._latest is None or self._latest[0] is not batch.targets:
+            own = Objects.of(batch.targets, self.criterion.num_classes)
+            whole = self.ranks.gather_rows(np.array(own.counts, np.int64)).tolist()
+            self._latest = batch.targets, dataclasses.replace(own, whole=whole)
+        return self._latest[1]
+
+    def _loss(
+        self, model: Any, images: Array, inputs: Mapping[str, Any], objects: Objects
+    ) -> tuple[Tensor, tuple[Any, ...]]:
+        outputs = model(images, **inputs)
         try:
-            losses = self.criterion(outputs, batch.targets)
+            losses = self.criterion.of_objects(outputs, objects)
         except NonFiniteCosts:
             raise NoLoss("the predictions are not finite") from None
-        return self._noted(losses, len(batch.images))
+        return self._noted(losses, len(images))
 
     def loss_of_part(
         self, model: Any, batch: DetectionBatch, part: slice, step: int
     ) -> tuple[Tensor, tuple[Any, ...]]:
         images = DetectionBatch(batch.images[part], batch.mask[part], batch.targets[part])
-        outputs = model(images.images, **self.inputs(images))
-        try:
-            losses = self.criterion.of_part(outputs, images.targets, batch.targets)
-        except NonFiniteCosts:
-            raise NoLoss("the predictions are not finite") from None
-        return self._noted(losses, len(images.images))
+        objects = Objects.of(images.targets, self.criterion.num_classes, self.objects(batch).whole)
+        return self._loss(model, images.images, self.inputs(images), objects)
 
     def _noted(self, losses: Losses, images: int) -> tuple[Tensor, tuple[Any, ...]]:
         """The total, a Tensor (), and the losses of a batch by their names in metrics.csv."""
@@ -180,8 +195,7 @@ class DetectionTask(Task[DetectionResult]):
         """(images, boxes, labels, image of each object, counts), see `ObjectArrays`, and the padding mask if any."""
         if self.why_not_replayed(model):
             return ()
-        objects = Objects.of(batch.targets, self.criterion.num_classes).arrays(batch.images.dtype)
-        mask = _padding(batch)
+        objects, mask = self.objects(batch).arrays(batch.images.dtype), _padding(batch)
         return batch.images, *objects, *(() if mask is None else (asarray(mask),))
 
     def forward_of(self, model: Any, *arrays: Array) -> tuple[tuple[Predictions, ObjectArrays], Array]:
@@ -190,9 +204,8 @@ class DetectionTask(Task[DetectionResult]):
         return (predictions, objects), self.criterion.costs(predictions, objects)
 
     def match(self, batch: DetectionBatch, asked: Any) -> Matched:
-        objects = Objects.of(batch.targets, self.criterion.num_classes)
         try:
-            return self.criterion.matched(asked, objects, self.criterion.num_boxes(objects))
+            return self.criterion.matched(asked, self.objects(batch))
         except NonFiniteCosts:
             raise NoLoss("the predictions are not finite") from None
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 from scratchvit.backend import Array
 from scratchvit.data import Loader
 from scratchvit.errors import WrongState
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.tensor import Tensor
 from scratchvit.training.meter import Means
 
@@ -97,6 +98,10 @@ class Task(Protocol[ResultT_co]):
     `Task[MyResult]` has a `test` that returns MyResult, and so does `TrainingLoop.run`. `model` is always the model of
     the run. Iterate over a loader by `batches(loader)`, see `Batches`.
     """
+
+    ranks: Communicator = ALONE
+    """The processes of the run, set by the loop before `load_data`. A batch is then this rank's share of the batch, and
+    the losses of all ranks, each weighted by its share of the images, must add up to the loss of the batch."""
 
     # --- once, at the beginning ---
 

@@ -143,7 +143,7 @@ def detector_step(
         predictions, costs = first(x)
         kept[:] = [predictions]
         try:
-            return second(*criterion.matched(backend.asnumpy(costs), objects, criterion.num_boxes(objects)))
+            return second(*criterion.matched(backend.asnumpy(costs), objects))
         finally:
             kept.clear()
 

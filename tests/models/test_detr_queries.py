@@ -378,7 +378,7 @@ def test_losses_of_groups_are_the_mean_over_groups(kind, device):
     agree(compute, expected)
 
 
-def by_hand(kind, logits, boxes, targets, objects, num_boxes):
+def by_hand(kind, logits, boxes, targets, objects):
     """(ce, bbox, giou) of noised objects in one layer, copy by copy, in Python's float."""
     ce = l1 = giou = copies = 0.0
     for image, target in enumerate(targets):
@@ -395,25 +395,23 @@ def by_hand(kind, logits, boxes, targets, objects, num_boxes):
                     ce += -0.25 * (1 - p) ** 2 * np.log(p) if c == label else -0.75 * p**2 * np.log(1 - p)
             l1 += cost_of(z, box, 0, true, (0, 1, 0))
             giou += 1 + cost_of(z, box, 0, true, (0, 0, 1))
-    times = copies / max(1, sum(len(target["labels"]) for target in targets))
-    ce /= copies if kind == "softmax" else num_boxes * times
-    return ce, l1 / (num_boxes * times), giou / (num_boxes * times)
+    return ce / copies, l1 / copies, giou / copies
 
 
-@pytest.mark.parametrize("num_boxes", [None, 7.5], ids=["of the batch", "of all processes"])
+@pytest.mark.parametrize("whole", [None, [2, 0, 3, 4]], ids=["of the batch", "of a part"])
 @pytest.mark.parametrize("kind", CRITERIA)
-def test_denoising_losses_by_hand(kind, num_boxes, device):
+def test_denoising_losses_by_hand(kind, whole, device):
     criterion = CRITERIA[kind]()
     targets, noised = noisy((2, 0, 3), copies=3)
     classes = CLASSES - (kind == "focal")
     outputs = as_outputs(*leaves(*random_layers(2, 3, N, 0, classes)))
     logits, boxes = random_layers(2, 3, noised.objects.shape[1], 1, classes)
     leaf = leaves(logits, boxes)
-    plain = criterion(outputs, targets, num_boxes)
+    plain = criterion(outputs, targets, whole)
 
     def compute():
         denoising = {**as_outputs(*leaf), "objects": noised.objects}
-        return criterion({**outputs, "denoising": denoising}, targets, num_boxes)
+        return criterion({**outputs, "denoising": denoising}, targets, whole)
 
     losses = compute()
     of_noised = {Output("denoising", layer) for layer in range(2)}
@@ -424,8 +422,9 @@ def test_denoising_losses_by_hand(kind, num_boxes, device):
         }
     expected = {}
     for layer in range(2):
-        values = by_hand(kind, logits[layer], boxes[layer], targets, noised.objects, num_boxes or 5)
-        expected[Output("denoising", layer)] = dict(zip(KINDS, values))
+        values = by_hand(kind, logits[layer], boxes[layer], targets, noised.objects)
+        share = 1 if whole is None else 3 / 4 * sum(whole) / 5      # of a part: its images, and its objects
+        expected[Output("denoising", layer)] = {kind: value / share for kind, value in zip(KINDS, values)}
     agree(lambda: {output: of_layer for output, of_layer in compute().items() if output in of_noised}, expected)
     weighted = sum(criterion.weights[kind] * losses[output][kind].item() for output in of_noised for kind in KINDS)
     agree(lambda: criterion.total(losses), criterion.total(plain).item() + weighted, "the total")

@@ -123,7 +123,7 @@ def test_losses_of_parts_add_up_to_those_of_a_batch(make, counts):
 
     whole = criterion(outputs(slice(None)), targets)
     parts = [slice(0, 1), slice(1, 3), slice(3, 5)]
-    of_parts = [criterion.of_part(outputs(part), targets[part], targets) for part in parts]
+    of_parts = [criterion(outputs(part), targets[part], whole=counts) for part in parts]
     shares = [(part.stop - part.start) / B for part in parts]
     for output, losses in whole.items():
         for kind, loss in losses.items():
