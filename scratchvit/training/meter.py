@@ -1,14 +1,20 @@
-"""Means of named numbers over the images of an epoch."""
+"""Means of named numbers over the images of an epoch, and sums over the processes of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+import functools
+import operator
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from scratchvit.backend import Array, array_module, current, is_array
 from scratchvit.kernels import updates
+from scratchvit.parallel.communicator import Communicator
 from scratchvit.tensor import Tensor
+
+SumsT = TypeVar("SumsT")
 
 
 @dataclass
@@ -68,3 +74,22 @@ def cleared(total: Any) -> Any:
         return 0
     total.fill(0)
     return total
+
+
+def over_ranks(sums: SumsT, ranks: Communicator) -> SumsT:
+    """The sums over all ranks of a meter that was read: a dataclass of numbers, and of dictionaries of numbers.
+
+    The numbers of a name that only some ranks have are summed over these. Numbers are added in the order of ranks, so
+    that all ranks have the same bits. One collective, which all ranks have to call.
+    """
+    if ranks.size == 1:
+        return sums
+    return type(sums)(**_sum(ranks.gather(dataclasses.asdict(sums))))      # type: ignore[call-overload]
+
+
+def _sum(things: Sequence[Any]) -> Any:
+    """The sum of numbers, or of dictionaries name by name."""
+    if not isinstance(things[0], dict):
+        return functools.reduce(operator.add, things)       # `sum` compensates rounding in some versions of Python
+    names = dict.fromkeys(name for thing in things for name in thing)
+    return {name: _sum([thing[name] for thing in things if name in thing]) for name in names}
