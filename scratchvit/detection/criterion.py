@@ -138,8 +138,8 @@ class SetCriterion:
                                             class is wrong; 0 if there are no pairs
 
         The errors are float32 arrays on the device, without gradients; read them with float(). Only the matcher waits
-        for the device, once. Raises ScratchvitError for outputs or targets that do not fit, and for predictions that
-        are not finite in an image that has objects.
+        for the device, once. If predictions for an image that has objects are not finite, nothing can be matched, and
+        the losses are NaN. Raises ScratchvitError for outputs or targets that do not fit.
         """
         return self.of_objects(outputs, Objects.of(targets, self.num_classes, whole))
 
@@ -186,15 +186,20 @@ class SetCriterion:
         return self.matcher.padded_costs(predictions.logits.data, predictions.boxes.data, objects)
 
     def matched(self, costs: NDArray[Any], objects: Objects) -> Matched:
-        """Match each layer separately. costs: those of `costs`, on the host. Raises NonFiniteCosts."""
-        which = np.full((len(costs), len(objects.counts), costs.shape[2]), -1)
-        starts = objects.starts
-        for of_layer, pairs in zip(which, self.matcher.assign(costs, objects)):
+        """Match each layer separately. costs: those of `costs`, on the host.
+
+        If they are not finite, nothing is matched, and the divisors are NaN. This is no error, because other processes
+        wait for the gradients of this one, and a loss that is NaN makes all of them skip the step.
+        """
+        N, starts = costs.shape[2], objects.starts
+        which = np.full((len(costs), len(objects.counts), N), -1)
+        is_finite = np.isfinite(costs[:, : starts[-1]]).all()
+        for of_layer, pairs in zip(which, self.matcher.assign(costs, objects) if is_finite else ()):
             for of_image, start, (queries, own) in zip(of_layer, starts, pairs):
                 of_image[queries] = start + own
-        N = costs.shape[2]
-        pairs = sum(min(count, N) for count in objects.whole)               # as many in every layer
-        return self._targets(which, objects, costs.dtype, pairs, len(objects.whole) * N - pairs)
+        count = sum(min(of_image, N) for of_image in objects.whole)         # of pairs, as many in every layer
+        matched = self._targets(which, objects, costs.dtype, count, len(objects.whole) * N - count)
+        return matched if is_finite else matched._replace(divisors=matched.divisors * math.nan)
 
     def _targets(
         self, which: NDArray[np.int64], objects: Objects, dtype: Any, pairs: float, others: float, copies: float = 1.0

@@ -29,7 +29,7 @@ from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.draw_boxes import write_predictions
 from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
 from scratchvit.detection.losses import Losses, to_columns
-from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts, ObjectArrays, Objects
+from scratchvit.detection.matcher import HungarianMatcher, ObjectArrays, Objects
 from scratchvit.detection.postprocess import postprocess
 from scratchvit.detection.run_data import DetectionData, load_data, why_not_replayed
 from scratchvit.errors import ScratchvitError
@@ -40,7 +40,7 @@ from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.loop import TrainingLoop
 from scratchvit.training.meter import Means
-from scratchvit.training.step import NoLoss, NotFinite
+from scratchvit.training.step import NotFinite
 from scratchvit.training.task import Batches, Course, Row, Task
 
 MEANINGFUL_AP = 0.05    # below it, AP is decided by a few lucky boxes: the best epoch is then that of the lowest loss
@@ -163,12 +163,7 @@ class DetectionTask(Task[DetectionResult]):
     def _loss(
         self, model: Any, images: Array, inputs: Mapping[str, Any], objects: Objects
     ) -> tuple[Tensor, tuple[Any, ...]]:
-        outputs = model(images, **inputs)
-        try:
-            losses = self.criterion.of_objects(outputs, objects)
-        except NonFiniteCosts:
-            raise NoLoss("the predictions are not finite") from None
-        return self._noted(losses, len(images))
+        return self._noted(self.criterion.of_objects(model(images, **inputs), objects), len(images))
 
     def loss_of_part(
         self, model: Any, batch: DetectionBatch, part: slice, step: int
@@ -204,10 +199,7 @@ class DetectionTask(Task[DetectionResult]):
         return (predictions, objects), self.criterion.costs(predictions, objects)
 
     def match(self, batch: DetectionBatch, asked: Any) -> Matched:
-        try:
-            return self.criterion.matched(asked, self.objects(batch))
-        except NonFiniteCosts:
-            raise NoLoss("the predictions are not finite") from None
+        return self.criterion.matched(asked, self.objects(batch))
 
     def loss_of(
         self, model: Any, kept: tuple[Predictions, ObjectArrays], *matched: Array
@@ -231,10 +223,7 @@ class DetectionTask(Task[DetectionResult]):
         with evaluating(model):
             for batch in batches(self.data.eval_loader(dataset, self.config.batch_size)):
                 outputs = model(batch.images, mask=_padding(batch))
-                try:
-                    losses = self.criterion(outputs, batch.targets)
-                except NonFiniteCosts:
-                    raise NotFinite(f"the predictions for {dataset.name} are not finite") from None
+                losses = self.criterion(outputs, batch.targets)
                 meter.add(*self._noted(losses, len(batch.images))[1])
                 sizes = [target["orig_size"] for target in batch.targets]
                 boxes = postprocess(outputs, sizes, focal=self.criterion.matcher.focal)

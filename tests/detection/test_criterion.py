@@ -213,6 +213,20 @@ def test_less_than_one_object_counts_one():
     assert without["bbox"].item() == without["giou"].item() == 0 < without["ce"].item()
 
 
+@pytest.mark.parametrize("layer", [0, 1])
+def test_predictions_that_are_not_finite_have_losses_that_are_not(device, layer):
+    """Of an image that has objects, in any layer. Boxes for an image without objects are matched with nothing."""
+    logits, boxes = random_layers(2, 3, 5, 0)
+    boxes[layer, 1, 2] = np.nan
+    criterion, leaf = make_criterion(), leaves(logits, boxes)
+    with np.errstate(invalid="ignore"):
+        total = criterion.total(criterion(as_outputs(*leaf), random_targets((3, 2, 0), 1)))
+        total.backward()
+        others = criterion.total(criterion(as_outputs(*leaf), random_targets((3, 0, 2), 1)))
+    assert np.isnan(total.item()) and np.isnan(asnumpy(leaf[0].grad)).all()
+    assert np.isfinite(others.item())
+
+
 @pytest.mark.slow
 def test_queries_that_learn_from_it_find_the_objects(device):
     """Free numbers in place of a model: after some steps each object has one query, which knows its class and box."""

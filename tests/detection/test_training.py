@@ -331,7 +331,7 @@ def test_predictions_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
     monkeypatch.setattr(TrainingLoop, "_step", spoiled)
     with pytest.raises(
         ScratchvitError,
-        match=r"step 5 \(epoch 2\): the predictions are not finite; the first layer whose output is not finite is "
+        match=r"step 5 \(epoch 2\): the loss is not finite; the first layer whose output is not finite is "
         r"transformer\.decoder\.layers\.1\.linear1 \(Linear\); the last good checkpoint is .*last\.safetensors\. ",
     ):
         train_detector(CONFIG, tmp_path / "run", log=quiet)
@@ -340,7 +340,7 @@ def test_predictions_that_are_not_finite_end_the_run(tmp_path, monkeypatch):
 
 def test_a_model_that_never_recovers_stops(tmp_path, monkeypatch):
     spoil(monkeypatch, *range(2, 20))
-    with pytest.raises(ScratchvitError, match=r"10 steps in a row were skipped; .*last.* the predictions are not"):
+    with pytest.raises(ScratchvitError, match=r"10 steps in a row were skipped; .*last.* the loss is not"):
         train_detector(CONFIG.replace(non_finite="skip", batch_size=1, epochs=1), tmp_path / "run", log=quiet)
 
 
@@ -351,7 +351,7 @@ def test_a_validation_that_is_not_finite_is_told(tmp_path, monkeypatch):
 
     validate = DetectionTask.validate
     monkeypatch.setattr(DetectionTask, "validate", diverge)
-    with pytest.raises(ScratchvitError, match="predictions for scenes val are not finite; nothing has been saved yet"):
+    with pytest.raises(ScratchvitError, match="the loss on scenes val is not finite; nothing has been saved yet"):
         train_detector(CONFIG, tmp_path / "run", log=quiet)
 
 
