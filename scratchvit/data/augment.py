@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from PIL import Image, ImageEnhance
 
+from scratchvit.data.draws import whole_batch
 from scratchvit.data.images import to_picture
 from scratchvit.data.transforms import Images
 from scratchvit.errors import ScratchvitError
@@ -238,11 +239,14 @@ class RandomErasing:
     def __call__(self, images: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
         if images.dtype.kind != "f":
             raise ScratchvitError(f"RandomErasing comes after Normalize, on float32 (B, C, H, W), not {images.dtype}")
-        for row, boxes in enumerate(self.boxes(images.shape, rng)):
+        rng, rows, whole = whole_batch(rng, len(images))
+        channels = images.shape[1]
+        for row, boxes in enumerate(self.boxes((whole, *images.shape[1:]), rng)):
             for top, left, height, width in boxes:
-                box = images[row, :, top : top + height, left : left + width]
-                noise_shape = box.shape if self.mode == "pixel" else (len(box), 1, 1)
-                box[...] = 0 if self.mode == "const" else rng.standard_normal(noise_shape, images.dtype)
+                noise_shape = (channels, height, width) if self.mode == "pixel" else (channels, 1, 1)
+                fill = 0 if self.mode == "const" else rng.standard_normal(noise_shape, images.dtype)
+                if rows.start <= row < rows.stop:       # otherwise an image of another process
+                    images[row - rows.start, :, top : top + height, left : left + width] = fill
         return images
 
     def boxes(self, shape: tuple[int, ...], rng: np.random.Generator) -> list[Boxes]:

@@ -4,7 +4,8 @@ Pictures are read and transformed on the host. If the last transform is `Normali
 there as uint8, a quarter of the bytes, beside the step that it computes (`upload`).
 
 Random numbers depend only on the position: the order of pass p is drawn from (seed, p), the augmentation of batch b in
-epoch e from (seed, e, b). So prefetching, the number of workers and resuming a run do not change the batches.
+epoch e from (seed, e, b). So prefetching, the number of workers and resuming a run do not change the batches. Nor does
+the number of processes that train a model together: each makes the images of its share of every batch only.
 """
 
 import time
@@ -20,9 +21,12 @@ from numpy.typing import NDArray
 from scratchvit import backend
 from scratchvit.backend import CPU, Array
 from scratchvit.data.datasets import Pictures
+from scratchvit.data.draws import ShareOfDraws
 from scratchvit.data.transforms import Transform, split_normalize
 from scratchvit.data.workers import Workers
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
+from scratchvit.parallel.share import share_of
 
 
 class Batch(NamedTuple):
@@ -49,6 +53,11 @@ class Loader:
     prefetch    number of batches that a background thread prepares in advance
     workers     number of processes that prepare the batches instead, with `prefetch` further batches in advance. The
                 batches are the same. Data set and transform must be importable in a worker; see `workers`
+    share       (rank, size): of every batch, only the rows that belong to this one of `size` processes (`share_of`).
+                Number and order of the batches, epoch_size and the state are those of one process, and the images are
+                augmented as there, bit for bit. transform is then called with a `ShareOfDraws`
+
+    whole: the number of images of the last returned batch, over all processes.
 
     Leaving an epoch early (by break or an exception) stops the thread or the workers, and the next iteration starts
     the epoch again; only `load_state_dict` starts in the middle of one. Otherwise workers live until `close` is called
@@ -69,6 +78,7 @@ class Loader:
         seed: int = 0,
         prefetch: int = 2,
         workers: int = 0,
+        share: tuple[int, int] = (0, 1),
     ):
         if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, workers, epoch_size or 0) < 0:
             raise ScratchvitError(
@@ -80,16 +90,28 @@ class Loader:
                 f"{dataset.name}: {len(dataset)} pictures are too few for a batch of {batch_size}; "
                 "use a smaller batch_size, more of the data, or drop_last=False"
             )
+        rank, size = share
+        if not 0 <= rank < size:
+            raise ScratchvitError(f"Loader: share={share} must be (rank, size), with a rank from 0 to size - 1")
+        epoch_size = epoch_size or len(dataset)
+        smallest = batch_size if drop_last else epoch_size % batch_size or batch_size
+        if smallest < size:
+            raise ScratchvitError(
+                f"{dataset.name}: a batch of {counted(smallest, 'image')} cannot be divided among {size} processes: "
+                "use a larger batch_size, fewer processes, or an epoch_size that leaves out a small last batch"
+            )
         self.dataset = dataset
         self.batch_size = batch_size
         self.transform = transform
+        self.share = share
         self._on_host, self._normalize = split_normalize(transform)
         self.shuffle = shuffle
-        self.epoch_size = epoch_size or len(dataset)
+        self.epoch_size = epoch_size
         self.drop_last = drop_last
         self.seed = seed
         self.prefetch = prefetch
         self.workers = workers
+        self.whole = 0
         self.waited = 0.0  # seconds in this epoch that the consumer waited for batches, except the first one
         self._epoch, self._batch = 0, 0  # the next batch to be returned
         self._first = 0  # the batch with which the next iteration begins
@@ -109,9 +131,14 @@ class Loader:
         make_images = self._processes.make if self._processes else self._make_images
         on_cpu = backend.current() is CPU
 
+        def whole_batch(batch: int) -> NDArray[np.intp]:
+            return order[batch * self.batch_size : (batch + 1) * self.batch_size]
+
         def make(batch: int) -> Batch:
-            indices = order[batch * self.batch_size : (batch + 1) * self.batch_size]
-            images = make_images(indices, self._generator(_AUGMENTATION, epoch, batch))
+            whole = whole_batch(batch)
+            rows = share_of(len(whole), *self.share)
+            indices, rng = whole[rows], self._generator(_AUGMENTATION, epoch, batch)
+            images = make_images(indices, rng if len(indices) == len(whole) else ShareOfDraws(rng, rows, whole))
             made = Batch(images, self.dataset.labels[indices], indices)
             return self._finish(made) if on_cpu else made       # a GPU is given work by one thread only
 
@@ -125,6 +152,7 @@ class Loader:
                         self.waited += time.perf_counter() - asked
                     at_end = batch + 1 == len(self)
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
+                    self.whole = len(whole_batch(batch))
                     yield made if on_cpu else self._finish(made)
             except BaseException:
                 self.close()
@@ -136,7 +164,7 @@ class Loader:
             self._processes.close()
             self._processes = None
 
-    def _make_images(self, indices: NDArray[np.intp], rng: np.random.Generator) -> Any:
+    def _make_images(self, indices: NDArray[np.intp], rng: Any) -> Any:
         return self._on_host(self.dataset.images(indices), rng)
 
     def _finish(self, made: Batch) -> Batch:
@@ -146,13 +174,14 @@ class Loader:
         return made._replace(images=backend.upload(made.images, self._normalize or _copied_to_gpu))
 
     def state_dict(self) -> dict[str, int]:
-        """The position of the next batch to be returned: {"epoch", "batch", "seed"}."""
-        return {"epoch": self._epoch, "batch": self._batch, "seed": self.seed}
+        """The position of the next batch to be returned: {"epoch", "batch", "seed", "epoch_size"}."""
+        return {"epoch": self._epoch, "batch": self._batch, "seed": self.seed, "epoch_size": self.epoch_size}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Make the next iteration continue at a saved position.
 
-        Raises ScratchvitError for a state with another seed or a position that this loader does not have.
+        Raises ScratchvitError for a state with another seed or epoch_size, and for a position that this loader does not
+        have.
         """
         epoch, batch, seed = (state.get(key) for key in ("epoch", "batch", "seed"))
         if type(epoch) is not int or type(batch) is not int or epoch < 0 or not 0 <= batch < len(self):
@@ -164,6 +193,13 @@ class Loader:
             raise ScratchvitError(
                 f"Loader: the saved state has seed {seed!r}, this loader has seed {self.seed}; "
                 "resume with the seed of the saved run"
+            )
+        size = state.get("epoch_size", self.epoch_size)     # older versions did not save it
+        if size != self.epoch_size:
+            raise ScratchvitError(
+                f"Loader: an epoch of the saved run has {size!r} images, one of this loader {self.epoch_size}; resume "
+                "with the data and batch_size of the saved run. If these are the same, it left out a last batch with "
+                "fewer images than processes, or this one does: resume on as many processes as before"
             )
         self._epoch, self._batch, self._first = epoch, batch, batch
 
@@ -183,6 +219,15 @@ class Loader:
     def _generator(self, *place: int) -> np.random.Generator:
         # spawn_key distinguishes (e, 0) from (e); a plain list of numbers would not.
         return np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=place))
+
+
+def small_rest(images: int, batch_size: int, least: int) -> int:
+    """The number of images in the last batch of an epoch if it has fewer than `least` and is not the only one; else 0.
+
+    With an epoch_size that is smaller by so many, a `Loader` gives them at the beginning of the next epoch.
+    """
+    rest = images % batch_size
+    return rest if rest < min(least, images) else 0
 
 
 def _copied_to_gpu(images: Array) -> Array:

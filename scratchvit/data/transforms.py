@@ -7,7 +7,9 @@ Random transforms come first and stay in uint8, a quarter of the memory of float
 They work on NumPy arrays, `Normalize` on those of a GPU too: if it is the last one, a loader takes the uint8 to the GPU
 and calls it there.
 
-A transform is called with the batch and the `np.random.Generator` of the batch, its only source of randomness.
+A transform is called with the batch and the `np.random.Generator` of the batch, its only source of randomness. If
+several processes divide the batch (`Loader`, share), it is called with the images of one of them, and a `ShareOfDraws`
+that gives them the numbers that they get in the whole batch: one row for each image, see draws.py.
 """
 
 from collections.abc import Callable, Sequence
@@ -96,7 +98,7 @@ class RandomCrop:
     def __call__(self, images: Images, rng: np.random.Generator) -> Images:
         count, height, width, _ = images.shape
         p = self.padding
-        rows, columns = rng.integers(0, 2 * p + 1, size=(2, count))
+        rows, columns = (rng.integers(0, 2 * p + 1, size=count) for _ in range(2))
         around = ((0, 0), (p, p), (p, p), (0, 0))
         padded = np.pad(images, around, mode="constant" if self.fill == "zero" else "reflect")
         windows = sliding_window_view(padded, (height, width), axis=(1, 2))  # (B, 2p+1, 2p+1, C, H, W)

@@ -58,7 +58,7 @@ class Workers:
             self.close()
             raise
 
-    def make(self, indices: NDArray[np.intp], rng: np.random.Generator) -> Any:
+    def make(self, indices: NDArray[np.intp], rng: Any) -> Any:
         """Compute transform(dataset.images(indices), rng) in an idle process. Can be called from several threads.
 
         Exceptions of the worker are raised here. Raises ScratchvitError if the process dies.

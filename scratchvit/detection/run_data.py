@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from PIL import Image
 
 from scratchvit import backend
 from scratchvit.data import ColorJitter, Normalize
+from scratchvit.data.loader import small_rest
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, DetectionDataset, DetectionSplits
 from scratchvit.detection.data.batches import DetectionLoader
@@ -21,7 +23,7 @@ from scratchvit.detection.data.source import load_detection
 from scratchvit.detection.data.transforms import RandomHorizontalFlip, Step, Steps, detr_steps
 from scratchvit.detection.detector import Sizes, pixels_of
 from scratchvit.models import model_config
-from scratchvit.training.build import normalisation
+from scratchvit.training.build import normalisation, rest_note
 from scratchvit.training.checkpoint import is_checkpoint
 
 MEASURED = 500          # largest number of training pictures from which mean and standard deviation are computed
@@ -35,6 +37,7 @@ class DetectionData:
     sizes       how pictures are resized in evaluation
     mean, std   of each channel, by which pictures are normalised
     checksums   the checksum of each split, {"train", "val", "test"}; see `fingerprint`
+    share       (rank, size): which of the processes of the run this is
     """
 
     splits: DetectionSplits
@@ -42,6 +45,7 @@ class DetectionData:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     checksums: dict[str, int]
+    share: tuple[int, int] = (0, 1)
 
     def about(self) -> dict[str, Any]:
         """The description of the data in a checkpoint."""
@@ -63,15 +67,17 @@ class DetectionData:
     def train_loader(self, config: DetectConfig) -> DetectionLoader:
         """The training pictures, shuffled and augmented; with overfit_one_batch, neither."""
         normalize, jitter = Normalize(self.mean, self.std), config.color_jitter
+        pictures = len(self.splits.train)
+        epoch_size = pictures - small_rest(pictures, config.batch_size, least=self.share[1])
         if config.overfit_one_batch:
             return DetectionLoader(
                 self.splits.train, config.batch_size, normalize, steps=self.sizes, stretch=1, seed=config.seed,
-                workers=config.workers,
+                epoch_size=epoch_size, workers=config.workers, share=self.share,
             )
         return DetectionLoader(
             self.splits.train, config.batch_size, normalize, steps=self._training_steps(config),
             colours=ColorJitter(jitter, jitter, jitter) if jitter else None, shuffle=True, seed=config.seed,
-            workers=config.workers, pad_to=self._pad_to(config),
+            epoch_size=epoch_size, workers=config.workers, pad_to=self._pad_to(config), share=self.share,
         )
 
     def _pad_to(self, config: DetectConfig) -> int:
@@ -126,10 +132,13 @@ class FirstPictures(DetectionDataset):
         return self.source.example(index % self.count)
 
 
-def load_data(config: DetectConfig, init: str | Path | None = None) -> DetectionData:
+def load_data(
+    config: DetectConfig, init: str | Path | None = None, share: tuple[int, int] = (0, 1)
+) -> DetectionData:
     """Load the data, and compute mean and standard deviation.
 
     init: file of the initial weights; pixels are then normalised as these expect, not by the training pictures.
+    share: (rank, size), for `train_loader`; see `Loader`.
     """
     if config.data == "scenes" and config.epoch_images:
         splits = load_scenes(seed=config.seed, train=config.epoch_images)
@@ -141,11 +150,13 @@ def load_data(config: DetectConfig, init: str | Path | None = None) -> Detection
     checksums = {name: _checksum(part) for name, part in parts.items()}
     if config.overfit_one_batch:
         splits = one_batch(splits, config.batch_size)
+    rest = small_rest(len(splits.train), config.batch_size, share[1])
+    splits = dataclasses.replace(splits, drawn=(*splits.drawn, *rest_note(rest, share[1])))
     longest = config.longest or round(config.short_side * 5 / 3) or None
     mean, std = (init and pixels_expected(config.model, init)) or channel_stats(splits.train)
     # A constant channel has a standard deviation of 0; divide it by 1 instead.
     std = tuple(deviation or 1.0 for deviation in std)
-    return DetectionData(splits, Sizes(config.short_side, longest), mean, std, checksums)
+    return DetectionData(splits, Sizes(config.short_side, longest), mean, std, checksums, share)
 
 
 def pixels_expected(model: str, init: str | Path) -> tuple[tuple[float, ...], tuple[float, ...]] | None:

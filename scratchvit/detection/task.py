@@ -117,7 +117,7 @@ class DetectionTask(Task[DetectionResult]):
             raise ScratchvitError("freeze_stem is for a pretrained backbone: name its weights with init")
 
     def load_data(self, init: str | Path | None) -> DetectionData:
-        self.data = load_data(self.config, init)
+        self.data = load_data(self.config, init, (self.ranks.rank, self.ranks.size))
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from scratchvit import optim
 from scratchvit.errors import ScratchvitError
+from scratchvit.files import counted
 from scratchvit.optim.sharded import Buckets
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
@@ -107,6 +108,16 @@ def make_schedule(config: RunConfig, steps_per_epoch: int) -> optim.Schedule:
         total_steps=config.epochs * steps_per_epoch,
         warmup_steps=round(min(config.warmup_epochs, config.epochs / 2) * steps_per_epoch),
         min_lr=config.min_lr,
+    )
+
+
+def rest_note(rest: int, size: int) -> tuple[str, ...]:
+    """What a run of `size` processes says of the `small_rest` of an epoch (data/loader.py), if there is one."""
+    if not rest or size == 1:
+        return ()
+    return (
+        f"train: the last batch of an epoch, {counted(rest, 'image')}, is left for the next epoch: each of {size} "
+        "processes needs an image",
     )
 
 

@@ -97,11 +97,12 @@ class Task(Protocol[ResultT_co]):
 
     `Task[MyResult]` has a `test` that returns MyResult, and so does `TrainingLoop.run`. `model` is always the model of
     the run. Iterate over a loader by `batches(loader)`, see `Batches`.
+
+    ranks: the processes of the run. The loop sets it before it calls `load_data`. A batch is then this rank's share of
+    the batch. The losses of all ranks, each weighted by its share of the images, must add up to the loss of the batch.
     """
 
     ranks: Communicator = ALONE
-    """The processes of the run, set by the loop before `load_data`. A batch is then this rank's share of the batch, and
-    the losses of all ranks, each weighted by its share of the images, must add up to the loss of the batch."""
 
     # --- once, at the beginning ---
 

@@ -107,7 +107,7 @@ def test_resume_gives_the_remaining_batches_bit_for_bit(stop, prefetch):
             if len(done) == stop:
                 break
     saved = json.loads(json.dumps(run.state_dict()))
-    assert saved == {"epoch": 1 + stop // 7, "batch": stop % 7, "seed": 3}
+    assert saved == {"epoch": 1 + stop // 7, "batch": stop % 7, "seed": 3, "epoch_size": 50}
 
     resumed = make(prefetch=prefetch)
     resumed.load_state_dict(saved)
@@ -116,7 +116,7 @@ def test_resume_gives_the_remaining_batches_bit_for_bit(stop, prefetch):
     if stop < 7:
         rest += list(resumed)
     assert same(done + rest, expected)
-    assert resumed.state_dict() == {"epoch": 3, "batch": 0, "seed": 3}
+    assert resumed.state_dict() == {"epoch": 3, "batch": 0, "seed": 3, "epoch_size": 50}
 
 
 def test_the_state_counts_what_was_handed_over_not_what_was_made():
@@ -152,7 +152,7 @@ def test_impossible_states_are_refused(state, message):
     loader = make()
     with pytest.raises(ScratchvitError, match=message):
         loader.load_state_dict(state)
-    assert loader.state_dict() == {"epoch": 0, "batch": 0, "seed": 3}
+    assert loader.state_dict() == {"epoch": 0, "batch": 0, "seed": 3, "epoch_size": 50}
 
 
 def test_leaving_the_loop_stops_the_thread():

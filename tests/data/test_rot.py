@@ -114,7 +114,7 @@ def test_a_picture_that_rots_in_the_middle_of_an_epoch(config, straight, rot, ki
     assert 12 <= saved < 20
     progress = load_checkpoint(run / "last.safetensors").progress
     assert progress["step"] == saved
-    assert progress["loader"] == {"epoch": 1, "batch": saved - 10, "seed": config.seed}
+    assert progress["loader"] == {"epoch": 1, "batch": saved - 10, "seed": config.seed, "epoch_size": 2 * PER_CLASS}
 
     with pytest.raises(ScratchvitError):        # not mended yet, and the run does not suffer
         train(read_config(run), run, resume=True)

@@ -2,54 +2,16 @@
 
 import numpy as np
 import pytest
-from PIL import Image
 
 import scratchvit as sv
 from scratchvit.backend import asnumpy
-from scratchvit.data import ColorJitter, Normalize
-from scratchvit.detection.data.annotations import DetectionDataset
+from scratchvit.data import ColorJitter
 from scratchvit.detection.data.batches import DetectionLoader, by_shape, pad
-from scratchvit.detection.data.reading import AnnotationList
 from scratchvit.detection.data.scenes import load_scenes
 from scratchvit.detection.data.transforms import RandomResize, detr_steps
 from scratchvit.errors import ScratchvitError
+from tests.support.noise_pictures import NORMALIZE, Plain, mixed
 from tests.support.seeds import seeded
-
-NORMALIZE = Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.4))
-
-
-class Plain(DetectionDataset):
-    """Pictures of noise, of these sizes, with one box each."""
-
-    name, classes, category_ids = "plain", ("a", "b"), (1, 2)
-
-    def __init__(self, sizes):
-        self.sizes = [tuple(size) for size in sizes]
-
-    def __len__(self):
-        return len(self.sizes)
-
-    def size(self, index):
-        return self.sizes[index]
-
-    def picture(self, index):
-        return Image.fromarray(seeded(index).integers(0, 256, (*self.size(index), 3), np.uint8))
-
-    def annotations(self, index):
-        found = AnnotationList()
-        height, width = self.size(index)
-        found.add((1, 2, width - 3, height - 4), index % 2)
-        return found.annotations(index, str(index), (height, width))
-
-
-def mixed(count=50, seed=0):
-    """Upright and lying, large and small."""
-    rng = seeded(seed)
-    short, ratio = rng.integers(20, 41, count), rng.choice([1, 4 / 3, 1.5], count)
-    sizes = np.stack([short, np.rint(short * ratio)], axis=1).astype(int)
-    upright = rng.random(count) < 0.4
-    sizes[upright] = sizes[upright, ::-1]
-    return Plain(sizes.tolist())
 
 
 def ids(batches):

@@ -18,6 +18,7 @@ from numpy.typing import ArrayLike, NDArray
 from scratchvit import backend
 from scratchvit.backend import Array, array_module
 from scratchvit.data import Batch, Loader, Normalize
+from scratchvit.data.draws import ShareOfDraws, whole_batch
 from scratchvit.data.transforms import Transform
 from scratchvit.detection.data.annotations import DetectionDataset, Target
 from scratchvit.detection.data.transforms import Step, View
@@ -46,19 +47,22 @@ class DetectionLoader(Loader):
 
     normalize   converts uint8 to normalised float32
     steps       geometric augmentation (`transforms.detr_steps`); by default the whole picture at its own size
-    colours     a transform of `data` that does not move pixels, such as `ColorJitter`
+    colours     a transform of `data` that does not move pixels, such as `ColorJitter`. It is called with one picture at
+                a time, and draws as many numbers for one as for another
     stretch     number of batches that are sorted by shape together; 1: no sorting
     pad_to      the sides of a batch are made multiples of this many pixels; 1: as large as the largest image
-    others      as for `Loader`, which does the prefetching, workers and resuming
+    others      as for `Loader`, which does the prefetching, workers and resuming. With a share, images are padded to
+                the size of the whole batch
 
-    The view of picture i in epoch e depends only on (seed, e, i), its colours on (seed, e, batch). Raises
-    ScratchvitError as `Loader` does.
+    The view of picture i in pass p over the data depends only on (seed, p, i), its colours on (seed, epoch, batch).
+    Raises ScratchvitError as `Loader` does.
     """
 
     def __init__(
         self, dataset: DetectionDataset, batch_size: int, normalize: Normalize, *,
         steps: Step | None = None, colours: Transform | None = None, stretch: int = 16, pad_to: int = 1,
-        shuffle: bool = False, drop_last: bool = False, seed: int = 0, prefetch: int = 2, workers: int = 0,
+        shuffle: bool = False, epoch_size: int | None = None, drop_last: bool = False, seed: int = 0,
+        prefetch: int = 2, workers: int = 0, share: tuple[int, int] = (0, 1),
     ):
         if stretch < 1:
             raise ScratchvitError(
@@ -66,8 +70,8 @@ class DetectionLoader(Loader):
             )
         views = _Views(dataset, steps or _as_it_is, seed)
         super().__init__(
-            views, batch_size, _Collate(colours or _unchanged, pad_to), shuffle=shuffle, drop_last=drop_last, seed=seed,
-            prefetch=prefetch, workers=workers,
+            views, batch_size, _Collate(views, colours or _unchanged, pad_to), shuffle=shuffle, epoch_size=epoch_size,
+            drop_last=drop_last, seed=seed, prefetch=prefetch, workers=workers, share=share,
         )
         self.normalize = normalize
         self.views = views
@@ -90,8 +94,8 @@ class DetectionLoader(Loader):
         return made._replace(images=DetectionBatch(backend.upload(pixels, normalized), mask, targets))
 
     def _order(self, epoch: int) -> NDArray[np.intp]:
-        """The samples of an epoch, epoch · N + picture, batch after batch."""
-        order = super()._order(epoch) + epoch * len(self.dataset)
+        """The samples of an epoch, batch after batch."""
+        order = super()._order(epoch)
         if self.stretch == 1:
             return order
         if self.drop_last:      # leave out random pictures, not always those of a rare shape
@@ -105,6 +109,10 @@ class DetectionLoader(Loader):
             rest = [batch for batch in batches if len(batch) < self.batch_size]     # must stay last
             batches = [whole[i] for i in self._generator(_BATCHES, epoch).permutation(len(whole))] + rest
         return np.concatenate(batches)
+
+    def _pass(self, number: int) -> NDArray[np.intp]:
+        """The samples of a pass over the data, number · N + picture."""
+        return super()._pass(number) + number * len(self.dataset)
 
 
 def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list[NDArray[np.intp]]:
@@ -125,12 +133,14 @@ def by_shape(order: NDArray[np.intp], sizes: ArrayLike, batch_size: int) -> list
     return [order[sorted_places[start : start + batch_size]] for start in range(0, len(order), batch_size)]
 
 
-def pad(images: Sequence[Images], multiple: int = 1) -> tuple[Images, NDArray[np.bool_]]:
+def pad(
+    images: Sequence[Images], multiple: int = 1, others: Sequence[tuple[int, int]] = ()
+) -> tuple[Images, NDArray[np.bool_]]:
     """Pad B images (3, h, w) at the right and bottom with 0: (B, 3, H, W), of their dtype, and the mask (B, H, W).
 
-    H and W are the smallest multiples that all images fit in.
+    H and W are the smallest multiples that all images fit in, and further ones of the sizes `others` (height, width).
     """
-    height, width = -(-np.max([image.shape[1:] for image in images], axis=0) // multiple) * multiple
+    height, width = -(-np.max([*(image.shape[1:] for image in images), *others], axis=0) // multiple) * multiple
     padded = np.zeros((len(images), 3, height, width), images[0].dtype)
     mask = np.ones((len(images), height, width), bool)
     for row, image in enumerate(images):
@@ -141,7 +151,7 @@ def pad(images: Sequence[Images], multiple: int = 1) -> tuple[Images, NDArray[np
 
 
 class _Views:
-    """A detection data set in the form that `Loader` needs: sample epoch · N + i is picture i as seen in that epoch."""
+    """A detection data set in the form that `Loader` needs: sample p · N + i is picture i as seen in pass p."""
 
     def __init__(self, dataset: DetectionDataset, steps: Step, seed: int):
         self.name = dataset.name
@@ -177,14 +187,24 @@ class _Themselves:
 class _Collate:
     """The transform of a `Loader`: changes the colours of the samples of a batch and pads them, in uint8."""
 
-    def __init__(self, colours: Transform, pad_to: int):
-        self.colours, self.pad_to = colours, pad_to
+    def __init__(self, views: _Views, colours: Transform, pad_to: int):
+        self.views, self.colours, self.pad_to = views, colours, pad_to
 
-    def __call__(self, samples: Sequence[tuple[NDArray[np.uint8], Target]], rng: np.random.Generator) -> DetectionBatch:
+    def __call__(
+        self, samples: Sequence[tuple[NDArray[np.uint8], Target]], rng: np.random.Generator | ShareOfDraws
+    ) -> DetectionBatch:
+        others = self._skip(rng) if isinstance(rng, ShareOfDraws) else []
+        rng, *_ = whole_batch(rng, len(samples))
         images, mask = pad(
-            [self.colours(image[None], rng)[0].transpose(2, 0, 1) for image, _ in samples], self.pad_to
+            [self.colours(image[None], rng)[0].transpose(2, 0, 1) for image, _ in samples], self.pad_to, others
         )
         return DetectionBatch(images, mask, [target for _, target in samples])
+
+    def _skip(self, draws: ShareOfDraws) -> list[tuple[int, int]]:
+        """Draw what the images before the share get, and return the sizes of all images of the batch."""
+        for _ in range(draws.rows.start):
+            self.colours(np.zeros((1, 1, 1, 3), np.uint8), draws.generator)
+        return [self.views.view(place).size for place in draws.indices.tolist()]
 
 
 def _as_it_is(view: View, rng: np.random.Generator) -> View:

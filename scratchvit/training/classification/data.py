@@ -23,22 +23,27 @@ from scratchvit.data import (
     RandomResizedCrop,
     Splits,
 )
+from scratchvit.data.loader import small_rest
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted, listed
 from scratchvit.models import model_config
 from scratchvit.models.interface import own_normalisation
-from scratchvit.training.build import normalisation
+from scratchvit.training.build import normalisation, rest_note
 from scratchvit.training.checkpoint import Checkpoint
 from scratchvit.training.config import TrainConfig
 
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The splits, and the mean and standard deviation of each channel by which images are normalised."""
+    """The splits, and the mean and standard deviation of each channel by which images are normalised.
+
+    share: (rank, size), which of the processes of the run this is.
+    """
 
     splits: Splits
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    share: tuple[int, int] = (0, 1)
 
     def about(self) -> dict[str, Any]:
         """The description of the data in a checkpoint."""
@@ -77,11 +82,10 @@ class TrainingData:
         transform = Compose(*(step for step in steps if step))
         train = self.splits.train
         images = config.epoch_images or len(train)
-        if images % config.batch_size == 1 < images:
-            images -= 1     # batch norm needs more than one image: this one comes first in the next epoch
         return Loader(
-            train.originals(crop.needs()) if crop else train, config.batch_size, transform,
-            shuffle=True, epoch_size=images, seed=config.seed, workers=config.workers,
+            train.originals(crop.needs()) if crop else train, config.batch_size, transform, shuffle=True,
+            epoch_size=images - _left_out(images, config, self.share), seed=config.seed, workers=config.workers,
+            share=self.share,
         )
 
     def eval_loader(self, split: data.Dataset, batch_size: int) -> Loader:
@@ -146,16 +150,26 @@ def check_pictures(splits: Splits) -> None:
         raise ScratchvitError(f"{bad[first]}{more}")
 
 
-def measured(splits: Splits, config: TrainConfig, init: str | Path | None) -> TrainingData:
-    """Splits with the statistics by which their pixels are normalised. init: see `load_data`."""
+def measured(
+    splits: Splits, config: TrainConfig, init: str | Path | None, share: tuple[int, int] = (0, 1)
+) -> TrainingData:
+    """Splits with the statistics by which their pixels are normalised. init: see `load_data`. share: see `Loader`."""
     own = own_normalisation(model_config(config.model))
     if own is not None:     # a model with a palette, which expects pixels in the units of its colours
         mean, std = ((number,) * splits.train.image_shape[2] for number in own)
     else:
         theirs = init and normalisation(config.model, init, splits.train.image_shape[2], config.entry)
         mean, std = theirs or data.channel_stats(splits.train)
+    rest = _left_out(config.epoch_images or len(splits.train), config, share)
+    splits = dataclasses.replace(splits, notes=(*splits.notes, *rest_note(rest, share[1])))
     # A constant channel has a standard deviation of 0; divide it by 1 instead.
-    return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std))
+    return TrainingData(splits, mean, tuple(deviation or 1.0 for deviation in std), share)
+
+
+def _left_out(images: int, config: TrainConfig, share: tuple[int, int]) -> int:
+    """How many images of an epoch, its last batch, are left for the next one."""
+    least = max(2, share[1])        # batch norm needs more than one image, and every process needs one
+    return small_rest(images, config.batch_size, least)
 
 
 def augments(config: TrainConfig) -> bool:

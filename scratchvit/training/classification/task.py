@@ -113,7 +113,7 @@ class ClassificationTask(Task[Result]):
     def load_data(self, init: str | Path | None) -> TrainingData:
         splits = load_splits(self.config, self._began)
         check_pictures(splits)      # a broken one would end the run at its first validation, or at its end
-        self.data = measured(splits, self.config, init)
+        self.data = measured(splits, self.config, init, (self.ranks.rank, self.ranks.size))
         return self.data
 
     def model_args(self, about: Mapping[str, Any]) -> dict[str, Any]:
