@@ -16,8 +16,9 @@ from scratchvit.kernels import updates
 from scratchvit.models.interface import generates
 from scratchvit.nn import Module, evaluating
 from scratchvit.ops.loss import label_out_of_range
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.tensor import Tensor
-from scratchvit.training.meter import as_array, cleared
+from scratchvit.training.meter import as_array, cleared, over_ranks
 
 
 def truth(model: Any, images: Any, labels: Any) -> Array:
@@ -119,11 +120,13 @@ def evaluate(
     model: Module,
     batches: Iterable[Any],
     each_answer: Callable[[Array, Array], None] = lambda logits, labels: None,
+    ranks: Communicator = ALONE,
 ) -> Meter:
     """Loss (cross-entropy) and accuracy, as Python numbers, over batches (images (B, C, H, W), labels (B,), …).
 
     `each_answer` is called with the logits (B, C) and the labels of every batch, on the device. The model runs in
-    evaluation mode; afterwards its mode is restored.
+    evaluation mode; afterwards its mode is restored. ranks: each has batches of its own, or none; the meter is that of
+    all their images.
     """
     meter = Meter()
     with evaluating(model):
@@ -132,13 +135,14 @@ def evaluate(
             logits = answers_of(model, images)
             meter.add(ops.cross_entropy(logits, labels), logits, labels)
             each_answer(logits.data, labels)
-    return meter.read()
+    return over_ranks(meter.read(), ranks)
 
 
-def predict(model: Module, batches: Iterable[Any]) -> Predictions:
+def predict(model: Module, batches: Iterable[Any], ranks: Communicator = ALONE) -> Predictions:
     """`evaluate`, and the predicted class of every image. A generative model (iGPT) has no predicted classes.
 
-    The predictions are copied from the device once, at the end.
+    The predictions are copied from the device once, at the end. ranks: the batches of the first come first, and so on;
+    all ranks get the predictions of all.
     """
     answers: list[tuple[Array, Array, Array]] = []
 
@@ -150,8 +154,8 @@ def predict(model: Module, batches: Iterable[Any]) -> Predictions:
         probability = 1 / xp.exp(logits - highest).sum(axis=1)      # softmax of the highest logit: exp(0) / sum
         answers.append((labels, logits.argmax(axis=1), probability))
 
-    meter = evaluate(model, batches, keep)
-    if not answers:
-        return Predictions(meter, np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32))
-    labels, predicted, probability = (asnumpy(array_module(parts[0]).concatenate(parts)) for parts in zip(*answers))
-    return Predictions(meter, labels, predicted, probability)
+    meter = evaluate(model, batches, keep, ranks)
+    own: Iterable[np.ndarray] = np.zeros(0, np.int64), np.zeros(0, np.int64), np.zeros(0, np.float32)
+    if answers:
+        own = (asnumpy(array_module(parts[0]).concatenate(parts)) for parts in zip(*answers))
+    return Predictions(meter, *map(ranks.gather_rows, own))

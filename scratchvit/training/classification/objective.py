@@ -13,6 +13,7 @@ from scratchvit.data.mixing import Mix
 from scratchvit.data.randaugment import LEVELS
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import DistillableModel, generates
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.tensor import Tensor
 from scratchvit.training.classification.distill import Teacher, hard_distillation, soft_distillation
 from scratchvit.training.classification.evaluate import answers_of
@@ -59,10 +60,14 @@ class Objective:
             model.distilled_training = True     # returns the logits of the class head and of the distillation head
         self._teacher_logits: np.ndarray | None = None      # for all images of the training split
 
-    def ask_once(self, batches: Iterable[Any]) -> None:
-        """Compute the teacher's logits for all images, if these are the same in every epoch. See `Teacher.table`."""
+    def ask_once(self, batches: Iterable[Any], ranks: Communicator = ALONE) -> None:
+        """Compute the teacher's logits for all images, if these are the same in every epoch. See `Teacher.table`.
+
+        ranks: each computes them for its own batches. All get those of all, the first rank's first, because a shuffled
+        epoch can give any image to any rank.
+        """
         if self.teacher:
-            self._teacher_logits = self.teacher.table(batches)
+            self._teacher_logits = ranks.gather_rows(self.teacher.table(batches))
 
     def __call__(
         self, model: Any, images: np.ndarray, labels: np.ndarray, indices: np.ndarray, step: int

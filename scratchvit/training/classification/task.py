@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from scratchvit import optim, progress
 from scratchvit.backend import Array
-from scratchvit.data import Batch
+from scratchvit.data import Batch, Dataset
 from scratchvit.data.palette import fit_palette
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
@@ -24,6 +25,7 @@ from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.interface import PatchModel, PixelModel, frames_of, generates
 from scratchvit.models.vit import pair
+from scratchvit.parallel.share import share_of
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint
@@ -167,11 +169,23 @@ class ClassificationTask(Task[Result]):
         with progress.bar(len(split), "teacher's logits") as bar:
 
             def counted() -> Iterator[Batch]:
-                for batch in batches(self.data.eval_loader(split, self.config.batch_size)):
+                for batch in self._own_batches(split, batches):
                     yield batch
-                    bar.update(len(batch.labels))
+                    bar.update(len(batch.labels) * self.ranks.size)
 
-            self.objective.ask_once(counted())
+            self.objective.ask_once(counted(), self.ranks)
+
+    def _own_batches(self, split: Dataset, batches: Batches) -> Iterator[Batch]:
+        """The images of a split in order, without augmentation; of several ranks, the part of this one.
+
+        Parts are consecutive and may be empty. So the results of all ranks, joined, are in the order of the split.
+        """
+        rank, size = self.ranks.rank, self.ranks.size
+        part = share_of(len(split), rank, size)
+        if part.start == part.stop:
+            return iter(())
+        own = split.subset(np.arange(part.start, part.stop)) if size > 1 else split
+        return batches(self.data.eval_loader(own, -(-self.config.batch_size // size)))
 
     def loss(
         self, model: Any, batch: Batch, inputs: Mapping[str, Any], step: int
@@ -188,8 +202,8 @@ class ClassificationTask(Task[Result]):
         return loss, (loss, logits, target)
 
     def validate(self, model: Any, batches: Batches) -> Row:
-        loader = self.data.eval_loader(self.data.splits.val, self.config.batch_size)
-        return evaluate(model, batches(loader)).columns("val_")
+        own = self._own_batches(self.data.splits.val, batches)
+        return evaluate(model, own, ranks=self.ranks).columns("val_")
 
     def merit(self, row: Row) -> tuple[float, ...]:
         """The validation accuracy; the loss breaks ties, which are frequent with few images.
@@ -210,7 +224,7 @@ class ClassificationTask(Task[Result]):
 
     def test(self, model: Any, batches: Batches, row: Row, course: Course) -> Result:
         name, split = self.data.splits.held_out
-        said = predict(model, batches(self.data.eval_loader(split, self.config.batch_size)))
+        said = predict(model, self._own_batches(split, batches), self.ranks)
         is_test = name == "test"
         return Result(
             **vars(course),
