@@ -8,7 +8,7 @@ from scratchvit import random
 from scratchvit.backend import Array
 from scratchvit.casting import mark_alike
 from scratchvit.errors import WrongState
-from scratchvit.graph import Node, reachable, run_backward
+from scratchvit.graph import Recomputed, reachable, run_backward
 from scratchvit.recording import enable_grad, is_recording, mode, storing
 from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
 
@@ -26,12 +26,14 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         return function(*tensors)
     half = mode.get().half      # of autocast, outside of which backward() is usually called
     with random.recorded() as draws:
-        value = function(*map(_leaf_like, tensors))
+        own = [*map(_leaf_like, tensors)]
+        value = function(*own)
     if not value.requires_grad:
         return value
 
     constants = [_leaf_like(t) for t in tensors]    # of the same arrays, without the graph that made them
     _, leaves = reachable([edge_to(value)])
+    leaves = [edge for edge in leaves if all(edge[0] is not tensor for tensor in own)]
 
     def backward(dy: Array) -> list[Array | None]:
         if any(leaf.version.count != version for leaf, version in leaves):
@@ -48,7 +50,8 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     result = wrap(value.data)      # without the node of `value`, whose graph is freed
     result.requires_grad = True
     edges = tuple(edge_to(t) for t in tensors)
-    node = Node("checkpoint", backward, edges, 1)
+    node = Recomputed("checkpoint", backward, edges, 1)
+    node.inner_leaves = leaves
     watch_constants(node, tensors)
     result._edge = (node, 0)
     mark_alike(result, value)

@@ -51,12 +51,25 @@ array([2.])
 number of operations bounds the speed, up to 16 in one. The engine cannot see which arrays a closure has saved, so the
 backward of an op must never return a saved array (see `op` in tensor.py). A leaf owns its `grad`, which is a copy if
 the gradient was not fresh, so accumulating into it is safe too.
+
+*Complete gradients.* The gradient of a leaf is complete when all edges to it have been followed, which for the last
+layers is early in the backward pass. `telling` tells it at once, so that it can be sent to other processes meanwhile:
+
+>>> from scratchvit.graph import telling
+>>> order = []
+>>> z = (x * y) * Tensor(5.0, requires_grad=True)
+>>> with telling(lambda leaf: order.append(leaf.item())):
+...     z.backward()
+>>> order
+[5.0, 2.0, 3.0]
 """
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any, TypeAlias
 
@@ -90,17 +103,22 @@ class Version:
         self.count = 0
 
 
-class Node:
-    """One call of an op in the graph: its backward, and an edge for every input.
+Edge: TypeAlias = tuple[Any, int]
+"""(node, output index) for an input made by an op, (Tensor, its version) for a leaf."""
 
-    An edge is (node, output index) for an input made by an op, (Tensor, its version) for a leaf, and None for an input
-    that needs no gradient. Nodes refer to neither their value nor their consumers, so there are no reference cycles.
+
+class Node:
+    """One call of an op in the graph: its backward, and an edge for every input, None if it needs no gradient.
+
+    Nodes refer to neither their value nor their consumers, so there are no reference cycles.
 
     `watched` has an entry (version, count, shape) for every array that the backward may need and that can be changed in
     place: inputs without a gradient, and what `detach()` returned for an output.
     """
 
     __slots__ = ("backward", "edges", "gives_tuple", "name", "outputs", "watched")
+
+    inner_leaves: Sequence[Edge] = ()       # see Recomputed
 
     def __init__(
         self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
@@ -113,6 +131,15 @@ class Node:
         self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
 
 
+class Recomputed(Node):
+    """A node whose backward computes a graph of its own and goes back through it (see checkpoint.py).
+
+    inner_leaves: the edges to leaves of that graph, one for each use.
+    """
+
+    __slots__ = ("inner_leaves",)
+
+
 def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
     """Propagate gradients from the roots, pairs (edge, gradient), to the leaves, in topological order.
 
@@ -122,12 +149,13 @@ def run_backward(roots: Sequence[tuple[Any, Array]]) -> None:
     waiting = _count_consumers([edge for edge, _ in roots])
     outer = _reached.get()
     if outer is not None:               # a checkpoint goes back through its own graph within that of the whole
-        _send_back(roots, waiting, outer)
+        _send_back(roots, waiting, outer, None)
         return
     reached: Reached = {}
+    tell = _tell.get()
     with setting(_reached, reached):
         try:
-            _send_back(roots, waiting, reached)
+            _send_back(roots, waiting, reached, tell and _Uses(roots, tell))
         except BaseException:
             _take_back(reached)
             raise
@@ -140,6 +168,36 @@ graph are dropped when it is done."""
 _reached: ContextVar[Reached | None] = ContextVar("reached", default=None)
 
 
+@contextmanager
+def telling(tell: Callable[[Any], None]) -> Iterator[None]:
+    """Context manager in which `backward` calls tell(leaf) once for every leaf that it reaches, as soon as the leaf's
+    gradient is complete, in this thread. `leaf.grad` may be None, if no op sent a gradient.
+
+    If tell raises an exception, so does `backward`, and no leaf keeps its gradient.
+    """
+    with setting(_tell, tell):
+        yield
+
+
+_tell: ContextVar[Callable[[Any], None] | None] = ContextVar("tell", default=None)
+
+
+class _Uses:
+    """Counts down the edges to each leaf, and tells when there are no more."""
+
+    def __init__(self, roots: Sequence[tuple[Edge, Array]], tell: Callable[[Any], None]) -> None:
+        self.tell = tell
+        _, leaves = reachable([edge for edge, _ in roots])
+        self.left = Counter(id(leaf) for leaf, _ in leaves)         # the graph keeps the leaves, so ids are unique
+
+    def followed(self, leaf: Any) -> None:
+        """An edge to a leaf was followed."""
+        key = id(leaf)
+        self.left[key] -= 1
+        if not self.left[key]:
+            self.tell(leaf)
+
+
 def _take_back(reached: Reached) -> None:
     """After an error: a part of a gradient looks like a gradient, so no leaf keeps one."""
     for reference, had_gradient in reached.items():
@@ -150,7 +208,9 @@ def _take_back(reached: Reached) -> None:
             leaf.grad = None
 
 
-def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached) -> None:
+def _send_back(
+    roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached, uses: _Uses | None
+) -> None:
     """Send gradients from the roots to the leaves. waiting: how many gradients will be sent to each node."""
     arrived: dict[Node, list[Arrived]] = {}         # for each output of a node
     ready: list[Node] = []
@@ -163,6 +223,9 @@ def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], rea
         for edge, gradient in zip(node.edges, gradients):
             if edge is not None:
                 send(edge, gradient, arrays)
+        if uses is not None:
+            for leaf, _ in node.inner_leaves:
+                uses.followed(leaf)
         node.edges = ()
 
     def send(edge: Any, gradient: Array | None, arrays: Sequence[Array | None]) -> None:
@@ -171,6 +234,8 @@ def _send_back(roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], rea
             if gradient is not None:
                 reached.setdefault(weakref.ref(node), node.grad is not None)
                 _accumulate_leaf(node, gradient, arrays)
+            if uses is not None:
+                uses.followed(node)
             return
         waiting[node] -= 1
         if waiting[node] == 0:
@@ -228,10 +293,10 @@ def _changed(shape: tuple[int, ...]) -> WrongState:
     )
 
 
-def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
-    """All nodes that can be reached from the edges, and all edges to leaves: (leaf, its version when it was used)."""
+def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[Edge]]:
+    """All nodes that can be reached from the edges, and all edges to leaves, those inside of checkpoints too."""
     nodes: dict[Node, None] = {}
-    leaves: list[tuple[Any, int]] = []
+    leaves: list[Edge] = []
     stack = list(edges)
     while stack:
         edge = stack.pop()
@@ -240,6 +305,7 @@ def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[tuple[Any, int]]]:
         if isinstance(edge[0], Node):
             nodes[edge[0]] = None
             stack.extend(edge[0].edges)
+            leaves.extend(edge[0].inner_leaves)
         else:
             leaves.append(edge)
     return list(nodes), leaves
