@@ -39,7 +39,7 @@ TEXT = r"""
 extern "C" __global__ void __launch_bounds__(512) attention_probabilities(
     T* S, T* dropped, size R, size M, size H, size N, double scale, const T* bias, size bias_b, size bias_h,
     size bias_n, size bias_m, const bool* mask, size mask_b, size mask_h, size mask_n, size mask_m,
-    const uint32* keys, size first_key, size second_key, size threshold, double factor) {
+    const uint32* keys, size first_key, size second_key, size first, size threshold, double factor) {
     size row = own_row();
     if (row >= R) return;
     size b = row / N / H, h = row / N % H, n = row % N;
@@ -54,7 +54,7 @@ extern "C" __global__ void __launch_bounds__(512) attention_probabilities(
     }
     exponentials(p, LOWEST, &sum);
     A r = sum == 0 ? 0 : 1 / sum; // 0: a query that may attend to no key
-    Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+    Draw draw = draw_of(keys, first_key, second_key, first, threshold, factor);
     for (int j = 0; j < EACH; j++) {
         size m = own_column(j);
         if (m >= M) continue;
@@ -65,12 +65,12 @@ extern "C" __global__ void __launch_bounds__(512) attention_probabilities(
 
 // Replace dP (R, M), the gradient of P after dropout, by dS. Unless it is null, dropped gets P after dropout again.
 extern "C" __global__ void __launch_bounds__(512) attention_probabilities_backward(
-    const T* P, T* dP, T* dropped, size R, size M, const uint32* keys, size first_key, size second_key, size threshold,
-    double factor) {
+    const T* P, T* dP, T* dropped, size R, size M, const uint32* keys, size first_key, size second_key, size first,
+    size threshold, double factor) {
     __shared__ A sums[16];
     size row = own_row();
     if (row >= R) return;
-    Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+    Draw draw = draw_of(keys, first_key, second_key, first, threshold, factor);
     A p[EACH], dp[EACH], own_sum = 0;
     for (int j = 0; j < EACH; j++) {
         size i = row * M + own_column(j);

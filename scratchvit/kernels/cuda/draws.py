@@ -4,7 +4,8 @@
     idea        the mask is a function of the position, so a kernel needs no memory for it, and has the same one in
                 backward. It is the same on every device, bit for bit
 
-The keys are arguments of the kernel or, if a captured step is replayed with other ones, an array on the device.
+A kernel counts the entries of its own mask. If that is a part of a larger one, `first` is where it begins. Keys and
+`first` are arguments of the kernel or, if a captured step is replayed with other ones, an array on the device.
 """
 
 from __future__ import annotations
@@ -20,17 +21,19 @@ typedef unsigned int uint32;
 
 struct Draw {
     uint32 first_key, second_key;
-    size threshold;
+    size first, threshold;
     A factor;
 };
 
-// What is the same for all entries of a draw. keys: first_key and second_key, if not null.
-__device__ inline Draw draw_of(const uint32* keys, size first_key, size second_key, size threshold, double factor) {
+// What is the same for all entries of a draw. keys: first_key, second_key and first, if not null.
+__device__ inline Draw draw_of(const uint32* keys, size first_key, size second_key, size first, size threshold,
+                               double factor) {
     if (keys) {
         first_key = keys[0];
         second_key = keys[1];
+        first = keys[2] | (size)keys[3] << 32;
     }
-    return {(uint32)first_key, (uint32)second_key, threshold, (A)factor};
+    return {(uint32)first_key, (uint32)second_key, first, threshold, (A)factor};
 }
 
 // "lowbias32", C. Wellons 2018
@@ -44,14 +47,17 @@ __device__ inline uint32 mix(uint32 x) {
 
 // What dropout multiplies the entry at a position by: factor where it is kept, else 0.
 __device__ inline A keep(const Draw& draw, size position) {
-    return mix(mix((uint32)position ^ draw.first_key) + draw.second_key) < draw.threshold ? draw.factor : (A)0;
+    position += draw.first;
+    uint32 second_key = draw.second_key, beyond = position >> 32;
+    if (beyond) second_key += mix(beyond); // another key for every 2^32 entries
+    return mix(mix((uint32)position ^ draw.first_key) + second_key) < draw.threshold ? draw.factor : (A)0;
 }
 """
 
 
 def arguments(draw: Draw | None) -> tuple[Any, ...]:
-    """The arguments of `draw_of`: keys, first_key, second_key, threshold, factor."""
+    """The arguments of `draw_of`: keys, first_key, second_key, first, threshold, factor."""
     if draw is None:
-        return None, 0, 0, 0, 0.0
-    keys = (None, *draw.keys) if isinstance(draw.keys, tuple) else (draw.keys, 0, 0)
+        return None, 0, 0, 0, 0, 0.0
+    keys = (None, *draw.keys, draw.first) if isinstance(draw.keys, tuple) else (draw.keys, 0, 0, 0)
     return *keys, draw.threshold, 1 / draw.probability

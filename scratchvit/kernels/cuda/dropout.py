@@ -21,10 +21,10 @@ TEXT = r"""
 // --- dropout.py ---
 
 extern "C" __global__ void drop_entries(const T* x, T* y, size count, size together, const uint32* keys,
-                                        size first_key, size second_key, size threshold, double factor) {
+                                        size first_key, size second_key, size first, size threshold, double factor) {
     size i = blockIdx.x * (size)blockDim.x + threadIdx.x;
     if (i >= count) return;
-    Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+    Draw draw = draw_of(keys, first_key, second_key, first, threshold, factor);
     y[i] = (A)x[i] * keep(draw, i / together);
 }
 """

@@ -57,7 +57,7 @@ struct Attention {
     const float* bias;
     size bias_b, bias_h, bias_n, bias_m;
     const uint32* keys;
-    size first_key, second_key, threshold;
+    size first_key, second_key, first, threshold;
 };
 
 // Which head of which image is this block's, and which of its `rows` rows: 64 from `begin` on, of which this warp has
@@ -79,7 +79,7 @@ struct Place {
         mask = of.mask ? of.mask + b * of.mask_b + h * of.mask_h : 0;
         bias = of.bias ? of.bias + b * of.bias_b + h * of.bias_h : 0;
         first_query = head * (size)of.N;
-        draw = draw_of(of.keys, of.first_key, of.second_key, of.threshold, of.factor);
+        draw = draw_of(of.keys, of.first_key, of.second_key, of.first, of.threshold, of.factor);
     }
 
     __device__ T* row(const View& x, int number) const { return x.at + b * x.b + h * x.h + number * x.row; }
@@ -168,7 +168,7 @@ VIEW = np.dtype([(name, np.int64) for name in ("at", "b", "h", "row")])
 ATTENTION = np.dtype(
     [(name, np.int32) for name in ("H", "N", "M", "d")] + [(name, np.float32) for name in ("scale", "factor")]
     + [(f"{x}_{axis}", np.int64) for x in ("mask", "bias") for axis in ("at", "b", "h", "n", "m")]
-    + [(name, np.int64) for name in ("keys", "first_key", "second_key", "threshold")]
+    + [(name, np.int64) for name in ("keys", "first_key", "second_key", "first", "threshold")]
 )
 
 

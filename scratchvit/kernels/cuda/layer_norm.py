@@ -40,7 +40,7 @@ TEXT = r"""
 // z = x + added, each entry of added times what the draw says, if there is one (factor is not 0).
 extern "C" __global__ void layer_norm(const T* x, const T* added, T* z, const A* weight, const A* bias, T* y, A* mean,
                                       A* r, size N, size D, double eps, const uint32* keys, size first_key,
-                                      size second_key, size threshold, double factor) {
+                                      size second_key, size first, size threshold, double factor) {
     size row = blockIdx.x * (size)(blockDim.x / 32) + threadIdx.x / 32;
     int lane = threadIdx.x % 32;
     if (row >= N) return;
@@ -48,7 +48,7 @@ extern "C" __global__ void layer_norm(const T* x, const T* added, T* z, const A*
     y += row * D;
 
     if (added) {
-        Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+        Draw draw = draw_of(keys, first_key, second_key, first, threshold, factor);
         added += row * D;
         z += row * D;
         for (size i = lane; i < D; i += 32) // each lane reads what it has written, so no barrier
@@ -82,11 +82,12 @@ extern "C" __global__ void layer_norm(const T* x, const T* added, T* z, const A*
 // over the rows of each block: parts (2, P, D).
 extern "C" __global__ void layer_norm_backward(const T* x, const T* dy, const A* weight, const A* mean, const A* r,
                                                T* dx, T* dadded, A* parts, size N, size D, const uint32* keys,
-                                               size first_key, size second_key, size threshold, double factor) {
+                                               size first_key, size second_key, size first, size threshold,
+                                               double factor) {
     extern __shared__ A sums[]; // (warps, 2, D)
     int warps = blockDim.x / 32, warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     A *own_weight = sums + (size)warp * 2 * D, *own_bias = own_weight + D;
-    Draw draw = draw_of(keys, first_key, second_key, threshold, factor);
+    Draw draw = draw_of(keys, first_key, second_key, first, threshold, factor);
     if (parts)
         for (size i = lane; i < D; i += 32) own_weight[i] = own_bias[i] = 0; // what this lane adds to, so no barrier
 
