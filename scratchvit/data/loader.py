@@ -56,6 +56,8 @@ class Loader:
     share       (rank, size): of every batch, only the rows that belong to this one of `size` processes (`share_of`).
                 Number and order of the batches, epoch_size and the state are those of one process, and the images are
                 augmented as there, bit for bit. transform is then called with a `ShareOfDraws`
+    uneven      with a share: the last batch may have fewer images than there are processes. It is then left out on
+                those that have none of its images
 
     whole: the number of images of the last returned batch, over all processes.
 
@@ -79,6 +81,7 @@ class Loader:
         prefetch: int = 2,
         workers: int = 0,
         share: tuple[int, int] = (0, 1),
+        uneven: bool = False,
     ):
         if batch_size < 1 or epoch_size == 0 or min(seed, prefetch, workers, epoch_size or 0) < 0:
             raise ScratchvitError(
@@ -95,7 +98,7 @@ class Loader:
             raise ScratchvitError(f"Loader: share={share} must be (rank, size), with a rank from 0 to size - 1")
         epoch_size = epoch_size or len(dataset)
         smallest = batch_size if drop_last else epoch_size % batch_size or batch_size
-        if smallest < size:
+        if smallest < size and not uneven:
             raise ScratchvitError(
                 f"{dataset.name}: a batch of {counted(smallest, 'image')} cannot be divided among {size} processes: "
                 "use a larger batch_size, fewer processes, or an epoch_size that leaves out a small last batch"
@@ -134,18 +137,21 @@ class Loader:
         def whole_batch(batch: int) -> NDArray[np.intp]:
             return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
+        def rows_in(batch: int) -> slice:
+            return share_of(len(whole_batch(batch)), *self.share)
+
         def make(batch: int) -> Batch:
-            whole = whole_batch(batch)
-            rows = share_of(len(whole), *self.share)
+            whole, rows = whole_batch(batch), rows_in(batch)
             indices, rng = whole[rows], self._generator(_AUGMENTATION, epoch, batch)
             images = make_images(indices, rng if len(indices) == len(whole) else ShareOfDraws(rng, rows, whole))
             made = Batch(images, self.dataset.labels[indices], indices)
             return self._finish(made) if on_cpu else made       # a GPU is given work by one thread only
 
         threads = max(self.workers, 1)
-        with closing(_map_ahead(make, range(first, len(self)), self.prefetch + self.workers, threads)) as batches:
+        own = [batch for batch in range(first, len(self)) if range(self.batch_size)[rows_in(batch)]]
+        with closing(_map_ahead(make, own, self.prefetch + self.workers, threads)) as batches:
             try:
-                for batch in range(first, len(self)):
+                for batch in own:
                     asked = time.perf_counter()
                     made = next(batches)
                     if batch > first:       # the first batch cannot have been prepared in advance
@@ -154,6 +160,7 @@ class Loader:
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
                     self.whole = len(whole_batch(batch))
                     yield made if on_cpu else self._finish(made)
+                self._epoch, self._batch = epoch + 1, 0     # also without a share of the last batch
             except BaseException:
                 self.close()
                 raise

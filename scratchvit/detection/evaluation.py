@@ -72,6 +72,11 @@ class CocoFigures:
         """The figures where pycocotools is not installed: each None, and no classes."""
         return cls(None, None, None, None, None, None, None, None, None, None, None, None, ())
 
+    @classmethod
+    def of(cls, values: Mapping[str, Any]) -> Self:
+        """From their `dataclasses.asdict`, which may have passed through JSON."""
+        return cls(**{**values, "classes": tuple(ClassFigures(**each) for each in values["classes"])})
+
     def rows(self) -> list[list[str]]:
         return [
             ["", "all", "small", "medium", "large"],

@@ -12,6 +12,12 @@ from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.errors import ScratchvitError
 from scratchvit.kernels.logistic import logistic
 from scratchvit.ops.attention import log_probabilities
+from scratchvit.parallel.communicator import Communicator
+
+_NONE = {       # no detections, in the form in which `postprocess` returns those of an image
+    "scores": np.zeros(0, np.float32), "labels": np.zeros(0, np.int64), "boxes": np.zeros((0, 4), np.float32),
+    "queries": np.zeros(0, np.int64),
+}
 
 
 def postprocess(
@@ -49,6 +55,26 @@ def postprocess(
     pixels = box_cxcywh_to_xyxy(boxes) * np.stack([width, height, width, height], axis=-1)
     found = zip(scores, labels.astype(np.int64), pixels, queries.astype(np.int64))
     return [dict(zip(("scores", "labels", "boxes", "queries"), of_an_image)) for of_an_image in found]
+
+
+def joined(found: Mapping[int, Mapping[str, np.ndarray]], ranks: Communicator) -> dict[int, dict[str, np.ndarray]]:
+    """The detections of all ranks, each with those of its own images, {image id: as returned by `postprocess`}.
+
+    All ranks get all of them, those in the images of rank 0 first. A rank may have no images.
+    """
+    if ranks.size == 1:
+        return {image_id: dict(of_image) for image_id, of_image in found.items()}
+    own = list(found.values())
+    ids, lengths = (
+        ranks.gather_rows(np.array(numbers, np.int64)).tolist()
+        for numbers in (list(found), [len(of_image["scores"]) for of_image in own])
+    )
+    ends = np.cumsum(lengths)[:-1]
+    of_all = {
+        name: np.split(ranks.gather_rows(np.concatenate([none, *(of_image[name] for of_image in own)])), ends)
+        for name, none in _NONE.items()
+    }
+    return {image_id: {name: of_all[name][place] for name in of_all} for place, image_id in enumerate(ids)}
 
 
 def class_probabilities(logits: np.ndarray, focal: bool) -> np.ndarray:

@@ -37,7 +37,7 @@ class DetectionData:
     sizes       how pictures are resized in evaluation
     mean, std   of each channel, by which pictures are normalised
     checksums   the checksum of each split, {"train", "val", "test"}; see `fingerprint`
-    share       (rank, size): which of the processes of the run this is
+    share       (rank, size): which of the processes of the run this is; see `Loader`
     """
 
     splits: DetectionSplits
@@ -97,8 +97,14 @@ class DetectionData:
         return Steps(*flip, resizing)
 
     def eval_loader(self, dataset: DetectionDataset, batch_size: int) -> DetectionLoader:
-        """The pictures of a data set once, without augmentation, in batches of similar shape."""
-        return DetectionLoader(dataset, batch_size, Normalize(self.mean, self.std), steps=self.sizes)
+        """The pictures of a data set once, without augmentation, in batches of similar shape.
+
+        Of several processes, each has its share of every batch, so that images are padded as in one process. The last
+        batch may have none for some.
+        """
+        return DetectionLoader(
+            dataset, batch_size, Normalize(self.mean, self.std), steps=self.sizes, share=self.share, uneven=True
+        )
 
 
 def why_not_replayed(options: Mapping[str, Any]) -> str:

@@ -30,7 +30,7 @@ from scratchvit.detection.draw_boxes import write_predictions
 from scratchvit.detection.evaluation import CocoFigures, can_evaluate, evaluate_boxes, results_of
 from scratchvit.detection.losses import Losses, to_columns
 from scratchvit.detection.matcher import HungarianMatcher, ObjectArrays, Objects
-from scratchvit.detection.postprocess import postprocess
+from scratchvit.detection.postprocess import joined, postprocess
 from scratchvit.detection.run_data import DetectionData, load_data, why_not_replayed
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
@@ -39,7 +39,7 @@ from scratchvit.nn import evaluating
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.loop import TrainingLoop
-from scratchvit.training.meter import Means
+from scratchvit.training.meter import Means, over_ranks
 from scratchvit.training.step import NotFinite
 from scratchvit.training.task import Batches, Course, Row, Task
 
@@ -156,9 +156,11 @@ class DetectionTask(Task[DetectionResult]):
         """
         if self._latest is None or self._latest[0] is not batch.targets:
             own = Objects.of(batch.targets, self.criterion.num_classes)
-            whole = self.ranks.gather_rows(np.array(own.counts, np.int64)).tolist()
-            self._latest = batch.targets, dataclasses.replace(own, whole=whole)
+            self._latest = batch.targets, dataclasses.replace(own, whole=self._over_ranks(own.counts))
         return self._latest[1]
+
+    def _over_ranks(self, counts: list[int]) -> list[int]:
+        return self.ranks.gather_rows(np.array(counts, np.int64)).tolist()
 
     def _loss(
         self, model: Any, images: Array, inputs: Mapping[str, Any], objects: Objects
@@ -220,20 +222,33 @@ class DetectionTask(Task[DetectionResult]):
         """The losses on a split, the detections in each image by its id, and COCO's figures."""
         meter = Means()
         found: dict[int, Any] = {}
+        loader = self.data.eval_loader(dataset, self.config.batch_size)
+        left = len(loader)
         with evaluating(model):
-            for batch in batches(self.data.eval_loader(dataset, self.config.batch_size)):
+            for batch in batches(loader):
+                left -= 1
+                objects = self.objects(batch)
                 outputs = model(batch.images, mask=_padding(batch))
-                losses = self.criterion(outputs, batch.targets)
+                losses = self.criterion.of_objects(outputs, objects)
                 meter.add(*self._noted(losses, len(batch.images))[1])
                 sizes = [target["orig_size"] for target in batch.targets]
                 boxes = postprocess(outputs, sizes, focal=self.criterion.matcher.focal)
                 found |= {target["image_id"]: of_image for target, of_image in zip(batch.targets, boxes)}
-        meter = meter.read()
+        for _ in range(left):
+            self._over_ranks([])        # of a batch of which this rank has no image, the others ask for the objects
+        meter, found = over_ranks(meter.read(), self.ranks), joined(found, self.ranks)
         if not math.isfinite(meter.loss):
             raise NotFinite(f"the loss on {dataset.name} is not finite")
-        results = results_of(list(found.values()), list(found), dataset.category_ids)
-        figures = evaluate_boxes(dataset.ground_truth(), results) if can_evaluate() else CocoFigures.unknown()
-        return meter, found, figures
+        return meter, found, self._figures(dataset, found)
+
+    def _figures(self, dataset: DetectionDataset, found: Mapping[int, Any]) -> CocoFigures:
+        """COCO's figures of the detections in each image by its id. Rank 0 computes them for all."""
+        figures = None
+        if self.ranks.rank == 0 and can_evaluate():
+            results = results_of(list(found.values()), list(found), dataset.category_ids)
+            figures = dataclasses.asdict(evaluate_boxes(dataset.ground_truth(), results))
+        figures = self.ranks.gather(figures)[0]
+        return CocoFigures.of(figures) if figures else CocoFigures.unknown()
 
     def draw(self, folder: Path, epoch: int) -> None:
         """Draw the detections in the first pictures of val: predictions/epoch_001.png, …."""

@@ -300,3 +300,18 @@ def test_a_detector_s_data_are_shared():
     shares, said = loaders(DetectionTask, config, 4)
     assert {share.epoch_size for share in shares} == {8}
     assert set(said) - set(notes) == {*rest_note(3, 4)}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_last_batch_of_which_some_have_nothing(workers):
+    """The last batch of 2 on four processes, in two epochs: the second and the fourth have one image."""
+    one = make(PLAIN)
+    shares = [make(PLAIN, share=(rank, 4), uneven=True, workers=workers) for rank in range(4)]
+    for _ in range(2):
+        expected, found = list(one), [list(share) for share in shares]
+        assert [len(batches) for batches in found] == [6, 7, 6, 7] and len(expected) == 7
+        assert_same(joined([batches[:6] for batches in found]), expected[:6])
+        assert_same(joined([batches[6:] for batches in found if len(batches) == 7]), expected[6:])
+        assert all(share.state_dict() == one.state_dict() and len(share) == 7 for share in shares)
+    for share in shares:
+        share.close()

@@ -62,7 +62,7 @@ class DetectionLoader(Loader):
         self, dataset: DetectionDataset, batch_size: int, normalize: Normalize, *,
         steps: Step | None = None, colours: Transform | None = None, stretch: int = 16, pad_to: int = 1,
         shuffle: bool = False, epoch_size: int | None = None, drop_last: bool = False, seed: int = 0,
-        prefetch: int = 2, workers: int = 0, share: tuple[int, int] = (0, 1),
+        prefetch: int = 2, workers: int = 0, share: tuple[int, int] = (0, 1), uneven: bool = False,
     ):
         if stretch < 1:
             raise ScratchvitError(
@@ -72,6 +72,7 @@ class DetectionLoader(Loader):
         super().__init__(
             views, batch_size, _Collate(views, colours or _unchanged, pad_to), shuffle=shuffle, epoch_size=epoch_size,
             drop_last=drop_last, seed=seed, prefetch=prefetch, workers=workers, share=share,
+            uneven=uneven,
         )
         self.normalize = normalize
         self.views = views
