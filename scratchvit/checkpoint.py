@@ -8,7 +8,7 @@ from scratchvit import random
 from scratchvit.backend import Array
 from scratchvit.casting import mark_alike
 from scratchvit.errors import WrongState
-from scratchvit.graph import Recomputed, reachable, run_backward
+from scratchvit.graph import Recomputed, new_node, reachable, run_backward
 from scratchvit.recording import enable_grad, is_recording, mode, storing
 from scratchvit.tensor import Tensor, edge_to, watch_constants, wrap
 
@@ -47,13 +47,10 @@ def checkpoint(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
         run_backward([(edge_to(again), dy)])
         return [tensor.grad for tensor in inputs]
 
-    result = wrap(value.data)      # without the node of `value`, whose graph is freed
-    result.requires_grad = True
-    edges = tuple(edge_to(t) for t in tensors)
-    node = Recomputed("checkpoint", backward, edges, 1)
+    node = new_node("checkpoint", backward, [edge_to(t) for t in tensors], 1, kind=Recomputed)
     node.inner_leaves = leaves
     watch_constants(node, tensors)
-    result._edge = (node, 0)
+    result = wrap(value.data, node=node)       # without the node of `value`, whose graph is freed
     mark_alike(result, value)
     return result
 

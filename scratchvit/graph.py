@@ -79,6 +79,10 @@ from scratchvit.recording import setting
 from scratchvit.signature import takes_need
 
 AT_ONCE = 16        # gradients that a GPU adds in one operation
+_SEVERAL = (tuple, list)        # a tuple: isinstance takes three times as long for tuple | list
+
+Gradients: TypeAlias = Sequence[Array | None]
+"""Of all outputs of a node, or of all its inputs; None where none has arrived, or is needed."""
 
 Arrived: TypeAlias = list[tuple[Array, bool]]
 """Gradients that have arrived for an output of a node, each with whether it is fresh."""
@@ -120,15 +124,28 @@ class Node:
 
     inner_leaves: Sequence[Edge] = ()       # see Recomputed
 
-    def __init__(
-        self, name: str, backward: Callable[..., Any], edges: tuple[Any, ...], outputs: int, gives_tuple: bool = False
-    ):
-        self.name = name
-        self.backward: Callable[..., Any] | None = backward     # None after use, which frees what it saved
-        self.edges = edges
-        self.outputs = outputs
-        self.watched: tuple[Watched, ...] = ()
-        self.gives_tuple = gives_tuple      # the op returned a tuple, perhaps of one, and its backward is given one
+    name: str
+    backward: Callable[..., Any] | None     # None after use, which frees what it saved
+    edges: Sequence[Any]
+    outputs: int
+    gives_tuple: bool                       # the op returned a tuple, perhaps of one, and its backward is given one
+    watched: tuple[Watched, ...]
+
+
+_new = object.__new__
+
+
+def new_node(
+    name: str, backward: Callable[..., Any], edges: Sequence[Any], outputs: int, gives_tuple: bool = False,
+    kind: type[Any] = Node,
+) -> Any:
+    """A Node, or one of a subclass. (Every op makes one, and calling a function is quicker than calling a class.)"""
+    node = _new(kind)
+    node.name, node.backward = name, backward
+    node.edges = edges
+    node.outputs, node.gives_tuple = outputs, gives_tuple
+    node.watched = ()
+    return node
 
 
 class Recomputed(Node):
@@ -212,48 +229,47 @@ def _send_back(
     roots: Sequence[tuple[Any, Array]], waiting: dict[Node, int], reached: Reached, uses: _Uses | None
 ) -> None:
     """Send gradients from the roots to the leaves. waiting: how many gradients will be sent to each node."""
-    arrived: dict[Node, list[Arrived]] = {}         # for each output of a node
-    ready: list[Node] = []
+    ready: list[tuple[Node, Gradients]] = []        # nodes, and the gradient of each output
+    arrived: dict[Node, list[Arrived]] = {}         # for each output of a node that waits for more gradients
+    leaves: set[Any] = set()                        # those in `reached`: to ask there takes longer
 
-    def visit(node: Node) -> None:      # a function, so that its gradients are freed before the next node makes some
-        found = arrived.pop(node, None)
-        incoming = None if found is None else [_sum(of_output) if of_output else None for of_output in found]
-        gradients = _apply_backward(node, incoming)
-        arrays = (*gradients, *(incoming or ()))
-        for edge, gradient in zip(node.edges, gradients):
-            if edge is not None:
-                send(edge, gradient, arrays)
+    def send(edges: Sequence[Any], gradients: Gradients, incoming: Gradients) -> None:
+        for edge, gradient in zip(edges, gradients):
+            if edge is None:
+                continue
+            node, index = edge
+            if not isinstance(node, Node):
+                if gradient is not None:
+                    if node not in leaves:
+                        leaves.add(node)
+                        reached.setdefault(weakref.ref(node), node.grad is not None)
+                    _accumulate_leaf(node, gradient, gradients, incoming)
+                if uses is not None:
+                    uses.followed(node)
+                continue
+            left = waiting[node] = waiting[node] - 1
+            if node not in arrived:
+                if not left and node.outputs == 1:          # it has one consumer, as most have
+                    ready.append((node, (gradient,)))
+                    continue
+                arrived[node] = [[] for _ in range(node.outputs)]
+            if gradient is not None:
+                of_output = arrived[node][index]
+                of_output.append((gradient, bool(of_output or left) and _is_fresh(gradient, gradients, incoming)))
+                if len(of_output) > 1 and len(of_output) == (AT_ONCE if backend_of(gradient).has_cuda else 2):
+                    of_output[:] = [(_sum(of_output), True)]
+            if not left:
+                ready.append((node, [_sum(of_output) if of_output else None for of_output in arrived.pop(node)]))
+
+    for edge, gradient in roots:
+        send((edge,), (gradient,), (gradient,))     # as if the caller had been given it too, so it is never fresh
+    while ready:
+        node, incoming = ready.pop()                # any ready node: see the top of this file
+        send(node.edges, _apply_backward(node, incoming), incoming)
         if uses is not None:
             for leaf, _ in node.inner_leaves:
                 uses.followed(leaf)
         node.edges = ()
-
-    def send(edge: Any, gradient: Array | None, arrays: Sequence[Array | None]) -> None:
-        node, index = edge
-        if not isinstance(node, Node):
-            if gradient is not None:
-                reached.setdefault(weakref.ref(node), node.grad is not None)
-                _accumulate_leaf(node, gradient, arrays)
-            if uses is not None:
-                uses.followed(node)
-            return
-        waiting[node] -= 1
-        if waiting[node] == 0:
-            ready.append(node)
-        if gradient is None:
-            return
-        if node not in arrived:
-            arrived[node] = [[] for _ in range(node.outputs)]
-        of_output = arrived[node][index]
-        is_one_of_several = bool(of_output or waiting[node])
-        of_output.append((gradient, is_one_of_several and _is_fresh(gradient, arrays)))
-        if len(of_output) > 1 and len(of_output) == (AT_ONCE if backend_of(gradient).has_cuda else 2):
-            of_output[:] = [(_sum(of_output), True)]
-
-    for edge, gradient in roots:
-        send(edge, gradient, (gradient, gradient))      # twice: it belongs to the caller, so it is never fresh
-    while ready:
-        visit(ready.pop())              # any ready node: see the top of this file
 
 
 def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
@@ -263,25 +279,28 @@ def _count_consumers(roots: Sequence[tuple[Any, int]]) -> dict[Node, int]:
     changed in place after an op had used its old values.
     """
     waiting: dict[Node, int] = {}
-    stack = list(roots)
+    stack: list[Sequence[Any]] = [roots]        # edges of a node
     while stack:
-        target, version = stack.pop()
-        if not isinstance(target, Node):
-            if target.version.count != version:
-                raise _changed(target.shape)
-        elif target in waiting:
-            waiting[target] += 1
-        else:
-            if target.backward is None:
-                raise WrongState(
-                    f"backward() reached the op {target.name!r}, whose graph was already used and freed: "
-                    "compute the loss again, or add the losses and call backward() once"
-                )
-            waiting[target] = 1
-            for counter, count, shape in target.watched:
-                if counter.count != count:
-                    raise _changed(shape)
-            stack.extend(filter(None, target.edges))
+        for edge in stack.pop():
+            if edge is None:
+                continue
+            target, version = edge
+            if not isinstance(target, Node):
+                if target._version.count != version:
+                    raise _changed(target.shape)
+            elif target in waiting:
+                waiting[target] += 1
+            else:
+                waiting[target] = 1
+                if target.backward is None:
+                    raise WrongState(
+                        f"backward() reached the op {target.name!r}, whose graph was already used and freed: "
+                        "compute the loss again, or add the losses and call backward() once"
+                    )
+                for counter, count, shape in target.watched:
+                    if counter.count != count:
+                        raise _changed(shape)
+                stack.append(target.edges)
     return waiting
 
 
@@ -311,21 +330,21 @@ def reachable(edges: Sequence[Any]) -> tuple[list[Node], list[Edge]]:
     return list(nodes), leaves
 
 
-def _apply_backward(node: Node, incoming: list[Array | None] | None) -> Sequence[Array | None]:
+def _apply_backward(node: Node, incoming: Gradients) -> Gradients:
     """Call a node's backward and free it. Returns a gradient for every edge, None where none is needed.
 
-    incoming: the gradient of every output; None if no gradient arrived at any.
+    incoming: the gradient of every output. If none has arrived at any, the backward is not called.
     """
     backward, node.backward = node.backward, None
     assert backward is not None
-    if incoming is None:
-        return [None] * len(node.edges)
     dy = tuple(incoming) if node.gives_tuple else incoming[0]
+    if dy is None or (node.gives_tuple and all(gradient is None for gradient in incoming)):
+        return [None] * len(node.edges)
     if takes_need(backward):
         gradients = backward(dy, need=[edge is not None for edge in node.edges])
     else:
         gradients = backward(dy)
-    if not isinstance(gradients, tuple | list):
+    if not isinstance(gradients, _SEVERAL):
         gradients = (gradients,)
     if len(gradients) != len(node.edges):
         raise WrongState(
@@ -351,15 +370,15 @@ def _sum(arrived: Arrived) -> Array:
     return total
 
 
-def _is_fresh(gradient: Array, arrays: Sequence[Array | None]) -> bool:
+def _is_fresh(gradient: Array, gradients: Gradients, incoming: Gradients) -> bool:
     """Whether a gradient can be added to in place: it covers the whole of its memory, and nothing else is in there.
 
-    arrays: all gradients that a call of a backward was given and has returned, of which this is one.
+    gradients: all that a call of a backward has returned, of which this is one. incoming: all that it was given.
     """
     owner = _owner(gradient)
     if owner.size != gradient.size or not getattr(gradient.flags, "writeable", True):   # NumPy's broadcast_to
         return False
-    return sum(_owner(other) is owner for other in arrays if other is not None) == 1
+    return sum(_owner(other) is owner for other in (*gradients, *incoming) if other is not None) == 1
 
 
 def _owner(array: Array) -> Array:
@@ -367,7 +386,7 @@ def _owner(array: Array) -> Array:
     return array if array.base is None else array.base
 
 
-def _accumulate_leaf(leaf: Any, gradient: Array, arrays: Sequence[Array | None]) -> None:
+def _accumulate_leaf(leaf: Any, gradient: Array, gradients: Gradients, incoming: Gradients) -> None:
     data = leaf.data
     if gradient.shape != data.shape or gradient.dtype != data.dtype:
         raise WrongState(
@@ -375,6 +394,6 @@ def _accumulate_leaf(leaf: Any, gradient: Array, arrays: Sequence[Array | None])
             "if the dtypes differ, a float64 or integer array was combined with float32: convert it with astype()"
         )
     if leaf.grad is None:
-        leaf.grad = asarray(gradient if _is_fresh(gradient, arrays) else gradient.copy())
+        leaf.grad = asarray(gradient if _is_fresh(gradient, gradients, incoming) else gradient.copy())
     else:
         leaf.grad += gradient

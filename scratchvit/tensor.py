@@ -40,7 +40,7 @@ from scratchvit import casting, dtypes
 from scratchvit.backend import Array, array_module, asarray, asnumpy, broadcasts_to, is_array
 from scratchvit.errors import ScratchvitError, WrongIndex, WrongState, WrongType, WrongValue, explained, in_the_family
 from scratchvit.facts import Facts
-from scratchvit.graph import Node, Version, run_backward
+from scratchvit.graph import Node, Version, new_node, run_backward
 from scratchvit.recording import is_recording, mode
 from scratchvit.signature import constant_parameters, differentiable_parameters, inputs_of
 
@@ -277,6 +277,7 @@ class Tensor:
 
 
 P = ParamSpec("P")
+_new = object.__new__       # without the __init__ of Tensor, which takes what users give
 _NUMBER, _SEQUENCE = (int, float), (list, tuple)        # tuples: isinstance takes three times as long for int | float
 
 
@@ -335,59 +336,85 @@ def op(
         function.facts = facts      # type: ignore[attr-defined]    # `wraps` below copies it to the op
     elif str(function.__module__).startswith("scratchvit.ops"):
         raise WrongType(f"op {function.__name__!r} has no facts: declare it with @op(facts=…), see facts.py")
-    constants = constant_parameters(function)
+    name, constants = function.__name__, constant_parameters(function)
     takes_inputs_only = not constants and not any(slot.is_sequence or slot.takes_rest for slot in slots)
 
     @functools.wraps(function)
     def apply(*args: Any, **kwargs: Any) -> Any:
         no_grads, stand_in, half = mode.get()
-        direct = takes_inputs_only and len(args) == len(slots)      # as in x + y, by far the most common call
-        inputs = args if direct else inputs_of(slots, args, kwargs)
-        edges = (None,) * len(inputs) if no_grads else tuple(map(edge_to, inputs))
-        if constants and not no_grads:
-            _refuse_lost_gradients(function.__name__, constants, args, kwargs)
-        narrowed = None if half is None else casting.narrow(rule, slots, args, kwargs, half, facts, half_on_gpu)
-        if narrowed is not None:
-            args, kwargs = tuple(narrowed.args), narrowed.kwargs
-        plain = [*map(_unwrap, args)]
-        named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
-        call = function
-        if not _have_one_regular_dtype(plain if direct else inputs):
-            if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
-                raise WrongType(f"{function.__name__}: Tensors in a list would get no gradient: give ops.stack(list)")
-            accepts = takes if narrowed is None or not narrowed.by_kernels else "any"
-            call, plain, named = dtypes.settle(function, accepts, slots, plain, named)
-        if narrowed is not None:
-            call = narrowed.wrapped(call)
+        direct = takes_inputs_only and len(args) == len(slots)
+        inputs: Sequence[Any] = args if direct else inputs_of(slots, args, kwargs)
+        taken = _arrays_and_edges(inputs, no_grads) if direct and half is None else None
+        call, named, narrowed = function, kwargs, None
+        if taken is not None:
+            plain, edges = taken        # as in x + y, by far the most common call: there is nothing to convert
+        else:
+            edges = [None if no_grads else edge_to(x) for x in inputs]
+            if constants and not no_grads:
+                _refuse_lost_gradients(name, constants, args, kwargs)
+            narrowed = None if half is None else casting.narrow(rule, slots, args, kwargs, half, facts, half_on_gpu)
+            if narrowed is not None:
+                args, kwargs = tuple(narrowed.args), narrowed.kwargs
+            plain = [*map(_unwrap, args)]
+            named = {key: _unwrap(arg) for key, arg in kwargs.items()} if kwargs else kwargs
+            if not _have_one_regular_dtype(plain if direct else inputs):
+                if not no_grads and any(isinstance(x, _SEQUENCE) and _requires_grad(x) for x in inputs):
+                    raise WrongType(f"{name}: Tensors in a list would get no gradient: give ops.stack(list)")
+                accepts = takes if narrowed is None or not narrowed.by_kernels else "any"
+                call, plain, named = dtypes.settle(function, accepts, slots, plain, named)
+            if narrowed is not None:
+                call = narrowed.wrapped(call)
         try:
-            value, backward = call(*plain, **named) if stand_in is None else stand_in(call, plain, named)
+            if stand_in is not None:
+                value, backward = stand_in(call, plain, named)
+            else:
+                value, backward = call(*plain, **named) if named else call(*plain)
         except (AttributeError, IndexError, OverflowError, TypeError, ValueError) as error:
             is_ours = isinstance(error, AttributeError) and all(x is None or hasattr(x, "dtype") for x in inputs)
             if is_ours or isinstance(error, ScratchvitError):
                 raise
-            if str(error).startswith(function.__name__):        # of the op itself
+            if str(error).startswith(name):         # of the op itself
                 raise in_the_family(error).with_traceback(error.__traceback__) from None
-            raise explained(error, function.__name__, inputs) from error
+            raise explained(error, name, inputs) from error
         is_tuple = isinstance(value, tuple)
-        outputs = tuple(wrap(v, gives) for v in value) if is_tuple else (wrap(value, gives),)
+        node = new_node(name, backward, edges, len(value) if is_tuple else 1, is_tuple) if any(edges) else None
+        if is_tuple:
+            outputs = [wrap(v, gives, node, index) for index, v in enumerate(value)]
+        else:
+            outputs = [wrap(value, gives, node)]
         if narrowed is not None:
             narrowed.mark(outputs)
-        without_gradient = edges.count(None)
-        if without_gradient < len(edges):
-            node = Node(function.__name__, backward, edges, len(outputs), is_tuple)
-            if without_gradient:
-                watch_constants(node, inputs)
-            for index, output in enumerate(outputs):
-                output.requires_grad = True
-                output._edge = (node, index)
-        else:
+        if node is None:
             for output in outputs:
                 if output.data.base is not None:
                     _share_version(output, inputs)
-        return outputs if is_tuple else outputs[0]
+        elif not all(edges):
+            watch_constants(node, inputs)
+        return tuple(outputs) if is_tuple else outputs[0]
 
     apply.takes, apply.autocast = takes, rule       # type: ignore[attr-defined]
     return apply
+
+
+def _arrays_and_edges(inputs: Sequence[Any], no_grads: int) -> tuple[list[Any], list[Any]] | None:
+    """The arrays of inputs and the edges to them, if all are numbers or Tensors of one regular dtype; else None."""
+    arrays, edges, dtype = [], [], None
+    for x in inputs:
+        if isinstance(x, Tensor):
+            array = x.data
+            found = array.dtype
+            if found is not dtype:
+                if dtype is not None or found not in dtypes.REGULAR:
+                    return None
+                dtype = found
+            arrays.append(array)
+            edges.append((x._edge or (x, x.version.count)) if x.requires_grad and not no_grads else None)
+        elif type(x) in _NUMBER:
+            arrays.append(x)
+            edges.append(None)
+        else:
+            return None
+    return arrays, edges
 
 
 def _have_one_regular_dtype(inputs: Sequence[Any]) -> bool:
@@ -468,9 +495,11 @@ def _unwrap(x: Any) -> Any:
     return x
 
 
-def wrap(value: Any, kind: type[Tensor] = Tensor) -> Tensor:
-    tensor = kind.__new__(kind)
-    # NumPy's full reductions give scalars. Arrays stay on the device that they were computed on.
-    tensor.data = value if is_array(value) and not isinstance(value, np.generic) else asarray(value)
-    tensor.requires_grad, tensor.grad, tensor._edge, tensor._version = False, None, None, None
+def wrap(value: Any, kind: type[Tensor] = Tensor, node: Node | None = None, index: int = 0) -> Tensor:
+    """A Tensor of what an op computed: the output with this index of its node, which is None if nothing is recorded."""
+    if type(value) is not np.ndarray and (isinstance(value, np.generic) or not is_array(value)):
+        value = asarray(value)      # of NumPy's full reductions, which give scalars; arrays stay on their device
+    tensor = _new(kind)
+    tensor.data, tensor.grad, tensor._version = value, None, None
+    tensor.requires_grad, tensor._edge = node is not None, None if node is None else (node, index)
     return tensor

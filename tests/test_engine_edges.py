@@ -241,6 +241,23 @@ def test_a_backward_may_be_any_callable(function) -> None:
 # --- a Tensor among other things -------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("outputs", [1, 2])
+def test_a_backward_is_not_called_if_no_gradient_arrives_at_any_output(outputs: int) -> None:
+    def unused(x: Array):
+        def backward(dy):
+            raise AssertionError("called without a gradient")
+
+        return (x * 1 if outputs == 1 else (x * 1, x * 2)), backward
+
+    def sends_nothing(x: Array, y: Array):
+        return x + y, lambda dy: (dy, None)
+
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    made = op(unused)(x)
+    op(sends_nothing)(x, made if outputs == 1 else made[0]).backward(np.ones(2))
+    assert x.grad is not None and x.grad.tolist() == [1, 1]
+
+
 def test_comparing_tensors_is_an_error_and_not_identity() -> None:
     x, y = Tensor([1.0]), Tensor([1.0])
     for compare in (lambda: x == y, lambda: x != y, lambda: 1.0 in x, lambda: np.array_equal(x, y)):

@@ -36,14 +36,20 @@ def add(x: Array, y: Array):
 
     x, y: any shapes that broadcast, any dtype.  Raises ValueError for shapes that do not broadcast.
     """
-    x_shape, y_shape = _shape(x), _shape(y)
-    if x_shape == y_shape:      # the usual case, as in a residual connection
-        return x + y, lambda dy: (dy, dy)
+    if getattr(x, "shape", ()) == getattr(y, "shape", ()):      # the usual case, as in a residual connection
+        return x + y, _to_both
+    return x + y, _to_each(_shape(x), _shape(y))
 
+
+def _to_both(dy):
+    return dy, dy
+
+
+def _to_each(x_shape, y_shape):
     def backward(dy, need):
         return unbroadcast(dy, x_shape) if need[0] else None, unbroadcast(dy, y_shape) if need[1] else None
 
-    return x + y, backward
+    return backward
 
 
 @op(takes="any", half_on_gpu=True, facts=per_entry(
