@@ -188,7 +188,7 @@ class Sharded:
         differ, or if it does not fit.
         """
         steps = {name: int(value) for name, value in state.items() if name.startswith("step.")}
-        if False and any(theirs != steps for theirs in self._ranks.gather(steps)):
+        if any(theirs != steps for theirs in self._ranks.gather(steps)):
             raise ScratchvitError(
                 "the ranks were given different states of the optimiser: give all of them that of rank 0, as from a "
                 "checkpoint"
