@@ -40,6 +40,7 @@ class Communicator(Protocol):
     rank, size              the number of this process, and how many there are
     local_rank, local_size  the same among the processes on this machine
     host                    the name of this machine
+    timeout                 seconds to wait for other ranks; then the job ends
     """
 
     rank: int
@@ -47,6 +48,7 @@ class Communicator(Protocol):
     local_rank: int
     local_size: int
     host: str
+    timeout: float = 300.0
 
     @abstractmethod
     def start_sum(self, array: Array) -> Request:
