@@ -8,6 +8,12 @@
                 row. The graph saves x instead of x̂, which takes one product to recompute
 
 cuda/batch_norm.py has the kernels for a GPU.
+
+*Synchronised* over several processes, each of which has some images of a batch, these sums are over all images: Σ x,
+then Σ (x - μ)², for the statistics; Σ dy and Σ dy x̂ together, for dx. Gradients of weight and bias are those of the own
+images, since whoever averages gradients of parameters adds them up. This is what torch.nn.SyncBatchNorm computes
+(torch/nn/modules/_functions.py), except that it exchanges mean, variance and count of every process at once. There is
+no kernel for it in CUDA: a GPU computes it by operations on arrays.
 """
 
 from __future__ import annotations
@@ -27,24 +33,28 @@ from scratchvit.threads import PARALLEL_BYTES, deal
 
 CHANNEL_BYTES = 512 << 10       # size of a block of channels
 
+AddUp = Callable[[Array], None]     # replaces a small array by its sum over all processes
+
 
 def normalise_channels(
     planes: Array, running: tuple[Any, Any, Any], training: bool, weight: Array | None, bias: Array | None, eps: float,
+    add_up: AddUp | None = None,
 ):
     """Value and backward of batch norm of planes (B, C, S): see ops/norm.py.
 
     running: running mean and variance (C,), which may be None in training, and momentum.
     training: whether statistics are those of the batch, which then update the running ones.
     weight, bias: (C,) or None.
+    add_up: to synchronise the statistics of the batch; None: they are those of planes.
     """
-    if on_gpu.takes(planes, *running, weight, bias):
+    if add_up is None and on_gpu.takes(planes, *running, weight, bias):
         return on_gpu.normalise_channels(planes, running, training, weight, bias, eps)
     if is_half(planes):
-        return in_float32(normalise_channels, planes, running, training, weight, bias, eps)
+        return in_float32(normalise_channels, planes, running, training, weight, bias, eps, add_up)
     statistics = None if training else (running[0].copy(), running[1])      # a copy: training steps update it in place
     xp = array_module(planes)
     B, C, S = planes.shape
-    n = B * S
+    n: Any = B * S
     y = xp.empty((B, C, S), dtype=planes.dtype)
     ones = column_of_ones(planes, S)
     sums = xp.empty((B, C, 1), dtype=planes.dtype)
@@ -59,9 +69,10 @@ def normalise_channels(
 
     if statistics is None:
         _by_block(sum_planes, [planes, sums])
-        mean = total(sums, (0, 2)) / n
+        of_x, n = over_ranks(total(sums, (0, 2)), B * S, add_up)
+        mean = of_x / n
         _by_block(centre, [planes, y, sums], mean)
-        var = total(sums, (0, 2)) / n
+        var = over_ranks(total(sums, (0, 2)), B * S, add_up)[0] / n
         update_running(running, mean, var, n)
     else:
         mean, var = statistics
@@ -95,8 +106,9 @@ def normalise_channels(
             dweight = total(sum_dy_x, (0, 2)) * r     # Σ dy x̂
         if need[0]:
             if statistics is None:
+                of_dy_x_hat, of_dy = over_ranks(xp.stack([dweight, dbias]), B * S, add_up)[0]
                 dx = xp.empty((B, C, S), dtype=planes.dtype)
-                _by_block(through_statistics, [planes, dy, dx], mean, r * dweight / -n, dbias / n, scale)
+                _by_block(through_statistics, [planes, dy, dx], mean, r * of_dy_x_hat / -n, of_dy / n, scale)
             else:
                 dx = xp.empty((B, C, S), dtype=planes.dtype)
                 _by_block(_times, [dy, dx], scale)
@@ -105,7 +117,18 @@ def normalise_channels(
     return y, backward
 
 
-def update_running(running: tuple[Any, Any, Any], mean: Array, var: Array, n: int) -> None:
+def over_ranks(sums: Array, n: int, add_up: AddUp | None) -> tuple[Array, Any]:
+    """Sums of n numbers, an array of any shape, and n: over all processes. They are exchanged in float64."""
+    if add_up is None:
+        return sums, n
+    xp = array_module(sums)
+    joined = xp.concatenate([sums.astype(np.float64).reshape(-1), xp.full(1, n, np.float64)])
+    add_up(joined)
+    joined = joined.astype(sums.dtype)
+    return joined[:-1].reshape(sums.shape), joined[-1]
+
+
+def update_running(running: tuple[Any, Any, Any], mean: Array, var: Array, n: Any) -> None:
     """Update running mean and variance, unless they are None, by mean and biased variance of a batch of n numbers."""
     running_mean, running_var, momentum = running
     if running_mean is not None:

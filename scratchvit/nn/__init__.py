@@ -16,5 +16,6 @@ from scratchvit.nn.layers import (
     Linear,
     Mlp,
     PReLU,
+    synchronise_batch_norms,
 )
 from scratchvit.nn.module import Buffer, Module, ModuleList, Parameter, Sequential, evaluating

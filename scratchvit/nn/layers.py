@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
-from scratchvit.errors import WrongValue
+from scratchvit.errors import ScratchvitError, WrongValue
 from scratchvit.nn import init
 from scratchvit.nn.module import Buffer, Module, Parameter
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 
@@ -150,10 +151,12 @@ class BatchNorm2d(Module):
 
     x (B, channels, H, W); weight, bias and running statistics (channels,).
     momentum: weight of the newest batch in the running statistics; None: mean of all batches so far.
+    ranks: the processes over whose images the statistics of a batch are; see `synchronise_batch_norms`.
     Raises ValueError for another number of channels, and in training for a single value per channel.
     """
 
     optional_state = ("num_batches_tracked",)       # missing in checkpoints from before PyTorch 0.4.1
+    ranks: Communicator = ALONE
 
     def __init__(self, num_features: int, eps: float = 1e-5, momentum: float | None = 0.1):
         self.weight = Parameter(np.ones(num_features, np.float32))
@@ -168,7 +171,8 @@ class BatchNorm2d(Module):
         if momentum is None:
             momentum = 1 / (self.num_batches_tracked.data + 1).astype(self.running_mean.dtype)
         y = ops.batch_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.training, momentum, self.eps,
+            self.ranks.sum if self.ranks.size > 1 else None,
         )
         if self.training:
             self.num_batches_tracked.data += 1
@@ -176,6 +180,22 @@ class BatchNorm2d(Module):
 
     def extra_repr(self) -> str:
         return f"{self.weight.size}"
+
+
+def synchronise_batch_norms(model: Module, ranks: Communicator) -> None:
+    """Let all batch norms of a model compute their statistics over the images of all processes, as one process would.
+
+    This is PyTorch's `SyncBatchNorm.convert_sync_batchnorm`, except that layers are changed in place. In training, a
+    batch norm sums two small arrays over the processes in the forward and one in the backward pass, and waits for them.
+    So all processes must compute the same layers in the same order; they may have different numbers of images. With one
+    process nothing changes.
+    Raises ScratchvitError for a model without batch norms.
+    """
+    layers = [layer for layer in model.modules() if isinstance(layer, BatchNorm2d)]
+    if not layers:
+        raise ScratchvitError(f"{type(model).__name__} has no batch norms to synchronise: leave sync_bn out")
+    for layer in layers:
+        layer.ranks = ranks
 
 
 class FrozenBatchNorm2d(Module):

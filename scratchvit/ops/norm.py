@@ -15,7 +15,7 @@ from typing import Any
 from scratchvit import random
 from scratchvit.backend import Array, array_module
 from scratchvit.facts import Bytes, Facts, like, reshaped
-from scratchvit.kernels.batch_norm import normalise_channels, normalise_frozen, update_running
+from scratchvit.kernels.batch_norm import AddUp, normalise_channels, normalise_frozen, over_ranks, update_running
 from scratchvit.kernels.dropout import drop
 from scratchvit.kernels.group_norm import normalise_groups
 from scratchvit.kernels.layer_norm import normalise_rows, normalise_sum
@@ -27,20 +27,23 @@ from scratchvit.tensor import op
 
 
 def _standardised(
-    x: Array, axes: tuple[int, ...], eps: float, statistics: tuple[Array, Array] | None = None
-) -> tuple[Array, Callable[[Array], Array], Array, Array]:
-    """x̂ over the axes; the function g → dx of the head of this file; μ and σ².
+    x: Array, axes: tuple[int, ...], eps: float, statistics: tuple[Array, Array] | None = None,
+    add_up: AddUp | None = None,
+) -> tuple[Array, Callable[[Array], Array], Array, Array, Any]:
+    """x̂ over the axes; the function g → dx of the head of this file; μ and σ², and of how many numbers they are.
 
-    statistics: μ and σ² that are constants, so that dx = g r.
+    statistics: μ and σ² that are constants, so that dx = g r. add_up: means are over the numbers of all processes.
     """
     xp = array_module(x)
-    n = math.prod(x.shape[axis] for axis in axes)
+    own: Any = math.prod(x.shape[axis] for axis in axes)
+    n = own
 
     def average(x: Array) -> Array:
-        return total(x, axes, keepdims=True) / n
+        return over_ranks(total(x, axes, keepdims=True), own, add_up)[0] / n
 
     if statistics is None:
-        mean = average(x)
+        sums, n = over_ranks(total(x, axes, keepdims=True), own, add_up)
+        mean = sums / n
         variance = average((x - mean) ** 2)
         variance = xp.where(variance == math.inf, math.nan, variance)   # of numbers around 1e20: 1/√∞ would give 0
     else:
@@ -51,7 +54,7 @@ def _standardised(
     def dx(g: Array) -> Array:
         return r * g if statistics else r * (g - average(g) - x_hat * average(g * x_hat))
 
-    return x_hat, dx, mean, variance
+    return x_hat, dx, mean, variance, n
 
 
 def _affine(x_hat: Array, weight: Array | None, bias: Array | None) -> Array:
@@ -251,6 +254,7 @@ def batch_norm(
     training: bool = False,
     momentum: Any = 0.1,
     eps: float = 1e-5,
+    add_up: AddUp | None = None,
 ):
     """Normalise each channel over the batch and all positions (Ioffe & Szegedy 2015, arXiv 1502.03167).
 
@@ -261,8 +265,12 @@ def batch_norm(
         batch statistics; since they are constants, dx = g r.
     training: whether to use the statistics of the batch.
     momentum: a number, or an array () on the device.
-    Raises ValueError if the shapes do not match, for one value per channel in training, and for evaluation without
-    running statistics; TypeError for integers.
+    add_up: replaces an array by its sum over all processes that have images of the batch (`Communicator.sum`). In
+        training, statistics and dx are then those of the whole batch, however it is divided, as in
+        torch.nn.SyncBatchNorm; dweight and dbias are the sums over the own images. It must be called in all processes,
+        forward and backward.
+    Raises ValueError if the shapes do not match, for one value per channel in training (of several processes: for
+    none), and for evaluation without running statistics; TypeError for integers.
 
     There are two variances, as in PyTorch. The batch is normalised by the biased variance, the sum of squared
     deviations divided by n, which gives x̂ the variance 1. running_var estimates the variance of the data, of which the
@@ -282,7 +290,7 @@ def batch_norm(
     """
     planes = _planes("batch_norm", x, running_mean, running_var, weight, bias)      # (B, C, S)
     n = len(planes) * planes.shape[2]
-    if training and n < 2:
+    if training and n < (2 if add_up is None else 1):
         raise ValueError(
             f"batch_norm: training needs more than one value per channel, but x has shape {x.shape}: "
             "use more than one image, or larger ones"
@@ -290,7 +298,7 @@ def batch_norm(
     if not training and running_mean is None:
         raise ValueError("batch_norm: evaluation needs running statistics; pass them, or training=True")
     normalise = _plain_channels if is_plain() else normalise_channels
-    y, backward_planes = normalise(planes, (running_mean, running_var, momentum), training, weight, bias, eps)
+    y, backward_planes = normalise(planes, (running_mean, running_var, momentum), training, weight, bias, eps, add_up)
 
     def backward(dy, need):
         dx, *affine = backward_planes(dy.reshape(planes.shape), need)
@@ -300,13 +308,14 @@ def batch_norm(
 
 
 def _plain_channels(
-    planes: Array, running: tuple[Any, Any, Any], training: bool, weight: Array | None, bias: Array | None, eps: float
+    planes: Array, running: tuple[Any, Any, Any], training: bool, weight: Array | None, bias: Array | None, eps: float,
+    add_up: AddUp | None = None,
 ):
     """Value and backward of batch norm of planes (B, C, S), as `normalise_channels`."""
     constants = None if training else (_columns(running[0].copy()), _columns(running[1]))
-    x_hat, dx, mean, var = _standardised(planes, (0, 2), eps, constants)
+    x_hat, dx, mean, var, n = _standardised(planes, (0, 2), eps, constants, add_up)
     if training:
-        update_running(running, mean.reshape(-1), var.reshape(-1), len(planes) * planes.shape[2])
+        update_running(running, mean.reshape(-1), var.reshape(-1), n)
     weight, bias = _columns(weight), _columns(bias)
 
     def backward(dy, need):

@@ -46,6 +46,10 @@ class RunConfig:
         "batch_size / accumulate images. It is the same gradient, except that batch norms use the statistics of a "
         "part, and that dropout draws other numbers"
     )
+    sync_bn: bool = option(
+        False, "with several processes, compute the statistics of batch norms over the images of all of them, as one "
+        "process does; without it, each normalises by its own images. No effect on one process"
+    )
     optimizer: str = option("adamw", "the optimiser", ("adamw", "adam", "sgd"))
     lr: float = option(1e-3, "learning rate after the warm-up")
     lr_scaling: str = option(

@@ -25,7 +25,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 from tqdm import tqdm
 
-from scratchvit import backend, optim, progress
+from scratchvit import backend, nn, optim, progress
 from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.data import Loader
 from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
@@ -117,6 +117,8 @@ class TrainingLoop(Generic[TaskT_co]):
             theirs = unseen_options(config.init, config.model, entry=config.entry)
         self.model_args = theirs | task.model_args(self.about)
         self.model = create_model(config.model, seed=config.seed, **self.model_args)
+        if config.sync_bn:
+            nn.synchronise_batch_norms(self.model, task.ranks)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
         if not restore:
