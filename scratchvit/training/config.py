@@ -134,7 +134,8 @@ class TrainConfig(RunConfig):
     mix_prob: float = option(1.0, "probability that MixUp or CutMix is applied")
     mix_switch_prob: float = option(0.5, "probability of CutMix instead of MixUp, if both are on")
     mix_mode: str = option(
-        "batch", "draw the mixing ratio once per batch, per pair, or per image", ("batch", "pair", "elem")
+        "batch", "draw the mixing ratio once per batch, per pair, or per image. With several processes, each mixes "
+        "its own images with one another", ("batch", "pair", "elem")
     )
 
     teacher: str | None = option(None, "distillation: the run or the file of weights of the teacher")

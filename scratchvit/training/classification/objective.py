@@ -42,10 +42,14 @@ class Objective:
     """The loss of a training step, and the logits from which its accuracy is computed.
 
     Random numbers depend on (seed, step) only, so a resumed run mixes the same images.
+
+    Of several processes (ranks), each mixes its images with one another: partners are not those of one process. Drawn
+    once for the batch, the ratio and the box are the same in all of them, and in one process. Otherwise they depend on
+    the rank too, so that no two processes draw alike.
     Raises ScratchvitError for settings out of range, and for a teacher with other classes.
     """
 
-    def __init__(self, config: TrainConfig, model: Any, about: Mapping[str, Any]):
+    def __init__(self, config: TrainConfig, model: Any, about: Mapping[str, Any], ranks: Communicator = ALONE):
         self.config = config
         if generates(model) and (config.teacher or _mixes(config)):
             raise ScratchvitError(
@@ -53,6 +57,7 @@ class Objective:
                 "the teacher"
             )
         self.mix = make_mix(config, model.config.num_classes)
+        self._of_rank = (ranks.rank,) if ranks.size > 1 and config.mix_mode != "batch" else ()
         self.teacher = (
             Teacher.load(config.teacher, about, config.teacher_model, config.teacher_entry) if config.teacher else None
         )
@@ -84,8 +89,8 @@ class Objective:
         were computed before. Arguments as above."""
         x, target = asarray(images), asarray(labels)
         if self.mix:
-            rng = np.random.default_rng(np.random.SeedSequence(self.config.seed, spawn_key=(_MIXING, step)))
-            x, target = self.mix(x, target, rng)
+            seed = np.random.SeedSequence(self.config.seed, spawn_key=(_MIXING, step, *self._of_rank))
+            x, target = self.mix(x, target, np.random.default_rng(seed))
         return (x, target) if self._teacher_logits is None else (x, target, asarray(self._teacher_logits[indices]))
 
     def loss(self, model: Any, x: Array, target: Array, teacher_logits: Array | None = None) -> tuple[Tensor, Tensor]:

@@ -153,7 +153,7 @@ class ClassificationTask(Task[Result]):
 
     def prepare_loss(self, model: Any) -> None:
         self.generative = generates(model)
-        self.objective = Objective(self.config, model, self.data.about())
+        self.objective = Objective(self.config, model, self.data.about(), self.ranks)
 
     def param_groups(self, model: Any) -> list[dict[str, Any]]:
         return optim.param_groups(model, self.config.weight_decay, self.config.layer_decay)
