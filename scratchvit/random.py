@@ -111,17 +111,16 @@ class Generator:
         keys, first = self._keys(shape)
         return Draw(keys, probability, shape, first)
 
-    def numpy(self) -> np.random.Generator:
-        """The next draw as a NumPy generator, for random numbers on the host.
+    def of_images(self, count: int) -> list[np.random.Generator]:
+        """The next draw as NumPy generators, one for each of `count` images, for random numbers on the host.
 
-        Inside `part_of_batch`, other numbers than those of the whole batch, and different ones in every part.
+        Inside `part_of_batch`, an image has the generator that it has in the whole batch.
         Raises RuntimeError in a capture (replay.py), since every replay would use the same ones.
         """
         if is_capturing():
             raise WrongState("random numbers are drawn on the host, which is not possible in a captured step")
-        keys, _ = self._keys(())
-        part = _part.get()
-        return np.random.default_rng(keys if part is None or part.start == 0 else (*keys, part.start))
+        keys, first = self._keys((count,))
+        return [np.random.default_rng((*keys, image)) for image in range(first, first + count)]
 
     def _keys(self, shape: tuple[int, ...]) -> tuple[Any, int]:
         """The keys of the current draw, and where it begins in that of the whole batch: `keys` and `first` of `Draw`.

@@ -142,7 +142,7 @@ class DetectionTask(Task[DetectionResult]):
         return with_share(groups, list(model.backbone.parameters()), self.config.lr_backbone)
 
     def inputs(self, batch: DetectionBatch) -> dict[str, Any]:
-        return {"mask": _padding(batch), "targets": batch.targets}
+        return _inputs(batch, self.objects(batch))
 
     def loss(
         self, model: Any, batch: DetectionBatch, inputs: Mapping[str, Any], step: int
@@ -172,7 +172,7 @@ class DetectionTask(Task[DetectionResult]):
     ) -> tuple[Tensor, tuple[Any, ...]]:
         images = DetectionBatch(batch.images[part], batch.mask[part], batch.targets[part])
         objects = Objects.of(images.targets, self.criterion.num_classes, self.objects(batch).whole)
-        return self._loss(model, images.images, self.inputs(images), objects)
+        return self._loss(model, images.images, _inputs(images, objects), objects)
 
     def _noted(self, losses: Losses, images: int) -> tuple[Tensor, tuple[Any, ...]]:
         """The total, a Tensor (), and the losses of a batch by their names in metrics.csv."""
@@ -284,6 +284,10 @@ class DetectionTask(Task[DetectionResult]):
             val_AP50=row["AP50"],
             val_loss=row["val_loss"],
         )
+
+
+def _inputs(batch: DetectionBatch, objects: Objects) -> dict[str, Any]:
+    return {"mask": _padding(batch), "targets": batch.targets, "most": max(objects.whole)}
 
 
 def _padding(batch: DetectionBatch) -> Any:

@@ -263,7 +263,7 @@ class DETR(nn.Module):
     """images (B, in_chans, H0, W0), an array or a Tensor → {"pred_logits", "pred_boxes", "aux_outputs"}.
 
     mask: padding mask, bool (B, H0, W0), True on padding; None: no padding.
-    targets: not used by the paper's model (see detr_extended.py).
+    targets, most: not used by the paper's model (see detr_extended.py).
     pred_logits: (B, N, num_classes + 1), the last class being "no object".
     pred_boxes: (B, N, 4), centre x and y, width and height, in 0 … 1 of the image without its padding.
     aux_outputs: a list of dictionaries of these two for all decoder layers except the last, in order (empty with
@@ -301,7 +301,7 @@ class DETR(nn.Module):
         )
         self.query_embed = nn.Embedding(config.num_queries, D)
 
-    def forward(self, x: Tensor | Array, mask: Any = None, targets: Any = None) -> dict[str, Any]:
+    def forward(self, x: Tensor | Array, mask: Any = None, targets: Any = None, most: Any = None) -> dict[str, Any]:
         features, visible = self.backbone[0](x, mask)                       # (B, C, H, W); bool (B, H, W), or None
         memory = self.encode(features, visible)                             # its features (B, HW, D)
         queries = self.query_embed.weight                                   # (N, D)

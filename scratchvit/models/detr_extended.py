@@ -77,6 +77,7 @@ class ExtendedDETR(DETR):
 
     mask: as for `DETR`.
     targets: the true objects of each image (see detection/matcher.py); only used for denoising in training.
+    most: if the images are a part of a batch, the largest number of objects in an image of the batch.
     With focal, pred_logits are (B, N, num_classes). With query_groups or denoising there are more outputs in training:
     see `detr_queries.split_outputs`.
     Raises ScratchvitError if sizes do not fit together, or if images or mask do not fit the model.
@@ -102,10 +103,11 @@ class ExtendedDETR(DETR):
             self.place_enc = MLP(2 * D, D, D, depth=2)      # positional embedding of a noised object, from its box
 
     def forward(
-        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None
+        self, x: Tensor | Array, mask: Any = None, targets: Sequence[Mapping[str, Any]] | None = None,
+        most: int | None = None,
     ) -> dict[str, Any]:
         memory = self.encode(*self.backbone[0](x, mask))
-        noised = self.draw_noise(targets)
+        noised = self.draw_noise(targets, most)
         N, K = self.queries_for(memory), self.config.query_groups if self.training else 1
         content = self.content(len(memory.features), K * N, noised)                                 # (B, Q, D)
         layers, others = self.decode(content, noised, memory, self_attention_mask(noised, N, K))
@@ -115,13 +117,14 @@ class ExtendedDETR(DETR):
         """The number of queries N."""
         return self.config.num_queries
 
-    def draw_noise(self, targets: Sequence[Mapping[str, Any]] | None) -> NoisedObjects | None:
+    def draw_noise(self, targets: Sequence[Mapping[str, Any]] | None, most: int | None) -> NoisedObjects | None:
         """The noised objects of a batch; None without denoising, in evaluation, and without targets."""
         config = self.config
         if not (config.denoising and self.training and targets is not None):
             return None
         return noised_objects(
-            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise, self.generator.numpy()
+            targets, config.denoising, config.num_classes, config.box_noise, config.label_noise,
+            self.generator.of_images(len(targets)), most,
         )
 
     def content(self, images: int, queries: int, noised: NoisedObjects | None) -> Tensor:

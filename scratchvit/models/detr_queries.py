@@ -41,7 +41,7 @@ class NoisedObjects:
     labels      int64 (B, M): classes, some of them wrong
     boxes       float32 (B, M, 4): cxcywh in 0 … 1, shifted and resized
     objects     int64 (B, M): the index of the object to restore among those of the image, -1 for padding queries
-    copies      M is copies · the largest number of objects in an image
+    copies      M is copies · the largest number of objects in an image of the batch
     """
 
     labels: NDArray[np.int64]
@@ -52,7 +52,7 @@ class NoisedObjects:
 
 def noised_objects(
     targets: Sequence[Mapping[str, Any]], copies: int, num_classes: int, box_noise: float, label_noise: float,
-    rng: np.random.Generator,
+    rngs: Sequence[np.random.Generator], most: int | None = None,
 ) -> NoisedObjects:
     """True objects with noise (DN-DETR §4.3).
 
@@ -60,19 +60,22 @@ def noised_objects(
     box_noise: λ, the maximum shift of a centre relative to half the box's width and height (so it stays inside), and
         the maximum relative change of the width and height.
     label_noise: γ, the fraction of the classes that are replaced by classes drawn uniformly at random.
+    rngs: a generator for each image, so that its noise does not depend on the other images.
+    most: the queries of a copy; by default the largest number of objects in an image.
     """
-    most = max((len(target["labels"]) for target in targets), default=0)
-    shape = (len(targets), copies, most)
+    counts = [len(target["labels"]) for target in targets]
+    shape = (len(targets), copies, max(counts, default=0) if most is None else most)
     labels, boxes, objects = np.zeros(shape, np.int64), np.full((*shape, 4), 0.5, np.float32), np.full(shape, -1)
-    for image, target in enumerate(targets):
-        count = len(target["labels"])
-        labels[image, :, :count], boxes[image, :, :count] = target["labels"], target["boxes"]
+    for image, (target, count, rng) in enumerate(zip(targets, counts, rngs, strict=True)):
+        own = copies, count
+        drawn = rng.integers(num_classes, size=own)
+        labels[image, :, :count] = np.where(rng.random(own) < label_noise, drawn, np.asarray(target["labels"]))
+        true = np.asarray(target["boxes"], np.float32).reshape(count, 4)
+        shift, growth = box_noise * rng.uniform(-1, 1, (2, *own, 2)).astype(np.float32)
+        centre, sides = true[:, :2] + shift * true[:, 2:] / 2, true[:, 2:] * (1 + growth)
+        boxes[image, :, :count] = np.concatenate([centre.clip(0, 1), sides.clip(SMALLEST_SIDE, 1)], axis=-1)
         objects[image, :, :count] = np.arange(count)
-    labels = np.where(rng.random(shape) < label_noise, rng.integers(num_classes, size=shape), labels)
-    shift, growth = box_noise * rng.uniform(-1, 1, (2, *shape, 2)).astype(np.float32)
-    centre, sides = boxes[..., :2] + shift * boxes[..., 2:] / 2, boxes[..., 2:] * (1 + growth)
-    boxes = np.concatenate([centre.clip(0, 1), sides.clip(SMALLEST_SIDE, 1)], axis=-1)
-    flat = len(targets), copies * most                                                      # (B, copies, most) → (B, M)
+    flat = len(targets), copies * shape[2]                                                  # (B, copies, most) → (B, M)
     return NoisedObjects(labels.reshape(flat), boxes.reshape(*flat, 4), objects.reshape(flat), copies)
 
 

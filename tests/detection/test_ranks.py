@@ -7,12 +7,13 @@ from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.batches import DetectionBatch
 from scratchvit.detection.task import DetectionTask
 from scratchvit.parallel.communicator import ALONE
+from scratchvit.random import Generator, part_of_batch
 from scratchvit.training.config import RunConfig
 from scratchvit.training.meter import over_ranks
 from scratchvit.training.step import parts_of
 from tests.support.model_parity import in_float64
 from tests.support.ranks import run_ranks
-from tests.support.seeds import seeded
+from tests.support.seeds import moved, seeded
 from tests.support.set_prediction import random_targets
 from tests.support.small_detr import CLASSES, random_head, small
 
@@ -23,7 +24,8 @@ COUNTS = {      # of objects; a model has four queries for an image
 MODELS = {
     "softmax": ("detr_resnet18", {}), "focal": ("detr_resnet18", {"focal": True}),
     "groups": ("detr_resnet18", {"query_groups": 2}),
-    "denoising": ("detr_resnet18", {"denoising": 2, "box_noise": 0.0, "label_noise": 0.0}),
+    "denoising": ("detr_resnet18", {"denoising": 2, "dropout": 0.1}),
+    "dab, denoising": ("dab_detr_tiny", {"denoising": 2, "query_groups": 2, "dropout": 0.1}),
     "two stages": ("dab_detr_tiny", {"two_stage": True}),
     "two stages, softmax": ("dab_detr_tiny", {"two_stage": True, "focal": False}),
 }
@@ -50,13 +52,15 @@ def step_of(ranks, name, batch, accumulate=1, halves=False):
     batch, meter, total = DetectionBatch(*(field[own] for field in batch)), task.meter(), 0.0
     images = own.stop - own.start
     for part in parts_of(images, RunConfig(batch_size=images, accumulate=min(accumulate, images))):
-        if halves:
-            kept, costs = task.forward_of(model, *task.arrays(model, batch, 0))
-            loss, noted = task.loss_of(model, kept, *task.match(batch, costs))
-        elif accumulate > 1:
-            loss, noted = task.loss_of_part(model, batch, part, 0)
-        else:
-            loss, noted = task.loss(model, batch, task.inputs(batch), 0)
+        model.set_generator(Generator(moved(5)))
+        with part_of_batch(slice(own.start + part.start, own.start + part.stop), B):
+            if halves:
+                kept, costs = task.forward_of(model, *task.arrays(model, batch, 0))
+                loss, noted = task.loss_of(model, kept, *task.match(batch, costs))
+            elif accumulate > 1:
+                loss, noted = task.loss_of_part(model, batch, part, 0)
+            else:
+                loss, noted = task.loss(model, batch, task.inputs(batch), 0)
         loss = loss * ((part.stop - part.start) / B)
         loss.backward()
         meter.add(*noted)
@@ -86,7 +90,7 @@ def test_losses_and_gradients_are_those_of_one_process(name, counts, size):
     assert_same_step(run_ranks(size, lambda ranks: step_of(ranks, name, batch)), step_of(ALONE, name, batch))
 
 
-@pytest.mark.parametrize("name", ["softmax", "focal", "denoising"])
+@pytest.mark.parametrize("name", ["softmax", "focal", "denoising", "dab, denoising"])
 def test_with_accumulated_gradients(name):
     """Ranks of three and four images, each in parts of one and two."""
     batch = batch_of(COUNTS["some"])

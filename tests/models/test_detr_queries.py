@@ -31,7 +31,7 @@ def queries_of(model):
 
 def noisy(counts, copies=3, seed=0, box_noise=0.4, label_noise=0.2, classes=CLASSES):
     targets = random_targets(counts, seed, classes)
-    return targets, noised_objects(targets, copies, classes, box_noise, label_noise, seeded(seed))
+    return targets, noised_objects(targets, copies, classes, box_noise, label_noise, seeded(seed).spawn(len(counts)))
 
 
 def as_numbers(outputs):
@@ -58,7 +58,7 @@ def test_boxes_move_and_grow_as_far_as_is_promised(noise):
     rng = seeded(0)
     true = np.concatenate([rng.uniform(0.45, 0.55, (50, 2)), rng.uniform(0.1, 0.4, (50, 2))], axis=1).astype(np.float32)
     targets = [{"labels": np.zeros(50, np.int64), "boxes": true}]
-    noised = noised_objects(targets, 200, CLASSES, noise, 0.0, rng)
+    noised = noised_objects(targets, 200, CLASSES, noise, 0.0, [rng])
     boxes = noised.boxes.reshape(200, 50, 4)
     shares = (boxes[..., :2] - true[:, :2]) / (true[:, 2:] / 2), boxes[..., 2:] / true[:, 2:] - 1
     rounded = ulps(1, 2) / 0.05                     # of places in 0 … 1, in halves of a side, at least 0.05
@@ -78,14 +78,14 @@ def test_boxes_move_and_grow_as_far_as_is_promised(noise):
 def test_boxes_stay_in_the_image_and_do_not_vanish():
     edges = np.array([[0, 1, 0.8, 0.8], [0.5, 0.5, 0, 0], [1, 0, 1, 1]], np.float32)
     targets = [{"labels": np.zeros(3, np.int64), "boxes": edges}]
-    boxes = noised_objects(targets, 500, CLASSES, 1.0, 0.0, seeded(0)).boxes
+    boxes = noised_objects(targets, 500, CLASSES, 1.0, 0.0, [seeded(0)]).boxes
     assert boxes.min() >= 0 and boxes.max() <= 1 and boxes[..., 2:].min() >= SMALLEST_SIDE
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2, 1.0])
 def test_classes_are_drawn_anew_as_often_as_is_promised(share):
     targets = [{"labels": np.full(20, 3), "boxes": np.full((20, 4), 0.5, np.float32)}]
-    labels = noised_objects(targets, 1000, CLASSES, 0.0, share, seeded(1)).labels
+    labels = noised_objects(targets, 1000, CLASSES, 0.0, share, [seeded(1)]).labels
     assert labels.min() >= 0 and labels.max() < CLASSES
     shares = np.bincount(labels.ravel(), minlength=CLASSES) / labels.size
     expected = np.full(CLASSES, share / CLASSES) + (1 - share) * (np.arange(CLASSES) == 3)
@@ -182,8 +182,8 @@ def test_images_do_not_see_each_others_objects_and_nobody_sees_what_fills_up(nam
 
     def noised_part(targets):
         """Of the first image's first copy of its first object, in every layer."""
-        noised = noised_objects(targets, 2, CLASSES, 0.0, 0.0, seeded(0))
-        model.draw_noise = lambda _: noised
+        noised = noised_objects(targets, 2, CLASSES, 0.0, 0.0, seeded(0).spawn(len(targets)))
+        model.draw_noise = lambda *_: noised
         with sv.no_grad():
             return [y[0, 0] for y in as_numbers(model(x[: len(targets)], targets=targets)["denoising"])]
 

@@ -174,15 +174,22 @@ def test_a_mask_that_does_not_begin_with_images_is_refused():
     assert Generator(0).bernoulli(0.5, (7, 8)).shape == (7, 8)
 
 
-def test_numbers_on_the_host_differ_from_part_to_part():
-    def numbers():
-        return Generator(moved(0)).numpy().random(4).tolist()
+def test_an_image_has_the_generator_on_the_host_that_it_has_in_the_whole_batch():
+    generator, states = Generator(moved(0)), []
 
-    alone, found = numbers(), []
+    def numbers(count):
+        return [[rng.random(4).tolist() for rng in generator.of_images(count)] for _ in range(2)]
+
+    expected = numbers(B)
+    found = [[], []]
     for part in PARTS:
+        generator.load_state_dict({"seed": moved(0), "draws": 0})
         with part_of_batch(part, B):
-            found.append(numbers())
-    assert found[0] == alone and len({*map(tuple, found)}) == len(PARTS)
+            for joined, drawn in zip(found, numbers(part.stop - part.start)):
+                joined += drawn
+        states.append(generator.draws)
+    assert found == expected and len({str(each) for draw in expected for each in draw}) == 2 * B
+    assert states == [2] * len(PARTS)
 
 
 # Models: everything that they drop belongs to an image
