@@ -33,6 +33,7 @@ NORMS, BATCH_NORM = ("ops/test_row_norms.py", "ops/test_ops.py"), ("ops/test_bat
 OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)
 BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",)
 STEPS, PARTS = ("training/test_non_finite.py",), ("training/test_accumulate.py",)
+RANKS = ("detection/test_ranks.py", "detection/test_ranks_evaluate.py", "training/test_ranks_evaluate.py")
 PLAIN, PRODUCTS = ("kernels/test_plain.py",), ("kernels/test_products.py",)
 
 MUTANTS = [
@@ -259,12 +260,37 @@ MUTANTS = [
         "loss * ((part.stop - part.start) / self.parts[-1].stop)", "loss * (1 / len(self.parts))", PARTS,
     ),
     Mutant(
-        "accumulate: objects of a part are a part's divisor", "a wrong divisor", "detection/criterion.py",
-        "divisor / (of_whole[kind] * share)", "1.0", PARTS,
+        "parts of a batch: divided by the objects of a part", "a wrong divisor", "detection/criterion.py",
+        "copies * max(1, sum(objects.whole))", "copies * max(1, sum(objects.counts))", PARTS,
     ),
     Mutant(
-        "accumulate: noised objects as queries without", "a wrong divisor", "detection/criterion.py",
-        '"denoising": None}', '"denoising": outputs["pred_logits"].shape[1]}', PARTS,
+        "parts of a batch: divided by the noised objects of a part", "a wrong divisor", "detection/criterion.py",
+        "times * sum(objects.whole), 0, times", "times * sum(objects.counts), 0, times", PARTS,
+    ),
+    Mutant(
+        "parts of a batch: a part counts as the whole", "a factor dropped", "detection/criterion.py",
+        "np.array(x)[:, None] * share", "np.array(x)[:, None]", PARTS,
+    ),
+    # --- several processes
+    Mutant(
+        "ranks: images are padded to a rank's own", "a term dropped", "detection/data/batches.py",
+        "self.pad_to, others", "self.pad_to", RANKS,
+    ),
+    Mutant(
+        "ranks: a detector is evaluated by a rank's own objects", "a wrong divisor", "detection/task.py",
+        "self.criterion.of_objects(outputs, objects)", "self.criterion(outputs, batch.targets)", RANKS,
+    ),
+    Mutant(
+        "ranks: noised objects fill up to a rank's own", "a wrong branch", "detection/task.py",
+        "max(objects.whole)", "max(objects.counts)", RANKS,
+    ),
+    Mutant(
+        "ranks: an image has the noise of another", "an exchanged index", "random.py",
+        "range(first, first + count)", "range(count)", RANKS,
+    ),
+    Mutant(
+        "ranks: predictions in another order", "an exchanged index", "training/classification/task.py",
+        "share_of(len(split), rank, size)", "share_of(len(split), size - 1 - rank, size)", RANKS,
     ),
     # --- windows and boxes
     Mutant(
