@@ -20,7 +20,7 @@ rounded differently, because it is a sum over pieces.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -29,26 +29,9 @@ from scratchvit.errors import ScratchvitError, WrongState, WrongValue
 from scratchvit.optim.decision import Decision
 from scratchvit.optim.gradients import grad_norm
 from scratchvit.optim.optimizers import Optimizer
-from scratchvit.parallel.communicator import Communicator
+from scratchvit.parallel.buckets import Buckets
 from scratchvit.replay import every_time
 from scratchvit.tensor import Tensor
-
-
-class Piece(Protocol):
-    """Entries start, …, stop - 1 of a flattened parameter, which are this rank's."""
-
-    parameter: Tensor
-    start: int
-    stop: int
-    values: Array
-    gradient: Array
-
-
-class Buckets(Protocol):
-    ranks: Communicator
-    own: Sequence[Piece]
-
-    def join(self) -> None: ...
 
 
 class Sharded:

@@ -12,7 +12,7 @@ from typing import Any
 from scratchvit import optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
-from scratchvit.optim.sharded import Buckets
+from scratchvit.parallel.buckets import Buckets
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.weights.preprocess import preprocessing_for
