@@ -102,6 +102,7 @@ done
 wait "$compiled"
 device=("$build"/{fibers,graphs,memory,modules,runtime,streams}.o)
 blas=("$build"/{gemm,cublas,cublas_lt}.o)
+nccl=("$build"/nccl.o)
 
 # Functions that CuPy's modules are linked with and that the stand-in does not have: each answers "not supported", and
 # prints its name. Arguments: the module, a pattern of names, the status, and the objects that have the other functions.
@@ -119,11 +120,14 @@ missing_functions() {
 missing_functions "$build/runtime_module.o" '^cuda[A-Z]' 801 "${device[@]}" >"$build/missing_cuda.cpp"
 missing_functions "$(echo "$site"/cupy_backends/cuda/libs/cublas.*.so)" '^cublas[A-Z]' 15 "${blas[@]}" \
     >"$build/missing_cublas.cpp"
+missing_functions "$(echo "$site"/cupy_backends/cuda/libs/nccl.*.so)" '^nccl[A-Z]' 5 "${nccl[@]}" \
+    >"$build/missing_nccl.cpp"
 
 cd "$cache/lib"
 library() { g++ "${flags[@]}" -I"$here/src" -L. -shared -Wl,-soname,"$1" -o "$@" -ldl; }
 library libcuda.so.1 "${device[@]}" "$build/missing_cuda.cpp"
 library libcublas.so.12 "${blas[@]}" "$build/missing_cublas.cpp" -l:libcuda.so.1
+library libnccl.so.2 "${nccl[@]}" "$build/missing_nccl.cpp" -l:libcuda.so.1
 library libcublasLt.so.12 -Wl,--no-as-needed -l:libcublas.so.12        # has no code of its own: CuPy loads it by name
 g++ -shared -o "$cache/modules/runtime$suffix" "$build/runtime_module.o" -L. -l:libcuda.so.1
 echo "$stamp" >"$cache/stamp"

@@ -9,13 +9,13 @@ import numpy as np
 from scratchvit.parallel.communicator import Communicator
 
 
-def all_collectives(ranks: Communicator, dtype: Any = np.float32) -> dict[str, Any]:
-    """What each collective gives on this rank, of arrays that tell the ranks apart."""
-    x = (2.0 ** np.arange(2 * ranks.size) * (ranks.rank + 1)).astype(dtype)     # whose sums are exact in 16 bits too
-    whole, part = x.copy(), np.empty(len(x) // ranks.size, dtype)
+def all_collectives(ranks: Communicator, dtype: Any = np.float32, xp: Any = np) -> dict[str, Any]:
+    """What each collective gives on this rank, of arrays that tell the ranks apart. xp: NumPy or CuPy."""
+    x = (2.0 ** xp.arange(2 * ranks.size) * (ranks.rank + 1)).astype(dtype)     # whose sums are exact in 16 bits too
+    whole, part = x.copy(), xp.empty(len(x) // ranks.size, dtype)
     ranks.sum(whole)
     ranks.start_sum_of_part(x, part).wait()
-    joined = np.empty_like(x)
+    joined = xp.empty_like(x)
     ranks.start_join(part, joined).wait()
     first = x.copy()
     ranks.broadcast(first)

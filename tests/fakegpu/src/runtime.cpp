@@ -28,7 +28,9 @@ const int guard = std::stoi(setting("FAKEGPU_GUARD", "0"));
 const bool delayed = setting("FAKEGPU_ASYNC", "0") == "1";
 const size_t memory_limit = std::stoul(setting("FAKEGPU_MEMORY_MB", "143360")) << 20;
 std::recursive_mutex state_mutex;
+static const int devices = std::stoi(setting("FAKEGPU_DEVICES", "1"));
 static thread_local cudaError_t last_error = cudaSuccess;
+static thread_local int current_device = 0;
 
 cudaError_t fail(cudaError_t error) {
     fakegpu_counts.errors++;
@@ -163,17 +165,22 @@ cudaError_t cudaRuntimeGetVersion(int* version) {
     return cudaSuccess;
 }
 
+// More than one device is for processes that use one each: they differ in their number only.
 cudaError_t cudaGetDeviceCount(int* count) {
-    *count = 1;
+    *count = devices;
     return cudaSuccess;
 }
 
 cudaError_t cudaGetDevice(int* device) {
-    *device = 0;
+    *device = current_device;
     return cudaSuccess;
 }
 
-cudaError_t cudaSetDevice(int device) { return device ? fail(cudaErrorInvalidDevice) : cudaSuccess; }
+cudaError_t cudaSetDevice(int device) {
+    if (device < 0 || device >= devices) return fail(cudaErrorInvalidDevice);
+    current_device = device;
+    return cudaSuccess;
+}
 
 cudaError_t cudaGetDeviceProperties_v2(cudaDeviceProp* properties, int) { // an H100's, as far as CuPy asks
     *properties = {};
