@@ -10,6 +10,7 @@ from typing import Any
 from scratchvit.backend import Array, array_module
 from scratchvit.dtypes import is_float
 from scratchvit.nn import Module
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 
@@ -19,30 +20,45 @@ def is_finite(array: Array) -> bool:
     return bool(array_module(array).isfinite(array).all())
 
 
-def first_non_finite(model: Module, images: Array, inputs: Mapping[str, Any] = MappingProxyType({})) -> str:
+def first_non_finite(
+    model: Module, images: Array, inputs: Mapping[str, Any] = MappingProxyType({}), ranks: Communicator = ALONE
+) -> str:
     """The first place in the forward pass with an infinite or NaN value, as a sentence.
 
     This can be the images or a parameter; otherwise the batch is run again, in the current mode of the model. inputs:
-    further arguments of the model.
+    further arguments of the model. ranks: they have the same parameters, and each its images; all call this.
     """
-    if not is_finite(images):
-        return "the images of the batch are not finite"
+    of_images = _of_ranks(None if is_finite(images) else "the images of the batch are not finite", ranks)
+    if of_images:
+        return of_images
     for name, parameter in model.named_parameters():
         if not is_finite(parameter.data):
             return f"the parameter {name} is already not finite"
     with no_grad(), _watched(model) as places:
         model(Tensor(images), **inputs)
-    return places[0] if places else (
+    return _of_ranks(places[0] if places else None, ranks) or (
         "the outputs of all layers are finite, only the loss is not, as with a label out of range on a GPU"
     )
 
 
-def first_non_finite_gradient(model: Module) -> str:
-    """The first gradient in the backward pass that is not finite, as a sentence."""
-    for name, parameter in reversed(list(model.named_parameters())):
-        if parameter.grad is not None and not is_finite(parameter.grad):
-            return f"the first gradient in the backward pass that is not finite is that of {name}"
-    return "all entries are finite, but their norm is too large for float32"
+def first_non_finite_gradient(model: Module, ranks: Communicator = ALONE) -> str:
+    """The first gradient in the backward pass that is not finite, as a sentence. ranks: all call this."""
+    wrong = (
+        name for name, parameter in reversed(list(model.named_parameters()))
+        if parameter.grad is not None and not is_finite(parameter.grad)
+    )
+    name = next(wrong, None)
+    text = None if name is None else f"the first gradient in the backward pass that is not finite is that of {name}"
+    return _of_ranks(text, ranks) or "all entries are finite, but their norm is too large for float32"
+
+
+def _of_ranks(text: str | None, ranks: Communicator) -> str | None:
+    """The text of the first rank that has one, the same on all ranks."""
+    texts = ranks.gather(None if text is None else [text, ranks.host])
+    rank = next((rank for rank, found in enumerate(texts) if found), None)
+    if rank is None or ranks.size == 1:
+        return text
+    return f"on rank {rank} ({texts[rank][1]}), {texts[rank][0]}"
 
 
 @contextlib.contextmanager

@@ -5,6 +5,10 @@
 With config.accumulate, the batch is cut into parts. Backward follows on each part, and gradients add up to those of the
 batch, with the activations of a part in memory.
 
+With several ranks, each has some images of the batch, and its loss is weighted by their share. Gradients are summed
+over ranks during the backward pass of the last part (parallel/buckets.py), and so is the loss. What follows computes
+the same on all ranks, bit for bit: so they all make a step, or all skip it.
+
 Whether loss and gradients are finite is decided on the device (optim/decision.py), and what follows reads it there. So
 a GPU is not waited for within a step, and the host learns how steps went when it looks. A step that is skipped does not
 change weights, moments, averages or sums of the epoch, and the running statistics of batch norms, which its forward has
@@ -16,17 +20,22 @@ non_finite  if the loss or a gradient is infinite or NaN: "stop" ends the run, "
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
-from scratchvit import optim
-from scratchvit.backend import Array, array_module, asnumpy, current
+from scratchvit import optim, random
+from scratchvit.backend import Array, array_module, asarray, asnumpy, current
 from scratchvit.kernels import updates
 from scratchvit.kernels.decision import GRADIENT, LOSS, Counts
 from scratchvit.nn import Module
+from scratchvit.parallel.buckets import Buckets
+from scratchvit.parallel.communicator import ALONE
+from scratchvit.parallel.share import share_of
 from scratchvit.replay import MOST, NotContinued, Replay
 from scratchvit.tensor import Tensor
 from scratchvit.training.config import RunConfig
@@ -41,7 +50,11 @@ class NotFinite(Exception):
 
 
 class NoLoss(Exception):
-    """The loss cannot be computed because outputs of the model are not finite. The message says which."""
+    """The loss cannot be computed because outputs of the model are not finite. The message says which.
+
+    With several ranks, `loss` may raise it, but `match` may not, and with synchronised batch norms neither: all ranks
+    have to go through the backward pass. A loss that is NaN has the same effect.
+    """
 
 
 Compute: TypeAlias = Callable[..., tuple[Tensor, Any]]
@@ -75,15 +88,17 @@ class LearningStep:
     host has to decide about the loss in the middle (InHalves). log: is told if that is not possible. note:
     note(noted, made) is called within every step, for each part of the batch; `noted` is what its loss was returned
     with, and made an array, bool (): whether the step was not skipped. It must read nothing from the device, and change
-    its arrays in place.
+    its arrays in place. buckets: of the model's parameters, if there are several ranks; then nothing is captured.
     """
 
     def __init__(
         self, config: RunConfig, model: Module, optimizer: optim.Optimizer | optim.Sharded, ema: optim.EMA | None,
         log: Callable[[str], None] = print, note: Callable[[Any, Array], None] = lambda noted, made: None,
+        buckets: Buckets | None = None,
     ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
-        self.log, self.note = log, note
+        self.log, self.note, self.buckets = log, note, buckets
+        self.ranks = buckets.ranks if buckets else ALONE
         scale = config.loss_scale or (optim.LOSS_SCALE if config.precision == "fp16" else 0)
         self.scaler = optim.LossScaler(scale) if scale else None
         self.may_skip = config.non_finite == "skip" or self.scaler is not None
@@ -92,7 +107,7 @@ class LearningStep:
         self._whole: Replay[Learned] | None = None
         self._first: Replay[tuple[Any, Array]] | None = None
         self._second: Replay[Learned] | None = None
-        if config.replay and current().has_cuda:
+        if config.replay and current().has_cuda and not buckets:
             self._whole = Replay(self.learn, self._failed, full=self._full)
             self._first = Replay(self.begin, self._failed, beside=self._whole, full=self._full)
             self._second = Replay(self.finish, self._failed, beside=self._whole, full=self._full)
@@ -106,7 +121,7 @@ class LearningStep:
 
     def __call__(
         self, compute: Compute | InHalves, arrays: Sequence[Array], images: Array, lr: float, look: bool,
-        inputs: Mapping[str, Any] = MappingProxyType({}),
+        inputs: Mapping[str, Any] = MappingProxyType({}), whole: int | None = None,
     ) -> list[Any]:
         """Compute the loss, differentiate it and, if both are finite, update the weights. Returns what was noted.
 
@@ -114,9 +129,11 @@ class LearningStep:
         step that cannot be replayed; others have a row for each image, unless the loss is in halves. If the batch is
         cut into parts, compute is called for each: with its rows or, if there are no arrays, as compute(part=slice);
         losses are means over images, or are made so that their mean is that of the batch. look: see how the steps since
-        the last look went, as `look` does, with images and inputs.
+        the last look went, as `look` does, with images and inputs. whole: the number of images of all ranks, of which
+        these are the share of this one; None: these are all.
         """
-        self.optimizer.lr, self.parts = lr, parts_of(len(images), self.config)
+        self.whole = len(images) if whole is None else whole
+        self.optimizer.lr, self.parts = lr, parts_of(self.whole, self.config, self.ranks.rank, self.ranks.size)
         if isinstance(compute, InHalves):
             try:
                 learned = self._learn_in_halves(compute, arrays)
@@ -156,7 +173,8 @@ class LearningStep:
     def begin(self, *arrays: Array) -> tuple[Any, Array]:
         """The first half of a step in halves."""
         self._keep_buffers()
-        return self.halves.forward(*arrays)
+        with self._as_in_one_process(slice(0, self.parts[-1].stop)):
+            return self.halves.forward(*arrays)
 
     def finish(self, *arrays: Array) -> Learned:
         """A step from the loss on, or from the second half of the loss."""
@@ -169,22 +187,43 @@ class LearningStep:
         self.optimizer.zero_grad()
         losses, noted = [], []
         for part in self.parts:
-            loss, of_part = self._loss_of(part, arrays)
-            (self.scaler.scale(loss) if self.scaler else loss).backward()
+            try:
+                loss, of_part = self._loss_of(part, arrays)
+            except NoLoss:
+                if not self.buckets:
+                    raise
+                losses.append(asarray(math.nan))        # which the other ranks get too, so that all skip the step
+                break
+            with self.buckets.overlapping() if self.buckets and part is self.parts[-1] else contextlib.nullcontext():
+                (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.data)
             noted.append(of_part)
-        parameters = list(self.model.parameters())
+        total = sum(losses[1:], start=losses[0])
+        if self.buckets:
+            total, = self.buckets.finish(total)
+        sharded = self.optimizer if isinstance(self.optimizer, optim.Sharded) else None
+        own = sharded.pieces if sharded else list(self.model.parameters())
         if self.scaler:
-            self.scaler.unscale(parameters)
-        return sum(losses[1:], start=losses[0]), noted, optim.grad_norm(parameters)
+            self.scaler.unscale(own)
+        return total, noted, sharded.grad_norm() if sharded else optim.grad_norm(own)
 
     def _loss_of(self, part: slice, arrays: Sequence[Array]) -> tuple[Tensor, Any]:
         """What a part adds to the loss of the batch, and what to note."""
-        if len(self.parts) == 1:
-            return self.compute(*arrays)
-        rows = [array[part] for array in arrays]
-        loss, noted = self.compute(*rows) if rows else self.compute(part=part)
-        return loss * ((part.stop - part.start) / self.parts[-1].stop), noted
+        with self._as_in_one_process(part):
+            if len(self.parts) == 1:
+                loss, noted = self.compute(*arrays)
+            else:
+                rows = [array[part] for array in arrays]
+                loss, noted = self.compute(*rows) if rows else self.compute(part=part)
+        share = (part.stop - part.start) / self.whole
+        return loss if share == 1 else loss * share, noted
+
+    def _as_in_one_process(self, part: slice) -> contextlib.AbstractContextManager[None]:
+        """In it, a part of this rank's images draws the random numbers that it would get in the whole batch."""
+        if self.ranks.size == 1:
+            return contextlib.nullcontext()
+        start = share_of(self.whole, self.ranks.rank, self.ranks.size).start
+        return random.part_of_batch(slice(start + part.start, start + part.stop), self.whole)
 
     def update(self, loss: Array, noted: Sequence[Any], norm: Array) -> None:
         """Decide about the step; if it is made, clip the gradients and update weights, averages and what is noted."""
@@ -236,9 +275,10 @@ class LearningStep:
         if not (counts.longest >= MAX_SKIPPED or (stops and counts.bad)):
             return
         if counts.last == LOSS and images is not None:
-            where = f"{why}; {first_non_finite(self.model, images, inputs)}"
+            where = f"{why}; {first_non_finite(self.model, images, inputs, self.ranks)}"
         elif counts.last == GRADIENT:
-            where = f"the loss is finite but its gradient is not; {first_non_finite_gradient(self.model)}"
+            first = first_non_finite_gradient(self.model, self.ranks)
+            where = f"the loss is finite but its gradient is not; {first}"
         else:
             where = _what_was(counts)
         in_a_row = f"{counts.longest} steps in a row were skipped; in the last of them "
@@ -267,10 +307,16 @@ class LearningStep:
             self.scaler.load_state_dict(state["scaler"])
 
 
-def parts_of(images: int, config: RunConfig) -> list[slice]:
-    """The parts of a batch: of equal size, or some with an image less, and none larger than in a whole batch."""
-    largest = -(-config.batch_size // config.accumulate)
-    count = -(-images // largest)
+def parts_of(whole: int, config: RunConfig, rank: int = 0, size: int = 1) -> list[slice]:
+    """The parts of a batch of `whole` images: of equal size, or some with an image less.
+
+    None is larger than in a batch of config.batch_size. With several ranks, the parts of this rank's images: as many on
+    all of them, which may need an image more.
+    """
+    share = share_of(whole, rank, size)
+    largest = -(-config.batch_size // (size * config.accumulate))
+    count = min(-(-whole // (size * largest)), whole // size)
+    images = share.stop - share.start
     ends = [images * (i + 1) // count for i in range(count)]
     return [slice(start, stop) for start, stop in zip([0, *ends], ends)]
 
