@@ -7,6 +7,9 @@
         evaluate on val; write metrics.csv; save last.safetensors, and best.safetensors if it is the best
     evaluate the best on test, once
 
+With several ranks, every rank does all of this with its share of the images (step.py, agreement.py); only rank 0 writes
+files, draws, and has bars and a log.
+
 A checkpoint contains the whole state between two steps, so a run that was stopped anywhere continues bit for bit.
 Whatever stops it (a signal, a full disk, a loss that is not finite), the last good checkpoint is kept.
 """
@@ -14,7 +17,6 @@ Whatever stops it (a signal, a full disk, a loss that is not finite), the last g
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import functools
 import math
 import time
@@ -28,21 +30,29 @@ from tqdm import tqdm
 from scratchvit import backend, nn, optim, progress
 from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.data import Loader
-from scratchvit.errors import DeviceFailed, ScratchvitError, WrongValue
+from scratchvit.errors import WrongValue
 from scratchvit.files import counted
-from scratchvit.gpu import capability, explain, is_out_of_memory
+from scratchvit.gpu import capability
 from scratchvit.models import create_model
+from scratchvit.parallel.buckets import Buckets
+from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.precision import check_precision, computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
+from scratchvit.training import batches as reading
+from scratchvit.training.agreement import average_statistics, check_equal, on_rank_0, start_equal, together
+from scratchvit.training.batches import NoBatch
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
-from scratchvit.training.checkpoint import Checkpoint, current_versions, load_checkpoint, load_into, save_checkpoint
+from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
+from scratchvit.training.ending import Ending, Place
 from scratchvit.training.events import EventFile
-from scratchvit.training.folder import RunFolder, data_of_run, resuming
-from scratchvit.training.interrupt import Interrupted, SignalWatch, StopRequested
+from scratchvit.training.folder import RunFolder, data_of_run
+from scratchvit.training.interrupt import SignalWatch, StopRequested
 from scratchvit.training.log import epoch_line, gpu_peak
+from scratchvit.training.meter import over_ranks
+from scratchvit.training.state import checkpoint_of, restore
 from scratchvit.training.step import Compute, InHalves, LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
@@ -53,10 +63,6 @@ WAITING = 0.05                          # fraction of an epoch spent waiting for
 TaskT_co = TypeVar("TaskT_co", bound=Task[Any], covariant=True)     # covariant, so that `run` infers its result
 
 
-class _NoBatch(Exception):
-    """Raised from the error of a loader. `run` catches it, after averaged weights have been swapped back."""
-
-
 class TrainingLoop(Generic[TaskT_co]):
     """The training run of a task: its model, optimiser and data, and its progress.
 
@@ -64,17 +70,19 @@ class TrainingLoop(Generic[TaskT_co]):
     config   the settings of the run. If the task has a `config`, it must be the same object
     folder   the run folder. With resume, the run in it continues, even if it was stopped before its first checkpoint
     log      is called with one line per epoch
+    ranks    the processes of the run, each of which makes a loop with the same arguments. All of them read the folder
 
     The constructor loads and builds everything and creates the folder; `run()` trains. No other run can write to the
     folder until `loop.folder.release()` is called, as `with loop.folder:` does at its end.
 
     Raises ScratchvitError for invalid settings, for weights or data that cannot be loaded, and for a folder that
     contains another run or is in use; the folder is then unchanged. Raises ValueError if the task has another config.
+    All errors that one rank has are raised on all.
     """
 
     def __init__(
         self, task: TaskT_co, config: RunConfig, folder: str | Path, resume: bool = False,
-        log: Callable[[str], None] = tqdm.write,
+        log: Callable[[str], None] = tqdm.write, ranks: Communicator = ALONE,
     ):
         if getattr(task, "config", config) is not config:
             name = type(task).__name__
@@ -84,33 +92,52 @@ class TrainingLoop(Generic[TaskT_co]):
             )
         check_run(config)
         task.check()
-        self.task, self.config, self.log = task, config, log
+        self.task, self.config, self.ranks, self.is_first = task, config, ranks, ranks.rank == 0
+        self.log = log if self.is_first else lambda line: None
+        task.ranks = ranks
         self.folder = RunFolder(Path(folder))
+        self.ending = Ending(config, self.folder, self._place)
+        self._bars = contextlib.nullcontext if self.is_first else progress.hidden
         try:
-            self.folder.claim(config, resume)
-            backend.use(config.device)
-            device, number = backend.current(), backend.gpu_number(config.device) or 0
-            check_precision(config.precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
+            on_rank_0(ranks, lambda: self.folder.claim(config, resume))
+            together(ranks, self._use_device)
             backend.keep_freed_memory()
-            with data_of_run(way_out="resume where it leads to them") if resume else contextlib.nullcontext():
-                self._build(restore=self.folder.last.exists())
-            self.folder.begin(config)       # only now, so that invalid settings change nothing
-            if self.history:
-                self.folder.write_metrics(self.history)
+            is_resumed = ranks.gather(self.folder.last.exists())[0]
+            load = data_of_run(way_out="resume where it leads to them")(self._load) if resume else self._load
+            with self._bars():
+                saved = together(ranks, lambda: load(is_resumed))
+            self._build(saved)
+            on_rank_0(ranks, self._begin_folder)        # only now, so that invalid settings change nothing
         except BaseException:
             self.folder.release()
             raise
 
-    def _build(self, restore: bool) -> None:
-        """Build data, model, loss and optimiser as the task says; restore: load the state that the folder contains."""
+    def _use_device(self) -> None:
+        backend.use(self.config.device)
+        device, number = backend.current(), backend.gpu_number(self.config.device) or 0
+        check_precision(self.config.precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
+
+    def _place(self) -> Place:
+        return Place(self.step, self.schedule.total_steps, len(self.history))
+
+    def _begin_folder(self) -> None:
+        self.folder.begin(self.config)
+        if self.history:
+            self.folder.write_metrics(self.history)
+
+    def _load(self, is_resumed: bool) -> Checkpoint | None:
+        """Load data and model as the task says. Returns the state from which the run is resumed, or None.
+
+        No rank waits for another here.
+        """
         task, config = self.task, self.config
         # A resumed run has its own weights, and does not need the file of its initial weights.
-        data = task.load_data(config.init and (self.folder.last if restore else config.init))
+        data = task.load_data(config.init and (self.folder.last if is_resumed else config.init))
         self.loader = data.train_loader(config)
         self.about, self.fingerprint = data.about(), data.fingerprint()
         # Options that the initial weights decide unless the run sets them; a resumed run has them in its checkpoint.
         theirs: dict[str, Any] = {}
-        saved = load_checkpoint(self.folder.last) if restore else None
+        saved = load_checkpoint(self.folder.last) if is_resumed else None
         if saved:
             theirs = {name: saved.model_args[name] for name in UNSEEN if name in saved.model_args}
         elif config.init:
@@ -121,30 +148,39 @@ class TrainingLoop(Generic[TaskT_co]):
             nn.synchronise_batch_norms(self.model, task.ranks)
         self.generator = Generator(config.seed)         # of dropout and stochastic depth
         self.model.set_generator(self.generator)
-        if not restore:
+        if not saved:
             task.init_from_data(self.model)
         self.loaded: LoadReport | None = None           # how the weights in `init` were loaded
-        if config.init and not restore:
+        if config.init and not saved:
             self.loaded = load_weights(
                 self.model, config.init, new_head=config.new_head, entry=config.entry
             )
             taken = {name: value for name, value in theirs.items() if name not in config.model_args}
             self.loaded.adapted += [f"the model, to the file's {name} {value}" for name, value in taken.items()]
         task.prepare_loss(self.model)
-        self.optimizer = make_optimizer(config, task.param_groups(self.model))
+        return saved
+
+    def _build(self, saved: Checkpoint | None) -> None:
+        """Build optimiser and schedule, and take over the state that was saved."""
+        config, ranks = self.config, self.ranks
+        groups = self.task.param_groups(self.model)     # which may freeze some
+        buckets = Buckets(self.model.parameters(), ranks, config.shard_optimizer) if ranks.size > 1 else None
+        self.optimizer = make_optimizer(config, groups, buckets)
         self.schedule = make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
-        self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log, self._note)
+        self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log, self._note, buckets)
         self.watch = SignalWatch()
+        self._read = reading.Batches(ranks, self.watch)
         self.events = EventFile(self.folder.path / "tensorboard")
 
         self.step = 0                                   # number of steps so far, including skipped ones
         self.epoch_seconds = 0.0                        # training time of this epoch
         self.advised = False                            # to use workers
-        self.meter = task.meter()                       # of this epoch
+        self.meter = self.task.meter()                  # of this epoch, and of this rank's images
         self.history: list[Row] = []                    # the rows of metrics.csv
         if saved:
-            self._restore(saved)
+            together(ranks, lambda: restore(self, saved))
+        start_equal(self.model, self.ema, ranks)
 
     def run(self: TrainingLoop[Task[ResultT]]) -> ResultT:
         """Train to the end, then evaluate the best weights on the test split. Returns the result of `Task.test`.
@@ -155,7 +191,8 @@ class TrainingLoop(Generic[TaskT_co]):
         """
         # A loss that is not finite raises an error with an explanation, so NumPy's warnings are not needed.
         computing = computing_in(self.config.precision)     # also in validation and test
-        with np.errstate(all="ignore"), self.watch, self._gpu_errors_explained(), computing:
+        explained = self.ending.gpu_errors_explained()
+        with np.errstate(all="ignore"), self.watch, explained, computing, self._bars():
             try:
                 if len(self.history) < self.config.epochs:
                     self._say_why_not_replayed()
@@ -167,16 +204,21 @@ class TrainingLoop(Generic[TaskT_co]):
                     self._finish_epoch()
                 return self._test()
             except StopRequested:
-                raise self._interrupted() from None
-            except _NoBatch as error:
-                raise self._unreadable(error.__cause__) from error.__cause__
+                self._save_progress()
+                assert self.watch.received is not None
+                raise self.ending.interrupted(self.watch.received) from None
+            except NoBatch as error:
+                self._save_progress()
+                raise self.ending.unreadable(error.__cause__) from error.__cause__
             except NotFinite as error:      # raised by the task
-                raise self._diverged(str(error)) from None
+                raise self.ending.diverged(str(error)) from None
             finally:
                 self.loader.close()
 
     def _say_why_not_replayed(self) -> None:
         why = self.task.why_not_replayed(self.model)
+        if self.ranks.size > 1:
+            why = "its gradients are exchanged with those of other processes"
         if why and self.config.replay and backend.current().has_cuda:
             self.log(f"       steps are not replayed, each operation is started by itself: {why}")
 
@@ -197,19 +239,17 @@ class TrainingLoop(Generic[TaskT_co]):
                 self._step(batch, look)
                 if look:
                     bar.set_postfix(self.meter.shown(), refresh=False)
-                bar.update(len(batch.images))
+                bar.update(self.loader.whole)
                 self.epoch_seconds = before + time.perf_counter() - begun
                 if saves:
                     self.save()
 
     def batches(self, loader: Loader) -> Iterator[Any]:
-        """Iterate over a loader. After a signal, or if a picture cannot be read, the run is saved and ends."""
-        try:
-            for batch in loader:
-                yield batch
-                self.watch.check()
-        except ScratchvitError as error:
-            raise _NoBatch from error
+        """Iterate over a loader. After a signal, or if a picture cannot be read, the run is saved and ends.
+
+        Several ranks notice a signal between training steps, and after an evaluation.
+        """
+        return self._read.training(loader) if loader is self.loader else self._read.evaluation(loader)
 
     def _shown(self, description: str) -> Batches:
         """`batches`, with a progress bar."""
@@ -221,11 +261,12 @@ class TrainingLoop(Generic[TaskT_co]):
 
     def _step(self, batch: Any, look: bool) -> None:
         images = batch.images
-        # On a GPU, where the sum would have to be waited for, data that are not finite show in the loss.
-        is_read = backend_of(images) is CPU and self.config.non_finite == "stop"
+        # On a GPU, where the sum would have to be waited for, data that are not finite show in the loss. With several
+        # ranks too, which have to end together.
+        is_read = backend_of(images) is CPU and self.config.non_finite == "stop" and self.ranks.size == 1
         if is_read and not math.isfinite(images.sum()):
             wrong = np.flatnonzero(~np.isfinite(images).all(axis=(1, 2, 3)))
-            raise self._diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
+            raise self.ending.diverged(f"the data is not finite (images {', '.join(map(str, wrong))} of the batch)")
         inputs = self.task.inputs(batch)
         arrays = self.task.arrays(self.model, batch, self.step)
 
@@ -244,7 +285,7 @@ class TrainingLoop(Generic[TaskT_co]):
             )
         with self._what_ends_it_explained():
             try:
-                self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs)
+                self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs, self.loader.whole)
             except NoLoss as error:
                 self.learn.skip(error, images, inputs)
         self.step += 1
@@ -259,18 +300,18 @@ class TrainingLoop(Generic[TaskT_co]):
             yield
         except NotFinite as error:
             when = "" if self._read_every == 1 else f" (in one of the last {self._read_every} steps)"
-            raise self._diverged(f"{error}{when}") from None
+            raise self.ending.diverged(f"{error}{when}") from None
 
     def _finish_epoch(self) -> None:
         """Validate, add a row to the history, and save."""
         begun = time.perf_counter()
-        train, skipped = self.meter.read(), self.learn.skipped
+        train, skipped = over_ranks(self.meter.read(), self.ranks), self.learn.skipped
         waiting = self.loader.waited / self.epoch_seconds
         if not train.images:
             scale = f", with a loss scale of {self.learn.scaler.factor:g} at last" if self.learn.scaler else ""
-            raise self._diverged(f"all steps of the epoch were skipped{scale}")
+            raise self.ending.diverged(f"all steps of the epoch were skipped{scale}")
         val = self._validate()
-        row = {
+        own_row = {
             "epoch": len(self.history) + 1,
             "step": self.step,
             "lr": self.schedule.at(self.step - 1),
@@ -281,8 +322,9 @@ class TrainingLoop(Generic[TaskT_co]):
             "skipped": skipped,
             **gpu_peak(self.learn.held),
         }
+        row: Row = self.ranks.gather(own_row if self.is_first else None)[0]      # with its times
         if not math.isfinite(row["val_loss"]):
-            raise self._diverged("the loss on the validation images is not finite")
+            raise self.ending.diverged("the loss on the validation images is not finite")
         is_best = all(self.task.merit(row) > self.task.merit(earlier) for earlier in self.history)
         self.history.append(row)
         self.epoch_seconds = 0.0
@@ -291,11 +333,14 @@ class TrainingLoop(Generic[TaskT_co]):
         if is_best:
             self._save(self.folder.best, with_optimizer=False)
         self.save()
-        self.folder.write_metrics(self.history)
-        self.events.write(self.history)
+        on_rank_0(self.ranks, self._write_history)
         self.log(epoch_line(self.history, self.config.epochs, self.task.line(row), is_best))
         for remark in self._remarks(skipped, waiting):
             self.log(f"       {remark}")
+
+    def _write_history(self) -> None:
+        self.folder.write_metrics(self.history)
+        self.events.write(self.history)
 
     def _remarks(self, skipped: int, waiting: float) -> Iterator[str]:
         """What is worth a line below that of an epoch; the advice about --workers once in a session."""
@@ -306,13 +351,15 @@ class TrainingLoop(Generic[TaskT_co]):
             yield f"{waiting:.0%} of the time was spent waiting for pictures: try --workers {self.config.workers + 1}"
 
     def _validate(self) -> Row:
+        average_statistics(self.model, self.ema, self.ranks)
         with self.ema.applied() if self.ema else contextlib.nullcontext():
             row = self.task.validate(self.model, self._shown("validation"))
-            self.task.draw(self.folder.path, len(self.history) + 1)
+            on_rank_0(self.ranks, lambda: self.task.draw(self.folder.path, len(self.history) + 1))
+        self._read.agree()
         return row
 
     def _test(self: TrainingLoop[Task[ResultT]]) -> ResultT:
-        best = load_checkpoint(self.folder.best)
+        best = together(self.ranks, lambda: load_checkpoint(self.folder.best))
         load_into(self.model, best.ema or best.model, self.folder.best)
         row = self.history[best.progress["epoch"] - 1]
         course = Course(
@@ -327,70 +374,12 @@ class TrainingLoop(Generic[TaskT_co]):
         )
         return self.task.test(self.model, self._shown("test"), row, course)
 
-    # --- stopping ---
-
-    @property
-    def _resume_command(self) -> str:
-        return resuming(self.config.command, self.folder.path)
-
-    def _interrupted(self) -> Interrupted:
-        """Save the run; the exception to raise after a signal."""
-        assert self.watch.received is not None
-        self._save_progress()
-        return Interrupted(
-            f"stopped and saved at step {self.step} of {self.schedule.total_steps}; "
-            f"resume with: {self._resume_command}",
-            self.watch.received,
-        )
-
-    def _unreadable(self, error: BaseException | None) -> ScratchvitError:
-        """Save the run; the exception to raise if a loader raised `error`."""
-        self._save_progress()
-        return ScratchvitError(
-            f"{error}. The run is saved at step {self.step} of {self.schedule.total_steps}; when its pictures can "
-            f"be read, resume with: {self._resume_command}"
-        )
+    # --- saving and restoring ---
 
     def _save_progress(self) -> None:
+        """Save the run before it ends early."""
         if len(self.history) < self.config.epochs:      # otherwise only the test remains, and everything is saved
             self.save()
-
-    @contextlib.contextmanager
-    def _gpu_errors_explained(self) -> Iterator[None]:
-        """Turn CuPy's errors into a sentence, which names the last checkpoint.
-
-        Nothing is saved: within a step, the weights may be half updated, and of a GPU on which a kernel failed, they
-        cannot be read any more. (If that shows only while the run is saved, no file is begun: see `_save`.)
-        """
-        try:
-            yield
-        except Exception as error:
-            sentence = explain(error, self.config.batch_size)
-            if sentence is None:
-                raise
-            if is_out_of_memory(error):
-                raise ScratchvitError(f"{self._place}: {sentence}; {self._kept}") from error
-            resume = f"; resume with: {self._resume_command}" if self.folder.last.exists() else ""
-            raise DeviceFailed(f"{self._place}: {sentence}; {self._kept}{resume}") from error
-
-    @property
-    def _place(self) -> str:
-        return f"step {self.step + 1} (epoch {len(self.history) + 1})"
-
-    @property
-    def _kept(self) -> str:
-        last = self.folder.last
-        return f"the last good checkpoint is {last}" if last.exists() else "nothing has been saved yet"
-
-    def _diverged(self, what: str) -> ScratchvitError:
-        """The exception to raise if a number is not finite. what: which one, as a sentence."""
-        skip = ', or skip such steps with non_finite "skip"' if self.config.non_finite == "stop" else ""
-        return ScratchvitError(
-            f"{self._place}: {what}; {self._kept}. "
-            f"If the data is not the cause, use a lower lr, a longer warm-up or a smaller clip_grad{skip}"
-        )
-
-    # --- saving and restoring ---
 
     def save(self) -> None:
         """Write last.safetensors. Raises ScratchvitError and writes nothing if a step or a weight was not finite."""
@@ -399,51 +388,10 @@ class TrainingLoop(Generic[TaskT_co]):
         self._save(self.folder.last, with_optimizer=True)
 
     def _save(self, path: Path, with_optimizer: bool) -> None:
-        weights = self.model.state_dict()
-        wrong = next((name for name, array in weights.items() if not is_finite(array)), None)
+        average_statistics(self.model, self.ema, self.ranks)
+        check_equal(self.model, self.ema, self.ranks)
+        checkpoint = checkpoint_of(self, with_optimizer)
+        wrong = next((name for name, array in checkpoint.model.items() if not is_finite(array)), None)
         if wrong:
-            raise self._diverged(f"the weight {wrong} is not finite")
-        checkpoint = Checkpoint(
-            config=dataclasses.asdict(self.config),
-            model_name=self.config.model,
-            model_args=self.model_args,
-            data=self.about,
-            progress={
-                "epoch": len(self.history),
-                "step": self.step,
-                "loader": self.loader.state_dict(),
-                "generator": self.generator.state_dict(),
-                "meter": dataclasses.asdict(self.meter.read()),
-                "epoch_seconds": self.epoch_seconds,
-                "learn": self.learn.state_dict(),
-                "history": self.history,
-                "pictures": self.fingerprint,
-            },
-            model=weights,
-            ema=self.ema.state_dict() if self.ema else {},
-            optimizer=self.optimizer.state_dict() if with_optimizer else {},
-            versions=current_versions(),
-        )
-        save_checkpoint(path, checkpoint)
-
-    def _restore(self, saved: Checkpoint) -> None:
-        """Take over the state that was saved in last.safetensors."""
-        same = saved.progress.get("pictures", self.fingerprint) == self.fingerprint     # older versions have none
-        if saved.data != self.about or not same:
-            raise ScratchvitError(
-                f"{self.config.data}: these are not the pictures that the run in {self.folder.path} was started with: "
-                "restore them, or start a new run; if they are the same, an earlier version of scratchvit started it, "
-                "which read fewer files of a folder (CHANGELOG.md)"
-            )
-        load_into(self.model, saved.model, self.folder.last)
-        self.optimizer.load_state_dict(saved.optimizer)
-        if self.ema:
-            self.ema.load_state_dict(saved.ema)
-        progress = saved.progress
-        self.loader.load_state_dict(progress["loader"])
-        self.generator.load_state_dict(progress["generator"])
-        self.meter = self.task.meter(**progress["meter"])
-        self.step, self.epoch_seconds = progress["step"], progress["epoch_seconds"]
-        self.history = progress["history"]
-        if "learn" in progress:     # older versions did not skip steps
-            self.learn.load_state_dict(progress["learn"])
+            raise self.ending.diverged(f"the weight {wrong} is not finite")
+        on_rank_0(self.ranks, lambda: save_checkpoint(path, checkpoint))
