@@ -42,7 +42,7 @@ def on_rank_0(ranks: Communicator, act: Callable[[], Any]) -> None:
 
 def raise_together(ranks: Communicator, failure: ScratchvitError | None) -> None:
     """Raise a ScratchvitError on all ranks if one of them has one. failure: that of this rank, or None."""
-    if error := first_error(ranks.gather(report_of(failure, ranks)), failure):
+    if error := first_error(ranks.gather(report_of(failure, ranks)), failure, ranks.rank):
         raise error
 
 
@@ -51,13 +51,20 @@ def report_of(failure: ScratchvitError | None, ranks: Communicator) -> list[str]
     return None if failure is None else [str(failure), ranks.host]
 
 
-def first_error(reports: Sequence[list[str] | None], own: ScratchvitError | None) -> ScratchvitError | None:
-    """The error that ends the run, if any rank has one: that of this rank, or the first, with its rank and host."""
-    if own is not None:
-        return own
-    for rank, report in enumerate(reports):
+def first_error(
+    reports: Sequence[list[str] | None], own: ScratchvitError | None, rank: int
+) -> ScratchvitError | None:
+    """The error that ends the run, if any rank has one: that of the first rank, which it names unless it is rank 0.
+
+    It has the same text on all ranks, so that it is printed once. own: that of this rank, or None.
+    """
+    for number, report in enumerate(reports):
         if report is not None:
-            return ScratchvitError(report[0] if rank == 0 else f"rank {rank} on {report[1]}: {report[0]}")
+            if number == rank == 0:
+                return own
+            error = ScratchvitError(report[0] if number == 0 else f"rank {number} on {report[1]}: {report[0]}")
+            error.__cause__ = own
+            return error
     return None
 
 

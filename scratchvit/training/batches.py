@@ -67,7 +67,7 @@ class Batches:
     def agree(self, failure: ScratchvitError | None = None) -> None:
         """End on all ranks, if one of them has received a signal or has an error. failure: that of this rank."""
         found = self.ranks.gather([self.watch.received, report_of(failure, self.ranks)])
-        if error := first_error([report for _, report in found], failure):
+        if error := first_error([report for _, report in found], failure, self.ranks.rank):
             raise NoBatch from error
         received = [number for number, _ in found if number is not None]
         if received:
