@@ -8,7 +8,7 @@ have the error.
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import numpy as np
@@ -66,6 +66,18 @@ def first_error(
             error.__cause__ = own
             return error
     return None
+
+
+def check_alike(ranks: Communicator, what: Mapping[str, Any]) -> None:
+    """Raise ScratchvitError on all ranks unless all were given the same. what: {name: what JSON can say}."""
+    first, *others = ranks.gather([ranks.host, what])
+    for rank, (host, theirs) in enumerate(others, 1):
+        for name, thing in theirs.items():
+            if thing != first[1][name]:
+                raise ScratchvitError(
+                    f"rank {rank} on {host} has other {name} than rank 0 on {first[0]}: they must be the same on all "
+                    "machines"
+                )
 
 
 # --- equal models -----------------------------------------------------------------------------------------------------

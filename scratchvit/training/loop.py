@@ -17,6 +17,7 @@ Whatever stops it (a signal, a full disk, a loss that is not finite), the last g
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import math
 import time
@@ -40,7 +41,7 @@ from scratchvit.precision import check_precision, computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 from scratchvit.training import batches as reading
-from scratchvit.training.agreement import average_statistics, check_equal, on_rank_0, start_equal, together
+from scratchvit.training.agreement import average_statistics, check_alike, check_equal, on_rank_0, start_equal, together
 from scratchvit.training.batches import NoBatch
 from scratchvit.training.build import check_run, make_optimizer, make_schedule
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
@@ -70,7 +71,7 @@ class TrainingLoop(Generic[TaskT_co]):
     config   the settings of the run. If the task has a `config`, it must be the same object
     folder   the run folder. With resume, the run in it continues, even if it was stopped before its first checkpoint
     log      is called with one line per epoch
-    ranks    the processes of the run, each of which makes a loop with the same arguments. All of them read the folder
+    ranks    the processes of the run. Each makes a loop with the same arguments, and can read the folder
 
     The constructor loads and builds everything and creates the folder; `run()` trains. No other run can write to the
     folder until `loop.folder.release()` is called, as `with loop.folder:` does at its end.
@@ -106,6 +107,7 @@ class TrainingLoop(Generic[TaskT_co]):
             load = data_of_run(way_out="resume where it leads to them")(self._load) if resume else self._load
             with self._bars():
                 saved = together(ranks, lambda: load(is_resumed))
+            check_alike(ranks, {"settings": dataclasses.asdict(config), "pictures": self.fingerprint})
             self._build(saved)
             on_rank_0(ranks, self._begin_folder)        # only now, so that invalid settings change nothing
         except BaseException:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -13,6 +15,7 @@ from scratchvit.parallel.buckets import Buckets
 from scratchvit.parallel.communicator import ALONE
 from scratchvit.parallel.share import share_of
 from scratchvit.tensor import Tensor
+from tests.support.mpiexec import needs_mpi, run_mpi
 from tests.support.ranks import RankFailed, run_ranks
 from tests.support.seeds import seeded
 from tests.support.strict_array import STRICT, no_transfers
@@ -325,3 +328,59 @@ def test_shares_are_all_rows_once(whole, size):
     assert [row for share in shares for row in range(whole)[share]] == list(range(whole))
     lengths = [share.stop - share.start for share in shares]
     assert max(lengths) - min(lengths) <= 1
+
+
+# Six layers of 1 MB each, on real ranks; prints [norms of the summed gradients, the order of starts and ends].
+_ON_MPI = """
+import json
+import numpy as np
+from scratchvit import ops
+from scratchvit.parallel import buckets as module, world
+from scratchvit.tensor import Tensor
+
+ranks, rng = world(), np.random.default_rng(0)
+module.BUCKET_BYTES = 2 << 20
+weights = [Tensor(rng.standard_normal((512, 512), np.float32) / 20, requires_grad=True) for _ in range(6)]
+buckets, mine, summed = module.Buckets(weights, ranks), [], []
+for step in range(3):
+    for weight in weights:
+        weight.grad = None
+    x = Tensor(np.full((64, 512), 1 + ranks.rank, np.float32))
+    for weight in weights:
+        x = (x @ weight).tanh()
+    loss = (x * x).mean()
+    buckets.events = []
+    with buckets.overlapping():
+        loss.backward()
+    buckets.finish(loss.data)
+events = [[name, start, end] for name, start, end in buckets.events]
+backward = next(end for name, _, end in events if name == "backward")
+norms = [float(np.linalg.norm(weight.grad)) for weight in weights]
+if ranks.rank == 0:
+    print(json.dumps([norms, [[name, start < backward] for name, start, _ in events]]), flush=True)
+ranks.close()
+"""
+
+
+@needs_mpi
+def test_sums_of_processes_overlap_with_the_backward_pass():
+    """The same program on one rank, which sees the input of rank 0 only, gives other gradients."""
+    done = run_mpi(2, ["-c", _ON_MPI])
+    assert done.returncode == 0, done.stderr
+    norms, events = json.loads(done.stdout)
+
+    rng = np.random.default_rng(0)
+    weights = [rng.standard_normal((512, 512), np.float32) / 20 for _ in range(6)]
+    gradients = [0.0] * 6
+    for rank in range(2):
+        leaves = [Tensor(weight, requires_grad=True) for weight in weights]
+        x = Tensor(np.full((64, 512), 1 + rank, np.float32))
+        for leaf in leaves:
+            x = (x @ leaf).tanh()
+        (x * x).mean().backward()
+        gradients = [total + leaf.grad for total, leaf in zip(gradients, leaves)]
+    np.testing.assert_allclose(norms, [np.linalg.norm(gradient) for gradient in gradients], rtol=1e-5)
+    assert dict(events[:-1]) | {"backward": True} == {
+        "backward": True, "bucket 0": True, "bucket 1": True, "bucket 2": True
+    }
+    assert events[-1] == ["numbers", False]

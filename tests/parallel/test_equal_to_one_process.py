@@ -29,7 +29,8 @@ SWIN = VIT.replace(
     model_args={"patch_size": 1, "window_size": 2, "embed_dim": 8, "depths": (2, 2), "num_heads": (2, 2), **DROPOUT},
 )
 RESNET = VIT.replace(
-    model="resnet18", model_args={"layers": (1, 1, 1, 1), "widths": (8, 8, 8, 8)}, optimizer="sgd", lr=0.05,
+    model="resnet18", optimizer="sgd", lr=0.005, sync_bn=True,
+    model_args={"layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8), "small_stem": True, "drop_path_rate": 0.1},
 )
 KEY_BIAS = "attn.qkv.bias"
 
@@ -100,6 +101,25 @@ def test_a_swin_of_some_steps(tmp_path):
     assert len(one.losses) == 4
 
 
+def test_a_resnet_with_synchronised_batch_norms_of_some_steps(tmp_path):
+    """Running statistics are those of one process too."""
+    one, _ = check(RESNET.replace(epochs=1, epoch_images=139), 2, tmp_path)
+    assert len(one.losses) == 3 and "bn1.running_var" in one.model
+
+
+def test_a_resnet_whose_ranks_have_statistics_of_their_own(tmp_path):
+    """Its first loss is not that of one process, and running statistics are the means of those of the ranks."""
+    config = RESNET.replace(sync_bn=False, epochs=1, epoch_images=52)
+    one = run(config, tmp_path / "one")
+    runs = run_ranks(2, lambda ranks: run(config, tmp_path / "several", ranks))
+    for name in one.model:
+        assert np.array_equal(runs[0].model[name], runs[1].model[name]), name
+    assert runs[0].losses == runs[1].losses and abs(runs[0].losses[0] / one.losses[0] - 1) > 1e-5
+    # The mean over the batch is the mean of the means of its halves.
+    np.testing.assert_allclose(runs[0].model["bn1.running_mean"], one.model["bn1.running_mean"], rtol=1e-5, atol=1e-6)
+    assert np.all(runs[0].ema["bn1.running_mean"] == runs[0].model["bn1.running_mean"])
+
+
 def test_accumulated_gradients_of_some_steps(tmp_path):
     """Without dropout, for which a part of a batch draws other numbers."""
     config = VIT.replace(model_args=CONFIG.model_args, accumulate=3, epochs=1, epoch_images=347)
@@ -109,7 +129,8 @@ def test_accumulated_gradients_of_some_steps(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4])
 @pytest.mark.parametrize(
-    "config", [VIT, SWIN, VIT.replace(model_args=CONFIG.model_args, accumulate=3)], ids=["vit", "swin", "accumulate"]
+    "config", [VIT, SWIN, RESNET, VIT.replace(model_args=CONFIG.model_args, accumulate=3)],
+    ids=["vit", "swin", "resnet", "accumulate"],
 )
 def test_thirty_steps(config, size, tmp_path):
     one, _ = check(config.replace(epochs=2, epoch_images=752), size, tmp_path)

@@ -186,6 +186,29 @@ def test_data_that_are_missing_on_one_machine_end_all(rank, tmp_path, monkeypatc
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.parametrize(
+    ("change", "what"), [({"lr": 1e-4}, "settings"), ({"train_fraction": 0.5}, "settings"), ({}, "pictures")]
+)
+def test_ranks_with_other_settings_or_pictures_are_told(change, what, tmp_path, monkeypatch):
+    def task(ranks):
+        config = SMALL.replace(**change) if ranks.rank else SMALL
+        own = ClassificationTask(config)
+        if ranks.rank and not change:
+            load = own.load_data
+
+            def other(init):
+                data = load(init)
+                data.splits.train.labels[0] += 1
+                return data
+
+            own.load_data = other
+        with pytest.raises(ScratchvitError, match=f"^rank 1 on threads has other {what} than rank 0 on threads: "):
+            TrainingLoop(own, config, tmp_path / "run", ranks=ranks)
+
+    run_ranks(2, task)
+    assert not (tmp_path / "run").exists()
+
+
 def test_ranks_that_no_longer_have_the_same_weights_are_told(tmp_path):
     def change(loop):
         def spoil(batch):
