@@ -139,6 +139,15 @@ def _count(cupy: Any) -> int:
     raise ScratchvitError(f"CuPy {cupy.__version__} is installed but finds no GPU: {why}")
 
 
+def pci_addresses() -> list[str]:
+    """The PCI addresses of the GPUs that this process sees, by their numbers. Nothing is started on them.
+
+    Raises ScratchvitError if CuPy is missing, or if there is none.
+    """
+    cupy, _ = _import()
+    return [cupy.cuda.runtime.deviceGetPCIBusId(number) for number in range(_count(cupy))]
+
+
 def _cannot_compute(error: Exception, number: int, count: int) -> str:
     """The sentence for an error of the first kernels."""
     if is_out_of_memory(error):

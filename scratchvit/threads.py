@@ -45,6 +45,13 @@ def cpu_threads() -> int:
     return max(1, min(_blas.threads() or _threads_in_environment() or cpu_cores(), cpu_cores()))
 
 
+def limit_cpu_threads(number: int) -> None:
+    """From now on, use at most so many threads. Called before blocks are computed."""
+    number = min(number, cpu_threads())
+    os.environ["OMP_NUM_THREADS"] = str(number)     # for Accelerate, and for processes that this one starts
+    threadpoolctl.threadpool_limits(number, user_api="blas")
+
+
 def _threads_in_environment() -> int | None:
     """OMP_NUM_THREADS, for a BLAS that threadpoolctl does not know: Accelerate, which NumPy uses on macOS."""
     number = os.environ.get("OMP_NUM_THREADS", "")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import errno
+import functools
 import importlib
 import io
 import os
@@ -11,10 +12,11 @@ import sys
 from collections.abc import Callable, Sequence
 
 from scratchvit.cli._bugs import bugs_reported, version
-from scratchvit.cli._output import output
+from scratchvit.cli._output import Ending, output
 from scratchvit.cli._words import COMPLETING, complete_words
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
+from scratchvit.parallel.world import launch
 
 HELP = """\
 scratchvit: vision Transformers from scratch, on NumPy and CuPy.
@@ -80,27 +82,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     if argv[0] in ("-V", "--version", "version"):
         print(version())
         return 0
+    run = functools.partial(_run, argv)
+    started = launch()
+    if started.size == 1 or argv[0] not in COMMANDS:
+        ending = run()
+    else:
+        from scratchvit.cli._ranks import run_on_ranks  # here, because most runs have one process
+
+        ending = run_on_ranks(started, argv[0], run)
+    if ending.text:
+        print(ending.text, file=sys.stderr)
+    return ending.status
+
+
+def _run(argv: Sequence[str]) -> Ending:
+    """Run a command, and return how it ended."""
     try:
         with bugs_reported(argv=argv), output():
-            return _command(argv[0])(argv[1:])
+            return Ending(_command(argv[0])(argv[1:]))
     except ScratchvitError as error:
         # Lists of names stand on indented lines of their own. Line breaks in names are escaped.
         message = "\n  ".join(printable(line) for line in str(error).split("\n  "))
-        print(f"scratchvit: {message}", file=sys.stderr)
-        return getattr(error, "exit_status", 1)
+        return Ending(getattr(error, "exit_status", 1), f"scratchvit: {message}")
     except KeyboardInterrupt:
-        print("\nscratchvit: stopped", file=sys.stderr)
-        return 130
+        return Ending(130, "\nscratchvit: stopped")
     except BrokenPipeError:         # `scratchvit models | head`
         sys.stderr.close()
-        return 0
+        return Ending(0)
     except OSError as error:        # on Windows a closed pipe is EINVAL, not BrokenPipeError
         if error.errno != errno.EINVAL or not _output_is_closed():
             raise
         sys.stderr.close()
-        return 0
-    except SystemExit as stop:      # argparse, after --help or a usage error
-        return int(stop.code or 0)
+        return Ending(0)
+    except SystemExit as stop:      # argparse, after --help or a usage error, which it has printed
+        return Ending(int(stop.code or 0))
 
 
 def _escape_what_cannot_be_encoded() -> None:

@@ -24,6 +24,14 @@ class _Output:
     stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
 
 
+@dataclass(frozen=True)
+class Ending:
+    """How a command ended: its exit status, and what is printed to stderr; "" if nothing is, or it is printed."""
+
+    status: int
+    text: str = ""
+
+
 _output: ContextVar[_Output | None] = ContextVar("output", default=None)
 
 

@@ -6,11 +6,14 @@ import argparse
 import contextlib
 import io
 import itertools
+import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, command_line, option_of, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
 from scratchvit.cli._text import filled
@@ -19,6 +22,8 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
 from scratchvit.models import list_models, model_config
 from scratchvit.optim import LOSS_SCALE
+from scratchvit.parallel import Communicator, world
+from scratchvit.parallel.place import take_cores
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.threads import cpu_threads
 from scratchvit.training import read_config
@@ -114,6 +119,22 @@ class TrainingCommand(Generic[ConfigT]):
         if fault := self.refuses(config):
             parser.error(fault)
         return config, Path(resume or out or _new_run_folder(config)), bool(resume)
+
+    def on_ranks(self, argv: Sequence[str]) -> tuple[ConfigT, Path, bool, Communicator]:
+        """`parse`, and the processes of the run, each of which is given its share of the machine: it calls this too.
+
+        Raises ScratchvitError if a batch has fewer images than there are ranks.
+        """
+        ranks = world()
+        config, folder, resume = self.parse(argv)
+        if 1 <= config.batch_size < ranks.size:
+            raise ScratchvitError(
+                f"--batch-size {config.batch_size} is the number of images of all ranks together, and each of "
+                f"{ranks.size} ranks needs one: use --batch-size {ranks.size} or more, or fewer ranks"
+            )
+        ranks.timeout = config.rank_timeout
+        take_cores(ranks)
+        return config, Path(ranks.gather(str(folder))[0]), resume, ranks    # the name of a new folder is rank 0's
 
     def _base(self, argv: Sequence[str]) -> ConfigT:
         """The defaults of the options: the run to be resumed, the --recipe, or the recipe for --data and --model."""
@@ -234,6 +255,27 @@ def describe_device(config: RunConfig) -> str:
     if config.device != "cpu":
         return config.device
     return f"cpu, {counted(cpu_threads(), 'thread')}"
+
+
+def describe_ranks(config: RunConfig, ranks: Communicator) -> list[tuple[str, str]]:
+    """The ranks of a run, where they run, and what of a machine each has, as labelled texts; [] for one process.
+
+    All ranks have to call it. The numbers of the processes tell which rank it was that mpiexec says was killed.
+    """
+    if ranks.size == 1:
+        return []
+    own = cpu_threads() if config.device == "cpu" else backend.current().name
+    found = ranks.gather([ranks.host, os.getpid(), own])
+    if config.device != "cpu":
+        each = ", ".join(device for _, _, device in found)
+    else:
+        fewest, most = min(found, key=itemgetter(2))[2], max(found, key=itemgetter(2))[2]
+        each = f"with {counted(most, 'CPU thread')} each" if fewest == most else f"with {fewest} to {most} CPU threads"
+    hosts: dict[str, list[str]] = {}
+    for rank, (host, process, _) in enumerate(found):
+        hosts.setdefault(host, []).append(f"rank {rank} is process {process}")
+    lines = [f"on {host}, {', '.join(here)}" for host, here in hosts.items()]
+    return [("ranks", f"{ranks.size}, {each}"), *(("", line) for line in lines)]
 
 
 def describe_precision(config: RunConfig) -> str:

@@ -20,6 +20,7 @@ from scratchvit.cli._run_command import (
     changed_settings,
     describe_device,
     describe_precision,
+    describe_ranks,
     describe_resuming,
     describe_settings,
     describe_steps,
@@ -104,11 +105,17 @@ COMMAND = TrainingCommand(
 
 def detect_train(argv: Sequence[str]) -> int:
     """Train a detector, evaluate it on the test pictures, and print where everything is."""
-    config, folder, resume = COMMAND.parse(argv)
-    loop = prepare_detector(config, folder, resume)
-    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the report is written
-        print(_start_summary(loop), flush=True)
+    config, folder, resume, ranks = COMMAND.on_ranks(argv)
+    loop = prepare_detector(config, folder, resume, ranks=ranks)
+    is_first = ranks.rank == 0
+    where = folder if is_first else None        # of a traceback: only rank 0 writes to the run's folder
+    with loop.folder, bugs_reported(where, argv=[COMMAND.kind.command, *argv]):  # until the report is written
+        about_ranks = describe_ranks(config, ranks)
+        if is_first:
+            print(_start_summary(loop, about_ranks), flush=True)
         result = loop.run()
+        if not is_first:
+            return 0
         evaluated = "the batch" if config.overfit_one_batch else "test pictures"
         print()
         print(filled(
@@ -130,7 +137,7 @@ def detect_train(argv: Sequence[str]) -> int:
 # --- the summary at the start ---------------------------------------------------------------------------------------
 
 
-def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
+def _start_summary(loop: TrainingLoop[DetectionTask], about_ranks: Sequence[tuple[str, str]]) -> str:
     """The data, model, settings, device and folder of a run, as text."""
     config, splits = loop.task.config, loop.task.data.splits
     model = _model(loop)
@@ -157,6 +164,7 @@ def _start_summary(loop: TrainingLoop[DetectionTask]) -> str:
         ("steps", describe_steps(config, len(loop.loader))),
         ("settings", changed_settings(config, [*GROUPS["pictures"][2:], *GROUPS["matching and loss"]])),
         ("device", describe_device(config)),
+        *about_ranks,
         ("precision", describe_precision(config)),
         ("folder", str(loop.folder.path)),
         ("epochs", line_legend(loop.task.legend)),

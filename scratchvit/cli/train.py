@@ -18,6 +18,7 @@ from scratchvit.cli._run_command import (
     changed_settings,
     describe_device,
     describe_precision,
+    describe_ranks,
     describe_resuming,
     describe_settings,
     describe_steps,
@@ -95,12 +96,18 @@ COMMAND = TrainingCommand(
 
 def train(argv: Sequence[str]) -> int:
     """Train a model, write pictures of the run, and print where everything is."""
-    config, folder, resume = COMMAND.parse(argv)
-    loop = prepare(config, folder, resume)
-    with loop.folder, bugs_reported(folder, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
+    config, folder, resume, ranks = COMMAND.on_ranks(argv)
+    loop = prepare(config, folder, resume, ranks=ranks)
+    is_first = ranks.rank == 0
+    where = folder if is_first else None        # of a traceback: only rank 0 writes to the run's folder
+    with loop.folder, bugs_reported(where, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
         choice = _choice(loop)
-        print(_start_summary(loop, choice), flush=True)
+        about_ranks = describe_ranks(config, ranks)
+        if is_first:
+            print(_start_summary(loop, choice, about_ranks), flush=True)
         result = loop.run()
+        if not is_first:
+            return 0
         part, _ = loop.task.data.splits.held_out
         measured = result.predictions.meter
         print()
@@ -125,7 +132,9 @@ def train(argv: Sequence[str]) -> int:
     return 0
 
 
-def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None) -> str:
+def _start_summary(
+    loop: TrainingLoop[ClassificationTask], choice: Choice | None, about_ranks: Sequence[tuple[str, str]]
+) -> str:
     """The data, model, settings, device and folder of a run, as text."""
     config, splits = loop.task.config, loop.task.data.splits
     model: Any = loop.model
@@ -152,6 +161,7 @@ def _start_summary(loop: TrainingLoop[ClassificationTask], choice: Choice | None
         ("teacher", f"{config.teacher}, {config.distill} distillation" if config.teacher else ""),
         *(("", line) for line in str((teacher and teacher.report) or "").splitlines()),
         ("device", describe_device(config)),
+        *about_ranks,
         ("precision", describe_precision(config)),
         ("folder", str(loop.folder.path)),
         ("epochs", line_legend(loop.task.legend)),

@@ -36,6 +36,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.models import model_config
 from scratchvit.models.checks import check_detects
 from scratchvit.nn import evaluating
+from scratchvit.parallel import ALONE, Communicator
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.loop import TrainingLoop
@@ -75,10 +76,11 @@ def train_detector(
 
 
 def prepare_detector(
-    config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+    config: DetectConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write,
+    ranks: Communicator = ALONE,
 ) -> TrainingLoop[DetectionTask]:
     """The first half of `train_detector`: a run that is ready to start, see `TrainingLoop`."""
-    return TrainingLoop(DetectionTask(config), config, run_dir, resume, log)
+    return TrainingLoop(DetectionTask(config), config, run_dir, resume, log, ranks)
 
 
 class DetectionTask(Task[DetectionResult]):

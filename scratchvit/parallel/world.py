@@ -15,6 +15,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,7 +87,9 @@ def open_mpi(started: Launch) -> Any:
             "mpi4py alone)"
         )
     try:
-        from mpi4py import MPI
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")     # of another MPI's launcher, which is our error
+            from mpi4py import MPI
     except (ImportError, OSError, RuntimeError) as error:       # its wheel looks for the library when it is imported
         reason = " ".join(str(error).split())
         raise ScratchvitError(

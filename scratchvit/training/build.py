@@ -31,7 +31,8 @@ def check_run(config: RunConfig) -> None:
             raise ScratchvitError(f"{field.name} must be a number, not {value!r}")
     at_least = dict.fromkeys(("lr", "min_lr", "weight_decay", "momentum", "clip_grad", "warmup_epochs"), 0)
     at_least |= dict.fromkeys(("save_every", "seed", "loss_scale", "workers"), 0)
-    check_least(config, {"epochs": 1, "batch_size": 1, "accumulate": 1, "lr_base_batch": 1} | at_least)
+    at_least |= dict.fromkeys(("epochs", "batch_size", "accumulate", "lr_base_batch", "rank_timeout"), 1)
+    check_least(config, at_least)
     if config.accumulate > config.batch_size:
         raise ScratchvitError(
             f"accumulate cuts a batch into parts of at least one image, so it must not exceed batch_size, "

@@ -92,6 +92,9 @@ class RunConfig:
         False, "divide the moments of the optimiser among the processes of the run: ZeRO stage 1. Each of N processes "
         "keeps 1/N of them; the steps are the same"
     )
+    rank_timeout: float = option(
+        300.0, "with several ranks (mpiexec): seconds that they wait for one that does not come, before the run ends"
+    )
     save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:

@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 _COMMAND, _FIRST_COMMAND = "command", TrainConfig.command
 
 # Settings that may change when a run is resumed.
-_MAY_CHANGE = {"epochs", "data_dir", "download", "workers", "shard_optimizer"}
+_MAY_CHANGE = {"epochs", "data_dir", "download", "workers", "shard_optimizer", "rank_timeout"}
 
 
 class RunFolder:

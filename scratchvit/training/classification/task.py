@@ -25,7 +25,7 @@ from scratchvit.models import model_config
 from scratchvit.models.checks import check_classifies
 from scratchvit.models.interface import PatchModel, PixelModel, frames_of, generates
 from scratchvit.models.vit import pair
-from scratchvit.parallel.share import share_of
+from scratchvit.parallel import ALONE, Communicator, share_of
 from scratchvit.tensor import Tensor
 from scratchvit.training.build import check_least, check_shares
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint
@@ -68,12 +68,13 @@ def train(
 
 
 def prepare(
-    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write
+    config: TrainConfig, run_dir: str | Path, resume: bool = False, log: Callable[[str], None] = tqdm.write,
+    ranks: Communicator = ALONE,
 ) -> TrainingLoop[ClassificationTask]:
     """The first half of `train`: a run that is ready to start, see `TrainingLoop`."""
     last = RunFolder(Path(run_dir)).last
     began = load_checkpoint(last) if resume and last.exists() else None
-    return TrainingLoop(ClassificationTask(config, began), config, run_dir, resume, log)
+    return TrainingLoop(ClassificationTask(config, began), config, run_dir, resume, log, ranks)
 
 
 class ClassificationTask(Task[Result]):

@@ -1,0 +1,46 @@
+"""What of a machine belongs to a rank: its share of the CPU's cores, or a GPU of its own."""
+
+from __future__ import annotations
+
+import os
+
+from scratchvit import gpu
+from scratchvit.errors import ScratchvitError
+from scratchvit.parallel.communicator import Communicator
+from scratchvit.threads import cpu_cores, limit_cpu_threads
+
+
+def take_cores(ranks: Communicator) -> None:
+    """Limit this rank's threads to its share of the cores that it may use. All ranks have to call it.
+
+    Ranks that a launcher has bound to cores of their own (Open MPI does so, srun on many clusters) keep all of these;
+    those that may use the same ones divide them. Fewer threads, by OMP_NUM_THREADS, stay fewer.
+    """
+    if ranks.size == 1:
+        return
+    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cpu_cores()))
+    places = ranks.gather([ranks.host, own])
+    sharing = sum(host == ranks.host and not set(own).isdisjoint(cores) for host, cores in places)
+    limit_cpu_threads(max(1, len(own) // sharing))
+
+
+def device_of_rank(device: str, ranks: Communicator) -> str:
+    """The device of this rank, of a run on `device`: of several ranks on "gpu", each has a GPU of its own.
+
+    Where a launcher shows each process one GPU only, that is the rank's. All ranks have to call it. Raises
+    ScratchvitError, on all ranks, if two ranks have the same GPU.
+    """
+    if ranks.size == 1 or device == "cpu":
+        return device
+    if device != "gpu":
+        raise ScratchvitError(f"--device {device} is one GPU, and each of {ranks.size} ranks needs its own: use gpu")
+    found = gpu.pci_addresses()
+    number = ranks.local_rank % len(found)
+    places = ranks.gather([ranks.host, found[number]])
+    for rank, place in enumerate(places):
+        if (first := places.index(place)) < rank:
+            raise ScratchvitError(
+                f"ranks {first} and {rank} on {place[0]} have the same GPU ({place[1]}): start as many ranks there as "
+                "it has GPUs, or use --device cpu"
+            )
+    return f"gpu:{number}" if number else "gpu"
