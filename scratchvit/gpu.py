@@ -139,13 +139,12 @@ def _count(cupy: Any) -> int:
     raise ScratchvitError(f"CuPy {cupy.__version__} is installed but finds no GPU: {why}")
 
 
-def pci_addresses() -> list[str]:
-    """The PCI addresses of the GPUs that this process sees, by their numbers. Nothing is started on them.
+def number_of_gpus() -> int:
+    """How many GPUs this process sees. Nothing is started on them.
 
     Raises ScratchvitError if CuPy is missing, or if there is none.
     """
-    cupy, _ = _import()
-    return [cupy.cuda.runtime.deviceGetPCIBusId(number) for number in range(_count(cupy))]
+    return _count(_import()[0])
 
 
 def _cannot_compute(error: Exception, number: int, count: int) -> str:

@@ -27,20 +27,17 @@ def take_cores(ranks: Communicator) -> None:
 def device_of_rank(device: str, ranks: Communicator) -> str:
     """The device of this rank, of a run on `device`: of several ranks on "gpu", each has a GPU of its own.
 
-    Where a launcher shows each process one GPU only, that is the rank's. All ranks have to call it. Raises
-    ScratchvitError, on all ranks, if two ranks have the same GPU.
+    Where a launcher shows each process one GPU only, that is the rank's. Raises ScratchvitError if there are fewer GPUs
+    than ranks on this machine, or if `device` names one of them.
     """
     if ranks.size == 1 or device == "cpu":
         return device
     if device != "gpu":
-        raise ScratchvitError(f"--device {device} is one GPU, and each of {ranks.size} ranks needs its own: use gpu")
-    found = gpu.pci_addresses()
-    number = ranks.local_rank % len(found)
-    places = ranks.gather([ranks.host, found[number]])
-    for rank, place in enumerate(places):
-        if (first := places.index(place)) < rank:
-            raise ScratchvitError(
-                f"ranks {first} and {rank} on {place[0]} have the same GPU ({place[1]}): start as many ranks there as "
-                "it has GPUs, or use --device cpu"
-            )
-    return f"gpu:{number}" if number else "gpu"
+        raise ScratchvitError(f"{device} is one GPU, and each of {ranks.size} ranks needs its own: use --device gpu")
+    count = gpu.number_of_gpus()
+    if 1 < count < ranks.local_size:
+        raise ScratchvitError(
+            f"{ranks.host} has {count} GPUs for {ranks.local_size} ranks: start at most {count} ranks there"
+        )
+    number = ranks.local_rank % count
+    return f"gpu:{number}" if number else device

@@ -37,6 +37,7 @@ from scratchvit.gpu import capability
 from scratchvit.models import create_model
 from scratchvit.parallel.buckets import Buckets
 from scratchvit.parallel.communicator import ALONE, Communicator
+from scratchvit.parallel.place import device_of_rank
 from scratchvit.precision import check_precision, computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
@@ -115,8 +116,8 @@ class TrainingLoop(Generic[TaskT_co]):
             raise
 
     def _use_device(self) -> None:
-        backend.use(self.config.device)
-        device, number = backend.current(), backend.gpu_number(self.config.device) or 0
+        device = backend.use(device_of_rank(self.config.device, self.ranks))
+        number = backend.gpu_number(device.name) or 0
         check_precision(self.config.precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
 
     def _place(self) -> Place:

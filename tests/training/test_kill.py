@@ -14,6 +14,7 @@ from scratchvit.training import load_checkpoint, read_config
 from tests.support.platforms import KILLED
 from tests.support.processes import SECONDS
 from tests.support.runs import assert_same_run
+from tests.support.watching import Watch
 
 KILLS = 20
 EPOCHS, STEPS_PER_EPOCH = 8, 5
@@ -46,34 +47,6 @@ def start(*words):
 def finish(process):
     error = process.communicate(timeout=SECONDS)[1]
     assert process.returncode == 0, error
-
-
-class Watch:
-    """What a run does, told from outside by the files that it replaces."""
-
-    def __init__(self, process, run):
-        self.process, self.run = process, run
-        self.seen = self.last_saved()
-
-    def last_saved(self):
-        try:
-            return (self.run / "last.safetensors").stat().st_mtime_ns
-        except FileNotFoundError:
-            return 0
-
-    def has_all_epochs(self):
-        metrics = self.run / "metrics.csv"
-        return metrics.exists() and len(metrics.read_text().splitlines()) == 1 + EPOCHS
-
-    def wait(self, happened):
-        """Look until it has happened, or it cannot any more."""
-        while self.process.poll() is None and not happened() and not self.has_all_epochs():
-            time.sleep(0.0003)
-
-    def wait_for_saves(self, count):
-        for _ in range(count):
-            self.wait(lambda: self.last_saved() != self.seen)
-            self.seen = self.last_saved()
 
 
 def wait_for(moment, watch, chance):
@@ -130,7 +103,7 @@ def test_killed_twenty_times(tmp_path):
         for _ in range(5):
             begun = (run / "config.json").exists()
             process = start("--resume", run) if begun else start(*OPTIONS, "--out", run)
-            wait_for(moment, Watch(process, run), chance)
+            wait_for(moment, Watch(process, run, EPOCHS), chance)
             process.kill()
             error = process.communicate()[1]
             if process.returncode == KILLED:
