@@ -28,6 +28,8 @@ from scratchvit.recording import setting
 from scratchvit.replay import is_capturing, numbers
 from scratchvit.threads import parallel_rows
 
+_BEYOND = 0x7FEB352D    # added to the second key for every 2³² positions, after which a hash of a uint32 repeats itself
+
 
 @dataclass(frozen=True)
 class Draw:
@@ -55,10 +57,10 @@ class Draw:
         if low:
             positions += low
         if low + math.prod(self.shape) > 2**32:     # where they have wrapped, they are beyond 2³² once more
-            keys = [_key_beyond(second_key, count) for count in (beyond, beyond + 1)]
-            second_key = array_module(positions).where(positions < low, np.uint32(keys[1]), np.uint32(keys[0]))
+            keys = ((second_key + (beyond + wrapped) * _BEYOND) % 2**32 for wrapped in (True, False))
+            second_key = array_module(positions).where(positions < low, *map(np.uint32, keys))
         else:
-            second_key = _key_beyond(second_key, beyond)
+            second_key = (second_key + beyond * _BEYOND) % 2**32
         positions ^= first_key
         _mix(positions)
         positions += second_key
@@ -177,13 +179,6 @@ def _mix(x: Array) -> None:
     x ^= x >> 15
     x *= 0x846CA68B
     x ^= x >> 16
-
-
-def _key_beyond(key: int, beyond: int) -> int:
-    """The second key of the positions from beyond · 2³² on: a hash of a uint32 repeats itself there."""
-    hashed = np.full(1, beyond, np.uint32)
-    _mix(hashed)        # of 0: 0
-    return (key + int(hashed[0])) % 2**32
 
 
 class _Part(NamedTuple):

@@ -52,7 +52,7 @@ def hashed(x):
 def kept(draw, position):
     """The entry at a position of up to 64 bits, by the integers of Python."""
     first, second = draw.keys
-    key = (second + hashed(position >> 32)) % 2**32
+    key = second + (position >> 32) * 0x7FEB352D
     return hashed((hashed(position % 2**32 ^ first) + key) % 2**32) < draw.threshold
 
 

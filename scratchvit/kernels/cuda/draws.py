@@ -20,12 +20,14 @@ TEXT = r"""
 typedef unsigned int uint32;
 
 struct Draw {
-    uint32 first_key, second_key;
-    size first, threshold;
+    uint32 first_key, second_key, first; // first: its lower half; second_key: that of the upper half
+    size threshold;
     A factor;
 };
 
-// What is the same for all entries of a draw. keys: first_key, second_key and first, if not null.
+#define BEYOND 0x7FEB352Du // added to the second key for every 2^32 positions
+
+// What is the same for all entries of a draw. keys: first_key, second_key and the halves of first, if not null.
 __device__ inline Draw draw_of(const uint32* keys, size first_key, size second_key, size first, size threshold,
                                double factor) {
     if (keys) {
@@ -33,7 +35,8 @@ __device__ inline Draw draw_of(const uint32* keys, size first_key, size second_k
         second_key = keys[1];
         first = keys[2] | (size)keys[3] << 32;
     }
-    return {(uint32)first_key, (uint32)second_key, first, threshold, (A)factor};
+    second_key += (first >> 32) * BEYOND;
+    return {(uint32)first_key, (uint32)second_key, (uint32)first, threshold, (A)factor};
 }
 
 // "lowbias32", C. Wellons 2018
@@ -45,12 +48,11 @@ __device__ inline uint32 mix(uint32 x) {
     return x ^ x >> 16;
 }
 
-// What dropout multiplies the entry at a position by: factor where it is kept, else 0.
+// What dropout multiplies the entry at a position by: factor where it is kept, else 0. There are fewer than 2^32.
 __device__ inline A keep(const Draw& draw, size position) {
-    position += draw.first;
-    uint32 second_key = draw.second_key, beyond = position >> 32;
-    if (beyond) second_key += mix(beyond); // another key for every 2^32 entries
-    return mix(mix((uint32)position ^ draw.first_key) + second_key) < draw.threshold ? draw.factor : (A)0;
+    uint32 place = draw.first + (uint32)position;
+    uint32 second_key = draw.second_key + (place < draw.first ? BEYOND : 0);
+    return mix(mix(place ^ draw.first_key) + second_key) < draw.threshold ? draw.factor : (A)0;
 }
 """
 
