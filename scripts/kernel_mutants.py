@@ -354,7 +354,7 @@ KERNEL_MUTANTS = [
     # --- draws.py, dropout.py
     _mutant("draws: keys on the device are not read", "a lost case", "draws", "if (keys) {", "if (false) {", "dropout"),
     _mutant("draws: the first key alone", "a lost term", "draws", " + second_key", "", "dropout"),
-    _mutant("draws: parts begin at 0", "a lost term", "draws", "    position += draw.first;\n", "", "parts_of_draws"),
+    _mutant("draws: parts begin at 0", "a lost term", "draws", "place = draw.first + ", "place = ", "parts_of_draws"),
     _mutant("draws: the same beyond 2³²", "a lost case", "draws", "? BEYOND : 0", "? 0 : 0", "parts_of_draws"),
     _mutant("draws: half of a position", "a lost term", "draws", " | (size)keys[3] << 32", "", "parts_of_draws"),
     _mutant("dropout: the number after the last", "a wrong bound", "dropout", "i >= count", "i > count"),
