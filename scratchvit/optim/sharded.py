@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from scratchvit.backend import Array, array_module
+from scratchvit.backend import Array, array_module, asnumpy
 from scratchvit.errors import ScratchvitError, WrongState, WrongValue
 from scratchvit.optim.decision import Decision
 from scratchvit.optim.gradients import grad_norm
@@ -151,18 +151,18 @@ class Sharded:
         All ranks have to call it. Moments are gathered one parameter after the other, so that the other ranks need
         little memory for them.
         """
-        own, is_first = self._part.state_dict(), self._ranks.rank == 0
-        mine = {i: own[f"step.{j}"] for j, i in enumerate(self._numbers) if f"step.{j}" in own}
-        steps = {i: n for of_rank in self._ranks.gather(list(mine.items())) for i, n in of_rank}
+        self._part._take_back()
+        own = [(i, slot) for i, slot in zip(self._numbers, self._part._slots) if slot.steps]
+        steps = {i: n for of_rank in self._ranks.gather([[i, slot.steps] for i, slot in own]) for i, n in of_rank}
         state: dict[str, Any] = {}
         for i in sorted(steps):
             state[f"step.{i}"] = steps[i]
-            for name in self._whole.moment_names:
-                pieces = [own[f"{name}.{j}"] for j, number in enumerate(self._numbers) if number == i]
-                rows = self._ranks.gather_rows(np.concatenate([np.empty(0, self._arrays[i].dtype), *pieces]))
-                if is_first:
-                    state[f"{name}.{i}"] = rows.reshape(self._arrays[i].shape)
-        return state if is_first else {}
+            for m, name in enumerate(self._whole.moment_names):
+                pieces = [asnumpy(slot.moments[m]) for number, slot in own if number == i]
+                rows = self._ranks.gather_rows(np.concatenate([np.empty(0, self._parameters[i].dtype), *pieces]))
+                if self._ranks.rank == 0:
+                    state[f"{name}.{i}"] = rows.reshape(self._parameters[i].shape)
+        return state if self._ranks.rank == 0 else {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Load the state of all parameters, which was saved by any number of ranks, or by one process.
