@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_device, add_model, positive
+from scratchvit.cli._scaling import OPTIONS, add_scaling, is_asked, scaling_text
 from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
 from scratchvit.costs.measured import MeasuredMemory, measured_memory
@@ -26,11 +27,15 @@ Only the memory that a batch needs on a GPU is measured, by running it there.
   scratchvit cost vit_tiny_patch16_224 --batch-size 256 --device gpu
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
   scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48
+  scratchvit cost vit_base_patch16_224 --batch-size 64 --flops 60TFLOP/s --bandwidth 25GB/s --latency 5us
 
 multiply-adds: those of matrix products and convolutions. attention: number of entries of softmax(q kᵀ) over all heads
 and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
 this layer. The table is for one image, the text below it for a batch. Attention with more than 2²⁰ entries per head is
 computed block by block and its matrix is never stored as a whole; then less is kept than the matrices would take.
+
+With --bandwidth and --latency: how long a training step takes on several ranks instead, and what is lost by exchanging
+gradients (docs/scaling.md has the formulas).
 """
 
 
@@ -40,13 +45,20 @@ def cost_table(argv: Sequence[str]) -> int:
     parser.add_argument("--batch-size", type=positive, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
     add_device(parser)
+    add_scaling(parser)
     add_model(parser, argv)
-    given = vars(parser.parse_strictly(argv))
+    options = parser.parse_strictly(argv)
+    of_ranks = is_asked(parser, options)
+    given = {key: value for key, value in vars(options).items() if key not in OPTIONS}
     name, device, batch_size, every_op = (given.pop(each) for each in ("model", "device", "batch_size", "ops"))
 
     backend.use("cpu")                  # the weights are placeholders: NumPy arrays of stride 0
     with init.without_weights():
         model = create_model(name, **given)
+    if of_ranks:
+        backend.use(device)             # whose speed may be measured
+        print(scaling_text(name, model, options))
+        return 0
     found, peak = cost(model), peak_memory(model, batch_size=batch_size)
     print(f"{name}, an image of {'×'.join(map(str, configured_shape(model)))}\n")
     print(table(_ops(found) if every_op else _layers(model, found, peak)))

@@ -93,7 +93,7 @@ class Buckets:
         self.events: list[tuple[str, float, float]] | None = None
         self._parameters = [parameter for parameter in parameters if parameter.requires_grad][::-1]
         self._check_same()
-        self._buckets = [_Bucket(group, ranks, sharded) for group in _grouped(self._parameters)]
+        self._buckets = [_Bucket(group, ranks, sharded) for group in grouped(self._parameters)]
         for bucket in self._buckets:
             self.own += bucket.own
         self._bucket_of = {id(parameter): bucket for bucket in self._buckets for parameter in bucket.parameters}
@@ -219,7 +219,7 @@ class _Bucket:
     left: how many of the gradients are not complete yet. missing: whether a parameter had no gradient on this rank.
     """
 
-    def __init__(self, group: _Group, ranks: Communicator, sharded: bool):
+    def __init__(self, group: Group, ranks: Communicator, sharded: bool):
         self.name, self.parameters, self.ranks, self.left = group.name, group.parameters, ranks, 0
         self.missing: list[bool] = []
         first = self.parameters[0].data
@@ -271,7 +271,7 @@ class _Bucket:
 
 
 @dataclasses.dataclass
-class _Group:
+class Group:
     """The parameters of a bucket, the places in it where they start, and its size without padding."""
 
     name: str
@@ -280,9 +280,9 @@ class _Group:
     size: int = 0
 
 
-def _grouped(parameters: Sequence[Tensor]) -> list[_Group]:
+def grouped(parameters: Sequence[Tensor]) -> list[Group]:
     """The parameters in groups of equal dtype and about BUCKET_BYTES; a larger parameter is alone."""
-    groups: list[_Group] = []
+    groups: list[Group] = []
     for parameter in parameters:
         aligned = ALIGNED // parameter.dtype.itemsize
         last = groups[-1] if groups else None
@@ -291,7 +291,7 @@ def _grouped(parameters: Sequence[Tensor]) -> list[_Group]:
             last is None or last.parameters[0].dtype != parameter.dtype
             or (start + parameter.size) * parameter.dtype.itemsize > BUCKET_BYTES
         ):
-            last, start = _Group(f"bucket {len(groups)}"), 0
+            last, start = Group(f"bucket {len(groups)}"), 0
             groups.append(last)
         last.parameters.append(parameter)
         last.starts.append(start)
