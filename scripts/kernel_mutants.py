@@ -1,8 +1,8 @@
 """Small errors in the CUDA text of scratchvit/kernels/cuda, which the tests on tests/fakegpu have to catch.
 
 A missing barrier, a wrong bound, an exchanged index, a lost term: what a kernel can be wrong in without a word. Those
-of kernels for many arrays at once are in update_mutants.py, those that concern arrays of 16 bits in half_mutants.py,
-those of attention by tensor cores in flash_mutants.py.
+of kernels for many arrays at once are in update_mutants.py, of functions of single entries in map_mutants.py, of
+attention by tensor cores in flash_mutants.py; those that concern arrays of 16 bits in half_mutants.py.
 """
 
 from mutants import kernel_mutant as _mutant
@@ -49,7 +49,7 @@ KERNEL_MUTANTS = [
     ),
     _mutant(
         "products: in TF32, the gradient of a bias too", "a lost term", "blas_lt",
-        'if x.dtype.char == "f" and matmul_precision() == "tf32":', "if False:",
+        'return x.dtype.char == "f" and matmul_precision() == "tf32"', "return False",
     ),
     # --- layer_norm.py
     _mutant(
@@ -115,15 +115,6 @@ KERNEL_MUTANTS = [
         "column sums: the second matrix of parts is the first", "an exchanged index", "column_sums",
         "parts += blockIdx.y * P * D;", "", "layer_norm",
     ),
-    # --- maps.py
-    _mutant("gelu: the derivative is that of Φ", "a lost term", "maps", "dydx[i] = cdf + value", "dydx[i] = value"),
-    _mutant(
-        "gelu: the entry after the last", "a wrong bound", "maps",
-        "if (i >= N) return;\n    const A root_half =", "if (i > N) return;\n    const A root_half =",
-    ),
-    _mutant("gelu, tanh: c x², not 3 c x²", "a lost term", "maps", "(1 + 3 * c * square)", "(1 + c * square)"),
-    _mutant("logistic: e^-x overflows", "a lost term", "maps", "exp(-fabs(value))", "exp(-value)"),
-    _mutant("relu: a gradient at 0", "a wrong bound", "maps", "y[i] > 0 ?", "y[i] >= 0 ?"),
     # --- cross_entropy.py
     _mutant(
         "cross_entropy: the row after the last", "a wrong bound", "cross_entropy",

@@ -6,9 +6,9 @@
     python scripts/mutation_check.py --out docs/testing/mutants.md      # and write the table
 
 A mutant is a piece of the package's text and what stands there instead (mutants.py; for CUDA, kernel_mutants.py,
-update_mutants.py, half_mutants.py and flash_mutants.py). Each is put into a copy of the checkout in a temporary folder,
-where first the test modules run that are most likely to catch it and then, if they all pass, the whole quick part.
-Errors in CUDA text are for the modules alone, which run on tests/fakegpu. A mutant is
+update_mutants.py, map_mutants.py, half_mutants.py and flash_mutants.py). Each is put into a copy of the checkout in a
+temporary folder, where first the test modules run that are most likely to catch it and then, if they all pass, the
+whole quick part. Errors in CUDA text are for the modules alone, which run on tests/fakegpu. A mutant is
 
     caught      when a test fails, and fails again
     survived    when the modules and the whole quick part pass: a test is missing
@@ -42,6 +42,7 @@ import numpy as np
 from flash_mutants import FLASH_MUTANTS
 from half_mutants import HALF_MUTANTS
 from kernel_mutants import KERNEL_MUTANTS
+from map_mutants import MAP_MUTANTS
 from mutants import MUTANTS as OTHER_MUTANTS
 from mutants import Mutant
 from update_mutants import UPDATE_MUTANTS
@@ -49,7 +50,7 @@ from update_mutants import UPDATE_MUTANTS
 ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs")
 OWN_TEST = "test_mutation_check.py"     # compares the table with the code, so it would catch every mutant
-MUTANTS = [*OTHER_MUTANTS, *KERNEL_MUTANTS, *UPDATE_MUTANTS, *HALF_MUTANTS, *FLASH_MUTANTS]
+MUTANTS = [*OTHER_MUTANTS, *KERNEL_MUTANTS, *UPDATE_MUTANTS, *MAP_MUTANTS, *HALF_MUTANTS, *FLASH_MUTANTS]
 TIMEOUT = 3600                          # seconds for one run of the tests
 
 

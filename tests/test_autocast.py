@@ -127,7 +127,7 @@ def test_every_op_has_a_rule_and_losses_are_losses():
     rules = {name: function.autocast for name, function in OPS.items()}
     assert set(rules.values()) == set(RULES)
     assert {name for name, rule in rules.items() if rule == "casts"} == {
-        "matmul", "linear", "linear_parts", "einsum", "attention", "conv2d", "conv3d", "prelu",
+        "matmul", "linear", "linear_gelu", "linear_parts", "einsum", "attention", "conv2d", "conv3d", "prelu",
     }
     assert {name for name, rule in rules.items() if rule == "loss"} == {
         "cross_entropy", "kl_div", "binary_cross_entropy", "binary_cross_entropy_with_logits", "sigmoid_focal_loss",

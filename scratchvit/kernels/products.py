@@ -115,6 +115,11 @@ def product_and_sums(
     return dweight, out[1]
 
 
+def sums_are_free(dy: Array, x: Array) -> bool:
+    """Whether `product_and_sums` adds up dy during the product, on a GPU: then nobody else should."""
+    return blas.takes(dy, x) and blas_lt.computes_sums(dy.T, x, computed_in(dy))
+
+
 def _product_on_gpu(x: Array, y: Array, bias: Array | None, out: Array | None) -> Array:
     found = None if bias is None else blas_lt.product_with_bias(x, y, bias, out)
     if found is None:

@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from scratchvit import ops
+from scratchvit.casting import array_of
 from scratchvit.errors import ScratchvitError, WrongValue
+from scratchvit.kernels import cuda
 from scratchvit.nn import init
 from scratchvit.nn.module import Buffer, Module, Parameter
 from scratchvit.parallel.communicator import ALONE, Communicator
@@ -297,4 +299,10 @@ class Mlp(Module):
         self.fc2 = Linear(hidden_dim, dim if out_dim is None else out_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.drop(self.fc2(self.drop(self.act(self.fc1(x)))))
+        return self.drop(self.fc2(self.drop(self._hidden(x))))
+
+    def _hidden(self, x: Tensor) -> Tensor:
+        """act(fc1(x)), with the bias and GELU as one operation on a GPU."""
+        if self.act is ops.gelu and type(self.fc1) is Linear and self.fc1.bias is not None and cuda.takes(array_of(x)):
+            return ops.linear_gelu(x, self.fc1.weight, self.fc1.bias)
+        return self.act(self.fc1(x))

@@ -31,7 +31,7 @@ from scratchvit.ops.elementwise import (
     where,
 )
 from scratchvit.ops.index import embedding, gather, getitem
-from scratchvit.ops.linear import einsum, linear, linear_parts, matmul
+from scratchvit.ops.linear import einsum, linear, linear_gelu, linear_parts, matmul
 from scratchvit.ops.loss import (
     binary_cross_entropy,
     binary_cross_entropy_with_logits,

@@ -378,9 +378,14 @@ def gelu(x: Array, approximate: str = "none"):
     """
     if approximate not in ("none", "tanh"):
         raise ValueError(f'gelu: approximate must be "none" or "tanh", not {approximate!r}')
-    kernel = None if is_plain() else gelu_kernel(x, approximate)
-    y, dydx = kernel(x, derivative=is_recording()) if kernel else _plain_gelu(x, approximate)
+    y, dydx = gelu_and_slope(x, approximate)
     return y, lambda dy: dy * dydx
+
+
+def gelu_and_slope(x: Array, approximate: str = "none") -> tuple[Array, Array]:
+    """GELU and its derivative, which may be None if ops are not recorded."""
+    kernel = None if is_plain() else gelu_kernel(x, approximate)
+    return kernel(x, derivative=is_recording()) if kernel else _plain_gelu(x, approximate)
 
 
 def _plain_gelu(x: Array, approximate: str) -> tuple[Array, Array]:

@@ -11,11 +11,13 @@ from typing import Any
 import numpy as np
 
 from scratchvit.backend import Array, array_module
-from scratchvit.facts import Facts, Shape, inputs, reshaped
-from scratchvit.kernels import products
-from scratchvit.kernels.products import product, product_and_sums
+from scratchvit.facts import Bytes, Facts, Shape, Workspace, inputs, reshaped
+from scratchvit.kernels import cuda, products
+from scratchvit.kernels.cuda.bias_gelu import bias_gelu
+from scratchvit.kernels.products import product, product_and_sums, sums_are_free
 from scratchvit.kernels.sums import total, unbroadcast
 from scratchvit.ops.checks import need_arrays, shapes_of
+from scratchvit.ops.elementwise import gelu_and_slope
 from scratchvit.precision import gradient_dtype
 from scratchvit.tensor import op
 
@@ -79,11 +81,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
 
     Raises ValueError if the shapes do not fit together, TypeError for integers.
     """
-    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
-        raise ValueError(f"linear: x must be (..., in) and weight (out, in), not {x.shape} and {weight.shape}")
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(f"linear: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
-    rows = x.reshape(math.prod(x.shape[:-1]), x.shape[-1])              # (N, in)
+    rows = _checked_rows("linear", x, weight, bias)                     # (N, in)
     y = product(rows, weight.T, bias)                                   # (N, out)
     precise = gradient_dtype(weight)
 
@@ -94,6 +92,62 @@ def linear(x: Array, weight: Array, bias: Array | None = None):
         return dx, *(None if g is None else g.astype(precise, copy=False) for g in gradients)
 
     return y.reshape(*x.shape[:-1], len(weight)), backward
+
+
+@op(half_on_gpu=True, facts=Facts(
+    shape=lambda function, x, weight, bias: (*x.shape[:-1], *_of_no_rows(function, x, weight, bias)),
+    saves=lambda x, weight, out: [reshaped(x, (-1, x.shape[-1])), weight, Bytes(out.nbytes)],
+    macs=lambda weight, out: out.size * weight.shape[1],
+    workspace=lambda out: Workspace(forward=out.nbytes, backward=out.nbytes),
+))
+def linear_gelu(x: Array, weight: Array, bias: Array):
+    """gelu(x Wᵀ + b) over the last axis: the first layer of an MLP and its activation (see `linear` and `gelu`).
+
+    x (..., in); weight (out, in); bias (out,) → (..., out), all of the same floating-point dtype.
+
+        h = x Wᵀ + b,   dh = dy (Φ(h) + h φ(h));    dx = dh W,   dW = Σ dhᵀ x,   db = Σ dh
+
+    On a GPU, the bias and GELU are one operation, and so are the derivative and the sums for db (see
+    kernels/cuda/bias_gelu.py). x Wᵀ is stored there in the dtype of x, in 16 bits inside autocast.
+    Raises ValueError if the shapes do not fit together, TypeError for integers.
+    """
+    rows = _checked_rows("linear_gelu", x, weight, bias)                # (N, in)
+    y, backward_of_gelu = _rows_gelu(rows, weight, bias)                # (N, out)
+    precise = gradient_dtype(weight)
+
+    def backward(dy, need):
+        dh, dbias = backward_of_gelu(dy.reshape(len(rows), len(weight)), need)      # (N, out), (out,) or None
+        dx = product(dh, weight).reshape(x.shape) if need[0] else None
+        dweight, sums = product_and_sums(dh, rows, (need[1], need[2] and dbias is None))
+        gradients = dweight, sums if dbias is None else dbias
+        return dx, *(None if g is None else g.astype(precise, copy=False) for g in gradients)
+
+    return y.reshape(*x.shape[:-1], len(weight)), backward
+
+
+def _rows_gelu(rows: Array, weight: Array, bias: Array):
+    """GELU of rows Wᵀ + b, and its backward: of dy, the gradient dh of what GELU was taken of and, if it comes with
+    that and is needed, the bias's."""
+    if cuda.takes(rows):
+        y, backward_of_sum = bias_gelu(product(rows, weight.T), bias)
+
+        def backward(dy, need):
+            dh = array_module(dy).empty(y.shape, dtype=y.dtype)
+            in_product = need[1] and need[2] and sums_are_free(dh, rows)
+            return dh, backward_of_sum(dy, dh, need[2] and not in_product)
+
+        return y, backward
+    y, slope = gelu_and_slope(product(rows, weight.T, bias))
+    return y, lambda dy, need: (dy * slope, None)
+
+
+def _checked_rows(name: str, x: Array, weight: Array, bias: Array | None) -> Array:
+    """x as (N, in). Raises ValueError if the shapes do not fit together."""
+    if weight.ndim != 2 or x.shape[-1:] != weight.shape[1:]:
+        raise ValueError(f"{name}: x must be (..., in) and weight (out, in), not {x.shape} and {weight.shape}")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"{name}: bias must be {weight.shape[:1]} for a weight of {weight.shape}, not {bias.shape}")
+    return x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
 
 
 @op(half_on_gpu=True, facts=Facts(

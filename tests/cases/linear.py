@@ -33,6 +33,8 @@ CASES = [
     _matmul("vector on the right", (2, 3, 4), (4,)),
     Case("linear", ((2, 3, 4), (5, 4), (5,)), ops.linear, lambda torch, *a: torch.nn.functional.linear(*a)),
     Case("linear", ((3, 4), (5, 4)), ops.linear, lambda torch, *a: torch.nn.functional.linear(*a), "no bias"),
+    Case("linear_gelu", ((2, 3, 4), (5, 4), (5,)), ops.linear_gelu,
+         lambda torch, *a: torch.nn.functional.gelu(torch.nn.functional.linear(*a))),
     _linear_parts((2, 1, 3), (2, 3, 4), (2, 5, 4), (5, 4)),
     _linear_parts((4, 2), (2, 3, 4), (3, 4)),
     _einsum("bqd,bkd->bqk", (2, 3, 4), (2, 5, 4)),

@@ -64,6 +64,7 @@ LARGE: dict[str, tuple[Callable[..., Any], list[tuple[int, ...]]]] = {
     "gelu, tanh": (lambda x: ops.gelu(x, "tanh"), [(3, 100_003)]),
     "linear": (ops.linear, [(1543, 97), (131, 97), (131,)]),
     "linear of few rows": (ops.linear, [(3, 7, 97), (2311, 97), (2311,)]),
+    "linear_gelu": (ops.linear_gelu, [(1543, 97), (131, 97), (131,)]),
     "linear_parts": (
         lambda x, y, w, b: ops.linear_parts([x, y], w, b, (200, 31)), [(1543, 97), (3, 97), (231, 97), (231,)],
     ),

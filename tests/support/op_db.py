@@ -231,5 +231,6 @@ WITHOUT_A_PEER = {
     "dropout": "draws other masks", "drop_path": "not in PyTorch", "sigmoid_focal_loss": "not in PyTorch",
     "frozen_batch_norm": "not in PyTorch", "weight_standardization": "not in PyTorch",
     "window_partition": "not in PyTorch", "window_reverse": "not in PyTorch", "add_layer_norm": "not in PyTorch",
-    "linear_parts": "not in PyTorch", "to_float32": "Tensor.float() converts float64 and integers too",
+    "linear_gelu": "not in PyTorch", "linear_parts": "not in PyTorch",
+    "to_float32": "Tensor.float() converts float64 and integers too",
 }

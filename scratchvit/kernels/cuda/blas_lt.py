@@ -71,34 +71,54 @@ def product_and_sums(
     dtype: of both results, that of x if not given; float32 for 16-bit numbers.
     out: contiguous arrays to write them to, of that dtype; new ones for None.
     """
-    if x.dtype.char == "f" and matmul_precision() == "tf32":
+    if _rounds_sums(x):
         return None
     xp, dtype, shapes = array_module(x), x.dtype if dtype is None else dtype, ((x.shape[0], y.shape[1]), x.shape[:1])
     products, sums = (xp.empty(shape, dtype=dtype) if a is None else a for a, shape in zip(out, shapes))
     return (products, sums) if _multiply(x, y, products, SUM_B, sums) else None
 
 
+def computes_sums(x: Array, y: Array, dtype: Any) -> bool:
+    """Whether `product_and_sums` of these arrays can; nothing is computed."""
+    if _rounds_sums(x):
+        return False
+    xp = array_module(x)
+    products, sums = (xp.empty(shape, dtype=dtype) for shape in ((x.shape[0], y.shape[1]), x.shape[:1]))
+    return _find(cublas.current_handle(), x, y, products, SUM_B, sums) is not None
+
+
+def _rounds_sums(x: Array) -> bool:
+    """Whether sums that cublasLt makes during a product may be of numbers that were rounded to TF32."""
+    return x.dtype.char == "f" and matmul_precision() == "tf32"
+
+
 def _multiply(x: Array, y: Array, out: Array, epilogue: int, bias: Array) -> bool:
     """Write x @ y to out, with an epilogue that reads or writes `bias`. Returns whether cublasLt can do it."""
+    handle = cublas.current_handle()
+    prepared = _find(handle, x, y, out, epilogue, bias)
+    if prepared is None:
+        return False
+    prepared.compute(handle, (y.data.ptr, x.data.ptr, out.data.ptr), bias)
+    return True
+
+
+def _find(handle: cublas.Handle, x: Array, y: Array, out: Array, epilogue: int, bias: Array) -> _Prepared | None:
+    """What cublasLt needs for x @ y with an epilogue, found once for such arrays; None if it cannot do it."""
     how = plan(
         x.shape, x.strides, y.shape, y.strides, (out.shape, out.strides), x.dtype.char, out.dtype.char,
         matmul_precision() == "tf32",
     )
     if how.copies or not how.operations or how.compute == cublas.IN_FLOAT64:
-        return False
-    handle = cublas.current_handle()
+        return None
     addresses = y.data.ptr, x.data.ptr, out.data.ptr
     key = how, epilogue, *(min(address & -address, MOST_ALIGNED) for address in addresses)
     try:
-        prepared = handle.prepared[key]
+        return handle.prepared[key]
     except KeyError:
         if len(handle.prepared) == MOST_PREPARED:
             handle.prepared.clear()
         prepared = handle.prepared[key] = _prepared(handle, bias, *key)
-    if prepared is None:
-        return False
-    prepared.compute(handle, addresses, bias)
-    return True
+        return prepared
 
 
 def _prepared(handle: cublas.Handle, bias: Array, how: Plan, epilogue: int, *aligned: int) -> _Prepared | None:

@@ -23,15 +23,22 @@ TEXT = r"""
 
 __device__ inline size entry() { return blockIdx.x * (size)blockDim.x + threadIdx.x; }
 
-// y = x Phi(x), and unless dydx is null, dydx = Phi(x) + x phi(x).
+struct Gelu { A value, slope; };
+
+// x Phi(x) and Phi(x) + x phi(x); the compiler leaves out what is not used.
+__device__ inline Gelu gelu_of(A x) {
+    const A root_half = 0.70710678118654752440, root_half_pi = 0.39894228040143267794; // √½ and 1/√(2π)
+    A cdf = (A)0.5 * erfc(-x * root_half); // not ½ (1 + erf), which loses the digits of small values
+    return {x * cdf, cdf + x * root_half_pi * exp((A)-0.5 * x * x)};
+}
+
+// y = GELU(x), and unless dydx is null, its derivative.
 extern "C" __global__ void gelu(const T* x, T* y, T* dydx, size N) {
     size i = entry();
     if (i >= N) return;
-    const A root_half = 0.70710678118654752440, root_half_pi = 0.39894228040143267794; // √½ and 1/√(2π)
-    A value = (A)x[i];
-    A cdf = (A)0.5 * erfc(-value * root_half); // not ½ (1 + erf), which loses the digits of small values
-    y[i] = value * cdf;
-    if (dydx) dydx[i] = cdf + value * root_half_pi * exp((A)-0.5 * value * value);
+    Gelu gelu = gelu_of((A)x[i]);
+    y[i] = gelu.value;
+    if (dydx) dydx[i] = gelu.slope;
 }
 
 // y = x s with s = 1/(1 + exp(-2u)), which is ½ (1 + tanh u); and unless dydx is null, dydx = s + 2 x s (1 - s) u'.

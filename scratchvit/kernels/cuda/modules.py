@@ -28,7 +28,7 @@ MODULES = {
         "warps", "column_sums", "draws", "layer_norm", "cross_entropy", "set_losses", "softmax", "attention",
         "index_sums",
     ),
-    "maps": ("draws", "maps", "dropout", "add_up"),
+    "maps": ("draws", "column_sums", "maps", "bias_gelu", "dropout", "add_up"),
     "channels": ("warps", "batch_norm", "group_norm"),
     "windows": ("windows", "columns", "pooling"),
     "depthwise": ("windows", "column_sums", "depthwise"),

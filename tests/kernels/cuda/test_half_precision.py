@@ -12,6 +12,7 @@ from scratchvit.kernels import updates
 from scratchvit.kernels.attention import attention_over_rows
 from scratchvit.kernels.conv import algorithm
 from scratchvit.kernels.cuda import blas_lt, index_sums
+from scratchvit.kernels.cuda.bias_gelu import bias_gelu
 from scratchvit.kernels.dropout import drop_entries
 from scratchvit.kernels.gelu import gelu_kernel
 from scratchvit.kernels.index_sums import sum_by_index
@@ -20,6 +21,7 @@ from scratchvit.kernels.masks import where_positive
 from scratchvit.kernels.products import matmul, product, product_and_sums
 from scratchvit.kernels.sums import total
 from scratchvit.ops.attention import _plain_attention
+from scratchvit.ops.elementwise import gelu_and_slope
 from scratchvit.ops.sliding import convolution_windows
 from scratchvit.plain import is_plain
 from scratchvit.random import Generator
@@ -49,6 +51,32 @@ def test_gelu_and_its_derivative(char, shape, approximate):
         return y, lambda dy: dydx
 
     check(gelu, random(char, shape), char, "TT")
+
+
+@pytest.mark.parametrize("sums", [True, False])
+@pytest.mark.parametrize("shape", [(133, 67), (0, 4), (5, 0)])
+def test_bias_and_gelu(char, shape, sums):
+    def function(x, bias):
+        if is_plain():
+            y, slope = gelu_and_slope(x + bias)
+            return y, lambda dy: (dy * slope, (dy * slope).sum(0) if sums else None)
+        y, backward = bias_gelu(x, bias)
+
+        def dx_and_dbias(dy):
+            dx = array_module(x).empty(x.shape, dtype=x.dtype)
+            return dx, backward(dy, dx, sums)
+
+        return y, dx_and_dbias
+
+    check(function, random(char, shape, shape[1:]), char, "TTA" if sums else "TT-")
+
+
+@pytest.mark.parametrize("can_sum", [True, False])
+def test_linear_and_gelu(char, can_sum, monkeypatch):
+    if not can_sum:
+        monkeypatch.setattr(blas_lt, "computes_sums", lambda *_: False)
+        monkeypatch.setattr(blas_lt, "product_and_sums", lambda *_: None)
+    check(ops.linear_gelu.__wrapped__, random(char, (67, 8), (16, 8), (16,)), char, "TTTT", inner=8)
 
 
 def test_logistic(char):
