@@ -446,9 +446,9 @@ def _refuse_lost_gradients(
 
 
 def _requires_grad(given: Any) -> bool:
-    if isinstance(given, _SEQUENCE):
-        return any(_requires_grad(element) for element in given)
-    return isinstance(given, Tensor) and given.requires_grad
+    if isinstance(given, Tensor):
+        return given.requires_grad
+    return isinstance(given, _SEQUENCE) and any(map(_requires_grad, given))
 
 
 def edge_to(x: Any) -> Any:
@@ -491,7 +491,7 @@ def _unwrap(x: Any) -> Any:
     if isinstance(x, np.generic):
         return x.item()         # NumPy's scalars promote float32 arrays; Python's do not
     if isinstance(x, _SEQUENCE):
-        return type(x)(_unwrap(element) for element in x)
+        return type(x)(map(_unwrap, x))
     return x
 
 

@@ -25,21 +25,21 @@ class EMA:
         if not 0 <= decay < 1:
             raise ScratchvitError(f"the decay of the moving average must be in [0, 1), not {decay}")
         self.model, self.decay = model, decay
+        self._parameters, self._buffers = list(model.named_parameters()), list(model.named_buffers())
         self.averages = {name: tensor.data.copy() for name, tensor in self._tensors()}
 
     def __repr__(self) -> str:
         return f"EMA(decay={self.decay})  {len(self.averages)} averages"
 
-    def _tensors(self) -> Iterator[tuple[str, Any]]:
-        yield from self.model.named_parameters()
-        yield from self.model.named_buffers()
+    def _tensors(self) -> list[tuple[str, Any]]:
+        return [*self._parameters, *self._buffers]
 
     def update(self, when: Array | None = None) -> None:
         """Update the average with the current weights. when: not if this is false, bool () on their device."""
         averages = self.averages
-        parameters = [(averages[name], p.data) for name, p in self.model.named_parameters()]
+        parameters = [(averages[name], p.data) for name, p in self._parameters]
         updates.average(parameters, share=1 - self.decay, when=when)
-        updates.copy([(averages[name], buffer.data) for name, buffer in self.model.named_buffers()], when)
+        updates.copy([(averages[name], buffer.data) for name, buffer in self._buffers], when)
 
     @contextlib.contextmanager
     def applied(self) -> Iterator[None]:

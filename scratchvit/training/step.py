@@ -97,6 +97,7 @@ class LearningStep:
         buckets: Buckets | None = None,
     ):
         self.config, self.model, self.optimizer, self.ema = config, model, optimizer, ema
+        self._parameters = list(model.parameters())
         self.log, self.note, self.buckets = log, note, buckets
         self.ranks = buckets.ranks if buckets else ALONE
         scale = config.loss_scale or (optim.LOSS_SCALE if config.precision == "fp16" else 0)
@@ -144,7 +145,7 @@ class LearningStep:
             learned = (self._whole if self._whole and arrays else self.learn)(*arrays)
         if look:
             # Those of the model are of the step that was captured last, if this one was replayed.
-            for parameter, gradient in zip(self.model.parameters(), learned.gradients):
+            for parameter, gradient in zip(self._parameters, learned.gradients):
                 parameter.grad = gradient
             self.look(images, inputs)
         return learned.noted
@@ -180,7 +181,7 @@ class LearningStep:
         """A step from the loss on, or from the second half of the loss."""
         loss, noted, norm = self.differentiate(*arrays)
         self.update(loss, noted, norm)
-        return Learned(noted, [parameter.grad for parameter in self.model.parameters()])
+        return Learned(noted, [parameter.grad for parameter in self._parameters])
 
     def differentiate(self, *arrays: Array) -> tuple[Array, list[Any], Array]:
         """The loss, what to note, and the norm of the gradients, which are those of the parameters from now on."""
@@ -202,7 +203,7 @@ class LearningStep:
         if self.buckets:
             total, = self.buckets.finish(total)
         sharded = self.optimizer if isinstance(self.optimizer, optim.Sharded) else None
-        own = sharded.pieces if sharded else list(self.model.parameters())
+        own = sharded.pieces if sharded else self._parameters
         if self.scaler:
             self.scaler.unscale(own)
         return total, noted, sharded.grad_norm() if sharded else optim.grad_norm(own)
