@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 
-from scratchvit import gpu
+from scratchvit import backend, gpu
 from scratchvit.errors import ScratchvitError
 from scratchvit.parallel.communicator import Communicator
 from scratchvit.threads import cpu_cores, limit_cpu_threads
@@ -41,3 +41,15 @@ def device_of_rank(device: str, ranks: Communicator) -> str:
         )
     number = ranks.local_rank % count
     return f"gpu:{number}" if number else device
+
+
+def ranks_of_device(ranks: Communicator) -> Communicator:
+    """The communicator for arrays on the device in use: with several ranks on GPUs, that of NCCL.
+
+    All ranks have to call it. Raises as `NCCL` does.
+    """
+    if ranks.size == 1 or not backend.current().has_cuda:
+        return ranks
+    from scratchvit.parallel.nccl import NCCL  # here, because it needs CuPy
+
+    return NCCL(ranks)

@@ -37,7 +37,7 @@ from scratchvit.gpu import capability
 from scratchvit.models import create_model
 from scratchvit.parallel.buckets import Buckets
 from scratchvit.parallel.communicator import ALONE, Communicator
-from scratchvit.parallel.place import device_of_rank
+from scratchvit.parallel.place import device_of_rank, ranks_of_device
 from scratchvit.precision import check_precision, computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
@@ -103,6 +103,7 @@ class TrainingLoop(Generic[TaskT_co]):
         try:
             on_rank_0(ranks, lambda: self.folder.claim(config, resume))
             together(ranks, self._use_device)
+            self.ranks = task.ranks = ranks = ranks_of_device(ranks)
             backend.keep_freed_memory()
             is_resumed = ranks.gather(self.folder.last.exists())[0]
             load = data_of_run(way_out="resume where it leads to them")(self._load) if resume else self._load

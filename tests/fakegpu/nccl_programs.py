@@ -11,7 +11,9 @@ import cupy
 from scratchvit import backend
 from scratchvit.parallel import Communicator, world
 from scratchvit.parallel.nccl import NCCL
+from scratchvit.training import ClassificationTask, TrainingLoop
 from tests.support.collectives import all_collectives
+from tests.support.runs import EVERYTHING
 
 LARGE = 300_000     # numbers, which the stand-in exchanges in several rounds
 
@@ -58,14 +60,27 @@ def refused(ranks: Communicator) -> list[str]:
     return errors
 
 
+def train(hosts: Communicator, is_sharded: str, folder: str) -> int:
+    """A run, after which the number of this rank's device is returned."""
+    config = EVERYTHING.replace(device="gpu", epochs=1, epoch_images=192, batch_size=64, shard_optimizer=is_sharded == "1")
+    loop = TrainingLoop(ClassificationTask(config), config, folder, log=lambda line: None, ranks=hosts)
+    with loop.folder:
+        loop.run()
+    return cupy.cuda.Device().id
+
+
 def main() -> None:
-    """Call the program with the communicator and the numbers that follow its name."""
-    name, *numbers = sys.argv[1:]
+    """Call the program with the communicator and the words that follow its name; train makes that of NCCL itself."""
+    name, *words = sys.argv[1:]
     hosts = world()
-    backend.use(f"gpu:{hosts.local_rank}")
-    done = globals()[name](NCCL(hosts), *map(int, numbers))
+    if name == "train":
+        done: Any = train(hosts, *words)
+    else:
+        backend.use(f"gpu:{hosts.local_rank}")
+        done = globals()[name](NCCL(hosts), *map(int, words))
     print(json.dumps([hosts.rank, done]) + "\n", end="", flush=True)     # in one write, also where Python has no buffer
-    hosts.close()
+    if hosts.size > 1:
+        hosts.close()
 
 
 if __name__ == "__main__":
