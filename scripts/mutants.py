@@ -34,6 +34,9 @@ OPTIM, SWIN = ("optim/test_optim.py",), ("models/test_swin.py",)
 BOXES, CRITERION = ("detection/test_boxes.py",), ("detection/test_criterion.py",)
 STEPS, PARTS = ("training/test_non_finite.py",), ("training/test_accumulate.py",)
 RANKS = ("detection/test_ranks.py", "detection/test_ranks_evaluate.py", "training/test_ranks_evaluate.py")
+SUMS, ONE, RUNS = (
+    (f"parallel/test_{name}.py",) for name in ("buckets", "equal_to_one_process", "runs_of_ranks")
+)
 PLAIN, PRODUCTS = ("kernels/test_plain.py",), ("kernels/test_products.py",)
 
 MUTANTS = [
@@ -291,6 +294,43 @@ MUTANTS = [
     Mutant(
         "ranks: predictions in another order", "an exchanged index", "training/classification/task.py",
         "share_of(len(split), rank, size)", "share_of(len(split), size - 1 - rank, size)", RANKS,
+    ),
+    Mutant(
+        "ranks: a leaf in a checkpoint is told too early", "a term dropped", "graph.py",
+        "            leaves.extend(edge[0].inner_leaves)\n", "", ("test_complete_gradients.py",),
+    ),
+    Mutant(
+        "ranks: sums begin in each rank's own order", "a wrong branch", "parallel/buckets.py",
+        "for bucket in self._complete])[0]", "for bucket in self._complete])[self.ranks.rank]", SUMS,
+    ),
+    Mutant(
+        "ranks: a missing gradient is that of the last step", "a term dropped", "parallel/buckets.py",
+        "                view.fill(0)\n", "                pass\n", SUMS,
+    ),
+    Mutant(
+        "ranks: sums begin with the first part of a batch", "an exchanged index", "training/step.py",
+        "part is self.parts[-1] else", "part is self.parts[0] else", ONE,
+    ),
+    Mutant(
+        "ranks: a loss counts 1 / N, however many images", "a wrong divisor", "training/step.py",
+        "(part.stop - part.start) / self.whole", "(part.stop - part.start) / (self.parts[-1].stop * self.ranks.size)",
+        ONE,
+    ),
+    Mutant(
+        "ranks: dropout of the first rank for all", "an exchanged index", "training/step.py",
+        "slice(start + part.start, start + part.stop)", "slice(part.start, part.stop)", ONE,
+    ),
+    Mutant(
+        "ranks: a batch that was read but not used is lost", "a term dropped", "training/batches.py",
+        "                loader.load_state_dict(place)\n", "", RUNS,
+    ),
+    Mutant(
+        "ranks: a resumed meter has its sums on all of them", "a wrong branch", "training/state.py",
+        "elif run.ranks.rank == 0:", "else:", RUNS,
+    ),
+    Mutant(
+        "ranks: running statistics are summed", "a factor dropped", "training/agreement.py",
+        "            buffer.data /= ranks.size\n", "", RUNS,
     ),
     # --- windows and boxes
     Mutant(

@@ -9,10 +9,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchvit import optim
+from scratchvit import backend, optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
+from scratchvit.gpu import capability
 from scratchvit.parallel.buckets import Buckets
+from scratchvit.precision import check_precision
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.weights.preprocess import preprocessing_for
@@ -85,6 +87,12 @@ def scaled_lr(config: RunConfig) -> float:
     """
     k = config.batch_size / config.lr_base_batch
     return config.lr * {"none": 1.0, "linear": k, "sqrt": math.sqrt(k)}[config.lr_scaling]
+
+
+def use_device(name: str, precision: str) -> None:
+    """Use a device from now on. Raises ScratchvitError if it is missing, or does not compute in this precision."""
+    device, number = backend.use(name), backend.gpu_number(name) or 0
+    check_precision(precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
 
 
 def make_optimizer(

@@ -33,18 +33,17 @@ from scratchvit.backend import CPU, Array, backend_of
 from scratchvit.data import Loader
 from scratchvit.errors import WrongValue
 from scratchvit.files import counted
-from scratchvit.gpu import capability
 from scratchvit.models import create_model
 from scratchvit.parallel.buckets import Buckets
 from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.parallel.place import device_of_rank, ranks_of_device
-from scratchvit.precision import check_precision, computing_in
+from scratchvit.precision import computing_in
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 from scratchvit.training import batches as reading
 from scratchvit.training.agreement import average_statistics, check_alike, check_equal, on_rank_0, start_equal, together
 from scratchvit.training.batches import NoBatch
-from scratchvit.training.build import check_run, make_optimizer, make_schedule
+from scratchvit.training.build import check_run, make_optimizer, make_schedule, use_device
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
@@ -102,7 +101,8 @@ class TrainingLoop(Generic[TaskT_co]):
         self._bars = contextlib.nullcontext if self.is_first else progress.hidden
         try:
             on_rank_0(ranks, lambda: self.folder.claim(config, resume))
-            together(ranks, self._use_device)
+            device = device_of_rank(config.device, ranks)
+            together(ranks, lambda: use_device(device, config.precision))
             self.ranks = task.ranks = ranks = ranks_of_device(ranks)
             backend.keep_freed_memory()
             is_resumed = ranks.gather(self.folder.last.exists())[0]
@@ -115,11 +115,6 @@ class TrainingLoop(Generic[TaskT_co]):
         except BaseException:
             self.folder.release()
             raise
-
-    def _use_device(self) -> None:
-        device = backend.use(device_of_rank(self.config.device, self.ranks))
-        number = backend.gpu_number(device.name) or 0
-        check_precision(self.config.precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
 
     def _place(self) -> Place:
         return Place(self.step, self.schedule.total_steps, len(self.history))

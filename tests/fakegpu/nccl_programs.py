@@ -62,7 +62,8 @@ def refused(ranks: Communicator) -> list[str]:
 
 def train(hosts: Communicator, is_sharded: str, folder: str) -> int:
     """A run, after which the number of this rank's device is returned."""
-    config = EVERYTHING.replace(device="gpu", epochs=1, epoch_images=192, batch_size=64, shard_optimizer=is_sharded == "1")
+    config = EVERYTHING.replace(device="gpu", epochs=1, epoch_images=192, batch_size=64)
+    config = config.replace(shard_optimizer=is_sharded == "1")
     loop = TrainingLoop(ClassificationTask(config), config, folder, log=lambda line: None, ranks=hosts)
     with loop.folder:
         loop.run()
