@@ -5,6 +5,9 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import shutil
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,10 +17,12 @@ import threadpoolctl
 import scratchvit
 from scratchvit import backend, gpu, ops
 from scratchvit.costs.machine import product_speed, shortest
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, is_installed
 from scratchvit.files import counted
+from scratchvit.parallel.world import LAUNCHERS, mpiexec_of_wheel
 from scratchvit.recording import no_grad
 
+SIZES = {name for launcher in LAUNCHERS for name in launcher[1:]}   # by which MPI knows that it was started by one
 SECONDS = 0.4       # for each of the two figures of the speed line
 
 # {package: what it is used for}
@@ -44,6 +49,7 @@ def report() -> Iterator[tuple[str, str]]:
             yield package, importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:
             yield package, f"missing: pip install {package}  ({purpose})"
+    yield "MPI", _mpi()
     yield "allocator", _allocator()
     yield "speed, CPU", _speed("cpu")
     try:
@@ -102,6 +108,44 @@ def _allocator() -> str:
     if backend.keep_freed_memory():
         return "glibc, set to keep freed memory for the next array (as `scratchvit train` does)"
     return "the system's; with glibc, training would reuse freed memory and be faster"
+
+
+def _mpi() -> str:
+    """What a run on several ranks finds here. MPI is asked in a process of its own, in which it may fail to start."""
+    if not is_installed("mpi4py"):
+        return "missing: pip install mpi4py mpich  (mpiexec -n 2 scratchvit train: several processes or machines)"
+    done = subprocess.run(
+        [sys.executable, "-c", "from mpi4py import MPI; print(MPI.Get_library_version().strip('\\0'))"],
+        capture_output=True, text=True, env={name: text for name, text in os.environ.items() if name not in SIZES},
+    )
+    version = f"mpi4py {importlib.metadata.version('mpi4py')}"
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1] if done.stderr.strip() else f"status {done.returncode}"
+        return f"{version} finds no MPI library ({reason}): pip install mpich, or load the MPI of this machine"
+    library = " ".join(done.stdout.split("\n")[0].split()).replace("MPICH Version:", "MPICH")
+    return f"{version}, {library.split(', ')[0]}; {_mpiexec()}; {_nccl()}"
+
+
+def _mpiexec() -> str:
+    own, found = mpiexec_of_wheel(), shutil.which("mpiexec")
+    if own is None:
+        return f"{found}, which must belong to it" if found else "no mpiexec is in PATH: that of this MPI is needed"
+    if found is None:
+        return f"start ranks with {own}, which is not in PATH"
+    if Path(found).resolve() != own.resolve():
+        return f"start ranks with {own}: the one in PATH, {found}, may be of another MPI"
+    return str(own)
+
+
+def _nccl() -> str:
+    if not gpu.installed():
+        return "arrays of GPUs need CuPy, for NCCL"
+    try:
+        from cupy.cuda import nccl
+
+        return f"NCCL {nccl.get_version()} for arrays of GPUs" if nccl.available else "no NCCL for arrays of GPUs"
+    except Exception as error:
+        return f"no NCCL for arrays of GPUs ({gpu.told(error)})"
 
 
 def _speed(device: str) -> str:

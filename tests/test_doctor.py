@@ -11,6 +11,8 @@ import scipy.special
 import scratchvit as sv
 from scratchvit import backend, doctor, gpu
 from scratchvit.cli import main
+from scratchvit.errors import is_installed
+from scratchvit.parallel.world import mpiexec_of_wheel
 from tests.support.fake_cupy import NO_NVRTC, FakeCuPy, cupy_error
 
 
@@ -141,3 +143,21 @@ def test_a_gpu_that_fails_later(monkeypatch):
     assert found["GPU 0"].startswith("the GPU reports an error (cudaErrorUnknown: unknown)") and "GPU" not in found
     assert found["speed, GPU"] == "AttributeError: 'FakeCuPy' object has no attribute 'ones'"
     assert sv.device() == "cpu"
+
+
+def test_mpi_and_the_mpiexec_that_belongs_to_it(monkeypatch):
+    own = mpiexec_of_wheel()
+    if own is None or not is_installed("mpi4py"):
+        pytest.skip("needs mpi4py, and an mpiexec beside this Python")
+    monkeypatch.setattr(gpu, "installed", dict)
+    monkeypatch.setenv("PMI_SIZE", "2")         # as within an mpiexec, which this process does not take part in
+    monkeypatch.setenv("PATH", str(own.parent))
+    library, mpiexec, nccl = doctor._mpi().split("; ")
+    assert re.fullmatch(r"mpi4py [\d.]+, \w.* [\d.]+", library) and mpiexec == str(own) and "CuPy" in nccl
+    monkeypatch.setenv("PATH", "")
+    assert f"start ranks with {own}, which is not in PATH" in doctor._mpi()
+
+
+def test_without_mpi4py_the_line_about_mpi_says_how_to_install_it(monkeypatch):
+    monkeypatch.setattr(doctor, "is_installed", lambda name: False)
+    assert doctor._mpi().startswith("missing: pip install mpi4py mpich")

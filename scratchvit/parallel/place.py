@@ -13,15 +13,22 @@ from scratchvit.threads import cpu_cores, limit_cpu_threads
 def take_cores(ranks: Communicator) -> None:
     """Limit this rank's threads to its share of the cores that it may use. All ranks have to call it.
 
-    Ranks that a launcher has bound to cores of their own (Open MPI does so, srun on many clusters) keep all of these;
-    those that may use the same ones divide them. Fewer threads, by OMP_NUM_THREADS, stay fewer.
+    Fewer threads, by OMP_NUM_THREADS, stay fewer.
     """
-    if ranks.size == 1:
-        return
-    own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cpu_cores()))
+    if ranks.size > 1:
+        own = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(cpu_cores()))
+        limit_cpu_threads(share_of_cores(ranks, own))
+
+
+def share_of_cores(ranks: Communicator, own: list[int]) -> int:
+    """How many of the cores that this rank may use are its share, at least one. own: their numbers.
+
+    Ranks that a launcher has bound to cores of their own (Open MPI does so, srun on many clusters) keep all of these;
+    those that may use the same ones divide them.
+    """
     places = ranks.gather([ranks.host, own])
     sharing = sum(host == ranks.host and not set(own).isdisjoint(cores) for host, cores in places)
-    limit_cpu_threads(max(1, len(own) // sharing))
+    return max(1, len(own) // sharing)
 
 
 def device_of_rank(device: str, ranks: Communicator) -> str:
