@@ -211,8 +211,9 @@ class RandomErasing:
     ratio   height / width of a box, log-uniform
     mode    fill: "const", 0; "rand", one normally distributed colour per box; "pixel", normally distributed noise
     count   largest number of boxes; the number is uniform from 1 to count
-    Same as timm's. The boxes do not depend on the batch size; the noise is drawn after them, box by box. Raises
-    ScratchvitError for settings out of range, and when called with uint8.
+    Same as timm's. The boxes do not depend on the batch size; the noise is drawn after them, box by box. So for a share
+    of a batch, the noise of all its images has to be drawn. Raises ScratchvitError for settings out of range, and when
+    called with uint8.
     """
 
     def __init__(

@@ -1,7 +1,7 @@
 """The random numbers of a batch of which a process has some images only.
 
 Several processes that train one model divide every batch. An image shall be augmented as it would be in one process, so
-each of them draws the numbers of the whole batch, which costs little, and uses the rows of its own images.
+each of them draws the numbers of the whole batch, of which an image has a few, and uses the rows of its own images.
 """
 
 from __future__ import annotations

@@ -134,14 +134,14 @@ class Loader:
         make_images = self._processes.make if self._processes else self._make_images
         on_cpu = backend.current() is CPU
 
-        def whole_batch(batch: int) -> NDArray[np.intp]:
+        def samples_of(batch: int) -> NDArray[np.intp]:
             return order[batch * self.batch_size : (batch + 1) * self.batch_size]
 
         def rows_in(batch: int) -> slice:
-            return share_of(len(whole_batch(batch)), *self.share)
+            return share_of(len(samples_of(batch)), *self.share)
 
         def make(batch: int) -> Batch:
-            whole, rows = whole_batch(batch), rows_in(batch)
+            whole, rows = samples_of(batch), rows_in(batch)
             indices, rng = whole[rows], self._generator(_AUGMENTATION, epoch, batch)
             images = make_images(indices, rng if len(indices) == len(whole) else ShareOfDraws(rng, rows, whole))
             made = Batch(images, self.dataset.labels[indices], indices)
@@ -158,7 +158,7 @@ class Loader:
                         self.waited += time.perf_counter() - asked
                     at_end = batch + 1 == len(self)
                     self._epoch, self._batch = (epoch + 1, 0) if at_end else (epoch, batch + 1)
-                    self.whole = len(whole_batch(batch))
+                    self.whole = len(samples_of(batch))
                     yield made if on_cpu else self._finish(made)
                 self._epoch, self._batch = epoch + 1, 0     # also without a share of the last batch
             except BaseException:
