@@ -2,10 +2,10 @@
 
 Rajbhandari et al. 2020, arXiv 1910.02054, §5.1 (P_os). Every rank has all weights, but only 1/N of AdamW's moments:
 
-                        one array per rank              bytes per weight (AdamW, float32)
-    weights             all                             4
-    gradients           all                             4
-    moments             the pieces of this rank         8 / N, instead of 8
+    on each of N ranks                              bytes per weight (AdamW, float32)
+    weights, gradients                              4 + 4
+    gradients of the pieces of this rank, summed    4 / N
+    moments of the pieces of this rank              8 / N, instead of 8
 
     backward        a rank's own gradients, of its images
     reduce-scatter  the sum of all ranks' gradients, of the pieces of this rank     parallel/buckets.py
@@ -19,7 +19,7 @@ rounded differently, because it is a sum over pieces.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -30,7 +30,6 @@ from scratchvit.optim.decision import Decision
 from scratchvit.optim.gradients import grad_norm
 from scratchvit.optim.optimizers import Optimizer
 from scratchvit.parallel.buckets import Buckets
-from scratchvit.replay import every_time
 from scratchvit.tensor import Tensor
 
 
@@ -46,13 +45,13 @@ class Sharded:
     groups: of all parameters, as for that optimiser, which determines their weight decay and learning rates.
     buckets: has the gradients, summed over ranks, and all parameters of the groups that require a gradient.
 
-    The rest is as of `Optimizer`: `lr` can be changed between steps, and parameters without a gradient are not changed.
-    Which have one must be the same on all ranks.
+    The rest is as of `Optimizer`: `lr` can be changed between steps, and parameters without a gradient are not changed;
+    after `Buckets.finish`, all ranks have the same of them. Steps cannot be captured (replay.py).
     Raises ScratchvitError as the optimiser does; WrongValue for a parameter that is not in the buckets.
     """
 
     def __init__(
-        self, make: Callable[[list[dict[str, Any]]], Optimizer], groups: Sequence[Any], buckets: Buckets
+        self, make: Callable[[list[dict[str, Any]]], Optimizer], groups: Iterable[Any], buckets: Buckets
     ):
         self._whole = make(list(groups))    # of all parameters: it checks the groups, and never makes a step
         slots = self._whole._slots
@@ -129,16 +128,12 @@ class Sharded:
                 "Sharded: a parameter was given another array after the optimiser was made, so the pieces are no "
                 "longer those of the model: change it in place, by overwrite() or load_state_dict()"
             )
-        changed = [parameter for parameter in self._parameters if parameter.grad is not None]
-
-        def note() -> None:
-            for parameter in changed:
-                parameter.mark_changed()        # so that its 16-bit shadow is cast again
-
-        every_time(note)
         self._give_gradients()
         self._part.step(factor, decision)
         self._buckets.join()
+        for parameter in self._parameters:
+            if parameter.grad is not None:
+                parameter.mark_changed()        # so that its 16-bit shadow is cast again
 
     def zero_grad(self) -> None:
         """Set all gradients to None."""
