@@ -15,7 +15,7 @@ from scratchvit.parallel.communicator import ALONE
 from scratchvit.training.step import NotFinite
 from scratchvit.training.task import Course
 from tests.support.margins import assert_all_close, rounding
-from tests.support.noise_pictures import NORMALIZE, Plain, mixed
+from tests.support.noise_pictures import NORMALIZE, Several
 from tests.support.ranks import run_ranks
 from tests.support.seeds import seeded
 from tests.support.small_detr import random_head, small
@@ -23,25 +23,11 @@ from tests.support.small_detr import random_head, small
 OF_THE_WHOLE = np.log(9)        # logit of 0.9: boxes around most of the picture, which is where the objects are
 
 
-class Several(Plain):
-    """Pictures with a large object, every second with two small ones besides."""
-
-    def annotations(self, index):
-        one = super().annotations(index)
-        if index % 2:
-            return one
-        return dataclasses.replace(
-            one, boxes=np.concatenate([one.boxes, [[1, 1, 6, 9], [9, 4, 15, 9]]]),
-            labels=np.append(one.labels, [0, 1]), areas=np.append(one.areas, [40, 30]),
-            crowd=np.append(one.crowd, [False, False]),
-        )
-
-
 def task_of(ranks, pictures, focal=False):
     """A task whose pictures differ in size, in batches of four, and its model."""
     task = DetectionTask(DetectConfig(batch_size=4))
     task.ranks = ranks
-    part = Several(mixed(pictures).sizes)
+    part = Several.mixed(pictures)
     task.data = DetectionData(
         DetectionSplits(part, part, part), Sizes(0, None), NORMALIZE.mean, NORMALIZE.std, {}, (ranks.rank, ranks.size)
     )

@@ -1,5 +1,7 @@
 """Detection data whose pictures are noise, of any sizes."""
 
+import dataclasses
+
 import numpy as np
 from PIL import Image
 
@@ -43,3 +45,21 @@ def mixed(count=50, seed=0):
     upright = rng.random(count) < 0.4
     sizes[upright] = sizes[upright, ::-1]
     return Plain(sizes.tolist())
+
+
+class Several(Plain):
+    """Pictures with a large object, every second with two small ones besides."""
+
+    def annotations(self, index):
+        one = super().annotations(index)
+        if index % 2:
+            return one
+        return dataclasses.replace(
+            one, boxes=np.concatenate([one.boxes, [[1, 1, 6, 9], [9, 4, 15, 9]]]),
+            labels=np.append(one.labels, [0, 1]), areas=np.append(one.areas, [40, 30]),
+            crowd=np.append(one.crowd, [False, False]),
+        )
+
+    @classmethod
+    def mixed(cls, count, seed=0):
+        return cls(mixed(count, seed).sizes)
