@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from scratchvit.data import Loader
-from scratchvit.errors import ScratchvitError
+from scratchvit.errors import ScratchvitError, WrongValue
 from scratchvit.parallel.communicator import Communicator
 from scratchvit.training.agreement import first_error, report_of
 from scratchvit.training.interrupt import SignalWatch, StopRequested
@@ -44,8 +44,15 @@ class Batches:
     def training(self, loader: Loader) -> Iterator[Any]:
         """The batches of a loader, of which all ranks have the same number. They agree about each.
 
-        If they end here, the state of the loader is that before the batch which was not returned.
+        If they end here, the state of the loader is that before the batch which was not returned. Raises ValueError for
+        a loader that gives this rank other images than its share.
         """
+        share = self.ranks.rank, self.ranks.size
+        if loader.share != share:
+            raise WrongValue(
+                f"the train_loader of a task gives all {share[1]} processes the same images: make it a Loader(…, "
+                "share=(self.ranks.rank, self.ranks.size)), or start one process"
+            )
         batches: Any = iter(loader)
         batch: Any = None
         while True:

@@ -17,7 +17,9 @@ from scratchvit.backend import array_module, asarray
 from scratchvit.data import Loader, Normalize, channel_stats, load
 from scratchvit.errors import ScratchvitError
 from scratchvit.nn import evaluating
+from scratchvit.parallel.communicator import ALONE
 from scratchvit.training import Interrupted, Means, RunConfig, Task, TrainConfig, TrainingLoop, read_config, train
+from tests.support.ranks import RankFailed, run_ranks
 from tests.support.runs import assert_same_run, stop_at
 
 
@@ -96,8 +98,8 @@ CONFIG = RunConfig(
 )
 
 
-def run(config, folder, resume=False, log=lambda line: None):
-    loop = TrainingLoop(Rotation(config), config, folder, resume, log)
+def run(config, folder, resume=False, log=lambda line: None, ranks=ALONE):
+    loop = TrainingLoop(Rotation(config), config, folder, resume, log, ranks)
     with loop.folder:
         return loop.run()
 
@@ -159,3 +161,9 @@ def test_answers_that_are_missing_are_named():
 
     with pytest.raises(TypeError, match=r"Half.*loss.*model_args.*param_groups.*test.*validate"):
         Half()
+
+
+def test_several_processes_need_a_loader_that_divides_batches(tmp_path):
+    """Otherwise each would count all images as its own share."""
+    with pytest.raises(RankFailed, match=r"gives all 2 processes the same images: make it a Loader\(…, share="):
+        run_ranks(2, lambda ranks: run(CONFIG, tmp_path / "run", ranks=ranks))
