@@ -148,7 +148,6 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
     call returns (value, backward); path is that of the innermost module that called the op. In training, the model
     begins without gradients. Afterwards it is restored, and so are its gradients.
     """
-    running = [""]                          # paths of the modules whose forward is running, the innermost last
     before = [(module, dict(vars(module))) for module in model.modules()]
     buffers = [(buffer, buffer.data) for _, buffer in model.named_buffers()] if training else []
     gradients = [(parameter, parameter.grad) for parameter in model.parameters()] if training else []
@@ -159,10 +158,9 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
             parameter.grad = None
         for buffer, data in buffers:        # batch norm updates its counter in place
             buffer.data = data.copy()
-        for path, module in model.named_modules():      # an instance attribute overrides the class's forward
-            vars(module)["forward"] = _noting_path(path, module.forward, running)
         backend.use(device)
-        with replace_ops(lambda *what: call(*what, running[-1])), np.errstate(all="ignore"):
+        noting = noting_paths(model)
+        with noting as running, replace_ops(lambda *what: call(*what, running[-1])), np.errstate(all="ignore"):
             yield
     finally:
         backend.use(in_use)
@@ -173,6 +171,19 @@ def standing_in(model: Module, call: Callable[..., Any], training: bool, device:
         for module, attributes in before:   # including mode and forward
             vars(module).clear()
             vars(module).update(attributes)
+
+
+@contextlib.contextmanager
+def noting_paths(model: Module) -> Iterator[list[str]]:
+    """Context manager that gives a list: the paths of the modules whose forward is running, the innermost last."""
+    running = [""]
+    for path, module in model.named_modules():          # an instance attribute overrides the class's forward
+        vars(module)["forward"] = _noting_path(path, module.forward, running)
+    try:
+        yield running
+    finally:
+        for module in model.modules():
+            vars(module).pop("forward", None)
 
 
 def _noting_path(path: str, forward: Callable[..., Any], running: list[str]) -> Callable[..., Any]:

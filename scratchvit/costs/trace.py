@@ -7,6 +7,7 @@ which they ran. A click on a call shows its module, its multiply-adds and bytes,
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from typing import Any
 
 from scratchvit.costs.machine import Machine
@@ -16,16 +17,10 @@ from scratchvit.costs.profiling import Profile, Span
 def chrome_trace(found: Profile, machine: Machine, title: str) -> bytes:
     """The timed steps of a profile as the content of a trace file. title: the name of the track."""
     begun = found.steps[0].start
-    events: list[dict[str, Any]] = [
-        {"name": name, "ph": "M", "pid": 1, "tid": 1, "args": {"name": text}}
-        for name, text in (("process_name", "scratchvit"), ("thread_name", title))
-    ]
+    events = [named("process_name", "scratchvit", 1), named("thread_name", title, 1, 1)]
 
     def add(span: Span, name: str, category: str, **args: Any) -> None:
-        events.append({
-            "name": name, "cat": category, "ph": "X", "pid": 1, "tid": 1,       # X: an event with a duration, in µs
-            "ts": 1e6 * (span.start - begun), "dur": 1e6 * span.seconds, "args": args,
-        })
+        events.append(lasting(name, category, (1, 1), span.start - begun, span.seconds, **args))
 
     for number, step in enumerate(found.steps, 1):
         add(step, f"step {number}", "step")
@@ -39,4 +34,25 @@ def chrome_trace(found: Profile, machine: Machine, title: str) -> bytes:
                 at_best_us=round(1e6 * machine.at_best(flops, call.nbytes), 3),
             )
     about = {"peak_flops_per_second": machine.flops, "bandwidth_bytes_per_second": machine.bandwidth}
+    return trace_file(events, about)
+
+
+def trace_file(events: Sequence[dict[str, Any]], about: dict[str, Any]) -> bytes:
+    """The content of a trace file. about: what is shown as information on the whole trace."""
     return json.dumps({"traceEvents": events, "displayTimeUnit": "ms", "otherData": about}).encode()
+
+
+def named(what: str, text: str, process: int, thread: int = 0) -> dict[str, Any]:
+    """An event that names a process or a thread. what: "process_name" or "thread_name"."""
+    return {"name": what, "ph": "M", "pid": process, "tid": thread, "args": {"name": text}}
+
+
+def lasting(
+    name: str, category: str, place: tuple[int, int], start: float, seconds: float, **args: Any
+) -> dict[str, Any]:
+    """An event with a duration, on the track (process, thread). Times are in seconds, those of the file in µs."""
+    process, thread = place
+    return {
+        "name": name, "cat": category, "ph": "X", "pid": process, "tid": thread,
+        "ts": 1e6 * start, "dur": 1e6 * seconds, "args": args,
+    }

@@ -95,6 +95,9 @@ class RunConfig:
     rank_timeout: float = option(
         300.0, "with several ranks (mpiexec): seconds that they wait for one that does not come, before the run ends"
     )
+    timeline: bool = option(
+        False, "write one step of every process, its ops and its exchange of gradients, as timeline.json for Perfetto"
+    )
     save_every: int = option(0, "steps between checkpoints; 0: only at the end of each epoch")
 
     def replace(self, **changes: Any) -> Self:

@@ -22,7 +22,7 @@ ConfigT = TypeVar("ConfigT", bound=RunConfig)
 _COMMAND, _FIRST_COMMAND = "command", TrainConfig.command
 
 # Settings that may change when a run is resumed.
-_MAY_CHANGE = {"epochs", "data_dir", "download", "workers", "shard_optimizer", "rank_timeout"}
+_MAY_CHANGE = {"epochs", "data_dir", "download", "workers", "shard_optimizer", "rank_timeout", "timeline"}
 
 
 class RunFolder:
@@ -30,6 +30,7 @@ class RunFolder:
 
     def __init__(self, path: Path):
         self.path = Path(path)
+        self.timeline = self.path / "timeline.json"
         self.config, self.metrics = self.path / "config.json", self.path / "metrics.csv"
         self.last, self.best = self.path / "last.safetensors", self.path / "best.safetensors"
         self._lock = FolderLock(self.path)

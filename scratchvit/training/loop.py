@@ -56,6 +56,7 @@ from scratchvit.training.meter import over_ranks
 from scratchvit.training.state import checkpoint_of, restore
 from scratchvit.training.step import Compute, InHalves, LearningStep, NoLoss, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
+from scratchvit.training.timeline import Timeline
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
 
 READ_EVERY = {"cpu": 1, "gpu": 20}      # steps between reads of the loss and gradient norm: on a GPU, each is a wait
@@ -168,6 +169,7 @@ class TrainingLoop(Generic[TaskT_co]):
         self.schedule = make_schedule(config, len(self.loader))
         self.ema = optim.EMA(self.model, config.ema_decay) if config.ema_decay else None
         self.learn = LearningStep(config, self.model, self.optimizer, self.ema, self.log, self._note, buckets)
+        self.timeline = Timeline(config.timeline, self.model, ranks, buckets, self.folder.timeline)
         self.watch = SignalWatch()
         self._read = reading.Batches(ranks, self.watch)
         self.events = EventFile(self.folder.path / "tensorboard")
@@ -282,7 +284,7 @@ class TrainingLoop(Generic[TaskT_co]):
                 functools.partial(self.task.forward_of, self.model), functools.partial(self.task.match, batch),
                 functools.partial(self.task.loss_of, self.model),
             )
-        with self._what_ends_it_explained():
+        with self._what_ends_it_explained(), self.timeline.step(self.step):
             try:
                 self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs, self.loader.whole)
             except NoLoss as error:
@@ -311,9 +313,7 @@ class TrainingLoop(Generic[TaskT_co]):
             raise self.ending.diverged(f"all steps of the epoch were skipped{scale}")
         val = self._validate()
         own_row = {
-            "epoch": len(self.history) + 1,
-            "step": self.step,
-            "lr": self.schedule.at(self.step - 1),
+            "epoch": len(self.history) + 1, "step": self.step, "lr": self.schedule.at(self.step - 1),
             **train.columns("train_"),
             **val,
             "images_per_second": self.loader.epoch_size / self.epoch_seconds,
