@@ -32,6 +32,7 @@ from typing import Any
 
 import numpy as np
 
+from scratchvit import backend, gpu
 from scratchvit.errors import ScratchvitError, WrongValue
 from scratchvit.recording import mode, storing
 
@@ -132,10 +133,10 @@ def computing_in(precision: str) -> Iterator[None]:
         set_matmul_precision(before)
 
 
-def check_precision(precision: str, capability: tuple[int, int] | None, gpu: str = "") -> None:
+def check_precision(precision: str, capability: tuple[int, int] | None, name: str = "") -> None:
     """Raise ScratchvitError for a precision of a run that its device does not have.
 
-    capability: the compute capability of the GPU in use, and gpu its name; None on the CPU.
+    capability: the compute capability of the GPU in use, and its name; None on the CPU.
     """
     if precision == "tf32" and capability is None:
         raise ScratchvitError(
@@ -144,12 +145,19 @@ def check_precision(precision: str, capability: tuple[int, int] | None, gpu: str
         )
     if precision not in ("tf32", "bf16") or capability is None or capability >= (8, 0):
         return
-    found = f"{gpu or 'this GPU'} has compute capability {'.'.join(map(str, capability))}"
+    found = f"{name or 'this GPU'} has compute capability {'.'.join(map(str, capability))}"
     if precision == "tf32":
         raise ScratchvitError(f"precision tf32 needs a GPU from compute capability 8.0 on, and {found}: choose float32")
     raise ScratchvitError(
         f"precision bf16 needs a GPU from compute capability 8.0 on, and {found}: choose fp16, which it has"
     )
+
+
+def check_on(device: str, precision: str) -> None:
+    """`check_precision` for the device in use, of this name: gpu, or gpu:1."""
+    current = backend.current()
+    found = gpu.capability(current.xp, backend.gpu_number(device) or 0) if current.has_cuda else (None,)
+    check_precision(precision, *found)
 
 
 def autocast_dtype() -> str:

@@ -31,13 +31,17 @@ def add_detector(parser: argparse.ArgumentParser) -> None:
     add_entry(parser)
 
 
-def print_detector(detector: Detector, path: Path) -> None:
-    """Print the model, how its weights were loaded, how pictures are preprocessed, and where class names are from."""
+def print_detector(detector: Detector, path: Path, precision: str) -> None:
+    """Print the model, how its weights were loaded, how pictures are preprocessed, and where class names are from.
+
+    precision: what `precision_text` says.
+    """
     rows = [
         ("model", f"{detector.name} from {printable(path)}"),
         *(("", line) for line in detector.loading),
         ("pictures", printable(detector.prepares)),
         ("classes", f"{len(detector.classes):,}, {printable(detector.classes_from)}"),
+        ("precision", precision),
     ]
     print(f"{labelled_lines(rows)}\n")
 

@@ -16,6 +16,7 @@ from typing import Any, Generic, TypeVar
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_fields, command_line, option_of, run_folders, shown
 from scratchvit.cli._output import OUTPUT, add_output
+from scratchvit.cli._precision import precision_text
 from scratchvit.cli._text import filled
 from scratchvit.cli._words import completed_by
 from scratchvit.errors import ScratchvitError
@@ -280,15 +281,8 @@ def describe_ranks(config: RunConfig, ranks: Communicator) -> list[tuple[str, st
 
 def describe_precision(config: RunConfig) -> str:
     """The precision of a run that is not float32, as text."""
-    text = {
-        "float32": "",
-        "tf32": "tf32: float32, whose products are rounded to TF32",
-        "bf16": "bf16: activations and products in bfloat16, weights in float32",
-        "fp16": "fp16: activations and products in float16, weights in float32; "
-                f"loss scaling from {config.loss_scale or LOSS_SCALE:,.0f} on",
-    }[config.precision]
-    is_rounded = config.device == "cpu" and config.precision in ("bf16", "fp16")
-    return f"{text}; on a CPU, float32 is rounded to it, which is not faster but slower" if is_rounded else text
+    scaling = f"; loss scaling from {config.loss_scale or LOSS_SCALE:,.0f} on"
+    return precision_text(config.precision, config.device, scaling)
 
 
 def changed_settings(config: RunConfig, names: Sequence[str]) -> str:

@@ -27,7 +27,8 @@ def filled(text: str, indent: int = 0) -> str:
 
 
 def labelled_lines(rows: Sequence[tuple[str, str | None]], width: int = 8) -> str:
-    """Format (label, text) pairs as aligned lines. Pairs without text are left out. width: of the labels."""
+    """Format (label, text) pairs as aligned lines. Pairs without text are left out. width: of the labels, at least."""
+    width = max([width, *(len(label) for label, text in rows if text)])
     return "\n".join(filled(f"{label:<{width}}  {text}", width + 2) for label, text in rows if text)
 
 

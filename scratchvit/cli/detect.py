@@ -12,10 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, positive, run_and_images
 from scratchvit.cli._output import note_result
+from scratchvit.cli._precision import add_precision, precision_text, use_for
 from scratchvit.cli._text import filled, table
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image, without_advice
@@ -32,6 +32,7 @@ from scratchvit.detection.draw_boxes import draw_boxes
 from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
+from scratchvit.precision import computing_in
 
 READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
@@ -48,7 +49,7 @@ def detect(argv: Sequence[str]) -> int:
     """Print, draw and write the objects that a detector finds in picture files."""
     given = _parse(argv)
     paths = given.images
-    backend.use(given.device)
+    use_for(given.device, given.precision)
     detector = open_detector(
         given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
     )
@@ -57,12 +58,14 @@ def detect(argv: Sequence[str]) -> int:
     image_ids, categories = _ids(given.annotations, paths, detector)
     pictures = [Picture(*each) for each in zip(paths, image_ids, _drawn_as(paths, given.out), strict=True)]
     _make(given.out)
-    print_detector(detector, given.checkpoint)
+    print_detector(detector, given.checkpoint, precision_text(given.precision, given.device))
 
     results: list[dict[str, Any]] = []
     read = objects = 0
     try:
-        for picture, image, found in _find(detector, pictures, given.batch_size, given.skip_bad):
+        for picture, image, found in _find(
+            detector, pictures, given.batch_size, given.skip_bad, given.precision
+        ):
             found = _clipped(found, image.size)
             entries = results_in([found], [picture.image_id], categories)
             name = picture.path.as_posix()
@@ -90,7 +93,10 @@ def detect(argv: Sequence[str]) -> int:
         print(filled(f"wrote {given.json}: {boxes}{_left_out(objects - len(results), given.annotations)}"))
     if read < len(pictures):
         print(f"{len(pictures) - read} of {len(pictures)} pictures left out")
-    note_result(checkpoint=given.checkpoint, pictures=read, left_out=len(pictures) - read, detections=results)
+    note_result(
+        checkpoint=given.checkpoint, precision=given.precision, pictures=read, left_out=len(pictures) - read,
+        detections=results,
+    )
     return 0
 
 
@@ -139,6 +145,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--skip-bad", action="store_true", help="skip pictures that cannot be decoded, and count them"
     )
     add_device(parser)
+    add_precision(parser)
     given = parser.parse_strictly(argv)
     if not 0 <= given.threshold <= 1:
         parser.error(f"--threshold must be from 0 to 1, not {given.threshold:g}")
@@ -208,7 +215,7 @@ def _save(picture: Image.Image, path: Path) -> None:
 
 
 def _find(
-    detector: Detector, pictures: Sequence[Picture], batch_size: int, skip_bad: bool
+    detector: Detector, pictures: Sequence[Picture], batch_size: int, skip_bad: bool, precision: str
 ) -> Iterator[tuple[Picture, Image.Image, Found]]:
     """Yield each picture with its detections, in order; with skip_bad, pictures left out are named on stderr."""
     warned = False
@@ -226,7 +233,9 @@ def _find(
             print(f"{most:,} tokens will take long: a smaller --short-side makes fewer", file=sys.stderr)
             warned = True
         if read:
-            for (picture, image), found in zip(read, detector.in_pictures([image for _, image in read])):
+            with computing_in(precision):
+                all_found = detector.in_pictures([image for _, image in read])
+            for (picture, image), found in zip(read, all_found):
                 yield picture, image, found
 
 

@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchvit import backend
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._precision import add_precision, precision_text, use_for
 from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
@@ -17,6 +17,7 @@ from scratchvit.detection.detector import Detector, matching_categories, open_de
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
+from scratchvit.precision import computing_in
 from scratchvit.training.folder import data_of_run
 
 
@@ -52,6 +53,7 @@ def detect_eval(argv: Sequence[str]) -> int:
         "--annotations", type=Path, metavar="FILE", help="for --results-of: the ground truth, as COCO annotations"
     )
     add_device(parser)
+    add_precision(parser)
     add_output(parser)
     given = parser.parse_strictly(argv)
     if given.results_of and (given.run or given.checkpoint):
@@ -67,14 +69,15 @@ def detect_eval(argv: Sequence[str]) -> int:
         return 0
     path = run_of(parser, given)
     check_can_be_written(given.results)
-    backend.use(given.device)
+    use_for(given.device, given.precision)
     detector = open_detector(path, given.model, given.labels, entry=given.entry, label_order=given.label_order)
     splits = _splits(detector, given.data, given.skip_bad)
     dataset: DetectionDataset = getattr(splits, given.split)
     categories = matching_categories(dataset.classes, dataset.category_ids, detector, dataset.name)
-    print_detector(detector, path)
+    print_detector(detector, path, precision_text(given.precision, given.device))
     config = detector.checkpoint.config if detector.checkpoint else {}
-    found, image_ids = detector.in_dataset(dataset, given.batch_size or config.get("batch_size", 8))
+    with computing_in(given.precision):
+        found, image_ids = detector.in_dataset(dataset, given.batch_size or config.get("batch_size", 8))
     results = results_in(found, image_ids, categories)
     print(labelled_lines([
         ("data", f"{counted(len(dataset), f'{given.split} picture')} of {printable(dataset.name)}"),
@@ -89,7 +92,8 @@ def detect_eval(argv: Sequence[str]) -> int:
         write_results(given.results, results)
         print(f"\nwrote {given.results}: {counted(len(results), 'box', 'boxes')}")
     note_result(
-        checkpoint=path, data=dataset.name, split=given.split, images=len(dataset), **dataclasses.asdict(figures)
+        checkpoint=path, data=dataset.name, split=given.split, precision=given.precision, images=len(dataset),
+        **dataclasses.asdict(figures),
     )
     return 0
 

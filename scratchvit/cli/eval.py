@@ -6,14 +6,16 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from scratchvit import backend, data, progress
+from scratchvit import data, progress
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._precision import add_precision, precision_text, use_for
 from scratchvit.cli._splits import splits_of
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted, printable
+from scratchvit.precision import computing_in
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure
@@ -40,11 +42,12 @@ def evaluate(argv: Sequence[str]) -> int:
     )
     add_entry(parser)
     add_device(parser)
+    add_precision(parser)
     add_output(parser)
     given = parser.parse_strictly(argv)
     path = run_of(parser, given)
 
-    backend.use(given.device)
+    use_for(given.device, given.precision)
     model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
@@ -64,7 +67,8 @@ def evaluate(argv: Sequence[str]) -> int:
         meters.append(Meter())
         if len(of_class):
             batches = data.Loader(of_class, given.batch_size, normalize)
-            meters[-1] = measure(model, progress.over(batches, len(of_class), printable(dataset.classes[label])))
+            with computing_in(given.precision):
+                meters[-1] = measure(model, progress.over(batches, len(of_class), printable(dataset.classes[label])))
     total = Meter(*(sum(getattr(meter, name) for meter in meters) for name in ("loss_sum", "correct", "images")))
 
     rows = [("class", "images", "accuracy", "loss")]
@@ -75,13 +79,15 @@ def evaluate(argv: Sequence[str]) -> int:
         ("model", f"{checkpoint.model_name} from {printable(path)}"),
         ("data", f"{counted(total.images, f'{part} picture')} of {printable(dataset.name)}"),
         *(("", printable(note)) for note in (splits.notes if splits.inventory else ())),
+        ("precision", precision_text(given.precision, given.device)),
         ("", f"{counted(len(splits.skipped), 'picture')} skipped: cannot be decoded" if splits.skipped else ""),
     ]
     print(f"{labelled_lines(about)}\n")
     print(table(rows))
     each = {name: meter for name, meter in zip(dataset.classes, meters) if meter.images}
     note_result(
-        checkpoint=path, data=dataset.name, split=part, images=total.images, accuracy=total.accuracy,
-        loss=total.loss, classes={name: {"images": one.images, "accuracy": one.accuracy} for name, one in each.items()},
+        checkpoint=path, data=dataset.name, split=part, precision=given.precision, images=total.images,
+        accuracy=total.accuracy, loss=total.loss,
+        classes={name: {"images": one.images, "accuracy": one.accuracy} for name, one in each.items()},
     )
     return 0

@@ -16,17 +16,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchvit import backend, data
+from scratchvit import data
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, option_of, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
+from scratchvit.cli._precision import add_precision, precision_text, use_for
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image, without_advice
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable, write_atomically
 from scratchvit.models.checks import check_classifies
+from scratchvit.precision import computing_in
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+from scratchvit.training.classification.evaluate import answers_of
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import preprocessing_for
@@ -86,6 +89,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     add_entry(parser)
     add_sizes(parser, argv)
     add_device(parser)
+    add_precision(parser)
     add_output(parser)
     given = parser.parse_strictly(argv)
     given.checkpoint, given.images = run_and_images(parser, given)
@@ -99,7 +103,7 @@ def predict(argv: Sequence[str]) -> int:
     """Print the most probable classes of picture files."""
     given = _parse(argv)
     images = given.images
-    backend.use(given.device)
+    use_for(given.device, given.precision)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     classifier = source(given)
@@ -108,6 +112,7 @@ def predict(argv: Sequence[str]) -> int:
         *(("", line) for line in classifier.loading),
         ("preprocessing", printable(classifier.preprocessing)),
         ("classes", f"{len(classifier.classes):,}, {printable(classifier.classes_from)}"),
+        ("precision", precision_text(given.precision, given.device)),
     ]
     print(f"{labelled_lines(rows, width=13)}\n")
 
@@ -123,7 +128,7 @@ def predict(argv: Sequence[str]) -> int:
                     raise
                 bad += 1
                 print(f"left out: {without_advice(error)}", file=sys.stderr)
-        for path, probabilities in _probabilities(classifier, read):
+        for path, probabilities in _probabilities(classifier, read, given.precision):
             print(printable(path))
             best = np.argsort(-probabilities, kind="stable")[: given.top_k].tolist()
             for label in best:
@@ -139,7 +144,9 @@ def predict(argv: Sequence[str]) -> int:
     if given.out:
         write_atomically(given.out, _as_file(results, given.out.suffix.lower()))
         print(f"wrote {printable(given.out)}: {counted(len(results), 'picture')}")
-    note_result(checkpoint=given.checkpoint, model=classifier.name, left_out=bad, pictures=results)
+    note_result(
+        checkpoint=given.checkpoint, model=classifier.name, precision=given.precision, left_out=bad, pictures=results
+    )
     return 0
 
 
@@ -216,13 +223,14 @@ def _from_weights(given: Namespace) -> Classifier:
 
 
 def _probabilities(
-    classifier: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]]
+    classifier: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]], precision: str
 ) -> Iterator[tuple[Path, NDArray[np.float32]]]:
     """Yield (path, probabilities (classes,)) for a batch of (path, (C, H, W)). Raises ScratchvitError if not finite."""
     if not pictures:
         return
-    with no_grad(), np.errstate(all="ignore"):      # values that are not finite raise an error below
-        probabilities = classifier.model(np.stack([array for _, array in pictures])).softmax(-1).numpy()
+    images = np.stack([array for _, array in pictures])
+    with no_grad(), computing_in(precision), np.errstate(all="ignore"):     # what is not finite raises an error below
+        probabilities = answers_of(classifier.model, images).softmax(-1).numpy()
     for (path, _), row in zip(pictures, probabilities):
         if not np.isfinite(row).all():
             raise ScratchvitError(f"{path}: the outputs of {classifier.name} are not finite; its weights are damaged")

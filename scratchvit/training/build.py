@@ -12,9 +12,8 @@ from typing import Any
 from scratchvit import backend, optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
-from scratchvit.gpu import capability
 from scratchvit.parallel.buckets import Buckets
-from scratchvit.precision import check_precision
+from scratchvit.precision import check_on
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.weights.preprocess import preprocessing_for
@@ -91,8 +90,8 @@ def scaled_lr(config: RunConfig) -> float:
 
 def use_device(name: str, precision: str) -> None:
     """Use a device from now on. Raises ScratchvitError if it is missing, or does not compute in this precision."""
-    device, number = backend.use(name), backend.gpu_number(name) or 0
-    check_precision(precision, *(capability(device.xp, number) if device.has_cuda else (None,)))
+    backend.use(name)
+    check_on(name, precision)
 
 
 def make_optimizer(
