@@ -90,13 +90,12 @@ def _max_pool(x: Array, windows: Windows):
     winner = xp.zeros(y.shape if recording else (len(y), 0), dtype=_winner_dtype(windows.kernel))
 
     def rows(planes: Array, y: Array, winner: Array) -> None:
+        if not recording:
+            _maxima(planes, windows, y)
+            return
         padded = windows.pad(planes, -math.inf)
         first, *others = windows.taps()
         y[...] = padded[first]
-        if not recording:
-            for window in others:
-                xp.maximum(y, padded[window], out=y)
-            return
         for tap, window in enumerate(others, start=1):
             candidate = padded[window].copy()                           # read twice, and contiguous is faster
             better = candidate > y
@@ -121,6 +120,23 @@ def _max_pool(x: Array, windows: Windows):
     y_shape = y.shape
     parallel_rows(rows, planes, y, winner, block_bytes=PLANE_BYTES)
     return y.reshape(*shape[:2], *windows.output), backward
+
+
+def _maxima(x: Array, windows: Windows, out: Array) -> None:
+    """Write the maximum of each window of planes x (P, *S) into out (P, *S'), one axis after the other.
+
+    The maximum of a window is that of the maxima of its columns, so k + k taps do for k². The first axis is first: what
+    its taps read is contiguous.
+    """
+    xp = array_module(x)
+    for axis, (taps, places) in enumerate(zip(windows.kernel, windows.output)):
+        before = (slice(None),) * (axis + 1)
+        y = xp.empty((*x.shape[: axis + 1], places, *x.shape[axis + 2 :]), x.dtype) if axis + 2 < x.ndim else out
+        y[...] = -math.inf
+        for tap in range(taps):
+            to, read = windows.reads(axis, tap)         # what is not read is padding
+            xp.maximum(y[(*before, to)], x[(*before, read)], out=y[(*before, to)])
+        x = y
 
 
 def _winner_dtype(kernel: tuple[int, ...]) -> Any:

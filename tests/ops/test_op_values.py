@@ -13,7 +13,7 @@ import math
 import numpy as np
 import pytest
 
-from scratchvit import Tensor, ops
+from scratchvit import Tensor, no_grad, ops
 from scratchvit.random import Generator
 from tests.support.margins import assert_close, ulps
 from tests.support.seeds import seeded
@@ -207,6 +207,23 @@ def test_pooling_takes_the_greatest_or_the_mean_of_its_window():
         expected[2, :, :, i, j] = np.nanmean(window, axis=(2, 3))
     for found, value in zip((greatest, mean, inside), expected):
         assert_equal(found, value)
+
+
+@pytest.mark.parametrize("pool, options", [
+    (ops.max_pool2d, {"kernel_size": 3, "stride": 2, "padding": 1}),
+    (ops.max_pool2d, {"kernel_size": (3, 2), "stride": (1, 3), "padding": (1, 0)}),
+    (ops.max_pool2d, {"kernel_size": 3, "stride": 2, "ceil_mode": True}),
+    (ops.max_pool2d, {"kernel_size": 2, "stride": 1, "dilation": (3, 2)}),
+    (ops.max_pool2d, {"kernel_size": 3, "stride": 2, "padding": "same"}),
+    (ops.max_pool3d, {"kernel_size": (2, 3, 1), "stride": (1, 2, 2), "padding": (1, 1, 0)}),
+])
+def test_maxima_are_the_same_whether_or_not_they_are_recorded(pool, options):
+    x = normal(2, 3, 5, 9, 8) if pool is ops.max_pool3d else normal(2, 3, 9, 8)
+    x[0, 1, ..., 4, 4], x[1, 2, ..., 6] = np.nan, -np.inf
+    recorded = pool(Tensor(x, requires_grad=True), **options).numpy()
+    with no_grad():
+        found = pool(Tensor(x), **options).numpy()
+    assert np.isnan(found).any() and np.array_equal(found, recorded, equal_nan=True)
 
 
 def test_of_equal_entries_the_first_gets_the_gradient_of_the_maximum():
