@@ -5,12 +5,15 @@ import time
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from scratchvit.errors import ScratchvitError
 from scratchvit.training import TrainingLoop
 from scratchvit.training.classification.task import ClassificationTask
-from scratchvit.training.timeline import NETWORK, OPS, STEP, _tracks, clock_offsets
+from scratchvit.training.timeline import NETWORK, OPS, STEP, _tracks, clock_offsets, timeline
 from tests.support.ranks import run_ranks
 from tests.support.runs import CONFIG
+from tests.support.scripts import import_script
 
 RUN = CONFIG.replace(epochs=1, timeline=True)
 
@@ -68,6 +71,28 @@ def test_a_step_of_two_ranks(sharded, tmp_path):
         sums = [event for event in network if not event["name"].startswith("join")]
         assert max(map(end, sums)) <= end(phases["wait for sums"]) + 1
     assert first.learn.buckets.events is None       # it is recorded once
+
+
+def test_a_timeline_is_drawn(tmp_path, monkeypatch):
+    figure = import_script("figures/timeline.py")
+    of_rank = {
+        "host": "node1", "phases": [["next batch", 0.0, 0.1], ["forward", 0.1, 0.3], ["backward", 0.3, 0.8]],
+        "ops": {"forward": [["linear", "head", 0.1, 0.3]], "backward": [["linear", "head", 0.3, 0.8]]},
+        "network": [["bucket 0", 0.4, 0.6], ["bucket 1", 0.5, 0.9]],
+    }
+    path = tmp_path / "timeline.json"
+    path.write_bytes(timeline(2, [of_rank, of_rank], [(0.0, 0.0), (0.05, 0.001)]))
+    events, names = figure.read(path)
+    assert len(events) == 2 * 7 and len(names) == 2 * 4 and names[1, NETWORK] == "rank 1, network"
+    begins = [min(event["ts"] for event in events if event["pid"] == rank) for rank in (0, 1)]
+    assert begins == pytest.approx([50_000, 0])     # of clocks that say the same, rank 1's is 0.05 s ahead
+    monkeypatch.setattr("sys.argv", ["timeline.py", str(path), str(tmp_path / "timeline.png")])
+    figure.draw()
+    with Image.open(tmp_path / "timeline.png") as picture:
+        assert min(picture.size) > 200
+    path.write_text("{}", encoding="utf-8")
+    with pytest.raises(ScratchvitError, match="is no timeline of a run"):
+        figure.draw()
 
 
 def test_a_run_without_it_has_no_file(tmp_path):
