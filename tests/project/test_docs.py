@@ -26,6 +26,10 @@ by_guide = pytest.mark.parametrize("page", GUIDES, ids=lambda page: page.relativ
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FILES = re.compile(r"(?<![\w/.-])(?:tests|scripts|scratchvit)/[\w/.-]*\w")
+# After environment variables, and after a launcher with its options.
+COMMAND = re.compile(
+    r"(?:^|  |\$ )(?:[A-Z_]+=\S+ )*(?:(?:mpiexec|mpirun|srun) (?:\S+ )*?)?((?:scratchvit|pytest|python scripts/)\b.*)"
+)
 TO_FILL_IN = ("NAME", "FAMILY", "FILE")
 
 
@@ -42,10 +46,8 @@ def commands_of(page):
     """The words of every command of a page, also of one that stands after a prompt or an &&."""
     for line in code_of(page):
         for command in re.split(r" && |  +#", line):
-            found = re.search(r"(?:^|  |\$ )((?:[A-Z_]+=\S+ )*(?:scratchvit|pytest|python scripts/)\b.*)", command)
-            if found:
-                words = shlex.split(found.group(1), comments=True)
-                yield [word for word in words if not re.match(r"[A-Z_]+=", word)]
+            if found := COMMAND.search(command):
+                yield shlex.split(found.group(1), comments=True)
 
 
 def commands(name):
@@ -135,6 +137,7 @@ def test_the_search_finds_the_commands():
     found = [" ".join(words) for page in GUIDES for words in commands_of(page)]
     assert "scratchvit train" in found and "pytest -m parity" in found
     assert any(command.startswith("python scripts/bench.py --model mvit_v1_b") for command in found)
+    assert "scratchvit train --epochs 1 --timeline" in found and "python scripts/bench_scaling.py" in found
     assert any("--teacher runs/photos-resnet18-1 --distill hard" in command for command in found)
 
 
