@@ -313,6 +313,8 @@ def files_and_commands(folder: RunFolder, metrics: str, files: Mapping[str, str]
     }
     if (folder.path / "tensorboard").exists():
         descriptions["tensorboard"] = f"{metrics} for TensorBoard: tensorboard --logdir {folder.path.parent}"
+    if folder.timeline.exists():
+        descriptions[folder.timeline.name] = "one step of every process, for https://ui.perfetto.dev"
     return "\n".join([
         f"\n{folder.path} contains",
         *(filled(f"  {name:<16}  {description}", 20) for name, description in descriptions.items()),
