@@ -259,8 +259,8 @@ MUTANTS = [
         "            self.learn.look()\n", "            pass\n", STEPS,
     ),
     Mutant(
-        "accumulate: parts count alike, whatever their size", "a factor dropped", "training/step.py",
-        "loss * ((part.stop - part.start) / self.parts[-1].stop)", "loss * (1 / len(self.parts))", PARTS,
+        "accumulate: parts count alike, whatever their size", "a wrong divisor", "training/step.py",
+        "share = (part.stop - part.start) / self.whole", "share = 1 / len(self.parts)", PARTS,
     ),
     Mutant(
         "parts of a batch: divided by the objects of a part", "a wrong divisor", "detection/criterion.py",
