@@ -101,7 +101,7 @@ def train(argv: Sequence[str]) -> int:
     is_first = ranks.rank == 0
     where = folder if is_first else None        # of a traceback: only rank 0 writes to the run's folder
     with loop.folder, bugs_reported(where, argv=[COMMAND.kind.command, *argv]):  # until the last picture is written
-        choice = _choice(loop)
+        choice = _choice(loop) if is_first else None
         about_ranks = describe_ranks(config, ranks)
         if is_first:
             print(_start_summary(loop, choice, about_ranks), flush=True)
@@ -182,15 +182,18 @@ def _choice(loop: TrainingLoop[ClassificationTask]) -> Choice | None:
 def _reasons(loop: TrainingLoop[ClassificationTask], choice: Choice) -> list[tuple[str, str]]:
     """Why this model, how long it will take, and what to try next."""
     config, splits = loop.task.config, loop.task.data.splits
-    with computing_in(config.precision):
-        seconds = seconds_of_training(
-            config.model, loop.model_args, config.batch_size, config.epochs, splits.train, splits.val
-        )
+    time = ""
+    if loop.ranks.size == 1:        # what several take together is not measured
+        with computing_in(config.precision):
+            seconds = seconds_of_training(
+                config.model, loop.model_args, config.batch_size, config.epochs, splits.train, splits.val
+            )
+        time = f"about {progress.duration(seconds)} on this machine"
     side = loop.about["image_shape"][0]
     return [
         ("chosen", choice.about_model),
         ("", choice.about_epochs if config.epochs == choice.config.epochs else ""),
-        ("time", f"about {progress.duration(seconds)} on this machine"),
+        ("time", time),
         ("or try", f"longer training, --epochs {3 * config.epochs}; more detail, --img-size {2 * side}; or pretrained "
                    "weights, which help most if there are few pictures (a command is printed at the end)"),
     ]

@@ -57,7 +57,7 @@ class MpiRanks(Communicator):
         local.Free()
         self.host = socket.gethostname()
         self.started = 0                # number of collectives so far
-        self.waiting = Waiting(mpi, comm.Dup(), [self.host] * self.size)
+        self.waiting = Waiting(mpi, comm.Dup(), [self.host if rank == self.rank else "" for rank in range(self.size)])
         self.waiting.hosts = self.gather(self.host)
 
     # --- arrays ---

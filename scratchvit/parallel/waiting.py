@@ -33,8 +33,8 @@ ASK, HERE, ERROR, TOLD = 1, 2, 3, 4         # tags of messages
 
 
 def named(rank: int, hosts: Sequence[str]) -> str:
-    """How errors name a rank: "rank 1 of 2 on node3"."""
-    return f"rank {rank} of {len(hosts)} on {hosts[rank]}"
+    """How errors name a rank: "rank 1 of 2 on node3". Before its host is known, "rank 1 of 2"."""
+    return f"rank {rank} of {len(hosts)}" + (f" on {hosts[rank]}" if hosts[rank] else "")
 
 
 class Waiting:
@@ -42,7 +42,7 @@ class Waiting:
 
     mpi     mpi4py's module MPI
     comm    its communicator for these messages alone
-    hosts   the names of all ranks' machines
+    hosts   the names of all ranks' machines, "" where it is not known yet
     """
 
     def __init__(self, mpi: Any, comm: Any, hosts: Sequence[str]) -> None:

@@ -17,6 +17,7 @@ import pytest
 from scratchvit.errors import is_installed
 from scratchvit.parallel.world import mpiexec_of_wheel
 
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "SCRATCHVIT_DEVICE": "cpu"}     # MPI is for arrays of the CPU
 SECONDS = 120       # only to end ranks that hang: machines differ
 
 needs_mpi = pytest.mark.skipif(
@@ -28,11 +29,11 @@ needs_mpi = pytest.mark.skipif(
 def start_mpi(
     size: int, words: Sequence[object], environment: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
-    """Start `python *words` on so many ranks, one BLAS thread each; stdout and stderr are pipes."""
+    """Start `python *words` on so many ranks, on the CPU, one BLAS thread each; stdout and stderr are pipes."""
     return subprocess.Popen(
         [str(mpiexec_of_wheel()), "-n", str(size), sys.executable, *map(str, words)],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
+        env={**os.environ, **ENVIRONMENT, "PYTHONPATH": os.pathsep.join(sys.path), **(environment or {})},
         start_new_session=True,
     )
 
