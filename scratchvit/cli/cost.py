@@ -27,7 +27,7 @@ Only the memory that a batch needs on a GPU is measured, by running it there.
   scratchvit cost vit_tiny_patch16_224 --batch-size 256 --device gpu
   scratchvit cost swin_tiny_patch4_window7_224 --img-size 448 --batch-size 16
   scratchvit cost pixel_transformer_tiny --img-size 128 --depth 48
-  scratchvit cost vit_base_patch16_224 --batch-size 64 --flops 60TFLOP/s --bandwidth 25GB/s --latency 5us
+  scratchvit cost vit_base_patch16_224 --bandwidth 25GB/s --latency 5us
 
 multiply-adds: those of matrix products and convolutions. attention: number of entries of softmax(q kᵀ) over all heads
 and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
