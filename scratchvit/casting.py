@@ -133,16 +133,18 @@ class Narrowed(NamedTuple):
 
     def wrapped(self, function: Callable[..., Any]) -> Callable[..., Any]:
         """The op's function, so that values and gradients are stored as they should be."""
+        rules = self._replace(args=[], kwargs={})       # backward must not keep inputs alive that the op did not save
 
         @functools.wraps(function)
         def called(*args: Any, **kwargs: Any) -> Any:
             value, backward = function(*args, **kwargs)
             if isinstance(value, tuple):
-                return tuple(map(self._stored, value)), lambda dys, need: self._gradients(
-                    backward, tuple(map(self._arrived, dys)), need
+                return tuple(map(rules._stored, value)), lambda dys, need: rules._gradients(
+                    backward, tuple(map(rules._arrived, dys)), need
                 )
-            return self._stored(value), lambda dy, need: self._gradients(backward, self._arrived(dy), need)
+            return rules._stored(value), lambda dy, need: rules._gradients(backward, rules._arrived(dy), need)
 
+        called.narrowed = rules         # type: ignore[attr-defined]    # for costs/memory.py
         return called
 
     def _stored(self, value: Array) -> Array:
