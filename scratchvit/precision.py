@@ -98,7 +98,7 @@ def autocast(dtype: str) -> Iterator[None]:
     current thread only.
 
     On a GPU, float16 needs loss scaling (`optim.LossScaler`). float64 is never cast. `costs.cost` and
-    `costs.peak_memory` count float32 inside, and `gradcheck` refuses to run.
+    `costs.peak_memory` do not see it (`peak_memory` has an argument of its own), and `gradcheck` refuses to run.
     Raises ScratchvitError for another name.
     """
     if dtype != "float32" and dtype not in HALVES:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_device, add_model, positive
+from scratchvit.cli._precision import add_precision, use_for
 from scratchvit.cli._scaling import OPTIONS, add_scaling, is_asked, scaling_text
 from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
@@ -33,6 +34,8 @@ multiply-adds: those of matrix products and convolutions. attention: number of e
 and windows, and their memory in float32. kept: memory of the activations that a training step saves for the backward of
 this layer. The table is for one image, the text below it for a batch. Attention with more than 2²⁰ entries per head is
 computed block by block and its matrix is never stored as a whole; then less is kept than the matrices would take.
+With --precision bf16 or fp16, what is kept, and the memory of a batch, are those of a GPU that stores 16 bits; a CPU
+stores float32 all the same.
 
 With --bandwidth and --latency: how long a training step takes on several ranks instead, and what is lost by exchanging
 gradients (docs/scaling.md has the formulas).
@@ -45,12 +48,15 @@ def cost_table(argv: Sequence[str]) -> int:
     parser.add_argument("--batch-size", type=positive, default=1, metavar="SIZE", help="images per batch (default: 1)")
     parser.add_argument("--ops", action="store_true", help="a row for each op instead of each layer")
     add_device(parser)
+    add_precision(parser)
     add_scaling(parser)
     add_model(parser, argv)
     options = parser.parse_strictly(argv)
     of_ranks = is_asked(parser, options)
     given = {key: value for key, value in vars(options).items() if key not in OPTIONS}
-    name, device, batch_size, every_op = (given.pop(each) for each in ("model", "device", "batch_size", "ops"))
+    name, device, batch_size, every_op, precision = (
+        given.pop(each) for each in ("model", "device", "batch_size", "ops", "precision")
+    )
 
     backend.use("cpu")                  # the weights are placeholders: NumPy arrays of stride 0
     with init.without_weights():
@@ -59,15 +65,15 @@ def cost_table(argv: Sequence[str]) -> int:
         backend.use(device)             # whose speed may be measured
         print(scaling_text(name, model, options))
         return 0
-    found, peak = cost(model), peak_memory(model, batch_size=batch_size)
+    found, peak = cost(model), peak_memory(model, batch_size=batch_size, precision=precision)
     print(f"{name}, an image of {'×'.join(map(str, configured_shape(model)))}\n")
     print(table(_ops(found) if every_op else _layers(model, found, peak)))
     if device == "cpu":
-        print(f"\n{_batch(peak)}\n{_of_the_cpu(peak)}")
+        print(f"\n{_batch(peak, precision)}\n{_of_the_cpu(peak)}")
         return 0
-    backend.use(device)
-    measured = measured_memory(create_model(name, **given), batch_size=batch_size)
-    print(f"\n{_batch(measured)}\n{_of_the_gpu(measured, peak)}")
+    use_for(device, precision)
+    measured = measured_memory(create_model(name, **given), batch_size=batch_size, precision=precision)
+    print(f"\n{_batch(measured, precision)}\n{_of_the_gpu(measured, peak)}")
     return 0
 
 
@@ -121,15 +127,18 @@ def _ops(found: Cost) -> list[Row]:
     return rows
 
 
-def _batch(peak: PeakMemory | MeasuredMemory) -> str:
+def _batch(peak: PeakMemory | MeasuredMemory, precision: str) -> str:
     """The peak memory of a batch in inference and in training, as text."""
     size, measured = readable_bytes, ", measured on the GPU" if isinstance(peak, MeasuredMemory) else ""
+    if peak.shadows and not measured:
+        measured = ", as a GPU would store it"
+    shadows = f"             {size(peak.shadows):>9}   of it: 16-bit copies of weights\n" if peak.shadows else ""
     return (
-        f"memory for a batch of {counted(peak.batch_size, 'image')}, in float32{measured}\n"
+        f"memory for a batch of {counted(peak.batch_size, 'image')}, in {precision}{measured}\n"
         f"  weights    {size(peak.weights):>9}\n"
         f"  inference  {size(peak.inference):>9}   at its peak, weights included\n"
         f"  training   {size(peak.training):>9}   at its peak, weights included\n"
-        f"             {size(peak.moments):>9}   of it: AdamW's moments\n"
+        f"             {size(peak.moments):>9}   of it: AdamW's moments\n{shadows}"
         f"             {size(peak.activations):>9}   of it: activations and gradients"
     )
 
@@ -145,5 +154,5 @@ def _of_the_gpu(measured: MeasuredMemory, predicted: PeakMemory) -> str:
     return (
         f"  held       {readable_bytes(measured.held):>9}   by CuPy, which keeps freed memory for later arrays\n"
         "CUDA itself, its context and libraries, needs some hundred MiB more.\n"
-        f"On the CPU, of which the table is, a step would need {readable_bytes(predicted.training)} at its peak."
+        f"From shapes alone, as in the table, a step would need {readable_bytes(predicted.training)} at its peak."
     )

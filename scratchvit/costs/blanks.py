@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import types
 from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -16,14 +17,16 @@ from scratchvit.backend import is_array
 class Ledger:
     """Adds up the bytes of all existing blanks: `live` now, `peak` at the maximum, which was reached at `worst`."""
 
-    def __init__(self, live: int = 0):
+    def __init__(self, live: int = 0, kind: type[Blank] | None = None):
+        """live: bytes that exist anyway. kind: of the blanks, Blank if not given."""
         self.live = self.peak = live
+        self.kind = kind or Blank
         self.by_path: Counter[str] = Counter()      # live bytes by the module that allocated them
         self.path = self.doing = self.worst = ""
 
     def new(self, shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> Blank:
         """Allocate a blank whose axes have this order in memory."""
-        return Blank(layout(shape, dtype, order), None, self)
+        return self.kind(layout(shape, dtype, order), None, self)
 
     def need(self, nbytes: int) -> None:
         """Note a temporary need of nbytes in addition to the live blanks."""
@@ -73,12 +76,24 @@ class Blank:
 
     def copy(self) -> Blank:
         """A new blank of the same shape, with its own memory."""
-        return self.owner.ledger.new(self.shape, self.dtype)
+        return self._new(self.dtype)
 
     def astype(self, dtype: Any, copy: bool = True) -> Blank:
-        """Returns self: the dtype of a blank never changes."""
-        assert dtype == self.dtype and not copy
-        return self
+        """Returns self, or a new blank of another dtype."""
+        if dtype == self.dtype and not copy:
+            return self
+        return self._new(dtype)
+
+    def _new(self, dtype: Any) -> Blank:
+        ledger = self.owner.ledger
+        return ledger.new(self.shape, dtype) if ledger else type(self)(layout(self.shape, dtype), None, None)
+
+
+class GpuBlank(Blank):
+    """A Blank that stands for an array on a GPU, which need not be there: `autocast` stores 16 bits on it."""
+
+    __slots__ = ()
+    device = types.SimpleNamespace(id=None)
 
 
 _ZERO = bytes(16)       # of any dtype
@@ -90,6 +105,9 @@ def broadcast_zero(shape: Sequence[int], dtype: Any) -> np.ndarray:
 
 
 BLANKS = backend.Backend("cpu", np, backend.CPU.special, Blank, lambda x: broadcast_zero(x.shape, x.dtype))
+
+
+GPU_BLANKS = backend.Backend("gpu", np, backend.CPU.special, GpuBlank, BLANKS.to_host, has_cuda=True)
 
 
 def layout(shape: Sequence[int], dtype: Any, order: Sequence[int] | None = None) -> np.ndarray:
@@ -113,13 +131,13 @@ def mapped(x: Any, function: Callable[[Any], Any]) -> Any:
     return function(x)
 
 
-def as_blanks(x: Any) -> Any:
+def as_blanks(x: Any, kind: type[Blank] = Blank) -> Any:
     """Replace real floating-point arrays in x (images, weights) by blanks that are not counted."""
 
     def as_blank(x: Any) -> Any:
         if isinstance(x, Blank) or not is_array(x) or x.dtype.kind != "f":
             return x
-        return Blank(layout(x.shape, x.dtype), None, None)
+        return kind(layout(x.shape, x.dtype), None, None)
 
     return mapped(x, as_blank)
 

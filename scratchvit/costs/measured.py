@@ -21,12 +21,13 @@ import numpy as np
 from scratchvit import backend
 from scratchvit.backend import CPU, asarray
 from scratchvit.costs.counting import configured_shape
-from scratchvit.costs.memory import MOMENTS
+from scratchvit.costs.memory import MOMENTS, bytes_of_shadows
 from scratchvit.costs.step import training_loss
 from scratchvit.errors import ScratchvitError
 from scratchvit.gpu import explain
 from scratchvit.nn import Module, evaluating
 from scratchvit.optim import AdamW
+from scratchvit.precision import computing_in
 from scratchvit.recording import no_grad
 from scratchvit.tensor import Tensor
 
@@ -39,22 +40,25 @@ class MeasuredMemory:
     moments: int            # AdamW's moments
     training: int           # peak of a whole step
     inference: int          # peak of a forward pass without a graph
+    shadows: int            # 16-bit copies of weights, part of training and inference
     held: int               # what CuPy's pool has taken from the device; it keeps freed memory for later arrays
     batch_size: int
 
     @property
     def activations(self) -> int:
         """Memory at the peak of training without weights and moments: images, activations, gradients so far."""
-        return self.training - self.weights - self.moments
+        return self.training - self.weights - self.moments - self.shadows
 
 
-def measured_memory(model: Module, image_shape: Sequence[int] | None = None, batch_size: int = 1) -> MeasuredMemory:
+def measured_memory(
+    model: Module, image_shape: Sequence[int] | None = None, batch_size: int = 1, precision: str = "float32"
+) -> MeasuredMemory:
     """The peak memory of training and inference with a batch size, on the GPU in use, where the model's weights are.
 
     It makes two forward passes, and two training steps with AdamW and a learning rate of 0, on random images, and
     measures the second ones: what is made once, such as the workspace of cuBLAS, is only part of `held`. The loss of a
-    detector is without matching. image_shape: as for `cost`. Afterwards the model is in training mode and has
-    gradients. Raises ScratchvitError on the CPU, and if the memory of the GPU is not enough.
+    detector is without matching. image_shape: as for `cost`; precision: that of a run. Afterwards the model is in
+    training mode and has gradients. Raises ScratchvitError on the CPU, and if the memory of the GPU is not enough.
     """
     device = backend.current()
     if device is CPU or not hasattr(device.xp, "cuda"):
@@ -73,22 +77,25 @@ def measured_memory(model: Module, image_shape: Sequence[int] | None = None, bat
     pool = device.xp.get_default_memory_pool()
     pool.free_all_blocks()
     try:
-        with evaluating(model), no_grad():
-            model(Tensor(asarray(images)))
-            with peak_of(device.xp, weights) as inference:
+        with computing_in(precision):
+            with evaluating(model), no_grad():
                 model(Tensor(asarray(images)))
-        model.train()
-        step()
-        optimizer.zero_grad()
-        moments = MOMENTS * sum(parameter.data.nbytes for parameter in parameters)
-        with peak_of(device.xp, weights + moments) as training:
+                shadows = bytes_of_shadows(model)
+                with peak_of(device.xp, weights + shadows) as inference:
+                    model(Tensor(asarray(images)))
+            model.train()
             step()
+            optimizer.zero_grad()
+            moments = MOMENTS * sum(parameter.data.nbytes for parameter in parameters)
+            shadows = bytes_of_shadows(model)
+            with peak_of(device.xp, weights + moments + shadows) as training:
+                step()
     except Exception as error:
         sentence = explain(error, batch_size)
         if sentence is None:
             raise
         raise ScratchvitError(sentence) from error
-    return MeasuredMemory(weights, moments, training.most, inference.most, pool.total_bytes(), batch_size)
+    return MeasuredMemory(weights, moments, training.most, inference.most, shadows, pool.total_bytes(), batch_size)
 
 
 @dataclass

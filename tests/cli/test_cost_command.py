@@ -145,3 +145,13 @@ def test_what_cannot_be_counted_is_said(capsys, words, sentence):
     assert main(["cost", *words]) in (1, 2)
     shown = capsys.readouterr()
     assert sentence in shown.err and not shown.out
+
+
+def test_sixteen_bits(capsys):
+    words = ["cost", "vit_tiny_patch16_224", "--depth", "1", "--batch-size", "4"]
+    assert main([*words, "--precision", "bf16"]) == 0
+    out = capsys.readouterr().out
+    assert "in bf16, as a GPU would store it" in out and "16-bit copies of weights" in out
+    assert main(words) == 0
+    out = capsys.readouterr().out
+    assert "in float32\n" in out and "16-bit" not in out

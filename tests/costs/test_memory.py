@@ -289,3 +289,35 @@ def test_4096_pixels_train_within_2_gib():
     assert step.returncode == 0, step.stderr
     print(f"the process {int(step.stdout) / 2**20:.0f} MiB, its arrays by prediction {predicted.training / 2**20:.0f}")
     assert predicted.training < int(step.stdout) < predicted.training + (400 << 20) < 2 << 30
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18", "detr_tiny"])
+def test_sixteen_bits_take_half_of_what_is_not_float32(name):
+    """Activations are between half and three quarters; with AdamW's moments and the weights, float32, come shadows."""
+    model = without_weights(name, **FAMILIES[name])
+    before = [parameter.data for parameter in model.parameters()]
+    in_full, half = (peak_memory(model, batch_size=16, precision=precision) for precision in ("float32", "bf16"))
+    assert (half.weights, half.gradients, half.moments) == (in_full.weights, in_full.gradients, in_full.moments)
+    assert in_full.shadows == 0 < half.shadows <= half.weights / 2
+    kept = sum(half.kept.values()) / sum(in_full.kept.values())
+    assert 0.45 < kept < 0.8
+    assert half.training < in_full.training
+    assert half == peak_memory(model, batch_size=16, precision="fp16")
+    assert in_full == peak_memory(model, batch_size=16, precision="tf32")
+    assert all(parameter.data is data for parameter, data in zip(model.parameters(), before))
+    assert all(parameter.shadows is None and parameter.grad is None for parameter in model.parameters())
+
+
+def test_sixteen_bits_of_a_layer_counted_by_hand():
+    class Layer(nn.Module):
+        def __init__(self):
+            self.head = nn.Linear(1024, 512, bias=False)
+
+        def forward(self, x):
+            return self.head(x)
+
+    found = peak_memory(Layer(), (1024,), batch_size=4096, precision="bf16")
+    assert found.shadows == 2 * 1024 * 512
+    assert sum(found.kept.values()) - 4 * 4096 * 512 < 2 * 4096 * (1024 + 512) + 1e5    # and the loss's float32
+    # in inference, images in float32 and logits in 16 bits; the images' own copy in 16 bits is not counted
+    assert found.inference == found.weights + found.shadows + 4096 * (4 * 1024 + 2 * 512)

@@ -47,10 +47,13 @@ ADDENDS = np.dtype((np.void, 8 * MOST))             # the struct Addends, as Num
 def add_up(arrays: Sequence[Array], out: Array | None) -> Array | None:
     """The sum of 2 to 16 arrays of one shape and dtype, in `out`, which may be one of them, or in a new array.
 
-    None if the kernel does not take them: it takes contiguous arrays of the types of this folder.
+    None if the kernel does not take them: it takes contiguous arrays of the types of this folder, and no blanks, which
+    have no memory (costs/blanks.py).
     """
     first = arrays[0]
-    if not cuda.takes(first) or not all(x.flags.c_contiguous and x.dtype == first.dtype for x in arrays):
+    if not cuda.takes(first) or not hasattr(first, "data"):
+        return None
+    if not all(x.flags.c_contiguous and x.dtype == first.dtype for x in arrays):
         return None
     out = array_module(first).empty(first.shape, dtype=first.dtype) if out is None else out
     addends = np.array([*(x.data.ptr for x in arrays), *(0,) * (MOST - len(arrays))], np.uint64).view(ADDENDS)
