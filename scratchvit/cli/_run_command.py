@@ -261,8 +261,8 @@ def describe_device(config: RunConfig) -> str:
 def describe_ranks(config: RunConfig, ranks: Communicator) -> list[tuple[str, str]]:
     """The ranks of a run, where they run, and what of a machine each has, as labelled texts; [] for one process.
 
-    All ranks have to call it. The numbers of the processes are for the system's log: if a rank is killed, mpiexec ends the
-    others at once, and says on which host, but not reliably which process it was.
+    All ranks have to call it. The numbers of the processes are for the system's log: if a rank is killed, mpiexec ends
+    the others at once, and says on which host it was, but not reliably which process.
     """
     if ranks.size == 1:
         return []

@@ -56,7 +56,7 @@ def is_asked(parser: Parser, given: argparse.Namespace) -> bool:
             f"{' and '.join(missing)} too, such as --bandwidth 25GB/s --latency 2us"
         )
     if given.precision != "float32":
-        parser.error("--precision has no effect on the time of several ranks: leave it out, and give --flops or --seconds")
+        parser.error("--precision has no effect on the time of several ranks: leave it out, and give --flops")
     if given.seconds is not None and given.flops is not None:
         parser.error("--seconds and --flops both say how fast a rank computes: leave out one of them")
     if given.ranks is not None and (not given.ranks or min(given.ranks) < 1):
