@@ -49,6 +49,7 @@ from scratchvit.costs.blanks import (
 from scratchvit.costs.counting import bind, configured_shape, follow, standing_in
 from scratchvit.costs.step import training_loss
 from scratchvit.facts import Bytes, Facts, ask, facts_of, order_of, saved
+from scratchvit.models.interface import PixelModel
 from scratchvit.nn import Module
 from scratchvit.precision import OF_A_RUN, autocast
 from scratchvit.recording import no_grad
@@ -104,6 +105,8 @@ def bytes_of_shadows(model: Module) -> int:
 def _on_a_gpu(model: Module) -> Iterator[list[int]]:
     """Context manager in which the model's arrays are blanks of a GPU; yields a list that gets the shadows' bytes."""
     tensors = [*model.parameters(), *(buffer for _, buffer in model.named_buffers())]
+    if isinstance(model, PixelModel):
+        tensors = [x for x in tensors if x is not model.palette]    # pixels are looked up in it, which blanks cannot be
     before = [(x, x.data, getattr(x, "shadows", None)) for x in tensors]
     shadows: list[int] = []
     try:
@@ -127,7 +130,9 @@ def _peaks(
     image_shape = configured_shape(model) if image_shape is None else image_shape
     parameters = list(model.parameters())
     of_weights = next((parameter.dtype for parameter in parameters), np.dtype(np.float32))
-    images = as_blanks(broadcast_zero((batch_size, *image_shape), of_weights), device.array_type)
+    images: Any = broadcast_zero((batch_size, *image_shape), of_weights)
+    if device is GPU_BLANKS and not isinstance(model, PixelModel):
+        images = as_blanks(images, GpuBlank)
     weights = sum(x.data.nbytes for x in (*parameters, *(buffer for _, buffer in model.named_buffers())))
     learned = sum(x.data.nbytes for x in parameters if x.requires_grad)
     inference, training = (Account(images.nbytes, device.array_type) for _ in range(2))
