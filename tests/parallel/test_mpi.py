@@ -71,7 +71,7 @@ def test_rows_that_do_not_fit_are_an_error_of_all_ranks() -> None:
 @pytest.mark.parametrize(("size", "hangs"), [(2, 0), (2, 1), (4, 2)])
 def test_a_rank_that_hangs_is_named_by_the_lowest_of_the_others(size: int, hangs: int) -> None:
     done = ran(size, "hang", hangs)
-    assert done.returncode == 1
+    assert done.returncode != 0     # 1, or 9 if mpiexec has ended it first
     assert done.stderr.count("scratchvit: ") == 1
     host = run_mpi(1, ["-c", "import socket; print(socket.gethostname())"]).stdout.strip()
     assert f"rank {hangs} of {size} on {host} has not arrived within 0.5 s (--rank-timeout)" in done.stderr
@@ -81,7 +81,7 @@ def test_a_rank_that_hangs_is_named_by_the_lowest_of_the_others(size: int, hangs
 @needs_mpi
 def test_ranks_in_different_collectives_wait_for_each_other() -> None:
     done = ran(2, "mixed_up")
-    assert done.returncode == 1
+    assert done.returncode != 0
     assert done.stderr.count("all ranks have waited for each other") == 1
     assert "rank 0 in sum 2, rank 1 in broadcast 2" in done.stderr
 

@@ -127,7 +127,7 @@ def test_dropout_keeps_what_the_cpu_keeps(keys_on_device):
     draw = Generator(moved(5)).draw(0.6, (B, H, N, M))
     expected = draw.at(np.arange(math.prod(draw.shape), dtype=np.uint32)).reshape(draw.shape)
     if keys_on_device:
-        draw = Draw(current().xp.asarray(np.array(draw.keys, np.uint32)), draw.probability, draw.shape)
+        draw = Draw(current().xp.asarray(np.array([*draw.keys, 0, 0], np.uint32)), draw.probability, draw.shape)
     q, k = (asarray(np.zeros((B, H, n, 1), np.float32)) for n in (N, M))
     v = asarray(np.broadcast_to(np.eye(M, dtype=np.float32), (B, H, M, M)).copy())
     y, backward = attention_over_rows(q, k, v, None, None, draw, 1.0)

@@ -202,7 +202,7 @@ def test_dropout_drops_what_the_other_kernels_drop(keys_on_device, char):
     draw = Generator(moved(5)).draw(0.6, (2, 3, 40, 70))
     given = case(char, (2, 3), 40, 70, 32, draw=draw)
     if keys_on_device:
-        given.draw = Draw(current().xp.asarray(np.array(draw.keys, np.uint32)), draw.probability, draw.shape)
+        given.draw = Draw(current().xp.asarray(np.array([*draw.keys, 0, 0], np.uint32)), draw.probability, draw.shape)
     check(given)
 
 
