@@ -137,7 +137,7 @@ def test_the_search_finds_the_commands():
     found = [" ".join(words) for page in GUIDES for words in commands_of(page)]
     assert "scratchvit train" in found and "pytest -m parity" in found
     assert any(command.startswith("python scripts/bench.py --model mvit_v1_b") for command in found)
-    assert "scratchvit train --epochs 1 --timeline" in found and "python scripts/bench_scaling.py" in found
+    assert "scratchvit train --epochs 1 --timeline" in found and "python scripts/bench_scaling.py --rounds 6" in found
     assert any("--teacher runs/photos-resnet18-1 --distill hard" in command for command in found)
 
 
