@@ -20,7 +20,7 @@ from scratchvit.training import TrainingLoop, load_checkpoint
 from tests.support.detection_runs import SIZES
 from tests.support.noise_pictures import Several
 from tests.support.ranks import run_ranks
-from tests.support.runs import without_times
+from tests.support.runs import losses_of, without_times
 
 DETR = DetectConfig(
     model="detr_resnet18",
@@ -45,13 +45,7 @@ def pictures(monkeypatch):
 def run(config, folder, ranks=ALONE):
     """The losses of all steps, the row of every epoch, and the weights and their averages."""
     loop = TrainingLoop(DetectionTask(config), config, folder, log=lambda line: None, ranks=ranks)
-    losses, judge = [], loop.learn.decision.judge
-
-    def judge_and_note(norm, loss, scaler):
-        losses.append(float(loss))
-        judge(norm, loss, scaler)
-
-    loop.learn.decision.judge = judge_and_note
+    losses = losses_of(loop)
     with loop.folder:
         loop.run()
     history = without_times(load_checkpoint(loop.folder.last).progress)["history"]

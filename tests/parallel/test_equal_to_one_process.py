@@ -18,7 +18,7 @@ from scratchvit.parallel.communicator import ALONE
 from scratchvit.training import TrainingLoop, load_checkpoint
 from scratchvit.training.classification.task import ClassificationTask
 from tests.support.ranks import run_ranks
-from tests.support.runs import CONFIG, without_times
+from tests.support.runs import CONFIG, losses_of, without_times
 
 DROPOUT = {"drop_path_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
 VIT = CONFIG.replace(
@@ -48,13 +48,7 @@ class Run:
 
 def run(config, folder, ranks=ALONE):
     loop = TrainingLoop(ClassificationTask(config), config, folder, log=lambda line: None, ranks=ranks)
-    losses, judge = [], loop.learn.decision.judge
-
-    def judge_and_note(norm, loss, scaler):
-        losses.append(float(loss))
-        judge(norm, loss, scaler)
-
-    loop.learn.decision.judge = judge_and_note
+    losses = losses_of(loop)
     with loop.folder:
         loop.run()
     saved = load_checkpoint(loop.folder.last)

@@ -42,6 +42,18 @@ except ScratchvitError as error:
 """
 
 
+def losses_of(loop: TrainingLoop) -> list[float]:
+    """A list that gets the loss of every step of a run: that of the whole batch, on several ranks too."""
+    losses, judge = [], loop.learn.decision.judge
+
+    def judge_and_note(norm, loss, scaler):
+        losses.append(float(loss))
+        judge(norm, loss, scaler)
+
+    loop.learn.decision.judge = judge_and_note
+    return losses
+
+
 def start_a_process(folder, config, resume=False, prelude=""):
     """A run in a process of its own, which may be killed; `prelude` is Python that runs before it."""
     argument = json.dumps([str(folder), dataclasses.asdict(config), resume, prelude])
