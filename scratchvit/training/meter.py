@@ -84,12 +84,12 @@ def over_ranks(sums: SumsT, ranks: Communicator) -> SumsT:
     """
     if ranks.size == 1:
         return sums
-    return type(sums)(**_sum(ranks.gather(dataclasses.asdict(sums))))      # type: ignore[call-overload]
+    return type(sums)(**added_up(ranks.gather(dataclasses.asdict(sums))))      # type: ignore[call-overload]
 
 
-def _sum(things: Sequence[Any]) -> Any:
-    """The sum of numbers, or of dictionaries name by name."""
+def added_up(things: Sequence[Any]) -> Any:
+    """The sum of numbers, or of dictionaries name by name, in their order."""
     if not isinstance(things[0], dict):
         return functools.reduce(operator.add, things)       # `sum` compensates rounding in some versions of Python
     names = dict.fromkeys(name for thing in things for name in thing)
-    return {name: _sum([thing[name] for thing in things if name in thing]) for name in names}
+    return {name: added_up([thing[name] for thing in things if name in thing]) for name in names}

@@ -14,7 +14,7 @@ from scratchvit.random import Generator
 from scratchvit.training.checkpoint import Checkpoint, current_versions, load_into
 from scratchvit.training.config import RunConfig
 from scratchvit.training.folder import RunFolder
-from scratchvit.training.meter import over_ranks
+from scratchvit.training.meter import added_up
 from scratchvit.training.step import LearningStep
 from scratchvit.training.task import Row
 
@@ -45,7 +45,7 @@ class Run(Protocol):
 
 def checkpoint_of(run: Run, with_optimizer: bool) -> Checkpoint:
     """The state of a run. All ranks have to call it; it is complete on rank 0."""
-    meter = run.meter.read()
+    meters = run.ranks.gather(dataclasses.asdict(run.meter.read()))
     return Checkpoint(
         config=dataclasses.asdict(run.config),
         model_name=run.config.model,
@@ -56,8 +56,8 @@ def checkpoint_of(run: Run, with_optimizer: bool) -> Checkpoint:
             "step": run.step,
             "loader": run.loader.state_dict(),
             "generator": run.generator.state_dict(),
-            "meter": dataclasses.asdict(over_ranks(meter, run.ranks)),
-            **({"meters": run.ranks.gather(dataclasses.asdict(meter))} if run.ranks.size > 1 else {}),
+            "meter": added_up(meters),
+            **({"meters": meters} if run.ranks.size > 1 else {}),
             "epoch_seconds": run.epoch_seconds,
             "learn": run.learn.state_dict(),
             "history": run.history,
