@@ -153,10 +153,13 @@ def check_precision(precision: str, capability: tuple[int, int] | None, name: st
     )
 
 
-def check_on(device: str, precision: str) -> None:
-    """`check_precision` for the device in use, of this name: gpu, or gpu:1."""
-    current = backend.current()
-    found = gpu.capability(current.xp, backend.gpu_number(device) or 0) if current.has_cuda else (None,)
+def use_device(name: str, precision: str) -> None:
+    """Use a device from now on, with `computing_in(precision)` later on.
+
+    Raises ScratchvitError for a device that is not there or does not have this precision.
+    """
+    device = backend.use(name)
+    found = gpu.capability(device.xp, backend.gpu_number(name) or 0) if device.has_cuda else (None,)
     check_precision(precision, *found)
 
 

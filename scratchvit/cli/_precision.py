@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from scratchvit import backend
-from scratchvit.precision import OF_A_RUN, check_on
+from scratchvit.precision import OF_A_RUN
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:
@@ -15,15 +14,6 @@ def add_precision(parser: argparse.ArgumentParser) -> None:
         help="numbers of the model: float32; tf32, for products on GPUs; bf16 or fp16, activations in 16 bits "
         "(default: float32)",
     )
-
-
-def use_for(device: str, precision: str) -> None:
-    """Use a device, inside `computing_in(precision)` later on.
-
-    Raises ScratchvitError for a device that is not there or does not have this precision.
-    """
-    backend.use(device)
-    check_on(device, precision)
 
 
 def precision_text(precision: str, device: str, scaling: str = "") -> str:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from scratchvit import backend
 from scratchvit.cli._options import Parser, add_device, add_model, positive
-from scratchvit.cli._precision import add_precision, use_for
+from scratchvit.cli._precision import add_precision
 from scratchvit.cli._scaling import OPTIONS, add_scaling, is_asked, scaling_text
 from scratchvit.cli._text import table
 from scratchvit.costs.counting import Cost, OpCost, configured_shape, cost, readable_bytes
@@ -18,6 +18,7 @@ from scratchvit.costs.memory import PeakMemory, peak_memory
 from scratchvit.files import counted
 from scratchvit.models import create_model
 from scratchvit.nn import Module, init
+from scratchvit.precision import use_device
 
 Row = tuple[str, ...]
 DESCRIPTION = """\
@@ -71,7 +72,7 @@ def cost_table(argv: Sequence[str]) -> int:
     if device == "cpu":
         print(f"\n{_batch(peak, precision)}\n{_of_the_cpu(peak)}")
         return 0
-    use_for(device, precision)
+    use_device(device, precision)
     measured = measured_memory(create_model(name, **given), batch_size=batch_size, precision=precision)
     print(f"\n{_batch(measured, precision)}\n{_of_the_gpu(measured, peak)}")
     return 0

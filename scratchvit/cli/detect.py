@@ -15,7 +15,7 @@ from PIL import Image
 from scratchvit.cli._detector import RUN, add_detector, print_detector
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, number, positive, run_and_images
 from scratchvit.cli._output import note_result
-from scratchvit.cli._precision import add_precision, precision_text, use_for
+from scratchvit.cli._precision import add_precision, precision_text
 from scratchvit.cli._text import filled, table
 from scratchvit.data.folder import SUFFIXES
 from scratchvit.data.images import open_image, without_advice
@@ -32,7 +32,7 @@ from scratchvit.detection.draw_boxes import draw_boxes
 from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
-from scratchvit.precision import computing_in
+from scratchvit.precision import computing_in, use_device
 
 READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
@@ -49,7 +49,7 @@ def detect(argv: Sequence[str]) -> int:
     """Print, draw and write the objects that a detector finds in picture files."""
     given = _parse(argv)
     paths = given.images
-    use_for(given.device, given.precision)
+    use_device(given.device, given.precision)
     detector = open_detector(
         given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
     )

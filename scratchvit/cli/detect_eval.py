@@ -9,7 +9,7 @@ from pathlib import Path
 from scratchvit.cli._detector import RUN, add_detector, print_detector, print_figures, print_skipped
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._precision import add_precision, precision_text, use_for
+from scratchvit.cli._precision import add_precision, precision_text
 from scratchvit.cli._text import filled, labelled_lines
 from scratchvit.detection.data.annotations import DetectionDataset, DetectionSplits
 from scratchvit.detection.data.source import load_detection
@@ -17,7 +17,7 @@ from scratchvit.detection.detector import Detector, matching_categories, open_de
 from scratchvit.detection.evaluation import evaluate_boxes, write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
-from scratchvit.precision import computing_in
+from scratchvit.precision import computing_in, use_device
 from scratchvit.training.folder import data_of_run
 
 
@@ -69,7 +69,7 @@ def detect_eval(argv: Sequence[str]) -> int:
         return 0
     path = run_of(parser, given)
     check_can_be_written(given.results)
-    use_for(given.device, given.precision)
+    use_device(given.device, given.precision)
     detector = open_detector(path, given.model, given.labels, entry=given.entry, label_order=given.label_order)
     splits = _splits(detector, given.data, given.skip_bad)
     dataset: DetectionDataset = getattr(splits, given.split)

@@ -9,13 +9,13 @@ import numpy as np
 from scratchvit import data, progress
 from scratchvit.cli._options import Parser, add_device, add_run, positive, run_of
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._precision import add_precision, precision_text, use_for
+from scratchvit.cli._precision import add_precision, precision_text
 from scratchvit.cli._splits import splits_of
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted, printable
-from scratchvit.precision import computing_in
+from scratchvit.precision import computing_in, use_device
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure
@@ -47,7 +47,7 @@ def evaluate(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(argv)
     path = run_of(parser, given)
 
-    use_for(given.device, given.precision)
+    use_device(given.device, given.precision)
     model, checkpoint = model_from_checkpoint(path, entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)

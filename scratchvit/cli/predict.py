@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from scratchvit import data
 from scratchvit.cli._options import Parser, add_device, add_run_and_images, option_of, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
-from scratchvit.cli._precision import add_precision, precision_text, use_for
+from scratchvit.cli._precision import add_precision, precision_text
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.data.images import MODES, open_image, without_advice
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable, write_atomically
 from scratchvit.models.checks import check_classifies
-from scratchvit.precision import computing_in
+from scratchvit.precision import computing_in, use_device
 from scratchvit.recording import no_grad
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.training.classification.evaluate import answers_of
@@ -103,7 +103,7 @@ def predict(argv: Sequence[str]) -> int:
     """Print the most probable classes of picture files."""
     given = _parse(argv)
     images = given.images
-    use_for(given.device, given.precision)
+    use_device(given.device, given.precision)
     # Unreadable files go to the reader of weights, which says what is wrong with them.
     source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
     classifier = source(given)

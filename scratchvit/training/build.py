@@ -9,11 +9,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchvit import backend, optim
+from scratchvit import optim
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import counted
 from scratchvit.parallel.buckets import Buckets
-from scratchvit.precision import check_on
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.weights.preprocess import preprocessing_for
@@ -86,12 +85,6 @@ def scaled_lr(config: RunConfig) -> float:
     """
     k = config.batch_size / config.lr_base_batch
     return config.lr * {"none": 1.0, "linear": k, "sqrt": math.sqrt(k)}[config.lr_scaling]
-
-
-def use_device(name: str, precision: str) -> None:
-    """Use a device from now on. Raises ScratchvitError if it is missing, or does not compute in this precision."""
-    backend.use(name)
-    check_on(name, precision)
 
 
 def make_optimizer(

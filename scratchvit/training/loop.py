@@ -37,13 +37,13 @@ from scratchvit.models import create_model
 from scratchvit.parallel.buckets import Buckets
 from scratchvit.parallel.communicator import ALONE, Communicator
 from scratchvit.parallel.place import device_of_rank, ranks_of_device
-from scratchvit.precision import computing_in
+from scratchvit.precision import computing_in, use_device
 from scratchvit.random import Generator
 from scratchvit.tensor import Tensor
 from scratchvit.training import batches as reading
 from scratchvit.training.agreement import average_statistics, check_alike, check_equal, on_rank_0, start_equal, together
 from scratchvit.training.batches import NoBatch
-from scratchvit.training.build import check_run, make_optimizer, make_schedule, use_device
+from scratchvit.training.build import check_run, make_optimizer, make_schedule
 from scratchvit.training.checkpoint import Checkpoint, load_checkpoint, load_into, save_checkpoint
 from scratchvit.training.config import RunConfig
 from scratchvit.training.diagnose import is_finite
