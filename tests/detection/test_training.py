@@ -7,7 +7,6 @@ import signal
 import numpy as np
 import pytest
 
-from scratchvit import backend
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.matcher import HungarianMatcher, NonFiniteCosts
 from scratchvit.detection.task import DetectionTask, prepare_detector, train_detector
@@ -368,12 +367,10 @@ def test_the_matcher_says_it_with_an_error_of_its_own():
 # --- what is asked of a device ---
 
 
-def test_a_step_waits_for_the_device_once(cuda, tmp_path, monkeypatch):
+def test_a_step_waits_for_the_device_once(cuda, tmp_path):
     """For the matcher; numbers for meters and logs are read when somebody looks."""
     counts = pytest.importorskip("fakegpu.device").counts
-    with monkeypatch.context() as patched:
-        patched.setattr(backend, "use", lambda name: None)      # the fixture has chosen the device
-        loop = prepare_detector(CONFIG, tmp_path / "run", log=quiet)
+    loop = prepare_detector(CONFIG.replace(device="gpu"), tmp_path / "run", log=quiet)
     batch = next(iter(loop.loader))
     loop.model.train()
     before = counts()["d2h"]
