@@ -66,9 +66,14 @@ translated=$!
 mapfile -t requirements < <("$python" -c '
 import sys, tomllib
 project = tomllib.load(open(sys.argv[1], "rb"))["project"]
-extras = project["optional-dependencies"]
-test = [name for name in extras["test"] if name != "scratchvit[mpi]"]      # which pip would look for in the index
-print(*project["dependencies"], *test, *extras["mpi"], sep="\n")' "$root/pyproject.toml")
+def extra(name):
+    for needed in project["optional-dependencies"][name]:
+        if needed.startswith("scratchvit["):        # pip would look for it in the index
+            for other in needed.removeprefix("scratchvit[").rstrip("]").split(","):
+                yield from extra(other)
+        else:
+            yield needed
+print(*project["dependencies"], *extra("test"), sep="\n")' "$root/pyproject.toml")
 install "${requirements[@]}" "nvidia-cuda-runtime-cu12==$cuda.*" "nvidia-cuda-nvcc-cu12==$cuda.*" \
     "nvidia-cuda-nvrtc-cu12==$cuda.*" "cupy-cuda12x==$cupy"
 wait "$translated" || exit 1
