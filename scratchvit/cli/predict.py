@@ -8,31 +8,23 @@ import json
 import sys
 from argparse import Namespace
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from scratchvit import data
-from scratchvit.cli._options import Parser, add_device, add_run_and_images, option_of, positive, run_and_images
+from scratchvit.cli._options import Parser, add_device, add_run_and_images, positive, run_and_images
 from scratchvit.cli._output import add_output, note_result
 from scratchvit.cli._precision import add_precision, precision_text
 from scratchvit.cli._text import labelled_lines, table
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
-from scratchvit.data.images import MODES, open_image, without_advice
+from scratchvit.data.images import without_advice
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable, write_atomically
-from scratchvit.models.checks import check_classifies
 from scratchvit.precision import computing_in, use_device
-from scratchvit.recording import no_grad
-from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
-from scratchvit.training.classification.evaluate import answers_of
-from scratchvit.weights.labels import class_names
-from scratchvit.weights.load import open_model
-from scratchvit.weights.preprocess import preprocessing_for
+from scratchvit.training.classification.classifier import Classifier, open_classifier
 
 RUN = (
     "a run folder of `scratchvit train`, a checkpoint in it, or third-party weights (.safetensors, .pth, .bin, .npz)"
@@ -40,19 +32,6 @@ RUN = (
 BATCH = 32
 
 Result = dict[str, Any]     # of a picture: "file_name", and "classes", a list of {"class", "probability"}, best first
-
-
-@dataclass
-class Classifier:
-    """A model with everything that is needed to classify a picture file."""
-
-    model: Any
-    name: str
-    classes: Sequence[str]
-    classes_from: str
-    loading: Sequence[str]                          # how the weights were loaded, as text
-    preprocessing: str                              # as text
-    read: Callable[[Path], NDArray[np.float32]]     # a picture file → (C, H, W)
 
 
 def _parse(argv: Sequence[str]) -> Namespace:
@@ -104,13 +83,13 @@ def predict(argv: Sequence[str]) -> int:
     given = _parse(argv)
     images = given.images
     use_device(given.device, given.precision)
-    # Unreadable files go to the reader of weights, which says what is wrong with them.
-    source = _from_run if is_checkpoint(given.checkpoint) else _from_weights
-    classifier = source(given)
+    classifier = open_classifier(
+        given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order, **sizes(given)
+    )
     rows = [
         ("model", f"{classifier.name} from {printable(given.checkpoint)}"),
         *(("", line) for line in classifier.loading),
-        ("preprocessing", printable(classifier.preprocessing)),
+        ("preprocessing", printable(classifier.prepares)),
         ("classes", f"{len(classifier.classes):,}, {printable(classifier.classes_from)}"),
         ("precision", precision_text(given.precision, given.device)),
     ]
@@ -172,56 +151,6 @@ def _as_file(results: Sequence[Result], suffix: str) -> bytes:
     return text.getvalue().encode("utf-8", "backslashreplace")      # names of files may be no UTF-8
 
 
-def _from_run(given: Namespace) -> Classifier:
-    """A Classifier from a checkpoint, which says its model and how pictures were preprocessed in training."""
-    path, labels = given.checkpoint, given.labels
-    for name in ("model", *sizes(given)):
-        if name != "model" or given.model is not None:
-            raise ScratchvitError(
-                f"{path} is a checkpoint and says which model it is: leave out {option_of(name)}"
-            )
-    model: Any
-    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
-    check_classifies(checkpoint.model_name, model.config)
-    about, num_classes = checkpoint.data, model.config.num_classes
-    if not num_classes:
-        raise ScratchvitError(f"{path} is a {checkpoint.model_name} without a classification head: use a classifier")
-    classes, classes_from = class_names(num_classes, labels, order=given.label_order or "torchvision")
-    if labels is None and len(about["classes"]) == num_classes:     # a head can be larger than the data
-        classes, classes_from = about["classes"], f"names from {about['name']}"
-    size, _, channels = about["image_shape"]
-    normalize = data.Normalize(about["mean"], about["std"])
-
-    def read(path: Path) -> NDArray[np.float32]:
-        return normalize(data.load_image(path, size, channels)[None])[0]
-
-    how = f"centre square to {size}×{size} (bicubic), as in training"
-    return Classifier(model, checkpoint.model_name, classes, classes_from, (), how, read)
-
-
-def _from_weights(given: Namespace) -> Classifier:
-    """A Classifier from third-party weights and the files in their folder: model, preprocessing, class names."""
-    path = given.checkpoint
-    model: Any
-    model, name, report = open_model(path, given.model, entry=given.entry, **sizes(given))
-    config = model.config
-    check_classifies(name, config)
-    if not config.num_classes:
-        raise ScratchvitError(f"{path} has no classification head: use weights that were trained to classify")
-    if config.in_chans not in MODES:
-        raise ScratchvitError(
-            f"{path} takes images of {config.in_chans} channels: picture files have 3 (RGB) or 1 (grey)"
-        )
-    prepare = preprocessing_for(name, path, config.img_size, config.in_chans, report.owner)
-    classes, classes_from = class_names(config.num_classes, given.labels, path, given.label_order)
-
-    def read(path: Path) -> NDArray[np.float32]:
-        return prepare(open_image(path, config.in_chans))
-
-    how = f"{prepare} ({prepare.source})"
-    return Classifier(model, name, classes, classes_from, str(report).splitlines(), how, read)
-
-
 def _probabilities(
     classifier: Classifier, pictures: Sequence[tuple[Path, NDArray[np.float32]]], precision: str
 ) -> Iterator[tuple[Path, NDArray[np.float32]]]:
@@ -229,8 +158,8 @@ def _probabilities(
     if not pictures:
         return
     images = np.stack([array for _, array in pictures])
-    with no_grad(), computing_in(precision), np.errstate(all="ignore"):     # what is not finite raises an error below
-        probabilities = answers_of(classifier.model, images).softmax(-1).numpy()
+    with computing_in(precision):
+        probabilities = classifier.probabilities(images)
     for (path, _), row in zip(pictures, probabilities):
         if not np.isfinite(row).all():
             raise ScratchvitError(f"{path}: the outputs of {classifier.name} are not finite; its weights are damaged")

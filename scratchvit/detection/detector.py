@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from PIL import Image
 
 from scratchvit import progress
@@ -101,9 +102,15 @@ class Detector:
     def in_pictures(self, pictures: Sequence[Image.Image]) -> list[Found]:
         """The detections in RGB pictures, with boxes in their pixels. They form one batch, padded to the largest."""
         sizes = [(picture.height, picture.width) for picture in pictures]
-        views = [self.view(size) for size in sizes]
-        shown = [self.normalize(np.asarray(view.of_picture(one))[None])[0] for view, one in zip(views, pictures)]
-        return self._found(*pad(shown), sizes)
+        return self._found(*pad([self.prepare(picture) for picture in pictures]), sizes)
+
+    def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
+        """An RGB picture as the model is given it, float32 (3, H, W): resized and normalised."""
+        return self.normalize(np.asarray(self.resized(picture))[None])[0]
+
+    def resized(self, picture: Image.Image) -> Image.Image:
+        """A picture at the size at which the model is given it."""
+        return self.view((picture.height, picture.width)).of_picture(picture)
 
     def view(self, size: tuple[int, int]) -> View:
         """The view of a picture of size (H, W) that the model is given."""

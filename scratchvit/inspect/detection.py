@@ -38,7 +38,7 @@ Maps = NDArray[np.float32]
 
 def as_seen(detector: Detector, picture: Image.Image) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
     """Preprocess an RGB picture for a detector: resized, uint8 (H, W, 3), and normalised, float32 (3, H, W)."""
-    pixels = np.asarray(detector.view((picture.height, picture.width)).of_picture(picture))
+    pixels = np.asarray(detector.resized(picture))
     return pixels, detector.normalize(pixels[None])[0]
 
 
