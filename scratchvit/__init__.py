@@ -1,6 +1,7 @@
 """Vision Transformers from scratch on NumPy and CuPy, with a hand-written autograd engine.
 
-`sv.data`, `sv.training`, `sv.detection`, `sv.recipes`, `sv.inspect` and `sv.costs` are imported when they are used.
+`sv.data`, `sv.training`, `sv.detection`, `sv.recipes`, `sv.inspect`, `sv.costs` and `sv.zoo` are imported when they are
+used.
 """
 
 import importlib
@@ -11,16 +12,16 @@ from scratchvit.backend import device, use
 from scratchvit.checkpoint import checkpoint
 from scratchvit.errors import ScratchvitError
 from scratchvit.gradcheck import GradcheckWarning, GradientError, gradcheck
-from scratchvit.models import create_model, list_models
 from scratchvit.plain import plain_forms
 from scratchvit.precision import autocast, autocast_dtype, matmul_precision, set_matmul_precision
 from scratchvit.recording import enable_grad, no_grad
 from scratchvit.tensor import Tensor
 from scratchvit.weights import load_weights
+from scratchvit.weights.pretrained import create_model, list_models
 
 __version__ = "0.1.0"
 
-_ON_DEMAND = ("costs", "data", "detection", "inspect", "recipes", "training")
+_ON_DEMAND = ("costs", "data", "detection", "inspect", "recipes", "training", "zoo")
 
 __all__ = [
     "GradcheckWarning", "GradientError", "ScratchvitError", "Tensor", "__version__", "autocast", "autocast_dtype",

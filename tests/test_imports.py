@@ -13,7 +13,7 @@ from scratchvit.cli import COMMANDS
 OPTIONAL = ("cupy", "matplotlib", "mpi4py", "pooch", "pycocotools", "sklearn", "torch", "yaml")
 SLOW = ("scipy", "multiprocessing.pool", "unittest", "asyncio")
 ON_DEMAND = tuple(f"scratchvit.{name}" for name in (
-    "cli", "costs", "data", "detection", "inspect", "recipes", "reports", "training",
+    "cli", "costs", "data", "detection", "inspect", "recipes", "reports", "training", "zoo",
 ))
 HELP = "from scratchvit.cli import main; main({!r})"
 A_STEP = """

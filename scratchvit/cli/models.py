@@ -13,6 +13,8 @@ from scratchvit.costs.counting import configured_shape, cost, readable_bytes
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import create_model, list_models, model_paper
 from scratchvit.nn import init
+from scratchvit.weights.pretrained import card_of, trained
+from scratchvit.weights.pretrained import list_models as list_pretrained
 
 ABSENT = "–"        # in the columns of attention, for a model without it
 
@@ -26,7 +28,10 @@ def models(argv: Sequence[str]) -> int:
         "GMACs: billions of multiply-adds in matrix products and convolutions. image: side or shape in pixels; for a\n"
         "clip, frames first. tokens: length of the sequence. attention: memory of the attention matrices in float32,\n"
         "over all layers and heads; with images of twice the side, a ViT has 4 times the tokens, and its attention\n"
-        "matrices are 16 times as large. `scratchvit cost NAME` shows one model layer by layer.",
+        "matrices are 16 times as large. `scratchvit cost NAME` shows one model layer by layer.\n\n"
+        "  scratchvit models --trained\n\n"
+        "The trained models of the package, with their accuracy on the test pictures (for detectors, AP). Commands\n"
+        "take their names in place of the folder of a run: scratchvit eval NAME.",
     )
     parser.add_argument(
         "pattern", nargs="?", default="*", metavar="PATTERN", help="a shell pattern, in quotes (default: all models)"
@@ -35,7 +40,13 @@ def models(argv: Sequence[str]) -> int:
         "--img-size", type=size, metavar="SIZE",
         help="image size: 384, or 384x288 (height x width) (default: each model's own)",
     )
+    parser.add_argument("--trained", action="store_true", help="list the trained models of the package")
     given = parser.parse_strictly(argv)
+    if given.trained:
+        if given.img_size is not None:
+            parser.error("--img-size is not for --trained: a trained model has the size of its training pictures")
+        print(_trained(given.pattern))
+        return 0
     names = list_models(given.pattern)
     if not names:
         wider = f"*{given.pattern}*"
@@ -58,6 +69,22 @@ def models(argv: Sequence[str]) -> int:
     for reason in left_out:
         print(f"left out: {reason}", file=sys.stderr)
     return 0
+
+
+def _trained(pattern: str) -> str:
+    """The trained models of the package as a table. Raises ScratchvitError if none matches the pattern."""
+    cards = [card_of(name) for name in list_pretrained(pattern, pretrained=True)]
+    if not cards:
+        raise ScratchvitError(f"no trained model matches {pattern!r}; there are {', '.join(trained())}")
+    rows = [("name", "task", "parameters", "on test", "data", "KiB", "trained")]
+    rows += [
+        (
+            card.name, card.task, f"{card.parameters / 1e6:.2f} M", card.quality, card.data["name"],
+            f"{card.bytes / 1024:,.0f}", card.date,
+        )
+        for card in cards
+    ]
+    return table(rows)
 
 
 def _row(name: str, options: dict[str, Any]) -> tuple[str, ...]:

@@ -28,7 +28,7 @@ UNSEEN = ("norm_eps", "window_rule")
 
 # Options in which a model may differ from the file's without a note: sizes, to which weights are adapted (this is
 # reported anyway), and those that only matter in training.
-_FREE = {
+FREE = {
     "img_size", "patch_size", "in_chans", "num_classes", "num_queries", "weight_init", "zero_init_last", "frozen_bn",
     "aux_loss", "query_groups", "denoising", "box_noise", "label_noise", "dropout", "drop_rate", "drop_path_rate",
     "pos_drop_rate", "proj_drop_rate", "attn_drop_rate",
@@ -157,7 +157,7 @@ def _differences(model: Module, origin: Described) -> list[str]:
         f"{key} is {getattr(config, key)} in this model and {value} in the file's, so their outputs differ: for the "
         f"file's, create the model with {key}={value!r}"
         for key, value in theirs.items()
-        if key not in _FREE and getattr(config, key, value) != value
+        if key not in FREE and getattr(config, key, value) != value
     ]
 
 

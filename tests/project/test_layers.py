@@ -24,7 +24,7 @@ FLOORS = [
     ["__init__"],               # what `import scratchvit` gives, with the weights and without what is above
     ["training", "doctor"],
     ["detection"],
-    ["recipes"],
+    ["recipes", "zoo"],
     ["inspect"],
     ["reports"],
     ["cli"],
