@@ -34,6 +34,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit detect RUN a.jpg      find objects: drawn, as a table, as JSON
 
   scratchvit models "vit_*"        list models with their size and cost
+  scratchvit models --trained      list small models that are trained already
   scratchvit cost MODEL            parameters, multiply-adds and memory by layer
   scratchvit profile MODEL         time of each op, and at best on this machine
   scratchvit show-augment a.jpg    a picture under every kind of augmentation
@@ -41,7 +42,8 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit probe RUN             a linear classifier on each layer (iGPT)
   scratchvit doctor                what is installed, and this machine's speed
 
-RUN is the folder of a run, a checkpoint, or weights of other libraries.
+RUN is the folder of a run, a checkpoint, weights of other libraries, or the
+name of a trained model of this package, such as vit_digits.
 `scratchvit COMMAND --help` explains a command and all its options.
 `scratchvit --version` prints the version. Tab completion in bash and zsh:
   pip install argcomplete && eval "$(register-python-argcomplete scratchvit)"

@@ -16,8 +16,8 @@ SENTENCES = 5       # largest number of skipped entries that are listed
 
 
 RUN = (
-    "a run folder of `scratchvit detect-train`, a checkpoint in it, or third-party DETR weights (.safetensors, .pth, "
-    ".bin, .npz)"
+    "a run folder of `scratchvit detect-train`, a checkpoint in it, the name of a trained detector (`scratchvit models "
+    "--trained`), or third-party DETR weights (.safetensors, .pth, .bin, .npz)"
 )
 
 

@@ -24,6 +24,7 @@ from scratchvit.cli._words import COMPLETING, complete_with, completed_by
 from scratchvit.data.folder import SUFFIXES, picture_files
 from scratchvit.errors import ScratchvitError
 from scratchvit.models import list_models, model_config
+from scratchvit.weights.pretrained import trained
 
 # What users of other programs type first → the option here.
 _KNOWN_ELSEWHERE = {
@@ -204,7 +205,7 @@ def add_run(parser: argparse.ArgumentParser, what: str) -> None:
     """Add the argument RUN, which can also be given as --checkpoint; `run_of` returns it. what: its help text."""
     action = parser.add_argument("run", nargs="?", type=Path, metavar="RUN", help=what)
     parser.usage = f"{parser.prog} RUN [options]"
-    completed_by(action, run_folders)
+    completed_by(action, runs_and_trained)
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
@@ -223,7 +224,7 @@ def add_run_and_images(parser: argparse.ArgumentParser, what: str) -> None:
         "words", nargs="*", type=Path, metavar="RUN IMAGE …", help=f"{what}; then picture files, or folders of them"
     )
     parser.usage = f"{parser.prog} RUN IMAGE [IMAGE …] [options]"
-    completed_by(action, lambda: [*run_folders(), *map(str, Path().glob("*"))])
+    completed_by(action, lambda: [*runs_and_trained(), *map(str, Path().glob("*"))])
     parser.add_argument("--checkpoint", type=Path, metavar="RUN", help="the same as the argument RUN")
 
 
@@ -243,6 +244,11 @@ def run_folders() -> list[str]:
     """The folders of runs below runs/, the latest first."""
     found = [path.parent for path in Path("runs").glob("*/config.json")]
     return [str(path) for path in sorted(found, key=lambda path: path.stat().st_mtime, reverse=True)]
+
+
+def runs_and_trained() -> list[str]:
+    """What RUN can be, for completion: the folders of runs, then the names of the trained models of the package."""
+    return [*run_folders(), *trained()]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

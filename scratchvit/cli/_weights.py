@@ -14,6 +14,7 @@ from scratchvit.models import list_models, model_config
 from scratchvit.training.checkpoint import is_checkpoint
 from scratchvit.weights.describe import describe
 from scratchvit.weights.labels import ORDERS
+from scratchvit.weights.pretrained import run_or_trained, trained
 
 PREFIX = "model."                                   # of the model's options in a namespace
 USUAL = ("img_size", "patch_size", "window_size")   # options of many models, offered while the model is unknown
@@ -83,7 +84,8 @@ def _named_in(argv: Sequence[str]) -> tuple[str | None, dict[str, Any]]:
         if chosen.model is not None:
             return chosen.model, {}
         # Values of options that are not known yet are among the words.
-        run = chosen.checkpoint or next((word for word in chosen.words if word.exists()), None)
-        if run and not is_checkpoint(run) and (found := describe(run)):
+        names = trained()
+        run = chosen.checkpoint or next((word for word in chosen.words if word.exists() or str(word) in names), None)
+        if run and not is_checkpoint(run := run_or_trained(run)) and (found := describe(run)):
             return found.name, found.options
     return None, {}

@@ -33,6 +33,7 @@ from scratchvit.detection.evaluation import write_results
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
 from scratchvit.precision import computing_in, use_device
+from scratchvit.weights.pretrained import run_or_trained
 
 READABLE = 512      # a picture whose longer side is below this is enlarged, so that the names on it can be read
 
@@ -51,7 +52,7 @@ def detect(argv: Sequence[str]) -> int:
     paths = given.images
     use_device(given.device, given.precision)
     detector = open_detector(
-        given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order
+        run_or_trained(given.checkpoint), given.model, given.labels, entry=given.entry, label_order=given.label_order
     )
     if given.short_side is not None:
         detector = detector.at(given.short_side)
@@ -105,6 +106,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         prog="scratchvit detect",
         description="Find objects in pictures: boxes with classes and scores, drawn, as a table, and as JSON.\n\n"
         "  scratchvit detect runs/NAME street.jpg\n"
+        "  scratchvit detect detr_scenes scene.png\n"
         "  scratchvit detect detr/model.safetensors holidays --json found.json\n"
         "  scratchvit detect runs/NAME test2017 --annotations image_info_test2017.json \\\n"
         "      --threshold 0 --json results.json\n\n"

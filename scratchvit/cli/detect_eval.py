@@ -19,6 +19,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable
 from scratchvit.precision import computing_in, use_device
 from scratchvit.training.folder import data_of_run
+from scratchvit.weights.pretrained import run_or_trained
 
 
 def detect_eval(argv: Sequence[str]) -> int:
@@ -27,6 +28,7 @@ def detect_eval(argv: Sequence[str]) -> int:
         prog="scratchvit detect-eval",
         description="Evaluate a detector: COCO's twelve AP and AR figures on a split of its data, and AP per class.\n\n"
         "  scratchvit detect-eval runs/NAME\n"
+        "  scratchvit detect-eval detr_scenes\n"
         "  scratchvit detect-eval detr/model.safetensors --data coco --split val\n"
         "  scratchvit detect-eval --results-of found.json --annotations test.json\n\n"
         "Classes of the detector and of the data are matched by name; results are written with the category ids of\n"
@@ -70,7 +72,9 @@ def detect_eval(argv: Sequence[str]) -> int:
     path = run_of(parser, given)
     check_can_be_written(given.results)
     use_device(given.device, given.precision)
-    detector = open_detector(path, given.model, given.labels, entry=given.entry, label_order=given.label_order)
+    detector = open_detector(
+        run_or_trained(path), given.model, given.labels, entry=given.entry, label_order=given.label_order
+    )
     splits = _splits(detector, given.data, given.skip_bad)
     dataset: DetectionDataset = getattr(splits, given.split)
     categories = matching_categories(dataset.classes, dataset.category_ids, detector, dataset.name)

@@ -19,6 +19,12 @@ from scratchvit.precision import computing_in, use_device
 from scratchvit.training.checkpoint import model_from_checkpoint
 from scratchvit.training.classification.evaluate import Meter
 from scratchvit.training.classification.evaluate import evaluate as measure
+from scratchvit.weights.pretrained import run_or_trained
+
+RUN = (
+    "a run folder of `scratchvit train`, a checkpoint in it, or the name of a trained model (`scratchvit models "
+    "--trained`)"
+)
 
 
 def evaluate(argv: Sequence[str]) -> int:
@@ -27,9 +33,10 @@ def evaluate(argv: Sequence[str]) -> int:
         prog="scratchvit eval",
         description="Evaluate a checkpoint: accuracy and loss on a split of its data, overall and per class.\n\n"
         "  scratchvit eval runs/NAME\n"
+        "  scratchvit eval vit_digits\n"
         "  scratchvit eval runs/NAME --data photos --split val",
     )
-    add_run(parser, "a run folder of `scratchvit train`, or a checkpoint in it")
+    add_run(parser, RUN)
     parser.add_argument("--data", help="other data with the same classes (default: the data of the run)")
     parser.add_argument("--data-dir", metavar="DIR", help="folder with the files of a named data set")
     parser.add_argument(
@@ -48,7 +55,7 @@ def evaluate(argv: Sequence[str]) -> int:
     path = run_of(parser, given)
 
     use_device(given.device, given.precision)
-    model, checkpoint = model_from_checkpoint(path, entry=given.entry)
+    model, checkpoint = model_from_checkpoint(run_or_trained(path), entry=given.entry)
     trained_on = checkpoint.data
     splits = splits_of(checkpoint, given.data, given.data_dir, given.skip_bad)
     part = given.split or splits.held_out[0]

@@ -19,6 +19,7 @@ from scratchvit.weights.export import export as write
 from scratchvit.weights.labels import class_names
 from scratchvit.weights.load import open_model
 from scratchvit.weights.preprocess import Preprocessing, preprocessing_for
+from scratchvit.weights.pretrained import run_or_trained
 
 
 def export(argv: Sequence[str]) -> int:
@@ -32,7 +33,8 @@ def export(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "checkpoint", nargs="?", type=Path, metavar="RUN",
-        help="a run folder of `scratchvit train`, or a checkpoint in it",
+        help="a run folder of `scratchvit train`, a checkpoint in it, or the name of a trained model (`scratchvit "
+        "models --trained`)",
     )
     parser.add_argument(
         "--out", type=Path, required=True, metavar="DIR", help="output folder; created if it does not exist"
@@ -51,7 +53,7 @@ def export(argv: Sequence[str]) -> int:
     backend.use("cpu")
     model: Any
     if given.checkpoint is not None:
-        model, checkpoint = model_from_checkpoint(given.checkpoint, entry=given.entry)
+        model, checkpoint = model_from_checkpoint(run_or_trained(given.checkpoint), entry=given.entry)
         name, about = checkpoint.model_name, checkpoint.data
         check_classifies(name, model.config)
         height, width, channels = about["image_shape"]

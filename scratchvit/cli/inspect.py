@@ -37,6 +37,7 @@ from scratchvit.models.detr import DETR
 from scratchvit.models.swin import SwinTransformer
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
 from scratchvit.weights.load import load_weights, open_model
+from scratchvit.weights.pretrained import run_or_trained
 
 OPTIONS = ("img_size", "patch_size", "window_size")     # fields of the model that the command can change
 
@@ -54,14 +55,15 @@ def inspect(argv: Sequence[str]) -> int:
         "of the run):\n\n"
         "  cross_attention.png    the decoder's cross-attention for each detection\n"
         "  encoder_attention.png  the encoder's self-attention, layer by layer\n\n"
+        "  scratchvit inspect swin_digits\n"
         "  scratchvit inspect swin_tiny_patch4_window7_224\n"
         "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors\n"
         "  scratchvit inspect runs/NAME --image cat.jpg",
     )
     parser.add_argument(
         "model", metavar="RUN|MODEL",
-        help="a run folder of `scratchvit train` or `detect-train`, a checkpoint, or the name of a model (see "
-        "`scratchvit models`)",
+        help="a run folder of `scratchvit train` or `detect-train`, a checkpoint, the name of a trained model (see "
+        "`scratchvit models --trained`), or that of a model (see `scratchvit models`)",
     )
     parser.add_argument(
         "--weights", type=Path, metavar="FILE", help="third-party weights for MODEL (default: random initial weights)"
@@ -120,7 +122,7 @@ def _read(
             return create_model(named, **options).eval(), f"{named} before training", [said]
         model, name, report = open_model(weights, named, entry=entry, **options)
         return model, name, [f"{name} from {weights}", *str(report).splitlines()]
-    path = Path(named)
+    path = run_or_trained(named)
     if weights is not None or not path.exists():
         close = difflib.get_close_matches(named, list_models(), n=1, cutoff=0.5)
         hint = f"; did you mean {close[0]}?" if close else ", see `scratchvit models`"
@@ -128,9 +130,9 @@ def _read(
         raise ScratchvitError(f"{named} is {what}{hint}")
     if not is_checkpoint(path):     # third-party weights with a config.json; other files raise an error here
         model, name, report = open_model(path, entry=entry, **options)
-        return model, name, [f"{name} from {path}", *str(report).splitlines()]
+        return model, name, [f"{name} from {named}", *str(report).splitlines()]
     model, checkpoint = model_from_checkpoint(path, entry=entry)
-    lines = [f"{checkpoint.model_name} from {path}"]
+    lines = [f"{checkpoint.model_name} from {named}"]
     if options:
         model = create_model(checkpoint.model_name, **checkpoint.model_args | options).eval()
         lines += str(load_weights(model, path, entry=entry)).splitlines()
@@ -180,7 +182,7 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     """Draw the attention of a DETR in a picture and print its detections as a table. Returns the files."""
     if given.token is not None:
         raise ScratchvitError(f"--token is only for a Swin, {name} is a DETR: name points with --point X,Y")
-    source = given.weights or Path(given.model)
+    source = given.weights or run_or_trained(given.model)
     if not source.exists():
         raise ScratchvitError(f"{name}: an untrained DETR has no detections to draw; name a run, or --weights")
     if given.image is None:

@@ -51,6 +51,8 @@ def models(argv: Sequence[str]) -> int:
     if not names:
         wider = f"*{given.pattern}*"
         hint = f"; did you mean \"{wider}\"?" if list_models(wider) else "; `scratchvit models` lists them all"
+        if list_pretrained(given.pattern, pretrained=True):
+            hint = "; that is a trained model, which --trained lists"
         raise ScratchvitError(f"no model matches {given.pattern!r}{hint}")
     backend.use("cpu")                          # the weights are placeholders: NumPy arrays of stride 0
     rows: list[tuple[str, ...]] = []

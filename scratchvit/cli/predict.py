@@ -25,9 +25,11 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.files import check_can_be_written, counted, printable, write_atomically
 from scratchvit.precision import computing_in, use_device
 from scratchvit.training.classification.classifier import Classifier, open_classifier
+from scratchvit.weights.pretrained import run_or_trained
 
 RUN = (
-    "a run folder of `scratchvit train`, a checkpoint in it, or third-party weights (.safetensors, .pth, .bin, .npz)"
+    "a run folder of `scratchvit train`, a checkpoint in it, the name of a trained model (`scratchvit models "
+    "--trained`), or third-party weights (.safetensors, .pth, .bin, .npz)"
 )
 BATCH = 32
 
@@ -40,6 +42,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
         prog="scratchvit predict",
         description="Classify pictures: the most probable classes of each, with their probabilities.\n\n"
         "  scratchvit predict runs/NAME cat.jpg dog.png\n"
+        "  scratchvit predict vit_digits digit.png\n"
         "  scratchvit predict vit/model.safetensors cat.jpg\n"
         "  scratchvit predict resnet50.pth cat.jpg --model resnet50 --labels names.txt\n\n"
         "Without --model, third-party weights need a config.json in their folder. Pictures are preprocessed as the\n"
@@ -84,7 +87,8 @@ def predict(argv: Sequence[str]) -> int:
     images = given.images
     use_device(given.device, given.precision)
     classifier = open_classifier(
-        given.checkpoint, given.model, given.labels, entry=given.entry, label_order=given.label_order, **sizes(given)
+        run_or_trained(given.checkpoint), given.model, given.labels, entry=given.entry, label_order=given.label_order,
+        **sizes(given),
     )
     rows = [
         ("model", f"{classifier.name} from {printable(given.checkpoint)}"),

@@ -15,6 +15,7 @@ from PIL import Image
 
 from scratchvit import progress
 from scratchvit.data import Normalize
+from scratchvit.data.images import eight_bit
 from scratchvit.detection.data.annotations import DetectionDataset
 from scratchvit.detection.data.batches import DetectionBatch, DetectionLoader, pad
 from scratchvit.detection.data.transforms import RandomResize, Step, View
@@ -100,13 +101,13 @@ class Detector:
         return dataclasses.replace(self, step=sizes, prepares=str(sizes))
 
     def in_pictures(self, pictures: Sequence[Image.Image]) -> list[Found]:
-        """The detections in RGB pictures, with boxes in their pixels. They form one batch, padded to the largest."""
+        """The detections in pictures, with boxes in their pixels. They form one batch, padded to the largest."""
         sizes = [(picture.height, picture.width) for picture in pictures]
         return self._found(*pad([self.prepare(picture) for picture in pictures]), sizes)
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
-        """An RGB picture as the model is given it, float32 (3, H, W): resized and normalised."""
-        return self.normalize(np.asarray(self.resized(picture))[None])[0]
+        """A picture of any size and mode as the model is given it, float32 (3, H, W): resized and normalised."""
+        return self.normalize(np.asarray(self.resized(eight_bit(picture, 3)))[None])[0]
 
     def resized(self, picture: Image.Image) -> Image.Image:
         """A picture at the size at which the model is given it."""

@@ -109,6 +109,22 @@ def checked_file(name: str) -> Path:
     return card.path
 
 
+def run_or_trained(named: str | Path) -> Path:
+    """The file or folder that a user names as RUN: the path or, if nothing is there, that of a trained model.
+
+    Raises ScratchvitError if nothing is there and the name is similar to that of a trained model, and for the file of a
+    trained model that was changed.
+    """
+    path, names = Path(named), trained()
+    if path.exists():
+        return path
+    if str(named) in names:
+        return checked_file(str(named))
+    if hint := _nearest(str(named), names):
+        raise ScratchvitError(f"there is no file, folder or trained model {named}{hint}")
+    return path         # whoever opens it says what is missing
+
+
 def create_model(name: str, *, pretrained: bool = False, seed: int = 0, **overrides: Any) -> Module:
     """Create a model by name, with weights drawn from the seed. Overrides replace fields of its configuration.
 

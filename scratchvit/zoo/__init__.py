@@ -13,7 +13,6 @@ This folder has a file of weights and a card for each; `weights.pretrained` read
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,7 +21,7 @@ from PIL import Image
 
 from scratchvit.detection.detector import Detector, open_detector
 from scratchvit.training.classification.classifier import Classifier, open_classifier
-from scratchvit.weights.pretrained import Card, card_of, checked_file, trained
+from scratchvit.weights.pretrained import Card, card_of, checked_file, run_or_trained, trained
 
 __all__ = ["Card", "Trained", "card_of", "load", "run_or_trained", "trained"]
 
@@ -49,7 +48,7 @@ class Trained:
         return self.opened.classes
 
     def prepare(self, picture: Image.Image) -> NDArray[np.float32]:
-        """A picture (of a detector: in RGB) as the model is given it, float32 (C, H, W)."""
+        """A picture of any size and mode as the model is given it, float32 (C, H, W)."""
         return self.opened.prepare(picture)
 
 
@@ -60,12 +59,3 @@ def load(name: str) -> Trained:
     """
     card, path = card_of(name), checked_file(name)
     return Trained(card, open_detector(path) if card.task == "detection" else open_classifier(path))
-
-
-def run_or_trained(named: str | Path) -> Path:
-    """The file or folder that is named as RUN: the path or, if nothing is there, that of a trained model of this name.
-
-    Raises ScratchvitError for the file of a trained model that was changed.
-    """
-    path = Path(named)
-    return path if path.exists() or str(named) not in trained() else checked_file(str(named))
