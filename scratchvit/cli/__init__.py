@@ -40,6 +40,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit show-augment a.jpg    a picture under every kind of augmentation
   scratchvit complete RUN          complete the upper halves of pictures (iGPT)
   scratchvit probe RUN             a linear classifier on each layer (iGPT)
+  scratchvit course                the course: notebooks in your browser
   scratchvit doctor                what is installed, and this machine's speed
 
 RUN is the folder of a run, a checkpoint, weights of other libraries, or the
@@ -66,6 +67,7 @@ COMMANDS = {
     "report": ("report", "report"),
     "complete": ("complete", "complete"),
     "probe": ("probe", "probe"),
+    "course": ("course", "course"),
     "doctor": ("doctor", "doctor"),
 }
 

@@ -27,6 +27,7 @@ FLOORS = [
     ["recipes", "zoo"],
     ["inspect"],
     ["reports"],
+    ["course"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}

@@ -1,0 +1,73 @@
+"""Chapters as static pages: what a reader sees at first, with marimo's scripts beside it, so that nothing is fetched.
+
+`marimo export html` writes pages that load scripts from a CDN. Here they load them from the folder `marimo` next to the
+pages, a copy of what is in the installed package. A browser loads modules only from a server, so the pages are
+served: `python -m http.server --directory FOLDER`.
+"""
+
+from __future__ import annotations
+
+import html
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from scratchvit.course.chapter import marimo
+from scratchvit.course.folder import LANGUAGES, title_of
+from scratchvit.errors import ScratchvitError
+from scratchvit.files import write_atomically
+
+ASSETS = "marimo"           # folder of the scripts, next to the pages
+
+_CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/@marimo-team/frontend@[^/\"']+/dist")
+
+
+def export_pages(notebooks: Sequence[Path], into: Path) -> Iterator[Path]:
+    """Write a page for each notebook and language, and an index; yields the path of each page when it is written.
+
+    Raises ScratchvitError if a notebook does not run to its end, or if a page would fetch something from a CDN.
+    """
+    static = Path(marimo().__file__).parent / "_static"
+    shutil.copytree(static, into / ASSETS, dirs_exist_ok=True, ignore=shutil.ignore_patterns("*.map", "CLAUDE.md"))
+    for notebook in notebooks:
+        for language in LANGUAGES:
+            page = into / f"{notebook.stem}.{language}.html"
+            write_atomically(page, _page(notebook, language).encode())
+            yield page
+    index = into / "index.html"
+    write_atomically(index, _index(notebooks).encode())
+    yield index
+
+
+def _page(notebook: Path, language: str) -> str:
+    command = [
+        sys.executable, "-m", "marimo", "export", "html", str(notebook), "--no-include-code", "--no-sandbox",
+        "--", "--lang", language, "--snapshot", "yes",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    if done.returncode:
+        raise ScratchvitError(f"{notebook.name} did not run to its end: {done.stderr.strip()[-2000:]}")
+    page = _CDN.sub(f"./{ASSETS}", done.stdout)
+    if "cdn.jsdelivr.net" in page:
+        raise ScratchvitError(f"{notebook.name}: this version of marimo loads its scripts in a way that is not known")
+    return page.replace('<html lang="en"', f'<html lang="{language}"')
+
+
+def _index(notebooks: Sequence[Path]) -> str:
+    """A page with links to all pages, a list for each language."""
+    lists = "".join(
+        f'<section lang="{language}"><h2>{name}</h2><ul>' + "".join(
+            f'<li><a href="{notebook.stem}.{language}.html">{html.escape(title_of(notebook, language))}</a></li>'
+            for notebook in notebooks
+        ) + "</ul></section>"
+        for language, name in LANGUAGES.items()
+    )
+    return (
+        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>scratchvit: the course</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        "<style>body { font: 1.05rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; padding: 0 1rem }"
+        f"</style><h1>scratchvit: the course</h1>{lists}</html>\n"
+    )
