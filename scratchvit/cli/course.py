@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from scratchvit.cli._options import Parser
 from scratchvit.cli._text import table
-from scratchvit.course.chapter import marimo
-from scratchvit.course.folder import LANGUAGES, chapters, find_chapter, folder, title_of
+from scratchvit.course.folder import LANGUAGES, chapters, find_chapter, title_of
 from scratchvit.course.pages import export_pages
+from scratchvit.course.server import serve
 
 
 def course(argv: Sequence[str]) -> int:
@@ -36,25 +34,16 @@ def course(argv: Sequence[str]) -> int:
         help="write pages that any web server can serve, in both languages; their controls do not move",
     )
     parser.add_argument("--port", type=int, metavar="PORT", help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--headless", action="store_true", help="print the address instead of opening a browser")
+    parser.add_argument("--headless", action="store_true", help="print the address, and open no browser")
     given = parser.parse_strictly(argv)
 
+    notebooks = chapters()
+    chosen = find_chapter(given.chapter) if given.chapter else None
     if given.list:
-        print(table([(path.stem, title_of(path, given.lang)) for path in chapters()]))
-        return 0
-    marimo()                # raises an error if it is missing
-    if given.export is not None:
-        notebooks = [find_chapter(given.chapter)] if given.chapter else chapters()
-        for path in export_pages(notebooks, given.export):
+        print(table([(path.stem, title_of(path, given.lang)) for path in notebooks]))
+    elif given.export is not None:
+        for path in export_pages([chosen] if chosen else notebooks, given.export):
             print(f"wrote {path}")
-        return 0
-    opened = find_chapter(given.chapter) if given.chapter else folder()
-    command = [
-        sys.executable, "-m", "marimo", "run", str(opened), "--host", "127.0.0.1",
-        *(["--port", str(given.port)] if given.port else []), *(["--headless"] if given.headless else []),
-        "--", "--lang", given.lang,
-    ]
-    try:
-        return subprocess.call(command)
-    except KeyboardInterrupt:       # marimo got it too, and has ended
-        return 0
+    else:
+        serve(notebooks, chosen, given.lang, given.port, given.headless)
+    return 0

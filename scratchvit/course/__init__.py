@@ -4,6 +4,7 @@
     source.py       an excerpt of our own source, with its file and lines
     chapter.py      Chapter: a notebook's language, text, code, figures and exercises
     folder.py       where the chapters are
+    server.py       the chapters in a browser
     pages.py        chapters as pages that need no Python
 """
 

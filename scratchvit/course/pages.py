@@ -7,7 +7,6 @@ served: `python -m http.server --directory FOLDER`.
 
 from __future__ import annotations
 
-import html
 import re
 import shutil
 import subprocess
@@ -16,7 +15,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from scratchvit.course.chapter import marimo
-from scratchvit.course.folder import LANGUAGES, title_of
+from scratchvit.course.folder import LANGUAGES
+from scratchvit.course.server import list_page
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import write_atomically
 
@@ -38,7 +38,7 @@ def export_pages(notebooks: Sequence[Path], into: Path) -> Iterator[Path]:
             write_atomically(page, _page(notebook, language).encode())
             yield page
     index = into / "index.html"
-    write_atomically(index, _index(notebooks).encode())
+    write_atomically(index, list_page(notebooks, "{stem}.{language}.html").encode())
     yield index
 
 
@@ -54,20 +54,3 @@ def _page(notebook: Path, language: str) -> str:
     if "cdn.jsdelivr.net" in page:
         raise ScratchvitError(f"{notebook.name}: this version of marimo loads its scripts in a way that is not known")
     return page.replace('<html lang="en"', f'<html lang="{language}"')
-
-
-def _index(notebooks: Sequence[Path]) -> str:
-    """A page with links to all pages, a list for each language."""
-    lists = "".join(
-        f'<section lang="{language}"><h2>{name}</h2><ul>' + "".join(
-            f'<li><a href="{notebook.stem}.{language}.html">{html.escape(title_of(notebook, language))}</a></li>'
-            for notebook in notebooks
-        ) + "</ul></section>"
-        for language, name in LANGUAGES.items()
-    )
-    return (
-        '<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>scratchvit: the course</title>'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        "<style>body { font: 1.05rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; padding: 0 1rem }"
-        f"</style><h1>scratchvit: the course</h1>{lists}</html>\n"
-    )
