@@ -25,13 +25,11 @@ from scratchvit.errors import ScratchvitError, WrongValue, missing
 _WORDS = {
     "en": {
         "right": "✓ Right.", "wrong": "✗ Not yet. Try again.", "open": "Not answered yet.", "answer": "Answer",
-        "lines": "lines", "language": "Language", "snapshot": "This page is a snapshot: its controls do not move. "
-        "`scratchvit course` opens the chapter with controls that do.",
+        "lines": "lines", "language": "Language",
     },
     "es": {
         "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.", "open": "Sin responder todavía.",
-        "answer": "Respuesta", "lines": "líneas", "language": "Idioma", "snapshot": "Esta página es una copia "
-        "estática: sus controles no se mueven. `scratchvit course` abre el capítulo con controles que sí lo hacen.",
+        "answer": "Respuesta", "lines": "líneas", "language": "Idioma",
     },
 }
 _SHARPNESS = 2              # pixels of a picture for one of the page
@@ -63,9 +61,11 @@ class Chapter:
 
     def in_language(self, language: str) -> Text:
         """The text in a language, "en" or "es". Raises ScratchvitError if there is none, or if it is damaged."""
-        return Text(read_prose(text_of(self.notebook, language)), language, bool(self._given("snapshot")))
+        return Text(read_prose(text_of(self.notebook, language)), language)
 
     def _given(self, name: str) -> str | None:
+        if self._marimo.app_meta().mode in (None, "test"):      # without a page and without a command line
+            return None
         for source in (self._marimo.query_params, self._marimo.cli_args):
             value = source().get(name)
             if value:
@@ -76,8 +76,8 @@ class Chapter:
 class Text:
     """The text of a chapter in one language. Called with the name of a section, it shows the section."""
 
-    def __init__(self, prose: Prose, language: str, snapshot: bool = False):
-        self.prose, self.language, self.snapshot = prose, language, snapshot
+    def __init__(self, prose: Prose, language: str):
+        self.prose, self.language = prose, language
         self._words = prose.words()
 
     def __call__(self, section: str, **values: Any) -> Any:

@@ -22,6 +22,10 @@ from scratchvit.files import write_atomically
 
 ASSETS = "marimo"           # folder of the scripts, next to the pages
 
+_SAID = {
+    "en": ("Contents", "A snapshot: its controls do nothing. <code>scratchvit course</code> opens live pages."),
+    "es": ("Índice", "Copia fija: sus controles no hacen nada. <code>scratchvit course</code> abre las páginas vivas."),
+}
 _CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/@marimo-team/frontend@[^/\"']+/dist")
 
 
@@ -45,7 +49,7 @@ def export_pages(notebooks: Sequence[Path], into: Path) -> Iterator[Path]:
 def _page(notebook: Path, language: str) -> str:
     command = [
         sys.executable, "-m", "marimo", "export", "html", str(notebook), "--no-include-code", "--no-sandbox",
-        "--", "--lang", language, "--snapshot", "yes",
+        "--", "--lang", language,
     ]
     done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
     if done.returncode:
@@ -53,4 +57,16 @@ def _page(notebook: Path, language: str) -> str:
     page = _CDN.sub(f"./{ASSETS}", done.stdout)
     if "cdn.jsdelivr.net" in page:
         raise ScratchvitError(f"{notebook.name}: this version of marimo loads its scripts in a way that is not known")
-    return page.replace('<html lang="en"', f'<html lang="{language}"')
+    page = page.replace('<html lang="en"', f'<html lang="{language}"')
+    return re.sub(r"<body[^>]*>", lambda body: body[0] + _bar(notebook, language), page, count=1)
+
+
+def _bar(notebook: Path, language: str) -> str:
+    """What stands above the page: links to the list and to the other language, and that nothing moves."""
+    contents, said = _SAID[language]
+    others = "".join(
+        f' · <a href="{notebook.stem}.{other}.html" lang="{other}" hreflang="{other}">{name}</a>'
+        for other, name in LANGUAGES.items() if other != language
+    )
+    style = "font: 0.9rem/1.5 system-ui, sans-serif; padding: 0.4rem 1rem; background: #eef3fb; color: #222"
+    return f'<nav style="{style}"><a href="index.html">{contents}</a>{others} · {said}</nav>'
