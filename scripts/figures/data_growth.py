@@ -10,7 +10,7 @@ multiply-adds, whatever its model and its data: with less data it sees the same 
 
 from __future__ import annotations
 
-from experiment import COLOURS, RESNET, RESNET_10, VIT, VIT_D64, Run, carry_out, grouped, macs, main, parse, write_csv
+from experiment import RESNET, RESNET_10, VIT, VIT_D64, Run, carry_out, growth, macs, main, parse, write_csv
 
 from scratchvit.data import load
 from scratchvit.inspect.figures import INK, sheet
@@ -59,24 +59,8 @@ def figure() -> None:
     )
     write_csv(rows, args.out / "data_growth.csv")
     with sheet(args.out / "data_growth.png", 1, 1, size=(6, 4)) as axes:
-        ax = axes[0, 0]
-        for colour, name in zip(COLOURS, MODELS):
-            points = grouped((row for row in rows if row["model"] == name), "images")
-            middle = [sum(values) / len(values) for values in points.values()]
-            spread = [
-                [mean - min(values) for mean, values in zip(middle, points.values())],
-                [max(values) - mean for mean, values in zip(middle, points.values())],
-            ]
-            ax.errorbar(points.keys(), middle, spread, color=colour, marker="o", linewidth=1.8, capsize=3, label=name)
-        ax.set_xscale("log")
-        ax.set_xticks([row["images"] for row in rows], [f"{row['images']:,}" for row in rows])
-        ax.minorticks_off()
-        ax.set_xlabel("training images, each seen as often as the same compute allows", color=INK)
-        ax.set_ylabel("test accuracy, %", color=INK)
-        ax.grid(axis="y", color="#dddddd", linewidth=0.7)
-        ax.spines[["top", "right", "left"]].set_visible(False)
-        ax.tick_params(colors=INK, length=0)
-        ax.legend(frameon=False)
+        growth(axes[0, 0], rows, MODELS)
+        axes[0, 0].set_xlabel("training images, each seen as often as the same compute allows", color=INK)
     print(args.out / "data_growth.png")
 
 

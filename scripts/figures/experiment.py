@@ -1,7 +1,9 @@
 """What the figures share: a list of runs, carried out one by one, a CSV of what came of them, and a picture.
 
 Every run has a folder of its own, as `scratchvit train` leaves it, with a result.json once it is done. A script that is
-stopped goes on where it was, in the middle of an epoch, when it is started again with the same --runs.
+stopped goes on where it was, in the middle of an epoch, when it is started again with the same --runs. The CSV is
+written after each run, and a run whose row is in it, with the same settings, is not made again. So a figure of many
+hours can be made in several days, and on several machines.
 """
 
 from __future__ import annotations
@@ -9,21 +11,22 @@ from __future__ import annotations
 import argparse
 import concurrent.futures
 import csv
+import hashlib
 import json
 import multiprocessing
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import scratchvit as sv
 from scratchvit.costs.counting import cost
-from scratchvit.data import list_datasets
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import write_atomically
-from scratchvit.training import TrainConfig, read_config, train
+from scratchvit.inspect.figures import INK
+from scratchvit.training import ClassificationTask, TrainConfig, TrainingLoop, read_config
 
 # A ViT that a CPU can train many times over, and the smallest ResNet of basic blocks, about as costly an image.
 # Positions are fixed and matrices drawn by their width, which little data wants (scratchvit/recipes/vit_digits.py).
@@ -41,10 +44,14 @@ COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377")    
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a figure: its settings, and the columns of the CSV that say which one it is."""
+    """One run of a figure: its settings, and the columns of the CSV that say which one it is.
+
+    task: for data that no name stands for, a task with its own `load_data`.
+    """
 
     config: TrainConfig
     columns: dict[str, Any]
+    task: type[ClassificationTask] = ClassificationTask
 
     @property
     def name(self) -> str:
@@ -52,10 +59,10 @@ class Run:
         return "-".join(str(value).replace(" ", "_") for value in self.columns.values())
 
 
-def parse(doc: str | None) -> argparse.Namespace:
+def parse(doc: str | None, data: str = "fashion-mnist") -> argparse.Namespace:
     """The options that every figure has."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", default="fashion-mnist", choices=list_datasets(), help="(default: %(default)s)")
+    parser.add_argument("--data", default=data, help="a named data set, or a folder of pictures (default: %(default)s)")
     parser.add_argument("--data-dir", help="where the files of a named data set are")
     parser.add_argument("--seeds", type=int, default=1, help="runs of each kind: other weights, order and subset")
     parser.add_argument("--runs", type=Path, default=Path("runs/figures"), help="where the runs are (%(default)s)")
@@ -82,12 +89,48 @@ def carry_out(runs: Sequence[Run], folder: Path, jobs: int = 1) -> list[dict[str
 
     Raises ScratchvitError, as `train` does, and where a folder holds a run with other settings.
     """
+    return list(_each(runs, folder, jobs))
+
+
+def _each(runs: Sequence[Run], folder: Path, jobs: int) -> Iterator[dict[str, Any]]:
+    """The rows of the runs, each as soon as it and those before it are done."""
+    folders = [folder / run.name for run in runs]
     if jobs == 1:
-        return [_carry_out(run, folder / run.name) for run in runs]
+        yield from map(_carry_out, runs, folders)
+        return
     os.environ["OMP_NUM_THREADS"] = "1"         # for the processes that are about to start
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(jobs, context) as pool:
-        return list(pool.map(_carry_out, runs, [folder / run.name for run in runs]))
+        yield from pool.map(_carry_out, runs, folders)
+
+
+def carry_on(runs: Sequence[Run], folder: Path, jobs: int, path: Path) -> list[dict[str, Any]]:
+    """As `carry_out`, but a run whose row is in the CSV `path` is not made, and the CSV is written after each run.
+
+    Rows have a column more, `settings`: a run with other settings than those of its row is made again.
+    """
+    known: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            known = list(csv.DictReader(file))
+    rows: list[dict[str, Any]] = []
+    for run in runs:
+        named = {**run.columns, "settings": settings(run.config)}
+        same = [row for row in known if all(row[column] == str(value) for column, value in named.items())]
+        rows.append(named | {name: json.loads(row[name]) for row in same[:1] for name in RESULTS})
+    left = [place for place, row in enumerate(rows) if "test_accuracy" not in row]
+    for place, row in zip(left, _each([runs[place] for place in left], folder, jobs)):
+        rows[place] |= row
+        write_csv([row for row in rows if "test_accuracy" in row], path)
+    return rows
+
+
+def settings(config: TrainConfig) -> str:
+    """Eight hexadecimal digits that change with every setting, but not with the folders of data and teacher."""
+    values = asdict(config.as_read_back())
+    teacher = config.teacher and Path(config.teacher).name
+    values |= {"data": Path(config.data).name, "data_dir": None, "teacher": teacher}
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def _carry_out(run: Run, folder: Path) -> dict[str, Any]:
@@ -97,7 +140,9 @@ def _carry_out(run: Run, folder: Path) -> dict[str, Any]:
             raise ScratchvitError(f"{folder} was made with other settings: name another --runs, or remove it")
     else:
         print(f"\n{folder}", flush=True)
-        result = train(run.config, folder, resume=(folder / "config.json").exists())
+        loop = TrainingLoop(run.task(run.config), run.config, folder, resume=(folder / "config.json").exists())
+        with loop.folder:
+            result = loop.run()
         values = {name: getattr(result, name) for name in RESULTS}
         write_atomically(done, json.dumps(values, indent=2).encode())
     return {**run.columns, **json.loads(done.read_text("utf-8"))}
@@ -120,6 +165,26 @@ def grouped(rows: Iterable[dict[str, Any]], *columns: str) -> dict[Any, list[flo
         key = tuple(row[column] for column in columns)
         groups[key[0] if len(key) == 1 else key].append(100 * row["test_accuracy"])
     return dict(groups)
+
+
+def growth(ax: Any, rows: Sequence[dict[str, Any]], names: Iterable[str]) -> None:
+    """Draw test accuracy against the number of training images, a line for each model: mean and ends of the seeds."""
+    for colour, name in zip(COLOURS, names):
+        points = grouped((row for row in rows if row["model"] == name), "images")
+        middle = [sum(values) / len(values) for values in points.values()]
+        spread = [
+            [mean - min(values) for mean, values in zip(middle, points.values())],
+            [max(values) - mean for mean, values in zip(middle, points.values())],
+        ]
+        ax.errorbar(points.keys(), middle, spread, color=colour, marker="o", linewidth=1.8, capsize=3, label=name)
+    ax.set_xscale("log")
+    ax.set_xticks([row["images"] for row in rows], [f"{row['images']:,}" for row in rows])
+    ax.minorticks_off()
+    ax.set_ylabel("test accuracy, %", color=INK)
+    ax.grid(axis="y", color="#dddddd", linewidth=0.7)
+    ax.spines[["top", "right", "left"]].set_visible(False)
+    ax.tick_params(colors=INK, length=0)
+    ax.legend(frameon=False)
 
 
 def main(figure: Callable[[], None]) -> None:
