@@ -69,6 +69,8 @@ def make(run: Path, out: Path, commit: str, machine: str) -> Card:
     if config.data not in ABOUT:
         raise ScratchvitError(f"{run}: add to ABOUT where the data {config.data} are from, and their license")
     again = command_line(program, config)
+    if again is None:
+        raise ScratchvitError(f"{run}: no command line has its settings, so nobody could train it again")
 
     path = out / f"{name}.safetensors"
     checkpoint = load_checkpoint(run)
@@ -80,26 +82,34 @@ def make(run: Path, out: Path, commit: str, machine: str) -> Card:
     content = path.read_bytes()
     ended = datetime.fromtimestamp(folder.last.stat().st_mtime, UTC)
     card = Card(
-        name, TASKS[command], checkpoint.model_name, checkpoint.model_args, model.num_parameters(),
-        {"name": config.data, "classes": checkpoint.data["classes"], **ABOUT[config.data]},
-        again, commit, machine, ended.date().isoformat(), round(sum(float(row["seconds"]) for row in rows), 1),
-        checkpoint.versions, stored, {key: value for key, value in before.items() if value != stored[key]},
-        len(content), hashlib.sha256(content).hexdigest(),
+        name=name,
+        task=TASKS[command],
+        model=checkpoint.model_name,
+        options=checkpoint.model_args,
+        parameters=model.num_parameters(),
+        data={"name": config.data, "classes": checkpoint.data["classes"], **ABOUT[config.data]},
+        command=again,
+        commit=commit,
+        machine=machine,
+        date=ended.date().isoformat(),
+        seconds=round(sum(float(row["seconds"]) for row in rows), 1),
+        versions=checkpoint.versions,
+        figures=stored,
+        in_float32={key: value for key, value in before.items() if value != stored[key]},
+        bytes=len(content),
+        sha256=hashlib.sha256(content).hexdigest(),
     )
     text = json.dumps(dataclasses.asdict(card), indent=2, ensure_ascii=False)
     write_atomically(out / f"{name}.json", f"{text}\n".encode())
     return card
 
 
-def command_line(program: Any, config: Any) -> str:
-    """The command that trains with these settings: a recipe, if one has them. Raises ScratchvitError if none does."""
+def command_line(program: Any, config: Any) -> str | None:
+    """The command that trains with these settings: that of a recipe, if one has them. None if there is none."""
     for recipe in list_recipes(program.kind):
         if load_recipe(recipe, program.kind).as_read_back() == config:
             return f"scratchvit {config.command} --recipe {recipe}"
-    words = program.command_line(config)
-    if words is None:
-        raise ScratchvitError("no command line has the settings of this run, so nobody could train it again")
-    return words
+    return program.command_line(config)
 
 
 def in_float16(name: str, array: np.ndarray) -> np.ndarray:
@@ -173,6 +183,7 @@ def run() -> None:
     parser.add_argument("--machine", help="that the runs were trained on (default: this processor)")
     parser.add_argument("--page", type=Path, default=ROOT / "docs" / "zoo.md", help="default: docs/zoo.md")
     given = parser.parse_args()
+    given.out.mkdir(parents=True, exist_ok=True)
     for folder in given.runs:
         card = make(folder, given.out, given.commit or records.commit(), given.machine or records.processor())
         print(f"{card.name}: {card.quality}, {card.bytes / 1024:,.0f} KiB")
