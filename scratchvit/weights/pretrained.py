@@ -96,7 +96,7 @@ def checked_file(name: str) -> Path:
     Raises ScratchvitError for a name that no trained model has, and for a file that is missing or was changed.
     """
     card = card_of(name)
-    way_out = "install scratchvit again: pip install --force-reinstall --no-deps scratchvit"
+    way_out = "install scratchvit again, or check the file out again"
     try:
         found = hashlib.sha256(card.path.read_bytes()).hexdigest()
     except OSError as error:
