@@ -10,9 +10,9 @@ from scratchvit.data.images import open_image, without_advice
 from scratchvit.errors import ScratchvitError
 
 
-def open_the_picture(path: Path) -> Image.Image:
+def open_the_picture(path: Path, channels: int = 3) -> Image.Image:
     """The picture that a command is about, by `open_image`. It cannot be left out, so an error asks for another one."""
     try:
-        return open_image(path)
+        return open_image(path, channels)
     except ScratchvitError as error:
         raise ScratchvitError(f"{without_advice(error)}; name another one") from error

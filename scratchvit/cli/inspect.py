@@ -1,4 +1,4 @@
-"""`scratchvit inspect`: drawings of the inside of a model, a Swin's windows or a DETR's attention."""
+"""`scratchvit inspect`: drawings of the inside of a model, a Swin's windows or the attention of a ViT or a DETR."""
 
 from __future__ import annotations
 
@@ -20,6 +20,10 @@ from scratchvit.cli._weights import add_entry
 from scratchvit.detection.detector import open_detector
 from scratchvit.errors import ScratchvitError
 from scratchvit.files import printable
+from scratchvit.inspect import attention_maps, class_attention, draw_attention, shows_attention
+from scratchvit.inspect.attention import attention_distance
+from scratchvit.inspect.attention_pictures import as_seen as as_picture
+from scratchvit.inspect.attention_pictures import draw_heads
 from scratchvit.inspect.detection import as_seen, cross_attention, encoder_attention
 from scratchvit.inspect.detection_pictures import (
     POINTS,
@@ -35,7 +39,9 @@ from scratchvit.inspect.swin_pictures import PICTURES, Scene, by, in_words
 from scratchvit.models import create_model, list_models
 from scratchvit.models.detr import DETR
 from scratchvit.models.swin import SwinTransformer
+from scratchvit.models.vit import VisionTransformer
 from scratchvit.training.checkpoint import is_checkpoint, model_from_checkpoint
+from scratchvit.training.classification.classifier import open_classifier
 from scratchvit.weights.load import load_weights, open_model
 from scratchvit.weights.pretrained import run_or_trained
 
@@ -51,10 +57,14 @@ def inspect(argv: Sequence[str]) -> int:
         "  masks.png      the attention masks of shifted windows\n"
         "  bias.png       the relative position bias of every block and head\n"
         "  receptive.png  the receptive field of a token, block by block\n\n"
+        "For a trained ViT, its attention to a picture, and how far its heads look:\n\n"
+        "  attention.png  the attention of the last layer, and the rollout over all layers\n"
+        "  heads.png      the attention of every head in every layer\n\n"
         "For a trained DETR, its detections in a picture, and two drawings (`scratchvit report` has more, on the data\n"
         "of the run):\n\n"
         "  cross_attention.png    the decoder's cross-attention for each detection\n"
         "  encoder_attention.png  the encoder's self-attention, layer by layer\n\n"
+        "  scratchvit inspect vit_digits --image digit.png\n"
         "  scratchvit inspect swin_digits\n"
         "  scratchvit inspect swin_tiny_patch4_window7_224\n"
         "  scratchvit inspect swinv2_tiny_window8_256 --weights model.safetensors\n"
@@ -79,11 +89,12 @@ def inspect(argv: Sequence[str]) -> int:
     )
     parser.add_argument(
         "--image", type=Path, metavar="FILE",
-        help="the picture that a DETR looks at; for a Swin, the background of the maps (default: white)",
+        help="the picture that a ViT or DETR looks at; for a Swin, the background of the maps (default: white)",
     )
     parser.add_argument(
         "--token", type=_token, metavar="Y,X",
-        help="Swin: row and column, from 0, of the stage 1 token whose receptive field is drawn (default: the middle)",
+        help="row and column, from 0, of a token: for a Swin, that of stage 1 whose receptive field is drawn (default: "
+        "the middle); for a ViT, the patch whose attention heads.png shows (default: that of the classifier's input)",
     )
     parser.add_argument(
         "--point", type=_point, action="append", metavar="X,Y", dest="points",
@@ -97,19 +108,23 @@ def inspect(argv: Sequence[str]) -> int:
     given = parser.parse_strictly(argv)
 
     backend.use("cpu")
-    options = {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
-    model, name, loaded = _read(given.model, given.weights, given.entry, options)
+    model, name, loaded = _read(given.model, given.weights, given.entry, _options(given))
     draw = next((draw for family, draw in FAMILIES.items() if isinstance(model, family)), None)
     if draw is None:
         raise ScratchvitError(
             f"{name} is a {type(model).__name__}, which `scratchvit inspect` cannot draw: use a Swin or Swin V2 "
-            '(`scratchvit models "swin*"`) or a DETR'
+            '(`scratchvit models "swin*"`), a ViT or a DETR'
         )
     for line in loaded:
         print(filled(line))
     for path in draw(model, name, given):
         print(f"wrote {path}")
     return 0
+
+
+def _options(given: Namespace) -> dict[str, Any]:
+    """The options of the model that were given, by name."""
+    return {name: value for name in OPTIONS if (value := getattr(given, name)) is not None}
 
 
 def _read(
@@ -218,8 +233,62 @@ def _detections(model: DETR, name: str, given: Namespace) -> list[Path]:
     return paths
 
 
+def _attention(model: VisionTransformer, name: str, given: Namespace) -> list[Path]:
+    """Draw the attention of a ViT to a picture and print how far its heads look. Returns the files."""
+    if given.points:
+        raise ScratchvitError(f"--point is only for a DETR, {name} is a ViT: name a patch with --token Y,X")
+    source = given.weights or run_or_trained(given.model)
+    if not source.exists():
+        raise ScratchvitError(
+            f"{name}: its weights are random, so its attention says nothing; name a run, a trained model such as "
+            "vit_digits, or --weights"
+        )
+    if given.image is None:
+        raise ScratchvitError(f"{name} needs a picture: name one with --image")
+    if not shows_attention(model):
+        raise ScratchvitError(f"{name} has {model.num_tokens:,} tokens, too many to draw: use a smaller --img-size")
+    classifier = open_classifier(source, given.model if given.weights else None, entry=given.entry, **_options(given))
+    model, grid, prefix = classifier.model, classifier.model.patch_embed.grid_size, classifier.model.num_prefix_tokens
+    token = given.token
+    if token is not None and (token[0] >= grid[0] or token[1] >= grid[1]):
+        raise ScratchvitError(
+            f"there is no patch in row {token[0]}, column {token[1]}: there are rows 0 … {grid[0] - 1} and columns "
+            f"0 … {grid[1] - 1}"
+        )
+    image = classifier.prepare(open_the_picture(given.image, model.config.in_chans))
+    chances, maps = classifier.probabilities(image[None])[0], attention_maps(model, image[None])
+    (H, W), best = image.shape[1:], int(chances.argmax())
+
+    print(filled(f"{given.image}: {printable(classifier.classes[best])}, with a probability of {chances[best]:.1%}"))
+    print(filled(f"image {H}×{W} pixels, patches of {by((H // grid[0], W // grid[1]))}; mean distance of attention in "
+                 "pixels"))
+    print()
+    far = attention_distance(maps, prefix, grid, (H / grid[0], W / grid[1]))
+    rows: list[tuple[str, ...]] = [("layer", "nearest head", "all heads", "farthest head")]
+    rows += [
+        (str(layer), *(f"{value:.1f}" for value in (heads.min(), heads.mean(), heads.max())))
+        for layer, heads in enumerate(far)
+    ]
+    print(f"{table(rows)}\n")
+
+    make_folder(given.out)
+    paths, picture = [given.out / "attention.png", given.out / "heads.png"], as_picture(image)
+    draw_attention(model, picture[None], lambda _: image[None], [best], classifier.classes, paths[0])
+    if token is None:
+        of_heads = np.stack([class_attention(of_layer[0], prefix, grid) for of_layer in maps])
+        of_what = "class token" if prefix else "mean over all patches"
+    else:
+        row = prefix + token[0] * grid[1] + token[1]
+        of_heads = maps[:, 0, :, row, prefix:].reshape(*maps.shape[:1], maps.shape[2], *grid)
+        of_what = f"patch in row {token[0]}, column {token[1]}"
+    draw_heads(picture, of_heads, f"attention: {of_what}", paths[1], token)
+    return paths
+
+
 # For each family of models, the function that draws, prints the table, and returns the files.
-FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {SwinTransformer: _windows, DETR: _detections}
+FAMILIES: dict[type, Callable[[Any, str, Namespace], list[Path]]] = {
+    SwinTransformer: _windows, DETR: _detections, VisionTransformer: _attention,
+}
 
 
 def _token(text: str) -> tuple[int, int]:

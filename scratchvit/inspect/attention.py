@@ -3,6 +3,7 @@
     maps = attention_maps(model, images)        # (layers, B, heads, N, N), each row a distribution over N tokens
     flow = rollout(maps)                        # (B, N, N), the layers multiplied up
     heat = class_attention(flow, prefix, grid)  # (B, rows, columns), attention of the classifier's input to each patch
+    far = attention_distance(maps, prefix, grid, patch)     # (layers, heads), in pixels
 """
 
 from __future__ import annotations
@@ -57,3 +58,19 @@ def class_attention(attention: np.ndarray, num_prefix_tokens: int, grid_size: tu
     """
     row = attention[:, 0] if num_prefix_tokens else attention.mean(axis=1)          # (B, N)
     return row[:, num_prefix_tokens:].reshape(-1, *grid_size)
+
+
+def attention_distance(
+    maps: np.ndarray, num_prefix_tokens: int, grid_size: tuple[int, int], patch_size: tuple[float, float]
+) -> np.ndarray:
+    """How far each head looks, in pixels (layers, heads): the attention distance of ViT (2010.11929, §4.5, Figure 7).
+
+    It is the mean of the distances between the centres of two patches i and j, weighted by the attention of i to j,
+    over all i. maps (layers, B, heads, N, N); patch_size (height, width) in pixels. Class and distillation tokens have
+    no place and are left out: what a patch attends to among the patches is divided by its sum.
+    """
+    cells = np.indices(grid_size).reshape(2, -1).T * np.array(patch_size, np.float64)           # (patches, 2)
+    apart = np.linalg.norm(cells[:, None] - cells, axis=-1)                                     # (patches, patches)
+    among = maps[..., num_prefix_tokens:, num_prefix_tokens:].astype(np.float64)
+    far = (among * apart).sum(axis=-1) / among.sum(axis=-1)
+    return far.mean(axis=(1, 3))

@@ -16,6 +16,8 @@ from scratchvit.inspect import (
     rollout,
     shows_attention,
 )
+from scratchvit.inspect.attention import attention_distance
+from scratchvit.inspect.attention_pictures import as_seen, draw_heads
 from scratchvit.inspect.figures import overlay, read_metrics
 from scratchvit.models import create_model
 from scratchvit.nn import Linear
@@ -157,3 +159,45 @@ def test_a_history_that_cannot_be_read_is_one_sentence(tmp_path: Path, text, sen
         (tmp_path / "metrics.csv").write_text(text)
     with pytest.raises(sv.ScratchvitError, match=f"metrics.csv {sentence}"):
         read_metrics(tmp_path / "metrics.csv")
+
+
+def test_the_attention_distance_equals_its_formula_written_as_loops():
+    """Two rows of three patches of 4 × 2 pixels, after a class token."""
+    maps = seeded(1).random((2, 3, 4, 7, 7))
+    expected = np.zeros((2, 4))
+    for layer, head in np.ndindex(2, 4):
+        of_patches = []
+        for image, i in np.ndindex(3, 6):
+            weights = maps[layer, image, head, 1 + i, 1:]
+            apart = [np.hypot(4 * (i // 3 - j // 3), 2 * (i % 3 - j % 3)) for j in range(6)]
+            of_patches.append(np.dot(weights, apart) / weights.sum())
+        expected[layer, head] = np.mean(of_patches)
+    np.testing.assert_allclose(attention_distance(maps, 1, (2, 3), (4, 2)), expected, rtol=1e-12)
+
+
+def test_attention_to_oneself_has_no_distance():
+    maps = np.broadcast_to(np.eye(5, dtype=np.float32), (1, 1, 2, 5, 5))
+    assert not attention_distance(maps, 1, (2, 2), (8, 8)).any()
+
+
+def test_a_sheet_of_heads_shows_each_map_in_its_place(tmp_path, monkeypatch):
+    """A map that is 1 at one patch is bright there, in the row of its layer and the column of its head."""
+    from matplotlib.axes import Axes
+
+    shown = []
+    monkeypatch.setattr(Axes, "imshow", lambda self, array, **_: shown.append(array))
+    maps = np.zeros((2, 3, 4, 4), np.float32)
+    maps[1, 2, 0, 3] = 1
+    draw_heads(np.zeros((16, 16, 1), np.uint8), maps, "title", tmp_path / "heads.png", patch=(3, 0))
+    (sheet,) = shown
+    tile = sheet[-112:, -112:]
+    assert sheet.shape == (2 * 112 + 8, 3 * 112 + 2 * 8, 3)
+    assert tile[10, -10].sum() > 400 > tile[60, 40].sum()
+    assert (tile[-1, :20] == 255).all()                     # the frame
+    assert sheet[10, 100].sum() < 100                       # the first head of the first layer
+
+
+def test_what_a_model_is_given_is_shown_from_its_smallest_to_its_largest_number():
+    image = np.array([[[-1.0, 1.0], [0.0, -1.0]]], np.float32)
+    assert as_seen(image)[..., 0].tolist() == [[0, 255], [128, 0]]
+    assert not as_seen(np.ones((3, 2, 2), np.float32)).any()

@@ -263,9 +263,35 @@ def test_a_name_with_a_mistake(words, elsewhere, capsys):
 @pytest.mark.slow
 def test_inspect_draws_trained_models(elsewhere, capsys):
     pytest.importorskip("matplotlib")
+    to_picture(load_digits().test.images([1])[0]).save("digit.png")
     load_scenes().test.picture(0).save("scene.png")
-    assert main(["inspect", "swin_digits"]) == 0
-    assert main(["inspect", "detr_scenes", "--image", "scene.png"]) == 0
+    assert main(["inspect", "swin_digits", "--out", "swin"]) == 0
+    assert main(["inspect", "detr_scenes", "--image", "scene.png", "--out", "detr"]) == 0
     out = capsys.readouterr().out
     assert "swin_tiny_patch4_window7_224 from swin_digits" in out and "before training" not in out
-    assert Path("inspect/bias.png").is_file() and Path("inspect/cross_attention.png").is_file()
+    assert Path("swin/bias.png").is_file() and Path("detr/cross_attention.png").is_file()
+
+    assert main(["inspect", "vit_digits", "--image", "digit.png", "--out", "vit"]) == 0
+    *_, first, second, third, fourth, _, _, _ = capsys.readouterr().out.splitlines()
+    for layer, line in enumerate((first, second, third, fourth)):
+        number, nearest, mean, farthest = map(float, line.split())
+        assert number == layer and 0 < nearest <= mean <= farthest < 12 * 2**0.5    # of the corners' patches
+    drawn = Path("vit/heads.png").read_bytes()
+    assert Path("vit/attention.png").is_file()
+    assert main(["inspect", "vit_digits", "--image", "digit.png", "--out", "vit", "--token", "0,3"]) == 0
+    assert Path("vit/heads.png").read_bytes() != drawn
+
+
+@pytest.mark.parametrize(("words", "said"), [
+    (["vit_digits"], "needs a picture: name one with --image"),
+    (["vit_digits", "--point", "0,0"], "--point is only for a DETR"),
+    (["vit_digits", "--image", "digit.png", "--token", "4,0"], "rows 0 … 3 and columns 0 … 3"),
+    (["vit_digits", "--image", "digit.png", "--img-size", "8"], "leave out --img-size"),
+    (["vit_digits", "--weights", "x.pth"], "vit_digits is not the name of a model"),
+    (["vit_tiny_patch16_224", "--image", "digit.png"], "its weights are random"),
+])
+def test_what_inspect_refuses_of_a_vit(words, said, elsewhere, capsys):
+    to_picture(load_digits().test.images([1])[0]).save("digit.png")
+    assert main(["inspect", *words]) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1 and not Path("inspect").exists()
