@@ -24,11 +24,13 @@ from scratchvit.errors import ScratchvitError, WrongValue, missing
 
 _WORDS = {
     "en": {
-        "right": "✓ Right.", "wrong": "✗ Not yet. Try again.", "open": "Not answered yet.", "answer": "Answer",
-        "lines": "lines", "language": "Language",
+        "right": "✓ Right.", "wrong": "✗ Not yet. Try again.",
+        "open": "Not answered yet. (A number counts after Enter.)",
+        "answer": "Answer", "lines": "lines", "language": "Language",
     },
     "es": {
-        "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.", "open": "Sin responder todavía.",
+        "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.",
+        "open": "Sin responder todavía. (Un número cuenta después de Intro.)",
         "answer": "Respuesta", "lines": "líneas", "language": "Idioma",
     },
 }
@@ -99,6 +101,10 @@ class Text:
         where = f"`{found.path}`, {self._own('lines')} {found.first}–{found.last}"
         shown = marimo().md(f"{where}\n\n```python\n{found.code}\n```")
         return marimo().Html(f'<div class="course-code">{shown.text}</div>')
+
+    def output(self, words: str) -> Any:
+        """What a program said, as it said it; long lines are wrapped."""
+        return marimo().Html(f'<pre class="course-output">{html.escape(words)}</pre>')
 
     def figure(self, figure: Any, section: str, **values: Any) -> Any:
         """A figure of Matplotlib's with the description and the caption of its section.
