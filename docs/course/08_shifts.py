@@ -121,7 +121,7 @@ def _(Figure, SIDE, TOKEN, depth, inspected, mo, np, photo, shifts, text, token_
         return inspected.reach(blocks, token)
 
     def draw_reach(fields, token):
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=(5, 2.7), layout="constrained")
         for ax, (title, field) in zip(figure.subplots(1, 2), fields.items()):
             large = field.repeat(TOKEN, axis=0).repeat(TOKEN, axis=1)[..., None]
             ax.imshow(np.where(large, photo, photo // 4 + 180))
@@ -200,7 +200,7 @@ def _(
 ):
     def draw_leak(picture, with_mask, without):
         """A digit, and what the corner window attends to: with the mask, without it, and the share that leaks."""
-        figure = Figure(figsize=(7, 2.6), layout="constrained")
+        figure = Figure(figsize=(5, 2.0), layout="constrained")
         axes = figure.subplots(1, 3)
         axes[0].imshow(picture, cmap="gray_r")
         axes[0].set_title(f"$i = {which.value}$", fontsize=11)
@@ -252,7 +252,7 @@ def _(mo, side, text):
 @app.cell
 def _(Figure, key, mo, np, parts, query, shifts, side, text):
     def index_figure(M, query, key):
-        figure = Figure(figsize=(6.4, 3.4), layout="constrained")
+        figure = Figure(figsize=(5, 2.8), layout="constrained")
         pairs, table = figure.subplots(1, 2)
         shifts.draw_index(pairs, table, M, query, key)
         pairs.set(xlabel=text.word("key"), ylabel=text.word("query"), title=f"$N \\times N$, $N = {M * M}$")
@@ -294,7 +294,7 @@ def _(
 ):
     def draw_tables(heads):
         M = (heads.shape[1] + 1) // 2
-        figure = Figure(figsize=(1.5 * len(heads) + 1, 2.2), layout="constrained")
+        figure = Figure(figsize=(1.2 * len(heads) + 1.2, 2.2), layout="constrained")
         largest = np.abs(heads).max()
         for h, (ax, table) in enumerate(zip(figure.subplots(1, len(heads), squeeze=False)[0], heads), start=1):
             drawn = ax.imshow(
