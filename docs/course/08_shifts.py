@@ -116,7 +116,7 @@ def _(mo, text):
 @app.cell
 def _(Figure, SIDE, TOKEN, depth, inspected, mo, np, photo, shifts, text, token_column, token_row, window):
     def reached(window, shift, depth, token):
-        """The tokens that a token depends on after `depth` blocks, every second of them shifted: bool (h, w)."""
+        """What a token depends on after some blocks, bool (h, w)."""
         blocks = [shifts.block_of(SIDE, window, shift if i % 2 else 0) for i in range(depth)]
         return inspected.reach(blocks, token)
 
@@ -156,7 +156,7 @@ def _(Image, data, np, sv, zoo):
     images = np.stack([trained.prepare(Image.fromarray(picture)) for picture in pictures])
 
     def right_answers():
-        """How many of the test digits the trained Swin reads correctly, as it is now."""
+        """The number of test digits that are read correctly now."""
         with sv.no_grad():
             logits = trained.model(images).numpy()
         return int((logits.argmax(axis=1) == digits.labels).sum())
@@ -168,14 +168,14 @@ def _(Image, data, np, sv, zoo):
 @app.cell
 def _(images, np, ops, parts, right_answers, shifted_block, shifts, sv, trained):
     def shifted_attention(pictures, masked):
-        """The attention of the shifted block, (B, nW, N, N), with its mask or without."""
+        """The attention of the shifted block, (B, nW, N, N)."""
         regions = shifted_block.regions if masked else None
         with shifts.changed(shifted_block, regions=regions), sv.no_grad(), ops.record_attention() as maps:
             trained.model(pictures)
         return maps[1].reshape(len(pictures), -1, *maps[1].shape[-2:])
 
     def share_across(pictures):
-        """The share of attention that goes to tokens from the other side of the map if there is no mask, 0 … 1."""
+        """The share of attention that crosses the edges of the map, unmasked."""
         allowed = parts.same_region(shifted_block.regions, 1)[:, 0]             # (nW, N, N)
         return float(np.mean((shifted_attention(pictures, False) * ~allowed).sum(axis=-1)))
 
@@ -199,7 +199,7 @@ def _(
     Figure, across, digits, images, intact, mo, pictures, shifted_attention, text, unmasked, unshifted, which,
 ):
     def draw_leak(picture, with_mask, without):
-        """A digit, and what the corner window attends to: with the mask, without it, and the share that leaks."""
+        """A digit, and the attention of the corner window."""
         figure = Figure(figsize=(5, 2.0), layout="constrained")
         axes = figure.subplots(1, 3)
         axes[0].imshow(picture, cmap="gray_r")
@@ -338,12 +338,14 @@ def _(answer_1, answer_2, answer_3, mo, parts, shifts, text):
         int(parts.relative_position_index((4, 4))[2 * 4 + 1, 0 * 4 + 3]),
         100 * float(shifts.shares_allowed(shifts.block_of(8, 4, 2))[-1]),
     )
+    def right(given, wanted):
+        return None if given.value is None else given.value == wanted
+
     mo.vstack([
         text("exercises"),
-        *(
-            text.exercise(f"exercise-{i}", given, None if given.value is None else given.value == right, f"answer-{i}")
-            for i, (given, right) in enumerate(zip((answer_1, answer_2, answer_3), solutions), start=1)
-        ),
+        text.exercise("exercise-1", answer_1, right(answer_1, solutions[0]), "answer-1"),
+        text.exercise("exercise-2", answer_2, right(answer_2, solutions[1]), "answer-2"),
+        text.exercise("exercise-3", answer_3, right(answer_3, solutions[2]), "answer-3"),
         text("big-world"),
     ])
     return (solutions,)
