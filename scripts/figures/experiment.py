@@ -109,19 +109,25 @@ def carry_on(runs: Sequence[Run], folder: Path, jobs: int, path: Path) -> list[d
 
     Rows have a column more, `settings`: a run with other settings than those of its row is made again.
     """
-    known: list[dict[str, str]] = []
-    if path.exists():
-        with path.open(encoding="utf-8", newline="") as file:
-            known = list(csv.DictReader(file))
-    rows: list[dict[str, Any]] = []
-    for run in runs:
-        named = {**run.columns, "settings": settings(run.config)}
-        same = [row for row in known if all(row[column] == str(value) for column, value in named.items())]
-        rows.append(named | {name: json.loads(row[name]) for row in same[:1] for name in RESULTS})
+    rows = recorded(runs, path)
     left = [place for place, row in enumerate(rows) if "test_accuracy" not in row]
     for place, row in zip(left, _each([runs[place] for place in left], folder, jobs)):
         rows[place] |= row
         write_csv([row for row in rows if "test_accuracy" in row], path)
+    return rows
+
+
+def recorded(runs: Sequence[Run], path: Path) -> list[dict[str, Any]]:
+    """The rows of the runs in the CSV `path`; those that are not there have no results yet."""
+    known: list[dict[str, str]] = []
+    if path.exists():
+        with path.open(encoding="utf-8", newline="") as file:
+            known = list(csv.DictReader(file))
+    rows = []
+    for run in runs:
+        named = {**run.columns, "settings": settings(run.config)}
+        same = [row for row in known if all(row[column] == str(value) for column, value in named.items())]
+        rows.append(named | {name: json.loads(row[name]) for row in same[:1] for name in RESULTS})
     return rows
 
 

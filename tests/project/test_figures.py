@@ -19,6 +19,7 @@ from tests.support.scripts import SCRIPTS, import_script
     [
         ("data_growth", {("model", "fraction"): 4}, 0.5),
         ("augreg_grid", {("model", "regularisation", "augment"): 4}, 0.5),
+        ("better_teacher", {("model",): 6}, 0.5),
         ("distillation", {("model",): 5}, 0.5),
         ("long_training", {("epochs", "augment", "regularisation"): 8}, 0.5),
         ("relations", {("model", "images"): 4}, 0.0),       # where a ViT has learned nothing after 20 steps
