@@ -15,6 +15,7 @@ from scratchvit.errors import ScratchvitError
 from scratchvit.reports.classification import open_run, write_report
 from scratchvit.reports.detection import open_detection_run, write_detection_report
 from scratchvit.training.folder import command_of, data_of_run
+from scratchvit.weights.pretrained import trained
 
 
 def report(argv: Sequence[str]) -> int:
@@ -35,6 +36,11 @@ def report(argv: Sequence[str]) -> int:
     add_device(parser)
     given = parser.parse_strictly(argv)
 
+    if not given.run.exists() and str(given.run) in trained():
+        raise ScratchvitError(
+            f"{given.run} is a trained model of the package, which has no run to report on; `scratchvit eval` and "
+            "`detect-eval` measure it, and `scratchvit inspect` draws it"
+        )
     backend.use(given.device)
     out = given.out or given.run / "report.html"
     write = _of_detector if command_of(given.run) == DetectConfig.command else _of_classifier

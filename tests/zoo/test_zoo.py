@@ -63,6 +63,7 @@ def test_the_accuracy_on_the_test_digits_is_that_of_the_card(name, capsys):
 @pytest.mark.slow
 def test_the_average_precision_on_the_test_scenes_is_that_of_the_card(capsys):
     """Rounding, which differs between processors, may exchange boxes of nearly equal scores."""
+    pytest.importorskip("pycocotools")
     assert main(["detect-eval", "detr_scenes", "--json"]) == 0
     found, card = json.loads(capsys.readouterr().out.splitlines()[-1]), zoo.card_of("detr_scenes")
     assert (found["split"], found["images"]) == (card.figures["split"], card.figures["images"])
@@ -249,6 +250,11 @@ def test_a_file_or_folder_of_that_name_comes_first(elsewhere, capsys):
     Path("vit_digits").mkdir()
     assert main(["eval", "vit_digits"]) == 1
     assert "vit_digits/best.safetensors" in capsys.readouterr().err.replace("\\", "/")
+
+
+def test_there_is_no_report_of_a_trained_model(elsewhere, capsys):
+    assert main(["report", "vit_digits"]) == 1
+    assert "no run to report on" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("words", [
