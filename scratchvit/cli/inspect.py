@@ -58,7 +58,7 @@ def inspect(argv: Sequence[str]) -> int:
         "  bias.png       the relative position bias of every block and head\n"
         "  receptive.png  the receptive field of a token, block by block\n\n"
         "For a trained ViT, its attention to a picture, and how far its heads look:\n\n"
-        "  attention.png  the attention of the last layer, and the rollout over all layers\n"
+        "  attention.png  the last layer's attention, and the rollout over all layers\n"
         "  heads.png      the attention of every head in every layer\n\n"
         "For a trained DETR, its detections in a picture, and two drawings (`scratchvit report` has more, on the data\n"
         "of the run):\n\n"
