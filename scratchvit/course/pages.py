@@ -7,10 +7,12 @@ served: `python -m http.server --directory FOLDER`.
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -51,7 +53,10 @@ def _page(notebook: Path, language: str) -> str:
         sys.executable, "-m", "marimo", "export", "html", str(notebook), "--no-include-code", "--no-sandbox",
         "--", "--lang", language,
     ]
-    done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8")
+    with tempfile.TemporaryDirectory() as aside:
+        # marimo saves what the cells showed next to the notebook, unless Python keeps what it compiles elsewhere.
+        environment = os.environ | {"PYTHONPYCACHEPREFIX": aside}
+        done = subprocess.run(command, capture_output=True, text=True, encoding="utf-8", env=environment)
     if done.returncode:
         raise ScratchvitError(f"{notebook.name} did not run to its end: {done.stderr.strip()[-2000:]}")
     page = _CDN.sub(f"./{ASSETS}", done.stdout)
