@@ -3,8 +3,10 @@
 Ranks are threads, each with its share of every batch. Models are small; the digits are augmented and mixed, gradients
 clipped and accumulated, weights averaged. Without accumulation, dropout draws what it draws in one process.
 
-The bias of keys is left out where it has a bias of its own: softmax does not depend on it, its gradient is rounding,
-and Adam makes steps of full length of that.
+In float32, the bias of keys is left out where it has a bias of its own: softmax does not depend on it, its gradient is
+rounding, about 1e-8 and so no less than Adam's eps, and Adam makes steps of full length of that. After 30 steps it
+differs by 2e-4, all else by 5e-6. In float64 the rounding is far below eps: nothing is left out, and the bias of keys
+differs by 1e-13.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from scratchvit.parallel.communicator import ALONE
 from scratchvit.training import TrainingLoop, load_checkpoint
 from scratchvit.training.classification.task import ClassificationTask
 from tests.support.ranks import run_ranks
-from tests.support.runs import CONFIG, losses_of, without_times
+from tests.support.runs import CONFIG, losses_of, train_in_float64, without_times
 
 DROPOUT = {"drop_path_rate": 0.1, "proj_drop_rate": 0.1, "attn_drop_rate": 0.1}
 VIT = CONFIG.replace(
@@ -55,7 +57,7 @@ def run(config, folder, ranks=ALONE):
     return Run(losses, without_times(saved.progress), loop.model.state_dict(), loop.ema.state_dict())
 
 
-def assert_equal(found: Run, expected: Run, rtol: float = 1e-5) -> None:
+def assert_equal(found: Run, expected: Run, rtol: float) -> None:
     assert len(found.losses) == len(expected.losses)
     np.testing.assert_allclose(found.losses, expected.losses, rtol=rtol)
     for row, other in zip(found.progress["history"], expected.progress["history"], strict=True):
@@ -65,13 +67,13 @@ def assert_equal(found: Run, expected: Run, rtol: float = 1e-5) -> None:
         ours, theirs = getattr(found, part), getattr(expected, part)
         for name, wanted in theirs.items():
             got = ours[name]
-            if name.endswith(KEY_BIAS):
+            if name.endswith(KEY_BIAS) and wanted.dtype == np.float32:
                 got, wanted = (np.delete(bias.reshape(3, -1), 1, axis=0) for bias in (got, wanted))
             error = np.linalg.norm((got - wanted).astype(np.float64)) / (np.linalg.norm(wanted) or 1)
             assert error < rtol, f"{part} {name}: {error:.1e}"
 
 
-def check(config, size, tmp_path):
+def check(config, size, tmp_path, rtol=1e-5):
     one = run(config, tmp_path / "one")
     runs = run_ranks(size, lambda ranks: run(config, tmp_path / "several", ranks))
     for of_rank in runs:
@@ -79,7 +81,7 @@ def check(config, size, tmp_path):
         for part in ("model", "ema"):
             mine, first = getattr(of_rank, part), getattr(runs[0], part)
             assert all(np.array_equal(mine[name], first[name]) for name in first)
-    assert_equal(runs[0], one)
+    assert_equal(runs[0], one, rtol)
     return one, runs
 
 
@@ -129,3 +131,15 @@ def test_accumulated_gradients_of_some_steps(tmp_path):
 def test_thirty_steps(config, size, tmp_path):
     one, _ = check(config.replace(epochs=2, epoch_images=752), size, tmp_path)
     assert len(one.losses) == 30
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("config", [
+    VIT.replace(model_args=CONFIG.model_args, accumulate=3, shard_optimizer=True), SWIN.replace(shard_optimizer=True),
+], ids=["vit, accumulate", "swin"])
+def test_thirty_steps_in_float64_with_the_state_divided(config, size, tmp_path, monkeypatch):
+    train_in_float64(monkeypatch)
+    one, _ = check(config.replace(epochs=2, epoch_images=752), size, tmp_path, rtol=1e-9)
+    assert len(one.losses) == 30
+    assert {array.dtype for array in one.ema.values()} == {np.dtype(np.float64)}

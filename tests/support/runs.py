@@ -10,6 +10,8 @@ import sys
 import numpy as np
 
 from scratchvit.training import TrainConfig, TrainingLoop, load_checkpoint
+from scratchvit.training import loop as loop_module
+from tests.support.model_parity import in_float64
 from tests.support.processes import SECONDS
 
 CONFIG = TrainConfig(
@@ -52,6 +54,18 @@ def losses_of(loop: TrainingLoop) -> list[float]:
 
     loop.learn.decision.judge = judge_and_note
     return losses
+
+
+def train_in_float64(monkeypatch):
+    """From now on, runs compute in float64: weights, moments, averages, and images, which are read as ever."""
+    make, batches = loop_module.create_model, TrainingLoop.batches
+
+    def in_float64_too(self, loader):
+        for batch in batches(self, loader):
+            yield batch._replace(images=batch.images.astype(np.float64))
+
+    monkeypatch.setattr(loop_module, "create_model", lambda *args, **options: in_float64(make(*args, **options)))
+    monkeypatch.setattr(TrainingLoop, "batches", in_float64_too)
 
 
 def start_a_process(folder, config, resume=False, prelude=""):
