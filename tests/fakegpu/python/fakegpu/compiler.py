@@ -18,6 +18,7 @@ from typing import Any
 from fakegpu import settings
 
 HEADERS = settings.ROOT / "kernel_headers"
+OWN = [f"-I{HEADERS}"]      # not in names, which have the text of these headers: all checkouts share the objects
 KERNELS = settings.CACHE / "kernels"
 OPTIONS = [
     "-std=c++17", "-O1", "-ftree-vectorize", "-march=native", "-ffp-contract=fast", "-fno-strict-aliasing",
@@ -69,7 +70,7 @@ def build(
     kernels = [name for name in KERNEL.findall(code) if name not in templates]
     kernels = list(dict.fromkeys([*kernels, *(name_expressions or ())]))
     text = with_entries(source, kernels)
-    folders = [f"-I{folder}" for folder in (HEADERS, *include)]
+    folders = [f"-I{folder}" for folder in include]
     extra = [option for option in options if option.startswith(("-D", "-U", "-I"))]
     path = KERNELS / f"{_digest(text, *folders, *extra)}.so"
     if path.exists():
@@ -82,7 +83,7 @@ def build(
         header = HEADERS / "shim.h"
         if "<cupy/carray.cuh>" in source:
             header = precompiled_header([*folders, *define])
-        command = ["g++", *OPTIONS, *define, *folders, "-include", header, *extra, *LINK, cpp, "-o", part]
+        command = ["g++", *OPTIONS, *define, *OWN, *folders, "-include", header, *extra, *LINK, cpp, "-o", part]
         done = subprocess.run(command, capture_output=True, text=True)
         if "section type conflict" not in done.stderr:
             break
@@ -125,7 +126,7 @@ def precompiled_header(flags: list[str]) -> Path:
         part = folder / f"{os.getpid()}.part"
         part.write_text(text)
         part.rename(header)         # at once: another process may be reading it
-        subprocess.run(["g++", *OPTIONS, *flags, "-x", "c++-header", header, "-o", part], check=True)
+        subprocess.run(["g++", *OPTIONS, *OWN, *flags, "-x", "c++-header", header, "-o", part], check=True)
         part.rename(header.with_suffix(".h.gch"))
     return header
 
