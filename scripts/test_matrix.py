@@ -243,6 +243,7 @@ def main() -> None:
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "environments", help="where to keep them")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "matrix.md", help="the table; JSON goes beside it")
     parser.add_argument("--resume", action="store_true", help="keep the green rows that are there")
+    parser.add_argument("--install", action="store_true", help="make the environments that are missing and stop")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     options = parser.parse_args()
     chosen = [row for row in rows() if re.search(options.only, row.name)]
@@ -251,6 +252,10 @@ def main() -> None:
         return
     options.out.parent.mkdir(parents=True, exist_ok=True)
     options.environments.mkdir(parents=True, exist_ok=True)
+    if options.install:
+        for row in chosen:
+            environment(row, options.environments.resolve(), "parity" in options.marker)
+        return
     record = options.out.with_suffix(".json")
     before = json.loads(record.read_text("utf-8")) if options.resume and record.exists() else []
     results = [Result(**row) for row in before if row["green"]]
