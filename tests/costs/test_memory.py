@@ -277,18 +277,26 @@ print(1024 * int(status.split("VmHWM:")[1].split()[0]))
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak of a process is read as on Linux")
 def test_4096_pixels_train_within_2_gib():
-    """A step in a process of its own, Python and all. The matrices of 21 layers of 8 heads alone would be 10.5 GiB."""
+    """By prediction, which is held against a step of fewer layers in a process of its own, Python and all.
+
+    The matrices of 8 heads of the 21 layers alone would be 10.5 GiB, those of the 7 layers that are run 3.5 GiB.
+    """
     options = {**PIXELS, **WITHOUT_CLASS_TOKEN}
     model = without_weights("pixel_transformer_tiny", **options)
-    found, predicted = cost(model), peak_memory(model)
+    found = cost(model)
     assert found.tokens == 4096
     assert found.attention_bytes == 21 * 8 * 4096**2 * 4 > 10 << 30
+    assert peak_memory(model).training + (400 << 20) < 2 << 30
+    options["depth"] = 7
+    model = without_weights("pixel_transformer_tiny", **options)
+    predicted = peak_memory(model)
+    assert cost(model).attention_bytes > 3 << 30
     step = subprocess.run(
         [sys.executable, "-c", STEP.format(options=options)], capture_output=True, text=True, timeout=SECONDS
     )
     assert step.returncode == 0, step.stderr
     print(f"the process {int(step.stdout) / 2**20:.0f} MiB, its arrays by prediction {predicted.training / 2**20:.0f}")
-    assert predicted.training < int(step.stdout) < predicted.training + (400 << 20) < 2 << 30
+    assert predicted.training < int(step.stdout) < predicted.training + (400 << 20)
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18", "detr_tiny"])
