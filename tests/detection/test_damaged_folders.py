@@ -12,6 +12,7 @@ from scratchvit.detection.data.source import load_detection
 from scratchvit.errors import ScratchvitError
 from tests.support.detection_layouts import IN_PARTS, WHOLE
 from tests.support.detection_pictures import assert_adds_up
+from tests.support.fuzz import EXAMPLES
 
 PIECES = [
     b"\0", b"-1", b"1e999", b"nan", b'"', b"'", b"[", b"]", b"{", b"}", b"null", b"true", b"\xff", b"\xef\xbb\xbf",
@@ -89,7 +90,7 @@ def test_damaged_folders(tmp_path, write, seed):
 
 
 @pytest.mark.slow
-@settings(max_examples=1500, **QUIET)
+@settings(max_examples=3 * EXAMPLES, **QUIET)
 @given(write=LAYOUTS, seed=st.integers(0, 2**32))
 def test_many_damaged_folders(tmp_path, write, seed):
     check(tmp_path, write, random.Random(seed))
