@@ -18,7 +18,7 @@ from scratchvit.cli import main
 from scratchvit.training import load_checkpoint
 from tests.support.mpiexec import finished, needs_mpi, run_mpi, start_mpi
 from tests.support.runs import assert_same_run
-from tests.support.watching import Watch
+from tests.support.watching import KILLS, Watch
 
 pytestmark = needs_mpi
 
@@ -96,7 +96,7 @@ def test_an_error_of_one_rank_is_printed_with_its_name_and_ends_all(
 
 # --- kill -9 --------------------------------------------------------------------------------------------------------
 
-EPOCHS, STEPS_PER_EPOCH = 8, 5
+EPOCHS, STEPS_PER_EPOCH = 4 * KILLS, 5       # it is not at its end when it is killed for the last time
 OPTIONS = [
     *SMALL, "--epochs", EPOCHS, "--save-every", 1, "--seed", 3, "--proj-drop-rate", 0.1, "--drop-path-rate", 0.2,
     "--crop-padding", 1, "--mixup", 0.2, "--cutmix", 1, "--ema-decay", 0.9, "--accumulate", 2,
@@ -130,7 +130,7 @@ def test_ctrl_c_and_sigterm_save_the_run_and_say_so_once(number: signal.Signals,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "kills"), [(2, 10), (4, 3)])
+@pytest.mark.parametrize(("size", "kills"), [(2, 2 * KILLS), (4, KILLS)])
 def test_ranks_killed_and_resumed(tmp_path: Path, size: int, kills: int) -> None:
     straight, run = tmp_path / "straight", tmp_path / "run"
     done = train(size, *OPTIONS, "--out", straight)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+KILLS = int(os.environ.get("SCRATCHVIT_KILLS", "2"))       # of every kind; nightly: 10
 
 
 class Watch:
