@@ -19,10 +19,11 @@ import argparse
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -43,8 +44,10 @@ OLDER_NUMPY = "X86_V3 X86_V4"               # NumPy's names for AVX2 and for AVX
 class Row:
     """One run: its name, Python and versions ("newest", "lowest"), what is in the environment, options of pytest.
 
-    numerical: only the test modules with error bounds or gradient checks. What another processor's kernels or other
-        random numbers change is there, and a Python between the oldest and the newest is likely to fail as they do.
+    numerical: only the test modules with error bounds or gradient checks. What another processor's kernels, other
+        random numbers or a newer NumPy change is there.
+    command_line: only the tests of the command line and of imports. What a Python between the oldest and the newest
+        changes is likely to be there; it has the NumPy of the newest. With `numerical`: these, too.
     """
 
     name: str
@@ -53,6 +56,7 @@ class Row:
     variables: dict[str, str] = field(default_factory=dict)
     options: tuple[str, ...] = ()
     numerical: bool = False
+    command_line: bool = False
 
 
 @dataclass
@@ -89,7 +93,8 @@ def rows() -> list[Row]:
           for n in range(1, 6)),
         Row("one process", options=("-n", "0")),
         Row("lowest versions", "3.11", "lowest"),
-        *(Row(f"Python {python}", python, numerical=True) for python in pythons),   # ci.yml runs the whole on each
+        # ci.yml runs the whole on each
+        *(Row(f"Python {python}", python, numerical=python == pythons[-1], command_line=True) for python in pythons),
     ]
 
 
@@ -100,12 +105,16 @@ def processor_flags() -> str:
     return next((line for line in lines if line.startswith("flags")), "")
 
 
-def numerical_modules() -> list[str]:
-    """The test modules with error bounds or gradient checks."""
-    paths = sorted((ROOT / "tests").rglob("test_*.py"))
-    texts = {path: path.read_text(encoding="utf-8") for path in paths}
-    numerical = [path for path, text in texts.items() if "support.margins" in text or "gradcheck" in text]
-    return [path.relative_to(ROOT).as_posix() for path in numerical]
+def modules(row: Row) -> list[str]:
+    """The test modules that a row runs; none if it runs all."""
+    texts = {path: path.read_text(encoding="utf-8") for path in sorted((ROOT / "tests").rglob("test_*.py"))}
+    chosen = []
+    for path, text in texts.items():
+        numerical = "support.margins" in text or "gradcheck" in text
+        command_line = path.parent.name == "cli" or path.name == "test_imports.py"
+        if (row.numerical and numerical) or (row.command_line and command_line):
+            chosen.append(path.relative_to(ROOT).as_posix())
+    return chosen
 
 
 # --- environments ---------------------------------------------------------------------------------------------------
@@ -166,8 +175,8 @@ print(pool[0]["architecture"] if pool else "")
 def run(row: Row, python: Path, marker: str, log: Path) -> Result:
     """Run pytest for a row, and read what it printed."""
     options = ["-p", "no:cacheprovider", "--margins", *(["-m", marker] if marker else []), *row.options]
-    if row.numerical:       # named modules would run in one process
-        options += ["-n", str(os.cpu_count()), *numerical_modules()]
+    if chosen := modules(row):      # named modules would run in one process
+        options += ["-n", str(os.cpu_count()), *chosen]
     variables = {**os.environ, **row.variables}
     about = subprocess.run([python, "-c", ABOUT], check=True, capture_output=True, text=True, env=variables).stdout
     versions, kernel = about.splitlines()
@@ -201,7 +210,7 @@ def outcome(command: list[str], variables: dict[str, str], log: Path) -> tuple[i
 
 def part(row: Row, marker: str) -> str:
     """What of the suite a row runs."""
-    return (marker or "quick") + ", numerical" * row.numerical
+    return (marker or "quick") + ", numerical" * row.numerical + ", command line" * row.command_line
 
 
 # --- the table ------------------------------------------------------------------------------------------------------
@@ -240,13 +249,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Run the suite as other machines, seeds, orders and versions would.")
     parser.add_argument("--only", default="", help="a regular expression that a row's name must contain")
     parser.add_argument("--marker", default="", help="pytest's -m (default: the quick part), such as parity")
+    parser.add_argument("--options", type=shlex.split, default=[], help="of pytest, for all rows: \"--device cpu\"")
     parser.add_argument("--environments", type=Path, default=ROOT / "build" / "environments", help="where to keep them")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "matrix.md", help="the table; JSON goes beside it")
     parser.add_argument("--resume", action="store_true", help="keep the green rows that are there")
     parser.add_argument("--install", action="store_true", help="make the environments that are missing and stop")
     parser.add_argument("--list", action="store_true", help="name the rows and stop")
     options = parser.parse_args()
-    chosen = [row for row in rows() if re.search(options.only, row.name)]
+    chosen = [
+        replace(row, options=(*row.options, *options.options)) for row in rows() if re.search(options.only, row.name)
+    ]
     if options.list:
         print("\n".join(row.name for row in chosen))
         return
