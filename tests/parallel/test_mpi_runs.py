@@ -130,7 +130,7 @@ def test_ctrl_c_and_sigterm_save_the_run_and_say_so_once(number: signal.Signals,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("size", "kills"), [(2, 2 * KILLS), (4, KILLS)])
+@pytest.mark.parametrize(("size", "kills"), [(2, 5 * KILLS), (4, KILLS)])
 def test_ranks_killed_and_resumed(tmp_path: Path, size: int, kills: int) -> None:
     straight, run = tmp_path / "straight", tmp_path / "run"
     done = train(size, *OPTIONS, "--out", straight)
