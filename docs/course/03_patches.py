@@ -112,10 +112,10 @@ def _(mo, text, vit):
 def _(Image, load_digits, np, zoo):
     trained = zoo.load("vit_digits")
     model = trained.model
-    test = load_digits().test
+    train_count, test = len(load_digits().train), load_digits().test
     test_pictures, test_labels = test.images(np.arange(len(test)))[..., 0], test.labels
     test_images = np.stack([trained.prepare(Image.fromarray(picture)) for picture in test_pictures])  # (N, 1, 16, 16)
-    return model, test_images, test_labels, test_pictures, trained
+    return model, test_images, test_labels, train_count, trained
 
 
 @app.cell
@@ -138,7 +138,7 @@ def _(model, np, ops, sv, test_images, text):
 
 
 @app.cell
-def _(Figure, model, np, text):
+def _(Figure, model, np, text, train_count):
     def filters_figure():
         filters = model.patch_embed.proj.weight.numpy()[:, 0]
         figure = Figure(figsize=(6, 1.8), layout="constrained")
@@ -147,7 +147,7 @@ def _(Figure, model, np, text):
             ax.set_axis_off()
         return figure
 
-    text.figure(filters_figure(), "figure-filters", width=len(model.patch_embed.proj.weight))
+    text.figure(filters_figure(), "figure-filters", width=len(model.patch_embed.proj.weight), train=train_count)
     return
 
 
@@ -304,7 +304,8 @@ def _(model, np, scores):
 def _(attention_maps, class_attention, falls, model, np, rollout, test_images):
     def correlation(image):
         """Of the rollout with what covering a patch does."""
-        seen = class_attention(rollout(attention_maps(model, image)), model.num_prefix_tokens, model.patch_embed.grid_size)
+        flow, grid = rollout(attention_maps(model, image)), model.patch_embed.grid_size
+        seen = class_attention(flow, model.num_prefix_tokens, grid)
         return float(np.corrcoef(seen.ravel(), falls(image)[0])[0, 1])
 
     correlations = [correlation(one[None]) for one in test_images[:40]]

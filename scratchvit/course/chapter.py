@@ -26,12 +26,12 @@ _WORDS = {
     "en": {
         "right": "✓ Right.", "wrong": "✗ Not yet. Try again.",
         "open": "Not answered yet. (A number counts after Enter.)",
-        "answer": "Answer", "lines": "lines", "language": "Language",
+        "answer": "Answer", "line": "line", "lines": "lines", "language": "Language",
     },
     "es": {
         "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.",
         "open": "Sin responder todavía. (Un número cuenta después de Intro.)",
-        "answer": "Respuesta", "lines": "líneas", "language": "Idioma",
+        "answer": "Respuesta", "line": "línea", "lines": "líneas", "language": "Idioma",
     },
 }
 _SHARPNESS = 2              # pixels of a picture for one of the page
@@ -98,8 +98,10 @@ class Text:
         Raises ScratchvitError if a line that begins or ends the part is not found.
         """
         found = excerpt(thing, begin, end)
-        where = f"`{found.path}`, {self._own('lines')} {found.first}–{found.last}"
-        shown = marimo().md(f"{where}\n\n```python\n{found.code}\n```")
+        lines = f"{self._own('line')} {found.first}" if found.first == found.last else (
+            f"{self._own('lines')} {found.first}–{found.last}"
+        )
+        shown = marimo().md(f"`{found.path}`, {lines}\n\n```python\n{found.code}\n```")
         return marimo().Html(f'<div class="course-code">{shown.text}</div>')
 
     def output(self, words: str) -> Any:
