@@ -35,7 +35,7 @@ _WORDS = {
     },
 }
 _SHARPNESS = 2              # pixels of a picture for one of the page
-_SMALLEST = 0.75            # on a narrow screen figures shrink to this share of their width, and scroll
+_SMALLEST = 0.6             # on a narrow screen figures shrink to this share of their width, and scroll
 
 
 class Chapter:

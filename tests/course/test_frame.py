@@ -121,6 +121,13 @@ def test_the_list_names_every_chapter_in_both_languages(capsys):
     assert capsys.readouterr().out.count("\n") == len(folder.chapters())
 
 
+def test_the_page_about_the_course_lists_every_chapter():
+    page = (folder.folder() / "README.md").read_text("utf-8")
+    for path in folder.chapters():
+        english, spanish = (folder.title_of(path, language).partition(". ")[2] for language in ("en", "es"))
+        assert f"[{english}]({path.name}) | {spanish} |" in page
+
+
 def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "marimo", None)
     assert main(["course", "--headless"]) == 1 and "pip install marimo" in capsys.readouterr().err

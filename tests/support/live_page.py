@@ -1,6 +1,7 @@
 """A page in the machine's own Chromium, driven by Playwright: what it says on its console, and what it asks for."""
 
 import contextlib
+import random
 import shutil
 from urllib.parse import urlsplit
 
@@ -20,7 +21,7 @@ def page(width=1200, height=900):
     program = next(filter(None, map(shutil.which, NAMES)), None)
     if program is None:
         pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    wrong = []
+    wrong, state = [], random.getstate()        # Playwright draws names from Python's random numbers
 
     def hear(message):
         if message.type == "error":
@@ -41,4 +42,5 @@ def page(width=1200, height=900):
             yield opened
         finally:
             browser.close()
+            random.setstate(state)
     assert not wrong, "\n".join(wrong)
