@@ -35,17 +35,15 @@ class Counts(NamedTuple):
     unmade: int         # skipped steps that the optimiser has counted as steps, and has not yet taken back
 
 
-def judge(
-    norm: Array, loss: Array, scale: Array | None, made: Array, skipped: Array, counts: Array, counted: bool = True
-) -> None:
+def judge(norm: Array, loss: Array, scale: Array | None, made: Array, skipped: Array, counts: Array) -> None:
     """made ← whether norm and loss are finite, skipped ← whether they are not, and count it.
 
     norm, loss: 0-d. scale: as of `adapt_scale`, before it is adapted to this step, or None. made, skipped: bool ().
-    counts: `Counts`. counted: whether the optimiser counts this step.
+    counts: `Counts`.
     """
     loss = loss.astype(norm.dtype, copy=False)
     if cuda.takes(norm):
-        return on_gpu.judge(norm, loss, scale, made, skipped, counts, counted)
+        return on_gpu.judge(norm, loss, scale, made, skipped, counts)
     isfinite = array_module(norm).isfinite
     loss_is_finite = bool(isfinite(loss))
     made[...] = is_made = loss_is_finite and bool(isfinite(norm))
@@ -54,7 +52,7 @@ def judge(
     if is_made:
         c = c._replace(last=MADE, in_a_row=0)
     else:
-        c = c._replace(last=OVERFLOW, skipped=c.skipped + 1, unmade=c.unmade + counted)
+        c = c._replace(last=OVERFLOW, skipped=c.skipped + 1, unmade=c.unmade + 1)
         if scale is None or not scale[0] > 1 or not loss_is_finite:
             kind, in_a_row = GRADIENT if loss_is_finite else LOSS, c.in_a_row + 1
             c = c._replace(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from scratchvit.backend import Array, asnumpy, current
 from scratchvit.kernels import decision
 from scratchvit.kernels.decision import Counts
@@ -35,11 +33,6 @@ class Decision:
     def judge(self, norm: Array, loss: Array, scaler: LossScaler | None = None) -> None:
         """Decide about a step with this norm of all gradients and this loss, 0-d arrays. scaler: that of the loss."""
         decision.judge(norm, loss, scaler.state if scaler else None, self.made, self.skipped, self._counts)
-
-    def refuse(self) -> None:
-        """Skip a step whose loss cannot be computed, and that the optimiser does not count."""
-        nan = current().xp.full((), math.nan, dtype="float32")
-        decision.judge(nan, nan, None, self.made, self.skipped, self._counts, counted=False)
 
     def read(self) -> Counts:
         """How the steps went, as Python numbers. On a GPU this waits for the device."""

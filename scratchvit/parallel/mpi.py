@@ -185,8 +185,8 @@ def _check(name: str, array: Array) -> None:
     """Raise for an array that MPI cannot send from where it lies."""
     if not isinstance(array, np.ndarray):
         raise ScratchvitError(
-            f"{name}: an array on a GPU is for NCCL, and MPI sends those of the CPU only: train on several ranks with "
-            "--device cpu"
+            f"{name}: MPI sends arrays of the CPU, and this one is on a GPU: call the collective of "
+            "parallel.place.ranks_of_device(ranks), which is NCCL's"
         )
     if array.dtype.hasobject:
         raise WrongType(f"{name}: numbers are needed, not {array.dtype}")

@@ -54,7 +54,7 @@ from scratchvit.training.interrupt import SignalWatch, StopRequested
 from scratchvit.training.log import epoch_line, gpu_peak
 from scratchvit.training.meter import over_ranks
 from scratchvit.training.state import checkpoint_of, restore
-from scratchvit.training.step import Compute, InHalves, LearningStep, NoLoss, NotFinite
+from scratchvit.training.step import Compute, InHalves, LearningStep, NotFinite
 from scratchvit.training.task import Batches, Course, ResultT, Row, Task
 from scratchvit.training.timeline import Timeline
 from scratchvit.weights import UNSEEN, LoadReport, load_weights, unseen_options
@@ -285,10 +285,7 @@ class TrainingLoop(Generic[TaskT_co]):
                 functools.partial(self.task.loss_of, self.model),
             )
         with self._what_ends_it_explained(), self.timeline.step(self.step):
-            try:
-                self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs, self.loader.whole)
-            except NoLoss as error:
-                self.learn.skip(error, images, inputs)
+            self.learn(loss, arrays, images, self.schedule.at(self.step), look, inputs, self.loader.whole)
         self.step += 1
 
     def _note(self, noted: tuple[Any, ...], made: Array) -> None:
@@ -329,9 +326,7 @@ class TrainingLoop(Generic[TaskT_co]):
         self.epoch_seconds = 0.0
         self.meter.clear()
         self.learn.begin_epoch()
-        if is_best:
-            self._save(self.folder.best, with_optimizer=False)
-        self.save()
+        self.save(is_best)
         on_rank_0(self.ranks, self._write_history)
         self.log(epoch_line(self.history, self.config.epochs, self.task.line(row), is_best))
         for remark in self._remarks(skipped, waiting):
@@ -380,15 +375,20 @@ class TrainingLoop(Generic[TaskT_co]):
         if len(self.history) < self.config.epochs:      # otherwise only the test remains, and everything is saved
             self.save()
 
-    def save(self) -> None:
-        """Write last.safetensors. Raises ScratchvitError and writes nothing if a step or a weight was not finite."""
+    def save(self, is_best: bool = False) -> None:
+        """Write last.safetensors, after best.safetensors if these weights are the best.
+
+        Raises ScratchvitError and writes nothing if a step or a weight was not finite, or ranks have other weights.
+        """
         with self._what_ends_it_explained():
             self.learn.look()
-        self._save(self.folder.last, with_optimizer=True)
-
-    def _save(self, path: Path, with_optimizer: bool) -> None:
         average_statistics(self.model, self.ema, self.ranks)
         check_equal(self.model, self.ema, self.ranks)
+        if is_best:
+            self._write(self.folder.best, with_optimizer=False)
+        self._write(self.folder.last, with_optimizer=True)
+
+    def _write(self, path: Path, with_optimizer: bool) -> None:
         checkpoint = checkpoint_of(self, with_optimizer)
         wrong = next((name for name, array in checkpoint.model.items() if not is_finite(array)), None)
         if wrong:

@@ -22,14 +22,13 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 from scratchvit import optim, random
-from scratchvit.backend import Array, array_module, asarray, asnumpy, current
+from scratchvit.backend import Array, array_module, asnumpy, current
 from scratchvit.kernels import updates
 from scratchvit.kernels.decision import GRADIENT, LOSS, Counts
 from scratchvit.nn import Module
@@ -47,14 +46,6 @@ MAX_SKIPPED = 10
 
 class NotFinite(Exception):
     """The run must end because a number is not finite. The message says which, and in which layer."""
-
-
-class NoLoss(Exception):
-    """The loss cannot be computed because outputs of the model are not finite. The message says which.
-
-    With several ranks, `loss` may raise it, but `match` may not, and with synchronised batch norms neither: all ranks
-    have to go through the backward pass. A loss that is NaN has the same effect.
-    """
 
 
 Compute: TypeAlias = Callable[..., tuple[Tensor, Any]]
@@ -188,13 +179,7 @@ class LearningStep:
         self.optimizer.zero_grad()
         losses, noted = [], []
         for part in self.parts:
-            try:
-                loss, of_part = self._loss_of(part, arrays)
-            except NoLoss:
-                if not self.buckets:
-                    raise
-                losses.append(asarray(math.nan))        # which the other ranks get too, so that all skip the step
-                break
+            loss, of_part = self._loss_of(part, arrays)
             with self.buckets.overlapping() if self.buckets and part is self.parts[-1] else contextlib.nullcontext():
                 (self.scaler.scale(loss) if self.scaler else loss).backward()
             losses.append(loss.data)
@@ -256,27 +241,18 @@ class LearningStep:
 
     # --- how steps went ---
 
-    def skip(self, why: NoLoss, images: Array, inputs: Mapping[str, Any]) -> None:
-        """Skip a step whose loss cannot be computed, and look."""
-        self.decision.refuse()
-        self._restore_buffers()
-        self.look(images, inputs, str(why))
-
-    def look(
-        self, images: Array | None = None, inputs: Mapping[str, Any] = MappingProxyType({}),
-        why: str = "the loss is not finite",
-    ) -> None:
+    def look(self, images: Array | None = None, inputs: Mapping[str, Any] = MappingProxyType({})) -> None:
         """See how the steps since the last look went. On a GPU this waits for the device.
 
-        images, inputs: arguments of the model in the last step, to find the first layer that is not finite. why: what
-        to say if its loss is not. Raises NotFinite if the run must end; the steps to blame have changed nothing.
+        images, inputs: arguments of the model in the last step, to find the first layer that is not finite. Raises
+        NotFinite if the run must end; the steps to blame have changed nothing.
         """
         counts = self.decision.read()
         stops = self.config.non_finite == "stop"
         if not (counts.longest >= MAX_SKIPPED or (stops and counts.bad)):
             return
         if counts.last == LOSS and images is not None:
-            where = f"{why}; {first_non_finite(self.model, images, inputs, self.ranks)}"
+            where = f"the loss is not finite; {first_non_finite(self.model, images, inputs, self.ranks)}"
         elif counts.last == GRADIENT:
             first = first_non_finite_gradient(self.model, self.ranks)
             where = f"the loss is finite but its gradient is not; {first}"

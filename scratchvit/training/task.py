@@ -150,8 +150,8 @@ class Task(Protocol[ResultT_co]):
 
         batch: a batch of the loader, its images on the device in use, everything else on the host. inputs: the result
         of `inputs` for it. step: number of the step, from 0; random numbers should depend on (seed, step) only, so that
-        a resumed run draws the same ones. Do not read from the device here. Raises `step.NoLoss` if the loss cannot be
-        computed from outputs that are not finite.
+        a resumed run draws the same ones. Do not read from the device here. If outputs are not finite, the loss is to
+        be NaN, and not an error, which other processes would wait for.
         """
 
     def loss_of_part(self, model: Any, batch: Any, part: slice, step: int) -> tuple[Tensor, tuple[Any, ...]]:

@@ -46,7 +46,7 @@ def fail_at(monkeypatch, step, error):
 def saves_of(monkeypatch):
     """The steps at which the loop saves, or tries to."""
     save, tried = TrainingLoop.save, []
-    monkeypatch.setattr(TrainingLoop, "save", lambda self: (tried.append(self.step), save(self)))
+    monkeypatch.setattr(TrainingLoop, "save", lambda self, *best: (tried.append(self.step), save(self, *best)))
     return tried
 
 
@@ -92,14 +92,14 @@ def test_before_the_first_checkpoint(tmp_path, monkeypatch):
 
 def test_a_gpu_that_is_lost_shows_when_the_run_is_saved(tmp_path, monkeypatch):
     """Kernels run later than they are started: what reads the weights may be the first to wait for them."""
-    save = TrainingLoop._save
+    write = TrainingLoop._write
 
     def fails(self, path, with_optimizer):
         if len(self.history) == 2:
             raise cupy_error(*ILLEGAL)
-        save(self, path, with_optimizer)
+        write(self, path, with_optimizer)
 
-    monkeypatch.setattr(TrainingLoop, "_save", fails)
+    monkeypatch.setattr(TrainingLoop, "_write", fails)
     with pytest.raises(DeviceFailed, match="CUDA_LAUNCH_BLOCKING=1"):
         train(SHORT, tmp_path / "run")
     assert load_checkpoint(tmp_path / "run" / "last.safetensors").progress["step"] == STEPS

@@ -24,7 +24,7 @@ enum { MADE, OVERFLOWN, GRADIENT, LOSS };
 
 // Whether this step is made, and what follows for the counts. scale: its factor comes first, or null. One thread.
 extern "C" __global__ void judge(const T* norm, const T* loss, const double* scale, bool* made, bool* skipped,
-                                 Counts* counts, size counted) {
+                                 Counts* counts) {
     bool loss_is_finite = isfinite(*loss), is_made = loss_is_finite && isfinite(*norm);
     *made = is_made;
     *skipped = !is_made;
@@ -34,7 +34,7 @@ extern "C" __global__ void judge(const T* norm, const T* loss, const double* sca
         return;
     }
     counts->skipped += 1;
-    counts->unmade += counted;
+    counts->unmade += 1;
     counts->last = OVERFLOWN;
     if (scale && *scale > 1 && loss_is_finite) return;
     counts->last = counts->kind = loss_is_finite ? GRADIENT : LOSS;
@@ -57,11 +57,9 @@ extern "C" __global__ void adapt_scale(double* scale, const bool* made, size gro
 """
 
 
-def judge(
-    norm: Array, loss: Array, scale: Array | None, made: Array, skipped: Array, counts: Array, counted: bool
-) -> None:
+def judge(norm: Array, loss: Array, scale: Array | None, made: Array, skipped: Array, counts: Array) -> None:
     """The `judge` of kernels/decision.py."""
-    launch("norms", "judge", norm, (1,), (1,), norm, loss, scale, made, skipped, counts, int(counted))
+    launch("norms", "judge", norm, (1,), (1,), norm, loss, scale, made, skipped, counts)
 
 
 def adapt_scale(scale: Array, made: Array, growth_interval: int, largest: float) -> None:
