@@ -44,12 +44,13 @@ def test_shapes(x, weight, options, dtype):
     cuda_kernels.check_shapes(conv(x, options), [x, weight, weight[:1]], dtype)
 
 
-@pytest.mark.parametrize("limit", [1, 9 * 4 * 4 * 30, 2 * 9 * 4 * 4 * 99], ids=["a place", "a third", "two images"])
+@pytest.mark.parametrize(("x", "limit"), [
+    ((2, 4, 3, 5), 1), ((5, 4, 5, 7), 9 * 4 * 4 * 11), ((5, 4, 5, 7), 2 * 9 * 4 * 4 * 35),
+], ids=["a place", "a third", "two images"])
 @pytest.mark.parametrize("options", [{"padding": 1}, {"padding": 1, "groups": 2}])
-def test_columns_in_chunks(options, limit, monkeypatch):
+def test_columns_in_chunks(options, x, limit, monkeypatch):
     """A chunk is a part of the places of an image, or several images, here with a rest."""
     monkeypatch.setattr(columns, "COLUMN_BYTES_GPU", limit)
-    x = (5, 4, 9, 11)
     weight = (6, 4 // options.get("groups", 1), 3, 3)
     cuda_kernels.check_shapes(conv(x, options), [x, weight, weight[:1]], np.float32)
 
