@@ -20,7 +20,7 @@ NAMES = (HOST, "localhost")         # hosts that a request may name; another one
 _LIST = Template("""\
 <!DOCTYPE html>
 <html lang="$lang"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
-<title>scratchvit: the course</title>
+<title>scratchvit: the course</title><link rel="icon" href="data:,">
 <style>
 body { font: 1.05rem/1.6 system-ui, sans-serif; max-width: 42rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 h1 { font-size: 1.6rem } h2 { font-size: 1.15rem; margin-top: 2rem } ol { list-style: none; padding: 0 }

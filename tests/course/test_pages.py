@@ -108,7 +108,7 @@ def test_the_derivatives_of_chapter_1_are_those_of_tensors(course_address):
         slider(opened, "weight w").press("ArrowRight")
         slider(opened, "bias b").press("ArrowRight")
         numbers = [f"{number:.3f}" for number in (loss.item(), w.grad, b.grad)]
-        opened.get_by_text(re.compile(".*".join(map(re.escape, numbers)))).first.wait_for(timeout=PATIENCE)
+        opened.get_by_text(re.compile(".*".join(map(re.escape, numbers)), re.DOTALL)).first.wait_for(timeout=PATIENCE)
 
 
 def test_the_memory_of_chapter_2_is_what_a_model_costs(course_address):
@@ -118,11 +118,11 @@ def test_the_memory_of_chapter_2_is_what_a_model_costs(course_address):
     assert expected == "768 GiB"
     with page() as opened:
         opened_chapter(opened, course_address, "pixels")
-        assert opened.get_by_text(re.compile("1,024 tokens.*one image needs 3.0 GiB")).count()
+        assert opened.get_by_text(re.compile("1,024 tokens.*one image needs 3.0 GiB", re.DOTALL)).count()
         side = slider(opened, "R, side")
         side.press("ArrowRight")
         side.press("ArrowRight")
-        opened.get_by_text(re.compile("16,384 tokens.*one image needs 768 GiB")).wait_for(timeout=PATIENCE)
+        opened.get_by_text(re.compile("16,384 tokens.*one image needs 768 GiB", re.DOTALL)).wait_for(timeout=PATIENCE)
 
 
 def test_the_tokens_of_chapter_3_are_those_of_the_models(course_address):
