@@ -17,14 +17,14 @@ def _():
     from scratchvit import data, ops, zoo
     from scratchvit.course import Chapter
     from scratchvit.data.images import to_picture
-    from scratchvit.inspect.attention import attention_maps
+    from scratchvit.inspect.attention import attention_distance, attention_maps
     from scratchvit.inspect.figures import first_of_each_class
     from scratchvit.models import hybrid
     from scratchvit.ops import conv
 
     return (
-        Chapter, Figure, Path, attention_maps, conv, csv, data, first_of_each_class, hybrid, mo, np, ops, sv,
-        to_picture, zoo,
+        Chapter, Figure, Path, attention_distance, attention_maps, conv, csv, data, first_of_each_class, hybrid, mo, np,
+        ops, sv, to_picture, zoo,
     )
 
 
@@ -168,9 +168,9 @@ def _(images, moves_along, shift, shifted, test, text, trained, windowed):
 
 
 @app.cell
-def _(mo, text):
+def _(attention_distance, mo, text):
     depth = mo.ui.slider(1, 12, value=4, label=text.word("depth"), show_value=True)
-    mo.vstack([text("distance"), depth])
+    mo.vstack([text("distance"), text.code(attention_distance, "cells =", "return"), depth])
     return (depth,)
 
 
@@ -196,15 +196,11 @@ def _(np, ops, sv):
 
 
 @app.cell
-def _(attention_maps, images, np, trained):
-    def attention_distances(maps, side, patch):
-        """Mean distance in pixels, weighted by attention: (layers, heads)."""
-        places = np.stack(np.divmod(np.arange(side * side), side), axis=1) * patch      # (N, 2)
-        between = np.linalg.norm(places[:, None] - places[None], axis=-1)               # (N, N)
-        return (maps * between).sum(axis=-1).mean(axis=(1, 3)), float(between.mean())
-
-    of_heads, uniform = attention_distances(attention_maps(trained.model, images[:64]), 4, 4)
-    return attention_distances, of_heads, uniform
+def _(attention_distance, attention_maps, images, np, trained):
+    seen = attention_maps(trained.model, images[:64])                                   # (4, 64, 4, 16, 16)
+    of_heads = attention_distance(seen, 0, (4, 4), (4, 4))                              # (4, 4): layers, heads
+    uniform = float(attention_distance(np.ones_like(seen[:1]), 0, (4, 4), (4, 4)).mean())
+    return of_heads, uniform
 
 
 @app.cell
