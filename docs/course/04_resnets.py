@@ -100,7 +100,7 @@ def _(attention_maps, blur, classes, digit, images, kernel, layer, matrix_of, tr
 @app.cell
 def _(Figure, of_attention, of_conv, text):
     def matrices_figure():
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         left.imshow(of_conv, cmap="inferno", vmin=0)
         right.imshow(of_attention, cmap="inferno", vmin=0)
@@ -206,7 +206,7 @@ def _(attention_distance, attention_maps, images, np, trained):
 @app.cell
 def _(Figure, depth, field, np, of_heads, text, uniform):
     def distance_figure():
-        figure = Figure(figsize=(6, 3.4), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.4), layout="constrained")
         ax = figure.subplots()
         layers = np.arange(1, 13)
         ax.plot(layers, [field(n) // 2 for n in layers], color="#4477aa", label=text.word("reach"))
@@ -238,7 +238,7 @@ def _(Figure, text):
     published = {"ViT-B/16": (77.91, 83.97, 84.15), "ViT-L/16": (76.53, 85.15, 87.12), "BiT": (81.30, 85.39, 87.54)}
 
     def paper_figure():
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         ax = figure.subplots()
         for (name, values), colour in zip(published.items(), ("#66ccee", "#4477aa", "#ee6677")):
             ax.plot([1.3, 14, 303], values, "o-", color=colour, label=name)
@@ -274,7 +274,7 @@ def _(Path, csv):
 @app.cell
 def _(Figure, grown, text):
     def own_figure():
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         ax = figure.subplots()
         for name, colour in (("ViT", "#4477aa"), ("ResNet", "#ee6677")):
             ax.plot(grown[name].keys(), grown[name].values(), "o-", color=colour, label=name)

@@ -112,7 +112,7 @@ def _(Figure, classes, dropped, np, ops, pictures, random, text):
     draws = np.stack([ops.dropout(whole, dropped.value, generator=generator).numpy() for _ in range(200)])
 
     def dropout_figure():
-        figure = Figure(figsize=(6, 2.3), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.3), layout="constrained")
         shown = {"all": whole, "one": draws[0], "mean": draws.mean(axis=0)}
         for ax, (name, image) in zip(figure.subplots(1, 3), shown.items()):
             ax.imshow(image, cmap="gray_r", vmin=0, vmax=1.2)
@@ -189,7 +189,7 @@ def _(classes, cut, mixed, np, one, other, pictures, prepared, share, trained):
 @app.cell
 def _(Figure, found, image, one, other, share, steps, text):
     def mixup_figure():
-        figure = Figure(figsize=(6, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 1.6))
         left.imshow(image[0], cmap="gray_r")
         left.set_axis_off()
@@ -238,7 +238,7 @@ def _(LEVELS, RandAugment, data, files, np):
 @app.cell
 def _(Figure, augmented, classes, level, photos, pictures, seed, text):
     def augmented_figure():
-        figure = Figure(figsize=(6, 2.6), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.6), layout="constrained")
         digits = pictures[classes[[0, 2, 3, 5, 7]]]
         for row, shown in zip(figure.subplots(2, 5), (photos, digits)):
             for ax, picture in zip(row, augmented(shown, level.value, seed.value)):

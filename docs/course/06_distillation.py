@@ -84,7 +84,7 @@ def _(np, ops):
 @app.cell
 def _(Figure, digit, np, softened, teacher_logits, temperature, ten, text):
     def softmax_figure():
-        figure = Figure(figsize=(6, 2.9), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2, width_ratios=(1, 2.2))
         left.imshow(ten[digit.value][..., 0], cmap="gray_r")
         left.set_axis_off()
@@ -133,7 +133,7 @@ def _(beginner_logits, np, soft_distillation, sv, teacher_logits):
 @app.cell
 def _(Figure, temperatures, text, with_square, without):
     def gradient_figure():
-        figure = Figure(figsize=(6, 3), layout="constrained")
+        figure = Figure(figsize=(4.8, 3), layout="constrained")
         ax = figure.subplots()
         ax.loglog(temperatures, without, "o-", color="#4477aa", label=text.word("without"))
         ax.loglog(temperatures, with_square, "o-", color="#ee6677", label=text.word("with"))
@@ -148,15 +148,18 @@ def _(Figure, temperatures, text, with_square, without):
 
 
 @app.cell
-def _(DistilledVisionTransformer, hard_distillation, mo, sv, text):
-    sizes = {
-        name: sv.create_model(f"deit_tiny_{name}patch16_224") for name in ("", "distilled_")
-    }
-    counts = {name: sum(p.data.size for p in model.parameters()) for name, model in sizes.items()}
+def _(sv):
+    with_token, without_token = (sv.create_model(f"deit_tiny_{name}patch16_224") for name in ("distilled_", ""))
+    counts = [sum(p.data.size for p in model.parameters()) for model in (with_token, without_token)]
+    return counts, with_token
+
+
+@app.cell
+def _(DistilledVisionTransformer, counts, hard_distillation, mo, text, with_token):
     mo.vstack([
         text("hard"),
         text.code(hard_distillation, "label_loss", "return"),
-        text("token", tokens=sizes["distilled_"].num_tokens, more=counts["distilled_"] - counts[""]),
+        text("token", tokens=with_token.num_tokens, more=counts[0] - counts[1]),
         text.code(DistilledVisionTransformer.forward_head, "class_logits", "return (class_logits + "),
     ])
 
@@ -237,7 +240,7 @@ def _(Path, csv, np):
 @app.cell
 def _(Figure, means, measured, names, text):
     def own_figure():
-        figure = Figure(figsize=(6, 2.8), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
         ax = figure.subplots()
         for place, (short, name) in enumerate(names.items()):
             colour = "#ee6677" if short == "teacher" else "#4477aa"

@@ -61,16 +61,20 @@ def _(places_in_windows):
 
 
 @app.cell
-def _(cost, entries_of_all, entries_of_windows, readable_bytes, sv, swin, text):
+def _(cost, entries_of_all, entries_of_windows, sv, swin):
     patches = swin.PatchEmbed(swin.SwinConfig()).num_patches                # of 4×4 pixels, in 224×224
     lecture_all, lecture_windows = entries_of_all(56), entries_of_windows(56, 7)
     counted = cost(sv.create_model("swin_tiny_patch4_window7_224"))
+    return counted, lecture_all, lecture_windows, patches
+
+
+@app.cell
+def _(counted, lecture_all, lecture_windows, patches, readable_bytes, text):
     text(
         "count", patches=patches, all=lecture_all, all_bytes=readable_bytes(4 * lecture_all),
         windows=lecture_windows, windows_bytes=readable_bytes(4 * lecture_windows),
         factor=lecture_all // lecture_windows, gigamacs=counted.macs / 1e9,
     )
-    return lecture_all, lecture_windows, patches
 
 
 @app.cell
@@ -95,7 +99,7 @@ def _(entries_of_all, entries_of_windows, side, text, window):
 @app.cell
 def _(Figure, H, M, among_all, entries_of_all, entries_of_windows, in_windows, side, text):
     def entries_figure():
-        figure = Figure(figsize=(6, 3.5), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.5), layout="constrained")
         ax = figure.subplots()
         sides = list(side.steps)
         ax.loglog(sides, [entries_of_all(s) for s in sides], color="#ee6677", label=text.word("all"))
@@ -103,7 +107,7 @@ def _(Figure, H, M, among_all, entries_of_all, entries_of_windows, in_windows, s
         ax.plot([H, H], [among_all, in_windows], "o", color="#222222")
         ax.set_xlabel(text.word("side"))
         ax.set_ylabel(text.word("entries"))
-        ax.set_xticks(sides, sides)
+        ax.set_xticks([28, 56, 112, 224], [28, 56, 112, 224])
         ax.minorticks_off()
         ax.legend(frameon=False)
         return figure
@@ -195,7 +199,7 @@ def _(np, ops, swin, sv):
 @app.cell
 def _(Figure, merged_numbers, np, text):
     def merging_figure():
-        figure = Figure(figsize=(6, 3.1), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.1), layout="constrained")
         left, right = figure.subplots(1, 2)
         colours = np.array([["#4477aa", "#66ccee"], ["#228833", "#ccbb44"]])
         for ax, n in ((left, 4), (right, 2)):
@@ -277,7 +281,7 @@ def _(blocks, column, digit, evaluating, images, np, ops, row, trained, where):
 @app.cell
 def _(Figure, block, digit, looks, np, pictures, text, token):
     def windows_figure():
-        figure = Figure(figsize=(6, 3.2), layout="constrained")
+        figure = Figure(figsize=(4.8, 3.2), layout="constrained")
         left, right = figure.subplots(1, 2)
         (h, w), ids = block.size, np.arange(len(block.places))[:, None] * 4 + block.kinds
         ids = block.in_place(ids)
@@ -294,7 +298,7 @@ def _(Figure, block, digit, looks, np, pictures, text, token):
             ax.set(xticks=range(w + 1), yticks=range(h + 1), xticklabels=[], yticklabels=[])
             ax.grid(color="#888888", linewidth=0.4)
             ax.tick_params(length=0)
-        figure.colorbar(shown, ax=right, shrink=0.8)
+        figure.colorbar(shown, ax=right, shrink=0.62)
         left.set_title(text.word("windows"), fontsize=11)
         right.set_title(text.word("looks"), fontsize=11)
         return figure
