@@ -57,6 +57,13 @@ def test_every_dollar_sign_belongs_to_an_equation(notebook, language):
 
 
 @by_text
+def test_no_line_begins_with_a_value_and_a_full_stop(notebook, language):
+    """With an integer in its place Markdown would take the line for the item of a list."""
+    for name, text in sections(notebook, language).items():
+        assert not re.search(r"^\s*\[\[\w+\]\][.)]\s", text, re.MULTILINE), name
+
+
+@by_text
 def test_a_chapter_takes_about_twenty_minutes(notebook, language):
     prose = " ".join(text for name, text in sections(notebook, language).items() if name != WORDS)
     assert FEWEST <= len(EQUATION.sub("x", prose).split()) <= MOST
