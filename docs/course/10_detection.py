@@ -184,7 +184,7 @@ def _(SetCriterion, mo, text):
 
 
 @app.cell
-def _(Figure, can_evaluate, certainty, evaluate_boxes, found, mo, np, of_boxes, results_of, scenes, sets, text, truths):
+def _(Figure, certainty, np, sets, text):
     def loss_figure(losses):
         figure = Figure(figsize=(4.6, 2.6), layout="constrained")
         ax = figure.subplots()
@@ -193,6 +193,16 @@ def _(Figure, can_evaluate, certainty, evaluate_boxes, found, mo, np, of_boxes, 
         ax.set(xlabel=text.word("claiming"), ylabel=text.word("loss"), yscale="log")
         return figure
 
+    _losses = sets.set_losses(5, certainty.value)
+    text.figure(
+        loss_figure(_losses), "figure-set-loss", none=_losses[0], one=_losses[1], two=_losses[2],
+        certainty=float(certainty.value),
+    )
+    return
+
+
+@app.cell
+def _(can_evaluate, evaluate_boxes, found, np, of_boxes, results_of, scenes, sets, truths):
     def copies(detections, threshold):
         """How many confident detections each true object has, over all scenes."""
         counts = []
@@ -213,18 +223,16 @@ def _(Figure, can_evaluate, certainty, evaluate_boxes, found, mo, np, of_boxes, 
 
     counts = copies(found, 0.5)
     official, suppressed = coco(found), coco([sets.suppressed(of_image, 0.5) for of_image in found])
-    _losses = sets.set_losses(5, certainty.value)
-    mo.vstack([
-        text.figure(
-            loss_figure(_losses), "figure-set-loss", none=_losses[0], one=_losses[1], two=_losses[2],
-            certainty=float(certainty.value),
-        ),
-        text(
-            "no-nms", objects=len(counts), once=int((counts == 1).sum()), twice=int((counts > 1).sum()),
-            missed=int((counts == 0).sum()), ap=official[0], ap50=official[1], nms=suppressed[0], nms50=suppressed[1],
-        ),
-    ])
     return counts, official, suppressed
+
+
+@app.cell
+def _(counts, official, suppressed, text):
+    text(
+        "no-nms", objects=len(counts), once=int((counts == 1).sum()), twice=int((counts > 1).sum()),
+        missed=int((counts == 0).sum()), ap=official[0], ap50=official[1], nms=suppressed[0], nms50=suppressed[1],
+    )
+    return
 
 
 @app.cell
@@ -279,6 +287,8 @@ def _(
         return figure
 
     _picture, _truth, _seen, _best, _overlap, _heat = look(moved.value - 1, (to_x.value, to_y.value), layer.value)
+    _box = _truth.boxes[moved.value - 1]
+    _area = float(np.prod(_box[2:] - _box[:2])) / _picture.height**2
     mo.vstack([
         text("attention"),
         mo.hstack([moved, to_x, to_y, layer], justify="start", wrap=True),
@@ -286,7 +296,7 @@ def _(
             attention_figure(_picture, _truth, _seen, _best, _heat), "figure-attention", scene=scene.value,
             digit=trained.classes[_truth.labels[moved.value - 1]], query=int(_seen["queries"][_best]),
             answer=trained.classes[_seen["labels"][_best]], score=100 * float(_seen["scores"][_best]), iou=_overlap,
-            layer=layer.value,
+            layer=layer.value, inside=100 * sets.share_inside(_heat, _box / _picture.height), area=100 * _area,
         ),
     ])
     return

@@ -219,3 +219,14 @@ def mean_AP(of_classes: Mapping[int, Curve]) -> float:
 def giou_of(a: Sequence[float], b: Sequence[float]) -> float:
     """GIoU of two boxes (left, top, right, bottom)."""
     return float(generalized_box_iou(np.array([a], np.float32), np.array([b], np.float32))[0, 0])
+
+
+def share_inside(heat: Floats, box: Sequence[float]) -> float:
+    """The share of an attention map (h, w) that lies inside of a box (left, top, right, bottom) in 0 … 1."""
+    left, top, right, bottom = box
+    h, w = heat.shape
+    rows, columns = (
+        np.clip(np.minimum(end * n, np.arange(n) + 1) - np.maximum(start * n, np.arange(n)), 0, 1)
+        for start, end, n in ((top, bottom, h), (left, right, w))
+    )                                                       # how much of each row and column is inside
+    return float((heat * rows[:, None] * columns).sum() / heat.sum())

@@ -97,3 +97,13 @@ def test_one_digit_moves(scenes):
     centre = sets.centre_of(scenes, 1, 0)
     assert sets.MovedScenes(scenes, 1, 0, centre).digits(1)[0].box == before[0].box
     assert moved.picture(0) == scenes.picture(0)
+
+
+def test_the_share_of_attention_inside_a_box():
+    heat = np.ones((4, 6), np.float32)
+    assert sets.share_inside(heat, (0.1, 0.2, 0.6, 0.9)) == pytest.approx(0.5 * 0.7)    # as its area
+    heat = np.zeros((4, 4), np.float32)
+    heat[1, 2] = 3
+    assert sets.share_inside(heat, (0.5, 0.25, 0.75, 0.5)) == 1
+    assert sets.share_inside(heat, (0.5, 0.25, 0.625, 1)) == pytest.approx(0.5)
+    assert sets.share_inside(heat, (0.8, 0, 1, 1)) == 0
