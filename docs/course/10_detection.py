@@ -126,9 +126,9 @@ def _(HungarianMatcher, mo, text):
 def _(SCENES, mo, text):
     scene = mo.ui.slider(0, SCENES - 1, value=1, label=text.word("scene"), show_value=True)
     jitter = mo.ui.slider(0, 0.3, step=0.02, value=0.1, label=text.word("jitter"), show_value=True)
-    of_class = mo.ui.slider(0.5, 5, step=0.5, value=2, label="λ class", show_value=True)
-    of_l1 = mo.ui.slider(0, 10, step=1, value=5, label="λ L1", show_value=True)
-    of_giou = mo.ui.slider(0, 5, step=0.5, value=2, label="λ GIoU", show_value=True)
+    of_class = mo.ui.slider(0.5, 5, step=0.5, value=2, label=text.word("of-class"), show_value=True)
+    of_l1 = mo.ui.slider(0, 10, step=1, value=5, label=text.word("of-l1"), show_value=True)
+    of_giou = mo.ui.slider(0, 5, step=0.5, value=2, label=text.word("of-giou"), show_value=True)
     return jitter, of_class, of_giou, of_l1, scene
 
 
