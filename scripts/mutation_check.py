@@ -4,6 +4,7 @@
     python scripts/mutation_check.py --only "attention: scale of d + 1"
     python scripts/mutation_check.py --list
     python scripts/mutation_check.py --out docs/testing/mutants.md      # and write the table
+    python scripts/mutation_check.py --log mutants.jsonl                # goes on where an earlier call was stopped
 
 A mutant is a piece of the package's text and what stands there instead (mutants.py; for CUDA, kernel_mutants.py,
 update_mutants.py, map_mutants.py, half_mutants.py and flash_mutants.py). Each is put into a copy of the checkout in a
@@ -24,6 +25,7 @@ import contextlib
 import dataclasses
 import datetime
 import functools
+import json
 import os
 import platform
 import re
@@ -51,6 +53,7 @@ ROOT = Path(__file__).resolve().parent.parent
 NOT_COPIED = (".git", ".venv", ".*_cache", ".hypothesis", "__pycache__", "*.egg-info", "build", "dist", "runs")
 OWN_TEST = "test_mutation_check.py"     # compares the table with the code, so it would catch every mutant
 MUTANTS = [*OTHER_MUTANTS, *KERNEL_MUTANTS, *UPDATE_MUTANTS, *MAP_MUTANTS, *HALF_MUTANTS, *FLASH_MUTANTS]
+CHANGED = " with changes"
 TIMEOUT = 3600                          # seconds for one run of the tests
 
 
@@ -173,6 +176,21 @@ def run_tests(
     return Result("broken", why="\n".join((done.stdout + done.stderr).strip().splitlines()[-15:]))
 
 
+def logged(log: Path, root: Path = ROOT) -> dict[str, Result]:
+    """The results in a log that are of this commit, {name: result}; none if files have been changed since."""
+    rows = map(json.loads, log.read_text(encoding="utf-8").splitlines() if log.exists() else [])
+    commit = _commit(root)
+    if commit.endswith(CHANGED):
+        return {}
+    return {row.pop("name"): Result(**row) for row in rows if row.pop("commit") == commit}
+
+
+def add_to_log(log: Path, mutant: Mutant, result: Result, root: Path = ROOT) -> None:
+    row = {"commit": _commit(root), "name": mutant.name, **dataclasses.asdict(result)}
+    with log.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")
+
+
 # --- what is said ---------------------------------------------------------------------------------------------------
 
 
@@ -206,7 +224,7 @@ def _commit(root: Path) -> str:
         changed = subprocess.check_output([*git, "status", "--porcelain", "--", "scratchvit", "tests"], text=True)
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return commit.strip() + (" with changes" if changed else "")
+    return commit.strip() + (CHANGED if changed else "")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -214,6 +232,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--only", action="append", metavar="NAME", help="only this mutant; may be repeated")
     parser.add_argument("--list", action="store_true", help="print the mutants and run nothing")
     parser.add_argument("--out", type=Path, metavar="FILE.md", help="write the results as a Markdown table")
+    parser.add_argument("--log", type=Path, metavar="FILE.jsonl", help="add each result to this file at once; those "
+                        "in it that are of this commit are not run again")
     options = parser.parse_args(arguments)
     if unknown := set(options.only or ()) - {mutant.name for mutant in MUTANTS}:
         parser.error(f"no mutant is named {', '.join(map(repr, sorted(unknown)))}: see --list")
@@ -225,16 +245,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(f"{mutant.name}  ({mutant.kind}, {mutant.file})")
         return 0
 
-    for on_gpu in sorted({mutant.on_gpu for mutant in mutants}):
-        modules = {f"tests/{module}" for mutant in mutants if mutant.on_gpu == on_gpu for module in mutant.tests}
+    known = logged(options.log) if options.log else {}
+    left = [mutant for mutant in mutants if mutant.name not in known]
+    for on_gpu in sorted({mutant.on_gpu for mutant in left}):
+        modules = {f"tests/{module}" for mutant in left if mutant.on_gpu == on_gpu for module in mutant.tests}
         with copy_of(ROOT) as copy:
             unchanged = steady_failure(copy, sorted(modules), on_gpu)
         if unchanged.outcome != "survived":
             sys.exit(f"the tests fail without any mutant: {unchanged.test}\n{unchanged.why}")
     results = []
     for mutant in mutants:
-        result = run_mutant(mutant)
+        result = known.get(mutant.name) or run_mutant(mutant)
         results.append((mutant, result))
+        if options.log and mutant.name not in known:
+            add_to_log(options.log, mutant, result)
         print(f"{result.outcome:8} {result.seconds:5.0f} s  {mutant.name}  {result.test}", flush=True)
         if result.outcome == "broken":
             print(result.why, flush=True)

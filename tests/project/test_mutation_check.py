@@ -132,6 +132,32 @@ def test_nothing_is_judged_by_a_quick_part_that_fails_anyway(monkeypatch, checko
     assert result.outcome == "broken" and result.why == "without it, the quick part fails: test_anyway\nassert False"
 
 
+def test_results_are_logged_at_once_and_those_of_this_commit_are_not_run_again(monkeypatch, tmp_path):
+    commits, ran, log = ["a1"], [], tmp_path / "log.jsonl"
+
+    def run(mutant):
+        if len(ran) == 2:
+            raise KeyboardInterrupt
+        ran.append(mutant.name)
+        return mutation_check.Result("caught", "test_a", seconds=2.5)
+
+    monkeypatch.setattr(mutation_check, "MUTANTS", MUTANTS[:3])
+    monkeypatch.setattr(mutation_check, "_commit", lambda root: commits[-1])
+    monkeypatch.setattr(mutation_check, "run_mutant", run)
+    monkeypatch.setattr(mutation_check, "steady_failure", lambda *arguments: mutation_check.Result("survived"))
+    with pytest.raises(KeyboardInterrupt):
+        mutation_check.main(["--log", str(log)])
+    assert ran == [mutant.name for mutant in MUTANTS[:2]]
+    ran.clear()
+    assert mutation_check.main(["--log", str(log), "--out", str(tmp_path / "table.md")]) == 0
+    assert ran == [MUTANTS[2].name] and "**3 of 3 caught**" in (tmp_path / "table.md").read_text("utf-8")
+    ran.clear()
+    commits.append("b2")
+    with pytest.raises(KeyboardInterrupt):
+        mutation_check.main(["--log", str(log)])
+    assert ran == [mutant.name for mutant in MUTANTS[:2]]
+
+
 def test_the_report_names_what_happened(checkout):
     caught = mutation_check.Result("caught", "tests/test_double.py::test_double[a|b]", "assert 9 == 6", 1.4)
     text = mutation_check.markdown([(GOOD, caught), (GOOD, mutation_check.Result("survived"))], checkout)
