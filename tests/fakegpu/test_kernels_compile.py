@@ -7,11 +7,13 @@ from scratchvit.kernels.cuda import modules
 
 ARCHITECTURES = nvrtc.ARCHITECTURES.split(",")
 
-# The types of 16 bits for the oldest and the newest GPUs that have them: cuBLAS multiplies bfloat16 from 8.0 on.
-OF_16_BITS = {"e": (ARCHITECTURES[0], ARCHITECTURES[-1]), "E": ("sm_80", ARCHITECTURES[-1])}
+# float32 for all; the other types, whose texts differ in a few lines, for the oldest and the newest GPUs that have
+# them: cuBLAS multiplies bfloat16 from 8.0 on.
+OLDEST_AND_NEWEST = ARCHITECTURES[0], ARCHITECTURES[-1]
+OTHER_TYPES = {"d": OLDEST_AND_NEWEST, "e": OLDEST_AND_NEWEST, "E": ("sm_80", ARCHITECTURES[-1])}
 CASES = [
     (arch, module, char) for module, char in modules.variants() if module not in modules.FLASH
-    for arch in OF_16_BITS.get(char, ARCHITECTURES)
+    for arch in OTHER_TYPES.get(char, ARCHITECTURES)
 ]
 
 
