@@ -129,10 +129,30 @@ def test_the_ground_truth_names_classes_and_scenes(splits):
 def test_every_digit_has_ink_at_any_size(splits):
     rng = seeded(0)
     for part in (splits.train, splits.val, splits.test):
-        for written in part._written[::7]:
-            ink = scenes._draw(written, 9.0, rng)
+        for which in range(0, len(part._labels), 7):
+            stretch, tilt = rng.uniform(1 / 1.1, 1.1), rng.uniform(-15, 15)
+            ink = part.drawn(scenes.Form(which, 9.0, stretch, tilt), (0, 0)).ink
             assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
             assert (ink > 0).sum() >= 8
+
+
+def test_a_scene_can_be_drawn_again_from_forms_places_and_colours(splits):
+    for index in range(20):
+        scene = splits.test.ground(index).astype(np.float32)
+        digits = splits.test.digits(index)
+        for digit, colour in zip(digits, splits.test.colours(index), strict=True):
+            scenes.paint(scene, splits.test.drawn(digit.form, digit.place), colour)
+        assert np.array_equal(scenes.as_picture(scene), splits.test.picture(index))
+
+
+def test_another_digit_is_beside_the_others_or_there_is_no_room(splits):
+    rng, digits = seeded(0), splits.test.digits(0)
+    while (digit := splits.test.another(7, digits, rng)) is not None:
+        assert digit.label == splits.test._labels[digit.form.which] == 7
+        for other in digits:
+            assert scenes._overlap(digit.place, digit.ink.shape, other.box) <= 0.15
+        digits.append(digit)
+    assert 3 < len(digits) < 60
 
 
 @pytest.mark.parametrize("options", [{"img_size": 47}, {"train": 0}])

@@ -11,7 +11,9 @@ the next.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,9 +26,10 @@ from scratchvit.detection.data.reading import AnnotationList
 from scratchvit.errors import ScratchvitError
 
 Pixels = NDArray[np.uint8]
+Colour: TypeAlias = NDArray[np.float32]     # (3,): red, green, blue, 0 … 255
 
 MOST_DIGITS = 6
-_SIDES = (0.19, 0.44)       # side of a digit's 8 × 8 square as a fraction of the side of the scene
+SIDES = (0.19, 0.44)        # side of a digit's 8 × 8 square as a fraction of the side of the scene
 _STRETCH = 1.2              # largest change of a digit's aspect ratio
 _TILT = 15                  # largest rotation, in degrees
 _ATTEMPTS = 30              # random positions tried for a digit before it is left out
@@ -36,16 +39,33 @@ _FAINT = 80                 # ink below this, of 255, is set to 0
 _FIXED_SEED = 0             # seed of val and test, independent of the run's seed
 
 
+class Form(NamedTuple):
+    """How a digit is drawn.
+
+    which       index of the handwritten digit in the data set of digits
+    side        side of its 8 × 8 square in pixels of the scene
+    stretch     the square becomes side · stretch wide and side / stretch high
+    tilt        rotation in degrees, counterclockwise
+    """
+
+    which: int
+    side: float
+    stretch: float
+    tilt: float
+
+
 @dataclass(frozen=True)
 class Digit:
     """A digit in a scene.
 
     label       0 … 9
+    form        how it is drawn
     place       (top, left) of `ink` in the scene
     ink         uint8 (h, w), opacity of the digit's colour, cropped to the inked pixels
     """
 
     label: int
+    form: Form
     place: tuple[int, int]
     ink: Pixels
 
@@ -85,45 +105,63 @@ class Scenes(DetectionDataset):
         return self.img_size, self.img_size
 
     def annotations(self, index: int) -> Annotations:
-        return self._annotated(index, self.digits(index))
+        return self.annotated(index, self.digits(index))
 
     def picture(self, index: int) -> Image.Image:
-        return self._painted(index, self.digits(index))
+        return self._painted(index, self.digits(index))[0]
 
     def example(self, index: int) -> tuple[Image.Image, Annotations]:
         digits = self.digits(index)
-        return self._painted(index, digits), self._annotated(index, digits)
+        return self._painted(index, digits)[0], self.annotated(index, digits)
 
     def digits(self, index: int) -> list[Digit]:
         """The digits of a scene, at least one, sorted from large to small."""
         rng = self._generator(index, 0)
         count = int(rng.integers(1, MOST_DIGITS + 1))
-        least, most = np.log(_SIDES)
+        least, most = np.log(SIDES)
         sides = np.sort(np.exp(rng.uniform(least, most, count)))[::-1] * self.img_size
-        taken = np.zeros((self.img_size, self.img_size), bool)      # inked
         digits: list[Digit] = []
-        for side, chosen in zip(sides, rng.integers(len(self._labels), size=count)):
-            ink = _draw(self._written[chosen], float(side), rng)
-            place = _free_place(ink, taken, [digit.box for digit in digits], rng)
-            if place is not None:
-                digits.append(Digit(int(self._labels[chosen]), place, ink))
+        for side, which in zip(sides.tolist(), rng.integers(len(self._labels), size=count).tolist()):
+            digit = self._placed(which, side, digits, rng)
+            if digit is not None:
+                digits.append(digit)
         return digits
 
     def ground(self, index: int) -> Pixels:
         """The background of a scene, uint8 (H, W, 3)."""
         return _ground(self.img_size, self._generator(index, 1))
 
-    def _painted(self, index: int, digits: list[Digit]) -> Image.Image:
-        scene = self.ground(index).astype(np.float32)
+    def colours(self, index: int) -> list[Colour]:
+        """The colour of each of `digits(index)`."""
+        return self._painted(index, self.digits(index))[1]
+
+    def drawn(self, form: Form, place: tuple[int, int]) -> Digit:
+        """The digit of this form at a place (top, left)."""
+        return Digit(int(self._labels[form.which]), form, place, _draw(self._written[form.which], form))
+
+    def another(self, label: int, digits: Sequence[Digit], rng: np.random.Generator) -> Digit | None:
+        """A random digit with this label beside `digits`, as those of a scene are; None if there is no room for it."""
+        least, most = np.log(SIDES)
+        side = float(np.exp(rng.uniform(least, most))) * self.img_size
+        return self._placed(int(rng.choice(np.flatnonzero(self._labels == label))), side, digits, rng)
+
+    def _placed(self, which: int, side: float, digits: Sequence[Digit], rng: np.random.Generator) -> Digit | None:
+        """A handwritten digit of random stretch and tilt, at a free place; None if none is found."""
+        form = Form(which, side, float(np.exp(rng.uniform(-1, 1) * np.log(_STRETCH) / 2)), rng.uniform(-_TILT, _TILT))
+        digit = self.drawn(form, (0, 0))
+        place = _free_place(digit.ink, self.img_size, digits, rng)
+        return None if place is None else replace(digit, place=place)
+
+    def _painted(self, index: int, digits: Sequence[Digit]) -> tuple[Image.Image, list[Colour]]:
+        scene, colours = self.ground(index).astype(np.float32), []
         rng = self._generator(index, 2)
         for digit in digits:
-            x0, y0, x1, y1 = digit.box
-            under = scene[y0:y1, x0:x1]
-            cover = digit.ink[..., None] / np.float32(255)
-            under += cover * (_colour_on(under, rng) - under)
-        return Image.fromarray(np.rint(scene).astype(np.uint8))
+            colours.append(colour_on(part_under(scene, digit), rng))
+            paint(scene, digit, colours[-1])
+        return as_picture(scene), colours
 
-    def _annotated(self, index: int, digits: list[Digit]) -> Annotations:
+    def annotated(self, index: int, digits: Sequence[Digit]) -> Annotations:
+        """The annotations of scene `index`, if these are its digits."""
         found = AnnotationList()
         for digit in digits:
             x0, y0, x1, y1 = map(float, digit.box)
@@ -154,13 +192,30 @@ def load_scenes(
     )
 
 
-def _draw(written: Pixels, side: float, rng: np.random.Generator) -> Pixels:
+def part_under(scene: NDArray[Any], digit: Digit) -> NDArray[Any]:
+    """The part of a scene (H, W, …) inside the digit's box, a view."""
+    x0, y0, x1, y1 = digit.box
+    return scene[y0:y1, x0:x1]
+
+
+def paint(scene: NDArray[np.float32], digit: Digit, colour: Colour) -> None:
+    """Paint a digit into a scene (H, W, 3), 0 … 255, in place."""
+    under = part_under(scene, digit)
+    cover = digit.ink[..., None] / np.float32(255)
+    under += cover * (colour - under)
+
+
+def as_picture(scene: NDArray[np.float32]) -> Image.Image:
+    """A painted scene (H, W, 3), 0 … 255, as an RGB picture."""
+    return Image.fromarray(np.rint(scene).astype(np.uint8))
+
+
+def _draw(written: Pixels, form: Form) -> Pixels:
     """Turn a digit (8, 8) into ink (h, w): resized to about side × side, stretched, rotated, and sharpened."""
-    stretch = np.exp(rng.uniform(-1, 1) * np.log(_STRETCH) / 2)
-    size = round(side * stretch), round(side / stretch)     # Pillow's: width, height
+    size = round(form.side * form.stretch), round(form.side / form.stretch)     # Pillow's: width, height
     padded = Image.fromarray(np.pad(written, 2))            # room for the rotation
     large = padded.resize((size[0] * 12 // 8, size[1] * 12 // 8), Image.Resampling.BICUBIC)
-    turned = np.asarray(large.rotate(rng.uniform(-_TILT, _TILT), Image.Resampling.BICUBIC), np.float32)
+    turned = np.asarray(large.rotate(form.tilt, Image.Resampling.BICUBIC), np.float32)
     ink = np.clip((turned - 72) * 2, 0, 255).astype(np.uint8)      # 72 … 200 of the blurred stroke: its edge
     ink[ink < _FAINT] = 0
     rows, columns = np.flatnonzero(ink.any(axis=1)), np.flatnonzero(ink.any(axis=0))
@@ -168,16 +223,19 @@ def _draw(written: Pixels, side: float, rng: np.random.Generator) -> Pixels:
 
 
 def _free_place(
-    ink: Pixels, taken: NDArray[np.bool_], boxes: list[tuple[int, int, int, int]], rng: np.random.Generator
+    ink: Pixels, side: int, digits: Sequence[Digit], rng: np.random.Generator
 ) -> tuple[int, int] | None:
-    """A random position (top, left) where ink does not overlap and boxes hardly do, or None. Marks ink in `taken`."""
+    """A random position (top, left) where ink does not overlap with that of digits, and boxes hardly do, or None."""
+    taken = np.zeros((side, side), bool)        # inked
+    for digit in digits:
+        part_under(taken, digit)[digit.ink > 0] = True
     room = np.array(taken.shape) - ink.shape + 1
     for top, left in (rng.random((_ATTEMPTS, 2)) * room).astype(int).tolist():
         window = taken[top : top + ink.shape[0], left : left + ink.shape[1]]
-        if (window & (ink > 0)).any() or any(_overlap((top, left), ink.shape, box) > _OVERLAP for box in boxes):
+        if (window & (ink > 0)).any():
             continue
-        window |= ink > 0
-        return top, left
+        if all(_overlap((top, left), ink.shape, digit.box) <= _OVERLAP for digit in digits):
+            return top, left
     return None
 
 
@@ -209,8 +267,8 @@ def _smooth(side: int, rows: int, columns: int, rng: np.random.Generator) -> NDA
     return np.asarray(coarse.resize((side, side), Image.Resampling.BICUBIC))
 
 
-def _colour_on(ground: NDArray[np.float32], rng: np.random.Generator) -> NDArray[np.float32]:
-    """A random colour (3,), clearly brighter or darker than the background under a digit."""
+def colour_on(ground: NDArray[np.float32], rng: np.random.Generator) -> Colour:
+    """A random colour, clearly brighter or darker than the background (…, 3) under a digit."""
     under = float(ground.mean())
     contrast = rng.uniform(*_CONTRAST)
     up = rng.random() < 0.5 if 100 < under < 155 else under < 128
