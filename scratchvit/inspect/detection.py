@@ -1,5 +1,6 @@
 """Looking inside a DETR (arXiv 2005.12872): attention maps, boxes of the queries, and the matching.
 
+    seen = look_inside(model, image)                        # outputs and all attention maps, in one pass
     maps = cross_attention(model, image)                    # (heads, N, H, W): of each query, Figure 6
     self_maps = encoder_attention(model, image, (0.4, 0.6)) # (layers, heads, H, W): of the feature at a point, Figure 3
     predictions = query_boxes(model, loader)                # the boxes of every query for a data set, Figure 7
@@ -15,7 +16,7 @@ with DC5, which has four times as many features.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +43,39 @@ def as_seen(detector: Detector, picture: Image.Image) -> tuple[NDArray[np.uint8]
     return pixels, detector.normalize(pixels[None])[0]
 
 
+@dataclass(frozen=True)
+class Inside:
+    """What a detector computes for one image: its outputs, and the attention maps of every layer, whose rows sum to 1.
+
+    outputs     of the model, with B = 1
+    size        (H, W) of the feature map
+    encoder     self-attention of the features in every encoder layer, (heads, HW, HW) each
+    queries     self-attention of the queries in every decoder layer, (heads, N, N) each
+    cross       cross-attention of the queries in every decoder layer, (heads, N, HW) each
+    """
+
+    outputs: dict[str, Any]
+    size: tuple[int, int]
+    encoder: list[Maps]
+    queries: list[Maps]
+    cross: list[Maps]
+
+
+def look_inside(model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None = None) -> Inside:
+    """The outputs of a detector and all of its attention maps for one image, by one pass.
+
+    image, mask as for `cross_attention`. Raises ScratchvitError for a model that is not a detector or has diverged.
+    """
+    config = _config_of(model)
+    with evaluating(model), ops.record_attention() as recorded, np.errstate(all="ignore"):   # checked below
+        outputs = model(asarray(image[None]), mask=None if mask is None else mask[None])
+    maps = [asnumpy(probabilities)[0] for probabilities in recorded]        # in the order of DETR's docstring
+    _require_finite(model, maps[-1])
+    size = map_size(config, (image.shape[1], image.shape[2]))
+    encoder, decoder = maps[: config.enc_layers], maps[config.enc_layers :]
+    return Inside(outputs, size, encoder, decoder[::2], decoder[1::2])      # self-attention first, then cross-attention
+
+
 def cross_attention(
     model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None = None, layer: int = -1
 ) -> Maps:
@@ -51,12 +85,10 @@ def cross_attention(
     or from the last layer with -1. The paper draws the mean over axis 0.
     Raises ScratchvitError for a model that is not a detector or has diverged, and for a layer that does not exist.
     """
-    config = _config_of(model)
-    maps, size = _recorded(model, image, mask)
-    layers = maps[config.enc_layers :][1::2]                # each decoder layer has self-attention first
-    if not -len(layers) <= layer < len(layers):
-        raise ScratchvitError(f"there is no layer {layer} in the decoder: it has 0 … {len(layers) - 1}")
-    return layers[layer].reshape(*layers[layer].shape[:2], *size)
+    inside = look_inside(model, image, mask)
+    if not -len(inside.cross) <= layer < len(inside.cross):
+        raise ScratchvitError(f"there is no layer {layer} in the decoder: it has 0 … {len(inside.cross) - 1}")
+    return inside.cross[layer].reshape(*inside.cross[layer].shape[:2], *inside.size)
 
 
 def encoder_attention(
@@ -67,12 +99,12 @@ def encoder_attention(
     point: (x, y) in 0 … 1 of the image without its padding. image, mask as for `cross_attention`.
     Raises ScratchvitError for a point outside, and for a model that has no encoder, is not a detector or has diverged.
     """
-    depth = _config_of(model).enc_layers
-    if not depth:
+    if not _config_of(model).enc_layers:
         raise ScratchvitError("this detector has no encoder layers (enc_layers is 0), so there is nothing to draw")
-    maps, size = _recorded(model, image, mask)
-    row, column = feature_at(point, size, image.shape[1:], mask)
-    return np.stack([of_layer[:, row * size[1] + column] for of_layer in maps[:depth]]).reshape(depth, -1, *size)
+    inside = look_inside(model, image, mask)
+    row, column = feature_at(point, inside.size, image.shape[1:], mask)
+    of_point = np.stack([maps[:, row * inside.size[1] + column] for maps in inside.encoder])
+    return of_point.reshape(*of_point.shape[:2], *inside.size)
 
 
 def feature_at(
@@ -97,18 +129,6 @@ def visible_size(image: tuple[int, ...], mask: NDArray[np.bool_] | None) -> tupl
     if mask is None:
         return image[0], image[1]
     return int((~mask).any(axis=1).sum()), int((~mask).any(axis=0).sum())
-
-
-def _recorded(
-    model: Module, image: NDArray[np.float32], mask: NDArray[np.bool_] | None
-) -> tuple[list[Maps], tuple[int, int]]:
-    """All attention maps of one image in the order of DETR's docstring, each (heads, …, …), and (H, W) of its map."""
-    with evaluating(model), ops.record_attention() as recorded, np.errstate(all="ignore"):   # checked below
-        model(asarray(image[None]), mask=None if mask is None else mask[None])
-    maps = [asnumpy(probabilities)[0] for probabilities in recorded]
-    _require_finite(model, maps[-1])
-    height, width = image.shape[1:]
-    return maps, map_size(_config_of(model), (height, width))
 
 
 def _require_finite(model: Module, answers: NDArray[np.float32]) -> None:
@@ -202,19 +222,27 @@ class Matching:
 def matching(model: Module, matcher: HungarianMatcher, batch: DetectionBatch) -> list[Matching]:
     """Match the predictions of the last decoder layer for a batch with its objects: one `Matching` per image.
 
-    Each part is the cost of the matcher with the weights of the other terms set to 0.
     Raises ScratchvitError as the matcher does, and for a model that is not a detector.
     """
     config = _config_of(model)
     images, mask, targets = batch
     with evaluating(model):
         outputs = model(asarray(images), mask=mask if mask.any() else None)
-    logits, boxes = outputs["pred_logits"].data[None], outputs["pred_boxes"].data[None]
-    objects = Objects.of(targets, config.num_classes)
-    (pairs,) = matcher.match_layers(logits, boxes, objects)
+    return matchings_of_layers([outputs], matcher, Objects.of(targets, config.num_classes))[0]
+
+
+def matchings_of_layers(
+    layers: Sequence[Mapping[str, Any]], matcher: HungarianMatcher, objects: Objects
+) -> list[list[Matching]]:
+    """Match the predictions of L decoder layers with the objects: for each layer, one `Matching` per image.
+
+    layers: {"pred_logits" (B, N, num_logits), "pred_boxes" (B, N, 4)} of each, Tensors. Each part is the cost of the
+    matcher with the weights of the other terms set to 0. Raises ScratchvitError as the matcher does.
+    """
+    logits, boxes = (ops.stack([layer[name] for layer in layers]).data for name in ("pred_logits", "pred_boxes"))
 
     def costs(matcher: HungarianMatcher) -> NDArray[np.float32]:
-        return asnumpy(matcher.costs(logits, boxes, objects))[0]            # (T, N), of the objects of all images
+        return asnumpy(matcher.costs(logits, boxes, objects))               # (L, T, N), of the objects of all images
 
     total, parts = costs(matcher), {}
     weights = [name for name in vars(matcher) if name.startswith("cost_")]
@@ -224,14 +252,16 @@ def matching(model: Module, matcher: HungarianMatcher, batch: DetectionBatch) ->
         part = costs(dataclasses.replace(matcher, **alone)) if getattr(matcher, kept) else np.zeros_like(total)
         parts[kept.removeprefix("cost_")] = part
 
-    images_boxes = asnumpy(boxes)[0]
-    matchings = []
-    for place, (queries, taken) in enumerate(pairs):
-        of_image = slice(*objects.starts[place : place + 2])
-        by_object = np.full(objects.counts[place], -1, np.int64)
-        by_object[taken] = queries
-        matchings.append(Matching(
-            objects.labels[of_image], objects.boxes[of_image], images_boxes[place], by_object, total[of_image],
-            {name: part[of_image] for name, part in parts.items()},
-        ))
+    host_boxes, matchings = asnumpy(boxes), []                              # (L, B, N, 4)
+    for layer, pairs in enumerate(matcher.assign(total, objects)):
+        of_layer: list[Matching] = []
+        matchings.append(of_layer)
+        for place, (queries, taken) in enumerate(pairs):
+            of_image = slice(*objects.starts[place : place + 2])
+            by_object = np.full(objects.counts[place], -1, np.int64)
+            by_object[taken] = queries
+            of_layer.append(Matching(
+                objects.labels[of_image], objects.boxes[of_image], host_boxes[layer, place], by_object,
+                total[layer, of_image], {name: part[layer, of_image] for name, part in parts.items()},
+            ))
     return matchings
