@@ -27,7 +27,7 @@ FLOORS = [
     ["recipes", "zoo"],
     ["inspect"],
     ["reports"],
-    ["course"],
+    ["course", "play"],
     ["cli"],
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
