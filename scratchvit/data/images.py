@@ -1,10 +1,11 @@
 """Reading a picture file into an array with Pillow: decode, apply the EXIF orientation, resize, crop the centre."""
 
+import io
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from scratchvit.errors import ScratchvitError
 
@@ -31,13 +32,7 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
     if channels not in MODES:
         raise ScratchvitError(f"channels={channels}: pictures are read with 3 channels (RGB) or 1 (grey)")
     try:
-        with Image.open(path) as picture:
-            is_deep_colour = picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in picture.tile)
-            upright = ImageOps.exif_transpose(picture)
-            upright.format = picture.format
-            if is_deep_colour:
-                _check_deep_colour(upright)
-            upright = eight_bit(upright, channels)
+        return _upright(path, channels)
     except FileNotFoundError as error:
         raise ScratchvitError(f"{path}: no such picture") from error
     except Exception as error:  # decoders raise many types of exceptions for damaged files, even SyntaxError
@@ -45,7 +40,27 @@ def open_image(path: str | Path, channels: int = 3) -> Image.Image:
             f"{path}: this picture cannot be decoded ({error}); repair or remove it, or use --skip-bad "
             "to leave such pictures out of a data set"
         ) from error
-    return upright
+
+
+def decode_image(content: bytes, channels: int = 3) -> Image.Image:
+    """The picture of a file with this content, as `open_image` reads it. Raises ScratchvitError as it does."""
+    try:
+        return _upright(io.BytesIO(content), channels)
+    except UnidentifiedImageError as error:     # its own message has the address of the content
+        raise ScratchvitError("this file is no picture of a known format: choose a PNG or a JPEG") from error
+    except Exception as error:  # as above
+        raise ScratchvitError(f"this picture cannot be decoded ({error}): choose another one") from error
+
+
+def _upright(file: str | Path | io.BytesIO, channels: int) -> Image.Image:
+    """A picture in 8 bits, with its EXIF orientation applied."""
+    with Image.open(file) as picture:
+        is_deep_colour = picture.mode in ("RGB", "RGBA") and any(";16" in str(tile[3]) for tile in picture.tile)
+        upright = ImageOps.exif_transpose(picture)
+        upright.format = picture.format
+        if is_deep_colour:
+            _check_deep_colour(upright)
+        return eight_bit(upright, channels)
 
 
 def without_advice(error: ScratchvitError) -> str:

@@ -70,7 +70,8 @@ def look_inside(model: Module, image: NDArray[np.float32], mask: NDArray[np.bool
     with evaluating(model), ops.record_attention() as recorded, np.errstate(all="ignore"):   # checked below
         outputs = model(asarray(image[None]), mask=None if mask is None else mask[None])
     maps = [asnumpy(probabilities)[0] for probabilities in recorded]        # in the order of DETR's docstring
-    _require_finite(model, maps[-1])
+    for answers in (maps[-1], *(asnumpy(outputs[name].data) for name in ("pred_logits", "pred_boxes"))):
+        _require_finite(model, answers)
     size = map_size(config, (image.shape[1], image.shape[2]))
     encoder, decoder = maps[: config.enc_layers], maps[config.enc_layers :]
     return Inside(outputs, size, encoder, decoder[::2], decoder[1::2])      # self-attention first, then cross-attention

@@ -30,6 +30,7 @@ and predicts classes by sigmoids with focal loss.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -315,12 +316,8 @@ class DABDETR(ExtendedDETR):
     ) -> tuple[list[Answer], dict[str, Answer]]:
         M = 0 if noised is None else noised.objects.shape[1]
         B, queries = len(content), content.shape[1] - M                                             # K·N
-        others = {}
-        if self.config.two_stage:
-            others["proposals"] = self.proposals(memory)
-            anchors = self.proposals.best(others["proposals"], queries)                             # (B, N, 4)
-        else:
-            anchors = self.refpoint_embed.weight[:queries].sigmoid().expand((B, queries, 4))        # (B, K·N, 4)
+        others = {"proposals": self.proposals(memory)} if self.config.two_stage else {}
+        anchors = self.anchors(B, queries, others)                                                  # (B, K·N, 4)
         if noised is not None:
             anchors = ops.concatenate([Tensor(asarray(noised.boxes)), anchors], 1)                  # (B, Q, 4)
         states = self.transformer.decoder(
@@ -331,6 +328,12 @@ class DABDETR(ExtendedDETR):
             for z, boxes in states
         ]
         return answers, others
+
+    def anchors(self, images: int, queries: int, outputs: Mapping[str, Answer]) -> Tensor:
+        """The decoder's initial anchors, (images, queries, 4): with two_stage the best of outputs["proposals"]."""
+        if self.config.two_stage:
+            return self.proposals.best(outputs["proposals"], queries)
+        return self.refpoint_embed.weight[:queries].sigmoid().expand((images, queries, 4))
 
     def init_transformer(self, rng: np.random.Generator) -> None:
         """Draw anchors, before the sigmoid, from a standard normal; box heads are zero, so anchors do not move yet."""

@@ -129,7 +129,7 @@ def test_the_ground_truth_names_classes_and_scenes(splits):
 def test_every_digit_has_ink_at_any_size(splits):
     rng = seeded(0)
     for part in (splits.train, splits.val, splits.test):
-        for which in range(0, len(part._labels), 7):
+        for which in range(0, len(part.labels), 7):
             stretch, tilt = rng.uniform(1 / 1.1, 1.1), rng.uniform(-15, 15)
             ink = part.drawn(scenes.Form(which, 9.0, stretch, tilt), (0, 0)).ink
             assert ink[0].any() and ink[-1].any() and ink[:, 0].any() and ink[:, -1].any()
@@ -148,7 +148,7 @@ def test_a_scene_can_be_drawn_again_from_forms_places_and_colours(splits):
 def test_another_digit_is_beside_the_others_or_there_is_no_room(splits):
     rng, digits = seeded(0), splits.test.digits(0)
     while (digit := splits.test.another(7, digits, rng)) is not None:
-        assert digit.label == splits.test._labels[digit.form.which] == 7
+        assert digit.label == splits.test.labels[digit.form.which] == 7
         for other in digits:
             assert scenes._overlap(digit.place, digit.ink.shape, other.box) <= 0.15
         digits.append(digit)

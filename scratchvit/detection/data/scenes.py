@@ -81,6 +81,7 @@ class Scenes(DetectionDataset):
 
     length      number of scenes or, if endless, of scenes in an epoch
     key         (seed, split); together with the index, the seed of a scene
+    labels      int64 (N,): the labels of `digits`, to which `Form.which` counts
 
     Raises ScratchvitError for a side below 48 pixels, at which the smallest digits could not be recognised.
     """
@@ -96,7 +97,7 @@ class Scenes(DetectionDataset):
         self._length = length
         self._key = key
         self._written = digits.images(range(len(digits)))[..., 0]   # (N, 8, 8)
-        self._labels = digits.labels
+        self.labels = digits.labels
 
     def __len__(self) -> int:
         return self._length
@@ -121,7 +122,7 @@ class Scenes(DetectionDataset):
         least, most = np.log(SIDES)
         sides = np.sort(np.exp(rng.uniform(least, most, count)))[::-1] * self.img_size
         digits: list[Digit] = []
-        for side, which in zip(sides.tolist(), rng.integers(len(self._labels), size=count).tolist()):
+        for side, which in zip(sides.tolist(), rng.integers(len(self.labels), size=count).tolist()):
             digit = self._placed(which, side, digits, rng)
             if digit is not None:
                 digits.append(digit)
@@ -137,13 +138,13 @@ class Scenes(DetectionDataset):
 
     def drawn(self, form: Form, place: tuple[int, int]) -> Digit:
         """The digit of this form at a place (top, left)."""
-        return Digit(int(self._labels[form.which]), form, place, _draw(self._written[form.which], form))
+        return Digit(int(self.labels[form.which]), form, place, _draw(self._written[form.which], form))
 
     def another(self, label: int, digits: Sequence[Digit], rng: np.random.Generator) -> Digit | None:
         """A random digit with this label beside `digits`, as those of a scene are; None if there is no room for it."""
         least, most = np.log(SIDES)
         side = float(np.exp(rng.uniform(least, most))) * self.img_size
-        return self._placed(int(rng.choice(np.flatnonzero(self._labels == label))), side, digits, rng)
+        return self._placed(int(rng.choice(np.flatnonzero(self.labels == label))), side, digits, rng)
 
     def _placed(self, which: int, side: float, digits: Sequence[Digit], rng: np.random.Generator) -> Digit | None:
         """A handwritten digit of random stretch and tilt, at a free place; None if none is found."""
