@@ -34,8 +34,10 @@ are those, one a row.
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -51,7 +53,8 @@ from scratchvit.detection.boxes import box_cxcywh_to_xyxy
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.data.annotations import Annotations, Target
 from scratchvit.detection.data.scenes import MOST_DIGITS, Scenes, load_scenes
-from scratchvit.detection.detector import Detector
+from scratchvit.detection.data.transforms import View
+from scratchvit.detection.detector import Detector, encoder_tokens
 from scratchvit.detection.matcher import HungarianMatcher, Objects
 from scratchvit.detection.postprocess import class_probabilities, postprocess
 from scratchvit.detection.task import make_criterion
@@ -62,6 +65,7 @@ from scratchvit.models.dab_detr import DABDETR
 from scratchvit.play import scenes as described_scenes
 from scratchvit.play.server import Question, Routes
 
+MOST_TOKENS = 1_400         # of a picture of one's own: DETR's 25 × 42 for 800 × 1333 pixels, and room
 MOST_BYTES = 1 << 20        # of the maps of all heads, and of those of the encoder
 DIGITS = 5                  # decimals of the numbers that are sent
 
@@ -102,7 +106,7 @@ class DetectorPage:
             "about": f"{detector.name}: {queries}, {layers}; finds {listed(detector.classes, 10)}",
             "classes": detector.classes, "queries": config.num_queries, "layers": config.dec_layers,
             "heads": config.nheads, "focal": config.focal, "pictures": detector.prepares,
-            "two_stage": getattr(config, "two_stage", False),
+            "two_stage": getattr(config, "two_stage", False), "side": self._usual_side(),
             "weights": {name: getattr(self.matcher, f"cost_{name}") for name in ("class", "bbox", "giou")},
             "scenes": None if self.scenes is None else {
                 "side": self.scenes.img_size, "count": len(self.scenes), "most": described_scenes.MOST,
@@ -110,6 +114,15 @@ class DetectorPage:
             },
             "no_scenes": self.no_scenes,
         }
+
+    def _usual_side(self) -> int:
+        """The shorter side that the page proposes for a picture; 0: as in training.
+
+        Scenes have one size, in which digits have those of training; a photograph has any.
+        """
+        about = self.detector.checkpoint.data if self.detector.checkpoint else {}
+        is_of_scenes = str(about.get("name", "")).startswith("scenes") and not about.get("short_side")
+        return self.scenes.img_size if self.scenes and is_of_scenes else 0
 
     def scene(self, number: int) -> dict[str, Any]:
         """Test scene `number`, as JSON. Raises ScratchvitError if there is none."""
@@ -121,9 +134,22 @@ class DetectorPage:
         picture, annotations = described_scenes.painted(self._scenes(), scene)
         return self._answer(picture, annotations) | {"scene": described_scenes.described(scene)}
 
-    def of_picture(self, picture: Image.Image) -> dict[str, Any]:
-        """The answer to an RGB picture, of which the true boxes are not known."""
-        return self._answer(picture, None) | {"scene": None}
+    def of_picture(self, picture: Image.Image, side: int = 0) -> dict[str, Any]:
+        """The answer to an RGB picture, of which the true boxes are not known.
+
+        side: its shorter side is resized to this many pixels; 0: as in training. A picture with more than MOST_TOKENS
+        features is reduced further. Raises ScratchvitError for sides out of range.
+        """
+        detector = self.detector.at(side) if side else self.detector
+
+        def step(view: View, rng: np.random.Generator) -> View:
+            view = detector.step(view, rng)
+            while (tokens := encoder_tokens(detector.model.config, view.size)) > MOST_TOKENS:
+                view = view.resized(*(max(1, int(length * math.sqrt(MOST_TOKENS / tokens))) for length in view.size))
+            return view
+
+        reduced = dataclasses.replace(self, detector=dataclasses.replace(detector, step=step))
+        return reduced._answer(picture, None) | {"scene": None}
 
     def _scenes(self) -> Scenes:
         if self.scenes is None:
@@ -218,7 +244,7 @@ def detector_routes(detector: Detector) -> Routes:
         "GET model": lambda _: page.about(),
         "GET scene": lambda question: page.scene(question.number("number", 0)),
         "POST scene": of_scene,
-        "POST picture": lambda question: page.of_picture(decode_image(question.body)),
+        "POST picture": lambda question: page.of_picture(decode_image(question.body), question.number("side", 0)),
     }
 
 
