@@ -26,6 +26,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit eval RUN              accuracy and loss on the test pictures
   scratchvit predict RUN a.jpg     classify pictures
   scratchvit report RUN            the whole run on one HTML page
+  scratchvit play [RUN]            draw a digit in the browser, and see attention
   scratchvit inspect RUN           draw a Swin's windows, or a DETR's attention
   scratchvit export RUN --out DIR  write model.safetensors for timm
 
@@ -58,6 +59,7 @@ COMMANDS = {
     "models": ("models", "models"),
     "cost": ("cost", "cost_table"),
     "profile": ("profile", "profile_table"),
+    "play": ("play", "play"),
     "inspect": ("inspect", "inspect"),
     "export": ("export", "export"),
     "show-augment": ("show_augment", "show_augment"),
