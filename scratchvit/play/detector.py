@@ -6,7 +6,7 @@
 Everything is computed by what training, evaluation and `scratchvit inspect` use, in one pass of the model. The answer
 to a scene or a picture is this JSON; boxes are [left, top, right, bottom] in 0 … 1 of the picture:
 
-    picture     {"png": base64, "width", "height"}: what the model sees, after resizing
+    picture     what the model sees, after resizing: see `pixels_of`
     scene       the scene with all of its numbers, see play/scenes.py; null for a picture
     objects     [{"label", "name", "box"}]: the true boxes; null for a picture, of which they are not known
     matchable   the objects whose class the model has: indices into `objects`, one for each row of the costs below
@@ -20,22 +20,17 @@ to a scene or a picture is this JSON; boxes are [left, top, right, bottom] in 0 
                   detections    [{"query", "label", "score", "box"}] of `postprocess`, best first
                   matching      {"queries": the query of each row, -1 for none; "costs": {"total", "class", "bbox",
                                 "giou"}, (rows, N) each}; null if nothing can be matched
-    cross       maps (L, heads, N, H·W) of the decoder's cross-attention, or of the mean over heads, (L, 1, N, H·W), if
-                those of all heads are more than MOST_BYTES
-    encoder     maps (layers, H·W, H·W) of the encoder's self-attention, the mean over heads: for each feature, where it
-                looks; null if there is no encoder or they are more than MOST_BYTES
+    cross       the decoder's cross-attention, `packed`: (L, heads, N, H·W); if that is more than MOST_NUMBERS, its mean
+                over heads, (L, 1, N, H·W)
+    encoder     the encoder's self-attention, the mean over heads, `packed`: (layers, H·W, H·W), for each feature where
+                it looks; null if there is no encoder, or more than MOST_NUMBERS
     size        [H, W] of the feature map
     milliseconds    how long all of it took
-
-Maps are {"shape", "bytes": base64, "peaks"}: a byte is 255 · attention / the largest attention of its row, and peaks
-are those, one a row.
 """
 
 from __future__ import annotations
 
-import base64
 import dataclasses
-import io
 import json
 import math
 import time
@@ -63,10 +58,12 @@ from scratchvit.files import counted, listed
 from scratchvit.inspect.detection import Inside, Matching, as_seen, look_inside, matchings_of_layers
 from scratchvit.models.dab_detr import DABDETR
 from scratchvit.play import scenes as described_scenes
+from scratchvit.play.attention import packed
+from scratchvit.play.classifier import pixels_of
 from scratchvit.play.server import Question, Routes
 
 MOST_TOKENS = 1_400         # of a picture of one's own: DETR's 25 × 42 for 800 × 1333 pixels, and room
-MOST_BYTES = 1 << 20        # of the maps of all heads, and of those of the encoder
+MOST_NUMBERS = 1 << 20      # of the maps of all heads, and of those of the encoder
 DIGITS = 5                  # decimals of the numbers that are sent
 
 
@@ -168,7 +165,7 @@ class DetectorPage:
             matchings = [matching for (matching,) in of_images]
         first = self.detector.model.config.dec_layers - len(layers) + 1
         answer = {
-            "picture": _png(pixels), "objects": objects, "note": note,
+            "picture": pixels_of(pixels), "objects": objects, "note": note,
             "matchable": None if target is None else target["objects"],
             "start": self._start(inside),
             "layers": [
@@ -232,6 +229,8 @@ class DetectorPage:
 def detector_routes(detector: Detector) -> Routes:
     """The questions that the page of a detector asks."""
     page = DetectorPage.of(detector)
+    if page.scenes:     # SciPy's optimisers are imported now, and not while a reader waits for the first answer
+        page.of_scene(page.scene(0))
 
     def of_scene(question: Question) -> dict[str, Any]:
         try:
@@ -248,33 +247,16 @@ def detector_routes(detector: Detector) -> Routes:
     }
 
 
-def packed(maps: NDArray[np.float32]) -> dict[str, Any]:
-    """Attention maps (…, K) for JSON, a byte for each number: see the head of this file."""
-    peaks = maps.max(axis=-1, keepdims=True)
-    quantised = np.rint(maps * (255 / np.where(peaks > 0, peaks, 1))).astype(np.uint8)
-    return {"shape": maps.shape, "bytes": _base64(quantised.tobytes()), "peaks": _rounded(peaks.reshape(-1))}
-
-
 def _cross(layers: Sequence[NDArray[np.float32]]) -> dict[str, Any]:
-    if sum(maps.size for maps in layers) <= MOST_BYTES:
+    if sum(maps.size for maps in layers) <= MOST_NUMBERS:
         return packed(np.stack(layers))
     return packed(np.stack([maps.mean(axis=0, keepdims=True) for maps in layers]))
 
 
 def _encoder(layers: Sequence[NDArray[np.float32]]) -> dict[str, Any] | None:
-    if not layers or sum(maps[0].size for maps in layers) > MOST_BYTES:
+    if not layers or sum(maps[0].size for maps in layers) > MOST_NUMBERS:
         return None
     return packed(np.stack([maps.mean(axis=0) for maps in layers]))
-
-
-def _png(pixels: NDArray[np.uint8]) -> dict[str, Any]:
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG", compress_level=1)
-    return {"png": _base64(file.getvalue()), "width": pixels.shape[1], "height": pixels.shape[0]}
-
-
-def _base64(content: bytes) -> str:
-    return base64.b64encode(content).decode("ascii")
 
 
 def _rounded(numbers: Any) -> Any:
