@@ -129,7 +129,7 @@ export async function show(page, model) {
       () => edit(scene => { scene.digits.push({label}); }), {"aria-label": `add ${withArticle(label)}`})));
   const keys = element("p", {id: "keys", class: "quiet"},
     "Drag a digit, or reach it with Tab: arrows move it (with Shift, faster), + and − change its size, [ and ] turn it, " +
-    "Delete removes it. Scenes of the training have 1 to 6 digits, upright ones; try what it never saw.");
+    "Delete removes it. Generated scenes have 1 to 6 upright digits: try what the model never saw.");
   const toScene = button("Back to the scene", () => own(null));
   const scenePart = element("div", {class: "scene-tools"},
     element("div", {class: "row"}, button("Another scene", newScene),
@@ -195,7 +195,10 @@ export async function show(page, model) {
     let chosen = chosenQuery(matched);
     if (chosen !== null && chosen >= count) chosen = null;
     const objects = answer.objects ?? [], boxes = start ? answer.start : now.boxes;
-    const detections = shownDetections().map(each => ({
+    const best = shownDetections(), lowest = {query: chosen, label: now.labels[chosen], score: now.scores[chosen], box: boxes[chosen]};
+    // The box of the chosen query is drawn even if its score is too low.
+    if (chosen !== null && !start && !best.some(({query}) => query === chosen)) best.push(lowest);
+    const detections = best.map(each => ({
       ...each, chosen: each.query === chosen, text: `${model.classes[each.label]} ${number(each.score)}`,
     })).reverse();      // the best on top
     const lines = start ? [] : Object.entries(matched).map(([query, {object}]) =>
