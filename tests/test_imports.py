@@ -10,7 +10,7 @@ import pytest
 
 from scratchvit.cli import COMMANDS
 
-OPTIONAL = ("cupy", "matplotlib", "mpi4py", "pooch", "pycocotools", "sklearn", "torch", "yaml")
+OPTIONAL = ("cupy", "matplotlib", "mpi4py", "pooch", "pycocotools", "sklearn", "torch", "yaml", "starlette", "uvicorn")
 SLOW = ("scipy", "multiprocessing.pool", "unittest", "asyncio")
 ON_DEMAND = tuple(f"scratchvit.{name}" for name in (
     "cli", "costs", "data", "detection", "inspect", "recipes", "reports", "training", "zoo",

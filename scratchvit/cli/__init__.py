@@ -26,7 +26,7 @@ scratchvit: vision Transformers from scratch, on NumPy and CuPy.
   scratchvit eval RUN              accuracy and loss on the test pictures
   scratchvit predict RUN a.jpg     classify pictures
   scratchvit report RUN            the whole run on one HTML page
-  scratchvit play [RUN]            draw a digit in the browser, and see attention
+  scratchvit play [RUN]            draw a digit in the browser, see attention
   scratchvit inspect RUN           draw a Swin's windows, or a DETR's attention
   scratchvit export RUN --out DIR  write model.safetensors for timm
 

@@ -40,7 +40,10 @@ def play(argv: Sequence[str]) -> int:
     parser.add_argument(
         "--model", metavar="NAME", help="name of the model, for third-party weights (default: read from config.json)"
     )
-    parser.add_argument("--labels", type=Path, metavar="FILE", help="class names: one per line, or JSON")
+    parser.add_argument(
+        "--labels", type=Path, metavar="FILE",
+        help="class names: one per line, JSON, or a folder with a subfolder for each class",
+    )
     add_label_order(parser)
     parser.add_argument("--port", type=_port, metavar="N", help="port of the page (default: 8765, or any free one)")
     parser.add_argument(

@@ -99,7 +99,7 @@ def layers_of(model: Any) -> tuple[list[Layer], str]:
             for number, scale in enumerate(scales, start=1)
         ]
     else:
-        return [], f"A {type(model).__name__} has no attention between patches that this page could draw."
+        return [], f"This model, a {type(model).__name__}, has no attention between patches."
     if numbers_of(layers) > MOST_RECORDED:
         gib = numbers_of(layers) * 4 / 2**30
         return [], f"The attention of this model is {gib:.1f} GiB for one image, more than this page keeps."
@@ -121,6 +121,17 @@ def answer_and_attention(
         with ops.record_attention() as recorded:
             logits = answers_of(model, asarray(image[None])).numpy()[0]
     return logits, [asnumpy(p).reshape(layer.shape) for p, layer in zip(recorded, layers, strict=True)]
+
+
+def tokens_of(model: Any, image: NDArray[np.float32]) -> NDArray[np.float32] | None:
+    """The embeddings (N, D) of the patches of an image (C, H, W), before positions and blocks.
+
+    None for other models than ViTs and Swins.
+    """
+    if not isinstance(model, VisionTransformer | SwinTransformer):
+        return None
+    embedded = model.patch_embed(asarray(image[None])).numpy()      # (1, N, D), of a Swin (1, h, w, D)
+    return embedded.reshape(-1, embedded.shape[-1])
 
 
 def packed(array: NDArray) -> dict[str, Any]:

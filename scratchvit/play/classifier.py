@@ -18,11 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from scratchvit import data
-from scratchvit.backend import asarray
 from scratchvit.data.images import decode_image, to_picture
 from scratchvit.errors import ScratchvitError
 from scratchvit.models.interface import PatchModel
-from scratchvit.models.vit import VisionTransformer
 from scratchvit.ops import softmax
 from scratchvit.play import drawing
 from scratchvit.play.attention import (
@@ -33,6 +31,7 @@ from scratchvit.play.attention import (
     numbers_of,
     packed,
     rollout_for_page,
+    tokens_of,
 )
 from scratchvit.play.server import Question, Routes
 from scratchvit.recording import no_grad
@@ -98,27 +97,19 @@ class ClassifierPage:
             if not np.isfinite(logits).all():
                 raise ScratchvitError(f"the outputs of {classifier.name} are not finite; its weights are damaged")
             probabilities = softmax(logits).numpy()
+            tokens = tokens_of(classifier.model, image)
             return {
                 "picture": pixels_of(self.shown(image)), "logits": logits.tolist(),
                 "probabilities": probabilities.tolist(),
                 "attention": attention_for_page(self.layers, maps),
                 "rollout": rollout_for_page(classifier.model, maps),
-                "similar": self._similar(image),
+                "tokens": None if tokens is None else packed(tokens),
             }
 
     def shown(self, image: NDArray[np.float32]) -> NDArray[np.uint8]:
         """The prepared image (C, H, W) as a picture uint8 (H, W, C)."""
         shares = (image - self._black) / (self._white - self._black)
         return np.rint(shares.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0)
-
-    def _similar(self, image: NDArray[np.float32]) -> dict[str, Any] | None:
-        """The cosines between the embeddings of a ViT's patches, before the first block, (N, N)."""
-        model = self.classifier.model
-        if not isinstance(model, VisionTransformer) or model.num_tokens**2 > MOST_SENT // 4:
-            return None
-        tokens = model.patch_embed(asarray(image[None])).numpy()[0]         # (N, D)
-        unit = tokens / np.linalg.norm(tokens, axis=1, keepdims=True).clip(1e-12)
-        return packed(unit @ unit.T)
 
     def routes(self) -> Routes:
         """The questions of the page: the model; and see, about strokes (JSON), a picture file, or ?example=NUMBER."""

@@ -13,7 +13,7 @@ export function answerPart(model) {
   function show({logits, probabilities}) {
     const order = [...logits.keys()].sort((a, b) => logits[b] - logits[a]);
     const best = order[0], shown = few ? [...logits.keys()] : order.slice(0, MOST);
-    const low = Math.min(0, ...shown.map(label => logits[label])), high = Math.max(0, ...shown.map(label => logits[label]));
+    const among = shown.map(label => logits[label]), low = Math.min(0, ...among), high = Math.max(0, ...among);
     rows.replaceChildren(...shown.map(label => {
       const bar = element("span", {class: "bar"}), zero = -low / (high - low || 1);
       const length = logits[label] / (high - low || 1);
@@ -22,19 +22,21 @@ export function answerPart(model) {
       return element("tr", label === best ? {class: "best"} : {},
         element("th", {scope: "row"}, model.classes[label]),
         element("td", {class: "bars"}, bar),
-        element("td", {}, logits[label].toFixed(2).replace("-", "−")), element("td", {}, percent(probabilities[label])));
+        element("td", {}, logits[label].toFixed(2).replace("-", "−")),
+        element("td", {}, percent(probabilities[label])));
     }));
     clearTimeout(speaking);     // a screen reader hears the answer when the pen rests
     speaking = setTimeout(() => {
-      spoken.textContent = `The answer is ${model.classes[best]}, with a probability of ${percent(probabilities[best])}.`;
+      const sure = percent(probabilities[best]);
+      spoken.textContent = `The answer is ${model.classes[best]}, with a probability of ${sure}.`;
     }, 300);
   }
 
-  const head = element("tr", {}, ...["class", "", "logit", "probability"].map(name => element("th", {scope: "col"}, name)));
+  const names = ["class", "", "logit", "probability"].map(name => element("th", {scope: "col"}, name));
   const table = element("table", {}, element("caption", {}, few ? "All classes" : `The ${MOST} most probable classes`),
-    element("thead", {}, head), rows);
-  const part = section("answer", "Answer", "Logits are the numbers that the last layer computes; softmax turns them into " +
-    "probabilities.", spoken, table);
+    element("thead", {}, element("tr", {}, ...names)), rows);
+  const part = section("answer", "Answer",
+    "Logits are the numbers that the last layer computes; softmax turns them into probabilities.", spoken, table);
   return {part, show};
 }
 

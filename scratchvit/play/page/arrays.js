@@ -49,12 +49,13 @@ const INFERNO = [
 
 // The colour of a share 0 … 1, as [red, green, blue].
 export function colourOf(share) {
-  const at = Math.min(Math.max(share, 0), 1) * (INFERNO.length - 1), below = Math.min(Math.floor(at), INFERNO.length - 2);
+  const last = INFERNO.length - 1, at = Math.min(Math.max(share, 0), 1) * last;
+  const below = Math.min(Math.floor(at), last - 1);
   return INFERNO[below].map((channel, c) => channel + (at - below) * (INFERNO[below + 1][c] - channel));
 }
 
-// Draw values (rows · columns) in colours from `low` to `high`, and over them what stands out in a picture: its light parts
-// on a dark ground, its dark parts on a light one.
+// Draw values (rows · columns) in colours from `low` to `high`, and over them what stands out in a picture: its light
+// parts on a dark ground, its dark parts on a light one.
 export function drawMap(canvas, values, [rows, columns], {picture = null, low = 0, high = Math.max(...values)} = {}) {
   const image = new ImageData(columns, rows);
   values.forEach((value, i) => {

@@ -1,5 +1,5 @@
-// Attention: a small map for every layer and head; for a ViT also its rollout and the similarity of its patches; for a Swin
-// one block at a time, with its windows and its position bias.
+// Attention: a small map for every layer and head; for a ViT also its rollout and the similarity of its patches; for a
+// Swin one block at a time, with its windows and its position bias.
 
 import {colourOf, drawMap, frame, sized, unpacked} from "./arrays.js";
 import {element, section} from "./common.js";
@@ -16,7 +16,7 @@ export function attentionPart(model) {
   }
   function show(next, itsPicture) {
     answer = {
-      maps: next.attention.map(unpacked), similar: next.similar && unpacked(next.similar),
+      maps: next.attention.map(unpacked), tokens: next.tokens && unpacked(next.tokens),
       rollout: next.rollout && {tokens: unpacked(next.rollout.tokens), classifier: unpacked(next.rollout.classifier)},
     };
     picture = itsPicture;
@@ -105,26 +105,39 @@ function layersView(model) {
 // Rollout over all blocks, and how similar the embeddings of patches are.
 function wholeView(model) {
   const rollout = figure("rollout"), similar = figure("similarity");
-  const part = element("div", {hidden: true}, element("h3", {}, "rollout over all blocks, and similarity before the first"),
+  const part = element("div", {hidden: true},
+    element("h3", {}, "rollout over all blocks, and similarity before the first"),
     element("div", {class: "heads wide"}, rollout.part, similar.part),
     element("p", {class: "quiet"}, "Rollout multiplies the attention of all blocks, each averaged with the residual " +
-      "connection: it estimates from which patches a token of the last block comes. Similarity, of a chosen patch, is the " +
-      "cosine between its embedding and those of the others, dark for −1 and bright for 1."));
+      "connection: it estimates from which patches a token of the last block comes. Similarity, of a chosen patch, " +
+      "is the cosine between its embedding and those of the others, dark for −1 and bright for 1."));
 
-  function draw({rollout: flow, similar: cosines}, picture, token) {
+  function draw({rollout: flow, tokens}, picture, token) {
     part.hidden = flow === null;
     if (!flow) return;
     const [N] = flow.tokens.shape, before = model.prefix.length;
     const row = token === null ? null : token.prefix ?? before + token.row * model.grid[1] + token.column;
     const values = row === null ? flow.classifier.values : flow.tokens.values.subarray(row * N + before, (row + 1) * N);
     rollout.draw(values, model.grid, picture, {token, patches: model.grid});
-    similar.part.hidden = cosines === null || !token || !("row" in token);
+    similar.part.hidden = !token || !("row" in token);
     if (similar.part.hidden) return;
-    const patches = cosines.shape[0], place = token.row * model.grid[1] + token.column;
-    const own = cosines.values.subarray(place * patches, (place + 1) * patches);
-    similar.draw(own, model.grid, picture, {token, patches: model.grid, low: -1, high: 1});
+    const cosines = similarities(tokens, token.row * model.grid[1] + token.column);
+    similar.draw(cosines, model.grid, picture, {token, patches: model.grid, low: -1, high: 1});
   }
   return {part, draw};
+}
+
+// The cosines between the embedding of a patch and those of all.
+function similarities({shape: [N, D], values}, patch) {
+  const product = (a, b) => {
+    let sum = 0;
+    for (let i = 0; i < D; i++) sum += values[a * D + i] * values[b * D + i];
+    return sum;
+  };
+  const length = Math.sqrt(product(patch, patch));
+  return Float32Array.from({length: N}, (_, other) => {
+    return product(patch, other) / (length * Math.sqrt(product(other, other)) || 1);
+  });
 }
 
 // The colours of windows: neighbours differ, also without colour vision.
@@ -148,12 +161,14 @@ function blockView(model) {
     biases = Array.from({length: layer.heads}, (_, i) => figure(`head ${i + 1}`));
     heads.replaceChildren(rowOf(figures));
     bias.replaceChildren(rowOf(biases));
-    const {size, shift, places} = layer.windows, shifted = Math.max(...shift) > 0;
+    const {size, shift, places} = layer.windows;
     name.textContent = layer.name;
     slider.setAttribute("aria-valuetext", layer.name);
-    about.textContent = `${places.length} windows of ${size.join(" × ")} tokens on a map of ${layer.queries.join(" × ")}` +
-      (shifted ? `, shifted by ${shift.join(" and ")} tokens down and to the right. What is cut off at the upper and left ` +
-        "edge is attended to separately, by a mask." : ", not shifted.");
+    const shifted = Math.max(...shift) === 0 ? "not shifted." : `shifted by ${shift.join(" and ")} tokens down and ` +
+      "to the right. Parts of one colour are one window, which wraps around the edge; a mask keeps the tokens of a " +
+      "part from attending to those of another.";
+    const on = `on a map of ${layer.queries.join(" × ")}`;
+    about.textContent = `${places.length} windows of ${size.join(" × ")} tokens ${on}, ${shifted}`;
   }
 
   function draw(answer, picture, token) {
@@ -183,8 +198,8 @@ function blockView(model) {
     element("div", {class: "beside"}, windows, element("div", {},
       element("h3", {}, "where the chosen token looks"), heads,
       element("h3", {}, "relative position bias"), bias,
-      element("p", {class: "quiet"}, "What is added to the scores, for each offset between query and key; the middle is " +
-        "the token itself. The number is the largest of a head."))));
+      element("p", {class: "quiet"}, "What is added to the scores, for each offset between query and key; the middle " +
+        "is the token itself. The number is the largest of a head."))));
   return {part, draw};
 }
 

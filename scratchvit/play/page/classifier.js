@@ -1,6 +1,6 @@
 // The page of a classifier: picture → patches → attention → answer, all of it live.
 
-import {pictureOf} from "./arrays.js";
+import {pictureOf, unpacked} from "./arrays.js";
 import {answerPart} from "./answer.js";
 import {attentionPart} from "./attention.js";
 import {ask, element, latest, section} from "./common.js";
@@ -14,7 +14,7 @@ export async function show(page, model) {
   const answerTo = latest(async question => {
     const found = await question(), picture = pictureOf(found.picture);
     answer.show(found);
-    patches.show(picture);
+    patches.show(picture, found.tokens && unpacked(found.tokens));
     attention.show(found, picture);
   });
   page.classList.add("classifier");

@@ -4,8 +4,8 @@ import {element} from "./common.js";
 
 const SIDE = 24;        // steps of the keyboard's cursor from edge to edge
 
-// The pad: {part, clear()}. `changed(strokes)` is called when the user has changed the strokes, lists of points [x, y] in
-// 0 … 1. pen: width of the lines, of the pad.
+// The pad: {part, clear()}. `changed(strokes)` is called when the user has changed the strokes, lists of points [x, y]
+// in 0 … 1. pen: the width of the lines, as a part of the pad's.
 export function drawingPad(pen, changed) {
   const canvas = element("canvas", {
     class: "pad", tabindex: "0", role: "application", "aria-label": "Drawing pad",

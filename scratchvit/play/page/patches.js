@@ -1,12 +1,13 @@
 // The picture as the model sees it, cut into patches, and the choice of a token: by pointer, keyboard or buttons.
 
-import {frame, sized} from "./arrays.js";
+import {drawMap, frame, sized} from "./arrays.js";
 import {element, section} from "./common.js";
 
 const MOST_TILES = 64;      // of more patches, the row of single ones would be longer than it helps
+const NUMBERS = 32;         // of a token in a row
 
-// The part of the page with them: {part, show(picture), choose(token)}. `chosen(token)` is called when the user chooses
-// another token: {row, column}, {prefix}, or null for what the classifier reads.
+// The part of the page with them: {part, show(picture, tokens), choose(token)}. `chosen(token)` is called for every
+// token that is chosen: {row, column}, {prefix}, or null for what the classifier reads.
 export function patchesPart(model, chosen) {
   const [rows, columns] = model.grid;
   const canvas = element("canvas", {
@@ -18,7 +19,9 @@ export function patchesPart(model, chosen) {
     return element("button", {type: "button", onclick: () => pick(i ? {prefix: i} : null)}, name);
   });
   const tiles = rows * columns <= MOST_TILES ? Array.from({length: rows * columns}, (_, i) => tile(i)) : [];
-  let picture = null, token = null, held = false;
+  const vector = element("canvas", {role: "img"}), vectorName = element("p", {class: "quiet"});
+  const embedding = element("div", {class: "embedding", hidden: true}, vector, vectorName);
+  let picture = null, tokens = null, token = null, held = false;
 
   function tile(i) {
     const small = element("canvas", {onpointerenter: () => hover({row: Math.floor(i / columns), column: i % columns})});
@@ -45,6 +48,7 @@ export function patchesPart(model, chosen) {
 
   function draw() {
     if (!picture) return;
+    drawEmbedding();
     const context = sized(canvas, rows, columns), [w, h] = [canvas.width / columns, canvas.height / rows];
     context.drawImage(picture, 0, 0, canvas.width, canvas.height);
     context.lineWidth = Math.max(1, canvas.width / 400);
@@ -59,8 +63,24 @@ export function patchesPart(model, chosen) {
     });
   }
 
-  function show(next) {
+  // The embedding of the chosen patch: D numbers, dark for the most negative and bright for the most positive.
+  function drawEmbedding() {
+    embedding.hidden = !tokens || !token || !("row" in token);
+    if (embedding.hidden) return;
+    const D = tokens.shape[1], place = token.row * columns + token.column;
+    const own = tokens.values.subarray(place * D, (place + 1) * D), most = Math.max(...own.map(Math.abs));
+    const grid = [Math.ceil(D / NUMBERS), Math.min(D, NUMBERS)], values = new Float32Array(grid[0] * grid[1]);
+    values.set(own);
+    vector.style.aspectRatio = `${grid[1]} / ${grid[0]}`;
+    drawMap(vector, values, grid, {low: -most, high: most});
+    const [low, high] = [Math.min(...own), Math.max(...own)].map(number => number.toFixed(2).replace("-", "−"));
+    vectorName.textContent = `Its token before the first block: ${D} numbers, from ${low} to ${high}.`;
+    vector.setAttribute("aria-label", vectorName.textContent);
+  }
+
+  function show(next, itsTokens) {
     picture = next;
+    tokens = itsTokens;
     canvas.style.aspectRatio = `${picture.width} / ${picture.height}`;
     draw();
     const [w, h] = [picture.width / columns, picture.height / rows];
@@ -101,9 +121,9 @@ export function patchesPart(model, chosen) {
     `This is the picture as the model sees it (${model.prepares}), cut into ${rows} × ${columns} patches. ` +
     "Each becomes one token.",
     canvas,
-    element("p", {id: "patches-help", class: "quiet"}, "Point at a patch to see where it looks; click to hold it. With " +
-      "the keyboard: arrow keys choose a patch, Escape lets it go."),
-    element("div", {class: "row"}, ...others), named, ...(tiles.length ? [strip] : []));
+    element("p", {id: "patches-help", class: "quiet"}, "Point at a patch to see where it looks; click to hold it. " +
+      "With the keyboard: arrow keys choose a patch, Escape lets it go."),
+    element("div", {class: "row"}, ...others), named, ...(tiles.length ? [strip] : []), embedding);
   return {part, show, choose};
 }
 
@@ -111,5 +131,6 @@ export function patchesPart(model, chosen) {
 function nameOf(model, token) {
   if (token === null) return `Attention of the ${model.prefix[0] ?? "mean over all patches"}.`;
   if ("prefix" in token) return `Attention of the ${model.prefix[token.prefix]}.`;
-  return `Attention of patch ${token.row * model.grid[1] + token.column + 1}, in row ${token.row + 1}, column ${token.column + 1}.`;
+  const number = token.row * model.grid[1] + token.column + 1;
+  return `Attention of patch ${number}, in row ${token.row + 1}, column ${token.column + 1}.`;
 }

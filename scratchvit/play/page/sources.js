@@ -9,7 +9,9 @@ import {drawingPad} from "./pad.js";
 export function sources(model, shown) {
   let file = null;
   const inverted = element("input", {type: "checkbox", id: "inverted", onchange: sendFile});
-  const chooser = element("input", {type: "file", id: "file", accept: "image/*", onchange: () => take(chooser.files[0])});
+  const chooser = element("input", {
+    type: "file", id: "file", accept: "image/*", onchange: () => take(chooser.files[0]),
+  });
 
   function take(chosen) {
     if (!chosen) return;
