@@ -71,38 +71,42 @@ DIGITS = 5                  # decimals of the numbers that are sent
 class DetectorPage:
     """The page of a detector.
 
+    title       what the reader calls it, such as the name of its run
     matcher     that of the run, or of the paper for third-party weights
     scenes      the test scenes; None without scikit-learn, whose digits they are made of
     no_scenes   the sentence about that
     """
 
     detector: Detector
+    title: str
     matcher: HungarianMatcher
     scenes: Scenes | None
     no_scenes: str = ""
 
     @classmethod
-    def of(cls, detector: Detector) -> DetectorPage:
+    def of(cls, detector: Detector, title: str = "") -> DetectorPage:
         settings = detector.checkpoint.config if detector.checkpoint else {}
         costs = {name: settings[name] for name in ("cost_class", "cost_bbox", "cost_giou") if name in settings}
         matcher = make_criterion(DetectConfig(**costs), detector.model).matcher
         try:
             scenes = load_scenes().test
         except ScratchvitError as error:
-            return cls(detector, matcher, None, str(error))
+            return cls(detector, title or detector.name, matcher, None, str(error))
         assert isinstance(scenes, Scenes)
-        return cls(detector, matcher, scenes)
+        return cls(detector, title or detector.name, matcher, scenes)
 
     def about(self) -> dict[str, Any]:
         """What the page asks first."""
         detector, config = self.detector, self.detector.model.config
         layers = f"{counted(config.enc_layers, 'encoder layer')}, {counted(config.dec_layers, 'decoder layer')}"
         queries = counted(config.num_queries, "query", "queries")
+        name = detector.name if self.title == detector.name else f"{self.title}: {detector.name}"
         return {
-            "kind": "detector", "name": detector.name,
-            "about": f"{detector.name}: {queries}, {layers}; finds {listed(detector.classes, 10)}",
+            "kind": "detector", "name": self.title,
+            "about": f"{name} with {queries}, {layers}; finds {listed(detector.classes, 10)}",
             "classes": detector.classes, "queries": config.num_queries, "layers": config.dec_layers,
-            "heads": config.nheads, "focal": config.focal, "pictures": detector.prepares,
+            "encoder_layers": config.enc_layers, "heads": config.nheads, "focal": config.focal,
+            "pictures": detector.prepares,
             "two_stage": getattr(config, "two_stage", False), "side": self._usual_side(),
             "weights": {name: getattr(self.matcher, f"cost_{name}") for name in ("class", "bbox", "giou")},
             "scenes": None if self.scenes is None else {
@@ -226,9 +230,9 @@ class DetectorPage:
         }
 
 
-def detector_routes(detector: Detector) -> Routes:
-    """The questions that the page of a detector asks."""
-    page = DetectorPage.of(detector)
+def detector_routes(detector: Detector, title: str = "") -> Routes:
+    """The questions that the page of a detector asks. title: see `DetectorPage`."""
+    page = DetectorPage.of(detector, title)
     if page.scenes:     # SciPy's optimisers are imported now, and not while a reader waits for the first answer
         page.of_scene(page.scene(0))
 

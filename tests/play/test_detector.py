@@ -255,7 +255,7 @@ def test_maps_that_are_too_large_are_averaged_or_left_out(page, monkeypatch):
 def test_a_model_that_has_diverged_says_so():
     opened = detector()
     opened.model.class_embed.weight.assign(np.nan)
-    page = play.DetectorPage(opened, play.DetectorPage.of(detector()).matcher, load_scenes().test)
+    page = play.DetectorPage.of(opened)
     with pytest.raises(ScratchvitError, match="are not finite because training has diverged"):
         page.of_scene(page.scene(0))
 

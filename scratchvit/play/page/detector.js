@@ -24,12 +24,14 @@ export async function show(page, model) {
   const request = latest(async () => {
     const {edits, picture, scene} = state;
     let answer;
+    page.dataset.state = "asking";
     try {
       answer = picture ? await ask(`picture?side=${side.value}`, picture) : await ask("scene", JSON.stringify(scene));
     } catch (error) {
       if (edits === state.edits) {
         Object.assign(state, state.good);
         showScene();
+        page.dataset.state = "answered";
       }
       throw error;
     }
@@ -43,6 +45,7 @@ export async function show(page, model) {
     if (edits === state.edits) {
       Object.assign(state, state.good);
       showScene();
+      page.dataset.state = "answered";
     }
     render();
   });
@@ -56,6 +59,7 @@ export async function show(page, model) {
   }
 
   async function newScene() {
+    page.dataset.state = "asking";
     try {
       const scene = await ask(`scene?number=${Math.floor(Math.random() * model.scenes.count)}`);
       Object.assign(state, {scene, picture: null, pinned: null, digit: null, edits: state.edits + 1});
@@ -138,8 +142,7 @@ export async function show(page, model) {
   const heads = element("div", {class: "maps"});
   const headsPart = section("heads", "Cross-attention of a query", "", heads), headsWords = headsPart.querySelector("p");
   const looks = element("div", {class: "maps encoder"});
-  const looksPart = section("looks", "Encoder: where a place looks", "Before any query, the features of the picture " +
-    "exchange what they know. Point at a place, or go there with the arrow keys: bright is where it looks.", looks);
+  const looksPart = section("looks", "Encoder: where a place looks", "", looks), looksWords = looksPart.querySelector("p");
 
   page.classList.add("detector");
   page.append(
@@ -274,8 +277,12 @@ export async function show(page, model) {
 
   function tellEncoder() {
     const {encoder, answer} = state, [rows, columns] = answer.size;
-    looksPart.hidden = !encoder;
-    if (!encoder) return;
+    looksWords.textContent = encoder
+      ? "Before any query, the features of the picture exchange what they know. Point at a place, or go there with the " +
+        "arrow keys: bright is where it looks."
+      : model.encoder_layers ? "The maps of this picture are too large to send; `scratchvit inspect` draws them."
+        : "This model has no encoder.";
+    if (!encoder) return looks.replaceChildren();
     const [x, y] = state.point, place = Math.min(Math.floor(y * rows), rows - 1) * columns + Math.min(Math.floor(x * columns), columns - 1);
     const figures = canvases(looks, encoder.shape[0], number_ => element("figure", {},
       element("canvas", {role: "application", tabindex: "0", onpointermove: pointAt, onpointerdown: pointAt, onkeydown: step}),

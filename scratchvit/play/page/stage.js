@@ -117,10 +117,10 @@ export function stage({scenes, edit, choose, query}) {
     if (map) {
       drawMap(heat, map, size);
       context.drawImage(heat, 0, 0, width, height);
-      context.globalAlpha = 0.5;
+      Object.assign(context, {globalAlpha: 0.6, globalCompositeOperation: "screen"});      // as in `drawMap`, but clearer
     }
     context.drawImage(picture, 0, 0, width, height);
-    context.globalAlpha = 1;
+    Object.assign(context, {globalAlpha: 1, globalCompositeOperation: "source-over"});
     for (const {box} of objects) outline(box, "#111", 1.2, [5, 5]);
     trail.forEach((box, i) => {
       context.globalAlpha = 0.35 + 0.5 * i / trail.length;
