@@ -82,7 +82,7 @@ def _routes(given: Namespace) -> Any:
 
         for option in sizes(given):
             raise ScratchvitError(f"{model} is a detector and has sizes of its own: leave out {option_of(option)}")
-        return detector_routes(open_detector(path, given.model, given.labels, **how))
+        return detector_routes(open_detector(path, given.model, given.labels, **how), given.checkpoint.name)
     from scratchvit.play.classifier import ClassifierPage
 
     classifier = open_classifier(path, given.model, given.labels, **how, **sizes(given))

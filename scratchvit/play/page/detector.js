@@ -1,8 +1,9 @@
 // The page of a detector: a scene of digits that can be moved, or a picture of one's own, and what a DETR makes of it.
 // The server computes every number (play/detector.py says what it answers); here they are drawn.
 
-import {drawMap, frame, pictureOf, unpacked} from "./arrays.js";
+import {pictureOf, unpacked} from "./arrays.js";
 import {ask, element, latest, say, section} from "./common.js";
+import {meanOfHeads, placeMaps, queryMaps} from "./detector_maps.js";
 import {number, stage} from "./stage.js";
 import {costTable, queryTable} from "./tables.js";
 
@@ -16,7 +17,9 @@ export async function show(page, model) {
     good: {scene: null, picture: null},     // those of the last answer, to which the page returns after an error
     answer: null, canvas: null, cross: null, encoder: null,
     layer: null,            // index into answer.layers; -1: where the queries start
-    digit: null, hovered: null, pinned: null, threshold: 0.5, point: [0.5, 0.5],
+    digit: null,            // the chosen one: its index in the scene
+    hovered: null, pinned: null,    // queries
+    threshold: 0.5,
   };
 
   // --- asking ---------------------------------------------------------------------------------------------------
@@ -66,6 +69,7 @@ export async function show(page, model) {
       request();
     } catch (error) {
       say(error.message);
+      page.dataset.state = "answered";
     }
   }
 
@@ -82,7 +86,7 @@ export async function show(page, model) {
     choose: index => {
       Object.assign(state, {digit: index, pinned: null});
       const {x, y} = state.scene.digits[index] ?? {};
-      if (x !== undefined) state.point = [x, y].map(length => length / model.scenes.side);
+      if (x !== undefined) places.lookFrom(x / model.scenes.side, y / model.scenes.side);
       render();
     },
     query: (x, y) => {
@@ -96,11 +100,12 @@ export async function show(page, model) {
   const pin = query => { state.pinned = state.pinned === query ? null : query; render(); };
   const queries = queryTable({classes: model.classes, focal: model.focal, hover, pin});
   const costs = costTable({hover, weights: model.weights});
+  const [heads, places] = [queryMaps(model), placeMaps(model)];
 
   const button = (text, onclick, more = {}) => element("button", {type: "button", onclick, ...more}, text);
   const summary = element("p", {class: "summary", role: "status"});
   const words = element("p", {class: "quiet"});
-  const chosenDigit = element("div", {class: "row chosen-digit", role: "group", "aria-label": "the chosen digit"},
+  const chosenDigit = element("div", {class: "row", hidden: true, role: "group", "aria-label": "the chosen digit"},
     element("span", {}),
     button("−", () => view.resize(state.digit, 1 / view.steps.STEP), {"aria-label": "smaller", title: "smaller (−)"}),
     button("+", () => view.resize(state.digit, view.steps.STEP), {"aria-label": "larger", title: "larger (+)"}),
@@ -111,7 +116,7 @@ export async function show(page, model) {
     element("option", {value: "0"}, `as in training (${model.pictures.split(",")[0]})`),
     ...[96, 128, 192, 256, 384, 512, 800].map(pixels => element("option", {value: String(pixels)}, `${pixels} pixels`)));
   side.value = String(model.side);
-  const sideLabel = element("label", {class: "side"}, "Shorter side of the picture ", side);
+  const sideLabel = element("label", {class: "side", hidden: true}, "Shorter side of the picture ", side);
   const file = element("input", {type: "file", accept: "image/*", onchange: ({target}) => {
     if (target.files[0]) own(target.files[0]);
     target.value = "";      // so that the same file can be chosen again
@@ -128,25 +133,21 @@ export async function show(page, model) {
     element("label", {}, element("input", {type: "checkbox", checked: true, onchange: () => render()}), ` ${text}`));
   const isOn = label => label.firstChild.checked;
 
-  const digits = element("div", {class: "row digits", role: "group", "aria-label": "add a digit"}, element("span", {}, "Add a digit"),
+  const digits = element("div", {class: "row digits", hidden: true, role: "group", "aria-label": "add a digit"},
+    element("span", {}, "Add a digit"),
     ...Array.from({length: 10}, (_, label) => button(String(label),
       () => edit(scene => { scene.digits.push({label}); }), {"aria-label": `add ${withArticle(label)}`})));
-  const keys = element("p", {id: "keys", class: "quiet"},
+  const keys = element("p", {id: "keys", class: "quiet", hidden: true},
     "Drag a digit, or reach it with Tab: arrows move it (with Shift, faster), + and − change its size, [ and ] turn it, " +
     "Delete removes it. Generated scenes have 1 to 6 upright digits: try what the model never saw.");
-  const toScene = button("Back to the scene", () => own(null));
-  const scenePart = element("div", {class: "scene-tools"},
-    element("div", {class: "row"}, button("Another scene", newScene),
-      element("label", {class: "button"}, "Your own picture …", file), toScene),
-    digits, chosenDigit, sideLabel, keys);
-  const heads = element("div", {class: "maps"});
-  const headsPart = section("heads", "Cross-attention of a query", "", heads), headsWords = headsPart.querySelector("p");
-  const looks = element("div", {class: "maps encoder"});
-  const looksPart = section("looks", "Encoder: where a place looks", "", looks), looksWords = looksPart.querySelector("p");
+  const toScene = button("Back to the scene", () => own(null), {hidden: true});
+  const sources = element("div", {class: "row"}, button("Another scene", newScene, {hidden: !model.scenes}),
+    element("label", {class: "button"}, "Your own picture …", file), toScene);
 
   page.classList.add("detector");
   page.append(
-    element("div", {class: "left"}, element("section", {"aria-label": "picture"}, view.frame, summary, words, scenePart)),
+    element("div", {class: "left"}, element("section", {"aria-label": "picture"},
+      view.frame, summary, words, sources, digits, chosenDigit, sideLabel, keys)),
     element("div", {class: "right"},
       element("section", {class: "settings", "aria-label": "what is shown"},
         element("label", {}, "Least score of a box ", threshold, thresholdValue),
@@ -155,7 +156,7 @@ export async function show(page, model) {
         element("div", {class: "scroll tall"}, queries.table)),
       section("matching", "Matching", "In training, each object is the target of one query: those pairs whose costs " +
         "have the lowest sum. A cost has three terms.", costs.whole),
-      headsPart, looksPart));
+      heads.part, places.part));
   for (const name of ["dragover", "drop"]) {
     page.addEventListener(name, event => {
       event.preventDefault();
@@ -198,9 +199,10 @@ export async function show(page, model) {
     let chosen = chosenQuery(matched);
     if (chosen !== null && chosen >= count) chosen = null;
     const objects = answer.objects ?? [], boxes = start ? answer.start : now.boxes;
-    const best = shownDetections(), lowest = {query: chosen, label: now.labels[chosen], score: now.scores[chosen], box: boxes[chosen]};
-    // The box of the chosen query is drawn even if its score is too low.
-    if (chosen !== null && !start && !best.some(({query}) => query === chosen)) best.push(lowest);
+    const best = shownDetections();
+    if (chosen !== null && !start && !best.some(({query}) => query === chosen)) {      // it is drawn, whatever its score
+      best.push({query: chosen, label: now.labels[chosen], score: now.scores[chosen], box: boxes[chosen]});
+    }
     const detections = best.map(each => ({
       ...each, chosen: each.query === chosen, text: `${model.classes[each.label]} ${number(each.score)}`,
     })).reverse();      // the best on top
@@ -210,17 +212,17 @@ export async function show(page, model) {
     if (answer.start && !start) earlier.unshift(answer.start);
     const trail = chosen === null ? (start ? answer.start : []) : [...earlier.map(each => each[chosen]), boxes[chosen]];
     // Maps are of the decoder's layers; with predictions of the last layer only, they are those of the last.
-    const mapLayer = cross.shape[0] - answer.layers.length + Math.max(state.layer, 0), ofHeads = cross.shape[1];
-    const map = chosen !== null && !start && isOn(attention) ? mean(cross, mapLayer, chosen) : null;
+    const mapLayer = cross.shape[0] - answer.layers.length + Math.max(state.layer, 0), looking = start ? null : chosen;
+    const map = looking !== null && isOn(attention) ? meanOfHeads(cross, mapLayer, looking) : null;
 
     view.draw({
       picture: canvas, map, size: answer.size, detections, dim: chosen !== null, trail,
-      objects: isOn(truth) ? objects : [], lines: isOn(truth) ? lines : [], words: `the picture, in which there are ${inWords()}`,
+      objects: isOn(truth) ? objects : [], lines: isOn(truth) ? lines : [], words: `picture with ${inWords()}`,
     });
     queries.update({layer: now, objects, matched, chosen, pinned: state.pinned, threshold: state.threshold});
     costs.update({layer: now, objects, matchable: answer.matchable, note: answer.note});
-    tellHeads(chosen, mapLayer, ofHeads, start);
-    tellEncoder();
+    heads.show({query: looking, cross, layer: mapLayer, named: now.number, size: answer.size, picture: canvas});
+    places.show({encoder: state.encoder, size: answer.size, picture: canvas});
 
     thresholdValue.textContent = number(state.threshold);
     Object.assign(layer, {min: answer.start ? -1 : 0, max: answer.layers.length - 1});
@@ -235,86 +237,9 @@ export async function show(page, model) {
     const {width, height} = canvas;
     words.textContent = (start
       ? `Where the queries start: ${model.two_stage ? "the best boxes of the encoder" : "boxes that were learned"}. The ` +
-        "tables show decoder layer 1. "
+        `tables show decoder layer ${now.number}. `
       : "") + `The model sees ${width} × ${height} pixels; this answer took ${Math.round(answer.milliseconds)} ms.`;
     tellSummary();
-  }
-
-  // The attention of a head of a query in a decoder layer.
-  function ofHead({shape: [, heads, N, length], values}, place, head, query) {
-    const start = ((place * heads + head) * N + query) * length;
-    return values.subarray(start, start + length);
-  }
-
-  // The mean over heads.
-  function mean(cross, place, query) {
-    const heads = Array.from({length: cross.shape[1]}, (_, head) => ofHead(cross, place, head, query));
-    return heads[0].map((_, i) => heads.reduce((sum, values) => sum + values[i], 0) / heads.length);
-  }
-
-  function canvases(parent, count, make) {
-    while (parent.children.length > count) parent.lastChild.remove();
-    while (parent.children.length < count) parent.append(make(parent.children.length));
-    return [...parent.children];
-  }
-
-  function tellHeads(query, place, count, start) {
-    const some = query !== null && !start;
-    headsPart.querySelector("h2").textContent = some ? `Query ${query}: where its heads look in layer ${shown().number}` : "Cross-attention of a query";
-    headsWords.textContent = some
-      ? (count === 1 ? `The mean of ${model.heads} heads; the maps of all are too large to send. ` : "") +
-        "The brightest place has the number under the map; a map sums to 1."
-      : "Point at a query in the table, at a box or at a digit: here is where each attention head of that query looks.";
-    const figures = canvases(heads, some ? count : 0, head => element("figure", {},
-      element("canvas", {role: "img"}), element("figcaption")));
-    figures.forEach(({firstChild: canvas, lastChild: caption}, head) => {
-      const values = ofHead(state.cross, place, head, query), most = number(Math.max(...values));
-      drawMap(canvas, values, state.answer.size, {picture: state.canvas});
-      caption.textContent = `${count === 1 ? "mean" : head + 1}: up to ${most}`;
-      canvas.setAttribute("aria-label", `attention of head ${head + 1} of query ${query}, at most ${most} in a place`);
-    });
-  }
-
-  function tellEncoder() {
-    const {encoder, answer} = state, [rows, columns] = answer.size;
-    looksWords.textContent = encoder
-      ? "Before any query, the features of the picture exchange what they know. Point at a place, or go there with the " +
-        "arrow keys: bright is where it looks."
-      : model.encoder_layers ? "The maps of this picture are too large to send; `scratchvit inspect` draws them."
-        : "This model has no encoder.";
-    if (!encoder) return looks.replaceChildren();
-    const [x, y] = state.point, place = Math.min(Math.floor(y * rows), rows - 1) * columns + Math.min(Math.floor(x * columns), columns - 1);
-    const figures = canvases(looks, encoder.shape[0], number_ => element("figure", {},
-      element("canvas", {role: "application", tabindex: "0", onpointermove: pointAt, onpointerdown: pointAt, onkeydown: step}),
-      element("figcaption")));
-    figures.forEach(({firstChild: canvas, lastChild: caption}, number_) => {
-      const start = (number_ * rows * columns + place) * rows * columns;
-      const values = encoder.values.subarray(start, start + rows * columns);
-      const context = drawMap(canvas, values, answer.size, {picture: state.canvas}), cell = canvas.width / columns;
-      frame(context, place % columns * cell, Math.floor(place / columns) * cell, cell, cell);
-      caption.textContent = `encoder layer ${number_ + 1}: up to ${number(Math.max(...values), 3)}`;
-      canvas.setAttribute("aria-label", `attention of the place in row ${Math.floor(place / columns) + 1} of ${rows}, ` +
-        `column ${place % columns + 1} of ${columns}, encoder layer ${number_ + 1}; arrow keys go elsewhere`);
-    });
-  }
-
-  function pointAt(event) {
-    const box = event.currentTarget.getBoundingClientRect();
-    const share = (value, length) => Math.min(Math.max(value / length, 0), 0.999);
-    state.point = [share(event.clientX - box.left, box.width), share(event.clientY - box.top, box.height)];
-    tellEncoder();
-  }
-
-  function step(event) {
-    const by = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1], ArrowDown: [0, 1]}[event.key];
-    if (!by) return;
-    event.preventDefault();
-    const [rows, columns] = state.answer.size;
-    state.point = [columns, rows].map((count, axis) => {
-      const at = Math.min(Math.floor(state.point[axis] * count), count - 1) + by[axis];
-      return (Math.min(Math.max(at, 0), count - 1) + 0.5) / count;
-    });
-    tellEncoder();
   }
 
   // "3 objects: a 7, a 2, a 9", from left to right.
@@ -330,11 +255,14 @@ export async function show(page, model) {
   let telling = 0;
   function tellSummary() {
     clearTimeout(telling);
-    telling = setTimeout(() => { if (summary.textContent !== inWords()) summary.textContent = inWords(); }, summary.textContent ? 300 : 0);
+    const tell = () => { if (summary.textContent !== inWords()) summary.textContent = inWords(); };
+    if (summary.textContent) telling = setTimeout(tell, 300);
+    else tell();
   }
 
   function showScene() {
-    const sizes = state.answer?.objects?.map(({box: [x0, y0, x1, y1]}) => [x1 - x0, y1 - y0].map(side => side * model.scenes.side));
+    const sizes = state.answer?.objects?.map(({box: [x0, y0, x1, y1]}) =>
+      [x1 - x0, y1 - y0].map(length => length * model.scenes.side));
     view.setScene(state.picture ? null : state.scene, sizes);
   }
 

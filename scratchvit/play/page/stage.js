@@ -32,8 +32,8 @@ export function stage({scenes, edit, choose, query}) {
   const turn = (index, by) =>
     edit(({digits}) => { digits[index].tilt = limit(digits[index].tilt + by, range("tilt")); });
   function remove(index) {
+    sizes.splice(index, 1);
     edit(({digits}) => { digits.splice(index, 1); });
-    place();
     const next = handles.children[Math.min(index, handles.children.length - 1)];
     if (next) next.focus();
     else choose(null);

@@ -81,7 +81,8 @@ export function costTable({hover, weights}) {
     class: "all", tabindex: "0", role: "application",
     onpointermove: event => {
       const box = map.getBoundingClientRect();
-      point(Math.floor((event.clientY - box.top) / box.height * rows), Math.floor((event.clientX - box.left) / box.width * count));
+      const share = [(event.clientY - box.top) / box.height, (event.clientX - box.left) / box.width];
+      point(Math.floor(share[0] * rows), Math.floor(share[1] * count));
     },
     onpointerleave: () => point(null),
     onfocus: () => point(at?.row ?? 0, at?.column ?? 0), onblur: () => point(null),
@@ -107,7 +108,8 @@ export function costTable({hover, weights}) {
   function inWords(place, query) {
     const {matching: {costs}, objects, matchable} = shown;
     const terms = Object.entries(TERMS).map(([name, term]) => `${term} ${number(costs[name][place][query])}`);
-    return `${objects[matchable[place]].name} with query ${query}: ${terms.join(", ")}; together ${number(costs.total[place][query])}`;
+    const {name} = objects[matchable[place]], total = number(costs.total[place][query]);
+    return `${name} with query ${query}: ${terms.join(", ")}; together ${total}`;
   }
 
   function draw() {
