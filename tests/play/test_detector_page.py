@@ -167,6 +167,23 @@ def test_a_dragged_digit_is_followed_by_its_box(page):
     assert told.answer["objects"][0]["box"][:2] == [0, 0]
 
 
+@pytest.mark.parametrize("page", [(400, 800)], indirect=True)
+def test_a_finger_drags_a_digit_and_not_the_page(page):
+    handle, touch = page.locator(HANDLES).first, page.context.new_cdp_session(page)
+    box, frame = handle.bounding_box(), page.locator(".frame").bounding_box()
+    x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
+    down = 60 if y < frame["y"] + frame["height"] / 2 else -60
+    with answering(page) as told:
+        touch.send("Input.dispatchTouchEvent", {"type": "touchStart", "touchPoints": [{"x": x, "y": y}]})
+        for step in range(1, 7):
+            points = [{"x": x, "y": y + down * step / 6}]
+            touch.send("Input.dispatchTouchEvent", {"type": "touchMove", "touchPoints": points})
+        touch.send("Input.dispatchTouchEvent", {"type": "touchEnd", "touchPoints": []})
+    assert page.evaluate("scrollY") == 0
+    assert abs(handle.bounding_box()["y"] - box["y"] - down) < frame["width"] / 96
+    assert overlap(told.answer, 0) > 0.5
+
+
 def test_everything_can_be_done_with_the_keyboard(page):
     def focused(attribute="ariaLabel"):
         return page.evaluate(f"document.activeElement.{attribute}")

@@ -164,5 +164,6 @@ export function costTable({hover, weights}) {
   }
 
   new ResizeObserver(draw).observe(map);
+  matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);      // its colours are drawn
   return {whole, update};
 }
