@@ -125,6 +125,14 @@ def test_queries_start_from_anchors_or_from_the_best_proposals(scenes):
     np.testing.assert_allclose(start, xyxy(proposals["pred_boxes"].numpy()[0][order]), **NUMBERS)
 
 
+@pytest.mark.parametrize("kind", ["softmax", "two stages"])
+def test_every_device_answers(kind, device):
+    page = play.DetectorPage.of(detector(kind))
+    answer = page.of_scene(page.scene(2))
+    json.dumps(answer, allow_nan=False)
+    assert len(answer["layers"][-1]["matching"]["queries"]) == len(answer["objects"])
+
+
 def test_a_generated_scene_is_that_of_the_test_split_and_stays_it(page, scenes):
     for number in (0, 7, 499):
         scene = json.loads(json.dumps(page.scene(number)))
