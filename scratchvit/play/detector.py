@@ -104,14 +104,13 @@ class DetectorPage:
         return {
             "kind": "detector", "name": self.title,
             "about": f"{name} with {queries}, {layers}; finds {listed(detector.classes, 10)}",
-            "classes": detector.classes, "queries": config.num_queries, "layers": config.dec_layers,
-            "encoder_layers": config.enc_layers, "heads": config.nheads, "focal": config.focal,
-            "pictures": detector.prepares,
-            "two_stage": getattr(config, "two_stage", False), "side": self._usual_side(),
+            "classes": detector.classes, "encoder_layers": config.enc_layers, "layers": config.dec_layers,
+            "heads": config.nheads, "focal": config.focal, "two_stage": getattr(config, "two_stage", False),
+            "pictures": detector.prepares, "side": self._usual_side(),
             "weights": {name: getattr(self.matcher, f"cost_{name}") for name in ("class", "bbox", "giou")},
             "scenes": None if self.scenes is None else {
-                "side": self.scenes.img_size, "count": len(self.scenes), "most": described_scenes.MOST,
-                "usual": MOST_DIGITS, "ranges": described_scenes.RANGES,
+                "side": self.scenes.img_size, "count": len(self.scenes), "most_digits": MOST_DIGITS,
+                "ranges": described_scenes.RANGES,
             },
             "no_scenes": self.no_scenes,
         }

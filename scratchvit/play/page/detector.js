@@ -139,7 +139,7 @@ export async function show(page, model) {
       () => edit(scene => { scene.digits.push({label}); }), {"aria-label": `add ${withArticle(label)}`})));
   const keys = element("p", {id: "keys", class: "quiet", hidden: true},
     "Drag a digit, or reach it with Tab: arrows move it (with Shift, faster), + and − change its size, [ and ] turn it, " +
-    "Delete removes it. Generated scenes have 1 to 6 upright digits: try what the model never saw.");
+    `Delete removes it. Generated scenes have 1 to ${model.scenes?.most_digits} upright digits: try what the model never saw.`);
   const toScene = button("Back to the scene", () => own(null), {hidden: true});
   const sources = element("div", {class: "row"}, button("Another scene", newScene, {hidden: !model.scenes}),
     element("label", {class: "button"}, "Your own picture …", file), toScene);
