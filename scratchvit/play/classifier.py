@@ -49,10 +49,11 @@ class ClassifierPage:
         self.data_name = classifier.checkpoint.data["name"] if classifier.checkpoint else ""
         self.layers, self.without = layers_of(classifier.model)
         self.draw = drawing.STYLES.get(self.data_name, drawing.as_drawn)
-        # Preprocessing is affine in the pixels, whatever its settings. So what it makes of black and of white says all.
-        self._black, self._white = (
-            classifier.prepare(Image.new("L", (64, 64), grey)).mean(axis=(1, 2), keepdims=True) for grey in (0, 255)
-        )
+        # Preprocessing is affine in the pixels, whatever its settings. So what it makes of black and of white says all,
+        # in the middle of the image: some settings add a border.
+        black, white = (classifier.prepare(Image.new("L", (64, 64), grey)) for grey in (0, 255))
+        _, height, width = black.shape
+        self._black, self._white = (x[:, height // 2, width // 2, None, None] for x in (black, white))      # (C, 1, 1)
 
     def model(self) -> dict[str, Any]:
         """The model, as far as it is the same for all pictures."""

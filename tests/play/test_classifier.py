@@ -18,6 +18,8 @@ from scratchvit.play import attention, drawing
 from scratchvit.play.classifier import ClassifierPage
 from scratchvit.play.server import Question
 from scratchvit.training.classification.classifier import Classifier
+from scratchvit.weights.preprocess import Preprocessing
+from scratchvit.weights.published import IMAGENET
 from tests.support.seeds import seeded
 from tests.support.strokes import DIGITS
 
@@ -73,6 +75,31 @@ def test_the_page_is_told_what_the_model_computes(name):
     shown = np.frombuffer(base64.b64decode(seen["picture"]["bytes"]), np.uint8).reshape(seen["picture"]["shape"])
     height, width = np.broadcast_to(page.classifier.model.config.img_size, 2).tolist()
     assert (shown == np.asarray(picture().resize((width, height)))).all()
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
+def test_the_page_is_told_the_same_on_every_device(name, device):
+    page = page_of(name)
+    seen = page.see(picture())
+    sv.use("cpu")
+    expected = page_of(name).see(picture())
+    assert np.allclose(seen["logits"], expected["logits"], atol=1e-4)
+    for one, other in zip([*seen["attention"], seen["tokens"]], [*expected["attention"], expected["tokens"]]):
+        assert np.allclose(numbers(one), numbers(other), atol=2e-3)
+
+
+@pytest.mark.parametrize("crop_mode", ["center", "squash", "border"])
+def test_what_the_model_sees_is_shown_whatever_the_preprocessing(crop_mode):
+    model = page_of("vit_tiny_patch16_224").classifier.model
+    prepare = Preprocessing((16, 16), crop_pct=1.0, crop_mode=crop_mode)
+    page = ClassifierPage(Classifier(model, "", ("a", "b", "c"), "", prepare, ""))
+    grey = np.tile(np.linspace(0, 255, 16).round().astype(np.uint8), (16, 1))
+    colours = np.stack([grey, grey.T, 255 - grey], axis=-1)
+    if crop_mode == "border":       # a wide picture gets bars in the mean colour above and below
+        shown = page.shown(prepare(Image.fromarray(colours[4:12])))
+        assert (shown[4:12] == colours[4:12]).all() and (shown[:4] == np.round(255 * np.array(IMAGENET["mean"]))).all()
+    else:
+        assert (page.shown(prepare(Image.fromarray(colours))) == colours).all()
 
 
 def test_a_vits_rollout_and_its_tokens():
