@@ -5,6 +5,7 @@ import pytest
 
 from scratchvit import zoo
 from scratchvit.data.images import to_picture
+from scratchvit.inspect.swin import merged_into
 from scratchvit.play import drawing
 from scratchvit.play.attention import answer_and_attention
 from scratchvit.play.classifier import ClassifierPage
@@ -29,6 +30,15 @@ MISFITS = """() => {
   return {wider: root.scrollWidth - root.clientWidth, cut};
 }"""
 
+# For every layer and head, the attention of a token of the fourth example, as the page computes it.
+LOOKS = """async token => {
+  const {ask} = await import("/common.js"), {unpacked} = await import("/arrays.js");
+  const {looksOf} = await import("/looking.js");
+  const model = await ask("model"), answer = await ask("example?number=3");
+  return model.layers.map((layer, i) => {
+    return looksOf(layer, unpacked(answer.attention[i]), token, model.grid).map(look => [...look.grid]);
+  });
+}"""
 COLOURS = """element => {
   const paper = e => /, 0\\)$/.test(getComputedStyle(e).backgroundColor) ? paper(e.parentElement)
     : getComputedStyle(e).backgroundColor;
@@ -132,6 +142,36 @@ def test_a_token_is_chosen_by_pointer_and_keyboard(served_page):
         _, maps = answer_and_attention(page.classifier.model, image, page.layers)
         first = maps[0][0, 0] if page.layers[0].windows is None else maps[0][0, 0, 0]
         assert f"{100 * first.max():.{1 if first.max() < 0.1 else 0}f}" in label
+
+
+def test_the_page_finds_where_every_token_looks(served_page):
+    page, address = served_page
+    rows, columns = page.model()["grid"]
+    image = page.classifier.prepare(to_picture(page.examples[3][0]))
+    _, maps = answer_and_attention(page.classifier.model, image, page.layers)
+
+    def looks(layer, p, token):
+        """The attention to every place of the layer's map, (heads, h, w)."""
+        if layer.windows is None:
+            heads = p.mean(axis=1) if token is None else p[:, token[0] * columns + token[1]]
+            return heads.reshape(-1, *layer.keys)
+        block = layer.windows
+        chosen = np.ones(block.places.shape, bool)
+        if token is not None:
+            chosen = block.places == np.ravel_multi_index(merged_into(token, block.stage), block.size)
+        for window in np.flatnonzero(~chosen.any(axis=1)):
+            p[window] = 0
+        queries = np.where(chosen[:, None, :, None], p, 0).sum(axis=2) / chosen.sum(axis=1).clip(1)[:, None, None]
+        return np.stack([block.in_place(head) for head in queries.transpose(1, 0, 2)])
+
+    with browser_page() as browser:
+        go(browser, address)
+        for token in (None, (0, 0), (1, columns - 1), (rows - 1, 2)):
+            named = None if token is None else {"row": token[0], "column": token[1]}
+            found = browser.evaluate(LOOKS, named)
+            for layer, p, heads in zip(page.layers, maps, found, strict=True):
+                expected = looks(layer, p.copy(), token)
+                assert np.allclose(np.reshape(heads, expected.shape), expected, atol=5e-4), (layer.name, token)
 
 
 def test_a_file_is_read_and_what_is_no_picture_is_said(served_page, tmp_path):
