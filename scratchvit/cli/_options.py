@@ -17,6 +17,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from scratchvit import loopback
 from scratchvit.backend import default_device, gpu_number
 from scratchvit.cli._output import heed
 from scratchvit.cli._text import columns
@@ -184,6 +185,14 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def port(text: str) -> int:
+    """Parse the number of a port."""
+    number = positive(text)
+    if number > 65_535:
+        raise argparse.ArgumentTypeError(f"ports go to 65,535, not {text}")
+    return number
+
+
 def numbers(text: str) -> tuple[int, ...]:
     """Parse a list of integers such as `3,4,9`; the empty string is the empty list."""
     if not re.fullmatch(r"(\d+(,\d+)*)?", text):
@@ -249,6 +258,14 @@ def run_folders() -> list[str]:
 def runs_and_trained() -> list[str]:
     """What RUN can be, for completion: the folders of runs, then the names of the trained models of the package."""
     return [*run_folders(), *trained()]
+
+
+def add_page(parser: argparse.ArgumentParser) -> None:
+    """Add the options of a command that serves a page: --port and --no-browser."""
+    parser.add_argument(
+        "--port", type=port, metavar="N", help=f"port of the page (default: {loopback.USUAL}, or a free one)"
+    )
+    parser.add_argument("--no-browser", action="store_true", help="print the address, and do not open a browser")
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

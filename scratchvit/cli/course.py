@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from scratchvit.cli._options import Parser
+from scratchvit.cli._options import Parser, add_page
 from scratchvit.cli._text import table
 from scratchvit.course.folder import LANGUAGES, chapters, find_chapter, title_of
 from scratchvit.course.pages import export_pages
@@ -33,8 +33,7 @@ def course(argv: Sequence[str]) -> int:
         "--export", type=Path, metavar="FOLDER",
         help="write pages that any web server can serve, in both languages; their controls do not move",
     )
-    parser.add_argument("--port", type=int, metavar="PORT", help="port on 127.0.0.1 (default: a free one)")
-    parser.add_argument("--headless", action="store_true", help="print the address, and open no browser")
+    add_page(parser)
     given = parser.parse_strictly(argv)
 
     notebooks = chapters()
@@ -45,5 +44,5 @@ def course(argv: Sequence[str]) -> int:
         for path in export_pages([chosen] if chosen else notebooks, given.export):
             print(f"wrote {path}")
     else:
-        serve(notebooks, chosen, given.lang, given.port, given.headless)
+        serve(notebooks, chosen, given.lang, given.port, not given.no_browser)
     return 0

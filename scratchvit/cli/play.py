@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import webbrowser
-from argparse import ArgumentTypeError, Namespace
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scratchvit.cli._options import Parser, add_device, add_run, option_of, positive, run_of
+from scratchvit import loopback
+from scratchvit.cli._options import Parser, add_device, add_page, add_run, option_of, run_of
 from scratchvit.cli._weights import add_entry, add_label_order, add_sizes, sizes
 from scratchvit.cli.predict import RUN
 from scratchvit.errors import ScratchvitError
@@ -45,10 +46,7 @@ def play(argv: Sequence[str]) -> int:
         help="class names: one per line, JSON, or a folder with a subfolder for each class",
     )
     add_label_order(parser)
-    parser.add_argument("--port", type=_port, metavar="N", help="port of the page (default: 8765, or any free one)")
-    parser.add_argument(
-        "--no-browser", action="store_true", help="print the address, and do not open a browser"
-    )
+    add_page(parser)
     add_entry(parser)
     add_sizes(parser, argv)
     add_device(parser)
@@ -58,9 +56,9 @@ def play(argv: Sequence[str]) -> int:
     from scratchvit.play import server  # here, because asyncio takes a while to import
 
     use_device(given.device, "float32")
-    with server.listen(given.port) as listening:
+    with loopback.listen(given.port) as listening:
         routes = _routes(given)
-        address = f"http://127.0.0.1:{listening.getsockname()[1]}"
+        address = f"http://{loopback.HOST}:{listening.getsockname()[1]}"
 
         def ready() -> None:
             print(f"{address}\nCtrl-C ends it", flush=True)
@@ -95,11 +93,3 @@ def _model_name(path: Path, named: str | None) -> str | None:
         return load_checkpoint(path).model_name
     described = describe(path) if named is None and path.exists() else None
     return described.name if described else named
-
-
-def _port(text: str) -> int:
-    """Parse the number of a port."""
-    number = positive(text)
-    if number > 65_535:
-        raise ArgumentTypeError(f"ports go to 65,535, not {text}")
-    return number

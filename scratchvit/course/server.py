@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import html
-import socket
 import webbrowser
 from collections.abc import Sequence
 from pathlib import Path
 from string import Template
 from typing import Any
 
+from scratchvit import loopback
 from scratchvit.course.chapter import marimo
 from scratchvit.course.folder import LANGUAGES, title_of
-from scratchvit.errors import ScratchvitError
 
-HOST = "127.0.0.1"
-NAMES = (HOST, "localhost")         # hosts that a request may name; another one comes from a page of somebody else's
+NAMES = (loopback.HOST, "localhost")        # hosts that a request may name; others come from pages of somebody else
 
 _LIST = Template("""\
 <!DOCTYPE html>
@@ -30,27 +28,21 @@ li { padding: 0.25rem 0 } a { color: #2a5db0 }
 _HEADINGS = {"en": "The course", "es": "El curso"}
 
 
-def serve(notebooks: Sequence[Path], opened: Path | None, language: str, port: int | None, headless: bool) -> None:
-    """Serve the chapters until Ctrl-C, and open the list, or the chapter `opened`, in a browser.
+def serve(notebooks: Sequence[Path], opened: Path | None, language: str, port: int | None, browser: bool) -> None:
+    """Serve the chapters until Ctrl-C: the list, or the chapter `opened`, at first.
 
-    Raises ScratchvitError if marimo is missing, or if the port cannot be used.
+    port: None for any. browser: open it in a browser. Raises ScratchvitError if marimo is missing, or if the port
+    cannot be used.
     """
     application = _application(notebooks, language)
     import uvicorn
 
-    with socket.socket() as listening:
-        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind((HOST, port or 0))
-        except (OSError, OverflowError) as error:
-            why = getattr(error, "strerror", None) or error
-            raise ScratchvitError(f"--port {port} cannot be used ({why}): leave it out for a free one") from error
-        listening.listen()          # from now on a browser's request waits for the server
-        address = f"http://{HOST}:{listening.getsockname()[1]}/"
+    with loopback.listen(port) as listening:        # from now on a browser's request waits for the server
+        address = f"http://{loopback.HOST}:{listening.getsockname()[1]}/"
         first = address if opened is None else f"{address}{opened.stem}/?lang={language}"
         print(f"the course is at {first}\nCtrl-C ends it", flush=True)
-        if not headless:
-            webbrowser.open(first)
+        if browser:
+            webbrowser.open_new_tab(first)
         uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)).run([listening])
 
 

@@ -30,7 +30,6 @@ from urllib.parse import urlsplit
 from scratchvit.errors import ScratchvitError, missing
 
 HOSTS = ("localhost", "127.0.0.1", "::1")
-FIRST_PORT = 8765               # tried first, so that the address is the same every day; then any free one
 LARGEST_BODY = 32 << 20         # bytes: a picture of a camera
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
@@ -166,25 +165,6 @@ def _host_name(address: str) -> str | None:
         return urlsplit(address).hostname
     except ValueError:      # "[::1" and the like
         return None
-
-
-def listen(port: int | None) -> socket.socket:
-    """A socket that listens on the loopback address, at `port`, or at FIRST_PORT or any that is free.
-
-    Raises ScratchvitError if the port is in use or not allowed.
-    """
-    for number in (FIRST_PORT, 0) if port is None else (port,):
-        listening = socket.socket()
-        if sys.platform != "win32":     # where this would share a port that is in use
-            listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            listening.bind(("127.0.0.1", number))
-            listening.listen()
-            return listening
-        except OSError as error:
-            listening.close()
-            why = error.strerror
-    raise ScratchvitError(f"port {port} cannot be used ({why}): choose another --port, or leave it out for a free one")
 
 
 def serve(routes: Routes, listening: socket.socket, ready: Callable[[], object]) -> None:

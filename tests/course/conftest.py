@@ -15,7 +15,7 @@ def course_address():
     """The address at which `scratchvit course` shows the chapters."""
     pytest.importorskip("marimo", reason="marimo is not installed")
     pytest.importorskip("playwright.sync_api", reason="Playwright is not installed")
-    command = [sys.executable, "-m", "scratchvit", "course", "--headless"]
+    command = [sys.executable, "-m", "scratchvit", "course", "--no-browser"]
     server = subprocess.Popen(
         command, stdout=subprocess.PIPE, text=True, encoding="utf-8", env=os.environ | {"OMP_NUM_THREADS": "1"}
     )

@@ -115,7 +115,7 @@ def test_chapters_are_found_by_number_and_by_name():
 
 def test_the_list_names_every_chapter_in_both_languages(capsys):
     page = list_page(folder.chapters(), "{stem}/?lang={language}", "es")
-    links = re.findall(r'href="([^"]+)"', page)
+    links = re.findall(r'<a href="([^"]+)"', page)
     assert links == [f"{path.stem}/?lang={language}" for language in ("es", "en") for path in folder.chapters()]
     assert main(["course", "--list", "--lang", "es"]) == 0
     assert capsys.readouterr().out.count("\n") == len(folder.chapters())
@@ -130,7 +130,7 @@ def test_the_page_about_the_course_lists_every_chapter():
 
 def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setitem(sys.modules, "marimo", None)
-    assert main(["course", "--headless"]) == 1 and "pip install marimo" in capsys.readouterr().err
+    assert main(["course", "--no-browser"]) == 1 and "pip install marimo" in capsys.readouterr().err
     monkeypatch.setattr(folder, "_HERE", tmp_path / "nowhere")
     assert main(["course"]) == 1 and "docs/course of the repository" in capsys.readouterr().err
     assert main(["course", "--port", "99999999"]) != 0

@@ -9,6 +9,7 @@ import time
 import pytest
 
 import scratchvit as sv
+from scratchvit import loopback
 from scratchvit.play import server
 from tests.support.play_server import ask, served
 
@@ -113,15 +114,15 @@ def test_one_question_is_answered_at_a_time():
 
 
 def test_the_server_listens_on_the_loopback_address_and_a_port_in_use_is_an_error():
-    with server.listen(0) as listening:
+    with loopback.listen(0) as listening:
         host, port = listening.getsockname()
         assert host == "127.0.0.1"
         with pytest.raises(sv.ScratchvitError, match=rf"port {port} cannot be used \(.*\): choose another --port"):
-            server.listen(port)
+            loopback.listen(port)
 
 
 def test_the_usual_port_is_replaced_by_a_free_one_if_it_is_in_use():
-    with server.listen(None) as first, server.listen(None) as second:
+    with loopback.listen(None) as first, loopback.listen(None) as second:
         assert first.getsockname() != second.getsockname()
 
 

@@ -9,7 +9,7 @@ import scratchvit
 ROOT = Path(scratchvit.__file__).parent
 FLOORS = [
     ["errors", "learn"],
-    ["files", "options", "progress", "compiling", "gpu", "upload", "backend"],
+    ["files", "options", "progress", "loopback", "compiling", "gpu", "upload", "backend"],
     # The engine: a Tensor, what its ops are, and what checks them.
     ["signature", "recording", "plain", "precision", "threads", "rounding", "facts", "dtypes",
      "casting", "replay", "shadow", "random", "graph", "tensor", "checkpoint", "backward_rules", "gradcheck"],

@@ -64,7 +64,7 @@ def test_every_text_file_has_an_encoding():
 
 def test_files_of_others_are_read_in_any_encoding():
     """Only files that the package writes itself are read without scratchvit.files.read_text, which heeds a BOM."""
-    own = {"training/folder.py", "reports/page.py", "weights/pretrained.py"}
+    own = {"course/prose.py", "reports/page.py", "training/folder.py", "weights/pretrained.py"}
     package = ROOT / "scratchvit"
     found = {p.relative_to(package).as_posix() for p in package.rglob("*.py") if ".read_text(" in p.read_text("utf-8")}
     assert found == own

@@ -7,6 +7,8 @@ import threading
 
 import pytest
 
+from scratchvit import loopback
+
 
 @contextlib.contextmanager
 def served(routes):
@@ -16,7 +18,7 @@ def served(routes):
     from scratchvit.play import server
 
     ready = threading.Event()
-    with server.listen(0) as listening:
+    with loopback.listen(0) as listening:
         running = server.server_of(routes, ready.set)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
