@@ -321,7 +321,8 @@ def _(Figure, chances_of, correlation, correlations, falls, image, mo, model, np
         grid = 100 * fall.reshape(model.patch_embed.grid_size)
         ax.imshow(grid, cmap="RdBu_r", vmin=-100, vmax=100)
         for (y, x), value in np.ndenumerate(grid):
-            ax.text(x, y, f"{value + 0.0:.0f}", ha="center", va="center", color="white" if abs(value) > 60 else "black")
+            ink = "white" if abs(value) > 60 else "black"
+            ax.text(x, y, f"{value.round() + 0.0:.0f}", ha="center", va="center", color=ink)
         for one in (digit, ax):
             one.set_axis_off()
         return figure

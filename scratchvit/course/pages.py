@@ -28,6 +28,12 @@ _SAID = {
     "en": ("Contents", "A snapshot: its controls do nothing. <code>scratchvit course</code> opens live pages."),
     "es": ("Índice", "Copia fija: sus controles no hacen nada. <code>scratchvit course</code> abre las páginas vivas."),
 }
+# marimo's page covers the window; here it covers what the bar leaves.
+_STYLE = """<style>
+body { display: flex; flex-direction: column; height: 100vh } #root { position: relative; flex: 1 }
+nav { font: 0.9rem/1.5 system-ui, sans-serif; padding: 0.4rem 1rem; background: #eef3fb; color: #222 }
+nav a { color: #2a5db0; text-decoration: underline }
+</style>"""
 _CDN = re.compile(r"https://cdn\.jsdelivr\.net/npm/@marimo-team/frontend@[^/\"']+/dist")
 
 
@@ -73,5 +79,4 @@ def _bar(notebook: Path, language: str) -> str:
         f' · <a href="{notebook.stem}.{other}.html" lang="{other}" hreflang="{other}">{name}</a>'
         for other, name in LANGUAGES.items() if other != language
     )
-    style = "font: 0.9rem/1.5 system-ui, sans-serif; padding: 0.4rem 1rem; background: #eef3fb; color: #222"
-    return f'<nav style="{style}"><a href="index.html">{contents}</a>{others} · {said}</nav>'
+    return f'{_STYLE}<nav><a href="index.html">{contents}</a>{others} · {said}</nav>'

@@ -28,7 +28,7 @@ by_chapter = pytest.mark.parametrize("notebook", CHAPTERS, ids=lambda path: path
 PATIENCE = 1000 * SECONDS       # milliseconds, only to end what hangs
 # Texts and equations that a narrow page cuts off. An equation is in a shadow tree of its own.
 CUT = """() => [
-  ...[...document.querySelectorAll("h1, h2, h3, p, li, figcaption, summary")]
+  ...[...document.querySelectorAll("h1, h2, h3, .paragraph, li, figcaption, summary")]
     .filter(text => text.getBoundingClientRect().right > innerWidth),
   ...[...document.querySelectorAll("marimo-tex")].filter(equation => equation.shadowRoot
     && [...equation.shadowRoot.querySelectorAll(".base")].some(e => e.getBoundingClientRect().right > innerWidth)),
@@ -57,7 +57,9 @@ def wait_until_complete(opened, notebook, language):
         " && [...document.querySelectorAll('.course-figure img')].filter(i => i.complete).length >= figures",
         arg=[len(headings), len(figures)], timeout=PATIENCE,
     )
-    assert opened.locator("h1").first.inner_text() == read_prose(text_of(notebook, language)).title()
+    # It fades in, so that its text is invisible, and empty, for a moment.
+    title = re.compile(f"^{re.escape(read_prose(text_of(notebook, language)).title())}$")
+    opened.locator("h1", has_text=title).wait_for(timeout=PATIENCE)
     assert opened.locator(PROBLEMS).count() == 0
     alts = opened.locator(".course-figure img").evaluate_all("images => images.map(i => [i.alt, i.naturalWidth])")
     assert all(len(alt) > 20 and "[[" not in alt and width > 100 for alt, width in alts)
@@ -71,7 +73,6 @@ def test_a_page_shows_the_whole_chapter_in_both_languages(notebook, course_addre
         opened.set_viewport_size({"width": 400, "height": 800})
         assert opened.evaluate(CUT) == []
         opened.get_by_role("radio", name="Español").click()
-        opened.locator("h1", has_text=read_prose(text_of(notebook, "es")).title()).wait_for(timeout=PATIENCE)
         wait_until_complete(opened, notebook, "es")
 
 
@@ -150,9 +151,17 @@ def test_an_exercise_is_checked_as_the_reader_answers(course_address):
             field.press("Enter")
             opened.get_by_text(verdict).first.wait_for(timeout=PATIENCE)
         folded = opened.locator("details").first
-        assert not folded.locator("p").first.is_visible()
+        answer = folded.locator(".paragraph").first
+        assert answer.count() == 1 and not answer.is_visible()
         folded.locator("summary").click()
-        assert folded.locator("p").first.is_visible()
+        answer.wait_for(timeout=PATIENCE)
+
+
+class Silent(http.server.SimpleHTTPRequestHandler):
+    """What `python -m http.server` serves with, without a line for each file."""
+
+    def log_message(self, *words):
+        pass
 
 
 def test_exported_pages_need_no_other_server(tmp_path):
@@ -162,8 +171,7 @@ def test_exported_pages_need_no_other_server(tmp_path):
     names = [path.name for path in export_pages([notebook], tmp_path)]
     assert names == ["03_patches.en.html", "03_patches.es.html", "index.html"]
     assert set(notebook.parent.iterdir()) == before
-    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=tmp_path)
-    handler.log_message = lambda *words: None
+    handler = functools.partial(Silent, directory=tmp_path)
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, page(width=400) as opened:
         threading.Thread(target=server.serve_forever, daemon=True).start()
         opened.goto(f"http://127.0.0.1:{server.server_port}/")
