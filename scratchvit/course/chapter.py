@@ -27,11 +27,13 @@ _WORDS = {
         "right": "✓ Right.", "wrong": "✗ Not yet. Try again.",
         "open": "Not answered yet. (A number counts after Enter.)",
         "answer": "Answer", "line": "line", "lines": "lines", "language": "Language",
+        "contents": "Contents",
     },
     "es": {
         "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.",
         "open": "Sin responder todavía. (Un número cuenta después de Intro.)",
         "answer": "Respuesta", "line": "línea", "lines": "líneas", "language": "Idioma",
+        "contents": "Índice",
     },
 }
 _SHARPNESS = 2              # pixels of a picture for one of the page
@@ -56,9 +58,11 @@ class Chapter:
         first = self._given("lang") or "en"
         if first not in LANGUAGES:
             raise ScratchvitError(f"lang: there is no text in {first!r}; there is {', '.join(LANGUAGES)}")
+        label, contents = (" / ".join(words[name] for words in _WORDS.values()) for name in ("language", "contents"))
+        if self._marimo.app_meta().request is not None:     # on a page of the server, which has the list one level up
+            label = f"[{contents}](../) · {label}"
         return self._marimo.ui.radio(
-            {name: code for code, name in LANGUAGES.items()}, value=LANGUAGES[first], inline=True,
-            label=" / ".join(words["language"] for words in _WORDS.values()),
+            {name: code for code, name in LANGUAGES.items()}, value=LANGUAGES[first], inline=True, label=label
         )
 
     def in_language(self, language: str) -> Text:

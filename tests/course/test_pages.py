@@ -76,13 +76,15 @@ def test_a_page_shows_the_whole_chapter_in_both_languages(notebook, course_addre
         wait_until_complete(opened, notebook, "es")
 
 
-def test_the_list_leads_to_the_chapters(course_address):
+def test_the_list_leads_to_the_chapters_and_back(course_address):
     with page(width=400) as opened:
         opened.goto(course_address)
         assert opened.get_by_role("link").count() == len(LANGUAGES) * len(CHAPTERS)
         first = read_prose(text_of(CHAPTERS[0], "es")).title()
         opened.get_by_role("link", name=first).click()
         opened.locator("h1", has_text=first).wait_for(timeout=PATIENCE)
+        opened.get_by_role("link", name="Índice").click()
+        opened.wait_for_url(course_address, timeout=PATIENCE)
 
 
 def slider(opened, label):
