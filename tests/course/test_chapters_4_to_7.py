@@ -1,10 +1,7 @@
 """Chapters 4 to 7: the numbers of the lecture, what the pages say of our measurements, and the answers of exercises."""
 
-import functools
-import importlib.util
 import math
 import re
-import shutil
 
 import numpy as np
 import pytest
@@ -12,22 +9,12 @@ import pytest
 import scratchvit as sv
 from scratchvit import ops
 from scratchvit.costs.counting import cost
-from scratchvit.course.folder import folder
-from tests.support.browser import NAMES
+from tests.support import live_page
+from tests.support.chapters import defined_by
+from tests.support.processes import SECONDS
 
 pytestmark = pytest.mark.slow
 LEVELS = 7
-
-
-@functools.cache
-def defined_by(stem):
-    """Everything that a notebook defines when it runs as a script: {name: value}."""
-    pytest.importorskip("marimo", reason="marimo is not installed")
-    pytest.importorskip("sklearn", reason="scikit-learn, which has the digits, is not installed")
-    spec = importlib.util.spec_from_file_location(f"chapter_{stem}", folder() / f"{stem}.py")
-    notebook = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(notebook)
-    return notebook.app.run()[1]
 
 
 # --- 4. ViT against ResNet -------------------------------------------------------------------------------------------
@@ -207,19 +194,6 @@ def test_the_exercises_of_chapter_7():
 # --- in a browser ----------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def browser(course_address):
-    from playwright.sync_api import sync_playwright
-
-    program = next(filter(None, map(shutil.which, NAMES)), None)
-    if program is None:
-        pytest.skip(f"no browser: none of {', '.join(NAMES)} is installed")
-    with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
-        yield started
-        started.close()
-
-
 @pytest.mark.parametrize(("stem", "control", "before", "after"), [
     ("04_resnets", "L, number of convolutions", "After 4 layers the convolutions see 9 pixels",
      "After 5 layers the convolutions see 11 pixels"),
@@ -228,23 +202,13 @@ def browser(course_address):
     ("06_distillation", "τ, temperature", "At τ = 3 the second best", "At τ = 5 the second best"),
     ("07_windows", "M, side of a window", "Counted: 153,664", "Counted: 614,656"),
 ])
-def test_a_slider_computes_anew(stem, control, before, after, course_address, browser):
-    page = browser.new_page(viewport={"width": 1200, "height": 900})
-    errors = []
-    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-    page.goto(f"{course_address}{stem}/?lang=en")
-
-    def wait_for(words):
-        page.wait_for_function(
-            "words => document.body.innerText.replace(/\\s+/g, ' ').includes(words)", arg=words, timeout=120_000
-        )
-
+def test_a_slider_computes_anew(stem, control, before, after, course_address):
     # An equation's text is there twice, for the eye and for a screen reader: only words beside equations are compared.
     before, after = (re.split(" = [35] ", words)[-1] for words in (before, after))
-    wait_for(before)
-    slider = page.locator("marimo-slider", has_text=control).get_by_role("slider").first
-    slider.focus()
-    slider.press("ArrowRight")
-    wait_for(after)
-    assert errors == []
-    page.close()
+    shows = "words => document.body.innerText.replace(/\\s+/g, ' ').includes(words)"
+    with live_page.page() as page:
+        page.set_default_timeout(1000 * SECONDS)
+        page.goto(f"{course_address}{stem}/?lang=en")
+        page.wait_for_function(shows, arg=before)
+        page.locator("marimo-slider", has_text=control).get_by_role("slider").first.press("ArrowRight")
+        page.wait_for_function(shows, arg=after)
