@@ -67,10 +67,7 @@ def pair(make_peer, name, **options):
     Neither draws initial weights first: of ViT-B alone that takes seconds. A ResNet's blocks add little each, as those
     of a trained one do: where 33 blocks added as much as was there, float32 differed by 2e-4 in training.
     """
-    torch = pytest.importorskip("torch")
-    with torch.device("meta"):
-        peer = make_peer()
-    peer = randomise(filled_tables(peer.to_empty(device="cpu")))
+    peer = random_peer(make_peer)
     with nn.init.without_weights():
         model = sv.create_model(name, **options)
     for _, tensor in (*model.named_parameters(), *model.named_buffers()):
@@ -80,6 +77,14 @@ def pair(make_peer, name, **options):
         norm.weight.data *= np.float32(0.2)
     give(model, peer)
     return model.eval(), peer
+
+
+def random_peer(make_peer):
+    """A peer whose tensors are all random; it draws no initial weights first."""
+    torch = pytest.importorskip("torch")
+    with torch.device("meta"):
+        peer = make_peer()
+    return randomise(filled_tables(peer.to_empty(device="cpu")))
 
 
 def filled_tables(peer):
