@@ -1,7 +1,7 @@
 """A hundred steps on real digits: rates, lengths of gradients, losses, weights and averages as timm and PyTorch's.
 
-Each part of a step alone, so that a fault is pinned to it, and all together as in a run: timm's groups with their
-`lr_scale`, timm's schedulers, PyTorch's optimisers and clipping, timm's and PyTorch's averages.
+Each part of a step alone, so that a fault is pinned to it, for forty of the steps, and all together as in a run: timm's
+groups with their `lr_scale`, timm's schedulers, PyTorch's optimisers and clipping, timm's and PyTorch's averages.
 
 One thing is told otherwise by theirs, and translated in `their_time`: during a warm-up of W steps, timm's step t learns
 with t/W of the rate, so that the first learns nothing; ours with (t + 1)/W. After it both are the same.
@@ -15,13 +15,14 @@ from scratchvit.data import Loader, Normalize, load
 from scratchvit.training import ClassificationTask, TrainConfig
 from scratchvit.training.build import make_optimizer, make_schedule
 from scratchvit.training.step import LearningStep
-from tests.support.margins import assert_all_close, assert_close, rounding, ulps
+from tests.support.margins import assert_all_close, assert_close, named, rounding, ulps
 from tests.support.peers import import_timm, randomise
 from tests.support.seeds import seeded
 
 pytestmark = pytest.mark.parity
 
 STEPS, BATCH = 100, 16
+STEPS_ALONE = 40        # of a part of a step alone
 SIZES = {"img_size": 8, "patch_size": 4, "in_chans": 1, "num_classes": 10} | {
     "embed_dim": 16, "depth": 3, "num_heads": 2,
 }
@@ -176,15 +177,19 @@ def results(told, weights, averages):
     return found
 
 
-def assert_same_steps(batches, dtype, recipe, mine=Ours, samples=2, **options):
+def our_steps(mine, first, batches, dtype, recipe, **options):
+    ours = mine(first, dtype, **recipe, **options)
+    told = [ours.step(number, *batch) for number, batch in enumerate(batches)]
+    return results(told, ours.model.state_dict(), ours.ema.state_dict())
+
+
+def assert_same_steps(batches, dtype, recipe, mine=Ours, samples=2):
     """Losses and norms, weights and their averages are theirs in float64. Returns the losses and norms (steps, 2)."""
     theirs = Theirs(np.float64, **recipe)
     first = {name: weight.copy() for name, (weight, *_) in theirs.weights().items()}
 
     def steps():
-        ours = mine(first, dtype, **recipe, **options)
-        told = [ours.step(number, *batch) for number, batch in enumerate(batches)]
-        return results(told, ours.model.state_dict(), ours.ema.state_dict())
+        return our_steps(mine, first, batches, dtype, recipe)
 
     found, bounds = steps(), rounding(steps, dtype=dtype, samples=samples)
     for part in ("weight", "average"):      # which each step rounds once more: a hundred times, up or down, is as ten
@@ -209,19 +214,25 @@ def assert_same_steps(batches, dtype, recipe, mine=Ours, samples=2, **options):
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
 def test_in_float64(digits, recipe):
     """The same but for rounding."""
-    losses, norms = assert_same_steps(digits, np.float64, recipe).T
-    assert losses[-10:].mean() < 0.7 * losses[:10].mean()
+    steps = STEPS if recipe.items() >= TOGETHER.items() else STEPS_ALONE
+    losses, norms = assert_same_steps(digits[:steps], np.float64, recipe).T
+    assert losses[-10:].mean() < (0.7 if steps == STEPS else 0.9) * losses[:10].mean()
     if "max_norm" in recipe:            # some steps were clipped, and some were not
-        assert 5 < (norms > recipe["max_norm"]).sum() < 95
+        assert 5 < (norms > recipe["max_norm"]).sum() < steps - 5
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("loss_scale", [0.0, 1024.0])
 @pytest.mark.parametrize("recipe", ["all, AdamW, cosine", "all, Adam, linear", "all, SGD, cosine"])
-def test_the_steps_of_a_run(digits, recipe, loss_scale):
-    """A scaled loss gives the same steps: a power of two costs no digit."""
+def test_the_steps_of_a_run(digits, recipe):
+    """A scaled loss gives the same bits: a power of two costs no digit."""
     recipe = {"optimizer": ADAMW, **RECIPES[recipe]}
-    assert_same_steps(digits, np.float64, recipe, FromConfig, loss_scale=loss_scale)
+    assert_same_steps(digits, np.float64, recipe, FromConfig)
+    first = {name: weight.copy() for name, (weight, *_) in Theirs(np.float64, **recipe).weights().items()}
+    plain, scaled = (
+        named(our_steps(FromConfig, first, digits[:STEPS_ALONE], np.float64, recipe, loss_scale=loss_scale))
+        for loss_scale in (0.0, 1024.0)
+    )
+    assert plain.keys() == scaled.keys() and all(np.array_equal(plain[name], scaled[name]) for name in plain)
 
 
 @pytest.mark.slow
