@@ -15,22 +15,27 @@ from tests.support.scripts import SCRIPTS, import_script
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("name", "kinds", "least"),      # chance is 0.1
+    ("name", "kinds", "least", "smaller"),      # chance is 0.1
     [
-        ("data_growth", {("model", "fraction"): 4}, 0.5),
-        ("augreg_grid", {("model", "regularisation", "augment"): 4}, 0.5),
-        ("better_teacher", {("model",): 6}, 0.5),
-        ("distillation", {("model",): 5}, 0.5),
-        ("long_training", {("epochs", "augment", "regularisation"): 8}, 0.5),
-        ("relations", {("model", "images"): 4}, 0.0),       # where a ViT has learned nothing after 20 steps
-        ("throughput_accuracy", {("model",): 9}, 0.5),
+        ("data_growth", {("model", "fraction"): 4}, 0.3, {"compute": 8e9}),
+        ("augreg_grid", {("model", "regularisation", "augment"): 4}, 0.5, {"epoch_images": 3_000}),
+        ("better_teacher", {("model",): 6}, 0.5, {}),
+        ("distillation", {("model",): 5}, 0.5, {"epoch_images": 1_200}),
+        ("long_training", {("epochs", "augment", "regularisation"): 8}, 0.5, {}),
+        ("relations", {("model", "images"): 4}, 0.0, {}),       # where a ViT has learned nothing after 20 steps
+        ("throughput_accuracy", {("model",): 9}, 0.5, {}),
     ],
 )
-def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, least, tmp_path):
+def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, least, smaller, tmp_path, monkeypatch, capsys):
+    """smaller: what is less than in the quick version."""
+    figure = import_script(f"figures/{name}.py")
+    if smaller:
+        quick = figure.QUICK
+        monkeypatch.setattr(figure, "QUICK", quick | smaller if isinstance(quick, dict) else quick.replace(**smaller))
     folders = ["--runs", str(tmp_path / "runs"), "--out", str(tmp_path / "out")]
-    command = [sys.executable, str(SCRIPTS / "figures" / f"{name}.py"), "--quick", *folders]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    subprocess.run(command, check=True, capture_output=True, env=environment)
+    monkeypatch.setattr("sys.argv", [f"{name}.py", "--quick", *folders])
+    figure.main(figure.figure)
+    assert "epoch 1" in capsys.readouterr().out
 
     out = tmp_path / "out" / "quick"
     with (out / f"{name}.csv").open(newline="") as file:
@@ -43,9 +48,17 @@ def test_a_figure_is_drawn_and_goes_on_where_it_was(name, kinds, least, tmp_path
         assert min(picture.size) > 200
 
     (out / f"{name}.png").unlink()
-    again = subprocess.run(command, check=True, capture_output=True, env=environment, text=True)
-    assert "epoch 1" not in again.stdout        # no run is made twice
+    figure.main(figure.figure)
+    assert "epoch 1" not in capsys.readouterr().out     # no run is made twice
     assert (out / f"{name}.png").exists()
+
+
+def test_every_figure_is_drawn_by_its_script():
+    """As test_what_attention_costs_is_drawn sees it of one of them."""
+    texts = [path.read_text("utf-8") for path in (SCRIPTS / "figures").glob("*.py")]
+    scripts = [text for text in texts if "\ndef figure() -> None:" in text]
+    assert len(scripts) >= 9
+    assert all(text.endswith('\n\nif __name__ == "__main__":\n    main(figure)\n') for text in scripts)
 
 
 def test_throughput_is_measured_once(tmp_path):
