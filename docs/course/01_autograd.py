@@ -154,7 +154,7 @@ def _(accuracy, b, loss_and_gradient, steps, text, w):
 @app.cell
 def _(engine, mo, text):
     mo.vstack([
-        text("op"), text.code(engine, "def add", "return y, lambda"),
+        text("op"), text.code(engine, "@op", "return y, lambda"),
         text("graph"), text.code(engine, "class Node", "self.backward"), text.code(engine.op),
         text("backward"), text.code(engine.Value.backward),
     ])
@@ -192,14 +192,14 @@ def _(Figure, left, result, right, text):
         shares = {(0, 2): right.data, (1, 2): left.data, (0, 3): 1.0, (2, 3): 1.0}
         for (start, end), share in shares.items():
             (x0, y0), (x1, y1) = places[start], places[end]
-            ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": "#888888", "shrinkA": 22,
-                                                            "shrinkB": 22})
+            ax.annotate("", (x1, y1), (x0, y0), arrowprops={"arrowstyle": "->", "color": "#888888", "shrinkA": 28,
+                                                            "shrinkB": 28})
             ax.text((x0 + x1) / 2, (y0 + y1) / 2 + 0.1, f"{share:.2g}", color="#ee6677", ha="center")
         for name, ((x0, y0), value, gradient) in nodes.items():
-            ax.plot([x0], [y0], "o", markersize=34, color="#dde6f2", markeredgecolor="#4477aa")
+            ax.plot([x0], [y0], "o", markersize=46, color="#dde6f2", markeredgecolor="#4477aa")
             ax.text(x0, y0, name, ha="center", va="center", fontsize=9)
-            ax.text(x0, y0 + 0.42, f"{value:.2f}", ha="center", va="bottom", color="#4477aa")
-            ax.text(x0, y0 - 0.42, f"{gradient:.2f}", ha="center", va="top", color="#ee6677")
+            ax.text(x0, y0 + 0.52, f"{value:.2f}", ha="center", va="bottom", color="#4477aa")
+            ax.text(x0, y0 - 0.52, f"{gradient:.2f}", ha="center", va="top", color="#ee6677")
         ax.set_xlim(-0.5, 3.5)
         ax.set_ylim(-1.9, 1.9)
         ax.set_axis_off()
