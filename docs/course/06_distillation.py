@@ -19,11 +19,12 @@ def _():
     from scratchvit.data.images import to_picture
     from scratchvit.inspect.figures import first_of_each_class
     from scratchvit.models.deit import DistilledVisionTransformer
+    from scratchvit.nn import init
     from scratchvit.training.classification.distill import hard_distillation, soft_distillation
 
     return (
-        Chapter, DistilledVisionTransformer, Figure, Path, csv, data, first_of_each_class, hard_distillation, mo, np,
-        ops, soft_distillation, sv, to_picture, zoo,
+        Chapter, DistilledVisionTransformer, Figure, Path, csv, data, first_of_each_class, hard_distillation, init, mo,
+        np, ops, soft_distillation, sv, to_picture, zoo,
     )
 
 
@@ -148,8 +149,9 @@ def _(Figure, temperatures, text, with_square, without):
 
 
 @app.cell
-def _(sv):
-    with_token, without_token = (sv.create_model(f"deit_tiny_{name}patch16_224") for name in ("distilled_", ""))
+def _(init, sv):
+    with init.without_weights():
+        with_token, without_token = (sv.create_model(f"deit_tiny_{name}patch16_224") for name in ("distilled_", ""))
     counts = [sum(p.data.size for p in model.parameters()) for model in (with_token, without_token)]
     return counts, with_token
 

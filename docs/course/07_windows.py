@@ -21,11 +21,11 @@ def _():
     from scratchvit.inspect.figures import first_of_each_class
     from scratchvit.inspect.swin import extent, pixels, places_in_windows, reach_after_every_block, window_blocks
     from scratchvit.models import swin
-    from scratchvit.nn import evaluating
+    from scratchvit.nn import evaluating, init
     from scratchvit.ops import windows as window_ops
 
     return (
-        Chapter, Figure, Path, cost, csv, data, evaluating, extent, first_of_each_class, mo, np, ops, pixels,
+        Chapter, Figure, Path, cost, csv, data, evaluating, extent, first_of_each_class, init, mo, np, ops, pixels,
         places_in_windows, reach_after_every_block, readable_bytes, sv, swin, to_picture, window_blocks, window_ops,
         zoo,
     )
@@ -61,10 +61,11 @@ def _(places_in_windows):
 
 
 @app.cell
-def _(cost, entries_of_all, entries_of_windows, sv, swin):
+def _(cost, entries_of_all, entries_of_windows, init, sv, swin):
     patches = swin.PatchEmbed(swin.SwinConfig()).num_patches                # of 4×4 pixels, in 224×224
     lecture_all, lecture_windows = entries_of_all(56), entries_of_windows(56, 7)
-    counted = cost(sv.create_model("swin_tiny_patch4_window7_224"))
+    with init.without_weights():
+        counted = cost(sv.create_model("swin_tiny_patch4_window7_224"))
     return counted, lecture_all, lecture_windows, patches
 
 
