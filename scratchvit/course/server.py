@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import html
 import webbrowser
 from collections.abc import Sequence
@@ -12,8 +13,6 @@ from typing import Any
 from scratchvit import loopback
 from scratchvit.course.chapter import marimo
 from scratchvit.course.folder import LANGUAGES, title_of
-
-NAMES = (loopback.HOST, "localhost")        # hosts that a request may name; others come from pages of somebody else
 
 _LIST = Template("""\
 <!DOCTYPE html>
@@ -43,7 +42,9 @@ def serve(notebooks: Sequence[Path], opened: Path | None, language: str, port: i
         print(f"the course is at {first}\nCtrl-C ends it", flush=True)
         if browser:
             webbrowser.open_new_tab(first)
-        uvicorn.Server(uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)).run([listening])
+        settings = uvicorn.Config(application, log_level="warning", timeout_graceful_shutdown=1)
+        with contextlib.suppress(KeyboardInterrupt):        # uvicorn has closed by then, and raises it again
+            uvicorn.Server(settings).run([listening])
 
 
 def list_page(notebooks: Sequence[Path], address: str, first: str = "en") -> str:
@@ -67,13 +68,18 @@ def _application(notebooks: Sequence[Path], language: str) -> Any:
     for notebook in notebooks:
         builder = builder.with_app(path=f"/{notebook.stem}", root=str(notebook))
     chapters = builder.build()
-    from starlette.middleware.trustedhost import TrustedHostMiddleware
-    from starlette.responses import HTMLResponse
+    from starlette.responses import HTMLResponse, PlainTextResponse
 
     front = HTMLResponse(list_page(notebooks, "{stem}/?lang={language}", language))
 
     async def application(scope: Any, receive: Any, send: Any) -> None:
-        own = scope["type"] == "http" and scope["path"] == "/"
-        await (front if own else chapters)(scope, receive, send)
+        """marimo answers every site's pages; here they are refused, also on the WebSocket that the controls use."""
+        if scope["type"] == "lifespan" or not (why := loopback.refusal(loopback.headers_of(scope))):
+            is_front = scope["type"] == "http" and scope["path"] == "/"
+            await (front if is_front else chapters)(scope, receive, send)
+        elif scope["type"] == "http":
+            await PlainTextResponse(why, 403)(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1008, "reason": why})
 
-    return TrustedHostMiddleware(application, allowed_hosts=list(NAMES))
+    return application

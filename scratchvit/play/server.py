@@ -25,11 +25,10 @@ import traceback
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from scratchvit.errors import ScratchvitError, missing
+from scratchvit.loopback import headers_of, refusal
 
-HOSTS = ("localhost", "127.0.0.1", "::1")
 LARGEST_BODY = 32 << 20         # bytes: a picture of a camera
 TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript", ".svg": "image/svg+xml"}
 HEADERS = {
@@ -123,7 +122,7 @@ def page_files() -> dict[str, tuple[bytes, str]]:
 
 
 def guarded(app: Any) -> Any:
-    """An ASGI application that refuses what `refusal` names, and adds HEADERS to every response."""
+    """An ASGI application that refuses what `loopback.refusal` names, and adds HEADERS to every response."""
     headers = [(name.lower().encode(), value.encode()) for name, value in HEADERS.items()]
 
     async def guard(scope: Any, receive: Any, send: Any) -> None:
@@ -135,7 +134,7 @@ def guarded(app: Any) -> Any:
                 message["headers"] = [*message["headers"], *headers]
             await send(message)
 
-        if why := refusal({name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}):
+        if why := refusal(headers_of(scope)):
             body = json.dumps({"error": why}).encode()
             kind = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
             await send_with_headers({"type": "http.response.start", "status": 403, "headers": kind})
@@ -144,27 +143,6 @@ def guarded(app: Any) -> Any:
             await app(scope, receive, send_with_headers)
 
     return guard
-
-
-def refusal(headers: Mapping[str, str]) -> str | None:
-    """Why a request with these headers (lower-case names) is refused; None if it is not."""
-    host = headers.get("host", "")
-    if _host_name(f"//{host}") not in HOSTS:
-        return f"this page is at http://localhost, and not at {host!r}"
-    origin = headers.get("origin")
-    if origin is not None and origin != f"http://{host}":
-        return f"a page of {origin!r} may not ask this server"
-    site = headers.get("sec-fetch-site", "same-origin")
-    if site not in ("same-origin", "none"):     # none: the user typed the address
-        return f"a {site} page may not ask this server: type its address"
-    return None
-
-
-def _host_name(address: str) -> str | None:
-    try:
-        return urlsplit(address).hostname
-    except ValueError:      # "[::1" and the like
-        return None
 
 
 def serve(routes: Routes, listening: socket.socket, ready: Callable[[], object]) -> None:

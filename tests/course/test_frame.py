@@ -1,5 +1,6 @@
 """What chapters are made with: sections with values, excerpts of the source, exercises, and the errors of all."""
 
+import asyncio
 import re
 import sys
 
@@ -8,7 +9,7 @@ import pytest
 from scratchvit.cli import main
 from scratchvit.course import Chapter, folder
 from scratchvit.course.prose import read_prose, shown
-from scratchvit.course.server import list_page
+from scratchvit.course.server import _application, list_page
 from scratchvit.course.source import excerpt
 from scratchvit.errors import ScratchvitError
 from scratchvit.learn import engine
@@ -134,3 +135,32 @@ def test_what_is_missing_is_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(folder, "_HERE", tmp_path / "nowhere")
     assert main(["course"]) == 1 and "docs/course of the repository" in capsys.readouterr().err
     assert main(["course", "--port", "99999999"]) != 0
+
+
+def first_answer(application, kind, path, **headers):
+    """The first message that an ASGI application sends for a request."""
+    sent = []
+
+    async def receive():
+        return {"type": f"{kind}.connect" if kind == "websocket" else "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    scope = {
+        "type": kind, "path": path, "raw_path": path.encode(), "root_path": "", "query_string": b"", "method": "GET",
+        "scheme": "http", "http_version": "1.1", "server": ("127.0.0.1", 8765), "client": ("127.0.0.1", 1),
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()], "subprotocols": [],
+    }
+    asyncio.run(application(scope, receive, send))
+    return sent[0]
+
+
+def test_a_page_of_another_site_is_refused():
+    pytest.importorskip("marimo", reason="marimo is not installed")
+    served = _application(folder.chapters(), "en")
+    own, other = "127.0.0.1:8765", "http://evil.example"
+    assert first_answer(served, "http", "/", host=own)["status"] == 200
+    assert first_answer(served, "http", "/", host="evil.example")["status"] == 403
+    assert first_answer(served, "http", "/03_patches/", host=own, origin=other)["status"] == 403
+    assert first_answer(served, "websocket", "/03_patches/ws", host=own, origin=other)["type"] == "websocket.close"
