@@ -15,6 +15,7 @@ def _():
     from scratchvit import ops, zoo
     from scratchvit.costs.counting import cost, readable_bytes
     from scratchvit.course import Chapter
+    from scratchvit.course.patches import patch_rows
     from scratchvit.course.shifts import photograph
     from scratchvit.data.digits import load_digits
     from scratchvit.inspect import attention_maps, class_attention, rollout
@@ -22,8 +23,8 @@ def _():
     from scratchvit.nn import init
 
     return (
-        Chapter, Figure, Image, attention_maps, class_attention, cost, init, load_digits, mo, np, ops, photograph,
-        readable_bytes, rollout, sv, vit, zoo,
+        Chapter, Figure, Image, attention_maps, class_attention, cost, init, load_digits, mo, np, ops, patch_rows,
+        photograph, readable_bytes, rollout, sv, vit, zoo,
     )
 
 
@@ -98,12 +99,10 @@ def _(Figure, count, np, patch, photograph, side, text):
 
 
 @app.cell
-def _(mo, text, vit):
-    from scratchvit.kernels.patches import _cut
-
+def _(mo, patch_rows, text, vit):
     mo.vstack([
         text("embed"), text.code(vit.PatchEmbed, "self.proj", "self.proj"), text.code(vit.PatchEmbed.forward),
-        text("convolution"), text.code(_cut),
+        text("convolution"), text.code(patch_rows),
     ])
     return
 
@@ -119,16 +118,15 @@ def _(Image, load_digits, np, zoo):
 
 
 @app.cell
-def _(model, np, ops, sv, test_images, text):
+def _(model, np, ops, patch_rows, sv, test_images, text):
     def both_ways(images):
         """The tokens of images (B, C, H, W) by a convolution and by one matrix product, both (B, N, D)."""
         weight, bias = (parameter.numpy() for parameter in (model.patch_embed.proj.weight, model.patch_embed.proj.bias))
-        (B, C, H, W), (D, _, P, _) = images.shape, weight.shape
+        D, _, P, _ = weight.shape
         with sv.no_grad():
-            convolved = ops.conv2d(images, weight, bias, stride=P).numpy()              # (B, D, H/P, W/P)
-        rows = images.reshape(B, C, H // P, P, W // P, P).transpose(0, 2, 4, 1, 3, 5)   # (B, H/P, W/P, C, P, P)
-        multiplied = rows.reshape(B, -1, C * P * P) @ weight.reshape(D, -1).T + bias
-        return convolved.reshape(B, D, -1).transpose(0, 2, 1), multiplied
+            convolved = ops.conv2d(images, weight, bias, stride=P).numpy()      # (B, D, H/P, W/P)
+        multiplied = patch_rows(images, P) @ weight.reshape(D, -1).T + bias
+        return convolved.reshape(len(images), D, -1).transpose(0, 2, 1), multiplied
 
     convolved, multiplied = both_ways(test_images[:1])
     text(
@@ -322,7 +320,7 @@ def _(Figure, chances_of, correlation, correlations, falls, image, mo, model, np
         ax.imshow(grid, cmap="RdBu_r", vmin=-100, vmax=100)
         for (y, x), value in np.ndenumerate(grid):
             ink = "white" if abs(value) > 60 else "black"
-            ax.text(x, y, f"{value.round() + 0.0:.0f}", ha="center", va="center", color=ink)
+            ax.text(x, y, f"{round(value)}", ha="center", va="center", color=ink)
         for one in (digit, ax):
             one.set_axis_off()
         return figure
