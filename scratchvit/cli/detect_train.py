@@ -286,6 +286,7 @@ def _end_summary(loop: TrainingLoop[DetectionTask], drawn: dict[str, str]) -> st
     folder = loop.folder
     run, sample = str(folder.path), str(folder.path / "sample.png")
     commands = [["detect", run, sample]] if "sample.png" in drawn else []
+    commands += [["play", run]]
     if loop.task.config.overfit_one_batch:        # one batch is not a split that detect-eval could use
         commands += [["detect-train", "--data", loop.task.config.data]]
     else:

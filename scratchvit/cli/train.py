@@ -291,7 +291,7 @@ def _end_summary(
     generative = generates(loop.model)
     commands = [
         f"scratchvit predict {folder.path} {sample}" if sample.name in pictures and not generative else "",
-        *([f"scratchvit {what} {folder.path}" for what in ("complete", "probe")] if generative else []),
+        *(f"scratchvit {what} {folder.path}" for what in (("complete", "probe") if generative else ("play",))),
         f"scratchvit eval {folder.path}",
         f"scratchvit train --resume {folder.path} --epochs {2 * loop.config.epochs}",
         _fine_tuning(loop.config.data) if choice else "",

@@ -17,6 +17,7 @@ from PIL import Image
 import scratchvit as sv
 from scratchvit.cli import main, train
 from scratchvit.models import list_models, model_config
+from scratchvit.play import server
 from scratchvit.recipes import recipe_for
 from scratchvit.training import TrainConfig
 from tests.support.data_samples import write_image_folder, write_picture
@@ -92,14 +93,15 @@ def test_a_run_does_not_go_on_with_other_pictures(tmp_path, capsys, no_pictures)
     assert code == 1 and "not the pictures that the run" in error
 
 
-def test_the_commands_it_suggests_work(run, capsys):
+def test_the_commands_it_suggests_work(run, capsys, monkeypatch):
     _, out = run
+    monkeypatch.setattr(server, "serve", lambda routes, listening, ready: routes["GET model"](server.Question()))
     suggested = [line.split() for line in out.split("try next")[1].strip().splitlines()]
-    assert [words[:2] for words in suggested[:2]] == [["scratchvit", "predict"], ["scratchvit", "eval"]]
-    for words in suggested[:2]:
-        assert main(words[1:]) == 0
+    assert [words[1] for words in suggested] == ["predict", "play", "eval", "train", "train"]
+    for words in suggested[:3]:
+        assert words[0] == "scratchvit" and main(words[1:]) == 0
     capsys.readouterr()
-    for words in suggested[2:]:
+    for words in suggested[3:]:
         with contextlib.suppress(SystemExit):
             train.COMMAND.parse([word for word in words[2:] if word != "--help"])
 

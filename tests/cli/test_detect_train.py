@@ -17,6 +17,7 @@ from scratchvit.cli import detect_train, main
 from scratchvit.detection.config import DetectConfig
 from scratchvit.detection.detector import open_detector
 from scratchvit.models import model_config
+from scratchvit.play import server
 from scratchvit.recipes import list_recipes, load_recipe, recipe_for
 from scratchvit.training import TrainingLoop
 from scratchvit.training.folder import read_config
@@ -64,14 +65,15 @@ def test_a_run_leaves_its_files_and_says_what_it_is(run):
     assert "<html" in (folder / "report.html").read_text("utf-8")
 
 
-def test_it_ends_with_what_detect_eval_says_and_with_commands_that_work(run, capsys):
+def test_it_ends_with_what_detect_eval_says_and_with_commands_that_work(run, capsys, monkeypatch):
     folder, out = run
+    monkeypatch.setattr(server, "serve", lambda routes, listening, ready: routes["GET model"](server.Question()))
     suggested = [words_of(line) for line in out.split("try next")[1].strip().splitlines()]
-    assert [words[1] for words in suggested] == ["detect", "detect-eval", "detect-eval", "detect-train"]
-    assert main(suggested[1][1:]) == 0
+    assert [words[1] for words in suggested] == ["detect", "play", "detect-eval", "detect-eval", "detect-train"]
+    assert main(suggested[2][1:]) == 0
     figures = out[out.index("         all") : out.index("contains") - len(str(folder)) - 3].strip()
     assert "AR100" in figures and "cat" in figures and figures in capsys.readouterr().out
-    for words in (suggested[0], *suggested[2:]):
+    for words in (*suggested[:2], *suggested[3:]):
         assert main(words[1:]) == 0
 
 
