@@ -25,13 +25,13 @@ from scratchvit.errors import ScratchvitError, WrongValue, missing
 _WORDS = {
     "en": {
         "right": "✓ Right.", "wrong": "✗ Not yet. Try again.",
-        "open": "Not answered yet. (A number counts after Enter.)",
+        "open": "Not answered yet.", "enter": "(A number counts after Enter.)",
         "answer": "Answer", "line": "line", "lines": "lines", "language": "Language",
         "contents": "Contents",
     },
     "es": {
         "right": "✓ Correcto.", "wrong": "✗ Todavía no. Inténtalo otra vez.",
-        "open": "Sin responder todavía. (Un número cuenta después de Intro.)",
+        "open": "Sin responder todavía.", "enter": "(Un número cuenta después de Intro.)",
         "answer": "Respuesta", "line": "línea", "lines": "líneas", "language": "Idioma",
         "contents": "Índice",
     },
@@ -137,11 +137,14 @@ class Text:
         """
         kind = {True: "success", False: "warn", None: "neutral"}[None if right is None else bool(right)]
         verdict = {"success": "right", "warn": "wrong", "neutral": "open"}[kind]
+        said = self._own(verdict)
+        if right is None and isinstance(control, marimo().ui.number):
+            said += " " + self._own("enter")
         task, solution = (self._with_own(name, values) for name in (section, answer))
         if unused := values.keys() - self._names(section) - self._names(answer):
             raise WrongValue(f"{self.prose.path.name}: [{section}] and [{answer}] do not use {', '.join(unused)}")
         return marimo().vstack([
-            task, control, marimo().callout(marimo().md(self._own(verdict)), kind=kind),
+            task, control, marimo().callout(marimo().md(said), kind=kind),
             marimo().Html(
                 f'<details class="course-answer"><summary>{self._own("answer")}</summary>{solution.text}</details>'
             ),

@@ -98,6 +98,8 @@ def test_texts_of_marimo(tmp_path):
     for right, verdict in ((None, "Sin responder"), (True, "Correcto"), (False, "Todavía no")):
         shown_exercise = text.exercise("exercise-1", mo.ui.number(), right, "answer-1", count=7).text
         assert verdict in shown_exercise and "<details" in shown_exercise and "7." in shown_exercise
+        assert ("Intro" in shown_exercise) == (right is None)
+    assert "Intro" not in text.exercise("exercise-1", mo.ui.radio(["7"]), None, "answer-1", count=7).text
     with pytest.raises(ScratchvitError, match="do not use other"):
         text.exercise("exercise-1", mo.ui.number(), None, "answer-1", count=7, other=1)
     with pytest.raises(ScratchvitError, match="there is no 'height'"):
