@@ -119,8 +119,9 @@ def test_it_has_its_own_columns_log_and_result(straight):
     assert {"train_loss", "train_degrees", "val_loss", "val_degrees", "lr", "skipped"} <= rows[0].keys()
     assert not any("accuracy" in name for name in rows[0])
     errors = [float(row["val_degrees"]) for row in rows]
-    assert course.best_epoch == 1 + int(np.argmin(errors)) and course.epochs == len(lines) == 2
-    assert test.keys() == {"test_loss", "test_degrees"} and f"off by {errors[0]:.1f}°" in lines[0]
+    of_epochs = [line for line in lines if line.startswith("epoch")]        # a busy machine adds one about waiting
+    assert course.best_epoch == 1 + int(np.argmin(errors)) and course.epochs == len(of_epochs) == 2
+    assert test.keys() == {"test_loss", "test_degrees"} and f"off by {errors[0]:.1f}°" in of_epochs[0]
 
 
 @pytest.mark.slow
