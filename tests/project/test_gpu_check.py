@@ -269,4 +269,4 @@ def test_a_suite_that_is_late_keeps_what_it_has(setting, monkeypatch):
     monkeypatch.setattr(subprocess, "Popen", Late)
     assert suite.run_pytest(setting, ["tests/ops/test_ops.py"], time.monotonic() + 600, {}) is None
     assert "passed" in (setting.out / "tests.log").read_text("utf-8")
-    assert 1 <= len(done()) < 1000      # it has thousands
+    assert "passed" in done().values()
