@@ -35,7 +35,7 @@ QUICK = REGIME.replace(
 def runs(data: str, data_dir: str | None, seeds: int, quick: bool) -> list[Run]:
     """Every level without and with regularisation, short and long; the seeds of one kind after those of another."""
     regime = (QUICK if quick else REGIME).replace(data=data, data_dir=data_dir)
-    images, lengths, levels = (1_257, (2, 6), ("none", "medium1")) if quick else (IMAGES, EPOCHS, LEVELS)
+    images, lengths, levels = (1_257, (1, 4), ("none", "medium1")) if quick else (IMAGES, EPOCHS, LEVELS)
     return [
         Run(
             regime.replace(

@@ -121,12 +121,12 @@ class RelationsTask(ClassificationTask):
 class QuickTask(RelationsTask):
     """The same with few pictures to validate and test on."""
 
-    val_pictures, test_pictures = 200, 200
+    val_pictures, test_pictures = 100, 100
 
 
 def runs(seeds: int, quick: bool) -> list[Run]:
     """Both models on each number of pictures, all numbers of one seed before the next."""
-    regime, seen = (REGIME.replace(epochs=2, ema_decay=0.0), 1_280) if quick else (REGIME, SEEN)
+    regime, seen = (REGIME.replace(epochs=2, ema_decay=0.0), 640) if quick else (REGIME, SEEN)
     return [
         Run(
             regime.replace(
@@ -137,7 +137,7 @@ def runs(seeds: int, quick: bool) -> list[Run]:
             QuickTask if quick else RelationsTask,
         )
         for seed in range(seeds)
-        for images in ((500, 1_280) if quick else IMAGES)
+        for images in ((320, 640) if quick else IMAGES)
         for name, (model, sizes, lr) in MODELS.items()
     ]
 
