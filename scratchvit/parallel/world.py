@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import functools
 import os
-import socket
 import sys
 import warnings
 from collections.abc import Mapping
@@ -24,8 +23,6 @@ from typing import Any
 
 from scratchvit.errors import ScratchvitError, is_installed
 from scratchvit.parallel.communicator import ALONE, Communicator
-from scratchvit.parallel.killed import say_if_killed
-from scratchvit.parallel.waiting import named
 
 # The first of these that is set counts: an mpiexec inside of a job of SLURM is the nearer one.
 LAUNCHERS = (
@@ -66,8 +63,6 @@ def world() -> Communicator:
     started = launch()
     if started.size == 1:
         return ALONE
-    if started.size is not None:
-        say_if_killed(named(started.rank, [socket.gethostname()] * started.size))
     mpi = open_mpi(started)
     size = mpi.COMM_WORLD.Get_size()
     if size == 1 and started.size is None:

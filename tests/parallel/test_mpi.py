@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
-import socket
 import subprocess
 import sys
 from typing import Any
@@ -78,17 +76,6 @@ def test_a_rank_that_hangs_is_named_by_the_lowest_of_the_others(size: int, hangs
     host = run_mpi(1, ["-c", "import socket; print(socket.gethostname())"]).stdout.strip()
     assert f"rank {hangs} of {size} on {host} has not arrived within 0.5 s (--rank-timeout)" in done.stderr
     assert f"rank {0 if hangs else 1} of {size} on {host} has waited for it in sum " in done.stderr
-
-
-@needs_mpi
-@pytest.mark.parametrize(("size", "killed"), [(2, 0), (4, 2)])
-def test_a_rank_that_is_killed_is_named_and_no_other(size: int, killed: int) -> None:
-    """Also if it is rank 0. mpiexec kills the others, which are not named."""
-    done = ran(size, "killed", killed)
-    assert done.returncode != 0
-    assert done.stderr.count("scratchvit: ") == 1
-    name = rf"scratchvit: rank {killed} of {size} on {re.escape(socket.gethostname())} \(process \d+\)"
-    assert re.search(rf"^{name} was killed \(signal 9\), ", done.stderr, re.MULTILINE)
 
 
 @needs_mpi
