@@ -19,11 +19,12 @@ from pathlib import Path
 
 import numpy as np
 
+from scratchvit import loopback
 from scratchvit.play import server
 from scratchvit.play.classifier import ClassifierPage
 from scratchvit.play.server import Question
 from scratchvit.training.classification.classifier import open_classifier
-from scratchvit.zoo import run_or_trained
+from scratchvit.weights.pretrained import run_or_trained
 
 # window.updated resolves when the page has drawn the next answer: its table is replaced in the midst of drawing it.
 WATCH = """() => {
@@ -99,7 +100,7 @@ def main() -> None:
         print("no Chromium is installed: the page was not measured")
         return
     ready = threading.Event()
-    with server.listen(0) as listening:
+    with loopback.listen(0) as listening:
         running = server.server_of(page.routes(), ready.set)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listening]})
         thread.start()

@@ -19,7 +19,7 @@ from scratchvit.precision import use_device
 from scratchvit.training.checkpoint import is_checkpoint, load_checkpoint
 from scratchvit.training.classification.classifier import open_classifier
 from scratchvit.weights.describe import describe
-from scratchvit.zoo import run_or_trained
+from scratchvit.weights.pretrained import run_or_trained
 
 DEFAULT = "vit_digits"      # the trained model that is shown if none is named
 

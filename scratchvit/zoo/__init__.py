@@ -21,9 +21,9 @@ from PIL import Image
 
 from scratchvit.detection.detector import Detector, open_detector
 from scratchvit.training.classification.classifier import Classifier, open_classifier
-from scratchvit.weights.pretrained import Card, card_of, checked_file, run_or_trained, trained
+from scratchvit.weights.pretrained import Card, card_of, checked_file, trained
 
-__all__ = ["Card", "Trained", "card_of", "load", "run_or_trained", "trained"]
+__all__ = ["Card", "Trained", "card_of", "load", "trained"]
 
 
 @dataclass(frozen=True)
